@@ -1,0 +1,288 @@
+"""Bundles: the directory that ``export`` writes and everything else reads.
+
+A bundle holds ``model.onnx``, its one external-data file ``model.onnx.data``, the configuration
+and tokenizer files, and the manifest ``edgetie.json``. It is written under a temporary name beside
+its destination and renamed when complete, so a crash, a full disk or Ctrl-C leaves nothing
+half-written and an older bundle intact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetie.errors import BundleError
+from edgetie.ties import TieGroup
+
+MANIFEST = "edgetie.json"
+MODEL = "model.onnx"
+DATA = "model.onnx.data"
+FORMAT = 1
+LAST_TOKEN_NODE = "edgetie.last_token"
+"""Name of the GatherND node that keeps each row's last token; without it logits are ``all``."""
+
+
+@dataclass
+class Signature:
+    """What goes into and comes out of the model, and what its KV cache looks like.
+
+    Attributes:
+        inputs: ``{name, dtype, shape}`` each; symbolic dimensions are strings.
+        outputs: the same.
+        logits: ``last`` (logits are ``(batch, 1, vocabulary)``, of each row's last token) or
+            ``all`` (``(batch, sequence, vocabulary)``).
+        cache_in_place: whether the KV cache may be bound as input and output in one buffer of
+            fixed length (GroupQueryAttention's shared buffer).
+        max_positions: longest sequence the model takes, or ``None`` if nothing limits it.
+        vocab_size: number of rows of the logits' last dimension.
+        eos_token_ids: tokens that end a generated text.
+    """
+
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    logits: str = "last"
+    cache_in_place: bool = False
+    max_positions: int | None = None
+    vocab_size: int = 0
+    eos_token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Manifest:
+    """The contents of ``edgetie.json``."""
+
+    source: dict[str, Any]
+    task: str
+    precision: str
+    signature: Signature
+    ties: list[TieGroup]
+    unique_parameters: int
+    versions: dict[str, str] = field(default_factory=dict)
+    fusion: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, path: Path) -> Manifest:
+        """Parse a manifest.
+
+        Raises:
+            BundleError: if it is no manifest, or of a newer format.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] > FORMAT:
+                raise BundleError(
+                    f"{path}: written by a newer edgetie (format {data['format']}); update edgetie"
+                )
+            data["signature"] = Signature(**data["signature"])
+            data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
+            return Manifest(**data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{path}: not a valid manifest ({error}); export again") from error
+
+
+@dataclass
+class Bundle:
+    """An opened bundle, or a bare ONNX file treated as one (``manifest`` is then ``None``)."""
+
+    directory: Path
+    model_path: Path
+    manifest: Manifest | None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that belong to it; for a bare ONNX file, that file and its data."""
+        if self.manifest is not None:
+            return sorted(path for path in self.directory.iterdir() if path.is_file())
+        return [self.model_path, *external_data_files(self.model_path)]
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+    def verify_files(self) -> None:
+        """Check that every file has the size the manifest says and, if small, the hash.
+
+        Raises:
+            BundleError: naming the first file that is missing or differs.
+        """
+        if self.manifest is None:
+            return
+        for name, expected in self.manifest.files.items():
+            path = self.directory / name
+            if not path.is_file():
+                raise BundleError(f"{path}: missing from the bundle; export or copy it again")
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                raise BundleError(
+                    f"{path}: {size:,} bytes, but the manifest says {expected['bytes']:,} "
+                    "(truncated?); export or copy it again"
+                )
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle directory, a directory with one ONNX model, or an ``.onnx`` file.
+
+    Checks that the model file and its external data are there and whole, without reading weights.
+
+    Raises:
+        BundleError: if there is no model, or a file is missing or truncated.
+    """
+    where = Path(path)
+    if where.is_file():
+        bundle = Bundle(where.parent, where, None)
+    elif where.is_dir():
+        if (where / MANIFEST).is_file():
+            text = (where / MANIFEST).read_text(encoding="utf-8")
+            bundle = Bundle(where, where / MODEL, Manifest.from_json(text, where / MANIFEST))
+        else:
+            models = sorted(where.glob("*.onnx"))
+            if len(models) != 1:
+                found = "no .onnx file" if not models else f"{len(models)} .onnx files"
+                raise BundleError(f"{where}: {found} and no {MANIFEST}; name a bundle or one file")
+            bundle = Bundle(where, models[0], None)
+    else:
+        raise BundleError(f"{where}: no such file or directory")
+    bundle.verify_files()
+    check_external_data(bundle.model_path)
+    return bundle
+
+
+def _external_entries(model_path: Path) -> list[tuple[str, str, int, int]]:
+    """``(tensor, file, offset, length)`` of every external initializer in the main graph."""
+    import onnx
+
+    try:
+        proto = onnx.load(str(model_path), load_external_data=False)
+    except Exception as error:
+        raise BundleError(f"{model_path}: not a readable ONNX model ({error})") from error
+    if not proto.graph.node and not proto.graph.initializer:
+        raise BundleError(f"{model_path}: not an ONNX model, or an empty one")
+    entries = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            info = {entry.key: entry.value for entry in tensor.external_data}
+            entries.append(
+                (
+                    tensor.name,
+                    info["location"],
+                    int(info.get("offset", 0)),
+                    int(info.get("length", 0)),
+                )
+            )
+    return entries
+
+
+def external_data_files(model_path: Path) -> list[Path]:
+    """The external-data files an ONNX model points at."""
+    names = {location for _, location, _, _ in _external_entries(model_path)}
+    return sorted(model_path.parent / name for name in names)
+
+
+def check_external_data(model_path: Path) -> None:
+    """Check that every external tensor lies inside an existing file.
+
+    Raises:
+        BundleError: naming the file, and the first tensor that does not fit.
+    """
+    sizes: dict[str, int] = {}
+    for tensor, location, offset, length in _external_entries(model_path):
+        path = model_path.parent / location
+        if location not in sizes:
+            if not path.is_file():
+                raise BundleError(
+                    f"{path}: external data of {model_path.name} is missing; "
+                    "copy it beside the model"
+                )
+            sizes[location] = path.stat().st_size
+        if offset + length > sizes[location]:
+            raise BundleError(
+                f"{path}: {sizes[location]:,} bytes, but tensor {tensor} ends at "
+                f"{offset + length:,} (truncated?); export or copy it again"
+            )
+
+
+@contextlib.contextmanager
+def atomic_directory(destination: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+    """Write a directory under a temporary name; rename it when the block succeeds.
+
+    Args:
+        destination: where it will be; must not exist unless ``force`` and it is a bundle.
+        force: replace an existing bundle (never a directory that is something else).
+
+    Raises:
+        BundleError: if the destination is in the way, or the disk is full.
+    """
+    target = Path(destination)
+    check_destination(target, force=force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise BundleError(f"{target}: cannot be created ({error.strerror})") from error
+    try:
+        staging.chmod(0o755)
+        yield staging
+        old = None
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            target.rename(old / target.name)
+        staging.rename(target)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BundleError(
+                f"{target}: no space left on the disk; nothing was written"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_destination(destination: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Refuse a destination that exists, unless it is empty, or a bundle and ``force``.
+
+    Raises:
+        BundleError: naming the destination.
+    """
+    target = Path(destination)
+    if not target.exists():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+        return
+    if not force:
+        raise BundleError(f"{target}: already exists; choose another output or pass --force")
+    if not (target / MANIFEST).is_file():
+        raise BundleError(f"{target}: is no bundle, so it is not replaced; choose another output")
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``edgetie.json``, with the size and SHA-256 of every file already in ``directory``."""
+    manifest.files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(directory.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    }
+    (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,45 @@
+"""The errors edgetie raises: typed, one line each, naming what failed and what to do next.
+
+Every error carries the exit code of the command line: 2 for bad usage or input, 1 for a check
+that failed.
+"""
+
+from __future__ import annotations
+
+
+class EdgetieError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 2
+
+
+class SourceError(EdgetieError):
+    """What was given is no model that can be exported."""
+
+
+class ExportError(EdgetieError):
+    """A model could be loaded, but not turned into an ONNX graph."""
+
+
+class BundleError(EdgetieError):
+    """A bundle, or a file in it, is missing, truncated, damaged or in the way."""
+
+
+class ProviderError(EdgetieError):
+    """An execution provider is unknown, absent or did not take the model."""
+
+
+class QuantizeError(EdgetieError):
+    """A model cannot be quantized as asked."""
+
+
+class TieError(EdgetieError):
+    """A tied weight is no longer one: names the weight and what broke it."""
+
+    exit_code = 1
+
+
+class CheckFailed(EdgetieError):
+    """A measured value is worse than its threshold."""
+
+    exit_code = 1

@@ -1,0 +1,232 @@
+"""What attention is, said once to torch instead of recovered from a graph.
+
+transformers lets a caller register how attention and its mask are computed
+(``AttentionInterface``, ``AttentionMaskInterface``). While a model is traced, edgetie's functions
+stand there: a mask becomes a :class:`MaskSpec` (causal, perhaps with a window), attention becomes
+one ``com.microsoft::GroupQueryAttention`` node that holds its own KV cache. Nothing here knows an
+architecture; what this file cannot express raises :class:`Unfusable`, and the exporter traces the
+model again with plain attention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+NAME = "edgetie"
+_HEAD_SIZE_MULTIPLE = 8  # GroupQueryAttention rejects other head sizes
+
+
+class Unfusable(Exception):
+    """The model's attention cannot be one GroupQueryAttention node; the text says why."""
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """Causal attention over the last ``window`` positions (``None``: over all of them)."""
+
+    window: int | None
+
+
+@dataclass
+class CacheLayer:
+    """The KV cache of one attention layer: ``(batch, kv_heads, length, head_size)`` each."""
+
+    past_key: torch.Tensor
+    past_value: torch.Tensor
+    appended: tuple[torch.Tensor, torch.Tensor] | None = None
+    full: tuple[torch.Tensor, torch.Tensor] | None = None
+    present: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Past and new tokens together, as a cache's ``update`` returns them.
+
+        The concatenation is dead code as soon as attention takes ``appended`` instead.
+        """
+        self.appended = (key, value)
+        self.full = (
+            torch.cat([self.past_key, key], dim=-2),
+            torch.cat([self.past_value, value], dim=-2),
+        )
+        return self.full
+
+    @property
+    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cache after this call: from the fused operator, or the concatenation."""
+        present = self.present or self.full
+        if present is None:
+            raise Unfusable("a layer of the model never wrote its KV cache")
+        return present
+
+
+@dataclass
+class Trace:
+    """What the running trace knows: sequence lengths, the cache, the attention emitted so far."""
+
+    seqlens_k: torch.Tensor
+    total_length: torch.Tensor
+    layers: list[CacheLayer]
+    fused: int = 0
+    masks: list[tuple[torch.Tensor, MaskSpec]] = field(default_factory=list)
+
+    def layer_of(self, key: torch.Tensor) -> CacheLayer:
+        """The cache layer whose update returned ``key``."""
+        for layer in self.layers:
+            if layer.full is not None and layer.full[0] is key:
+                return layer
+        raise Unfusable("attention over keys that come from no KV cache layer")
+
+
+_current: list[Trace] = []
+
+
+@contextlib.contextmanager
+def tracing(trace: Trace) -> Iterator[Trace]:
+    """Make ``trace`` the one that the registered functions write to."""
+    _current.append(trace)
+    try:
+        yield trace
+    finally:
+        _current.pop()
+
+
+def attend(
+    query: torch.Tensor,
+    layer: CacheLayer,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Emit one GroupQueryAttention for ``layer``.
+
+    Args:
+        query: ``(batch, heads, sequence, head_size)``, already rotated if the model rotates.
+        layer: the cache layer, its new keys and values appended.
+        scale: factor on the scores; ``None`` is ``1 / sqrt(head_size)``.
+        window: how many positions a query sees, itself included; ``None`` is all.
+        softcap: Gemma 2's ``softcap * tanh(scores / softcap)``.
+
+    Returns:
+        ``(batch, sequence, heads, head_size)``.
+
+    Raises:
+        Unfusable: for shapes the operator does not take.
+    """
+    assert layer.appended is not None
+    key, value = layer.appended
+    batch, heads, length, size = query.shape
+    kv_heads = key.shape[1]
+    if value.shape[-1] != size or key.shape[-1] != size or size % _HEAD_SIZE_MULTIPLE:
+        raise Unfusable(f"head sizes {size}, {key.shape[-1]}, {value.shape[-1]}")
+    if heads % kv_heads:
+        raise Unfusable(f"{heads} query heads over {kv_heads} key heads")
+
+    def flat(x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2).reshape(batch, length, x.shape[1] * size)
+
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads}
+    if scale is not None:
+        attributes["scale"] = float(scale)
+    if window is not None:
+        attributes["local_window_size"] = int(window)
+    if softcap is not None:
+        attributes["softcap"] = float(softcap)
+    trace = _current[-1]
+    total = layer.past_key.shape[-2] + length
+    cache_shape = (batch, kv_heads, total, size)
+    output, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        [
+            flat(query), flat(key), flat(value),
+            layer.past_key, layer.past_value,
+            trace.seqlens_k, trace.total_length,
+        ],
+        attributes,
+        dtypes=[query.dtype, key.dtype, value.dtype],
+        shapes=[(batch, length, heads * size), cache_shape, cache_shape],
+        version=1,
+    )  # fmt: skip
+    layer.present = (present_key, present_value)
+    trace.fused += 1
+    return output.reshape(batch, length, heads, size)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention call; returns ``(batch, sequence, heads, head_size)``."""
+    trace = _current[-1]
+    for unsupported in ("s_aux", "position_bias", "head_mask"):
+        if kwargs.get(unsupported) is not None:
+            raise Unfusable(f"attention with {unsupported}")
+    spec = next((spec for mask, spec in trace.masks if mask is attention_mask), None)
+    if spec is None:
+        raise Unfusable("attention with a mask of the model's own")
+    layer = trace.layer_of(key)
+    return attend(query, layer, scale=scaling, window=spec.window, softcap=softcap), None
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Any,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> torch.Tensor:
+    """transformers' mask call: a marker that stands for a recognised mask."""
+    spec = classify_mask(mask_function, kwargs.get("local_size"))
+    marker = torch.zeros((), device=device)
+    _current[-1].masks.append((marker, spec))
+    return marker
+
+
+def classify_mask(mask_function: Any, local_size: int | None) -> MaskSpec:
+    """Find out what a transformers mask function is by asking it.
+
+    Args:
+        mask_function: ``(batch, head, query, key) -> bool``, on index tensors.
+        local_size: the window that transformers announces, if any; a guess to be confirmed.
+
+    Raises:
+        Unfusable: if it is neither causal nor causal with that window.
+    """
+    window = None if local_size is None else int(local_size)
+    rows = [0, 1, 2, 7] if window is None else [0, 1, window - 1, window, window + 1, 2 * window]
+    with _disable_current_modes():
+        q = torch.tensor(rows)[:, None]
+        k = torch.arange(max(rows) + 2)[None, :]
+        zero = torch.zeros((), dtype=torch.long)
+        try:
+            asked = torch.as_tensor(mask_function(zero, zero, q, k)).expand(len(rows), k.shape[1])
+        except Exception as error:  # a mask closed over traced tensors
+            raise Unfusable(f"a mask that depends on the input ({type(error).__name__})") from error
+        expected = k <= q
+        if window is not None:
+            expected = expected & (k > q - window)
+        if not torch.equal(asked.bool(), expected):
+            raise Unfusable("a mask that is neither causal nor a causal window")
+    return MaskSpec(window)
+
+
+def register() -> str:
+    """Register with transformers; returns the implementation's name."""
+    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    return NAME

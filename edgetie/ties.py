@@ -1,0 +1,225 @@
+"""Tied weights: one parameter, several uses.
+
+A :class:`TieGroup` names a shared initializer of a graph and its uses, seen through the operators
+that only change its form (Transpose, Reshape, Cast, Identity). Every pass, the finished file and
+ONNX Runtime's own optimized graph are held against the same groups: :func:`verify_ties` raises
+where one matrix became two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgetie.errors import TieError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+MIN_ELEMENTS = 4096
+"""Smaller initializers (norm weights, biases) are not worth a tie group."""
+
+_FORM_CHANGES = {"Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze"}
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a tied weight: operator, node name, input index, and whether it is transposed.
+
+    ``transposed`` says whether the operator sees the matrix with its axes swapped, by a Transpose
+    in front of it or by its own attribute (Gemm's ``transB``).
+    """
+
+    op_type: str
+    node: str
+    input: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class TieGroup:
+    """One initializer that stands for several uses.
+
+    Attributes:
+        name: the initializer.
+        shape: its dimensions.
+        dtype: ONNX data type name, e.g. ``FLOAT``.
+        bytes: its size.
+        uses: every use, in graph order.
+        parameters: names of the torch parameters it stands for, where a module was the source.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    uses: tuple[Use, ...]
+    parameters: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> TieGroup:
+        return TieGroup(
+            name=data["name"],
+            shape=tuple(data["shape"]),
+            dtype=data["dtype"],
+            bytes=data["bytes"],
+            uses=tuple(Use(**use) for use in data["uses"]),
+            parameters=tuple(data.get("parameters", ())),
+        )
+
+
+def tied_parameters(module: torch.nn.Module) -> list[tuple[str, ...]]:
+    """Names of the parameters of ``module`` that share storage, offset and shape, group by group.
+
+    Equal storage is the definition of a tie in torch; a copy of equal value is found in the graph
+    (:func:`equal_initializers`) and merged by the ``retie`` pass.
+    """
+    groups: dict[tuple[int, int, tuple[int, ...]], list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.numel() >= MIN_ELEMENTS:
+            storage = parameter.untyped_storage()
+            key = (storage._cdata, parameter.storage_offset(), tuple(parameter.shape))
+            groups.setdefault(key, []).append(name)
+    return [tuple(names) for names in groups.values() if len(names) > 1]
+
+
+def uses_of(value: ir.Value) -> list[Use]:
+    """Every use of an initializer, followed through operators that only change its form."""
+    found: list[Use] = []
+
+    def follow(current: ir.Value, swapped: bool) -> None:
+        for node, index in current.uses():
+            if node.op_type in _FORM_CHANGES and index == 0:
+                swap = node.op_type == "Transpose" and _swaps_last_axes(node)
+                follow(node.outputs[0], swapped != swap)
+            else:
+                own = bool(
+                    (node.op_type in ("Gemm", "FusedMatMul") and index == 1 and _flag(node, "transB"))
+                    or (node.op_type in ("Gemm", "FusedMatMul") and index == 0 and _flag(node, "transA"))
+                )  # fmt: skip
+                found.append(Use(node.op_type, node.name or "", index, swapped != own))
+
+    follow(value, False)
+    return found
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    attribute = node.attributes.get(name)
+    return attribute is not None and attribute.as_int() != 0
+
+
+def _swaps_last_axes(node: ir.Node) -> bool:
+    attribute = node.attributes.get("perm")
+    return attribute is None or list(attribute.as_ints())[-2:] != sorted(attribute.as_ints())[-2:]
+
+
+def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> list[TieGroup]:
+    """The tie groups of a graph: initializers with more than one use, largest first.
+
+    Args:
+        model: any graph.
+        parameters: groups of torch parameter names (:func:`tied_parameters`), to record beside
+            the initializer that carries one of the names.
+    """
+    groups = []
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.size < MIN_ELEMENTS:
+            continue
+        uses = uses_of(value)
+        if len(uses) > 1:
+            members = next((g for g in parameters if _names(name, g)), ())
+            groups.append(
+                TieGroup(
+                    name,
+                    tuple(int(d) for d in tensor.shape),
+                    tensor.dtype.name,
+                    tensor.nbytes,
+                    tuple(uses),
+                    tuple(members),
+                )
+            )
+    return sorted(groups, key=lambda group: -group.bytes)
+
+
+def _names(initializer: str, group: tuple[str, ...]) -> bool:
+    return any(initializer == name or initializer.endswith("." + name) for name in group)
+
+
+def equal_initializers(model: ir.Model, like: Sequence[str] | None = None) -> list[list[str]]:
+    """Groups of initializers with equal dtype, shape and bytes, or equal after transposition.
+
+    Args:
+        model: any graph.
+        like: only look for copies of these initializers; ``None`` looks at all.
+    """
+    by_size: dict[tuple[str, int], list[ir.Value]] = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.size >= MIN_ELEMENTS:
+            by_size.setdefault((tensor.dtype.name, tensor.size), []).append(value)
+    groups = []
+    for candidates in by_size.values():
+        if like is not None and not any(value.name in like for value in candidates):
+            continue
+        remaining = list(candidates)
+        while len(remaining) > 1:
+            first, *others = remaining
+            same = [other for other in others if _same_matrix(first, other)]
+            if same:
+                groups.append([str(first.name), *(str(value.name) for value in same)])
+            remaining = [value for value in others if value not in same]
+    return groups
+
+
+def _same_matrix(a: ir.Value, b: ir.Value) -> bool:
+    assert a.const_value is not None and b.const_value is not None
+    shape_a, shape_b = tuple(a.const_value.shape), tuple(b.const_value.shape)
+    straight = shape_a == shape_b
+    crossed = len(shape_a) == 2 and shape_a == shape_b[::-1]
+    if not straight and not crossed:
+        return False
+    left, right = a.const_value.numpy(), b.const_value.numpy()
+    for view in ([right] if straight else []) + ([right.T] if crossed else []):
+        # a row and a column tell nearly all apart before anything large is read
+        if np.array_equal(left[:1], view[:1]) and np.array_equal(left, view):
+            return True
+    return False
+
+
+def verify_ties(model: ir.Model, ties: Iterable[TieGroup], where: str = "the graph") -> None:
+    """Check that every tied weight is still one initializer with as many uses as before.
+
+    Args:
+        model: the graph to check.
+        ties: the groups it must keep; names must still be there, form and precision may differ.
+        where: what made the graph, for the error's text (a pass, a file, ONNX Runtime).
+
+    Raises:
+        TieError: naming the weight, the copies and ``where``.
+    """
+    expected = list(ties)
+    names = [group.name for group in expected]
+    for group in expected:
+        value = model.graph.initializers.get(group.name)
+        if value is None:
+            raise TieError(f"{where}: the tied weight {group.name} is gone from the graph")
+        uses = uses_of(value)
+        if len(uses) < len(group.uses):
+            kept = ", ".join(f"{use.op_type} {use.node}" for use in uses) or "none"
+            raise TieError(
+                f"{where}: {group.name} had {len(group.uses)} uses and has {len(uses)} ({kept}); "
+                "the others got a copy"
+            )
+    for copies in equal_initializers(model, like=names):
+        tied = next((name for name in copies if name in names), None)
+        if tied is not None:
+            others = ", ".join(name for name in copies if name != tied)
+            raise TieError(f"{where}: {tied} stands in the graph again as {others}")
