@@ -49,7 +49,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(options.source, gguf_file=gguf.name)
     tokenizer.save_pretrained(options.output)
-    ids = tokenizer(TEXT)["input_ids"]
+    ids = tokenizer(" ".join(TEXT.split()))["input_ids"]
     (options.output / "prompt_ids.json").write_text(json.dumps(ids), encoding="utf-8")
 
 

@@ -3,6 +3,10 @@
 A worker imports its libraries and then calls `main` with a function which opens a model.
 What is measured, in this order: memory before the model, the time to open it, one untimed
 generation, then the timed one, and memory at its last token with the cache still alive.
+
+Given the tokens of a reference instead, a worker says how many of them its model would choose
+too, each after the reference's own tokens before it: one near-tie then costs one token, not all
+that follow.
 """
 
 from __future__ import annotations
@@ -65,18 +69,46 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=Path, required=True, help="JSON list of token ids")
     parser.add_argument("--new-tokens", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--reference", type=Path, help="JSON list of token ids: compare only")
     return parser.parse_args()
 
 
 def main(open_model: Open) -> None:
-    """Measure once and print one line of JSON."""
+    """Measure, or compare, once and print one line of JSON."""
     options = arguments()
-    prompt: list[int] = json.loads(options.prompt.read_text(encoding="utf-8"))
+    prompt = read_ids(options.prompt)
+    length = len(prompt) + options.new_tokens
+    if options.reference:
+        generate = open_model(options.model, options.threads, length)
+        result = compare(generate, prompt, read_ids(options.reference))
+    else:
+        result = measure(open_model, options, prompt, length)
+    print(json.dumps(result), flush=True)
 
+
+def read_ids(file: Path) -> list[int]:
+    """The token ids in a JSON file."""
+    ids: list[int] = json.loads(file.read_text(encoding="utf-8"))
+    return ids
+
+
+def compare(generate: Generate, prompt: list[int], reference: list[int]) -> dict[str, object]:
+    """How many of the reference's tokens the model predicts from those before them."""
+    predicted: list[int] = []
+    for known in range(len(reference)):
+        generate([*prompt, *reference[:known]], 1, predicted.append)
+    pairs = zip(predicted, reference, strict=True)
+    return {"same_tokens": sum(ours == theirs for ours, theirs in pairs)}
+
+
+def measure(
+    open_model: Open, options: argparse.Namespace, prompt: list[int], length: int
+) -> dict[str, object]:
+    """Times and memory of one model."""
     _forget_peak()
     before = Memory.read()
     start = time.perf_counter()
-    generate = open_model(options.model, options.threads, len(prompt) + options.new_tokens)
+    generate = open_model(options.model, options.threads, length)
     load_seconds = time.perf_counter() - start
 
     generate(prompt, min(WARM_UP_TOKENS, options.new_tokens), lambda token: None)
@@ -98,7 +130,7 @@ def main(open_model: Open) -> None:
         raise RuntimeError(f"{len(tokens)} tokens came instead of {options.new_tokens}")
 
     prefill = times[0] - start
-    result = {
+    return {
         "load_seconds": load_seconds,
         "prefill_ms": prefill * 1000,
         "prefill_tokens_per_second": len(prompt) / prefill,
@@ -110,4 +142,3 @@ def main(open_model: Open) -> None:
         "threads": options.threads,
         "token_ids": tokens,
     }
-    print(json.dumps(result), flush=True)

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _measure import arguments
+from _measure import arguments, read_ids
 
 
 def main() -> None:
     options = arguments()
-    prompt: list[int] = json.loads(options.prompt.read_text(encoding="utf-8"))
+    if options.reference:
+        sys.exit("ValueError: `edgetie bench` does not take the prompt's tokens")
+    prompt = read_ids(options.prompt)
     command = [
         str(Path(sys.executable).with_name("edgetie")),
         *("bench", str(options.model), "--json", "--repeat", "1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import onnxruntime_genai as og
+import onnxruntime_genai as og  # type: ignore[import-not-found, unused-ignore]
 from _measure import Emit, Generate, main
 
 

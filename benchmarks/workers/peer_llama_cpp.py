@@ -16,7 +16,7 @@ def open_model(path: Path, threads: int, length: int) -> Generate:
     )
 
     def generate(prompt: list[int], count: int, emit: Emit) -> None:
-        model.reset()
+        model.reset()  # type: ignore[no-untyped-call, unused-ignore]
         step = prompt
         for _ in range(count):
             model.eval(step)

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From a torch module to a bundle: trace, passes, proof, files."""

@@ -71,7 +71,6 @@ class Trace:
     seqlens_k: torch.Tensor
     total_length: torch.Tensor
     layers: list[CacheLayer]
-    fused: int = 0
     masks: list[tuple[torch.Tensor, MaskSpec]] = field(default_factory=list)
 
     def layer_of(self, key: torch.Tensor) -> CacheLayer:
@@ -153,7 +152,6 @@ def attend(
         version=1,
     )  # fmt: skip
     layer.present = (present_key, present_value)
-    trace.fused += 1
     return output.reshape(batch, length, heads, size)
 
 

@@ -1,0 +1,90 @@
+"""``edgetie export``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgetie_cli.common import output_options, print_json
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgetie export ./SmolLM2-135M --output smol
+  edgetie export model.gguf --output smol --force
+  edgetie export HuggingFaceTB/SmolLM2-135M-Instruct --output smol
+  edgetie export mypackage.models:build --output mine --logits all"""
+)
+@click.argument("source")
+@click.option(
+    "--output", "-o", required=True, type=click.Path(), help="Directory of the bundle to write."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of the weights; fp16 is for GPUs.",
+)
+@click.option(
+    "--logits",
+    type=click.Choice(["last", "all"]),
+    default="last",
+    show_default=True,
+    help="Logits of each row's last token, or of every token.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Let a model directory run Python code of its own."
+)
+@click.option("--allow-pickle", is_flag=True, help="Load weights in PyTorch's pickle format.")
+@output_options
+def command(
+    source: str,
+    output: str,
+    precision: str,
+    logits: str,
+    force: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export SOURCE to an ONNX bundle with its tied weights kept as one initializer.
+
+    SOURCE is a transformers directory, a hub id, a .gguf file, or package.module:function, a Python
+    callable that returns an nn.Module.
+    """
+    from edgetie.export.exporter import export
+    from edgetie.report.progress import live
+
+    with live(quiet) as progress:
+        report = export(
+            source,
+            output,
+            precision=precision,
+            logits=logits,
+            force=force,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+    data: dict[str, Any] = {
+        "bundle": str(report.bundle.directory),
+        "precision": precision,
+        "ties": [group.to_dict() for group in report.manifest.ties],
+        "weights_bytes": report.weights_bytes,
+        "unique_parameter_bytes": report.unique_parameter_bytes,
+        "fusion": report.manifest.fusion,
+        "logit_error": report.agreement.to_dict(),
+        "seconds": report.seconds,
+        "peak_bytes": report.peak_bytes,
+    }
+    if as_json:
+        print_json(data)
+    elif not quiet:
+        from edgetie.report.export_table import print_export
+
+        print_export(report)

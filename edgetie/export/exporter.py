@@ -1,0 +1,282 @@
+"""``export``: a source becomes a bundle."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.bundle import (
+    Bundle,
+    Manifest,
+    Signature,
+    atomic_directory,
+    check_destination,
+    open_bundle,
+    write_manifest,
+)
+from edgetie.errors import ExportError, TieError
+from edgetie.export.genai import write_genai_config
+from edgetie.export.tasks import Task, probe
+from edgetie.export.trace import trace
+from edgetie.export.verify import Agreement, expect, measure
+from edgetie.external_data import write_model
+from edgetie.passes import PassReport, run_passes
+from edgetie.passes.head import Head
+from edgetie.passes.last_token import LastToken
+from edgetie.passes.layout import Layout
+from edgetie.passes.linear import Linear
+from edgetie.passes.normalize import Normalize
+from edgetie.passes.pack import PackProjections
+from edgetie.passes.retie import Retie
+from edgetie.passes.rms_norm import RmsNorm
+from edgetie.passes.rotary import Rotary
+from edgetie.passes.silu import Silu
+from edgetie.passes.skip_norm import SkipNorm
+from edgetie.report.progress import Stages
+from edgetie.sources import Source, load_source
+from edgetie.ties import TieGroup, find_ties, tied_parameters, verify_ties
+
+_FUSED_OPERATORS = (
+    "GroupQueryAttention",
+    "SkipSimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "RMSNormalization",
+    "QuickGelu",
+)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did and measured.
+
+    Attributes:
+        bundle: the bundle, opened.
+        seconds: where the time went, by stage.
+        passes: what each graph pass did.
+        agreement: logit errors against torch.
+        weights_bytes: size of the external-data file.
+        unique_parameter_bytes: bytes of the module's parameters, each counted once.
+        peak_bytes: largest resident memory of this process so far.
+    """
+
+    bundle: Bundle
+    seconds: dict[str, float]
+    passes: list[PassReport]
+    agreement: Agreement
+    weights_bytes: int
+    unique_parameter_bytes: int
+    peak_bytes: int
+
+    @property
+    def manifest(self) -> Manifest:
+        assert self.bundle.manifest is not None
+        return self.bundle.manifest
+
+
+def export(
+    source: str | Source,
+    output: str | os.PathLike[str],
+    *,
+    precision: str = "fp32",
+    logits: str = "last",
+    force: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    progress: Stages | None = None,
+) -> ExportReport:
+    """Export a causal language model to an ONNX bundle, its tied weights kept as one.
+
+    Args:
+        source: what :func:`edgetie.sources.load_source` takes, or an already loaded source.
+        output: directory to write; complete or not at all.
+        precision: ``fp32`` or ``fp16`` (for GPUs: ONNX Runtime's CPU kernels would copy the
+            weights to fp32).
+        logits: ``last``, of each row's last token, or ``all``.
+        force: replace an existing bundle.
+        trust_remote_code: allow a model directory to run code of its own.
+        allow_pickle: allow pickled weights.
+        progress: told about each stage.
+
+    Raises:
+        SourceError: if the source is no model.
+        ExportError: if torch or ONNX Runtime cannot handle it, or its logits are wrong.
+        TieError: if a pass parted a tied weight.
+        BundleError: if ``output`` is in the way or the disk is full.
+    """
+    check_destination(output, force=force)
+    stages = progress or Stages()
+    if isinstance(source, str):
+        stages.stage("load")
+        source = load_source(
+            source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        )
+    stages.stage("probe")
+    task = probe_source(source)
+    expected = expect(source.module, task)
+    parameters = tied_parameters(source.module)
+    sizes = [p.numel() for p in source.module.parameters()]
+    if precision == "fp16":
+        for parameter in source.module.parameters():
+            parameter.data = parameter.data.half()
+    traced = trace(source, task, last_only=logits == "last", progress=stages)
+    model = traced.model
+    stages.stage("passes")
+    reports = run_passes(model, [], [Normalize(), Retie()])
+    ties = find_ties(model, parameters)
+    _require_module_ties(parameters, ties)
+    reports += run_passes(
+        model,
+        ties,
+        [
+            Linear(),
+            RmsNorm(),
+            Rotary(task.max_positions),
+            Layout(),
+            LastToken(),
+            SkipNorm(),
+            Silu(),
+            PackProjections(),
+            Head(),
+            Normalize(),
+        ],
+    )
+    operators = _count_operators(model)
+    unfused = [*traced.unfused, *(text for report in reports for text in report.skipped)]
+    in_place = bool(task.layers) and operators.get("GroupQueryAttention", 0) == len(task.layers)
+    with atomic_directory(output, force=force) as directory:
+        stages.stage("write")
+        path = write_model(model, directory, progress=stages)
+        ties = find_ties(model, parameters)
+        inputs, outputs = describe(model.graph.inputs), describe(model.graph.outputs)
+        name, config = source.name, source.config
+        about = {"kind": source.kind, "name": name, "architecture": source.architecture}
+        source.save_extras(directory)
+        del source, traced, model  # the module's weights are not needed beside the file's
+        gc.collect()
+        signature = Signature(
+            inputs=inputs,
+            outputs=outputs,
+            logits=logits,
+            cache_in_place=in_place,
+            max_positions=task.max_positions,
+            vocab_size=task.vocab_size,
+            eos_token_ids=_eos_token_ids(directory),
+        )
+        write_genai_config(directory, config, task, signature)
+        stages.stage("verify")
+        verify_ties(ir.load(path), ties, where=f"the file {path.name}")
+        dtype = np.float16 if precision == "fp16" else np.float32
+        agreement = measure(path, task, expected, dtype)
+        _require_agreement(name, agreement, precision)
+        manifest = Manifest(
+            source=about,
+            task="causal-lm",
+            precision=precision,
+            signature=signature,
+            ties=ties,
+            unique_parameters=sum(sizes),
+            versions={
+                package: version(package)
+                for package in ("edgetie", "torch", "transformers", "onnxruntime", "onnx")
+            },
+            fusion={"operators": operators, "unfused": unfused},
+            accuracy={"against": "torch fp32", **agreement.to_dict()},
+        )
+        stages.stage("hash")
+        write_manifest(directory, manifest)
+        weights_bytes = (directory / "model.onnx.data").stat().st_size
+    stages.finish()
+    return ExportReport(
+        bundle=open_bundle(output),
+        seconds=dict(stages.seconds),
+        passes=reports,
+        agreement=agreement,
+        weights_bytes=weights_bytes,
+        unique_parameter_bytes=sum(sizes) * (2 if precision == "fp16" else 4),
+        peak_bytes=_peak_bytes(),
+    )
+
+
+def probe_source(source: Source) -> Task:
+    """Run the model once; an error in it is the source's, not ours."""
+    try:
+        return probe(source.module, source.config)
+    except Exception as error:
+        raise ExportError(
+            f"{source.name}: calling it with three tokens failed "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
+
+
+def describe(values: Any) -> list[dict[str, Any]]:
+    """``{name, dtype, shape}`` of graph inputs or outputs; symbolic dimensions by name."""
+    return [
+        {
+            "name": value.name,
+            "dtype": value.dtype.name.lower(),
+            "shape": [d if isinstance(d, int) else str(d.value) for d in value.shape],
+        }
+        for value in values
+    ]
+
+
+def _require_module_ties(parameters: list[tuple[str, ...]], ties: list[TieGroup]) -> None:
+    """Every parameter tied in torch must be one initializer right after the trace."""
+    found = {name for group in ties for name in group.parameters}
+    for names in parameters:
+        if not set(names) & found:
+            raise TieError(
+                f"torch.onnx: {' = '.join(names)} is one parameter in torch, but no shared "
+                "initializer in the exported graph"
+            )
+
+
+def _count_operators(model: ir.Model) -> dict[str, int]:
+    counts = dict.fromkeys(_FUSED_OPERATORS, 0)
+    for node in model.graph:
+        if node.op_type in counts:
+            counts[node.op_type] += 1
+    rotary = sum(1 for node in model.graph if "do_rotary" in node.attributes)
+    return {
+        **{name: count for name, count in counts.items() if count},
+        "rotary inside attention": rotary,
+        "nodes": len(model.graph),
+    }
+
+
+def _require_agreement(name: str, agreement: Agreement, precision: str) -> None:
+    limit = 5e-2 if precision == "fp16" else 1e-3
+    if not agreement.relative <= limit:
+        raise ExportError(
+            f"{name}: the exported model's logits differ from torch's by {agreement.relative:.1e} "
+            f"of the largest logit (prefill {agreement.prefill:.1e}, cached {agreement.cached:.1e}, "
+            f"padded {agreement.padded:.1e}); nothing was written"
+        )
+
+
+def _eos_token_ids(directory: Path) -> list[int]:
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            if ends is not None:
+                return [ends] if isinstance(ends, int) else list(ends)
+    return []
+
+
+def _peak_bytes() -> int:
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+

@@ -1,0 +1,64 @@
+"""``genai_config.json``: what onnxruntime-genai needs to run a bundle as it stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgetie.bundle import MODEL, Signature
+from edgetie.export.tasks import Task
+
+_DEFAULT_CONTEXT = 2048
+
+
+def write_genai_config(directory: Path, config: Any, task: Task, signature: Signature) -> bool:
+    """Write the file; returns whether the model has what onnxruntime-genai asks for.
+
+    It needs one shape for the caches of all layers and a KV cache bound in place.
+    """
+    if not signature.cache_in_place or len(set(task.layers)) != 1 or config is None:
+        return False
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    layer = task.layers[0]
+    context = task.max_positions or _DEFAULT_CONTEXT
+    ends = signature.eos_token_ids
+    pad = next(
+        (i for i in (getattr(config, "pad_token_id", None), *ends, 0) if i is not None), 0
+    )
+    start = getattr(config, "bos_token_id", None)
+    data = {
+        "model": {
+            "type": "decoder",
+            "vocab_size": task.vocab_size,
+            "context_length": context,
+            "bos_token_id": start if start is not None else pad,
+            "eos_token_id": ends if len(ends) != 1 else ends[0],
+            "pad_token_id": pad,
+            "decoder": {
+                "filename": MODEL,
+                "session_options": {"log_id": "edgetie", "provider_options": []},
+                "hidden_size": text.hidden_size,
+                "head_size": layer.head_size,
+                "num_attention_heads": text.num_attention_heads,
+                "num_key_value_heads": layer.kv_heads,
+                "num_hidden_layers": len(task.layers),
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {"max_length": context, "past_present_share_buffer": True, "do_sample": False},
+    }
+    if not ends:
+        del data["model"]["eos_token_id"]  # type: ignore[attr-defined]
+    (directory / "genai_config.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    return True

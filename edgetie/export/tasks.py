@@ -1,0 +1,297 @@
+"""How a causal language model is called: inputs, outputs, KV cache, padding.
+
+One wrapper stands around every model. Its inputs are ``input_ids (batch, sequence)``,
+``attention_mask (batch, total)`` and, with a cache, ``past_key_values.{i}.key/.value
+(batch, kv_heads, past, head_size)``; ``total = past + sequence``. Everything else (positions,
+sequence lengths, the last token of each row) follows from the mask.
+
+**Padding.** GroupQueryAttention keeps the tokens of a row packed at the start of its cache. The
+wrapper therefore moves the valid tokens of each row to the front before the model sees them, and
+takes each row's last valid token afterwards: left-padded, right-padded and single prompts give the
+same tokens from one graph, without an attention bias.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from edgetie.bundle import LAST_TOKEN_NODE
+from edgetie.export import attention
+from edgetie.export.attention import CacheLayer, Trace, Unfusable
+
+_PROBE_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The cache of one layer: number of key-value heads and size of each."""
+
+    kv_heads: int
+    head_size: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a trial run of the model showed.
+
+    Attributes:
+        caller: ``transformers`` (cache object), ``positions`` (a module of one's own whose
+            ``forward`` takes ``position_ids`` and whose attention is causal
+            ``scaled_dot_product_attention``) or ``plain`` (no cache: the prefix is run again).
+        layers: the KV cache, empty without one.
+        vocab_size: last dimension of the logits.
+        max_positions: longest sequence, from the configuration.
+        why_plain: why there is no cache, where there is none.
+    """
+
+    caller: str
+    layers: tuple[LayerShape, ...]
+    vocab_size: int
+    max_positions: int | None
+    why_plain: str | None = None
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits in whatever a language model's ``forward`` returns.
+
+    Raises:
+        TypeError: if there are none.
+    """
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, (tuple, list)):
+        logits = logits[0]
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
+        raise TypeError("forward must return logits of shape (batch, sequence, vocabulary)")
+    return logits
+
+
+def probe(module: torch.nn.Module, config: Any) -> Task:
+    """Run the model once on three tokens and read off what it needs."""
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    max_positions = getattr(text_config, "max_position_embeddings", None)
+    parameters = inspect.signature(module.forward).parameters
+    ids = torch.arange(_PROBE_TOKENS)[None]
+    with torch.no_grad():
+        if "past_key_values" in parameters and config is not None:
+            output = module(input_ids=ids, use_cache=True)
+            vocab = logits_of(output).shape[-1]
+            layers, why = _cache_shapes(output)
+            caller = "plain" if why else "transformers"
+        elif "position_ids" in parameters:
+            counter = _CountAttention()
+            with counter:
+                output = module(ids, position_ids=ids)
+            vocab = logits_of(output).shape[-1]
+            layers, why = tuple(counter.layers), counter.why
+            caller = "plain" if why else "positions"
+        else:
+            vocab = logits_of(module(ids)).shape[-1]
+            layers, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
+    return Task(caller, layers if caller != "plain" else (), vocab, max_positions, why)
+
+
+def _cache_shapes(output: Any) -> tuple[tuple[LayerShape, ...], str | None]:
+    cache = getattr(output, "past_key_values", None)
+    layers = getattr(cache, "layers", None)
+    if not layers:
+        return (), "the model returns no KV cache"
+    shapes = []
+    for index, layer in enumerate(layers):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None or keys.ndim != 4 or keys.shape != values.shape:
+            return (), f"layer {index} keeps a state that is no key-value cache"
+        shapes.append(LayerShape(keys.shape[1], keys.shape[3]))
+    return tuple(shapes), None
+
+
+class _CountAttention(TorchFunctionMode):
+    """Watches ``scaled_dot_product_attention`` calls during the trial run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[LayerShape] = []
+        self.why: str | None = "no causal scaled_dot_product_attention in it"
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            try:
+                _, key, _, _ = _causal_arguments(args, kwargs)
+                self.layers.append(LayerShape(key.shape[1], key.shape[3]))
+                self.why = None if self.why is None or len(self.layers) == 1 else self.why
+            except Unfusable as error:
+                self.why = str(error)
+        return func(*args, **kwargs)
+
+
+class _CachedAttention(TorchFunctionMode):
+    """Gives the n-th ``scaled_dot_product_attention`` call the n-th layer's cache."""
+
+    def __init__(self, layers: list[CacheLayer]) -> None:
+        super().__init__()
+        self._layers = iter(layers)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            query, key, value, scale = _causal_arguments(args, kwargs)
+            layer = next(self._layers)
+            layer.append(key, value)
+            return attention.attend(query, layer, scale=scale).transpose(1, 2)
+        return func(*args, **kwargs)
+
+
+def _causal_arguments(
+    args: Any, kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float | None]:
+    names = ["query", "key", "value", "attn_mask", "dropout_p", "is_causal"]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if given.get("attn_mask") is not None or not given.get("is_causal"):
+        raise Unfusable("scaled_dot_product_attention that is not is_causal=True")
+    return given["query"], given["key"], given["value"], given.get("scale")
+
+
+class CausalLM(torch.nn.Module):
+    """The wrapper that is traced; see the module's docstring for inputs and outputs.
+
+    Args:
+        model: the language model.
+        task: what :func:`probe` found.
+        fused: emit GroupQueryAttention (``True``) or let the model compute its own attention.
+        last_only: logits of each row's last token, ``(batch, 1, vocabulary)``, or of all.
+    """
+
+    def __init__(self, model: torch.nn.Module, task: Task, fused: bool, last_only: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.fused = fused
+        self.last_only = last_only
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        length = input_ids.shape[1]
+        window = attention_mask[:, -length:]
+        steps = torch.arange(length)
+        if self.task.caller == "transformers" and not self.fused:
+            positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
+            last = (window * (steps + 1)).argmax(1)
+            logits, present = self._unfused(input_ids, attention_mask, positions, past)
+        else:
+            first = window.argmax(1)[:, None]
+            ids = input_ids.gather(1, torch.minimum(steps + first, steps[-1]))
+            total, here = attention_mask.sum(1), window.sum(1)
+            positions = (total - here)[:, None] + steps
+            last = here - 1
+            logits, present = self._packed(ids, attention_mask, total, positions, past)
+            if not self.last_only:
+                back = torch.maximum(steps - first, steps[0])[..., None]
+                logits = _symbolic("GatherND", logits, back, (*ids.shape, logits.shape[-1]))
+        if self.last_only:
+            shape = (logits.shape[0], 1, logits.shape[-1])
+            logits = _symbolic("GatherND", logits, last[:, None, None], shape, LAST_TOKEN_NODE)
+        return (logits, *present)
+
+    def _packed(
+        self,
+        ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        total: torch.Tensor,
+        positions: torch.Tensor,
+        past: tuple[torch.Tensor, ...],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run on rows whose valid tokens stand in front."""
+        layers = _layers(past)
+        length = attention_mask.shape[1]
+        trace = Trace(
+            seqlens_k=(total - 1).to(torch.int32),
+            total_length=torch.full((1,), length, dtype=torch.int32),
+            layers=layers,
+        )
+        with attention.tracing(trace):
+            if self.task.caller == "positions":
+                with _CachedAttention(layers):
+                    output = self.model(ids, position_ids=positions)
+            elif self.task.caller == "plain":
+                output = self.model(ids)
+            else:
+                mask = (torch.arange(length)[None] < total[:, None]).long()
+                output = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=_cache(layers),
+                    use_cache=True,
+                )
+        if any(layer.present is None for layer in layers):
+            raise Unfusable("a layer with a KV cache but no attention call")
+        return logits_of(output), [tensor for layer in layers for tensor in layer.result]
+
+    def _unfused(
+        self,
+        ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        positions: torch.Tensor,
+        past: tuple[torch.Tensor, ...],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The model's own attention and masks; caches are concatenated."""
+        layers = _layers(past)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=_cache(layers),
+            use_cache=True,
+        )
+        return logits_of(output), [tensor for layer in layers for tensor in layer.result]
+
+
+def _layers(past: tuple[torch.Tensor, ...]) -> list[CacheLayer]:
+    return [CacheLayer(key, value) for key, value in zip(past[::2], past[1::2], strict=True)]
+
+
+def _cache(layers: list[CacheLayer]) -> Any:
+    """transformers' cache object over ``layers``."""
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class Layer(DynamicLayer):  # type: ignore[misc]
+        def __init__(self, layer: CacheLayer) -> None:
+            super().__init__()
+            self.layer = layer
+            self.keys, self.values = layer.past_key, layer.past_value
+            self.dtype, self.device = self.keys.dtype, self.keys.device
+            self.is_initialized = True
+
+        def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any):  # type: ignore[no-untyped-def]
+            return self.layer.append(key_states, value_states)
+
+        def get_seq_length(self) -> int:
+            return self.layer.past_key.shape[-2]
+
+    return Cache(layers=[Layer(layer) for layer in layers])
+
+
+def _symbolic(
+    op: str, data: torch.Tensor, indices: torch.Tensor, shape: Any, name: str | None = None
+) -> torch.Tensor:
+    """One ONNX node with ``batch_dims=1``; ``name`` travels in its metadata."""
+    return torch.onnx.ops.symbolic(
+        op,
+        [data, indices],
+        {"batch_dims": 1},
+        dtype=data.dtype,
+        shape=shape,
+        version=13,
+        metadata_props={"edgetie.name": name} if name else None,
+    )
+
+
+def cache_names(count: int, prefix: str) -> list[str]:
+    """Names of ``count`` layers' cache tensors, key before value."""
+    return [f"{prefix}.{i}.{part}" for i in range(count) for part in ("key", "value")]

@@ -1,0 +1,238 @@
+"""Accuracy of a bundle against a reference: logits, KL divergence, perplexity, greedy tokens.
+
+Both models read the same token windows, one window at a time. Windows do not overlap, each starts
+without context, and the first token of each is not scored, so a perplexity here is a little above
+one that slides its window; both models pay the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetie.bundle import Bundle, open_bundle
+from edgetie.errors import BundleError, SourceError
+from edgetie.harness import samples
+from edgetie.harness.metrics import LogitErrors, PredictionErrors, common_prefix
+from edgetie.harness.references import BundleReference, Reference, resolve_reference
+from edgetie.harness.thresholds import Thresholds, default_thresholds, precision_of
+from edgetie.report.progress import Progress, Stages
+from edgetie.runtime import Tokenizer
+
+Ids = npt.NDArray[np.int64]
+
+_PROMPT_TOKENS = 32
+
+
+@dataclass
+class AccuracyReport:
+    """What :func:`check` measured; a value without tokens to measure it on is NaN.
+
+    Attributes:
+        bundle, reference: what was compared.
+        provider: execution provider of the bundle.
+        precision: of the bundle; it chose the default thresholds.
+        data: what the tokens were, in words.
+        tokens: scored tokens, those the perplexities are taken over.
+        positions: positions whose logits were compared.
+        max_abs_error: largest ``|logit - reference logit|`` over all positions and tokens.
+        mean_abs_error: its mean.
+        relative_error: ``max_abs_error / max |reference logit|``.
+        mean_kl_divergence: ``KL(reference || bundle)`` of the next-token distributions, in nats,
+            mean over positions.
+        top1_agreement: fraction of positions at which both find the same token the likeliest.
+        greedy_agreement: both continue the same prompts greedily; the tokens before the first one
+            that differs, divided by all tokens generated. After a difference the two texts are
+            no longer comparable, so equal tokens behind it do not count.
+        perplexity, reference_perplexity: ``exp(mean negative log-likelihood)`` of the scored
+            tokens.
+        perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction.
+        thresholds: the limits applied.
+        failures: one sentence for each limit that was not kept.
+    """
+
+    bundle: str
+    reference: str
+    provider: str
+    precision: str
+    data: str
+    tokens: int
+    positions: int
+    max_abs_error: float
+    mean_abs_error: float
+    relative_error: float
+    mean_kl_divergence: float
+    top1_agreement: float
+    greedy_agreement: float
+    perplexity: float
+    reference_perplexity: float
+    perplexity_increase: float
+    thresholds: Thresholds
+    failures: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; NaN and infinity, which JSON lacks, become ``None``."""
+        data = asdict(self) | {"passed": self.passed}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in data.items()
+        }
+
+
+def check(
+    bundle: str | Path | Bundle,
+    reference: str | Reference,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    text: str | None = None,
+    max_tokens: int = 2048,
+    window: int = 512,
+    greedy_prompts: int = 4,
+    greedy_tokens: int = 32,
+    thresholds: Thresholds | None = None,
+    progress: Progress | None = None,
+) -> AccuracyReport:
+    """Compare a bundle with a reference.
+
+    Args:
+        bundle: a bundle or ONNX decoder, or a path to one.
+        reference: a :class:`~edgetie.harness.references.Reference`, or text that
+            :func:`~edgetie.harness.references.resolve_reference` opens.
+        provider: execution provider of the bundle; the reference chose its own.
+        threads: intra-op threads of the bundle.
+        text: what to measure on, cut into windows of ``window`` tokens. Without it: a built-in
+            text for everything, and seeded random ids for the logit errors. A bundle without
+            tokenizer is measured on the random ids alone.
+        max_tokens: tokens of the text to use at most.
+        window: tokens read at once, without context before them.
+        greedy_prompts: prompts to continue, spread over the text.
+        greedy_tokens: tokens to generate after each.
+        thresholds: limits; by default those of the bundle's precision.
+        progress: told about each window.
+
+    Raises:
+        BundleError: if the bundle cannot be read, or has no tokenizer for ``text``.
+        ProviderError: if the provider is absent or does not take the model.
+        SourceError: if the reference cannot be loaded, or has another vocabulary.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    progress = progress or Stages()
+    progress.stage("Opening the reference")
+    expected = resolve_reference(reference) if isinstance(reference, str) else reference
+    progress.stage("Opening the bundle")
+    actual = BundleReference(opened, provider=provider, threads=threads)
+    vocab_size = _common_vocabulary(actual, expected)
+    data = _choose_data(opened, text, max_tokens, window, vocab_size)
+    prompts = samples.spread(data.ids, greedy_prompts, _PROMPT_TOKENS)
+
+    progress.stage("Comparing logits")
+    errors, predictions = LogitErrors(), PredictionErrors()
+    scored = list(samples.windows(data.ids, data.window, data.prefix))
+    logits_only = list(samples.windows(data.random, data.window))
+    for index, ids in enumerate([*scored, *logits_only]):
+        progress.advance(index, len(scored) + len(logits_only))
+        ref, act = expected.logits(ids[None]), actual.logits(ids[None])
+        errors.add(ref, act)
+        if index < len(scored):
+            predictions.add(ref, act, ids)
+
+    progress.stage("Comparing greedy tokens")
+    equal = generated = 0
+    for index, prompt in enumerate(prompts):
+        progress.advance(index, len(prompts))
+        tokens = expected.greedy(data.prefix + prompt, greedy_tokens)
+        equal += common_prefix(tokens, actual.greedy(data.prefix + prompt, greedy_tokens))
+        generated += len(tokens)
+
+    precision = precision_of(opened)
+    limits = thresholds or default_thresholds(precision)
+    failures = limits.failures(
+        relative_error=errors.relative_error,
+        kl=predictions.mean_kl_divergence,
+        top1=predictions.top1_agreement,
+        perplexity_increase=predictions.perplexity_increase,
+    )
+    if errors.nonfinite:
+        failures.insert(0, f"logits are NaN or infinite at {errors.nonfinite} positions")
+    return AccuracyReport(
+        bundle=actual.name,
+        reference=expected.name,
+        provider=provider,
+        precision=precision,
+        data=data.description,
+        tokens=predictions.tokens,
+        positions=errors.positions,
+        max_abs_error=errors.max_abs_error,
+        mean_abs_error=errors.mean_abs_error,
+        relative_error=errors.relative_error,
+        mean_kl_divergence=predictions.mean_kl_divergence,
+        top1_agreement=predictions.top1_agreement,
+        greedy_agreement=equal / generated if generated else math.nan,
+        perplexity=predictions.perplexity,
+        reference_perplexity=predictions.reference_perplexity,
+        perplexity_increase=predictions.perplexity_increase,
+        thresholds=limits,
+        failures=failures,
+    )
+
+
+@dataclass
+class _Data:
+    """What to run: tokens for every metric, and random ones for the logit errors alone."""
+
+    description: str
+    window: int
+    ids: list[int]
+    prefix: list[int]
+    random: list[int]
+
+
+def _choose_data(
+    bundle: Bundle, text: str | None, max_tokens: int, window: int, vocab_size: int
+) -> _Data:
+    longest = bundle.manifest.signature.max_positions if bundle.manifest else None
+    window = min(window, longest) if longest else window
+    random = samples.random_ids(min(samples.RANDOM_TOKENS, max_tokens), vocab_size).tolist()
+    if not has_tokenizer(bundle):
+        if text is not None:
+            raise BundleError(
+                f"{bundle.directory}: no tokenizer.json, so --text cannot be read; leave it out"
+            )
+        return _Data(f"{len(random)} random token ids (no tokenizer)", window, random, [], [])
+    tokenizer = Tokenizer.from_bundle(bundle)
+    prefix = tokenizer.encode("")
+    read = samples.BUILT_IN_TEXT if text is None else text
+    ids = tokenizer.encode(read)[len(prefix) :][:max_tokens]
+    if len(ids) < 2:
+        raise BundleError("--text: fewer than two tokens; give a longer text")
+    if max(ids) >= vocab_size:
+        raise BundleError(
+            f"{bundle.directory}: its tokenizer gives token {max(ids)}, but the model has only "
+            f"{vocab_size} tokens; they do not belong together"
+        )
+    if text is not None:
+        return _Data(f"{len(ids)} tokens of the given text", window, ids, prefix, [])
+    words = f"{len(ids)} tokens of the built-in text; logit errors also {len(random)} random ids"
+    return _Data(words, window, ids, prefix, random)
+
+
+def _common_vocabulary(bundle: BundleReference, reference: Reference) -> int:
+    one = np.zeros((1, 1), np.int64)
+    mine, theirs = bundle.logits(one).shape[-1], reference.logits(one).shape[-1]
+    if mine != theirs:
+        raise SourceError(
+            f"{reference.name}: a vocabulary of {theirs} tokens, but {bundle.name} has {mine}; "
+            "compare a bundle with the model it was made from"
+        )
+    return mine

@@ -1,0 +1,69 @@
+"""Whether a latency measured here says anything about the hardware it claims to be of.
+
+Two properties decide, and both can be looked up:
+
+* **Emulation.** The kernel of an emulated process runs the emulator: the ELF header of
+  ``/proc/thread-self/exe`` names another machine than :func:`platform.machine`. On macOS the
+  system says itself that Rosetta translates the process.
+* **Simulation.** The provider's accelerator cannot be in a machine of this kind, so the library
+  that took the model simulates it: QNN's HTP on x86.
+"""
+
+from __future__ import annotations
+
+import platform
+import struct
+import sys
+from pathlib import Path
+
+_ELF_MACHINES = {
+    3: {"i386", "i486", "i586", "i686"},
+    40: {"arm", "armv6l", "armv7l", "armv8l"},
+    62: {"x86_64", "amd64", "i386", "i486", "i586", "i686"},
+    183: {"aarch64", "arm64", "armv7l", "armv8l"},
+    243: {"riscv64", "riscv32"},
+}
+"""ELF's number of a machine, and what a process that the hardware runs directly may call itself."""
+
+_SIMULATED_ON = {"qnn": {"x86_64", "amd64"}}
+
+
+def latency_problem(provider: str) -> str | None:
+    """Why latencies of ``provider`` measured in this process mean nothing; ``None`` if they do.
+
+    Args:
+        provider: its short name, e.g. ``cpu``.
+    """
+    machine = platform.machine().lower()
+    if machine in _SIMULATED_ON.get(provider, ()):
+        return f"{provider} on {machine} is a simulator"
+    if sys.platform == "darwin":
+        return "this process is translated by Rosetta" if _rosetta() else None
+    return emulation(Path("/proc/thread-self/exe"), machine)
+
+
+def emulation(executable: Path, machine: str) -> str | None:
+    """Say so if ``executable`` is a program for another machine than ``machine``."""
+    try:
+        with executable.open("rb") as file:
+            header = file.read(20)
+    except OSError:
+        return None
+    if len(header) < 20 or header[:4] != b"\x7fELF":
+        return None
+    order = "<" if header[5] == 1 else ">"
+    (number,) = struct.unpack_from(f"{order}H", header, 18)
+    if machine in _ELF_MACHINES.get(number, {machine}):
+        return None
+    return f"this {machine} process is emulated"
+
+
+def _rosetta() -> bool:
+    import ctypes
+    import ctypes.util
+
+    library = ctypes.CDLL(ctypes.util.find_library("c"))
+    value, size = ctypes.c_int(0), ctypes.c_size_t(4)
+    name = b"sysctl.proc_translated"
+    failed = library.sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, 0)
+    return not failed and value.value == 1

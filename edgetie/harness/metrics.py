@@ -1,0 +1,158 @@
+"""How far one model's logits are from another's, accumulated window by window in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+_CHUNK_ELEMENTS = 1 << 21
+"""Logits turned into float64 at a time: 16 MiB an array, whatever the vocabulary."""
+
+
+class LogitErrors:
+    """Distance between logits: ``|candidate - reference|`` over all positions and tokens.
+
+    Attributes:
+        positions: positions compared.
+        nonfinite: positions left out because a logit was NaN or infinite.
+        max_abs_error: the largest distance.
+        largest_reference: the largest ``|reference|``, the scale of the relative error.
+    """
+
+    def __init__(self) -> None:
+        self.positions = 0
+        self.nonfinite = 0
+        self.max_abs_error = math.nan
+        self.largest_reference = math.nan
+        self._sum = 0.0
+        self._count = 0
+
+    def add(self, reference: Floats, candidate: Floats) -> None:
+        """Compare logits of shape ``(positions, vocabulary)``."""
+        for ref, cand, finite in _chunks(reference, candidate):
+            self.positions += len(ref)
+            self.nonfinite += int(len(finite) - finite.sum())
+            if len(ref):
+                distance = np.abs(cand - ref)
+                self.max_abs_error = float(np.fmax(self.max_abs_error, distance.max()))
+                self.largest_reference = float(np.fmax(self.largest_reference, np.abs(ref).max()))
+                self._sum += float(distance.sum())
+                self._count += distance.size
+
+    @property
+    def mean_abs_error(self) -> float:
+        return self._sum / self._count if self._count else math.nan
+
+    @property
+    def relative_error(self) -> float:
+        """``max_abs_error / max |reference logit|``."""
+        if self.max_abs_error == 0:
+            return 0.0
+        return self.max_abs_error / self.largest_reference if self.largest_reference else math.inf
+
+
+class PredictionErrors:
+    """Distance between predictions: KL divergence, top-1 agreement, perplexity.
+
+    Attributes:
+        positions: positions compared.
+        tokens: scored tokens, those whose probability entered the perplexities.
+    """
+
+    def __init__(self) -> None:
+        self.positions = 0
+        self.tokens = 0
+        self._divergence = 0.0
+        self._agreements = 0
+        self._reference_nats = 0.0
+        self._nats = 0.0
+
+    def add(self, reference: Floats, candidate: Floats, ids: Ids) -> None:
+        """Compare the predictions made along one window.
+
+        Args:
+            reference: ``(positions, vocabulary)``; row ``i`` predicts ``ids[i + 1]``.
+            candidate: the same.
+            ids: the window's tokens, ``(positions,)``. The first is not scored (nothing predicts
+                it) and the last row has nothing to predict; it still counts for divergence and
+                top-1 agreement.
+        """
+        start = 0
+        for ref, cand, finite in _chunks(reference, candidate):
+            rows = np.flatnonzero(finite) + start
+            start += len(finite)
+            if not len(rows):
+                continue
+            log_p, log_q = _log_softmax(ref), _log_softmax(cand)
+            self.positions += len(rows)
+            self._divergence += float((np.exp(log_p) * (log_p - log_q)).sum())
+            self._agreements += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+            scored = np.flatnonzero(rows + 1 < len(ids))
+            targets = ids[rows[scored] + 1]
+            self.tokens += len(scored)
+            self._reference_nats -= float(log_p[scored, targets].sum())
+            self._nats -= float(log_q[scored, targets].sum())
+
+    @property
+    def mean_kl_divergence(self) -> float:
+        """``KL(reference || candidate)``, nats per position."""
+        return max(self._divergence / self.positions, 0.0) if self.positions else math.nan
+
+    @property
+    def top1_agreement(self) -> float:
+        """Fraction of positions at which both find the same token the likeliest."""
+        return self._agreements / self.positions if self.positions else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(mean negative log-likelihood)`` of the scored tokens under the candidate."""
+        return _exp(self._nats / self.tokens) if self.tokens else math.nan
+
+    @property
+    def reference_perplexity(self) -> float:
+        return _exp(self._reference_nats / self.tokens) if self.tokens else math.nan
+
+    @property
+    def perplexity_increase(self) -> float:
+        """``perplexity / reference_perplexity - 1``, as a fraction; negative if it fell."""
+        if not self.tokens:
+            return math.nan
+        return _exp((self._nats - self._reference_nats) / self.tokens) - 1
+
+
+def common_prefix(expected: list[int], actual: list[int]) -> int:
+    """How many tokens are equal before the first that differs."""
+    pairs = zip(expected, actual, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(actual)))
+
+
+def _chunks(
+    reference: Floats, candidate: Floats
+) -> Iterator[
+    tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]
+]:
+    """Finite rows of both in float64, few at a time, and which rows of the chunk those are."""
+    step = max(1, _CHUNK_ELEMENTS // reference.shape[1])
+    for start in range(0, len(reference), step):
+        ref, cand = reference[start : start + step], candidate[start : start + step]
+        finite = np.isfinite(ref).all(axis=1) & np.isfinite(cand).all(axis=1)
+        yield ref[finite].astype(np.float64), cand[finite].astype(np.float64), finite
+
+
+def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,162 @@
+"""One measured run in a process of its own: ``python -m edgetie.harness.worker``.
+
+Reads a :class:`Job` as JSON on stdin, measures, and writes a :class:`Run` as JSON on stdout, or
+``{"error": {"type", "message"}}``. A fresh process is the only way to an honest load time and an
+honest memory use: a second session in one process finds warm allocators and mapped files.
+
+Order: memory after all imports (the baseline); the session opens (timed); the first run, timed by
+itself, pays for whatever ONNX Runtime left for it; a short generation that does not count; then
+the measured one, with an empty cache. Memory is read at its last token, the cache still alive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+import edgetie.errors
+from edgetie.errors import BundleError, EdgetieError
+from edgetie.harness.environment import latency_problem
+from edgetie.harness.samples import random_ids
+from edgetie.runtime import Decoder, MemorySampler, Session, open_session, read_memory
+
+_WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure. ``sample_memory`` adds a timeline, at the price of disturbed latencies."""
+
+    path: str
+    provider: str
+    threads: int | None
+    prompt_tokens: int
+    new_tokens: int
+    sample_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run measured.
+
+    Attributes:
+        load_seconds: opening the session.
+        first_run_ms: the first prefill of the session.
+        prefill_ms: prompt to first token, chosen (TTFT).
+        step_ms: each later token, ``(new_tokens - 1,)``.
+        baseline_rss_bytes: resident after imports, before loading; the other sizes are over it.
+        rss_bytes, anonymous_bytes, file_mapped_bytes: at the last token.
+        peak_rss_bytes: largest resident size up to then.
+        threads: intra-op threads.
+        nodes_per_provider: nodes of the optimized graph, by ONNX Runtime's provider name.
+        latency_problem: why the latencies mean nothing, or ``None``.
+        timeline: ``(seconds, anonymous, file-mapped)`` over the baseline, if sampled.
+    """
+
+    load_seconds: float
+    first_run_ms: float
+    prefill_ms: float
+    step_ms: list[float]
+    baseline_rss_bytes: int
+    rss_bytes: int
+    anonymous_bytes: int
+    file_mapped_bytes: int
+    peak_rss_bytes: int
+    threads: int
+    nodes_per_provider: dict[str, int]
+    latency_problem: str | None
+    timeline: list[tuple[float, int, int]] = field(default_factory=list)
+
+
+def measure(job: Job) -> Run:
+    """Measure in this process, which should have done nothing but import.
+
+    Raises:
+        BundleError: if the model cannot be read or takes fewer tokens than asked.
+        ProviderError: if the provider is unknown, absent or does not take the model.
+    """
+    before = read_memory()
+    sampler = MemorySampler() if job.sample_memory else None
+    with sampler or nullcontext():
+        session = open_session(job.path, provider=job.provider, threads=job.threads)
+        length = job.prompt_tokens + job.new_tokens
+        _check_length(session, length, job.path)
+        decoder = Decoder(session, 1, length)
+        prompt = random_ids(job.prompt_tokens, session.vocab_size)[None]
+        first_run_ms = _generate(decoder, prompt, 1)[0]
+        _generate(decoder, prompt, min(_WARM_UP_TOKENS, job.new_tokens))
+        prefill_ms, *step_ms = _generate(decoder, prompt, job.new_tokens)
+        after = read_memory()
+    timeline = [
+        (at, use.anonymous - before.anonymous, use.file_mapped - before.file_mapped)
+        for at, use in (sampler.samples if sampler else ())
+    ]
+    return Run(
+        load_seconds=session.load_seconds,
+        first_run_ms=first_run_ms,
+        prefill_ms=prefill_ms,
+        step_ms=step_ms,
+        baseline_rss_bytes=before.rss,
+        rss_bytes=after.rss - before.rss,
+        anonymous_bytes=after.anonymous - before.anonymous,
+        file_mapped_bytes=after.file_mapped - before.file_mapped,
+        peak_rss_bytes=after.peak - before.rss,
+        threads=session.threads,
+        nodes_per_provider=session.nodes_per_provider,
+        latency_problem=latency_problem(job.provider),
+        timeline=timeline,
+    )
+
+
+def _check_length(session: Session, length: int, path: str) -> None:
+    manifest = session.bundle.manifest
+    longest = manifest.signature.max_positions if manifest else None
+    if longest is not None and length > longest:
+        raise BundleError(
+            f"{path}: takes {longest} tokens, not {length}; "
+            "lower --prompt-tokens and --new-tokens"
+        )
+
+
+def _generate(decoder: Decoder, prompt: np.ndarray[tuple[int, ...], np.dtype[np.int64]], count: int) -> list[float]:
+    """Milliseconds for each of ``count`` greedy tokens; the first includes the prompt."""
+    decoder.reset()
+    times = []
+    last = time.perf_counter()
+    logits = decoder.prefill(prompt, np.ones_like(prompt))
+    while True:
+        token = logits.argmax(axis=-1)
+        now = time.perf_counter()
+        times.append((now - last) * 1000)
+        if len(times) == count:
+            return times
+        last = now
+        logits = decoder.step(token)
+
+
+def main() -> None:
+    # stdout is kept for the result: libraries that print to it write to stderr from here on
+    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    answer: dict[str, object]
+    try:
+        answer = asdict(measure(Job(**json.load(sys.stdin))))
+    except EdgetieError as error:
+        answer = {"error": {"type": type(error).__name__, "message": str(error)}}
+    with result:
+        json.dump(answer, result)
+
+
+def raise_error(answer: dict[str, str]) -> None:
+    """Raise in the calling process what the worker reported."""
+    raise getattr(edgetie.errors, answer["type"], BundleError)(answer["message"])
+
+
+if __name__ == "__main__":
+    main()

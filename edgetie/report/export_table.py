@@ -1,0 +1,56 @@
+"""What an export did, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from edgetie.ties import TieGroup
+
+if TYPE_CHECKING:
+    from edgetie.export.exporter import ExportReport
+
+
+def ties_table(ties: list[TieGroup]) -> Table:
+    """One row for each tied weight."""
+    table = Table("tied weight", "shape", "size", "uses", box=None, header_style="bold")
+    for group in ties:
+        uses = ", ".join(
+            f"{use.op_type}[{use.input}]{'ᵀ' if use.transposed else ''}" for use in group.uses
+        )
+        name = " = ".join(group.parameters) or group.name
+        table.add_row(
+            name, "×".join(map(str, group.shape)), f"{group.bytes / 1e6:.1f} MB {group.dtype}", uses
+        )
+    return table
+
+
+def print_export(report: ExportReport) -> None:
+    """Print ties, sizes, fusions, the logit error and where the time went."""
+    console = Console(highlight=False, soft_wrap=True)
+    manifest = report.manifest
+    if manifest.ties:
+        console.print(ties_table(manifest.ties))
+    else:
+        console.print("[yellow]no tied weights: every initializer has one use[/yellow]")
+    ratio = report.weights_bytes / report.unique_parameter_bytes
+    console.print(
+        f"\nweights      {report.weights_bytes / 1e6:,.1f} MB on disk, "
+        f"{ratio:.3f} × the {manifest.unique_parameters / 1e6:,.1f} M unique parameters"
+    )
+    operators = manifest.fusion["operators"]
+    console.print("fused        " + ", ".join(f"{k} {v}" for k, v in operators.items()))
+    for text in manifest.fusion["unfused"]:
+        console.print(f"[yellow]not fused    {text}[/yellow]")
+    agreement = report.agreement
+    console.print(
+        f"logit error  {agreement.relative:.1e} of the largest logit against torch "
+        f"(prefill {agreement.prefill:.1e}, cached {agreement.cached:.1e}, "
+        f"padded {agreement.padded:.1e})"
+    )
+    total = sum(report.seconds.values())
+    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
+    console.print(f"time         {total:.1f} s ({spent}), peak {report.peak_bytes / 1e6:,.0f} MB")
+    console.print(f"bundle       {report.bundle.directory}")

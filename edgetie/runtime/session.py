@@ -1,0 +1,262 @@
+"""Sessions: a bundle opened in ONNX Runtime, its weights mapped from the file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnxruntime as ort
+
+from edgetie.bundle import Bundle, external_data_files, open_bundle
+from edgetie.errors import BundleError, ProviderError
+from edgetie.runtime.graph import without_last_token
+from edgetie.runtime.memory import release_file_pages
+from edgetie.runtime.providers import Provider, resolve
+
+PAST = "past_key_values."
+PRESENT = "present."
+
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output: name, numpy-style dtype, and shape (symbolic dimensions as strings)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """A key or value cache of one layer: ``(batch, kv_heads, length, head_size)``."""
+
+    past: str
+    present: str
+    kv_heads: int
+    head_size: int
+
+
+@dataclass
+class Session:
+    """An opened model.
+
+    Attributes:
+        bundle: what was opened.
+        provider: short name of its execution provider.
+        threads: threads an operator runs on.
+        load_seconds: from the call of :func:`open_session` to a session ready to run.
+        inputs: of the graph, in order.
+        outputs: the same.
+        cache: the KV cache, key and value of each layer in turn; empty if the model has none.
+        cache_dtype: numpy name of its dtype; empty if the model has none.
+        cache_in_place: whether past and present may be one buffer of fixed length.
+        logits: ``last`` (``(batch, 1, vocabulary)``, of each row's last token) or ``all``
+            (``(batch, sequence, vocabulary)``).
+        packed: whether logits of ``all`` tokens come with each row's tokens moved to the left.
+        nodes_per_provider: how many nodes of the optimized graph run where.
+        released_bytes: pages of the model's files let go after start.
+        device: device where inputs and outputs are bound, as IOBinding names it.
+        ort: the ``onnxruntime.InferenceSession``.
+    """
+
+    bundle: Bundle
+    provider: str
+    threads: int
+    load_seconds: float
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    cache: list[CacheTensor]
+    cache_dtype: str
+    cache_in_place: bool
+    logits: Literal["last", "all"]
+    packed: bool
+    nodes_per_provider: dict[str, int]
+    released_bytes: int
+    device: str
+    ort: Any
+
+    @property
+    def cache_layers(self) -> list[tuple[int, int]]:
+        """``(kv_heads, head_size)`` of every layer that has a KV cache."""
+        return [(keys.kv_heads, keys.head_size) for keys in self.cache[::2]]
+
+
+def open_session(
+    source: str | os.PathLike[str] | Bundle,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    logits: Literal["default", "all"] = "default",
+    release: bool = True,
+    optimized_model_path: str | os.PathLike[str] | None = None,
+) -> Session:
+    """Open a bundle, a directory with one ONNX model, or an ``.onnx`` file.
+
+    Args:
+        source: its path, or an opened bundle.
+        provider: short name of an execution provider (:data:`edgetie.runtime.PROVIDERS`).
+        threads: threads an operator runs on; ``None`` takes every physical core.
+        logits: ``all`` gives the logits of every token, where the model keeps the last only.
+        release: let go of file pages whose weights ONNX Runtime has packed into memory of its own.
+        optimized_model_path: where ONNX Runtime writes the graph as it runs it; weights go to a
+            file of that name with ``.data`` added.
+
+    Raises:
+        BundleError: if it cannot be opened or ONNX Runtime rejects it.
+        ProviderError: if the provider is unknown, absent, or takes no node of the model.
+    """
+    start = time.perf_counter()
+    row = resolve(provider)
+    bundle = source if isinstance(source, Bundle) else open_bundle(source)
+    signature = bundle.manifest.signature if bundle.manifest is not None else None
+    graph = without_last_token(bundle.model_path) if logits == "all" else None
+    options = session_options(threads or default_threads(), row)
+    if graph is not None:
+        folder = str(bundle.model_path.parent)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", folder
+        )
+    if optimized_model_path is not None:
+        _write_optimized(options, Path(optimized_model_path))
+    session = _create(bundle.model_path, graph, options, row)
+    inputs = [_info(value) for value in session.get_inputs()]
+    outputs = [_info(value) for value in session.get_outputs()]
+    kind = _logits_kind(outputs)
+    if logits == "all" and kind == "last":
+        raise BundleError(
+            f"{bundle.model_path}: gives logits of the last token only, and the node that keeps it "
+            "cannot be told; export the model again with edgetie"
+        )
+    cache = _cache(inputs, outputs, bundle.model_path)
+    nodes = _nodes_per_provider(session)
+    if not nodes.get(row.ort_name):
+        raise ProviderError(
+            f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of "
+            f"{bundle.model_path}; use another provider"
+        )
+    released = release_file_pages(external_data_files(bundle.model_path)) if release else 0
+    return Session(
+        bundle=bundle,
+        provider=row.name,
+        threads=options.intra_op_num_threads,
+        load_seconds=time.perf_counter() - start,
+        inputs=inputs,
+        outputs=outputs,
+        cache=cache,
+        cache_dtype=next((i.dtype for i in inputs if i.name.startswith(PAST)), ""),
+        cache_in_place=bool(cache) and signature is not None and signature.cache_in_place,
+        logits=kind,
+        packed=graph is not None,
+        nodes_per_provider=nodes,
+        released_bytes=released,
+        device=row.device,
+        ort=session,
+    )
+
+
+def default_threads() -> int:
+    """Physical cores this process may run on; all it may run on where that cannot be told."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text(encoding="ascii"))
+        except OSError:
+            return len(allowed)
+    return len(cores)
+
+
+def session_options(threads: int, provider: Provider) -> Any:
+    """ONNX Runtime's options as edgetie sets them."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _write_optimized(options: Any, path: Path) -> None:
+    options.optimized_model_filepath = str(path)
+    entries = {
+        "session.optimized_model_external_initializers_file_name": f"{path.name}.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    }
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+
+
+def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -> Any:
+    """An InferenceSession on ``provider``, with ONNX Runtime's own fallbacks switched off."""
+    try:
+        session = ort.InferenceSession(
+            str(path) if graph is None else graph,
+            options,
+            providers=[(provider.ort_name, dict(provider.options))],
+            enable_fallback=0,
+        )
+    except Exception as error:  # pybind11 classes without a common base
+        message = one_line(error)
+        if provider.name == "cpu":
+            raise BundleError(f"{path}: ONNX Runtime cannot load it: {message}") from error
+        raise ProviderError(f"--provider {provider.name}: cannot load {path}: {message}") from error
+    session.disable_fallback()
+    first = session.get_providers()[0]
+    if first != provider.ort_name:
+        raise ProviderError(
+            f"--provider {provider.name}: did not start, ONNX Runtime fell back to {first}; "
+            f"check the drivers that {provider.package} needs"
+        )
+    return session
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an ONNX Runtime exception on one line, without its code and source file."""
+    text = " ".join(str(error).split())
+    head, separator, rest = text.partition(" : ")
+    if separator and head.startswith("[ONNXRuntimeError]"):
+        text = rest.split(" : ", 1)[-1]
+    return text[:400]
+
+
+def _info(value: Any) -> TensorInfo:
+    name = str(value.type).removeprefix("tensor(").removesuffix(")")
+    return TensorInfo(value.name, _NUMPY_NAMES.get(name, name), tuple(value.shape))
+
+
+def _logits_kind(outputs: list[TensorInfo]) -> Literal["last", "all"]:
+    shape = next((output.shape for output in outputs if output.name == "logits"), ())
+    return "last" if len(shape) == 3 and shape[1] == 1 else "all"
+
+
+def _cache(inputs: list[TensorInfo], outputs: list[TensorInfo], path: Path) -> list[CacheTensor]:
+    names = {output.name for output in outputs}
+    tensors = []
+    for value in inputs:
+        if not value.name.startswith(PAST):
+            continue
+        present = PRESENT + value.name.removeprefix(PAST)
+        heads, size = value.shape[1::2] if len(value.shape) == 4 else ("", "")
+        if present not in names or not isinstance(heads, int) or not isinstance(size, int):
+            raise BundleError(
+                f"{path}: cache input {value.name} {list(value.shape)} is not (batch, kv_heads, "
+                f"length, head_size) with an output {present}; export the model with edgetie"
+            )
+        tensors.append(CacheTensor(value.name, present, heads, size))
+    return tensors
+
+
+def _nodes_per_provider(session: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] += len(part.get_nodes())
+    return dict(counts)

@@ -1,0 +1,44 @@
+"""Modules made by a Python function: ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from edgetie.errors import SourceError
+from edgetie.sources import Source
+from edgetie.sources.pretrained import first_line
+
+
+def load_factory(text: str) -> Source:
+    """Call ``package.module:function`` and take the module it returns.
+
+    The current directory is importable, as it is for ``python -m``. What the module's ``forward``
+    accepts decides how it is exported; see :mod:`edgetie.export.tasks`.
+
+    Raises:
+        SourceError: if it cannot be imported, called, or returns no ``nn.Module``.
+    """
+    import torch
+
+    module_name, function_name = text.split(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        module = function()
+    except Exception as error:
+        raise SourceError(
+            f"{text}: calling it failed ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise SourceError(f"{text}: returned {type(module).__name__}, not a torch.nn.Module")
+    config = getattr(module, "config", None)
+
+    def save_extras(target: Path) -> None:
+        if hasattr(config, "save_pretrained"):
+            config.save_pretrained(target)
+
+    return Source("factory", text, module.eval().float(), config, save_extras)

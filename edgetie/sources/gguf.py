@@ -1,0 +1,97 @@
+"""GGUF files, dequantised to fp32 by transformers and gguf."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgetie.errors import SourceError
+from edgetie.sources import Source
+from edgetie.sources.pretrained import first_line, save_tokenizer
+
+
+def load_gguf(path: Path) -> Source:
+    """Load a GGUF file as an fp32 model.
+
+    Raises:
+        SourceError: if the file is damaged or of an architecture transformers does not read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise SourceError(f"{path}: not a GGUF file")
+    try:
+        with _no_bars(), _read_once():
+            module = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32
+            ).eval()
+    except Exception as error:
+        raise SourceError(f"{path}: cannot be loaded ({first_line(error)})") from error
+    config = module.config
+    if hasattr(config, "quantization_config"):  # the weights are dequantised by now
+        del config.quantization_config
+    config.architectures = [type(module).__name__]
+
+    def save_extras(target: Path) -> None:
+        from transformers import AutoTokenizer, GenerationConfig
+
+        config.save_pretrained(target)
+        with _read_once():
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        ends = {config.eos_token_id, tokenizer.eos_token_id} - {None}
+        generation = GenerationConfig.from_model_config(config)
+        generation.eos_token_id = sorted(ends)
+        generation.save_pretrained(target)
+        save_tokenizer(tokenizer, target)
+        _reader.cache_clear()
+
+    return Source("gguf", path.stem, module, config, save_extras)
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(original: Any, path: str) -> Any:
+    return original(path)
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Let transformers parse a file's header and build its name map once, not per use.
+
+    It does both anew for the configuration, the weights and the tokenizer, and the map for every
+    submodule: most of the time of loading a small model.
+    """
+    import gguf
+
+    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader = lambda path, *_: _reader(reader, str(path))
+    gguf.get_tensor_name_map = functools.cache(name_map)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off the terminal."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
