@@ -2,7 +2,7 @@
 
 A command is what one would type in its environment. In it, `{source}` and `{output}` stand for
 the directories of the model it starts from and of the one it makes, and `{prepare}` for the folder
-of that name; in a requirement, `{repository}` stands for the root of this repository.
+of that name; in a requirement, `{repository}` stands for a copy of edgetie's sources.
 """
 
 from __future__ import annotations

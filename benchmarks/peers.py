@@ -46,36 +46,85 @@ def write_prompt(weights: Path, length: int, file: Path) -> None:
     file.write_text(json.dumps(list(itertools.islice(itertools.cycle(ids), length))), "utf-8")
 
 
-def prepare(workshop: Workshop, name: str) -> str:
-    """Make all that a peer needs; the answer names the versions that will be measured."""
-    peer = catalogue.PEERS[name]
-    workshop.environment(peer.environment)
-    workshop.model(peer.model)
-    command = ["python", "-c", VERSIONS, *peer.distributions]
-    versions = workshop.run(peer.environment, command, f"versions-{name}").split()
-    return ", ".join(
-        f"{distribution} {version}"
-        for distribution, version in zip(peer.distributions, versions, strict=True)
-    )
+class Session:
+    """One call of this program: what it measures with, and what came out so far."""
 
+    def __init__(self, work: Path, names: list[str], console: Console, status: Status) -> None:
+        self.workshop = Workshop(work, self.announce)
+        self.console = console
+        self.status = status
+        self.runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        self.versions: dict[str, str] = {}
+        self.same_tokens: dict[str, int] = {}
+        self.failures: dict[str, str] = {}
 
-def work_once(workshop: Workshop, name: str, log: str, options: list[str]) -> dict[str, Any]:
-    """One run of a peer's worker, in a process of its own."""
-    peer = catalogue.PEERS[name]
-    worker = str(HERE / "workers" / peer.worker)
-    command = ["python", worker, "--model", str(workshop.model(peer.model)), *options]
-    output = workshop.run(peer.environment, command, f"{log}-{name}", {"HF_HUB_OFFLINE": "1"})
-    try:
-        result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    except (IndexError, ValueError):
-        raise UnavailableError("the worker printed no line of JSON") from None
-    return result
+    def announce(self, what: str) -> None:
+        """Show what is being made, and leave a line of it."""
+        self.status.update(what)
+        self.console.print(f"making {what}", style="dim", markup=False)
 
+    def sound_peers(self) -> list[str]:
+        """The peers with which nothing went wrong yet."""
+        return [name for name in self.runs if name not in self.failures]
 
-def announce(console: Console, status: Status, what: str) -> None:
-    """Show what is being made, and leave a line of it."""
-    status.update(what)
-    console.print(f"making {what}", style="dim", markup=False)
+    @contextmanager
+    def noting(self, name: str, doing: str) -> Iterator[None]:
+        """Show what is being done for a peer, and note why where it cannot be done."""
+        self.status.update(f"{doing}: {name}")
+        try:
+            yield
+        except UnavailableError as error:
+            self.failures[name] = f"{doing}: {error}"
+            self.console.print(f"{name}: {self.failures[name]}", style="red", markup=False)
+
+    def prepare(self) -> None:
+        """Make all that the peers need, and note the versions that will be measured."""
+        for name in self.sound_peers():
+            peer = catalogue.PEERS[name]
+            with self.noting(name, "preparation"):
+                self.workshop.environment(peer.environment)
+                self.workshop.model(peer.model)
+                command = ["python", "-c", VERSIONS, *peer.distributions]
+                found = self.workshop.run(peer.environment, command, f"versions-{name}").split()
+                pairs = zip(peer.distributions, found, strict=True)
+                self.versions[name] = ", ".join(f"{what} {version}" for what, version in pairs)
+
+    def measure(self, rounds: int, options: list[str]) -> None:
+        """Run every peer once, then every peer again."""
+        for number in range(1, rounds + 1):
+            for name in self.sound_peers():
+                with self.noting(name, f"round {number} of {rounds}"):
+                    run = self.work_once(name, "run", options)
+                    self.runs[name].append(run)
+                    speed = f"{run['decode_tokens_per_second']:.1f} tokens/s"
+                    self.console.print(f"round {number}: {name}: {speed}", style="dim")
+
+    def compare(self, reference: Path, options: list[str]) -> None:
+        """Count each peer's agreement with the tokens of the reference, if that was measured."""
+        reference_runs = self.runs.get(catalogue.REFERENCE_PEER)
+        if not reference_runs:
+            return
+        reference.write_text(json.dumps(reference_runs[0]["token_ids"]), encoding="utf-8")
+        for name in self.sound_peers():
+            with self.noting(name, "comparison with the reference"):
+                result = self.work_once(name, "compare", [*options, "--reference", str(reference)])
+                self.same_tokens[name] = result["same_tokens"]
+
+    def work_once(self, name: str, log: str, options: list[str]) -> dict[str, Any]:
+        """One run of a peer's worker, in a process of its own."""
+        peer = catalogue.PEERS[name]
+        worker, model = HERE / "workers" / peer.worker, self.workshop.model(peer.model)
+        output = self.workshop.run(
+            peer.environment,
+            ["python", str(worker), "--model", str(model), *options],
+            f"{log}-{name}",
+            {"HF_HUB_OFFLINE": "1"},
+        )
+        try:
+            result: dict[str, Any] = json.loads(output.splitlines()[-1])
+        except (IndexError, ValueError):
+            raise UnavailableError("the worker printed no line of JSON") from None
+        return result
 
 
 @click.command(help=__doc__)
@@ -84,7 +133,7 @@ def announce(console: Console, status: Status, what: str) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=default_work,
     show_default="a folder in the user's cache directory",
-    help="Where environments and models are made and kept (about 12 GB).",
+    help="Where environments and models are made and kept (about 11 GB).",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
@@ -93,7 +142,6 @@ def announce(console: Console, status: Status, what: str) -> None:
 @click.option(
     "--only",
     multiple=True,
-    metavar="NAME",
     type=click.Choice(list(catalogue.PEERS)),
     help="Measure this peer; repeat for more. Default: all of them.",
 )
@@ -118,55 +166,21 @@ def main(
     json_file: Path | None,
     output: Path | None,
 ) -> None:
-    console = Console(stderr=True)
     work = work.resolve()
-    prompt, reference = work / "prompt.json", work / "reference.json"
+    names = [name for name in catalogue.PEERS if not only or name in only]
+    prompt = work / "prompt.json"
     options = ["--prompt", str(prompt), "--new-tokens", str(new_tokens), "--threads", str(threads)]
 
-    names = [name for name in catalogue.PEERS if not only or name in only]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    versions: dict[str, str] = {}
-    same_tokens: dict[str, int] = {}
-    failures: dict[str, str] = {}
-
-    @contextmanager
-    def noting(name: str, doing: str) -> Iterator[None]:
-        """Show what is being done for a peer, and note why where it cannot be done."""
-        status.update(f"{doing}: {name}")
-        try:
-            yield
-        except UnavailableError as error:
-            failures[name] = f"{doing}: {error}"
-            console.print(f"{name}: {failures[name]}", style="red", markup=False)
-
+    console = Console(stderr=True)
     with console.status("") as status:
-        workshop = Workshop(work, lambda what: announce(console, status, what))
+        session = Session(work, names, console, status)
         try:
-            write_prompt(workshop.model(catalogue.WEIGHTS), prompt_tokens, prompt)
+            write_prompt(session.workshop.model(catalogue.WEIGHTS), prompt_tokens, prompt)
         except UnavailableError as error:
             raise click.ClickException(f"no weights to start from: {error}") from None
-        for name in names:
-            with noting(name, "preparation"):
-                versions[name] = prepare(workshop, name)
-        for number in range(1, rounds + 1):
-            for name in names:
-                if name in failures:
-                    continue
-                with noting(name, f"round {number} of {rounds}"):
-                    run = work_once(workshop, name, "run", options)
-                    runs[name].append(run)
-                    speed = run["decode_tokens_per_second"]
-                    console.print(f"round {number}: {name}: {speed:.1f} tokens/s", style="dim")
-        if runs.get(catalogue.REFERENCE_PEER):
-            reference.write_text(json.dumps(runs[catalogue.REFERENCE_PEER][0]["token_ids"]))
-            for name in names:
-                if name in failures:
-                    continue
-                with noting(name, "comparison with the reference"):
-                    result = work_once(
-                        workshop, name, "compare", [*options, "--reference", str(reference)]
-                    )
-                    same_tokens[name] = result["same_tokens"]
+        session.prepare()
+        session.measure(rounds, options)
+        session.compare(work / "reference.json", options)
 
     report = {
         "model": catalogue.SOURCE_TITLE,
@@ -174,20 +188,20 @@ def main(
         "rounds": rounds,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
-        "versions": versions,
-        "failures": failures,
-        "same_tokens": same_tokens,
-        "runs": runs,
+        "versions": session.versions,
+        "failures": session.failures,
+        "same_tokens": session.same_tokens,
+        "runs": session.runs,
     }
-    if json_file:
-        json_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
     markdown = table.render(report)
-    if output:
-        output.write_text(markdown, encoding="utf-8")
     if sys.stdout.isatty():
         Console().print(Markdown(markdown))
     else:
         click.echo(markdown, nl=False)
+    if output:
+        output.write_text(markdown, encoding="utf-8")
+    if json_file:
+        json_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

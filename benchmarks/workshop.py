@@ -25,7 +25,7 @@ import catalogue
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-PACKAGE_SOURCES = ("pyproject.toml", "edgetie/**/*.py", "cli/**/*.py")
+PACKAGE_SOURCES = ("pyproject.toml", "README*", "LICENSE*", "edgetie/**/*", "cli/**/*")
 LONGEST_REASON = 240
 
 
@@ -95,15 +95,23 @@ class Workshop:
             venv.create(directory, clear=True, with_pip=True)
         for index in range(kept, len(wanted)):
             self.announce(f"environment {name}: pip install {recipe.installs[index]}")
-            words = [word.format(repository=REPOSITORY) for word in recipe.installs[index].split()]
-            self.run(
-                name,
-                ["python", "-m", "pip", "install", *words],
-                f"environment-{name}-{index}",
-                recipe.variables,
-            )
+            words = recipe.installs[index].split()
+            if any("{repository}" in word for word in words):
+                words = [word.format(repository=self._copy_sources()) for word in words]
+            command = ["python", "-m", "pip", "install", *words]
+            self.run(name, command, f"environment-{name}-{index}", recipe.variables)
             stamp.write_text(json.dumps(wanted[: index + 1]), encoding="utf-8")
         return directory / "bin"
+
+    def _copy_sources(self) -> Path:
+        """A copy of what edgetie is built from: building leaves things behind where it happens."""
+        directory = self.directory / "edgetie-sources"
+        shutil.rmtree(directory, ignore_errors=True)
+        for file in _package_files():
+            copy = directory / file.relative_to(REPOSITORY)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        return directory
 
     def _make_model(self, name: str) -> Path:
         recipe = catalogue.MODELS[name]
@@ -187,10 +195,15 @@ def _model_stamp(name: str) -> str:
 def _sources_digest() -> str:
     """The digest of the files that edgetie is built from."""
     digest = hashlib.sha256()
-    for file in sorted(file for pattern in PACKAGE_SOURCES for file in REPOSITORY.glob(pattern)):
+    for file in _package_files():
         digest.update(str(file.relative_to(REPOSITORY)).encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _package_files() -> list[Path]:
+    found = (file for pattern in PACKAGE_SOURCES for file in REPOSITORY.glob(pattern))
+    return sorted(file for file in found if file.is_file() and "__pycache__" not in file.parts)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

@@ -286,3 +286,26 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(values: Any) -> list[dict[str, Any]]:
+    """``{name, dtype, shape}`` of graph inputs or outputs; symbolic dimensions by name."""
+    return [
+        {
+            "name": value.name,
+            "dtype": value.dtype.name.lower(),
+            "shape": [d if isinstance(d, int) else str(d.value) for d in value.shape],
+        }
+        for value in values
+    ]
+
+
+def eos_token_ids(directory: Path) -> list[int]:
+    """The tokens that end a text, from the generation configuration or the configuration."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            if ends is not None:
+                return [ends] if isinstance(ends, int) else list(ends)
+    return []

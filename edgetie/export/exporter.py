@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,11 +17,14 @@ from edgetie.bundle import (
     Signature,
     atomic_directory,
     check_destination,
+    describe,
+    eos_token_ids,
     open_bundle,
     write_manifest,
 )
 from edgetie.errors import ExportError, TieError
 from edgetie.export.genai import write_genai_config
+from edgetie.export.memory import release_freed_memory
 from edgetie.export.tasks import Task, probe
 from edgetie.export.trace import trace
 from edgetie.export.verify import Agreement, expect, measure
@@ -42,6 +43,7 @@ from edgetie.passes.silu import Silu
 from edgetie.passes.skip_norm import SkipNorm
 from edgetie.report.progress import Stages
 from edgetie.sources import Source, load_source
+from edgetie.runtime.memory import read_memory
 from edgetie.ties import TieGroup, find_ties, tied_parameters, verify_ties
 
 _FUSED_OPERATORS = (
@@ -158,9 +160,10 @@ def export(
         inputs, outputs = describe(model.graph.inputs), describe(model.graph.outputs)
         name, config = source.name, source.config
         about = {"kind": source.kind, "name": name, "architecture": source.architecture}
-        source.save_extras(directory)
+        save_extras = source.save_extras
         del source, traced, model  # the module's weights are not needed beside the file's
-        gc.collect()
+        release_freed_memory()
+        save_extras(directory)
         signature = Signature(
             inputs=inputs,
             outputs=outputs,
@@ -168,7 +171,7 @@ def export(
             cache_in_place=in_place,
             max_positions=task.max_positions,
             vocab_size=task.vocab_size,
-            eos_token_ids=_eos_token_ids(directory),
+            eos_token_ids=eos_token_ids(directory),
         )
         write_genai_config(directory, config, task, signature)
         stages.stage("verify")
@@ -201,7 +204,7 @@ def export(
         agreement=agreement,
         weights_bytes=weights_bytes,
         unique_parameter_bytes=sum(sizes) * (2 if precision == "fp16" else 4),
-        peak_bytes=_peak_bytes(),
+        peak_bytes=read_memory().peak,
     )
 
 
@@ -214,18 +217,6 @@ def probe_source(source: Source) -> Task:
             f"{source.name}: calling it with three tokens failed "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
-
-
-def describe(values: Any) -> list[dict[str, Any]]:
-    """``{name, dtype, shape}`` of graph inputs or outputs; symbolic dimensions by name."""
-    return [
-        {
-            "name": value.name,
-            "dtype": value.dtype.name.lower(),
-            "shape": [d if isinstance(d, int) else str(d.value) for d in value.shape],
-        }
-        for value in values
-    ]
 
 
 def _require_module_ties(parameters: list[tuple[str, ...]], ties: list[TieGroup]) -> None:
@@ -260,23 +251,3 @@ def _require_agreement(name: str, agreement: Agreement, precision: str) -> None:
             f"of the largest logit (prefill {agreement.prefill:.1e}, cached {agreement.cached:.1e}, "
             f"padded {agreement.padded:.1e}); nothing was written"
         )
-
-
-def _eos_token_ids(directory: Path) -> list[int]:
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        if path.is_file():
-            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            if ends is not None:
-                return [ends] if isinstance(ends, int) else list(ends)
-    return []
-
-
-def _peak_bytes() -> int:
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-

@@ -8,7 +8,6 @@ one that slides its window; both models pay the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from edgetie.runtime import Tokenizer
 
 Ids = npt.NDArray[np.int64]
 
+TOKENIZER = "tokenizer.json"
 _PROMPT_TOKENS = 32
 
 
@@ -204,10 +204,10 @@ def _choose_data(
     longest = bundle.manifest.signature.max_positions if bundle.manifest else None
     window = min(window, longest) if longest else window
     random = samples.random_ids(min(samples.RANDOM_TOKENS, max_tokens), vocab_size).tolist()
-    if not has_tokenizer(bundle):
+    if not (bundle.directory / TOKENIZER).is_file():
         if text is not None:
             raise BundleError(
-                f"{bundle.directory}: no tokenizer.json, so --text cannot be read; leave it out"
+                f"{bundle.directory}: no {TOKENIZER}, so --text cannot be read; leave it out"
             )
         return _Data(f"{len(random)} random token ids (no tokenizer)", window, random, [], [])
     tokenizer = Tokenizer.from_bundle(bundle)
@@ -229,7 +229,7 @@ def _choose_data(
 
 def _common_vocabulary(bundle: BundleReference, reference: Reference) -> int:
     one = np.zeros((1, 1), np.int64)
-    mine, theirs = bundle.logits(one).shape[-1], reference.logits(one).shape[-1]
+    mine, theirs = len(bundle.logits(one)[0]), len(reference.logits(one)[0])
     if mine != theirs:
         raise SourceError(
             f"{reference.name}: a vocabulary of {theirs} tokens, but {bundle.name} has {mine}; "

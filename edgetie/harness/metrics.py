@@ -134,14 +134,12 @@ def common_prefix(expected: list[int], actual: list[int]) -> int:
 
 def _chunks(
     reference: Floats, candidate: Floats
-) -> Iterator[
-    tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]
-]:
+) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
     """Finite rows of both in float64, few at a time, and which rows of the chunk those are."""
     step = max(1, _CHUNK_ELEMENTS // reference.shape[1])
     for start in range(0, len(reference), step):
         ref, cand = reference[start : start + step], candidate[start : start + step]
-        finite = np.isfinite(ref).all(axis=1) & np.isfinite(cand).all(axis=1)
+        finite = np.logical_and(np.isfinite(ref).all(axis=1), np.isfinite(cand).all(axis=1))
         yield ref[finite].astype(np.float64), cand[finite].astype(np.float64), finite
 
 

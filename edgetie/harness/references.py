@@ -57,9 +57,7 @@ class BundleReference:
         self, bundle: str | Path | Bundle, *, provider: str = "cpu", threads: int | None = None
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self.session = open_session(
-            self.bundle, provider=provider, threads=threads, logits="all"
-        )
+        self.session = open_session(self.bundle, provider=provider, threads=threads, logits="all")
 
     @property
     def name(self) -> str:
@@ -67,7 +65,17 @@ class BundleReference:
         return str(self.bundle.directory if whole else self.bundle.model_path)
 
     def logits(self, ids: Ids) -> Floats:
-        return self.session.all_logits(ids)[0]
+        feeds: dict[str, npt.NDArray[Any]] = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.arange(ids.shape[1])[None],
+        }
+        for tensor in self.session.cache:
+            shape = (1, tensor.kv_heads, 0, tensor.head_size)
+            feeds[tensor.past] = np.zeros(shape, self.session.cache_dtype)
+        known = {value.name: feeds[value.name] for value in self.session.inputs}
+        result: Floats = self.session.ort.run(["logits"], known)[0][0].astype(np.float32)
+        return result
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
         decoder = Decoder(self.session, 1, len(prompt_ids) + n)

@@ -82,4 +82,6 @@ def precision_of(bundle: Bundle) -> str:
 
 def default_thresholds(precision: str) -> Thresholds:
     """The limits for ``precision``, a name that begins with fp32, fp16 or int8."""
-    return next((DEFAULTS[name] for name in DEFAULTS if precision.startswith(name)), DEFAULTS["int8"])
+    return next(
+        (DEFAULTS[name] for name in DEFAULTS if precision.startswith(name)), DEFAULTS["int8"]
+    )

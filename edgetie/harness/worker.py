@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 import edgetie.errors
 from edgetie.errors import BundleError, EdgetieError
@@ -85,10 +86,8 @@ def measure(job: Job) -> Run:
     sampler = MemorySampler() if job.sample_memory else None
     with sampler or nullcontext():
         session = open_session(job.path, provider=job.provider, threads=job.threads)
-        length = job.prompt_tokens + job.new_tokens
-        _check_length(session, length, job.path)
-        decoder = Decoder(session, 1, length)
-        prompt = random_ids(job.prompt_tokens, session.vocab_size)[None]
+        decoder = Decoder(session, 1, job.prompt_tokens + job.new_tokens)
+        prompt = random_ids(job.prompt_tokens, _vocabulary(session))[None]
         first_run_ms = _generate(decoder, prompt, 1)[0]
         _generate(decoder, prompt, min(_WARM_UP_TOKENS, job.new_tokens))
         prefill_ms, *step_ms = _generate(decoder, prompt, job.new_tokens)
@@ -114,17 +113,13 @@ def measure(job: Job) -> Run:
     )
 
 
-def _check_length(session: Session, length: int, path: str) -> None:
-    manifest = session.bundle.manifest
-    longest = manifest.signature.max_positions if manifest else None
-    if longest is not None and length > longest:
-        raise BundleError(
-            f"{path}: takes {longest} tokens, not {length}; "
-            "lower --prompt-tokens and --new-tokens"
-        )
+def _vocabulary(session: Session) -> int:
+    """Size of the vocabulary; one the graph does not tell is taken to hold the 256 bytes."""
+    size = next(value.shape[-1] for value in session.outputs if value.name == "logits")
+    return size if isinstance(size, int) else 256
 
 
-def _generate(decoder: Decoder, prompt: np.ndarray[tuple[int, ...], np.dtype[np.int64]], count: int) -> list[float]:
+def _generate(decoder: Decoder, prompt: npt.NDArray[np.int64], count: int) -> list[float]:
     """Milliseconds for each of ``count`` greedy tokens; the first includes the prompt."""
     decoder.reset()
     times = []

@@ -17,11 +17,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.runtime.session import CacheTensor, Session, one_line
+from edgetie.runtime.session import CacheTensor, Session, TensorInfo, one_line
 
-_KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-Logits = NDArray[np.float32]
-Ids = NDArray[np.int64]
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class Decoder:
@@ -30,43 +28,189 @@ class Decoder:
     Attributes:
         session: the opened model.
         batch: number of sequences.
-        max_length: longest sequence, padding included, that it has room for.
+        max_length: longest sequence there is room for, padding included.
         length: tokens of each sequence so far, padding included.
     """
 
     def __init__(self, session: Session, batch: int, max_length: int) -> None:
-        """Allocate buffers; their memory is used only as far as sequences grow.
+        """Allocate buffers; memory is used only as far as sequences grow.
 
         Raises:
-            BundleError: if the model is no decoder this class can drive.
+            BundleError: if the model is no decoder that can be driven token by token.
             EdgetieError: if ``max_length`` is more than the model takes.
         """
-        names = {value.name: value for value in session.inputs}
-        model = session.bundle.model_path
-        cached = {tensor.past for tensor in session.cache}
-        unknown = [name for name in names if name not in cached and name not in _KNOWN_INPUTS]
-        outputs = {value.name: value for value in session.outputs}
-        if unknown or "input_ids" not in names or "logits" not in outputs:
-            what = f"input {unknown[0]}" if unknown else "no input_ids or no logits"
-            raise BundleError(
-                f"{model}: {what}; only decoders with input_ids, attention_mask, position_ids, "
-                "past_key_values and logits can generate"
-            )
+        self.session, self.batch, self.max_length, self.length = session, batch, max_length, 0
+        self._model = session.bundle.model_path
+        inputs, logits = self._known_inputs()
         manifest = session.bundle.manifest
         limit = manifest.signature.max_positions if manifest is not None else None
         if limit is not None and max_length > limit:
-            raise EdgetieError(f"{model}: takes {limit} tokens, not {max_length}; ask for fewer")
-        self.session, self.batch, self.max_length, self.length = session, batch, max_length, 0
-        self._dtypes = {name: np.dtype(names[name].dtype) for name in names if name not in cached}
-        self._logits_dtype = np.dtype(outputs["logits"].dtype)
-        self._vocabulary: int | str = outputs["logits"].shape[-1]
-        self._on_cpu = session.device == "cpu"
+            raise EdgetieError(f"{self._model}: takes {limit} tokens, not {max_length}")
         self._mask = np.zeros((batch, max_length), np.int64)
-        self._ids = np.zeros((batch, max_length), np.int64)  # read again only without a cache
-        self._bound: dict[str, NDArray[Any]] = {}
-        self._scratch = {
-            name: np.empty(batch * max_length, dtype) for name, dtype in self._dtypes.items()
+        self._ids = None if session.cache else np.zeros((batch, max_length), np.int64)
+        self._inputs = {
+            name: np.empty(batch * max_length, self._dtype(info)) for name, info in inputs.items()
         }
+        self._bound: dict[str, tuple[int, ...]] = {}
+        self._logits_dtype = self._dtype(logits)
+        self._vocabulary = logits.shape[-1]
+        self._logits = np.empty(0, self._logits_dtype)
         self._binding = session.ort.io_binding()
-        self._cache = [self._empty_cache(tensor) for tensor in session.cache]
-        self._bind_cache()
+        self._buffers: list[Any] = []
+        if session.cache_in_place:
+            for tensor in session.cache:
+                self._bind_in_place(tensor)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sequences; buffers are kept."""
+        self.length = 0
+        if self.session.cache_in_place:
+            return
+        for tensor in self.session.cache:
+            shape = (self.batch, tensor.kv_heads, 0, tensor.head_size)
+            empty = ort.OrtValue.ortvalue_from_shape_and_type(
+                shape, np.dtype(self.session.cache_dtype), self.session.device, 0
+            )
+            self._binding.bind_ortvalue_input(tensor.past, empty)
+
+    def prefill(
+        self, ids: NDArray[np.int64], attention_mask: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Append tokens to every sequence.
+
+        Args:
+            ids: ``(batch, count)`` token ids.
+            attention_mask: ``(batch, count)``, 0 where ``ids`` is padding, on either side;
+                ``None`` if there is none.
+
+        Returns:
+            Logits ``(batch, vocabulary)`` of each sequence's last token.
+
+        Raises:
+            EdgetieError: if ``max_length`` would be exceeded.
+            BundleError: if ONNX Runtime fails on the model.
+        """
+        mask = np.ones_like(ids) if attention_mask is None else attention_mask
+        if "attention_mask" not in self._inputs and not mask.all():
+            raise EdgetieError(f"{self._model}: has no attention_mask, so it takes no padding")
+        return self._forward(ids, mask)
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token, ``tokens[b]``, to every sequence; otherwise as :meth:`prefill`."""
+        return self._forward(tokens[:, None], 1)
+
+    def _forward(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int
+    ) -> NDArray[np.float32]:
+        first, end = self.length, self.length + ids.shape[1]
+        if end > self.max_length:
+            raise EdgetieError(
+                f"{end} tokens exceed max_length {self.max_length}; make the Decoder longer"
+            )
+        self._mask[:, first:end] = mask
+        if self._ids is not None:
+            self._ids[:, first:end] = ids
+            first, ids = 0, self._ids[:, :end]
+        self._feed("input_ids", ids)
+        if "attention_mask" in self._inputs:
+            self._feed("attention_mask", self._mask[:, :end])
+        if "position_ids" in self._inputs:
+            positions = self._mask[:, :end].cumsum(axis=1)[:, first:] - 1
+            self._feed("position_ids", np.maximum(positions, 0))
+        self._bind_logits(1 if self.session.logits == "last" else end - first)
+        self._run()
+        self.length = end
+        if self._logits.shape[1] == 1:
+            rows = self._logits[:, 0]
+        else:
+            rows = self._logits[np.arange(self.batch), self._last_tokens(first, end)]
+        return rows.astype(np.float32)
+
+    def _last_tokens(self, first: int, end: int) -> NDArray[np.int64]:
+        """Where the logits of each row's last token are, among those of columns first to end."""
+        mask = self._mask[:, first:end]
+        if self.session.packed:
+            return mask.sum(axis=1) - 1
+        return end - first - 1 - mask[:, ::-1].argmax(axis=1)
+
+    def _feed(self, name: str, values: NDArray[np.int64]) -> None:
+        """Copy ``values`` into the buffer of an input; bind it again if its shape has changed."""
+        buffer = self._inputs[name][: values.size].reshape(values.shape)
+        buffer[...] = values
+        if self.session.device != "cpu":  # binding is what copies to the device
+            self._binding.bind_cpu_input(name, buffer)
+        elif self._bound.get(name) != values.shape:
+            self._binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+            self._bound[name] = values.shape
+
+    def _bind_logits(self, tokens: int) -> None:
+        if not isinstance(self._vocabulary, int):  # known after the first run
+            self._binding.bind_output("logits", "cpu")
+            return
+        shape = (self.batch, tokens, self._vocabulary)
+        if self._logits.shape != shape:
+            self._logits = np.empty(shape, self._logits_dtype)
+            self._binding.bind_output(
+                "logits", "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data
+            )
+
+    def _run(self) -> None:
+        growing = [] if self.session.cache_in_place else self.session.cache
+        for tensor in growing:
+            self._binding.bind_output(tensor.present, self.session.device)
+        try:
+            self.session.ort.run_with_iobinding(self._binding)
+        except Exception as error:  # pybind11 classes without a common base
+            raise BundleError(f"{self._model}: ONNX Runtime failed: {one_line(error)}") from error
+        if growing or not isinstance(self._vocabulary, int):
+            logits, *presents = self._binding.get_outputs()
+            for tensor, present in zip(growing, presents, strict=True):
+                self._binding.bind_ortvalue_input(tensor.past, present)
+            if not isinstance(self._vocabulary, int):
+                self._logits = logits.numpy()
+                self._vocabulary = self._logits.shape[-1]
+
+    def _bind_in_place(self, tensor: CacheTensor) -> None:
+        shape = (self.batch, tensor.kv_heads, self.max_length, tensor.head_size)
+        dtype = np.dtype(self.session.cache_dtype)
+        if self.session.device == "cpu":
+            memory = _untouched(math.prod(shape) * dtype.itemsize)
+            pointer = np.frombuffer(memory, np.uint8).ctypes.data
+            self._buffers.append(memory)
+            self._binding.bind_input(tensor.past, "cpu", 0, dtype, shape, pointer)
+            self._binding.bind_output(tensor.present, "cpu", 0, dtype, shape, pointer)
+        else:
+            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, self.session.device, 0)
+            self._binding.bind_ortvalue_input(tensor.past, value)
+            self._binding.bind_ortvalue_output(tensor.present, value)
+
+    def _known_inputs(self) -> tuple[dict[str, TensorInfo], TensorInfo]:
+        """The inputs that are no cache, and the logits."""
+        cached = {tensor.past for tensor in self.session.cache}
+        inputs = {info.name: info for info in self.session.inputs if info.name not in cached}
+        unknown = [name for name in inputs if name not in _TOKEN_INPUTS]
+        logits = next((info for info in self.session.outputs if info.name == "logits"), None)
+        if unknown or "input_ids" not in inputs or logits is None:
+            what = f"input {unknown[0]}" if unknown else "no input_ids or no logits"
+            raise BundleError(
+                f"{self._model}: {what}; only decoders with input_ids, attention_mask, "
+                "position_ids, past_key_values and logits can generate"
+            )
+        return inputs, logits
+
+    def _dtype(self, info: TensorInfo) -> np.dtype[Any]:
+        try:
+            return np.dtype(info.dtype)
+        except TypeError as error:
+            raise BundleError(f"{self._model}: {info.name} is {info.dtype}, not numpy's") from error
+
+
+def _untouched(size: int) -> mmap.mmap:
+    """Zeroed memory whose pages come into being one by one, when they are first written.
+
+    numpy's own would come in huge pages, most of each unused by a short sequence.
+    """
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def load_gguf(path: Path) -> Source:
             ).eval()
     except Exception as error:
         raise SourceError(f"{path}: cannot be loaded ({first_line(error)})") from error
+    _drop_pages(path)
     config = module.config
     if hasattr(config, "quantization_config"):  # the weights are dequantised by now
         del config.quantization_config
@@ -59,6 +60,14 @@ def _reader(original: Any, path: str) -> Any:
     return original(path)
 
 
+def _drop_pages(path: Path) -> None:
+    """Give back the memory of the file's pages: its weights are dequantised by now."""
+    import gguf
+
+    if hasattr(mmap, "MADV_DONTNEED"):
+        _reader(gguf.GGUFReader, str(path)).data._mmap.madvise(mmap.MADV_DONTNEED)
+
+
 @contextlib.contextmanager
 def _read_once() -> Iterator[None]:
     """Let transformers parse a file's header and build its name map once, not per use.
@@ -80,18 +89,15 @@ def _read_once() -> Iterator[None]:
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
     """Keep transformers' own progress bars off the terminal."""
+    from transformers import modeling_gguf_pytorch_utils as loader
     from transformers.utils import logging
 
-    was_on = logging.is_progress_bar_enabled()
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
+    was_on, bar = logging.is_progress_bar_enabled(), loader.tqdm
     logging.disable_progress_bar()
+    loader.tqdm = functools.partial(bar, disable=True)
     try:
         yield
     finally:
+        loader.tqdm = bar
         if was_on:
             logging.enable_progress_bar()
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before

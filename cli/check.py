@@ -1,0 +1,136 @@
+"""``edgetie check``: accuracy against a reference; the exit code says whether it passed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgetie.errors import BundleError
+from edgetie_cli import common
+
+_CHARACTERS_PER_TOKEN = 16
+"""Characters read from the text for each token wanted; hardly a token is longer."""
+
+
+@click.command(epilog="Exits 0 if every limit is kept, 1 if one is not, 2 on bad input.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--reference",
+    required=True,
+    metavar="REF",
+    help="What is right: a torch model (directory, hub id, .gguf, module:function), "
+    "another bundle or an .onnx file.",
+)
+@common.provider_option
+@common.threads_option
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="UTF-8 text to measure on, from its start [default: a short built-in text].",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=2),
+    default=2048,
+    show_default=True,
+    help="Tokens of the text to use at most.",
+)
+@click.option(
+    "--max-relative-error",
+    type=click.FloatRange(min=0),
+    help="Limit of the largest logit error over the largest reference logit.",
+)
+@click.option(
+    "--max-kl", type=click.FloatRange(min=0), help="Limit of the mean KL divergence, in nats."
+)
+@click.option(
+    "--min-top1",
+    type=click.FloatRange(0, 1),
+    help="Least fraction of positions with the same likeliest token.",
+)
+@click.option(
+    "--max-perplexity-increase",
+    type=float,
+    help="Limit of the perplexity's increase, as a fraction: 0.003 is 0.3 %.",
+)
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Let the reference run Python code of its own."
+)
+@click.option(
+    "--allow-pickle", is_flag=True, help="Let the reference load pickled weights, which can too."
+)
+@common.output_options
+def command(
+    bundle: Path,
+    reference: str,
+    provider: str,
+    threads: int | None,
+    text: Path | None,
+    max_tokens: int,
+    max_relative_error: float | None,
+    max_kl: float | None,
+    min_top1: float | None,
+    max_perplexity_increase: float | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Compare BUNDLE with a reference model, number by number.
+
+    Both read the same tokens. Measured are the largest and mean logit error, KL divergence, top-1
+    agreement, perplexity, and how far greedy texts agree. Limits depend on the bundle's precision;
+    the options below replace single ones.
+
+    \b
+    edgetie check fp32 --reference SmolLM2-135M
+    edgetie check int8 --reference fp32 --text book.txt --max-tokens 8192
+    edgetie check int8 --reference fp32 --min-top1 0.97 --json
+    """
+    from edgetie.bundle import open_bundle
+    from edgetie.harness.accuracy import check
+    from edgetie.harness.references import resolve_reference
+    from edgetie.harness.thresholds import default_thresholds, precision_of
+    from edgetie.report.progress import live
+    from edgetie.report.tables import accuracy_table, print_tables
+
+    opened = open_bundle(bundle)
+    words = None if text is None else _read(text, max_tokens * _CHARACTERS_PER_TOKEN)
+    thresholds = default_thresholds(precision_of(opened)).override(
+        max_relative_error=max_relative_error,
+        max_kl=max_kl,
+        min_top1=min_top1,
+        max_perplexity_increase=max_perplexity_increase,
+    )
+    with live(quiet) as progress:
+        progress.stage("Opening the reference")
+        report = check(
+            opened,
+            resolve_reference(
+                reference, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+            ),
+            provider=provider,
+            threads=threads,
+            text=words,
+            max_tokens=max_tokens,
+            thresholds=thresholds,
+            progress=progress,
+        )
+    if as_json:
+        common.print_json(report.to_dict())
+    elif not quiet:
+        click.echo(f"{report.bundle} ({report.precision}) against {report.reference}")
+        click.echo(f"on {report.data}")
+        print_tables(accuracy_table(report))
+    for failure in report.failures:
+        click.echo(f"edgetie: {failure}", err=True)
+    return 0 if report.passed else 1
+
+
+def _read(path: Path, characters: int) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(characters)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"--text {path}: not readable as UTF-8 text ({error})") from error

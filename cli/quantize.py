@@ -1,0 +1,57 @@
+"""``edgetie quantize``."""
+
+from __future__ import annotations
+
+import click
+
+from edgetie_cli.common import output_options, print_json
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgetie quantize smol --output smol-int8
+  edgetie quantize model.onnx --output model-int8 --table aliased"""
+)
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "--output", "-o", required=True, type=click.Path(), help="Directory of the bundle to write."
+)
+@click.option(
+    "--table",
+    type=click.Choice(["shared", "aliased"]),
+    default="shared",
+    show_default=True,
+    help="The tied table as one initializer, or as two entries over the same bytes of the file, "
+    "for apps that cannot release a file's pages after start.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@output_options
+def command(
+    bundle: str, output: str, table: str, force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Quantize BUNDLE, or an .onnx file, to int8 with its tied weights kept as one.
+
+    Weights become 8-bit codes with a scale for each block of a row; torch is not needed.
+    """
+    from edgetie.quantize import quantize
+    from edgetie.report.progress import live
+
+    with live(quiet) as progress:
+        report = quantize(bundle, output, table=table, force=force, progress=progress)
+    if as_json:
+        print_json(
+            {
+                "bundle": str(report.bundle.directory),
+                "file_bytes": report.bundle.file_bytes,
+                "source_bytes": report.source_bytes,
+                "unique_parameters": report.manifest.unique_parameters,
+                "ties": [group.to_dict() for group in report.manifest.ties],
+                "quantization": report.manifest.quantization,
+                "seconds": report.seconds,
+            }
+        )
+    elif not quiet:
+        from edgetie.report.quantize_table import print_quantize
+
+        print_quantize(report)

@@ -1,0 +1,205 @@
+"""``quantize``: a bundle or an ``.onnx`` file becomes an int8 bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from edgetie.bundle import (
+    DATA,
+    LAST_TOKEN_NODE,
+    MANIFEST,
+    MODEL,
+    Bundle,
+    Manifest,
+    Signature,
+    atomic_directory,
+    check_destination,
+    describe,
+    eos_token_ids,
+    open_bundle,
+    write_manifest,
+)
+from edgetie.errors import BundleError, QuantizeError
+from edgetie.external_data import write_model
+from edgetie.passes import run_passes
+from edgetie.passes.linear import Linear
+from edgetie.quantize.weight_only import WeightOnly
+from edgetie.report.progress import Stages
+from edgetie.ties import find_ties, verify_ties
+
+_QUANTIZED = {
+    "MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "DynamicQuantizeLinear",
+    "QLinearMatMul", "DequantizeLinear", "QGemm", "QAttention",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What was quantized.
+
+    Attributes:
+        bundle: the int8 bundle, opened.
+        source_bytes: size of the files it was made from.
+        kept: matrices that stayed in floating point, and why.
+        seconds: where the time went.
+    """
+
+    bundle: Bundle
+    source_bytes: int
+    kept: tuple[str, ...]
+    seconds: dict[str, float]
+
+    @property
+    def manifest(self) -> Manifest:
+        assert self.bundle.manifest is not None
+        return self.bundle.manifest
+
+
+def quantize(
+    source: str | os.PathLike[str] | Bundle,
+    output: str | os.PathLike[str],
+    *,
+    table: str = "shared",
+    force: bool = False,
+    progress: Stages | None = None,
+) -> QuantizeReport:
+    """Quantize all matrices to 8 bits, symmetric, by blocks; activations by ONNX Runtime at run time.
+
+    The tied table comes first and stays one: a uint8 tensor ``(rows, blocks, block)`` that
+    GatherBlockQuantized looks up in and MatMulNBits multiplies with.
+
+    Args:
+        source: a bundle or an ``.onnx`` file in fp32.
+        output: directory to write; complete or not at all.
+        table: ``shared``, one initializer for both uses; or ``aliased``, two entries over the same
+            bytes of the file, for apps that cannot release a file's pages after start: ONNX Runtime
+            drops the product's mapping once packed, the lookup touches only the rows it needs.
+        force: replace an existing bundle.
+        progress: told about each stage.
+
+    Raises:
+        BundleError: if the source cannot be read, ``output`` is in the way or the disk is full.
+        QuantizeError: if the model is quantized already, or a weight holds NaN or infinity.
+    """
+    check_destination(output, force=force)
+    stages = progress or Stages()
+    stages.stage("read")
+    bundle = source if isinstance(source, Bundle) else open_bundle(source)
+    model = _load(bundle.model_path)
+    _require_float(bundle, model)
+    parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
+    scheme = WeightOnly(aliased=table == "aliased")
+    before = find_ties(model, parameters)
+    run_passes(model, before, [Linear()])
+    run_passes(model, [], [scheme])
+    if not scheme.changed:
+        raise QuantizeError(f"{bundle.model_path}: no MatMul or Gather over a constant fp32 matrix")
+    model.graph.opset_imports.setdefault("com.microsoft", 1)
+    with atomic_directory(output, force=force) as directory:
+        stages.stage("quantize")
+        path = write_model(model, directory, aliases=scheme.aliases, progress=stages)
+        ties = find_ties(model, parameters)
+        if table == "shared":
+            _require_kept(before, ties)
+        verify_ties(_load(path), ties, where=f"the file {path.name}")
+        _copy_extras(bundle, directory)
+        stages.stage("hash")
+        manifest = _manifest(bundle, model, directory)
+        manifest.ties = ties
+        manifest.precision = "int8"
+        manifest.accuracy = {}
+        manifest.quantization = {
+            "scheme": "weight-only, symmetric, blockwise",
+            "bits": 8,
+            "layout": "packed",
+            "table": table,
+            "blocks": scheme.blocks,
+            "kept": scheme.skipped,
+        }
+        write_manifest(directory, manifest)
+    stages.finish()
+    return QuantizeReport(
+        open_bundle(output), bundle.file_bytes, tuple(scheme.skipped), dict(stages.seconds)
+    )
+
+
+def find_known_ties(bundle: Bundle) -> list[Any]:
+    """The tie groups that a bundle's manifest names."""
+    return [] if bundle.manifest is None else list(bundle.manifest.ties)
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        return ir.load(path)
+    except Exception as error:
+        raise BundleError(f"{path}: not a readable ONNX model ({error})") from error
+
+
+def _require_float(bundle: Bundle, model: ir.Model) -> None:
+    """Refuse what is quantized, or half precision, already."""
+    found = next((node for node in model.graph if node.op_type in _QUANTIZED), None)
+    if found is not None:
+        raise QuantizeError(
+            f"{bundle.model_path}: is quantized already ({found.op_type} {found.name}); "
+            "quantize the fp32 model it came from"
+        )
+    if bundle.manifest is not None and bundle.manifest.precision != "fp32":
+        raise QuantizeError(
+            f"{bundle.directory}: is {bundle.manifest.precision}; quantize an fp32 bundle"
+        )
+
+
+def _require_kept(before: list[Any], after: list[Any]) -> None:
+    names = {group.name for group in after}
+    lost = [group.name for group in before if group.name not in names]
+    if lost:
+        raise QuantizeError(f"{', '.join(lost)}: quantizing would part its uses; nothing written")
+
+
+def _copy_extras(bundle: Bundle, directory: Path) -> None:
+    """Configuration and tokenizer files, as they are."""
+    if bundle.manifest is None:
+        return
+    for path in bundle.files:
+        if path.name not in (MODEL, DATA, MANIFEST):
+            shutil.copyfile(path, directory / path.name)
+
+
+def _manifest(bundle: Bundle, model: ir.Model, directory: Path) -> Manifest:
+    """The source's manifest, or one read off a bare ONNX graph."""
+    if bundle.manifest is not None:
+        return bundle.manifest
+    outputs = describe(model.graph.outputs)
+    width = outputs[0]["shape"][-1] if outputs and outputs[0]["shape"] else 0
+    last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
+    return Manifest(
+        source={"kind": "onnx", "name": bundle.model_path.name, "architecture": None},
+        task="causal-lm",
+        precision="fp32",
+        signature=Signature(
+            inputs=describe(model.graph.inputs),
+            outputs=outputs,
+            logits="last" if last else "all",
+            vocab_size=width if isinstance(width, int) else 0,
+            eos_token_ids=eos_token_ids(directory),
+        ),
+        ties=[],
+        unique_parameters=_parameters(bundle),
+        versions={name: version(name) for name in ("edgetie", "onnxruntime", "onnx")},
+    )
+
+
+def _parameters(bundle: Bundle) -> int:
+    model = ir.load(bundle.model_path)
+    return sum(
+        value.const_value.size
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+    )

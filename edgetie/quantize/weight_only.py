@@ -1,0 +1,282 @@
+"""Weight-only int8 in the packed layout: MatMulNBits and GatherBlockQuantized.
+
+Both operators read uint8 codes ``(rows, blocks, block)`` as they are, so a table used by both is
+one initializer. A 2-D table with a Reshape for one of its users, as other tools write it, is folded
+into a second copy when ONNX Runtime starts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.passes._base import (
+    MICROSOFT,
+    GraphPass,
+    initializer,
+    insert,
+    last_dimension,
+    only_user,
+    producer,
+    replace,
+    weight,
+)
+from edgetie.quantize.blockwise import block_codes, block_scales, choose_block
+from edgetie.ties import MIN_ELEMENTS
+
+_ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A weight ``(rows, columns)``, one row an output channel or a token, and how it is stored."""
+
+    name: str
+    rows: int
+    columns: int
+    block: int
+    codes: ir.Value
+    scales: ir.Value
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.columns // self.block)
+
+
+class WeightOnly(GraphPass):
+    """Replaces MatMul and Gather over fp32 matrices; shared matrices first, and once.
+
+    Args:
+        aliased: give lookup and product entries of their own over the same bytes.
+
+    Attributes:
+        aliases: initializers that share another's bytes, for the writer.
+        blocks: how many matrices have which block size.
+    """
+
+    name = "weight_only_int8"
+
+    def __init__(self, aliased: bool) -> None:
+        super().__init__()
+        self.aliased = aliased
+        self.aliases: dict[str, str] = {}
+        self.blocks: dict[str, int] = {}
+        self._matrices: dict[str, _Matrix] = {}
+
+    def rewrite(self, model: ir.Model) -> None:
+        graph = model.graph
+        values = [v for v in graph.initializers.values() if _is_matrix(v)]
+        values.sort(key=lambda value: len(value.uses()) < 2)  # the tied ones first
+        for value in values:
+            for node, index in list(value.uses()):
+                self._use(graph, value, node, index)
+        self.blocks = dict(Counter(str(m.block) for m in self._matrices.values()))
+        self._take_over_names(graph, values)
+        for value in values:
+            if value.uses():
+                users = ", ".join(sorted({node.op_type for node, _ in value.uses()}))
+                self.skipped.append(f"{value.name}: used by {users}")
+
+    def _take_over_names(self, graph: ir.Graph, values: list[ir.Value]) -> None:
+        """Codes carry the name of the weight they replace: a tie group stays the same by name."""
+        replaced = {str(value.name) for value in values if not value.uses()}
+        for matrix in self._matrices.values():
+            if matrix.name not in replaced or matrix.name not in graph.initializers:
+                continue
+            graph.initializers.pop(matrix.name)
+            old = str(graph.initializers.pop(str(matrix.codes.name)).name)
+            matrix.codes.name = matrix.name
+            graph.register_initializer(matrix.codes)
+            self.aliases = {k: matrix.name if v == old else v for k, v in self.aliases.items()}
+
+    def _use(self, graph: ir.Graph, value: ir.Value, node: ir.Node, index: int) -> None:
+        if node.op_type == "Gather" and index == 0 and _axis(node) == 0:
+            self._lookup(graph, node, self._matrix(graph, value, transposed=False))
+        elif node.op_type == "MatMul" and index == 1:
+            self._product(
+                node, node.inputs[0], node.outputs[0], self._matrix(graph, value, transposed=True)
+            )
+        elif node.op_type == "MatMul" and index == 0:
+            turned, back = producer(node.inputs[1], "Transpose"), only_user(node.outputs[0], "Transpose")
+            if turned is None or back is None:
+                return
+            matrix = self._matrix(graph, value, transposed=False)
+            x, result = _unflattened(turned.inputs[0], back.outputs[0], matrix)
+            self._product(node, x, result, matrix)
+        elif node.op_type == "Transpose":
+            for user, position in list(node.outputs[0].uses()):
+                if user.op_type == "MatMul" and position == 1:
+                    matrix = self._matrix(graph, value, transposed=False)
+                    self._product(user, user.inputs[0], user.outputs[0], matrix)
+
+    def _matrix(self, graph: ir.Graph, value: ir.Value, *, transposed: bool) -> _Matrix:
+        """Codes and scales of a weight, made once; ``transposed`` if it is stored ``(in, out)``."""
+        label = f"{value.name}{'.T' if transposed else ''}"
+        if label in self._matrices:
+            return self._matrices[label]
+        tensor, name = value.const_value, str(value.name)
+        assert tensor is not None
+        shape = [int(d) for d in tensor.shape]
+        rows, columns = shape[::-1] if transposed else shape
+        block = choose_block(columns)
+        count = -(-columns // block)
+
+        def matrix() -> np.ndarray[Any, Any]:
+            array = tensor.numpy()
+            return np.ascontiguousarray(array.T) if transposed else array
+
+        def scales() -> ir.TensorProtocol:
+            return ir.tensor(block_scales(matrix(), block, name))
+
+        def codes() -> ir.TensorProtocol:
+            array = matrix()
+            return ir.tensor(block_codes(array, block_scales(array, block, name), block))
+
+        made = _Matrix(
+            name,
+            rows,
+            columns,
+            block,
+            codes=_lazy(graph, f"{label}.int8", codes, ir.DataType.UINT8, (rows, count, block)),
+            scales=_lazy(graph, f"{label}.scales", scales, ir.DataType.FLOAT, (rows, count)),
+        )
+        self._matrices[label] = made
+        return made
+
+    def _lookup(self, graph: ir.Graph, node: ir.Node, matrix: _Matrix) -> None:
+        """``Gather(W, ids)``: GatherBlockQuantized, then the blocks of a row side by side."""
+        ids, result = node.inputs[1], node.outputs[0]
+        assert ids is not None
+        padded = matrix.blocks * matrix.block != matrix.columns
+        flat_table = self.aliased and not padded
+        if flat_table:
+            table = self._alias(graph, matrix.codes, (matrix.rows, matrix.columns), "lookup")
+            scales = matrix.scales
+        else:
+            table = matrix.codes
+            scales = self._alias(graph, matrix.scales, (matrix.rows, matrix.blocks, 1), "lookup")
+        found = ir.node(
+            "GatherBlockQuantized",
+            [table, ids, scales],
+            {
+                "gather_axis": 0,
+                "quantize_axis": 1 if flat_table else 2,
+                "block_size": matrix.block,
+                "bits": 8,
+            },
+            domain=MICROSOFT,
+            name=node.name,
+        )
+        nodes = [found]
+        if not flat_table:
+            rank = len(ids.shape) if ids.shape is not None else 2
+            width = matrix.blocks * matrix.block
+            shape = initializer(
+                graph, f"lookup.{rank}.{width}", np.array([0] * rank + [width], np.int64)
+            )
+            nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape]))
+            if padded:
+                bounds = [
+                    initializer(graph, f"lookup.{label}", np.array([number], np.int64))
+                    for label, number in (
+                        ("start", 0),
+                        (f"end.{matrix.columns}", matrix.columns),
+                        (f"axis.{rank}", rank),
+                    )
+                ]
+                nodes.append(ir.node("Slice", [nodes[-1].outputs[0], *bounds]))
+        insert(node, *nodes)
+        replace(result, nodes[-1].outputs[0])
+        _forget(node)
+        self.changed += 1
+
+    def _product(
+        self, node: ir.Node, x: ir.Value | None, result: ir.Value, matrix: _Matrix
+    ) -> None:
+        """``x Wᵀ``, with a bias behind it taken in."""
+        assert x is not None
+        inputs: list[ir.Value | None] = [x, matrix.codes, matrix.scales]
+        add = only_user(result, "Add")
+        if add is not None:
+            bias = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
+            tensor = weight(bias)
+            if tensor is not None and tuple(tensor.shape) == (matrix.rows,):
+                inputs += [None, None, bias]
+                result = add.outputs[0]
+        product = ir.node(
+            "MatMulNBits",
+            inputs,
+            {
+                "K": matrix.columns,
+                "N": matrix.rows,
+                "bits": 8,
+                "block_size": matrix.block,
+                "accuracy_level": _ACCURACY_LEVEL,
+            },
+            domain=MICROSOFT,
+            name=node.name,
+        )
+        made = result.producer()
+        assert made is not None
+        insert(made, product)
+        replace(result, product.outputs[0])
+        _forget(node)
+        self.changed += 1
+
+    def _alias(
+        self, graph: ir.Graph, value: ir.Value, shape: tuple[int, ...], purpose: str
+    ) -> ir.Value:
+        """The bytes of ``value`` under another name and shape."""
+        name = f"{value.name}.{purpose}"
+        tensor = value.const_value
+        assert isinstance(tensor, ir.LazyTensor)
+        self.aliases[name] = str(value.name)
+        return _lazy(
+            graph, name, lambda: ir.tensor(tensor.numpy().reshape(shape)), tensor.dtype, shape
+        )
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    tensor = weight(value)
+    return (
+        tensor is not None
+        and tensor.dtype == ir.DataType.FLOAT
+        and len(tensor.shape) == 2
+        and tensor.size >= MIN_ELEMENTS
+    )
+
+
+def _axis(node: ir.Node) -> int:
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+
+
+def _unflattened(
+    x: ir.Value | None, result: ir.Value, matrix: _Matrix
+) -> tuple[ir.Value | None, ir.Value]:
+    """Undo the head's ``Reshape(…, (-1, K))`` and the Reshape back, where both are there."""
+    flat, restored = producer(x, "Reshape"), only_user(result, "Reshape")
+    if flat is None or restored is None or flat.inputs[0] is None:
+        return x, result
+    inner, outer = flat.inputs[0], restored.outputs[0]
+    ranks = [len(v.shape) if v.shape is not None else 0 for v in (inner, outer)]
+    if ranks == [3, 3] and last_dimension(inner) == matrix.columns:
+        return inner, outer
+    return x, result
+
+
+def _lazy(
+    graph: ir.Graph, name: str, make: Any, dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.Value:
+    return initializer(
+        graph, name, ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=name)
+    )
+
+
+def _forget(node: ir.Node) -> None:
+    """Detach a replaced node from its inputs, so an unused weight shows as unused."""
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)

@@ -1,0 +1,164 @@
+"""One picture of a latency report: latency by position, memory over time, a comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetie.errors import BundleError, EdgetieError
+from edgetie.report.tables import models_of, short_name
+
+if TYPE_CHECKING:
+    from edgetie.harness.latency import LatencyReport
+
+_DARK = ("#0f766e", "#b45309")
+_LIGHT = ("#7cc6bf", "#f0c089")
+_INK = "#1f2933"
+_FAINT = "#e3e7eb"
+
+_STYLE = {
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "xtick.color": "#52606d",
+    "ytick.color": "#52606d",
+    "legend.frameon": False,
+}
+
+
+def require_matplotlib() -> None:
+    """Raises:
+    EdgetieError: if matplotlib, which only plots need, is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise EdgetieError("plots need matplotlib; install it with: pip install 'edgetie[plot]'")
+
+
+def plot_latency(report: LatencyReport, path: Path) -> None:
+    """Draw ``report``, and what it was measured against, into an image file.
+
+    Left: milliseconds of each token over its position, median and range of the runs. Middle:
+    private and file-mapped memory over time, a panel for each model on one scale; empty unless the
+    report was made with ``timeline``. Right: files, memory and speeds.
+
+    Args:
+        report: what to draw.
+        path: where; the suffix chooses the format, e.g. ``.png``.
+
+    Raises:
+        EdgetieError: if matplotlib is not installed.
+        BundleError: if the file cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    models = models_of(report)
+    with rc_context(_STYLE):
+        figure: Any = Figure(figsize=(15, 4.8), dpi=130, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
+        left, middle, right = figure.subfigures(1, 3, width_ratios=(1.05, 1.05, 0.9))
+        _draw_positions(left.subplots(), models)
+        _draw_memory(middle, models)
+        _draw_bars(right, models)
+        figure.suptitle(_title(report), x=0.012, ha="left", fontsize=10, color="#52606d")
+        try:
+            figure.savefig(path)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"--plot {path}: cannot be written ({error})") from error
+
+
+def _title(report: LatencyReport) -> str:
+    text = (
+        f"{report.provider}, {report.threads} threads · prompt {report.prompt_tokens}, "
+        f"{report.new_tokens} new tokens · {report.repeat} runs"
+    )
+    return text if report.latency_valid else f"{text} · NOT VALID: {report.latency_problem}"
+
+
+def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
+    for index, model in enumerate(models):
+        columns = list(zip(*(run.step_ms for run in model.runs), strict=True))
+        positions = range(model.prompt_tokens + 1, model.prompt_tokens + 1 + len(columns))
+        low, high = [min(column) for column in columns], [max(column) for column in columns]
+        if len(model.runs) > 1:
+            axes.fill_between(positions, low, high, color=_LIGHT[index], alpha=0.35, lw=0)
+        medians = [statistics.median(column) for column in columns]
+        axes.plot(positions, medians, color=_DARK[index], lw=1.8, label=short_name(model.model))
+    axes.set(title="Latency of a token", xlabel="position in the sequence", ylabel="ms")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.01)
+    axes.legend(loc="lower left")
+
+
+def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
+    all_axes = figure.subplots(len(models), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for index, (axes, model) in enumerate(zip(all_axes, models, strict=True)):
+        axes.set_ylabel("MB over imports")
+        if model.sampled is None:
+            continue
+        seconds, anonymous, mapped = (
+            list(column) for column in zip(*model.sampled.timeline, strict=True)
+        )
+        axes.stackplot(
+            seconds,
+            [max(value, 0) / 1e6 for value in anonymous],
+            [max(value, 0) / 1e6 for value in mapped],
+            labels=("private (anonymous)", "file-mapped"),
+            colors=(_DARK[index], _LIGHT[index]),
+        )
+        axes.axvline(model.sampled.load_seconds, color=_INK, lw=1, ls=":")
+        axes.annotate(
+            "loaded",
+            (model.sampled.load_seconds, 0.97),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="top",
+            fontsize=8.5,
+        )
+        axes.margins(x=0, y=0.18)
+        axes.legend(loc="upper right", ncols=2, fontsize=8.5, title=short_name(model.model))
+    all_axes[0].set_title("Memory over time")
+    all_axes[-1].set_xlabel("seconds")
+
+
+def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
+    rows: list[tuple[str, Callable[[LatencyReport], list[float]], str]] = [
+        ("files", lambda m: [m.file_bytes / 1e6], "MB"),
+        ("memory", lambda m: [m.anonymous_bytes / 1e6, m.file_mapped_bytes / 1e6], "MB"),
+        ("prefill", lambda m: [m.prefill_tokens_per_second], "tokens/s"),
+        ("decode", lambda m: [m.decode_tokens_per_second], "tokens/s"),
+    ]
+    all_axes = figure.subplots(len(rows), 1)
+    for axes, (name, values, unit) in zip(all_axes, rows, strict=True):
+        longest = max(sum(values(model)) for model in models)
+        for index, model in enumerate(models):
+            start = 0.0
+            for value, color in zip(values(model), (_DARK[index], _LIGHT[index]), strict=False):
+                axes.barh(index, value, left=start, color=color, height=0.72)
+                start += value
+            axes.text(start + longest * 0.02, index, f"{start:,.4g} {unit}", va="center")
+        axes.set_xlim(0, longest * 1.4)
+        axes.set_yticks(range(len(models)), [short_name(model.model) for model in models])
+        axes.invert_yaxis()
+        axes.grid(False)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(name, fontsize=9.5, fontweight="normal", pad=3)
+    figure.suptitle("Size, memory, speed", x=0.02, ha="left", fontsize=11, fontweight="bold")

@@ -1,0 +1,32 @@
+"""What quantizing did, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from edgetie.report.export_table import ties_table
+
+if TYPE_CHECKING:
+    from edgetie.quantize import QuantizeReport
+
+
+def print_quantize(report: QuantizeReport) -> None:
+    """Print ties, sizes, block sizes and what stayed in floating point."""
+    console = Console(highlight=False, soft_wrap=True)
+    manifest = report.manifest
+    if manifest.ties:
+        console.print(ties_table(manifest.ties))
+    size = report.bundle.file_bytes
+    console.print(
+        f"\nfiles        {size / 1e6:,.1f} MB, {size / report.source_bytes:.3f} × the source, "
+        f"{size / max(1, manifest.unique_parameters):.3f} bytes a parameter"
+    )
+    blocks = ", ".join(f"{n} of block {b}" for b, n in manifest.quantization["blocks"].items())
+    console.print(f"matrices     {blocks}")
+    for text in report.kept:
+        console.print(f"[yellow]kept fp32    {text}[/yellow]")
+    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
+    console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
+    console.print(f"bundle       {report.bundle.directory}")
