@@ -39,7 +39,7 @@ from edgetie.passes.pack import PackProjections
 from edgetie.passes.retie import Retie
 from edgetie.passes.rms_norm import RmsNorm
 from edgetie.passes.rotary import Rotary
-from edgetie.passes.silu import Silu
+from edgetie.passes.activation import Activation
 from edgetie.passes.skip_norm import SkipNorm
 from edgetie.report.progress import Stages
 from edgetie.sources import Source, load_source
@@ -52,6 +52,8 @@ _FUSED_OPERATORS = (
     "SkipLayerNormalization",
     "RMSNormalization",
     "QuickGelu",
+    "FastGelu",
+    "Gelu",
 )
 
 
@@ -144,7 +146,7 @@ def export(
             Layout(),
             LastToken(),
             SkipNorm(),
-            Silu(),
+            Activation(),
             PackProjections(),
             Head(),
             Normalize(),

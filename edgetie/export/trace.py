@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def _trace(
     shapes = (
         {0: batch, 1: sequence},
         {0: batch, 1: total if past else sequence},
-        tuple({0: batch, 2: past_length} for _ in past),
+        *((tuple({0: batch, 2: past_length} for _ in past),) if past else ()),
     )
     progress.stage("trace")
     with _quiet(), torch.no_grad():
@@ -122,10 +123,35 @@ def _trace(
         value.name = name
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         value.name = name
+    _name_dimensions(model)
     for node in model.graph:
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]
     return Traced(model, unfused)
+
+
+def _name_dimensions(model: ir.Model) -> None:
+    """Call the symbols that torch made up (``s43``) by what they are, everywhere in the graph."""
+    tokens, mask, *past = model.graph.inputs
+    named = [(tokens, 0, "batch"), (tokens, 1, "sequence"), (mask, 1, "total_sequence")]
+    if past:
+        named.append((past[0], 2, "past_sequence"))
+    names: dict[str, str] = {}
+    for value, axis, name in named:
+        assert value.shape is not None
+        dimension = value.shape[axis]
+        if not isinstance(dimension, int) and dimension.value is not None:
+            names.setdefault(dimension.value, name)
+
+    def renamed(dimension: int | ir.SymbolicDim) -> int | str | None:
+        if isinstance(dimension, int) or dimension.value is None:
+            return dimension if isinstance(dimension, int) else None
+        return re.sub(r"\bs\d+\b", lambda match: names.get(match[0], match[0]), dimension.value)
+
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([renamed(dimension) for dimension in value.shape])
 
 
 def _unfusable_cause(error: BaseException | None) -> Unfusable | None:

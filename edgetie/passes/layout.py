@@ -9,6 +9,7 @@ from edgetie.passes._base import (
     GraphPass,
     attribute_ints,
     constant,
+    only_user,
     producer,
     replace,
     same_shape,
@@ -38,6 +39,7 @@ class Layout(GraphPass):
     def _transpose(self, node: ir.Node) -> None:
         inner = producer(node.inputs[0], "Transpose")
         if inner is None:
+            self._around(node)
             return
         outer_perm, inner_perm = attribute_ints(node, "perm"), attribute_ints(inner, "perm")
         if outer_perm is None or inner_perm is None or inner.inputs[0] is None:
@@ -45,6 +47,27 @@ class Layout(GraphPass):
         if [inner_perm[i] for i in outer_perm] == list(range(len(inner_perm))):
             replace(node.outputs[0], inner.inputs[0])
             self.changed += 1
+
+    def _around(self, node: ir.Node) -> None:
+        """``Transpose(f(Transpose(x)))`` with an f that works along the last axis at most."""
+        function = producer(node.inputs[0], "RMSNormalization", "Mul", "Add", "Div")
+        inner = producer(function.inputs[0], "Transpose") if function else None
+        if function is None or inner is None or only_user(function.outputs[0]) is not node:
+            return
+        others = [constant(value) for value in function.inputs[1:]]
+        if any(other is None or other.ndim > 1 for other in others):
+            return
+        outer_perm, inner_perm = attribute_ints(node, "perm"), attribute_ints(inner, "perm")
+        if outer_perm is None or inner_perm is None or inner.inputs[0] is None:
+            return
+        count = len(inner_perm)
+        if [inner_perm[i] for i in outer_perm] != list(range(count)) or inner_perm[-1] != count - 1:
+            return
+        function.replace_input_with(0, inner.inputs[0])
+        result = function.outputs[0]
+        result.shape = node.outputs[0].shape
+        replace(node.outputs[0], result)
+        self.changed += 1
 
     def _reshape(self, node: ir.Node) -> None:
         source = node.inputs[0]

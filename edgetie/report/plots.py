@@ -102,6 +102,7 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
     axes.set(title="Latency of a token", xlabel="position in the sequence", ylabel="ms")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="lower left")
 
 
@@ -118,21 +119,20 @@ def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
             seconds,
             [max(value, 0) / 1e6 for value in anonymous],
             [max(value, 0) / 1e6 for value in mapped],
-            labels=("private (anonymous)", "file-mapped"),
+            labels=(f"{short_name(model.model)}, private", "file-mapped"),
             colors=(_DARK[index], _LIGHT[index]),
         )
-        axes.axvline(model.sampled.load_seconds, color=_INK, lw=1, ls=":")
+        axes.axvline(model.sampled.load_seconds, ymax=0.8, color=_INK, lw=1, ls=":")
+        highest = max(map(sum, zip(anonymous, mapped, strict=True))) / 1e6
         axes.annotate(
             "loaded",
-            (model.sampled.load_seconds, 0.97),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, 0),
+            (model.sampled.load_seconds, highest),
+            xytext=(4, 4),
             textcoords="offset points",
-            va="top",
             fontsize=8.5,
         )
-        axes.margins(x=0, y=0.18)
-        axes.legend(loc="upper right", ncols=2, fontsize=8.5, title=short_name(model.model))
+        axes.margins(x=0, y=0.45)
+        axes.legend(loc="upper left", ncols=2, fontsize=8.5)
     all_axes[0].set_title("Memory over time")
     all_axes[-1].set_xlabel("seconds")
 
@@ -152,10 +152,10 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
             for value, color in zip(values(model), (_DARK[index], _LIGHT[index]), strict=False):
                 axes.barh(index, value, left=start, color=color, height=0.72)
                 start += value
-            axes.text(start + longest * 0.02, index, f"{start:,.4g} {unit}", va="center")
+            axes.text(start + longest * 0.02, index, f"{start:,.1f} {unit}", va="center")
         axes.set_xlim(0, longest * 1.4)
         axes.set_yticks(range(len(models)), [short_name(model.model) for model in models])
-        axes.invert_yaxis()
+        axes.set_ylim(len(models) - 0.2, -0.8)
         axes.grid(False)
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
