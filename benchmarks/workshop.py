@@ -39,6 +39,7 @@ class Workshop:
     def __init__(self, directory: Path, announce: Callable[[str], None]) -> None:
         self.directory = directory
         self.announce = announce
+        self._made: dict[str, Path] = {}
         self._failures: dict[str, str] = {}
 
     def environment(self, name: str) -> Path:
@@ -74,13 +75,16 @@ class Workshop:
         return done.stdout
 
     def _once(self, what: str, make: Callable[[], Path]) -> Path:
-        """Make something, and remember a failure, so that it is tried once only."""
-        if what not in self._failures:
+        """Make something, and remember it, or why it failed: one call measures one state."""
+        if what in self._failures:
+            raise UnavailableError(self._failures[what])
+        if what not in self._made:
             try:
-                return make()
+                self._made[what] = make()
             except UnavailableError as error:
                 self._failures[what] = str(error)
-        raise UnavailableError(self._failures[what])
+                raise
+        return self._made[what]
 
     def _make_environment(self, name: str) -> Path:
         recipe = catalogue.ENVIRONMENTS[name]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MIN_ELEMENTS = 4096
 """Smaller initializers (norm weights, biases) are not worth a tie group."""
 
+_CODE_READERS = {"MatMulNBits", "GatherBlockQuantized"}
 _FORM_CHANGES = {"Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze"}
 
 
@@ -120,6 +121,37 @@ def _swaps_last_axes(node: ir.Node) -> bool:
     return attribute is None or list(attribute.as_ints())[-2:] != sorted(attribute.as_ints())[-2:]
 
 
+def byte_range(value: ir.Value) -> tuple[str, int, int] | None:
+    """``(file, offset, length)`` of an initializer that lies in external data."""
+    import onnx_ir as ir
+
+    tensor = value.const_value
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.offset is None or not tensor.length:
+        return None
+    return str(tensor.location), tensor.offset, tensor.length
+
+
+def _aliases(model: ir.Model) -> dict[str, list[ir.Value]]:
+    """Initializers that lie over the same bytes of a file: by the name of each, all of them."""
+    by_range: dict[tuple[str, int, int], list[ir.Value]] = {}
+    for value in model.graph.initializers.values():
+        where = byte_range(value)
+        if where is not None:
+            by_range.setdefault(where, []).append(value)
+    return {str(v.name): group for group in by_range.values() if len(group) > 1 for v in group}
+
+
+def _all_uses(value: ir.Value, aliases: dict[str, list[ir.Value]]) -> list[Use]:
+    """Uses of a value and of every other entry over its bytes, scales of codes left out."""
+    values = aliases.get(str(value.name), [value])
+    return [
+        use
+        for entry in values
+        for use in uses_of(entry)
+        if not (use.op_type in _CODE_READERS and use.input >= 2)
+    ]
+
+
 def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> list[TieGroup]:
     """The tie groups of a graph: initializers with more than one use, largest first.
 
@@ -129,11 +161,14 @@ def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> li
             the initializer that carries one of the names.
     """
     groups = []
+    aliases = _aliases(model)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.size < MIN_ELEMENTS:
             continue
-        uses = uses_of(value)
+        if name in aliases and aliases[name][0] is not value:
+            continue
+        uses = _all_uses(value, aliases)
         if len(uses) > 1:
             members = next((g for g in parameters if _names(name, g)), ())
             groups.append(
@@ -182,6 +217,8 @@ def equal_initializers(model: ir.Model, like: Sequence[str] | None = None) -> li
 def _same_matrix(a: ir.Value, b: ir.Value) -> bool:
     assert a.const_value is not None and b.const_value is not None
     shape_a, shape_b = tuple(a.const_value.shape), tuple(b.const_value.shape)
+    if byte_range(a) is not None and byte_range(a) == byte_range(b):
+        return False  # two entries, one matrix
     straight = shape_a == shape_b
     crossed = len(shape_a) == 2 and shape_a == shape_b[::-1]
     if not straight and not crossed:
@@ -207,11 +244,12 @@ def verify_ties(model: ir.Model, ties: Iterable[TieGroup], where: str = "the gra
     """
     expected = list(ties)
     names = [group.name for group in expected]
+    aliases = _aliases(model)
     for group in expected:
         value = model.graph.initializers.get(group.name)
         if value is None:
             raise TieError(f"{where}: the tied weight {group.name} is gone from the graph")
-        uses = uses_of(value)
+        uses = _all_uses(value, aliases)
         if len(uses) < len(group.uses):
             kept = ", ".join(f"{use.op_type} {use.node}" for use in uses) or "none"
             raise TieError(

@@ -22,7 +22,6 @@ from edgetie.harness.metrics import LogitErrors, PredictionErrors, common_prefix
 from edgetie.harness.references import BundleReference, Reference, resolve_reference
 from edgetie.harness.thresholds import Thresholds, default_thresholds, precision_of
 from edgetie.report.progress import Progress, Stages
-from edgetie.runtime import Tokenizer
 
 Ids = npt.NDArray[np.int64]
 
@@ -210,6 +209,8 @@ def _choose_data(
                 f"{bundle.directory}: no {TOKENIZER}, so --text cannot be read; leave it out"
             )
         return _Data(f"{len(random)} random token ids (no tokenizer)", window, random, [], [])
+    from edgetie.runtime.tokenizer import Tokenizer
+
     tokenizer = Tokenizer.from_bundle(bundle)
     prefix = tokenizer.encode("")
     read = samples.BUILT_IN_TEXT if text is None else text

@@ -18,6 +18,8 @@ from pathlib import Path
 
 _ELF_MACHINES = {
     3: {"i386", "i486", "i586", "i686"},
+    21: {"ppc64", "ppc64le"},
+    22: {"s390x"},
     40: {"arm", "armv6l", "armv7l", "armv8l"},
     62: {"x86_64", "amd64", "i386", "i486", "i586", "i686"},
     183: {"aarch64", "arm64", "armv7l", "armv8l"},

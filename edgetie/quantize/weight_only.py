@@ -91,7 +91,9 @@ class WeightOnly(GraphPass):
             old = str(graph.initializers.pop(str(matrix.codes.name)).name)
             matrix.codes.name = matrix.name
             graph.register_initializer(matrix.codes)
-            self.aliases = {k: matrix.name if v == old else v for k, v in self.aliases.items()}
+            for name in [name for name, target in self.aliases.items() if target == old]:
+                self.aliases[name] = matrix.name
+                graph.register_initializer(graph.initializers.pop(name))  # behind its original
 
     def _use(self, graph: ir.Graph, value: ir.Value, node: ir.Node, index: int) -> None:
         if node.op_type == "Gather" and index == 0 and _axis(node) == 0:

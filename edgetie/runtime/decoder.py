@@ -57,6 +57,9 @@ class Decoder:
         self._logits = np.empty(0, self._logits_dtype)
         self._binding = session.ort.io_binding()
         self._buffers: list[Any] = []
+        # a long prompt needs far more memory than a step; the arena gives the difference back
+        self._after_prefill = ort.RunOptions()
+        self._after_prefill.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         if session.cache_in_place:
             for tensor in session.cache:
                 self._bind_in_place(tensor)
@@ -94,14 +97,14 @@ class Decoder:
         mask = np.ones_like(ids) if attention_mask is None else attention_mask
         if "attention_mask" not in self._inputs and not mask.all():
             raise EdgetieError(f"{self._model}: has no attention_mask, so it takes no padding")
-        return self._forward(ids, mask)
+        return self._forward(ids, mask, self._after_prefill)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token, ``tokens[b]``, to every sequence; otherwise as :meth:`prefill`."""
-        return self._forward(tokens[:, None], 1)
+        return self._forward(tokens[:, None], 1, None)
 
     def _forward(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int, options: Any
     ) -> NDArray[np.float32]:
         first, end = self.length, self.length + ids.shape[1]
         if end > self.max_length:
@@ -119,7 +122,7 @@ class Decoder:
             positions = self._mask[:, :end].cumsum(axis=1)[:, first:] - 1
             self._feed("position_ids", np.maximum(positions, 0))
         self._bind_logits(1 if self.session.logits == "last" else end - first)
-        self._run()
+        self._run(options)
         self.length = end
         if self._logits.shape[1] == 1:
             rows = self._logits[:, 0]
@@ -130,9 +133,9 @@ class Decoder:
     def _last_tokens(self, first: int, end: int) -> NDArray[np.int64]:
         """Where the logits of each row's last token are, among those of columns first to end."""
         mask = self._mask[:, first:end]
-        if self.session.packed:
-            return mask.sum(axis=1) - 1
-        return end - first - 1 - mask[:, ::-1].argmax(axis=1)
+        packed, count = self.session.packed, end - first
+        last = mask.sum(axis=1) - 1 if packed else count - 1 - mask[:, ::-1].argmax(axis=1)
+        return last.astype(np.int64)
 
     def _feed(self, name: str, values: NDArray[np.int64]) -> None:
         """Copy ``values`` into the buffer of an input; bind it again if its shape has changed."""
@@ -155,12 +158,12 @@ class Decoder:
                 "logits", "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data
             )
 
-    def _run(self) -> None:
+    def _run(self, options: Any) -> None:
         growing = [] if self.session.cache_in_place else self.session.cache
         for tensor in growing:
             self._binding.bind_output(tensor.present, self.session.device)
         try:
-            self.session.ort.run_with_iobinding(self._binding)
+            self.session.ort.run_with_iobinding(self._binding, options)
         except Exception as error:  # pybind11 classes without a common base
             raise BundleError(f"{self._model}: ONNX Runtime failed: {one_line(error)}") from error
         if growing or not isinstance(self._vocabulary, int):

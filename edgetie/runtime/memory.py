@@ -99,10 +99,11 @@ def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
             # DONTNEED forgets what was written to a page, so a range with such pages is paged out
             advice = _MADV_PAGEOUT if modified else mmap.MADV_DONTNEED
             madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
-        after = sum(_resident_pages(*span)[0] for span in ranges)
+        after = [_resident_pages(*span)[0] for span in ranges]
     except OSError:  # no /proc here, or one without these files
         return 0
-    return max(0, sum(before) - after) * mmap.PAGESIZE
+    released: int = sum(before) - sum(after)
+    return max(0, released) * mmap.PAGESIZE
 
 
 def _mapped_ranges(paths: set[str]) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,204 @@
+"""How much memory a loaded session keeps for one tied weight, measured.
+
+The nodes that use the weight are cut out into a model of their own over the same bytes of the same
+file, loaded in a fresh process as edgetie loads models, and run once: what the process then holds
+more than before, divided by the weight's size, is the number of copies in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.errors import BundleError
+from edgetie.ties import TieGroup
+
+MIN_BYTES = 8 << 20
+"""Of smaller weights the measurement would show the session, not the weight."""
+
+_FORM_CHANGES = {"Transpose", "Reshape", "Cast", "Identity", "DequantizeLinear"}
+
+
+@dataclass(frozen=True)
+class TieMemory:
+    """Resident bytes kept for a weight: private to the process, and pages of the file."""
+
+    anonymous: int
+    file_mapped: int
+
+
+def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | None:
+    """Measure one tied weight of ``model`` (loaded from a file, weights in external data).
+
+    Returns:
+        ``None`` elsewhere than on Linux, and for a weight too small, not in external data, or used by an operator whose
+        inputs cannot be made up.
+
+    Raises:
+        BundleError: if the measuring process fails.
+    """
+    tensor = model.graph.initializers[group.name].const_value
+    if group.bytes < MIN_BYTES or not isinstance(tensor, ir.ExternalTensor):
+        return None
+    if sys.platform != "linux":
+        return None  # no other system tells which pages are resident
+    cut = _cut_out(model, group)
+    if cut is None:
+        return None
+    piece, feeds = cut
+    request = {
+        "model": base64.b64encode(ir.serde.serialize_model(piece).SerializeToString()).decode(),
+        "folder": str(Path(tensor.base_dir).resolve()),
+        "data": str((Path(tensor.base_dir) / tensor.location).resolve()),
+        "feeds": feeds,
+        "provider": provider,
+    }
+    answer = subprocess.run(
+        [sys.executable, "-m", "edgetie.harness.tie_memory"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode != 0:
+        reason = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BundleError(f"{group.name}: its memory cannot be measured ({reason})")
+    return TieMemory(**json.loads(answer.stdout))
+
+
+def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]] | None:
+    """The nodes that use the weight, their other inputs open; and shapes and dtypes to feed."""
+    wanted = {use.node for use in group.uses}
+    users = [node for node in model.graph if node.name in wanted]
+    mapping: dict[ir.Value, ir.Value] = {}
+    inputs: list[ir.Value] = []
+    feeds: dict[str, Any] = {}
+    nodes: list[ir.Node] = []
+
+    def constant(value: ir.Value) -> ir.Value:
+        if value not in mapping:
+            mapping[value] = ir.Value(
+                name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
+            )
+        return mapping[value]
+
+    def copy(node: ir.Node) -> ir.Node | None:
+        taken: list[ir.Value | None] = []
+        for index, value in enumerate(node.inputs):
+            if value is None:
+                taken.append(None)
+            elif value.const_value is not None:
+                taken.append(constant(value))
+            elif (made := value.producer()) is not None and made.op_type in _FORM_CHANGES and (
+                made.inputs[0] is not None and made.inputs[0].const_value is not None
+            ):
+                inner = copy(made)
+                if inner is None:
+                    return None
+                taken.append(inner.outputs[0])
+            else:
+                shape = _shape(node, index)
+                if shape is None:
+                    return None
+                integers = "Gather" in node.op_type
+                kind = ir.DataType.INT64 if integers else ir.DataType.FLOAT
+                name = f"in.{len(inputs)}"
+                inputs.append(ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind)))
+                feeds[name] = {"shape": shape, "integers": integers}
+                taken.append(inputs[-1])
+        made_node = ir.Node(
+            node.domain, node.op_type, taken, list(node.attributes.values()), num_outputs=1
+        )
+        made_node.outputs[0].name = f"out.{len(nodes)}"
+        made_node.outputs[0].type = ir.TensorType(node.outputs[0].dtype or ir.DataType.FLOAT)
+        nodes.append(made_node)
+        return made_node
+
+    results = [copy(node) for node in users]
+    if not results or any(result is None for result in results):
+        return None
+    graph = ir.Graph(
+        inputs,
+        [result.outputs[0] for result in results if result is not None],
+        nodes=nodes,
+        initializers=list(mapping.values()),
+        opset_imports=dict(model.graph.opset_imports),
+        name="tied_weight",
+    )
+    return ir.Model(graph, ir_version=model.ir_version), feeds
+
+
+def _shape(node: ir.Node, index: int) -> list[int] | None:
+    """A shape that one row of activations, or one token, has at this input."""
+    if node.op_type in ("Gather", "GatherBlockQuantized"):
+        return [1, 1]
+    if node.op_type == "MatMulNBits":
+        return [1, node.attributes["K"].as_int()]
+    other = node.inputs[1 - index] if index < 2 else None
+    if node.op_type not in ("MatMul", "Gemm", "FusedMatMul") or other is None:
+        return None
+    if other.shape is None or len(other.shape) != 2:
+        return None
+    rows, columns = other.shape
+    swapped = "transB" in node.attributes and node.attributes["transB"].as_int() != 0
+    inner = columns if index == 1 or swapped else rows
+    if not isinstance(inner, int):
+        return None
+    return [inner, 1] if index == 1 else [1, inner]
+
+
+def _resident(path: str) -> int:
+    """Resident bytes of this process's mappings of a file."""
+    total, counting = 0, False
+    with Path("/proc/self/smaps").open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(None, 5)
+            if "-" in fields[0] and not fields[0].endswith(":"):
+                counting = len(fields) == 6 and fields[5].rstrip("\n") == path
+            elif counting and fields[0] == "Rss:":
+                total += int(fields[1]) * 1024
+    return total
+
+
+def _worker() -> None:
+    import onnxruntime
+
+    from edgetie.runtime.memory import read_memory, release_file_pages
+    from edgetie.runtime.providers import resolve
+    from edgetie.runtime.session import session_options
+
+    request = json.load(sys.stdin)
+    row = resolve(request["provider"])
+    options = session_options(1)
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", request["folder"]
+    )
+    model = base64.b64decode(request["model"])
+    before = read_memory()
+    session = onnxruntime.InferenceSession(
+        model, options, providers=[(row.ort_name, dict(row.options))], enable_fallback=0
+    )
+    release_file_pages([request["data"]])
+    feeds = {
+        name: np.zeros(feed["shape"], np.int64 if feed["integers"] else np.float32)
+        for name, feed in request["feeds"].items()
+    }
+    session.run(None, feeds)
+    after = read_memory()
+    answer = {
+        "anonymous": after.anonymous - before.anonymous,
+        "file_mapped": _resident(request["data"]),
+    }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _worker()

@@ -1,0 +1,52 @@
+"""What an inspection found, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from edgetie.harness.inspection import Inspection
+
+
+def print_inspection(found: Inspection) -> None:
+    """Print tied weights and their copies, the largest tensors, operators and providers."""
+    console = Console(highlight=False, soft_wrap=True)
+    if found.ties:
+        table = Table(
+            "tied weight", "size", "uses", "in the file", "optimized", "in memory",
+            box=None, header_style="bold",
+        )  # fmt: skip
+        for proof in found.ties:
+            group = proof.group
+            uses = ", ".join(f"{use.op_type}[{use.input}]" for use in group.uses)
+            size = f"{'×'.join(map(str, group.shape))} {group.dtype} {group.bytes / 1e6:.1f} MB"
+            memory = "too small" if proof.memory is None else _count(proof.memory)
+            if proof.resident is not None:
+                private, mapped = proof.resident.anonymous, proof.resident.file_mapped
+                memory += f" ({private / 1e6:.0f} private + {mapped / 1e6:.0f} file MB)"
+            table.add_row(
+                group.name, size, uses, _count(proof.file), _count(proof.optimized), memory
+            )
+        console.print(table)
+        for proof in found.ties:
+            for text in proof.made_by:
+                console.print(f"  {proof.group.name}: {text}")
+    else:
+        console.print("[yellow]no tied weights: every initializer has one use[/yellow]")
+    console.print()
+    largest = Table("largest tensors", "dtype", "shape", "MB", box=None, header_style="bold")
+    for name, dtype, shape, size in found.tensors[:5]:
+        largest.add_row(name, dtype, "×".join(map(str, shape)), f"{size / 1e6:.1f}")
+    console.print(largest)
+    operators = ", ".join(f"{name} {count}" for name, count in found.operators.items())
+    console.print(f"\noperators    {operators}")
+    console.print(f"weights      {found.weight_bytes / 1e6:,.1f} MB")
+    placed = ", ".join(f"{name} {count}" for name, count in found.nodes_per_provider.items())
+    console.print(f"providers    {placed}")
+
+
+def _count(copies: int) -> str:
+    return "[green]1[/green]" if copies == 1 else f"[red]{copies}[/red]"

@@ -1,0 +1,185 @@
+"""``bench``: protocol, sums and medians, its tables and picture, and its command."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from test_harness_references import VOCAB, WIDTH, table, write_decoder
+
+from edgetie.bundle import Manifest, Signature, open_bundle, write_manifest
+from edgetie.errors import BundleError, EdgetieError, ProviderError
+from edgetie.harness import bench, tie_status
+from edgetie.harness.latency import run_worker
+from edgetie.harness.worker import Job
+from edgetie.report.plots import plot_latency
+from edgetie.report.tables import Table, resource_table, speed_table
+from edgetie.ties import find_ties
+
+CONTRACT = {
+    "load_seconds", "prefill_ms", "prefill_tokens_per_second", "decode_tokens_per_second",
+    "latency_ms", "rss_bytes", "anonymous_bytes", "peak_rss_bytes", "file_bytes", "threads",
+    "provider", "nodes_per_provider", "latency_valid",
+}  # fmt: skip
+
+
+def write_bundle(directory: Path, weights: np.ndarray) -> Path:
+    path = write_decoder(directory, weights)
+    ties = find_ties(ir.load(path))
+    signature = Signature([], [], logits="all", max_positions=64, vocab_size=len(weights))
+    write_manifest(
+        directory, Manifest({}, "causal-lm", "fp32", signature, ties, unique_parameters=6144)
+    )
+    return directory
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_worker_measures_every_token_in_a_fresh_process(tmp_path: Path, cached: bool) -> None:
+    path = write_decoder(tmp_path, table(), cached=cached)
+    run = run_worker(Job(str(path), "cpu", 1, 5, 4, sample_memory=True))
+    assert len(run.step_ms) == 3
+    assert min(run.load_seconds, run.first_run_ms, run.prefill_ms, *run.step_ms) > 0
+    assert run.threads == 1
+    assert set(run.nodes_per_provider) == {"CPUExecutionProvider"}
+    assert run.baseline_rss_bytes > 1 << 20
+    assert run.peak_rss_bytes >= run.rss_bytes == run.anonymous_bytes + run.file_mapped_bytes
+    seconds = [sample[0] for sample in run.timeline]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > run.load_seconds
+
+
+def test_report_holds_medians_and_ratios(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "tied", table())
+    other = write_decoder(tmp_path / "other", table(1, 4 * VOCAB))
+    report = bench(bundle, against=other, repeat=3, prompt_tokens=6, new_tokens=5, threads=1)
+    for each in (report, report.against):
+        assert each is not None
+        assert len(each.runs) == each.repeat == 3
+        loads = [run.load_seconds for run in each.runs]
+        assert each.load_seconds == statistics.median(loads)
+        assert each.spread["load_seconds"] == (min(loads), max(loads))
+        speeds = [4000 / sum(run.step_ms) for run in each.runs]
+        assert each.decode_tokens_per_second == pytest.approx(statistics.median(speeds))
+        assert each.deviation["decode_tokens_per_second"] == pytest.approx(statistics.stdev(speeds))
+        assert each.prefill_tokens_per_second == pytest.approx(6000 / each.prefill_ms)
+        steps = sorted(step for run in each.runs for step in run.step_ms)
+        assert each.latency_ms["p50"] == pytest.approx(statistics.median(steps))
+        assert steps[0] < each.latency_ms["p90"] <= each.latency_ms["p99"] <= steps[-1]
+    against = report.against
+    assert against is not None
+    files = ("model.onnx", "edgetie.json")
+    assert report.file_bytes == sum((bundle / name).stat().st_size for name in files)
+    assert against.file_bytes == other.stat().st_size
+    assert report.ratios["file_bytes"] == report.file_bytes / against.file_bytes
+    ratio = report.load_seconds / against.load_seconds
+    assert report.ratios["load_seconds"] == pytest.approx(ratio)
+    assert report.ties.intact
+    assert (report.parameters, against.parameters) == (6144, None)
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert set(data) >= CONTRACT
+    assert set(data["against"]) >= CONTRACT
+    assert "runs" not in data
+
+
+def test_providers_that_are_not_there_are_never_replaced(tmp_path: Path) -> None:
+    path = write_decoder(tmp_path, table())
+    with pytest.raises(ProviderError, match="unknown"):
+        bench(path, provider="abacus")
+    with pytest.raises(ProviderError, match="not in the installed onnxruntime"):
+        bench(path, provider="nnapi")
+
+
+def test_errors_of_the_worker_keep_their_type(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such file"):
+        run_worker(Job(str(tmp_path / "nothing"), "cpu", None, 4, 4))
+    bundle = write_bundle(tmp_path / "b", table())
+    with pytest.raises(EdgetieError, match="64"):
+        bench(bundle, prompt_tokens=60, new_tokens=5, repeat=1)
+
+
+def test_a_worker_that_dies_is_told_by_its_last_words(tmp_path: Path) -> None:
+    path = write_decoder(tmp_path, table())
+    with pytest.raises(BundleError, match="measuring process ended with TypeError"):
+        run_worker(Job(str(path), "cpu", None, "two", 4))  # type: ignore[arg-type]
+
+
+def test_tie_status_of_tied_copied_and_untied_files(tmp_path: Path) -> None:
+    bundle = open_bundle(write_bundle(tmp_path / "tied", table()))
+    status = tie_status(bundle)
+    assert (status.groups, status.intact) == (1, True)
+    assert "weights: 2 uses" in status.detail
+
+    model = onnx.load(str(bundle.model_path))
+    copy = onnx.TensorProto()
+    copy.CopyFrom(model.graph.initializer[0])
+    copy.name = "copy"
+    model.graph.initializer.append(copy)
+    next(node for node in model.graph.node if node.op_type == "Transpose").input[0] = "copy"
+    onnx.save(model, str(bundle.model_path))
+    broken = tie_status(bundle)
+    assert broken.intact is False
+    assert "had 2 uses and has 1" in broken.detail
+    bare = tie_status(open_bundle(bundle.model_path))
+    assert bare.intact is False
+    assert bare.detail == "weights = copy stored 2 times"
+
+    other = onnx.numpy_helper.from_array(table(5).reshape(VOCAB, WIDTH), "copy")
+    model.graph.initializer[-1].CopyFrom(other)
+    onnx.save(model, str(tmp_path / "untied.onnx"))
+    assert tie_status(open_bundle(tmp_path / "untied.onnx")).intact is None
+
+
+def test_markdown_is_aligned_and_escaped() -> None:
+    assert Table(["a", ">b"], [["x|y", "1"], ["z", "22"]]).markdown() == (
+        "| a    |   b |\n| ---- | --: |\n| x\\|y |   1 |\n| z    |  22 |"
+    )
+
+
+def test_tables_and_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    bundle = write_bundle(tmp_path / "tied", table())
+    report = bench(bundle, against=bundle, repeat=1, prompt_tokens=3, new_tokens=3, timeline=True)
+    speeds = speed_table(report)
+    assert [row[5] for row in speeds.rows] == ["pp3", "tg3"] * 2
+    assert all(len(row) == len(speeds.columns) for row in speeds.rows)
+    resources = resource_table(report)
+    assert all(len(row) == len(resources.columns) == 4 for row in resources.rows)
+    assert ["ties", "intact", "intact", ""] in resources.rows
+    assert ["files", *[f"{report.file_bytes / 1e6:.1f} MB"] * 2, "1.00"] in resources.rows
+    plot_latency(report, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(BundleError, match="cannot be written"):
+        plot_latency(report, tmp_path / "missing" / "plot.png")
+
+
+def test_command(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "tied", table())
+
+    def edgetie(*arguments: object) -> subprocess.CompletedProcess[str]:
+        code = "from edgetie_cli.main import main; main()"
+        command = [sys.executable, "-c", code, "bench", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    options = ("--prompt-tokens", 3, "--new-tokens", 3, "--repeat", 1, "--threads", 1)
+    done = edgetie(bundle, *options, "--json", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    data = json.loads(done.stdout)
+    assert set(data) >= CONTRACT
+    assert (data["provider"], data["threads"], data["against"]) == ("cpu", 1, None)
+    assert data["ties"]["intact"] is True
+
+    done = edgetie(bundle, *options)
+    assert done.returncode == 0
+    assert "| prefill (TTFT)" in done.stdout
+    done = edgetie(bundle, "--provider", "nnapi")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("edgetie: --provider nnapi: not in the installed onnxruntime")
+    assert len(done.stderr.splitlines()) == 1
+    assert edgetie(bundle, "--new-tokens", 1).returncode == 2

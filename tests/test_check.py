@@ -1,0 +1,203 @@
+"""``check``: the numbers it reports, what passes and what does not, and its command."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_harness_references import NaiveReference, table, write_decoder
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from edgetie.bundle import Manifest, Signature, write_manifest
+from edgetie.errors import BundleError, ProviderError, SourceError
+from edgetie.harness import Thresholds, check
+from edgetie.harness.samples import BUILT_IN_TEXT, RANDOM_TOKENS, random_ids
+
+BYTES = 257  # 256 bytes and a token that begins every text
+
+
+def edgetie(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "from edgetie_cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def write_bundle(directory: Path, weights: np.ndarray, *, precision: str = "fp32") -> Path:
+    """A bundle of the tiny decoder whose tokens are bytes, after one that begins the text."""
+    write_decoder(directory, weights)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<s>": 0} | {letter: index + 1 for index, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    signature = Signature([], [], logits="all", max_positions=200, vocab_size=len(weights))
+    manifest = Manifest({}, "causal-lm", precision, signature, [], weights.size)
+    write_manifest(directory, manifest)
+    return directory
+
+
+def byte_ids(text: str) -> list[int]:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+    return [alphabet.index(letter) + 1 for piece, _ in letters for letter in piece]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def test_text_is_scored_in_windows(tmp_path: Path) -> None:
+    mine = table(0, BYTES) * 0.1
+    other = mine + np.random.default_rng(3).normal(scale=0.002, size=mine.shape).astype(np.float32)
+    text = BUILT_IN_TEXT[:700]
+    report = check(
+        write_bundle(tmp_path / "b", mine), NaiveReference(other), text=text, max_tokens=450
+    )
+    ids = byte_ids(text)[:450]
+    windows = [np.array([[0, *ids[start : start + 199]]]) for start in range(0, 450, 199)]
+    assert report.tokens == 450  # of each window of 200 the first token, <s>, is not scored
+    assert report.positions == 450 + 3
+    nats = {
+        name: -np.concatenate(
+            [np.log(softmax(model.logits(w))[np.arange(w.size - 1), w[0, 1:]]) for w in windows]
+        ).mean()
+        for name, model in (("mine", NaiveReference(mine)), ("other", NaiveReference(other)))
+    }
+    assert report.perplexity == pytest.approx(math.exp(nats["mine"]), rel=1e-4)
+    assert report.reference_perplexity == pytest.approx(math.exp(nats["other"]), rel=1e-4)
+    divergence, distance, agree = [], [], []
+    for window in windows:
+        act, ref = NaiveReference(mine).logits(window), NaiveReference(other).logits(window)
+        p, q = softmax(ref), softmax(act)
+        divergence += (p * np.log(p / q)).sum(-1).tolist()
+        distance += np.abs(act - ref).max(-1).tolist()
+        agree += (act.argmax(-1) == ref.argmax(-1)).tolist()
+    assert report.mean_kl_divergence == pytest.approx(np.mean(divergence), rel=1e-3)
+    assert report.max_abs_error == pytest.approx(max(distance), rel=1e-3)
+    assert report.top1_agreement == pytest.approx(np.mean(agree), abs=0.005)
+    assert not report.passed
+    assert report.failures[0].startswith("relative error ")
+
+
+def test_equal_models_pass_and_random_ids_count_for_logit_errors_only(tmp_path: Path) -> None:
+    weights = table(0, BYTES)
+    report = check(write_bundle(tmp_path / "b", weights), NaiveReference(weights), max_tokens=300)
+    assert report.passed
+    assert report.tokens == 300
+    assert report.positions == 300 + 2 + RANDOM_TOKENS
+    assert "built-in text" in report.data
+    assert f"{RANDOM_TOKENS} random ids" in report.data
+    assert report.relative_error < 1e-5
+    assert report.top1_agreement == report.greedy_agreement == 1
+    assert report.precision == "fp32"
+
+
+def test_bare_file_is_measured_on_random_ids(tmp_path: Path) -> None:
+    weights = table()
+    path = write_decoder(tmp_path, weights)
+    report = check(path, str(path), max_tokens=40)
+    assert report.data == "40 random token ids (no tokenizer)"
+    assert (report.tokens, report.positions) == (39, 40)
+    assert report.max_abs_error == 0
+    ids = random_ids(40, len(weights))
+    p = softmax(NaiveReference(weights).logits(ids[None]))
+    expected = math.exp(-np.log(p[np.arange(39), ids[1:]]).mean())
+    assert report.perplexity == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(BundleError, match="no tokenizer"):
+        check(path, str(path), text="words")
+
+
+def test_greedy_agreement_stops_at_the_first_difference(tmp_path: Path) -> None:
+    weights = table()
+    path = write_decoder(tmp_path, weights)
+
+    class Diverging(NaiveReference):
+        """Continues as the model does, but for the third token of every text."""
+
+        def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
+            tokens = super().greedy(prompt_ids, n)
+            return [*tokens[:2], (tokens[2] + 1) % len(weights), *tokens[3:]]
+
+    report = check(path, Diverging(weights), greedy_prompts=3, greedy_tokens=8)
+    assert report.greedy_agreement == 2 / 8
+    assert report.top1_agreement == 1
+
+
+def test_logits_that_are_not_finite_fail(tmp_path: Path) -> None:
+    weights = table()
+    broken = weights.copy()
+    broken[7] = np.nan  # the logit of token 7 is NaN everywhere
+    path = write_decoder(tmp_path, broken)
+    report = check(path, NaiveReference(weights), max_tokens=20)
+    assert not report.passed
+    assert report.failures[0] == "logits are NaN or infinite at 20 positions"
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["max_abs_error"] is None
+
+
+def test_other_vocabulary_is_one_clear_error(tmp_path: Path) -> None:
+    path = write_decoder(tmp_path, table())
+    with pytest.raises(SourceError, match=r"a vocabulary of 50 tokens, but .* has 96"):
+        check(path, NaiveReference(table(0, 50)))
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b", table(0, 60))
+    with pytest.raises(BundleError, match="do not belong together"):
+        check(bundle, NaiveReference(table(0, 60)))
+
+
+def test_absent_provider_is_an_error(tmp_path: Path) -> None:
+    path = write_decoder(tmp_path, table())
+    with pytest.raises(ProviderError, match="unknown"):
+        check(path, NaiveReference(table()), provider="abacus")
+
+
+def test_thresholds_given_replace_the_default_ones(tmp_path: Path) -> None:
+    weights = table()
+    path = write_decoder(tmp_path, weights)
+    other = NaiveReference(weights * 1.01)
+    assert not check(path, other, max_tokens=64).passed
+    assert check(path, other, max_tokens=64, thresholds=Thresholds(max_relative_error=0.1)).passed
+
+
+def test_command_exit_codes_and_json(tmp_path: Path) -> None:
+    weights = table(0, BYTES)
+    good = write_bundle(tmp_path / "good", weights)
+    bad = write_bundle(tmp_path / "bad", weights * 1.1, precision="int8")
+    done = edgetie("check", good, "--reference", good, "--max-tokens", 64, "--json", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    data = json.loads(done.stdout)
+    assert data["passed"] is True
+    for name in (
+        "max_abs_error", "mean_kl_divergence", "top1_agreement", "greedy_agreement",
+        "perplexity", "reference_perplexity",
+    ):  # fmt: skip
+        assert isinstance(data[name], float)
+    assert data["perplexity"] == data["reference_perplexity"]
+
+    text = tmp_path / "text.txt"
+    text.write_text("A short text, read from a file.\n" * 4, encoding="utf-8")
+    arguments = ["check", bad, "--reference", good, "--text", text]
+    done = edgetie(*arguments, "--max-kl", 0)
+    assert done.returncode == 1
+    assert "edgetie: KL divergence" in done.stderr
+    assert "| FAIL |" in done.stdout
+    limits = ["--max-kl", 100, "--min-top1", 0, "--max-perplexity-increase", 100]
+    assert edgetie(*arguments, *limits).returncode == 0
+    text.write_bytes(b"\xff\xfe\xff")
+    done = edgetie(*arguments, "--quiet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("edgetie: --text ")
+    assert len(done.stderr.splitlines()) == 1
