@@ -52,13 +52,16 @@ _CHARACTERS_PER_TOKEN = 16
 @click.option(
     "--max-perplexity-increase",
     type=float,
-    help="Limit of the perplexity's increase, as a fraction: 0.003 is 0.3 %.",
+    help="Limit of the perplexity's increase, as a fraction: 0.003 is 0.3 %. "
+    "Twice its standard error is granted.",
 )
 @click.option(
     "--trust-remote-code", is_flag=True, help="Let the reference run Python code of its own."
 )
 @click.option(
-    "--allow-pickle", is_flag=True, help="Let the reference load pickled weights, which can too."
+    "--allow-pickle",
+    is_flag=True,
+    help="Let the reference load pickled weights, which can run code when loaded.",
 )
 @common.output_options
 def command(
@@ -91,13 +94,13 @@ def command(
     from edgetie.bundle import open_bundle
     from edgetie.harness.accuracy import check
     from edgetie.harness.references import resolve_reference
-    from edgetie.harness.thresholds import default_thresholds, precision_of
+    from edgetie.harness.thresholds import Thresholds
     from edgetie.report.progress import live
     from edgetie.report.tables import accuracy_table, print_tables
 
     opened = open_bundle(bundle)
     words = None if text is None else _read(text, max_tokens * _CHARACTERS_PER_TOKEN)
-    thresholds = default_thresholds(precision_of(opened)).override(
+    thresholds = Thresholds(
         max_relative_error=max_relative_error,
         max_kl=max_kl,
         min_top1=min_top1,
@@ -123,7 +126,7 @@ def command(
         click.echo(f"{report.bundle} ({report.precision}) against {report.reference}")
         click.echo(f"on {report.data}")
         print_tables(accuracy_table(report))
-    for failure in report.failures:
+    for failure in report.failures.values():
         click.echo(f"edgetie: {failure}", err=True)
     return 0 if report.passed else 1
 

@@ -32,6 +32,14 @@ def transformers_model(kind: str, **changes: Any) -> Any:
         "OPT": {"ffn_dim": 128, "word_embed_proj_dim": 64},
         "GPT2": {"n_positions": 128},
         "Mistral": {"sliding_window": 8},
+        "Bloom": {"n_head": 4, "n_layer": 2},
+        "Phi": {"partial_rotary_factor": 0.5, "hidden_size": 128},
+        "GPTNeoX": {"rotary_pct": 0.5, "hidden_size": 128},
+        "GPTJ": {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
+        "Cohere": {},
+        "Granite": {},
+        "Gemma2": {"head_dim": 16, "sliding_window": 8},
+        "Olmo2": {},
     }  # fmt: skip
     config = getattr(transformers, f"{kind}Config")(**common, **own[kind], **changes)
     model = getattr(

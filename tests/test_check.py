@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_harness_references import NaiveReference, table, write_decoder
+import torch
+from test_harness_references import SCALE, NaiveReference, table, write_decoder
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from edgetie.bundle import Manifest, Signature, write_manifest
 from edgetie.errors import BundleError, ProviderError, SourceError
-from edgetie.harness import Thresholds, check
+from edgetie.harness import Thresholds, TorchReference, check
 from edgetie.harness.samples import BUILT_IN_TEXT, RANDOM_TOKENS, random_ids
 
 BYTES = 257  # 256 bytes and a token that begins every text
@@ -88,7 +89,8 @@ def test_text_is_scored_in_windows(tmp_path: Path) -> None:
     assert report.max_abs_error == pytest.approx(max(distance), rel=1e-3)
     assert report.top1_agreement == pytest.approx(np.mean(agree), abs=0.005)
     assert not report.passed
-    assert report.failures[0].startswith("relative error ")
+    assert report.failures["relative_error"].startswith("relative error ")
+    assert list(report.failures.values()) == report.to_dict()["failures"]
 
 
 def test_equal_models_pass_and_random_ids_count_for_logit_errors_only(tmp_path: Path) -> None:
@@ -142,8 +144,29 @@ def test_logits_that_are_not_finite_fail(tmp_path: Path) -> None:
     path = write_decoder(tmp_path, broken)
     report = check(path, NaiveReference(weights), max_tokens=20)
     assert not report.passed
-    assert report.failures[0] == "logits are NaN or infinite at 20 positions"
+    assert report.failures["max_abs_error"] == "logits are NaN or infinite at 20 positions"
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["max_abs_error"] is None
+
+
+def test_window_shrinks_to_what_a_module_of_unknown_length_takes(tmp_path: Path) -> None:
+    weights = table()
+    path = write_decoder(tmp_path, weights)
+
+    class Short(torch.nn.Module):
+        """The tiny decoder, with a table of 100 positions that adds nothing."""
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            known = torch.zeros(100, weights.shape[1])
+            positions = torch.nn.functional.embedding(torch.arange(ids.shape[1]), known)
+            hidden = (torch.from_numpy(weights)[ids] + positions).cumsum(1) * SCALE
+            return hidden @ torch.from_numpy(weights).T
+
+    report = check(path, TorchReference(Short(), "short"), max_tokens=200)
+    assert report.positions == 200
+    assert report.tokens == 200 - 4  # windows of 64, 64, 64 and 8
+    assert report.passed
+    with pytest.raises(SourceError, match="short: IndexError in forward"):
+        TorchReference(Short(), "short").logits(np.zeros((1, 101), np.int64))
 
 
 def test_other_vocabulary_is_one_clear_error(tmp_path: Path) -> None:
@@ -168,8 +191,15 @@ def test_thresholds_given_replace_the_default_ones(tmp_path: Path) -> None:
     weights = table()
     path = write_decoder(tmp_path, weights)
     other = NaiveReference(weights * 1.01)
-    assert not check(path, other, max_tokens=64).passed
-    assert check(path, other, max_tokens=64, thresholds=Thresholds(max_relative_error=0.1)).passed
+    report = check(path, other, max_tokens=64)
+    assert list(report.failures) == ["relative_error", "mean_kl_divergence"]
+    report = check(path, other, max_tokens=64, thresholds=Thresholds(max_relative_error=0.1))
+    assert list(report.failures) == ["mean_kl_divergence"]
+    assert check(path, other, max_tokens=64, thresholds=Thresholds(0.1, 1.0)).passed
+    strict = Thresholds(0.1, 1.0, max_perplexity_increase=-1)
+    assert list(check(path, other, max_tokens=64, thresholds=strict).failures) == [
+        "perplexity_increase"
+    ]
 
 
 def test_command_exit_codes_and_json(tmp_path: Path) -> None:

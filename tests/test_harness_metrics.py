@@ -56,6 +56,8 @@ def test_metrics_equal_their_definitions(monkeypatch: pytest.MonkeyPatch, chunk:
     assert predictions.reference_perplexity == pytest.approx(math.exp(np.mean(ref_nats)))
     increase = math.exp(np.mean(nats)) / math.exp(np.mean(ref_nats)) - 1
     assert predictions.perplexity_increase == pytest.approx(increase)
+    spread = np.std(np.subtract(nats, ref_nats), ddof=1) / math.sqrt(17)
+    assert predictions.perplexity_increase_error == pytest.approx((1 + increase) * spread)
 
 
 def test_rows_that_are_not_finite_are_counted_and_left_out() -> None:
@@ -112,14 +114,25 @@ def test_prompts_are_spread_over_the_text() -> None:
 
 
 def test_thresholds_name_what_failed() -> None:
-    limits = default_thresholds("int8").override(max_kl=0.5, min_top1=None)
+    limits = default_thresholds("int8").override(Thresholds(max_kl=0.5))
     assert limits.max_kl == 0.5
     assert limits.min_top1 == default_thresholds("int8").min_top1
-    good = {"relative_error": 9.0, "kl": 0.1, "top1": 0.99, "perplexity_increase": -0.1}
-    assert limits.failures(**good) == []
-    bad = limits.failures(**(good | {"kl": math.nan, "top1": 0.5}))
-    assert bad == ["KL divergence unknown is above 0.5", "top-1 agreement 0.5 is below 0.98"]
-    assert Thresholds().failures(**(good | {"kl": math.nan})) == []
+    good = {
+        "relative_error": 9.0,
+        "mean_kl_divergence": 0.1,
+        "top1_agreement": 0.99,
+        "perplexity_increase": 0.012,  # within two standard errors of 0.003
+        "perplexity_increase_error": 0.005,
+    }
+    assert limits.failures(**good) == {}
+    changed = {"mean_kl_divergence": math.nan, "top1_agreement": 0.5, "perplexity_increase": 0.02}
+    assert limits.failures(**(good | changed)) == {
+        "mean_kl_divergence": "KL divergence unknown is above 0.5",
+        "perplexity_increase": "perplexity increase 0.02 ± 0.005 is above 0.003",
+        "top1_agreement": "top-1 agreement 0.5 is below 0.98",
+    }
+    assert default_thresholds("fp32", on_text=False).min_top1 is None
+    assert Thresholds().failures(**(good | changed)) == {}
 
 
 @pytest.mark.parametrize(

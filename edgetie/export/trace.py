@@ -96,7 +96,8 @@ def _trace(
         *past,
     )
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
-    total, past_length = torch.export.Dim("total_sequence"), torch.export.Dim("past_sequence")
+    # past + sequence, which torch.export cannot say: it is left to find out what holds
+    total, past_length = torch.export.Dim.DYNAMIC, torch.export.Dim("past_sequence")
     shapes = (
         {0: batch, 1: sequence},
         {0: batch, 1: total if past else sequence},

@@ -22,11 +22,12 @@ from edgetie.harness.metrics import LogitErrors, PredictionErrors, common_prefix
 from edgetie.harness.references import BundleReference, Reference, resolve_reference
 from edgetie.harness.thresholds import Thresholds, default_thresholds, precision_of
 from edgetie.report.progress import Progress, Stages
+from edgetie.runtime.tokenizer import TOKENIZER, Tokenizer
 
 Ids = npt.NDArray[np.int64]
 
-TOKENIZER = "tokenizer.json"
 _PROMPT_TOKENS = 32
+_SMALLEST_WINDOW = 16
 
 
 @dataclass
@@ -52,8 +53,9 @@ class AccuracyReport:
         perplexity, reference_perplexity: ``exp(mean negative log-likelihood)`` of the scored
             tokens.
         perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction.
+        perplexity_increase_error: its standard error over the choice of text.
         thresholds: the limits applied.
-        failures: one sentence for each limit that was not kept.
+        failures: a sentence for each metric that broke its limit, by field name; a list in JSON.
     """
 
     bundle: str
@@ -72,8 +74,9 @@ class AccuracyReport:
     perplexity: float
     reference_perplexity: float
     perplexity_increase: float
+    perplexity_increase_error: float
     thresholds: Thresholds
-    failures: list[str]
+    failures: dict[str, str]
 
     @property
     def passed(self) -> bool:
@@ -81,7 +84,7 @@ class AccuracyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; NaN and infinity, which JSON lacks, become ``None``."""
-        data = asdict(self) | {"passed": self.passed}
+        data = asdict(self) | {"passed": self.passed, "failures": list(self.failures.values())}
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in data.items()
@@ -114,10 +117,10 @@ def check(
             text for everything, and seeded random ids for the logit errors. A bundle without
             tokenizer is measured on the random ids alone.
         max_tokens: tokens of the text to use at most.
-        window: tokens read at once, without context before them.
+        window: tokens read at once, without context before them; fewer if a model takes fewer.
         greedy_prompts: prompts to continue, spread over the text.
         greedy_tokens: tokens to generate after each.
-        thresholds: limits; by default those of the bundle's precision.
+        thresholds: limits that replace the default ones of the bundle's precision, each by each.
         progress: told about each window.
 
     Raises:
@@ -127,46 +130,45 @@ def check(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     progress = progress or Stages()
-    progress.stage("Opening the reference")
-    expected = resolve_reference(reference) if isinstance(reference, str) else reference
+    if isinstance(reference, str):
+        progress.stage("Opening the reference")
+        reference = resolve_reference(reference)
     progress.stage("Opening the bundle")
     actual = BundleReference(opened, provider=provider, threads=threads)
-    vocab_size = _common_vocabulary(actual, expected)
-    data = _choose_data(opened, text, max_tokens, window, vocab_size)
-    prompts = samples.spread(data.ids, greedy_prompts, _PROMPT_TOKENS)
+    vocab_size = _common_vocabulary(actual, reference)
+    window = _usable_window(actual, reference, window)
+    data = _choose_data(opened, text, max_tokens, vocab_size)
 
     progress.stage("Comparing logits")
-    errors, predictions = LogitErrors(), PredictionErrors()
-    scored = list(samples.windows(data.ids, data.window, data.prefix))
-    logits_only = list(samples.windows(data.random, data.window))
-    for index, ids in enumerate([*scored, *logits_only]):
-        progress.advance(index, len(scored) + len(logits_only))
-        ref, act = expected.logits(ids[None]), actual.logits(ids[None])
-        errors.add(ref, act)
-        if index < len(scored):
-            predictions.add(ref, act, ids)
-
+    errors, predictions = _compare_logits(actual, reference, data, window, progress)
     progress.stage("Comparing greedy tokens")
-    equal = generated = 0
-    for index, prompt in enumerate(prompts):
-        progress.advance(index, len(prompts))
-        tokens = expected.greedy(data.prefix + prompt, greedy_tokens)
-        equal += common_prefix(tokens, actual.greedy(data.prefix + prompt, greedy_tokens))
-        generated += len(tokens)
+    room = window - len(data.prefix)
+    prompts = samples.spread(data.ids, greedy_prompts, min(_PROMPT_TOKENS, room // 2))
+    greedy_agreement = _greedy_agreement(
+        actual,
+        reference,
+        [data.prefix + prompt for prompt in prompts],
+        min(greedy_tokens, room - room // 2),
+        progress,
+    )
 
     precision = precision_of(opened)
-    limits = thresholds or default_thresholds(precision)
+    limits = default_thresholds(precision, on_text=data.is_text).override(
+        thresholds or Thresholds()
+    )
     failures = limits.failures(
         relative_error=errors.relative_error,
-        kl=predictions.mean_kl_divergence,
-        top1=predictions.top1_agreement,
+        mean_kl_divergence=predictions.mean_kl_divergence,
+        top1_agreement=predictions.top1_agreement,
         perplexity_increase=predictions.perplexity_increase,
+        perplexity_increase_error=predictions.perplexity_increase_error,
     )
     if errors.nonfinite:
-        failures.insert(0, f"logits are NaN or infinite at {errors.nonfinite} positions")
+        nonfinite = f"logits are NaN or infinite at {errors.nonfinite} positions"
+        failures = {"max_abs_error": nonfinite} | failures
     return AccuracyReport(
         bundle=actual.name,
-        reference=expected.name,
+        reference=reference.name,
         provider=provider,
         precision=precision,
         data=data.description,
@@ -177,13 +179,46 @@ def check(
         relative_error=errors.relative_error,
         mean_kl_divergence=predictions.mean_kl_divergence,
         top1_agreement=predictions.top1_agreement,
-        greedy_agreement=equal / generated if generated else math.nan,
+        greedy_agreement=greedy_agreement,
         perplexity=predictions.perplexity,
         reference_perplexity=predictions.reference_perplexity,
         perplexity_increase=predictions.perplexity_increase,
+        perplexity_increase_error=predictions.perplexity_increase_error,
         thresholds=limits,
         failures=failures,
     )
+
+
+def _compare_logits(
+    actual: Reference, reference: Reference, data: _Data, window: int, progress: Progress
+) -> tuple[LogitErrors, PredictionErrors]:
+    """Run both over every window, keeping the logits of one window at a time."""
+    errors, predictions = LogitErrors(), PredictionErrors()
+    scored = list(samples.windows(data.ids, window, data.prefix))
+    logits_only = list(samples.windows(data.random, window))
+    for index, ids in enumerate([*scored, *logits_only]):
+        progress.advance(index, len(scored) + len(logits_only))
+        ref, act = reference.logits(ids[None]), actual.logits(ids[None])
+        errors.add(ref, act)
+        if index < len(scored):
+            predictions.add(ref, act, ids)
+    return errors, predictions
+
+
+def _greedy_agreement(
+    actual: Reference,
+    reference: Reference,
+    prompts: list[list[int]],
+    count: int,
+    progress: Progress,
+) -> float:
+    equal = generated = 0
+    for index, prompt in enumerate(prompts):
+        progress.advance(index, len(prompts))
+        tokens = reference.greedy(prompt, count)
+        equal += common_prefix(tokens, actual.greedy(prompt, count))
+        generated += len(tokens)
+    return equal / generated if generated else math.nan
 
 
 @dataclass
@@ -191,26 +226,20 @@ class _Data:
     """What to run: tokens for every metric, and random ones for the logit errors alone."""
 
     description: str
-    window: int
+    is_text: bool
     ids: list[int]
     prefix: list[int]
     random: list[int]
 
 
-def _choose_data(
-    bundle: Bundle, text: str | None, max_tokens: int, window: int, vocab_size: int
-) -> _Data:
-    longest = bundle.manifest.signature.max_positions if bundle.manifest else None
-    window = min(window, longest) if longest else window
+def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: int) -> _Data:
     random = samples.random_ids(min(samples.RANDOM_TOKENS, max_tokens), vocab_size).tolist()
     if not (bundle.directory / TOKENIZER).is_file():
         if text is not None:
             raise BundleError(
                 f"{bundle.directory}: no {TOKENIZER}, so --text cannot be read; leave it out"
             )
-        return _Data(f"{len(random)} random token ids (no tokenizer)", window, random, [], [])
-    from edgetie.runtime.tokenizer import Tokenizer
-
+        return _Data(f"{len(random)} random token ids (no tokenizer)", False, random, [], [])
     tokenizer = Tokenizer.from_bundle(bundle)
     prefix = tokenizer.encode("")
     read = samples.BUILT_IN_TEXT if text is None else text
@@ -223,9 +252,26 @@ def _choose_data(
             f"{vocab_size} tokens; they do not belong together"
         )
     if text is not None:
-        return _Data(f"{len(ids)} tokens of the given text", window, ids, prefix, [])
+        return _Data(f"{len(ids)} tokens of the given text", True, ids, prefix, [])
     words = f"{len(ids)} tokens of the built-in text; logit errors also {len(random)} random ids"
-    return _Data(words, window, ids, prefix, random)
+    return _Data(words, True, ids, prefix, random)
+
+
+def _usable_window(bundle: BundleReference, reference: Reference, window: int) -> int:
+    """The window, or what both models take: the manifest tells, else it is halved until it fits."""
+    manifest = bundle.bundle.manifest
+    if manifest is not None and manifest.signature.max_positions is not None:
+        return min(window, manifest.signature.max_positions)
+    while True:
+        try:
+            for model in (bundle, reference):
+                model.logits(np.zeros((1, window), np.int64))
+        except (BundleError, SourceError):
+            if window <= _SMALLEST_WINDOW:
+                raise
+            window //= 2
+        else:
+            return window
 
 
 def _common_vocabulary(bundle: BundleReference, reference: Reference) -> int:

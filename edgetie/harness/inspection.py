@@ -111,7 +111,9 @@ def inspect(
             memory = max(1, round(total / group.bytes))
             private = resident.anonymous / group.bytes
             if memory > 1 or private > 0.5:
-                kernels = ", ".join(dict.fromkeys(u.op_type for u in group.uses if _packs(u.op_type)))
+                kernels = ", ".join(
+                    dict.fromkeys(u.op_type for u in group.uses if _packs(u.op_type))
+                )
                 made_by = [*made_by, f"memory: {kernels} packs it ({private:.2f} × private)"]
         proofs.append(TieProof(group, file, opt, memory, resident, tuple(made_by)))
     stages.finish()
@@ -129,11 +131,11 @@ def _packs(op_type: str) -> bool:
     return "MatMul" in op_type or op_type == "Gemm"
 
 
-def _copies(
-    model: ir.Model, optimized: ir.Model, group: TieGroup
-) -> tuple[int, int, list[str]]:
+def _copies(model: ir.Model, optimized: ir.Model, group: TieGroup) -> tuple[int, int, list[str]]:
     """Copies in the file and in the optimized graph, and what each extra one is."""
-    twins = next((names for names in equal_initializers(model, [group.name]) if group.name in names), [])
+    twins = next(
+        (names for names in equal_initializers(model, [group.name]) if group.name in names), []
+    )
     made_by = [f"file: {name} holds the same values" for name in twins if name != group.name]
     table = model.graph.initializers[group.name].const_value
     assert table is not None

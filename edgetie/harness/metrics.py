@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 _CHUNK_ELEMENTS = 1 << 21
@@ -72,6 +73,7 @@ class PredictionErrors:
         self._agreements = 0
         self._reference_nats = 0.0
         self._nats = 0.0
+        self._squared_differences = 0.0
 
     def add(self, reference: Floats, candidate: Floats, ids: Ids) -> None:
         """Compare the predictions made along one window.
@@ -89,15 +91,17 @@ class PredictionErrors:
             start += len(finite)
             if not len(rows):
                 continue
-            log_p, log_q = _log_softmax(ref), _log_softmax(cand)
+            (log_p, p), (log_q, _) = _softmax(ref), _softmax(cand)
             self.positions += len(rows)
-            self._divergence += float((np.exp(log_p) * (log_p - log_q)).sum())
+            self._divergence += float(np.vdot(p, log_p - log_q))
             self._agreements += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
             scored = np.flatnonzero(rows + 1 < len(ids))
             targets = ids[rows[scored] + 1]
             self.tokens += len(scored)
-            self._reference_nats -= float(log_p[scored, targets].sum())
-            self._nats -= float(log_q[scored, targets].sum())
+            expected, actual = log_p[scored, targets], log_q[scored, targets]
+            self._reference_nats -= float(expected.sum())
+            self._nats -= float(actual.sum())
+            self._squared_differences += float(((expected - actual) ** 2).sum())
 
     @property
     def mean_kl_divergence(self) -> float:
@@ -125,6 +129,18 @@ class PredictionErrors:
             return math.nan
         return _exp((self._nats - self._reference_nats) / self.tokens) - 1
 
+    @property
+    def perplexity_increase_error(self) -> float:
+        """Standard error of ``perplexity_increase``: how far the choice of text may move it.
+
+        ``ratio * stdev(d) / sqrt(tokens)``, ``d`` being the difference in nats token by token.
+        """
+        if self.tokens < 2:
+            return math.nan
+        mean = (self._nats - self._reference_nats) / self.tokens
+        variance = (self._squared_differences - self.tokens * mean**2) / (self.tokens - 1)
+        return _exp(mean) * math.sqrt(max(variance, 0.0) / self.tokens)
+
 
 def common_prefix(expected: list[int], actual: list[int]) -> int:
     """How many tokens are equal before the first that differs."""
@@ -134,7 +150,7 @@ def common_prefix(expected: list[int], actual: list[int]) -> int:
 
 def _chunks(
     reference: Floats, candidate: Floats
-) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
+) -> Iterator[tuple[Doubles, Doubles, npt.NDArray[np.bool_]]]:
     """Finite rows of both in float64, few at a time, and which rows of the chunk those are."""
     step = max(1, _CHUNK_ELEMENTS // reference.shape[1])
     for start in range(0, len(reference), step):
@@ -143,10 +159,14 @@ def _chunks(
         yield ref[finite].astype(np.float64), cand[finite].astype(np.float64), finite
 
 
-def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
+def _softmax(logits: Doubles) -> tuple[Doubles, Doubles]:
+    """Logarithm of the softmax of each row, and the softmax."""
+    log = logits - logits.max(axis=-1, keepdims=True)
+    powers = np.exp(log)
+    total = powers.sum(axis=-1, keepdims=True)
+    log -= np.log(total)
+    powers /= total
+    return log, powers
 
 
 def _exp(value: float) -> float:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
 from edgetie.bundle import MANIFEST, Bundle, open_bundle
-from edgetie.errors import SourceError
-from edgetie.runtime import Decoder, open_session
+from edgetie.errors import BundleError, SourceError
+from edgetie.runtime.decoder import Decoder
+from edgetie.runtime.session import one_line, open_session
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,11 @@ class Reference(Protocol):
         """What reports call it."""
 
     def logits(self, ids: Ids) -> Floats:
-        """Logits at every position: ``(1, S)`` int64 to ``(S, vocabulary)`` float32."""
+        """Logits at every position: ``(1, S)`` int64 to ``(S, vocabulary)`` float32.
+
+        Raises:
+            BundleError, SourceError: if the model fails, on more tokens than it takes for one.
+        """
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
         """The ``n`` tokens after the prompt, each the likeliest; end tokens do not stop it."""
@@ -74,8 +80,13 @@ class BundleReference:
             shape = (1, tensor.kv_heads, 0, tensor.head_size)
             feeds[tensor.past] = np.zeros(shape, self.session.cache_dtype)
         known = {value.name: feeds[value.name] for value in self.session.inputs}
-        result: Floats = self.session.ort.run(["logits"], known)[0][0].astype(np.float32)
-        return result
+        options = ort.RunOptions()
+        options.log_severity_level = 4  # an error is raised, it need not be logged too
+        try:
+            result: Floats = self.session.ort.run(["logits"], known, options)[0][0]
+        except Exception as error:  # pybind11 classes without a common base
+            raise BundleError(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
+        return result.astype(np.float32, copy=False)
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
         decoder = Decoder(self.session, 1, len(prompt_ids) + n)
@@ -130,8 +141,12 @@ class TorchReference:
             extra = {"use_cache": True, "past_key_values": past}
         elif "position_ids" in self._parameters:
             extra = {"position_ids": self._torch.arange(ids.shape[1], device=self._device)[None]}
-        with self._torch.inference_mode():
-            return self._module(ids, **extra)
+        try:
+            with self._torch.inference_mode():
+                return self._module(ids, **extra)
+        except Exception as error:  # it is the user's code
+            what = " ".join(str(error).split())[:300]
+            raise SourceError(f"{self.name}: {type(error).__name__} in forward: {what}") from error
 
     def _numpy(self, output: Any) -> Floats:
         logits = getattr(output, "logits", output)

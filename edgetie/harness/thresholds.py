@@ -20,7 +20,8 @@ class Thresholds:
         max_relative_error: of the largest logit error to the largest reference logit.
         max_kl: mean KL divergence, nats per token.
         min_top1: fraction of positions with the same likeliest token.
-        max_perplexity_increase: as a fraction: 0.003 is 0.3 %.
+        max_perplexity_increase: as a fraction: 0.003 is 0.3 %. An increase fails that is above it
+            by more than two standard errors; on a short text less than that is chance.
     """
 
     max_relative_error: float | None = None
@@ -28,25 +29,39 @@ class Thresholds:
     min_top1: float | None = None
     max_perplexity_increase: float | None = None
 
-    def override(self, **limits: float | None) -> Thresholds:
-        """A copy with every limit that is not ``None`` replaced."""
-        return replace(self, **{name: v for name, v in limits.items() if v is not None})
+    def override(self, other: Thresholds) -> Thresholds:
+        """These limits, each replaced by the one in ``other`` where that is not ``None``."""
+        return replace(self, **{name: v for name, v in vars(other).items() if v is not None})
 
     def failures(
-        self, *, relative_error: float, kl: float, top1: float, perplexity_increase: float
-    ) -> list[str]:
-        """One sentence for each limit that is not kept. A value that is NaN keeps none."""
-        found = []
+        self,
+        *,
+        relative_error: float,
+        mean_kl_divergence: float,
+        top1_agreement: float,
+        perplexity_increase: float,
+        perplexity_increase_error: float,
+    ) -> dict[str, str]:
+        """A sentence for each metric that breaks its limit. A value that is NaN keeps none."""
+        found = {}
+        certain = perplexity_increase - 2 * perplexity_increase_error
         for name, value, limit in (
-            ("relative error", relative_error, self.max_relative_error),
-            ("KL divergence", kl, self.max_kl),
-            ("perplexity increase", perplexity_increase, self.max_perplexity_increase),
+            ("relative_error", relative_error, self.max_relative_error),
+            ("mean_kl_divergence", mean_kl_divergence, self.max_kl),
+            ("perplexity_increase", certain, self.max_perplexity_increase),
         ):
             if limit is not None and not value <= limit:
-                found.append(f"{name} {_number(value)} is above {limit:g}")
-        if self.min_top1 is not None and not top1 >= self.min_top1:
-            found.append(f"top-1 agreement {_number(top1)} is below {self.min_top1:g}")
-        return found
+                found[name] = f"is above {limit:g}"
+        if self.min_top1 is not None and not top1_agreement >= self.min_top1:
+            found["top1_agreement"] = f"is below {self.min_top1:g}"
+        texts = {
+            "relative_error": f"relative error {_number(relative_error)}",
+            "mean_kl_divergence": f"KL divergence {_number(mean_kl_divergence)}",
+            "top1_agreement": f"top-1 agreement {_number(top1_agreement)}",
+            "perplexity_increase": f"perplexity increase {_number(perplexity_increase)} "
+            f"± {_number(perplexity_increase_error)}",
+        }
+        return {name: f"{texts[name]} {how}" for name, how in found.items()}
 
 
 def _number(value: float) -> str:
@@ -80,8 +95,15 @@ def precision_of(bundle: Bundle) -> str:
     return max(elements, key=lambda name: elements[name], default="fp32")
 
 
-def default_thresholds(precision: str) -> Thresholds:
-    """The limits for ``precision``, a name that begins with fp32, fp16 or int8."""
-    return next(
-        (DEFAULTS[name] for name in DEFAULTS if precision.startswith(name)), DEFAULTS["int8"]
-    )
+def default_thresholds(precision: str, *, on_text: bool = True) -> Thresholds:
+    """The default limits.
+
+    Args:
+        precision: a name that begins with fp32, fp16 or int8.
+        on_text: whether predictions were made on text. On random tokens a model is never sure:
+            the likeliest token changes with the last bits, and perplexity measures nothing, so
+            neither is limited then.
+    """
+    limits = next((DEFAULTS[name] for name in DEFAULTS if precision.startswith(name)), None)
+    limits = limits or DEFAULTS["int8"]
+    return limits if on_text else replace(limits, min_top1=None, max_perplexity_increase=None)

@@ -97,8 +97,10 @@ def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]
                 taken.append(None)
             elif value.const_value is not None:
                 taken.append(constant(value))
-            elif (made := value.producer()) is not None and made.op_type in _FORM_CHANGES and (
-                made.inputs[0] is not None and made.inputs[0].const_value is not None
+            elif (
+                (made := value.producer()) is not None
+                and made.op_type in _FORM_CHANGES
+                and (made.inputs[0] is not None and made.inputs[0].const_value is not None)
             ):
                 inner = copy(made)
                 if inner is None:

@@ -88,9 +88,13 @@ def measure(job: Job) -> Run:
         session = open_session(job.path, provider=job.provider, threads=job.threads)
         decoder = Decoder(session, 1, job.prompt_tokens + job.new_tokens)
         prompt = random_ids(job.prompt_tokens, _vocabulary(session))[None]
-        first_run_ms = _generate(decoder, prompt, 1)[0]
-        _generate(decoder, prompt, min(_WARM_UP_TOKENS, job.new_tokens))
-        prefill_ms, *step_ms = _generate(decoder, prompt, job.new_tokens)
+        try:
+            first_run_ms = _generate(decoder, prompt, 1)[0]
+            _generate(decoder, prompt, min(_WARM_UP_TOKENS, job.new_tokens))
+            prefill_ms, *step_ms = _generate(decoder, prompt, job.new_tokens)
+        except BundleError as error:
+            hint = "if the model takes fewer tokens, lower --prompt-tokens and --new-tokens"
+            raise BundleError(f"{error}; {hint}") from error
         after = read_memory()
     timeline = [
         (at, use.anonymous - before.anonymous, use.file_mapped - before.file_mapped)

@@ -100,10 +100,10 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
         medians = [statistics.median(column) for column in columns]
         axes.plot(positions, medians, color=_DARK[index], lw=1.8, label=short_name(model.model))
     axes.set(title="Latency of a token", xlabel="position in the sequence", ylabel="ms")
-    axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper left", ncols=2, fontsize=8.5)
 
 
 def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:

@@ -78,65 +78,67 @@ _STYLES = {"ok": "green", "FAIL": "bold red"}
 def accuracy_table(report: AccuracyReport) -> Table:
     """One line a metric: its value, its limit and whether it is kept."""
     limits = report.thresholds
+    increase = _percent(report.perplexity_increase)
+    if not math.isnan(report.perplexity_increase_error):
+        increase += f" ± {_percent(report.perplexity_increase_error)}"
+    rows = []
+    for field, name, value, sign, limit in (
+        ("max_abs_error", "largest logit error", _scientific(report.max_abs_error), "", ""),
+        ("", "mean logit error", _scientific(report.mean_abs_error), "", ""),
+        (
+            "relative_error",
+            "largest error / largest logit",
+            _scientific(report.relative_error),
+            "≤",
+            _limit(limits.max_relative_error, _scientific),
+        ),
+        (
+            "mean_kl_divergence",
+            "KL divergence, nats a token",
+            _scientific(report.mean_kl_divergence),
+            "≤",
+            _limit(limits.max_kl, _scientific),
+        ),
+        (
+            "top1_agreement",
+            "top-1 agreement",
+            _percent(report.top1_agreement),
+            "≥",
+            _limit(limits.min_top1, _percent),
+        ),
+        ("", "greedy agreement", _percent(report.greedy_agreement), "", ""),
+        ("", "perplexity", f"{report.perplexity:.6g}", "", ""),
+        ("", "perplexity, reference", f"{report.reference_perplexity:.6g}", "", ""),
+        (
+            "perplexity_increase",
+            "perplexity increase",
+            increase,
+            "≤",
+            _limit(limits.max_perplexity_increase, _percent),
+        ),
+    ):
+        state = "FAIL" if field in report.failures else "ok" if limit else ""
+        rows.append([name, value, f"{sign} {limit}" if limit else "", state])
+    return Table(["metric", ">value", ">limit", ""], rows)
 
-    def row(
-        name: str,
-        value: float,
-        form: Callable[[float], str],
-        *,
-        at_most: float | None = None,
-        at_least: float | None = None,
-    ) -> list[str]:
-        limit, state = "", ""
-        if at_most is not None:
-            limit, state = f"≤ {form(at_most)}", "ok" if value <= at_most else "FAIL"
-        if at_least is not None:
-            limit, state = f"≥ {form(at_least)}", "ok" if value >= at_least else "FAIL"
-        return [name, MISSING if math.isnan(value) else form(value), limit, state]
 
-    return Table(
-        ["metric", ">value", ">limit", ""],
-        [
-            row("largest logit error", report.max_abs_error, _scientific),
-            row("mean logit error", report.mean_abs_error, _scientific),
-            row(
-                "largest error / largest logit",
-                report.relative_error,
-                _scientific,
-                at_most=limits.max_relative_error,
-            ),
-            row(
-                "KL divergence, nats a token",
-                report.mean_kl_divergence,
-                _scientific,
-                at_most=limits.max_kl,
-            ),
-            row("top-1 agreement", report.top1_agreement, _percent, at_least=limits.min_top1),
-            row("greedy agreement", report.greedy_agreement, _percent),
-            row("perplexity", report.perplexity, "{:.4f}".format),
-            row("perplexity, reference", report.reference_perplexity, "{:.4f}".format),
-            row(
-                "perplexity increase",
-                report.perplexity_increase,
-                _percent,
-                at_most=limits.max_perplexity_increase,
-            ),
-        ],
-    )
+def _limit(limit: float | None, form: Callable[[float], str]) -> str:
+    return "" if limit is None else form(limit)
 
 
 def speed_table(report: LatencyReport) -> Table:
     """Prefill (``pp``) and decode (``tg``) tokens per second: median ± deviation over the runs."""
     rows = []
     for each in models_of(report):
-        for test, name in (
+        name = short_name(each.model)
+        for test, field in (
             (f"pp{each.prompt_tokens}", "prefill_tokens_per_second"),
             (f"tg{each.new_tokens}", "decode_tokens_per_second"),
         ):
-            speed = f"{getattr(each, name):.1f} ± {each.deviation[name]:.1f}"
+            speed = f"{getattr(each, field):.1f} ± {each.deviation[field]:.1f}"
             rows.append(
                 [
-                    f"{short_name(each.model)} {each.precision}",
+                    name if each.precision in name else f"{name} {each.precision}",
                     _bytes(each.file_bytes),
                     MISSING if each.parameters is None else f"{each.parameters / 1e6:.1f} M",
                     each.provider,

@@ -11,38 +11,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgetie.runtime.decoder import Decoder
+    from edgetie.runtime.generation import (
+        Chunk,
+        Completion,
+        Step,
+        generate,
+        generate_text,
+        stop_tokens,
+    )
     from edgetie.runtime.memory import MemorySampler, MemoryUse, read_memory, release_file_pages
     from edgetie.runtime.providers import PROVIDERS, Provider, resolve
+    from edgetie.runtime.sampling import Sampling, sample
     from edgetie.runtime.session import Session, open_session
-
-_HOME = {
-    "Decoder": "decoder",
-    "MemorySampler": "memory",
-    "MemoryUse": "memory",
-    "PROVIDERS": "providers",
-    "Provider": "providers",
-    "Session": "session",
-    "open_session": "session",
-    "read_memory": "memory",
-    "release_file_pages": "memory",
-    "resolve": "providers",
-}
+    from edgetie.runtime.tokenizer import Detokenizer, Tokenizer
 
 __all__ = [
     "PROVIDERS",
+    "Chunk",
+    "Completion",
     "Decoder",
+    "Detokenizer",
     "MemorySampler",
     "MemoryUse",
     "Provider",
+    "Sampling",
     "Session",
+    "Step",
+    "Tokenizer",
+    "generate",
+    "generate_text",
     "open_session",
     "read_memory",
     "release_file_pages",
     "resolve",
+    "sample",
+    "stop_tokens",
 ]
+
+_MODULES = {
+    "decoder": ("Decoder",),
+    "generation": ("Chunk", "Completion", "Step", "generate", "generate_text", "stop_tokens"),
+    "memory": ("MemorySampler", "MemoryUse", "read_memory", "release_file_pages"),
+    "providers": ("PROVIDERS", "Provider", "resolve"),
+    "sampling": ("Sampling", "sample"),
+    "session": ("Session", "open_session"),
+    "tokenizer": ("Detokenizer", "Tokenizer"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

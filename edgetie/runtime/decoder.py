@@ -91,12 +91,15 @@ class Decoder:
             Logits ``(batch, vocabulary)`` of each sequence's last token.
 
         Raises:
-            EdgetieError: if ``max_length`` would be exceeded.
+            EdgetieError: if ``max_length`` would be exceeded, or a row is padding only.
             BundleError: if ONNX Runtime fails on the model.
         """
         mask = np.ones_like(ids) if attention_mask is None else attention_mask
         if "attention_mask" not in self._inputs and not mask.all():
             raise EdgetieError(f"{self._model}: has no attention_mask, so it takes no padding")
+        empty = np.flatnonzero(~mask.any(axis=1))
+        if len(empty):
+            raise EdgetieError(f"sequence {empty[0]} has no token; give at least one")
         return self._forward(ids, mask, self._after_prefill)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -134,8 +137,10 @@ class Decoder:
         """Where the logits of each row's last token are, among those of columns first to end."""
         mask = self._mask[:, first:end]
         packed, count = self.session.packed, end - first
-        last = mask.sum(axis=1) - 1 if packed else count - 1 - mask[:, ::-1].argmax(axis=1)
-        return last.astype(np.int64)
+        last: NDArray[np.int64] = (
+            mask.sum(axis=1) - 1 if packed else count - 1 - mask[:, ::-1].argmax(axis=1)
+        )
+        return last
 
     def _feed(self, name: str, values: NDArray[np.int64]) -> None:
         """Copy ``values`` into the buffer of an input; bind it again if its shape has changed."""

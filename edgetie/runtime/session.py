@@ -230,7 +230,7 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     head, separator, rest = text.partition(" : ")
     if separator and head.startswith("[ONNXRuntimeError]"):
-        text = rest.split(" : ", 1)[-1]
+        text = rest.split(" : ", 2)[-1]
     return text[:400]
 
 

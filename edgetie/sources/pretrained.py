@@ -39,7 +39,7 @@ def load_pretrained(text: str, trust_remote_code: bool, allow_pickle: bool) -> S
         kind="transformers",
         name=directory.name if directory.is_dir() else text,
         module=module,
-        config=config,
+        config=module.config,  # a copy of ``config``: its attention implementation is what counts
         save_extras=lambda target: save_extras(text, config, target, trust_remote_code),
     )
 

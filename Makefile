@@ -1,0 +1,40 @@
+# Everything sets up its own environment in .venv; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUTPUT ?= quickstart
+TORCH ?= torch==2.13.0
+# without an NVIDIA GPU: torch's CPU build, where pip's configuration knows one
+NO_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo yes)
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(VENV)/.installed  ## the whole journey on a real model
+	$(BIN)/edgetie quickstart --output $(OUTPUT)
+
+test: $(VENV)/.tested lint  ## linting, types and all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## edgetie against its peers: one table
+	$(BIN)/python benchmarks/peers.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml
+	$(if $(NO_GPU),$(BIN)/python -m pip install --quiet "$(TORCH)+cpu" 2>/dev/null ||) \
+	  $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[export,plot]"
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUTPUT)

@@ -1,0 +1,141 @@
+"""``edgetie generate``: stream text from a bundle."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetie_cli.common import output_options, print_json, provider_option, threads_option
+
+if TYPE_CHECKING:
+    from edgetie.runtime import Completion, Tokenizer
+
+HELP = """Stream text from a bundle.
+
+The prompt becomes a chat message where the model has a chat template, and is continued as it
+stands otherwise.
+
+\b
+Examples:
+  edgetie generate int8 --prompt "What is a tied embedding?"
+  edgetie generate int8 --prompt "Once upon a time" --no-chat --temperature 0.8 --seed 1
+  edgetie generate int8 --prompt "Red or blue?" --prompt "Tea or coffee?" --json
+  cat question.txt | edgetie generate int8 --prompt -
+"""
+
+
+@click.command(help=HELP)
+@click.argument("bundle", metavar="BUNDLE", type=click.Path())
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    required=True,
+    help="Text to answer or continue; - reads stdin; give several to run them as one batch.",
+)
+@click.option("--system", help="System message, before the prompt.")
+@click.option("--no-chat", is_flag=True, help="Continue the prompt as it stands: no chat template.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Most tokens to generate.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 always takes the most likely token; 1 samples as the model learned.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), help="Sample among the K most likely tokens.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Sample among the most likely tokens that together reach this probability.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Make sampling repeatable.")
+@provider_option
+@threads_option
+@output_options
+def command(
+    bundle: str,
+    prompts: tuple[str, ...],
+    system: str | None,
+    no_chat: bool,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    provider: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        raise click.UsageError("--top-k and --top-p need a --temperature above 0")
+    if prompts.count("-") > 1:
+        raise click.UsageError("--prompt - can be given once only")
+    from edgetie.bundle import open_bundle
+    from edgetie.runtime import Sampling, Tokenizer, generate_text, open_session
+
+    opened = open_bundle(bundle)
+    tokenizer = Tokenizer.from_bundle(opened)
+    chat = tokenizer.chat_template is not None and not no_chat
+    if system is not None and not chat:
+        raise click.UsageError("--system needs a model with a chat template, and no --no-chat")
+    texts = [sys.stdin.read().rstrip("\n") if prompt == "-" else prompt for prompt in prompts]
+    ids = [_encode(tokenizer, text, system, chat) for text in texts]
+    session = open_session(opened, provider=provider, threads=threads)
+    completions: list[Completion | None] = [None] * len(texts)
+    streaming = len(texts) == 1 and not as_json
+    for chunk in generate_text(
+        session,
+        tokenizer,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature, top_k, top_p),
+        seed=seed,
+    ):
+        if streaming:
+            click.echo(chunk.text, nl=False)
+        if chunk.completion is not None:
+            completions[chunk.index] = chunk.completion
+            if not streaming and not as_json:
+                click.echo(f"[{chunk.index + 1}] {chunk.completion.text}")
+    if streaming:
+        click.echo()
+    done = [completion for completion in completions if completion is not None]
+    if as_json:
+        print_json(_report(done))
+    elif not quiet:
+        for completion in done:
+            click.echo(_summary(completion), err=True)
+
+
+def _encode(tokenizer: Tokenizer, text: str, system: str | None, chat: bool) -> list[int]:
+    if not chat:
+        return tokenizer.encode(text)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    prompt = tokenizer.apply_chat_template([*messages, {"role": "user", "content": text}])
+    return tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def _report(completions: list[Completion]) -> dict[str, Any]:
+    """One completion's fields; several are listed under ``completions``."""
+    reports = [asdict(completion) for completion in completions]
+    return reports[0] if len(reports) == 1 else {"completions": reports}
+
+
+def _summary(completion: Completion) -> str:
+    rate = completion.tokens_per_second
+    speed = "" if rate is None else f", {rate:.1f} tokens/s"
+    return (
+        f"{completion.prompt_tokens} prompt tokens, {len(completion.tokens)} generated{speed} "
+        f"({completion.stop_reason})"
+    )

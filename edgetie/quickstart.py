@@ -1,0 +1,92 @@
+"""The whole journey on a real model: export, quantize, prove, check, measure, generate."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetie.export.exporter import ExportReport, export
+from edgetie.harness.accuracy import AccuracyReport, check
+from edgetie.harness.inspection import Inspection, inspect
+from edgetie.harness.latency import LatencyReport, bench
+from edgetie.harness.references import BundleReference
+from edgetie.bundle import check_destination
+from edgetie.quantize import QuantizeReport, quantize
+from edgetie.report.progress import Stages
+from edgetie.runtime.generation import generate_text
+from edgetie.runtime.session import open_session
+from edgetie.runtime.tokenizer import Tokenizer
+from edgetie.sources.demo import demo_model
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Explain in one sentence why the sky is blue.",
+)
+_ANSWER_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class QuickstartReport:
+    """Every report of the journey, in order."""
+
+    exported: ExportReport
+    quantized: QuantizeReport
+    proof_fp32: Inspection
+    proof_int8: Inspection
+    accuracy: AccuracyReport
+    latency: LatencyReport
+    answers: tuple[tuple[str, str], ...]
+
+
+def quickstart(
+    output: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    threads: int | None = None,
+    repeat: int = 3,
+    force: bool = False,
+    progress: Stages | None = None,
+) -> QuickstartReport:
+    """Run everything edgetie does, on SmolLM2-135M-Instruct or a model of the user's own.
+
+    Args:
+        output: directory for the bundles ``fp32`` and ``int8``.
+        model: what :func:`edgetie.sources.load_source` takes; by default the demonstration model,
+            downloaded once.
+        threads: intra-op threads of the measurements.
+        repeat: runs of the latency measurement.
+        force: replace bundles that are there.
+        progress: told about each stage.
+
+    Raises:
+        EdgetieError: what any step raises.
+    """
+    stages = progress or Stages()
+    fp32, int8 = Path(output) / "fp32", Path(output) / "int8"
+    for bundle in (fp32, int8):
+        check_destination(bundle, force=force)
+    if model is None:
+        stages.stage("download")
+        model = str(demo_model())
+    exported = export(model, fp32, force=force, progress=stages)
+    quantized = quantize(fp32, int8, force=force, progress=stages)
+    proof_fp32 = inspect(fp32, progress=stages)
+    proof_int8 = inspect(int8, progress=stages)
+    accuracy = check(int8, BundleReference(fp32), threads=threads, progress=stages)
+    latency = bench(int8, against=fp32, threads=threads, repeat=repeat, progress=stages)
+    stages.stage("generate")
+    answers = _answers(int8, threads)
+    stages.finish()
+    return QuickstartReport(
+        exported, quantized, proof_fp32, proof_int8, accuracy, latency, answers
+    )
+
+
+def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:
+    session = open_session(path, threads=threads)
+    tokenizer = Tokenizer.from_bundle(session.bundle)
+    return tuple(
+        (question, "".join(generate_text(session, tokenizer, question, max_new_tokens=_ANSWER_TOKENS)))
+        for question in QUESTIONS
+    )

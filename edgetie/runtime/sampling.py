@@ -1,0 +1,140 @@
+"""Choosing the next token: pure functions on logits, for a whole batch at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetie.errors import EdgetieError
+
+_FIRST_GUESS = 256  # candidates tried first when only top_p limits them
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 always takes the most likely token; 1 samples the model's distribution.
+        top_k: only the ``top_k`` most likely tokens can be drawn.
+        top_p: only the smallest set of tokens whose probabilities reach ``top_p``.
+        repetition_penalty: above 1 makes tokens that occurred before less likely.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise EdgetieError(f"temperature {self.temperature}: must be 0 (greedy) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise EdgetieError(f"top_k {self.top_k}: must be 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise EdgetieError(f"top_p {self.top_p}: must be above 0 and at most 1")
+        if self.repetition_penalty <= 0:
+            raise EdgetieError(f"repetition_penalty {self.repetition_penalty}: must be above 0")
+
+
+def sample(
+    logits: NDArray[np.float32],
+    sampling: Sampling,
+    rng: np.random.Generator,
+    seen: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """Choose one token per row.
+
+    Args:
+        logits: ``(batch, vocabulary)``.
+        sampling: how.
+        rng: source of chance; draws one number per row unless greedy.
+        seen: ``(batch, vocabulary)``, tokens that occurred, for the repetition penalty.
+
+    Returns:
+        Token ids ``(batch,)``.
+    """
+    if seen is not None and sampling.repetition_penalty != 1:
+        logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return greedy(logits)
+    ids, probabilities = candidates(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+    return draw(ids, probabilities, rng)
+
+
+def greedy(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The most likely token of each row."""
+    best: NDArray[np.int64] = logits.argmax(axis=-1).astype(np.int64)
+    return best
+
+
+def penalize_repetition(
+    logits: NDArray[np.float32], seen: NDArray[np.bool_], penalty: float
+) -> NDArray[np.float32]:
+    """Divide positive logits of seen tokens by ``penalty`` and multiply negative ones by it."""
+    factor = np.where(logits > 0, 1 / penalty, penalty)
+    return np.where(seen, logits * factor, logits).astype(np.float32)
+
+
+def candidates(
+    logits: NDArray[np.float32],
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The tokens that can be drawn, most likely first.
+
+    Args:
+        logits: ``(batch, vocabulary)``.
+        temperature: above 0.
+        top_k: as in :class:`Sampling`.
+        top_p: as in :class:`Sampling`, of the distribution that ``top_k`` leaves.
+
+    Returns:
+        Ids and probabilities, both ``(batch, count)``; a row with fewer candidates than another
+        ends in probabilities of 0.
+    """
+    vocabulary = logits.shape[-1]
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    limit = min(top_k or vocabulary, vocabulary)
+    if top_p is None or top_p == 1:
+        ids = _most_likely(weights, limit)
+        chosen = np.take_along_axis(weights, ids, axis=-1)
+        return ids, chosen / chosen.sum(axis=-1, keepdims=True)
+    total = weights.sum(axis=-1, keepdims=True) if limit == vocabulary else None
+    count = limit if total is None else min(_FIRST_GUESS, limit)
+    while True:
+        ids = _most_likely(weights, count)
+        chosen = np.take_along_axis(weights, ids, axis=-1)
+        whole = chosen.sum(axis=-1, keepdims=True) if total is None else total
+        reached = chosen.cumsum(axis=-1) / whole
+        if count == limit or (reached[:, -1] >= top_p).all():
+            break
+        count = min(count * 8, limit)
+    before = reached - chosen / whole
+    kept = np.where(before < top_p, chosen, 0.0)
+    kept[:, 0] = chosen[:, 0]
+    return ids, kept / kept.sum(axis=-1, keepdims=True)
+
+
+def draw(
+    ids: NDArray[np.int64], probabilities: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw one of ``ids`` per row; both arrays are ``(batch, count)``."""
+    reached = probabilities.cumsum(axis=-1)
+    aim = rng.random((len(ids), 1)) * reached[:, -1:]
+    place = (reached <= aim).sum(axis=-1, keepdims=True)
+    return np.take_along_axis(ids, place, axis=-1)[:, 0]
+
+
+def _most_likely(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Indices of the ``count`` largest of each row, largest first."""
+    if count < weights.shape[-1]:
+        top = np.argpartition(weights, -count, axis=-1)[:, -count:]
+    else:
+        top = np.broadcast_to(np.arange(count), weights.shape)
+    order = np.argsort(-np.take_along_axis(weights, top, axis=-1), axis=-1, kind="stable")
+    return np.take_along_axis(top, order, axis=-1).astype(np.int64)

@@ -1,0 +1,271 @@
+"""Generation in batches and as text, and the ``generate`` command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runtime_models as tiny
+from click.testing import CliRunner, Result
+
+from edgetie.bundle import Manifest, open_bundle
+from edgetie.errors import EdgetieError
+from edgetie.runtime import (
+    Chunk,
+    Completion,
+    Sampling,
+    Session,
+    Tokenizer,
+    generate,
+    generate_text,
+    open_session,
+    stop_tokens,
+)
+from edgetie_cli.generate import command
+
+PROMPTS = [[3, 90, 14, 15, 92], [65], [35, 8, 9, 79, 32, 38, 46, 26]]
+
+
+def tokens_of(
+    session: Session, prompts: Sequence[Sequence[int]], **options: object
+) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in prompts]
+    for step in generate(session, prompts, **options):  # type: ignore[arg-type]
+        for row, tokens in enumerate(rows):
+            if step.active[row]:
+                tokens.append(int(step.tokens[row]))
+    return rows
+
+
+def completions(chunks: Sequence[Chunk]) -> dict[int, Completion]:
+    """Completions by prompt, each checked against the chunks that streamed it."""
+    done = {chunk.index: chunk.completion for chunk in chunks if chunk.completion is not None}
+    for index, completion in done.items():
+        assert "".join(chunk.text for chunk in chunks if chunk.index == index) == completion.text
+    return done
+
+
+@pytest.fixture
+def chat_bundle(tmp_path: Path) -> Path:
+    return tiny.write_chat_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def session(chat_bundle: Path) -> Session:
+    return open_session(chat_bundle, threads=1)
+
+
+@pytest.fixture
+def tokenizer(chat_bundle: Path) -> Tokenizer:
+    return Tokenizer.from_bundle(open_bundle(chat_bundle))
+
+
+def test_greedy_batch_equals_naive(session: Session) -> None:
+    got = tokens_of(session, PROMPTS, max_new_tokens=12, stop_token_ids=frozenset())
+    assert got == [tiny.naive_greedy(prompt, 12) for prompt in PROMPTS]
+
+
+def test_rows_stop_on_their_own(session: Session) -> None:
+    free = [tiny.naive_greedy(prompt, 12) for prompt in PROMPTS]
+    stop = free[1][4]
+    expected = [row[: row.index(stop) + 1] if stop in row else row for row in free]
+    assert [len(row) for row in expected] != [12, 12, 12]
+    got = tokens_of(session, PROMPTS, max_new_tokens=12, stop_token_ids=frozenset([stop]))
+    assert got == expected
+
+
+def test_generation_ends_when_every_row_has(session: Session) -> None:
+    first = tiny.naive_greedy(PROMPTS[0], 1)[0]
+    steps = list(
+        generate(session, [PROMPTS[0]] * 2, max_new_tokens=20, stop_token_ids=frozenset([first]))
+    )
+    assert len(steps) == 1
+    assert steps[0].stopped.all()
+
+
+def test_the_models_longest_sequence_ends_generation(session: Session) -> None:
+    got = tokens_of(session, [PROMPTS[0]], max_new_tokens=100, stop_token_ids=frozenset())
+    # the token after the last position needs no room of its own
+    assert len(got[0]) == tiny.POSITIONS - len(PROMPTS[0]) + 1
+
+
+def test_prompts_that_cannot_be_continued(session: Session) -> None:
+    for prompts in ([], [[]], [[1], []]):
+        with pytest.raises(EdgetieError, match="empty"):
+            next(generate(session, prompts, max_new_tokens=1))
+    with pytest.raises(EdgetieError, match="takes 48 tokens, not 49"):
+        next(generate(session, [[1] * 49], max_new_tokens=1))
+
+
+def test_sampling_repeats_with_its_seed(session: Session) -> None:
+    runs = [
+        tokens_of(
+            session, PROMPTS, max_new_tokens=10, sampling=Sampling(2.0), seed=seed,
+            stop_token_ids=frozenset(),
+        )
+        for seed in (1, 1, 2)
+    ]  # fmt: skip
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_repetition_penalty_sees_prompt_and_output(session: Session) -> None:
+    sampling = Sampling(repetition_penalty=1e6)
+    [row] = tokens_of(
+        session, [PROMPTS[0]], max_new_tokens=30, sampling=sampling, stop_token_ids=frozenset()
+    )
+    positive = [token for token in row if token not in PROMPTS[0]]
+    assert len(set(positive)) == len(row)
+
+
+def test_stop_tokens_come_from_manifest_or_configuration(chat_bundle: Path) -> None:
+    assert stop_tokens(open_bundle(chat_bundle)) == {tiny.STOP}
+    bare = chat_bundle / "model.onnx"
+    assert stop_tokens(open_bundle(bare)) == frozenset()
+    (chat_bundle / "config.json").write_text('{"eos_token_id": 9}', encoding="utf-8")
+    assert stop_tokens(open_bundle(bare)) == {9}
+    generation = chat_bundle / "generation_config.json"
+    generation.write_text('{"eos_token_id": [4, 5]}', encoding="utf-8")
+    assert stop_tokens(open_bundle(bare)) == {4, 5}
+
+
+def test_text_of_a_batch_is_that_of_each_alone(session: Session, tokenizer: Tokenizer) -> None:
+    texts = ["hello there", "é", "once upon a time some"]
+    together = completions(list(generate_text(session, tokenizer, texts, max_new_tokens=12)))
+    for index, text in enumerate(texts):
+        alone = completions(list(generate_text(session, tokenizer, [text], max_new_tokens=12)))[0]
+        assert together[index].text == alone.text
+        assert together[index].tokens == alone.tokens
+        assert together[index].prompt_tokens == len(tokenizer.encode(text))
+
+
+def test_stop_token_is_no_text(session: Session, tokenizer: Tokenizer) -> None:
+    free = completions(list(generate_text(session, tokenizer, [[65]], max_new_tokens=6)))[0]
+    assert free.stop_reason == "length"
+    stop = free.tokens[3]
+    manifest = session.bundle.manifest
+    assert isinstance(manifest, Manifest)
+    manifest.signature.eos_token_ids = [stop]
+    ended = completions(list(generate_text(session, tokenizer, [[65]], max_new_tokens=6)))[0]
+    assert ended.stop_reason == "stop_token"
+    kept = free.tokens[: free.tokens.index(stop)]
+    assert ended.tokens == [*kept, stop]
+    assert ended.text == tokenizer.decode(kept)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_stop_strings_are_cut_even_across_tokens(
+    session: Session, tokenizer: Tokenizer, length: int
+) -> None:
+    free = completions(list(generate_text(session, tokenizer, [[65]], max_new_tokens=20)))[0]
+    for start in range(1, len(free.text) - length):
+        stop = free.text[start : start + length]
+        chunks = list(
+            generate_text(
+                session, tokenizer, [[65]], max_new_tokens=20, stop_strings=["\0never", stop]
+            )
+        )
+        ended = completions(chunks)[0]
+        assert ended.text == free.text[: free.text.index(stop)]
+        assert ended.stop_reason == "stop_string"
+
+
+def test_a_held_back_beginning_of_a_stop_string_comes_out(
+    session: Session, tokenizer: Tokenizer
+) -> None:
+    free = completions(list(generate_text(session, tokenizer, [[65]], max_new_tokens=8)))[0]
+    stop = free.text[-1] + "\0"
+    chunks = list(generate_text(session, tokenizer, [[65]], max_new_tokens=8, stop_strings=[stop]))
+    assert completions(chunks)[0].text == free.text
+
+
+def run(*arguments: str, text: str | None = None) -> Result:
+    return CliRunner().invoke(command, arguments, input=text)
+
+
+def test_command_streams_text(chat_bundle: Path, session: Session, tokenizer: Tokenizer) -> None:
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}])
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    expected = completions(list(generate_text(session, tokenizer, [ids], max_new_tokens=7)))[0]
+    done = run(str(chat_bundle), "--prompt", "hello", "--max-new-tokens", "7")
+    assert done.exit_code == 0
+    assert done.stdout == expected.text + "\n"
+    assert f"{len(ids)} prompt tokens, 7 generated" in done.stderr
+    assert run(str(chat_bundle), "--prompt", "hello", "--quiet").stderr == ""
+
+
+def test_command_json(chat_bundle: Path, tokenizer: Tokenizer) -> None:
+    done = run(str(chat_bundle), "--prompt", "-", "--no-chat", "--json", text="once upon\n")
+    report = json.loads(done.stdout)
+    assert set(report) == {
+        "text", "tokens", "prompt_tokens", "tokens_per_second", "stop_reason",
+    }  # fmt: skip
+    assert report["prompt_tokens"] == len(tokenizer.encode("once upon"))
+    assert report["tokens"][: len(report["tokens"])] == tiny.naive_greedy(
+        tokenizer.encode("once upon"), len(report["tokens"])
+    )
+
+
+def test_command_with_several_prompts(chat_bundle: Path) -> None:
+    arguments = [str(chat_bundle), "--prompt", "one", "--prompt", "two", "--max-new-tokens", "3"]
+    report = json.loads(run(*arguments, "--json").stdout)
+    assert len(report["completions"]) == 2
+    printed = run(*arguments).stdout
+    for number, completion in enumerate(report["completions"], 1):
+        assert f"[{number}] {completion['text']}\n" in printed
+
+
+def test_command_system_message_changes_the_prompt(chat_bundle: Path) -> None:
+    plain, more = (
+        json.loads(run(str(chat_bundle), "--prompt", "a", "--json", *extra).stdout)
+        for extra in ([], ["--system", "Be short."])
+    )
+    assert more["prompt_tokens"] > plain["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-k", "3"], "--temperature"),
+        (["--top-p", "0.5"], "--temperature"),
+        (["--system", "x", "--no-chat"], "--system"),
+        (["--prompt", "-", "--prompt", "-"], "once"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--top-p", "0"], "--top-p"),
+    ],
+)
+def test_command_usage_errors(chat_bundle: Path, arguments: list[str], message: str) -> None:
+    done = run(str(chat_bundle), "--prompt", "a", *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_command_errors_are_one_line(tmp_path: Path) -> None:
+    code = "from edgetie_cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate", str(tmp_path / "absent"), "--prompt", "a"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("edgetie: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_real_model_answers(real_bundle: Path) -> None:
+    session = open_session(real_bundle, threads=2)
+    tokenizer = Tokenizer.from_bundle(session.bundle)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}]
+    )
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    done = completions(list(generate_text(session, tokenizer, [ids], max_new_tokens=32)))[0]
+    assert "Paris" in done.text
+    assert done.stop_reason == "stop_token"
+    assert np.isfinite(done.tokens_per_second or np.nan)

@@ -1,0 +1,49 @@
+"""What is imported to run a bundle, and what must not be: a device has no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runtime_models as tiny
+
+HEAVY = ("torch", "transformers", "onnxscript", "matplotlib")
+
+
+def imported_by(code: str) -> list[str]:
+    """Which heavy modules a fresh interpreter has imported after ``code``."""
+    report = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True
+    )
+    result: list[str] = eval(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+@pytest.mark.parametrize("module", ["edgetie", "edgetie.runtime", "edgetie.bundle", "edgetie.ties"])
+def test_library_imports_are_light(module: str) -> None:
+    assert imported_by(f"import {module}") == []
+
+
+def test_runtime_package_waits_for_onnxruntime() -> None:
+    code = "import sys, edgetie.runtime; assert 'onnxruntime' not in sys.modules"
+    assert imported_by(code) == []
+
+
+def test_every_public_name_exists_without_torch() -> None:
+    code = "import edgetie.runtime as r; [getattr(r, name) for name in r.__all__]"
+    assert imported_by(code) == []
+
+
+def test_generate_command_needs_no_torch(tmp_path: Path) -> None:
+    tiny.write_chat_bundle(tmp_path / "bundle")
+    arguments = ["edgetie", "generate", str(tmp_path / "bundle"), "--prompt", "abc", "--quiet"]
+    code = f"""
+import sys
+sys.argv = {arguments!r}
+from edgetie_cli.main import cli
+cli.main(standalone_mode=False)
+"""
+    assert imported_by(code) == []

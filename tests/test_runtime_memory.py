@@ -1,0 +1,81 @@
+"""Reading memory, and releasing pages of mapped files without losing anything."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetie.runtime import MemorySampler, open_session, read_memory, release_file_pages
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+SIZE = 32 << 20
+
+
+@linux
+def test_anonymous_memory_is_counted() -> None:
+    before = read_memory()
+    block = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block[:] = b"x" * SIZE
+    after = read_memory()
+    assert after.anonymous - before.anonymous > SIZE * 0.9
+    assert after.rss == after.anonymous + after.file_mapped
+    assert after.peak >= after.rss
+    block.close()
+    assert read_memory().peak >= before.rss + SIZE * 0.9
+
+
+@linux
+def test_released_pages_are_gone_and_readable_again(tmp_path: Path) -> None:
+    path, other = tmp_path / "weights", tmp_path / "other"
+    for file in (path, other):
+        file.write_bytes(b"w" * SIZE)
+    with path.open("rb") as file, other.open("rb") as kept:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        untouched = mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ)
+    assert sum(mapped[::4096]) == sum(untouched[::4096]) == ord("w") * SIZE // 4096
+    before = read_memory()
+    assert release_file_pages([path]) == SIZE
+    assert before.file_mapped - read_memory().file_mapped == pytest.approx(SIZE, rel=0.1)
+    assert sum(mapped[::4096]) == ord("w") * SIZE // 4096
+    assert release_file_pages([tmp_path / "absent"]) == 0
+
+
+@linux
+def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"w" * SIZE)
+    with path.open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
+    mapped[SIZE // 2] = ord("!")
+    release_file_pages([path])
+    assert mapped[SIZE // 2] == ord("!")
+    assert path.read_bytes()[SIZE // 2] == ord("w")
+
+
+def test_sampler_sees_a_peak_in_the_middle() -> None:
+    with MemorySampler(interval=0.001) as sampler:
+        block = bytearray(SIZE)
+        seen = len(sampler.samples)
+        while len(sampler.samples) < seen + 3:
+            pass
+        del block
+    times = [seconds for seconds, _ in sampler.samples]
+    assert times == sorted(times)
+    first = sampler.samples[0][1]
+    assert max(use.rss for _, use in sampler.samples) >= first.rss + SIZE * 0.9
+
+
+@linux
+def test_weights_stay_mapped_and_are_not_kept_twice(real_bundle: Path) -> None:
+    data = real_bundle / "model.onnx.data"
+    session = open_session(real_bundle, threads=2)
+    assert session.released_bytes >= 0
+    assert release_file_pages([data]) < data.stat().st_size * 0.01
+    before = read_memory()
+    every = open_session(real_bundle, threads=2, logits="all")
+    grown = read_memory().anonymous - before.anonymous
+    assert every.packed
+    assert grown < data.stat().st_size * 1.1  # packed once, and nothing read into memory besides

@@ -1,0 +1,143 @@
+"""Opening: what a session says about a model, its variants, and every way it can fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import runtime_models as tiny
+
+from edgetie.bundle import open_bundle
+from edgetie.errors import BundleError, ProviderError
+from edgetie.runtime import PROVIDERS, open_session, resolve
+from edgetie.runtime.session import default_threads, one_line
+
+
+def test_session_describes_the_model(tmp_path: Path) -> None:
+    session = open_session(open_bundle(tiny.write_packed(tmp_path)), threads=1)
+    assert [value.name for value in session.inputs][:3] == [
+        "input_ids", "attention_mask", "past_key_values.0.key",
+    ]  # fmt: skip
+    assert session.inputs[0].dtype == "int64"
+    assert session.inputs[0].shape == ("batch", "sequence")
+    assert session.outputs[0].name == "logits"
+    assert session.cache_layers == [(tiny.HEADS, tiny.HEAD)] * tiny.LAYERS
+    assert session.cache_dtype == "float32"
+    assert (session.cache_in_place, session.logits, session.threads) == (True, "last", 1)
+    assert set(session.nodes_per_provider) == {"CPUExecutionProvider"}
+    assert session.nodes_per_provider["CPUExecutionProvider"] > 10
+    assert session.load_seconds > 0
+    assert isinstance(session.ort, onnxruntime.InferenceSession)
+
+
+def test_bare_models(tmp_path: Path) -> None:
+    plain = open_session(tiny.write_plain(tmp_path / "plain"))
+    assert (plain.cache_in_place, plain.logits, len(plain.cache)) == (False, "all", 4)
+    uncached = open_session(tiny.write_plain(tmp_path / "bare", cached=False))
+    assert (uncached.cache, uncached.cache_dtype) == ([], "")
+
+
+@pytest.mark.parametrize("last_before_head", [True, False])
+def test_all_logits_of_a_model_that_keeps_the_last(tmp_path: Path, last_before_head: bool) -> None:
+    directory = tiny.write_packed(tmp_path, last_before_head=last_before_head)
+    session = open_session(directory, logits="all")
+    assert (session.logits, session.packed) == ("all", True)
+    ids = [5, 77, 31, 2]
+    feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, 4), np.int64)}
+    for tensor in session.cache:
+        feeds[tensor.past] = np.zeros((1, tensor.kv_heads, 0, tensor.head_size), np.float32)
+    logits = session.ort.run(["logits"], feeds)[0][0]
+    np.testing.assert_allclose(logits, tiny.naive_logits(ids), rtol=1e-3, atol=1e-3)
+
+
+def test_all_logits_are_refused_where_the_node_is_unknown(tmp_path: Path) -> None:
+    directory = tiny.write_packed(tmp_path)
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        node.name = ""
+    bare = directory / "nameless.onnx"
+    bare.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="last token only"):
+        open_session(bare, logits="all")
+
+
+def test_optimized_model_is_written(tmp_path: Path) -> None:
+    directory = tiny.write_packed(tmp_path / "bundle")
+    written = tmp_path / "optimized.onnx"
+    session = open_session(directory, optimized_model_path=written)
+    model = onnx.load(written, load_external_data=False)
+    assert len(model.graph.node) == sum(session.nodes_per_provider.values())
+    assert any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
+    assert (tmp_path / "optimized.onnx.data").stat().st_size > 0
+
+
+def test_not_an_onnx_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no protobuf")
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        open_session(path)
+
+
+def test_truncated_data(tmp_path: Path) -> None:
+    directory = tiny.write_plain(tmp_path)
+    data = directory / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-100])
+    with pytest.raises(BundleError, match=r"model\.onnx\.data.*truncated"):
+        open_session(directory)
+
+
+def test_onnxruntime_errors_are_one_line(tmp_path: Path) -> None:
+    directory = tiny.write_plain(tmp_path)
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    (directory / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="NoSuchOperator") as raised:
+        open_session(directory)
+    assert "\n" not in str(raised.value)
+    assert "[ONNXRuntimeError]" not in str(raised.value)
+
+
+def test_cache_of_another_form(tmp_path: Path) -> None:
+    directory = tiny.write_plain(tmp_path)
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    for output in model.graph.output:
+        output.name = output.name.replace("present.", "new.")
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name.replace("present.", "new.") for name in names]
+    (directory / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=r"past_key_values\.0\.key.*present\.0\.key"):
+        open_session(directory)
+
+
+def test_unknown_provider() -> None:
+    with pytest.raises(ProviderError, match=r"--provider gpu: unknown; known are cpu, cuda"):
+        resolve("gpu")
+
+
+def test_absent_provider_is_an_error_not_a_fallback(tmp_path: Path) -> None:
+    available = onnxruntime.get_available_providers()
+    absent = next(row for row in PROVIDERS.values() if row.ort_name not in available)
+    with pytest.raises(ProviderError, match=f"--provider {absent.name}: not in the installed"):
+        open_session(tiny.write_plain(tmp_path), provider=absent.name)
+
+
+def test_providers_are_known_to_onnxruntime() -> None:
+    known = set(onnxruntime.get_all_providers())
+    assert {row.ort_name for row in PROVIDERS.values()} <= known
+
+
+def test_threads(tmp_path: Path) -> None:
+    assert default_threads() >= 1
+    directory = tiny.write_plain(tmp_path)
+    assert open_session(directory).threads == default_threads()
+    assert open_session(directory, threads=3).ort.get_session_options().intra_op_num_threads == 3
+
+
+def test_one_line() -> None:
+    error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model failed:\n  bad node : x")
+    assert one_line(error) == "Load model failed: bad node : x"
+    assert one_line(ValueError("plain")) == "plain"
