@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgetie.bundle import check_destination
 from edgetie.export.exporter import ExportReport, export
 from edgetie.harness.accuracy import AccuracyReport, check
 from edgetie.harness.inspection import Inspection, inspect
 from edgetie.harness.latency import LatencyReport, bench
 from edgetie.harness.references import BundleReference
-from edgetie.bundle import check_destination
 from edgetie.quantize import QuantizeReport, quantize
 from edgetie.report.progress import Stages
 from edgetie.runtime.generation import generate_text
@@ -84,9 +84,17 @@ def quickstart(
 
 
 def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:
+    """What the model says, if it comes with a tokenizer."""
     session = open_session(path, threads=threads)
+    if not (path / "tokenizer.json").is_file():
+        return ()
     tokenizer = Tokenizer.from_bundle(session.bundle)
-    return tuple(
-        (question, "".join(generate_text(session, tokenizer, question, max_new_tokens=_ANSWER_TOKENS)))
-        for question in QUESTIONS
-    )
+    answers = []
+    for question in QUESTIONS:
+        ids = tokenizer.encode(question)
+        if tokenizer.chat_template is not None:
+            prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}])
+            ids = tokenizer.encode(prompt, add_special_tokens=False)
+        chunks = generate_text(session, tokenizer, [ids], max_new_tokens=_ANSWER_TOKENS)
+        answers.append((question, "".join(chunk.text for chunk in chunks).strip()))
+    return tuple(answers)
