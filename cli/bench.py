@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgetie_cli import common
+from . import common
 
 
 @click.command()

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from edgetie.errors import BundleError
-from edgetie_cli import common
+
+from . import common
 
 _CHARACTERS_PER_TOKEN = 16
 """Characters read from the text for each token wanted; hardly a token is longer."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgetie_cli.common import output_options, print_json
+from .common import output_options, print_json
 
 
 @click.command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetie_cli.common import output_options, print_json, provider_option, threads_option
+from .common import output_options, print_json, provider_option, threads_option
 
 if TYPE_CHECKING:
     from edgetie.runtime import Completion, Tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgetie_cli.common import output_options, print_json, provider_option
+from .common import output_options, print_json, provider_option
 
 
 @click.command(
@@ -50,8 +50,6 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
 
         print_inspection(found)
     copied = [
-        proof
-        for proof in found.ties
-        if max(proof.file, proof.optimized, proof.memory or 1) > 1
+        proof for proof in found.ties if max(proof.file, proof.optimized, proof.memory or 1) > 1
     ]
     return 1 if require_tied and (copied or not found.ties) else 0

@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"edgetie_cli.{cmd_name}").command
+        command = importlib.import_module(f".{cmd_name}", __package__).command
         assert isinstance(command, click.Command)
         return command
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgetie_cli.common import output_options, print_json
+from .common import output_options, print_json
 
 
 @click.command(
@@ -27,9 +27,7 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @output_options
-def command(
-    bundle: str, output: str, table: str, force: bool, as_json: bool, quiet: bool
-) -> None:
+def command(bundle: str, output: str, table: str, force: bool, as_json: bool, quiet: bool) -> None:
     """Quantize BUNDLE, or an .onnx file, to int8 with its tied weights kept as one.
 
     Weights become 8-bit codes with a scale for each block of a row; torch is not needed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgetie_cli.common import output_options, print_json, threads_option
+from .common import output_options, print_json, threads_option
 
 
 @click.command(

@@ -46,7 +46,8 @@ def write_model(
         for value in model.graph.initializers.values()
         if value.const_value is not None and value.const_value.nbytes > _INLINE_BYTES
     ]
-    total = sum(v.const_value.nbytes for v in values if v.name not in aliases)  # type: ignore[union-attr]
+    own = [v.const_value for v in values if v.name not in aliases and v.const_value is not None]
+    total = sum(tensor.nbytes for tensor in own)
     ranges: dict[str, tuple[int, int]] = {}
     with (directory / DATA).open("wb") as file:
         for value in values:
@@ -57,7 +58,7 @@ def write_model(
             align = _ALIGN_LARGE if tensor.nbytes >= _LARGE_BYTES else _ALIGN
             file.write(bytes(-file.tell() % align))
             start = file.tell()
-            file.write(memoryview(np.ascontiguousarray(tensor.numpy())).cast("B"))
+            file.write(np.ascontiguousarray(tensor.numpy()).data)
             ranges[name] = start, file.tell() - start
             _refer(value, directory, *ranges[name])
             if progress is not None:
@@ -79,6 +80,6 @@ def _refer(value: ir.Value, directory: Path, offset: int, length: int) -> None:
         length,
         tensor.dtype,
         name=str(value.name),
-        shape=ir.Shape(tuple(tensor.shape)),
+        shape=ir.Shape(tensor.shape.numpy()),
         base_dir=directory,
     )

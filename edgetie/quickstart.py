@@ -78,9 +78,7 @@ def quickstart(
     stages.stage("generate")
     answers = _answers(int8, threads)
     stages.finish()
-    return QuickstartReport(
-        exported, quantized, proof_fp32, proof_int8, accuracy, latency, answers
-    )
+    return QuickstartReport(exported, quantized, proof_fp32, proof_int8, accuracy, latency, answers)
 
 
 def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:

@@ -101,10 +101,9 @@ def uses_of(value: ir.Value) -> list[Use]:
                 swap = node.op_type == "Transpose" and _swaps_last_axes(node)
                 follow(node.outputs[0], swapped != swap)
             else:
-                own = bool(
-                    (node.op_type in ("Gemm", "FusedMatMul") and index == 1 and _flag(node, "transB"))
-                    or (node.op_type in ("Gemm", "FusedMatMul") and index == 0 and _flag(node, "transA"))
-                )  # fmt: skip
+                own = node.op_type in ("Gemm", "FusedMatMul") and _flag(
+                    node, "transA" if index == 0 else "transB"
+                )
                 found.append(Use(node.op_type, node.name or "", index, swapped != own))
 
     follow(value, False)
@@ -174,7 +173,7 @@ def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> li
             groups.append(
                 TieGroup(
                     name,
-                    tuple(int(d) for d in tensor.shape),
+                    tensor.shape.numpy(),
                     tensor.dtype.name,
                     tensor.nbytes,
                     tuple(uses),
@@ -215,7 +214,8 @@ def equal_initializers(model: ir.Model, like: Sequence[str] | None = None) -> li
 
 
 def _same_matrix(a: ir.Value, b: ir.Value) -> bool:
-    assert a.const_value is not None and b.const_value is not None
+    assert a.const_value is not None
+    assert b.const_value is not None
     shape_a, shape_b = tuple(a.const_value.shape), tuple(b.const_value.shape)
     if byte_range(a) is not None and byte_range(a) == byte_range(b):
         return False  # two entries, one matrix

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +28,7 @@ from edgetie.export.trace import trace
 from edgetie.export.verify import Agreement, expect, measure
 from edgetie.external_data import write_model
 from edgetie.passes import PassReport, run_passes
+from edgetie.passes.activation import Activation
 from edgetie.passes.head import Head
 from edgetie.passes.last_token import LastToken
 from edgetie.passes.layout import Layout
@@ -39,11 +38,10 @@ from edgetie.passes.pack import PackProjections
 from edgetie.passes.retie import Retie
 from edgetie.passes.rms_norm import RmsNorm
 from edgetie.passes.rotary import Rotary
-from edgetie.passes.activation import Activation
 from edgetie.passes.skip_norm import SkipNorm
 from edgetie.report.progress import Stages
-from edgetie.sources import Source, load_source
 from edgetie.runtime.memory import read_memory
+from edgetie.sources import Source, load_source
 from edgetie.ties import TieGroup, find_ties, tied_parameters, verify_ties
 
 _FUSED_OPERATORS = (
@@ -119,9 +117,7 @@ def export(
     stages = progress or Stages()
     if isinstance(source, str):
         stages.stage("load")
-        source = load_source(
-            source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-        )
+        source = load_source(source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     stages.stage("probe")
     task = probe_source(source)
     expected = expect(source.module, task)
@@ -249,7 +245,7 @@ def _require_agreement(name: str, agreement: Agreement, precision: str) -> None:
     limit = 5e-2 if precision == "fp16" else 1e-3
     if not agreement.relative <= limit:
         raise ExportError(
-            f"{name}: the exported model's logits differ from torch's by {agreement.relative:.1e} "
-            f"of the largest logit (prefill {agreement.prefill:.1e}, cached {agreement.cached:.1e}, "
-            f"padded {agreement.padded:.1e}); nothing was written"
+            f"{name}: the exported model's logits differ from torch's by "
+            f"{agreement.relative:.1e} of the largest logit (prefill {agreement.prefill:.1e}, "
+            f"cached {agreement.cached:.1e}, padded {agreement.padded:.1e}); nothing was written"
         )

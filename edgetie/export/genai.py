@@ -23,9 +23,7 @@ def write_genai_config(directory: Path, config: Any, task: Task, signature: Sign
     layer = task.layers[0]
     context = task.max_positions or _DEFAULT_CONTEXT
     ends = signature.eos_token_ids
-    pad = next(
-        (i for i in (getattr(config, "pad_token_id", None), *ends, 0) if i is not None), 0
-    )
+    pad = next((i for i in (getattr(config, "pad_token_id", None), *ends, 0) if i is not None), 0)
     start = getattr(config, "bos_token_id", None)
     data = {
         "model": {

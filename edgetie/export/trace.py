@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -64,14 +65,19 @@ def _implementation(source: Source, name: str) -> Iterator[None]:
     before = source.config._attn_implementation
     try:
         try:
-            source.module.set_attn_implementation(name)
+            _module(source).set_attn_implementation(name)
         except Exception as error:
             raise Unfusable(f"its attention cannot be replaced ({first_line(error)})") from error
         if source.config._attn_implementation != name:
             raise Unfusable("its attention cannot be replaced")
         yield
     finally:
-        source.module.set_attn_implementation(before)
+        _module(source).set_attn_implementation(before)
+
+
+def _module(source: Source) -> Any:
+    """The module as what it is: a transformers model, whose methods ``nn.Module`` does not know."""
+    return source.module
 
 
 def _trace(
@@ -179,10 +185,10 @@ def _convert(
                 node.target = torch.ops.aten._to_copy.default
                 node.args, node.kwargs = node.args[:1], {"dtype": node.meta["val"].dtype}
         decompose = program.run_decompositions
-        program.run_decompositions = lambda *_, **__: program  # type: ignore[method-assign]
+        program.run_decompositions = lambda *_, **__: program
         with contextlib.suppress(Exception):
             return _to_ir(program, arguments)
-        program.run_decompositions = decompose  # type: ignore[method-assign]
+        program.run_decompositions = decompose
     try:
         return _to_ir(program, arguments)
     except Exception as error:

@@ -113,6 +113,8 @@ def _measure(
     padded = max(error(logits[0], short - 1), error(logits[1], prefix - 1))
     if task.layers:
         mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
-        logits, _ = run(np.stack([tokens[short : short + 1], tokens[prefix : prefix + 1]]), mask, cache)
+        logits, _ = run(
+            np.stack([tokens[short : short + 1], tokens[prefix : prefix + 1]]), mask, cache
+        )
         padded = max(padded, error(logits[0], short), error(logits[1], prefix))
     return Agreement(prefill, cached, padded, float(np.abs(expected.logits).max()))

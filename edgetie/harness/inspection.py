@@ -164,7 +164,7 @@ def _copies(model: ir.Model, optimized: ir.Model, group: TieGroup) -> tuple[int,
 
 def _largest(model: ir.Model) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
     rows = [
-        (str(name), v.const_value.dtype.name, tuple(int(d) for d in v.const_value.shape), v.const_value.nbytes)
+        (str(name), v.const_value.dtype.name, tuple(v.const_value.shape.numpy()), v.const_value.nbytes)
         for name, v in model.graph.initializers.items()
         if v.const_value is not None
     ]  # fmt: skip

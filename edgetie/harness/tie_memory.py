@@ -39,8 +39,8 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
     """Measure one tied weight of ``model`` (loaded from a file, weights in external data).
 
     Returns:
-        ``None`` elsewhere than on Linux, and for a weight too small, not in external data, or used by an operator whose
-        inputs cannot be made up.
+        ``None`` elsewhere than on Linux, and for a weight that is too small, not in external
+        data, or used by an operator whose inputs cannot be made up.
 
     Raises:
         BundleError: if the measuring process fails.

@@ -136,7 +136,7 @@ def initializer(graph: ir.Graph, name: str, array: Any) -> ir.Value:
     tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(np.asarray(array))
     value = ir.Value(
         name=name,
-        shape=ir.Shape(tuple(tensor.shape)),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )

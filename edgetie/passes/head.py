@@ -37,7 +37,7 @@ class Head(GraphPass):
         tensor = weight(transpose.inputs[0]) if transpose else None
         if transpose is None or h is None or tensor is None or len(tensor.shape) != 2:
             return
-        rows, columns = (int(d) for d in tensor.shape)
+        rows, columns = tensor.shape.numpy()
         rank = len(h.shape) if h.shape is not None else 0
         if rank not in (2, 3):
             self.skipped.append(f"{node.name}: hidden states of rank {rank}")

@@ -44,13 +44,16 @@ class Linear(GraphPass):
             return
         x, w = node.inputs[0], node.inputs[1]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        assert x is not None and w is not None
+        assert x is not None
+        assert w is not None
         outer, flat = only_user(node.outputs[0], "Reshape"), producer(x, "Reshape")
         result = node.outputs[0]
         if outer is not None and flat is not None:
             inner = flat.inputs[0]
             assert inner is not None
-            if _leading_equal(inner, outer.outputs[0]) and last_dimension(inner) == last_dimension(x):
+            if _leading_equal(inner, outer.outputs[0]) and last_dimension(inner) == last_dimension(
+                x
+            ):
                 x, result = inner, outer.outputs[0]
         nodes: list[ir.Node] = []
         if "transB" in node.attributes and node.attributes["transB"].as_int() != 0:
@@ -71,7 +74,7 @@ class Linear(GraphPass):
             return
         if tensor.size >= MIN_ELEMENTS and len(source.uses()) != 1:
             return
-        rows, columns = (int(d) for d in tensor.shape)
+        rows, columns = tensor.shape.numpy()
         lazy = ir.LazyTensor(
             lambda t=tensor: ir.tensor(np.ascontiguousarray(t.numpy().T)),  # type: ignore[misc]
             dtype=tensor.dtype,

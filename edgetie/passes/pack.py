@@ -59,7 +59,9 @@ class PackProjections(GraphPass):
             bias = initializer(graph, label, _joined(biases, 0, label))
             nodes.append(ir.node("Add", [product.outputs[0], bias]))
             _like(nodes[-1].outputs[0], first.result, sum(widths))
-        sizes = initializer(graph, f"sizes.{'.'.join(map(str, widths))}", np.array(widths, np.int64))
+        sizes = initializer(
+            graph, f"sizes.{'.'.join(map(str, widths))}", np.array(widths, np.int64)
+        )
         split = ir.node(
             "Split", [nodes[-1].outputs[0], sizes], {"axis": -1}, num_outputs=len(siblings)
         )
@@ -86,10 +88,11 @@ def _projection(node: ir.Node) -> _Projection | None:
     if node.op_type != "MatMul" or weight(node.inputs[1]) is None:
         return None
     w = node.inputs[1]
-    assert w is not None and w.const_value is not None
+    assert w is not None
+    assert w.const_value is not None
     if len(w.const_value.shape) != 2 or len(w.uses()) != 1:
         return None
-    width = int(w.const_value.shape[1])
+    width = w.const_value.shape.numpy()[1]
     output = node.outputs[0]
     if output.is_graph_output():
         return None
@@ -104,12 +107,12 @@ def _projection(node: ir.Node) -> _Projection | None:
 
 def _joined(values: list[ir.Value], axis: int, name: str) -> ir.LazyTensor:
     """The weights side by side, put together when the file is written."""
-    tensors = [v.const_value for v in values]
-    shape = [int(d) for d in tensors[0].shape]  # type: ignore[union-attr]
-    shape[axis] = sum(int(t.shape[axis]) for t in tensors)  # type: ignore[union-attr]
+    tensors = [v.const_value for v in values if v.const_value is not None]
+    shape = list(tensors[0].shape.numpy())
+    shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
     return ir.LazyTensor(
-        lambda: ir.tensor(np.concatenate([t.numpy() for t in tensors], axis=axis)),  # type: ignore[union-attr]
-        dtype=tensors[0].dtype,  # type: ignore[union-attr]
+        lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=axis)),
+        dtype=tensors[0].dtype,
         shape=ir.Shape(shape),
         name=name,
     )

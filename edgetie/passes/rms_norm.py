@@ -63,9 +63,7 @@ class RmsNorm(GraphPass):
             self.skipped.append(f"{mean.name}: an RMS norm that changes its type")
             return
         if tensor is None:
-            scale = initializer(
-                graph, f"ones.{size}.{dtype.name}", np.ones(size, dtype.numpy())
-            )
+            scale = initializer(graph, f"ones.{size}.{dtype.name}", np.ones(size, dtype.numpy()))
         else:
             scale = tensor
         norm = ir.node(

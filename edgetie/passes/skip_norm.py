@@ -50,4 +50,3 @@ class SkipNorm(GraphPass):
         replace(norm.outputs[0], fused.outputs[0])
         replace(total, fused.outputs[3])
         self.changed += 1
-

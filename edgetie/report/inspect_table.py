@@ -38,8 +38,8 @@ def print_inspection(found: Inspection) -> None:
         console.print("[yellow]no tied weights: every initializer has one use[/yellow]")
     console.print()
     largest = Table("largest tensors", "dtype", "shape", "MB", box=None, header_style="bold")
-    for name, dtype, shape, size in found.tensors[:5]:
-        largest.add_row(name, dtype, "×".join(map(str, shape)), f"{size / 1e6:.1f}")
+    for name, dtype, shape, count in found.tensors[:5]:
+        largest.add_row(name, dtype, "×".join(map(str, shape)), f"{count / 1e6:.1f}")
     console.print(largest)
     operators = ", ".join(f"{name} {count}" for name, count in found.operators.items())
     console.print(f"\noperators    {operators}")

@@ -31,7 +31,9 @@ def print_quickstart(report: QuickstartReport) -> None:
     table.add_row("files", f"{fp32.file_bytes / 1e6:.1f} MB", f"{int8.file_bytes / 1e6:.1f} MB")
     table.add_row("load", f"{fp32.load_seconds:.2f} s", f"{int8.load_seconds:.2f} s")
     table.add_row(
-        f"prefill {int8.prompt_tokens} tokens", f"{fp32.prefill_ms:.0f} ms", f"{int8.prefill_ms:.0f} ms"
+        f"prefill {int8.prompt_tokens} tokens",
+        f"{fp32.prefill_ms:.0f} ms",
+        f"{int8.prefill_ms:.0f} ms",
     )
     table.add_row(
         "decode",
@@ -52,7 +54,9 @@ def print_quickstart(report: QuickstartReport) -> None:
     table.add_row("top-1 agreement with fp32", "", f"{accuracy.top1_agreement:.1%}")
     console.print()
     console.print(table)
-    console.print(f"bundles: {report.exported.bundle.directory}, {report.quantized.bundle.directory}")
+    console.print(
+        f"bundles: {report.exported.bundle.directory}, {report.quantized.bundle.directory}"
+    )
 
 
 def _copies(proof: Inspection) -> str:

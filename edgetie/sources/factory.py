@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from edgetie.errors import SourceError
 from edgetie.sources import Source
@@ -35,7 +36,7 @@ def load_factory(text: str) -> Source:
         ) from error
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{text}: returned {type(module).__name__}, not a torch.nn.Module")
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
 
     def save_extras(target: Path) -> None:
         if hasattr(config, "save_pretrained"):
