@@ -86,7 +86,7 @@ def tied_parameters(module: torch.nn.Module) -> list[tuple[str, ...]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if parameter.numel() >= MIN_ELEMENTS:
             storage = parameter.untyped_storage()
-            key = (storage._cdata, parameter.storage_offset(), tuple(parameter.shape))
+            key = (storage._cdata, int(parameter.storage_offset()), tuple(parameter.shape))
             groups.setdefault(key, []).append(name)
     return [tuple(names) for names in groups.values() if len(names) > 1]
 
@@ -173,7 +173,7 @@ def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> li
             groups.append(
                 TieGroup(
                     name,
-                    tensor.shape.numpy(),
+                    tuple(tensor.shape.numpy()),
                     tensor.dtype.name,
                     tensor.nbytes,
                     tuple(uses),

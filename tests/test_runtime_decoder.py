@@ -71,6 +71,14 @@ def test_a_prompt_in_parts_is_the_whole_prompt(tmp_path: Path, form: str) -> Non
     close(decoder.prefill(np.array([whole[3:]])), [whole])
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prompt_of_one_token(tmp_path: Path, form: str) -> None:
+    decoder = Decoder(FORMS[form](tmp_path), 1, 8)
+    close(decoder.prefill(np.array([[65]])), [[65]])
+    close(decoder.step(np.array([9])), [[65, 9]])
+    close(decoder.step(np.array([7])), [[65, 9, 7]])
+
+
 def test_earlier_logits_are_not_overwritten(tmp_path: Path) -> None:
     decoder = Decoder(open_session(tiny.write_packed(tmp_path)), 1, 8)
     first = decoder.prefill(np.array([PROMPTS[0]]))

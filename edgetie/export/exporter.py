@@ -145,7 +145,7 @@ def export(
             Activation(),
             PackProjections(),
             Head(),
-            Normalize(),
+            Normalize(fold=False),
         ],
     )
     operators = _count_operators(model)

@@ -164,10 +164,10 @@ def _copies(model: ir.Model, optimized: ir.Model, group: TieGroup) -> tuple[int,
 
 def _largest(model: ir.Model) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
     rows = [
-        (str(name), v.const_value.dtype.name, tuple(v.const_value.shape.numpy()), v.const_value.nbytes)
-        for name, v in model.graph.initializers.items()
-        if v.const_value is not None
-    ]  # fmt: skip
+        (str(name), tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.nbytes)
+        for name, value in model.graph.initializers.items()
+        if (tensor := value.const_value) is not None
+    ]
     return tuple(sorted(rows, key=lambda row: -row[3])[:10])
 
 

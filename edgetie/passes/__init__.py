@@ -40,7 +40,7 @@ def run_passes(
         step.ties = ties
         try:
             step(model)
-        except ir.passes.PassError as error:
+        except (ir.passes.PassError, ir.passes.InvariantError) as error:
             if isinstance(error.__cause__, EdgetieError):
                 raise error.__cause__ from None
             raise

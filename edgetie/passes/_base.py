@@ -63,7 +63,7 @@ def only_user(value: ir.Value, *op_types: str) -> ir.Node | None:
     """The one node that uses ``value``, if there is one and it is one of ``op_types``."""
     if value.is_graph_output() or len(value.uses()) != 1:
         return None
-    node = value.uses()[0][0]
+    node = next(iter(value.uses()))[0]
     return node if not op_types or node.op_type in op_types else None
 
 

@@ -15,9 +15,17 @@ class Normalize(GraphPass):
     """Leaves: constants as initializers, no identities, no two equal expressions.
 
     A Transpose is never folded: the folded copy would part a tied weight from its twin.
+
+    Args:
+        fold: compute constant expressions; not wanted behind the ``rotary`` pass, whose tables are
+            computed when a session starts.
     """
 
     name = "normalize"
+
+    def __init__(self, *, fold: bool = True) -> None:
+        super().__init__()
+        self.fold = fold
 
     def rewrite(self, model: ir.Model) -> None:
         from onnxscript import optimizer
@@ -34,13 +42,14 @@ class Normalize(GraphPass):
 
         before = len(model.graph)
         common.InlinePass()(model)
-        optimizer.fold_constants(
-            model,
-            onnx_shape_inference=False,
-            input_size_limit=_FOLD_LIMIT,
-            output_size_limit=_FOLD_LIMIT,
-            should_fold=should_fold,
-        )
+        if self.fold:
+            optimizer.fold_constants(
+                model,
+                onnx_shape_inference=False,
+                input_size_limit=_FOLD_LIMIT,
+                output_size_limit=_FOLD_LIMIT,
+                should_fold=should_fold,
+            )
         for step in (
             common.RemoveUnusedNodesPass(),
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

@@ -157,7 +157,8 @@ class Decoder:
             self._binding.bind_output("logits", "cpu")
             return
         shape = (self.batch, tokens, self._vocabulary)
-        if self._logits.shape != shape:
+        if self._bound.get("logits") != shape:
+            self._bound["logits"] = shape
             self._logits = np.empty(shape, self._logits_dtype)
             self._binding.bind_output(
                 "logits", "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data

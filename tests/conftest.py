@@ -1,0 +1,62 @@
+"""Fixtures shared by the tests: the real model, and small ones exported once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+
+from edgetie.export.exporter import ExportReport, export
+from edgetie.quantize import quantize
+from edgetie.sources import Source
+from edgetie.sources.demo import demo_model
+
+
+@pytest.fixture(scope="session")
+def real_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, downloaded once and checked against its hash."""
+    return demo_model()
+
+
+@pytest.fixture(scope="session")
+def real_export(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """The real model, exported to fp32."""
+    return export(str(real_gguf), tmp_path_factory.mktemp("real") / "fp32")
+
+
+@pytest.fixture(scope="session")
+def real_bundle(real_export: ExportReport) -> Path:
+    """The directory of the real fp32 bundle."""
+    return real_export.bundle.directory
+
+
+@pytest.fixture(scope="session")
+def real_int8(real_bundle: Path) -> Path:
+    """The directory of the real int8 bundle."""
+    target = real_bundle.parent / "int8"
+    quantize(real_bundle, target)
+    return target
+
+
+def source_of(model: Any, name: str = "model") -> Source:
+    """A module as a source, without tokenizer."""
+    return Source("factory", name, model, getattr(model, "config", None), lambda target: None)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExportReport]:
+    """Export a small model by kind, once: a transformers class, or a function of ``models``."""
+    done: dict[str, ExportReport] = {}
+    directory = tmp_path_factory.mktemp("small")
+
+    def get(kind: str) -> ExportReport:
+        if kind not in done:
+            own = getattr(models, kind, None)
+            model = own() if own else models.transformers_model(kind)
+            done[kind] = export(source_of(model, kind), directory / kind)
+        return done[kind]
+
+    return get

@@ -1,0 +1,195 @@
+"""Exported graphs against torch: logits, caches, padding, initializers, fused operators."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from conftest import source_of
+
+from edgetie.export.exporter import ExportReport, export
+from edgetie.export.tasks import logits_of
+from edgetie.runtime.generation import generate
+from edgetie.runtime.session import open_session
+
+FUSED = ["Llama", "Qwen2", "Qwen3", "Gemma3Text", "SmolLM3", "OPT", "GPT2", "Mistral", "Gemma2"]
+ROTARY_LAYERS = {"OPT": 0, "GPT2": 0, "SmolLM3": 1}
+UNFUSED = ["Bloom", "GPTJ"]
+Exported = Callable[[str], ExportReport]
+
+
+def operators(report: ExportReport) -> Counter[str]:
+    return Counter(node.op_type for node in ir.load(report.bundle.model_path).graph)
+
+
+def table_copies(path: Path, rows: int, columns: int) -> int:
+    """How many initializers of the file have the table's size."""
+    graph = ir.load(path).graph
+    return sum(
+        1 for value in graph.initializers.values() if value.const_value.size == rows * columns
+    )
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_architectures_match_torch_with_attention_fused(exported: Exported, kind: str) -> None:
+    report = exported(kind)
+    assert report.agreement.relative < 1e-5  # prompt, cached steps, left-padded batch of two
+    found = operators(report)
+    assert found["GroupQueryAttention"] == 2
+    graph = ir.load(report.bundle.model_path).graph
+    users = {node.op_type for value in graph.inputs[2:] for node, _ in value.uses()}
+    assert users == {"GroupQueryAttention"}, "caches must not be touched outside of attention"
+    rotary = report.manifest.fusion["operators"]["rotary inside attention"]
+    assert rotary == ROTARY_LAYERS.get(kind, 2)
+    assert report.manifest.signature.cache_in_place
+    assert not report.manifest.fusion["unfused"]
+
+
+@pytest.mark.parametrize("kind", UNFUSED)
+def test_what_cannot_be_fused_stays_correct_and_is_reported(exported: Exported, kind: str) -> None:
+    report = exported(kind)
+    assert report.agreement.relative < 1e-5
+    assert operators(report)["GroupQueryAttention"] == 0
+    assert any("attention" in text for text in report.manifest.fusion["unfused"])
+    assert not report.manifest.signature.cache_in_place
+
+
+@pytest.mark.parametrize("kind", [*FUSED, *UNFUSED, "hand_written", "cacheless"])
+def test_tied_matrix_is_one_initializer_with_two_uses(exported: Exported, kind: str) -> None:
+    report = exported(kind)
+    assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 1
+    (tie,) = report.manifest.ties
+    assert {use.op_type for use in tie.uses} == {"Gather", "MatMul"}
+    assert report.weights_bytes <= 1.01 * report.unique_parameter_bytes + 4096
+
+
+def test_projections_are_packed_and_norms_fused(exported: Exported) -> None:
+    found = operators(exported("Qwen2"))
+    assert found["MatMul"] == 2 * 4 + 1  # qkv, out, gate+up, down in each layer, and the head
+    assert found["SkipSimplifiedLayerNormalization"] >= 3
+    assert found["Cos"] <= 1
+    assert found["Sin"] <= 1
+
+
+def test_module_of_ones_own_gets_a_cache(exported: Exported) -> None:
+    report = exported("hand_written")
+    assert operators(report)["GroupQueryAttention"] == 2
+    assert len(report.manifest.signature.inputs) == 2 + 2 * 2
+
+
+def test_module_without_positions_runs_its_prefix_again(exported: Exported) -> None:
+    report = exported("cacheless")
+    assert [i["name"] for i in report.manifest.signature.inputs] == ["input_ids", "attention_mask"]
+    assert any("KV cache" in text for text in report.manifest.fusion["unfused"])
+    tokens = greedy(report.bundle.directory, [[3, 5, 8]], 4)
+    assert tokens == torch_greedy(models.cacheless(), [3, 5, 8], 4)
+
+
+def test_untied_model_is_exported_and_has_no_tie(exported: Exported) -> None:
+    report = exported("untied")
+    assert report.manifest.ties == []
+    assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 2
+
+
+def greedy(path: Path, prompts: list[list[int]], count: int) -> Any:
+    session = open_session(path, threads=1)
+    steps = generate(session, prompts, max_new_tokens=count, stop_token_ids=frozenset())
+    rows = np.stack([step.tokens for step in steps], axis=1).tolist()
+    return rows[0] if len(rows) == 1 else rows
+
+
+def torch_greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        tokens = torch.tensor([ids])
+        with torch.no_grad():
+            try:
+                output = model(tokens)
+            except TypeError:
+                output = model(tokens, torch.arange(len(ids))[None])
+        ids.append(int(logits_of(output)[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma3Text", "GPT2", "Bloom"])
+def test_padded_batch_gives_the_tokens_of_single_prompts(exported: Exported, kind: str) -> None:
+    path = exported(kind).bundle.directory
+    prompts = [[7, 9, 11, 13, 17, 19, 23], [3, 5], [29, 31, 37, 41]]
+    together = greedy(path, prompts, 12)  # beyond the sliding window of 8
+    assert together == [greedy(path, [prompt], 12) for prompt in prompts]
+    model = models.transformers_model(kind)
+    assert together[1] == torch_greedy(model, prompts[1], 12)
+
+
+def test_right_padded_batch_too(exported: Exported) -> None:
+    path = exported("Llama").bundle.model_path
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    empty = [np.zeros((2, 2, 0, 16), np.float32)] * 4
+    ids = np.array([[7, 9, 11, 13], [3, 5, 0, 0]])
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+    right = session.run(["logits"], dict(zip(names, [ids, mask, *empty], strict=True)))[0]
+    ids, mask = np.array([[7, 9, 11, 13], [0, 0, 3, 5]]), np.array([[1, 1, 1, 1], [0, 0, 1, 1]])
+    left = session.run(["logits"], dict(zip(names, [ids, mask, *empty], strict=True)))[0]
+    np.testing.assert_allclose(right, left, atol=1e-5)
+
+
+def test_logits_of_all_tokens(tmp_path: Path) -> None:
+    model = models.transformers_model("Qwen2")
+    report = export(source_of(model), tmp_path / "all", logits="all")
+    session = ort.InferenceSession(
+        str(report.bundle.model_path), providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in session.get_inputs()]
+    ids, mask = np.array([[0, 0, 3, 5, 7]]), np.array([[0, 0, 1, 1, 1]])
+    empty = [np.zeros((1, 2, 0, 16), np.float32)] * 4
+    logits = session.run(["logits"], dict(zip(names, [ids, mask, *empty], strict=True)))[0]
+    with torch.no_grad():
+        expected = model(torch.tensor([[3, 5, 7]])).logits.numpy()
+    np.testing.assert_allclose(logits[:, 2:], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+def test_fp16_halves_the_file_and_keeps_the_tie(tmp_path: Path, kind: str) -> None:
+    model = models.transformers_model(kind)
+    report = export(source_of(model), tmp_path / "fp16", precision="fp16")
+    assert report.agreement.relative < 2e-2
+    assert report.weights_bytes <= 1.05 * report.unique_parameter_bytes
+    assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 1
+
+
+def test_checkpoint_that_stored_the_table_twice_is_tied_again(tmp_path: Path) -> None:
+    model = models.hand_written()
+    model.head.weight = torch.nn.Parameter(model.tokens.weight.detach().clone())
+    report = export(source_of(model), tmp_path / "twice")
+    assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 1
+    assert len(report.manifest.ties) == 1
+
+
+def test_real_model(real_export: ExportReport) -> None:
+    assert real_export.agreement.relative < 1e-5
+    assert table_copies(real_export.bundle.model_path, 49152, 576) == 1
+    assert real_export.weights_bytes <= 1.01 * real_export.unique_parameter_bytes
+    found = operators(real_export)
+    assert found["GroupQueryAttention"] == 30
+    assert found["MatMul"] == 4 * 30 + 1
+    assert real_export.manifest.fusion["unfused"] == []
+    assert real_export.manifest.unique_parameters == 134_515_008
+
+
+def test_manifest_names_the_torch_parameters_of_a_tie(real_export: ExportReport) -> None:
+    (tie,) = real_export.manifest.ties
+    assert set(tie.parameters) == {"model.embed_tokens.weight", "lm_head.weight"}
+    written = json.loads((real_export.bundle.directory / "edgetie.json").read_text())
+    assert written["ties"][0]["shape"] == [49152, 576]
+    for name, entry in written["files"].items():
+        assert (real_export.bundle.directory / name).stat().st_size == entry["bytes"]

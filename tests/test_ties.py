@@ -1,0 +1,95 @@
+"""Tie groups: found, counted, and missed when a pass parts them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgetie.errors import TieError
+from edgetie.passes import run_passes
+from edgetie.passes._base import GraphPass, initializer
+from edgetie.ties import equal_initializers, find_ties, verify_ties
+
+ROWS, COLUMNS = 128, 64
+
+
+def tied_graph(table: np.ndarray | None = None) -> ir.Model:
+    """Gather and Transpose→MatMul on one table."""
+    if table is None:
+        table = np.random.default_rng(0).standard_normal((ROWS, COLUMNS)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["x"], name="lookup"),
+            helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+            helper.make_node("MatMul", ["x", "turned"], ["logits"], name="head"),
+        ],
+        "tied",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "s", ROWS])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    return ir.serde.deserialize_model(model)
+
+
+def test_uses_are_seen_through_a_transpose() -> None:
+    (tie,) = find_ties(tied_graph())
+    assert tie.name == "table"
+    assert tie.bytes == ROWS * COLUMNS * 4
+    assert [(use.op_type, use.input, use.transposed) for use in tie.uses] == [
+        ("Gather", 0, False),
+        ("MatMul", 1, True),
+    ]
+
+
+class FoldsTheTranspose(GraphPass):
+    """What ONNX Runtime and many tools do."""
+
+    name = "folds_the_transpose"
+
+    def rewrite(self, model: ir.Model) -> None:
+        transpose = next(node for node in model.graph if node.op_type == "Transpose")
+        array = transpose.inputs[0].const_value.numpy()
+        copy = initializer(model.graph, "table_t", np.ascontiguousarray(array.T))
+        ir.convenience.replace_all_uses_with(transpose.outputs[0], copy)
+        self.changed = 1
+
+
+class CopiesTheTable(GraphPass):
+    """A second initializer of equal value that nothing needs."""
+
+    name = "copies_the_table"
+
+    def rewrite(self, model: ir.Model) -> None:
+        gather = next(node for node in model.graph if node.op_type == "Gather")
+        gather.replace_input_with(
+            0, initializer(model.graph, "again", gather.inputs[0].const_value.numpy().copy())
+        )
+        self.changed = 1
+
+
+@pytest.mark.parametrize("breaker", [FoldsTheTranspose, CopiesTheTable])
+def test_a_pass_that_parts_a_tie_fails_by_name(breaker: type[GraphPass]) -> None:
+    model = tied_graph()
+    ties = find_ties(model)
+    with pytest.raises(TieError, match=f"pass {breaker.name}.*table"):
+        run_passes(model, ties, [breaker()])
+
+
+def test_equal_and_transposed_copies_are_found() -> None:
+    model = tied_graph()
+    array = model.graph.initializers["table"].const_value.numpy()
+    initializer(model.graph, "same", array.copy())
+    initializer(model.graph, "turned_copy", np.ascontiguousarray(array.T))
+    initializer(model.graph, "other", array + 1)
+    (group,) = equal_initializers(model)
+    assert set(group) == {"table", "same", "turned_copy"}
+
+
+def test_a_lost_table_is_named() -> None:
+    model = tied_graph()
+    ties = find_ties(model)
+    with pytest.raises(TieError, match="table is gone"):
+        verify_ties(ir.Model(ir.Graph([], [], nodes=[], name="empty"), ir_version=10), ties)
