@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 
@@ -94,15 +95,16 @@ def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
         if not ranges:
             return 0
         madvise = ctypes.CDLL(None).madvise
-        before, written = zip(*(_resident_pages(*span) for span in ranges), strict=True)
-        for (address, length), modified in zip(ranges, written, strict=True):
-            # DONTNEED forgets what was written to a page, so a range with such pages is paged out
-            advice = _MADV_PAGEOUT if modified else mmap.MADV_DONTNEED
-            madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
-        after = [_resident_pages(*span)[0] for span in ranges]
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            before = [_resident_pages(pagemap, *span) for span in ranges]
+            for (address, length), (_, written) in zip(ranges, before, strict=True):
+                # DONTNEED forgets what was written to a page; a range with such is paged out
+                advice = _MADV_PAGEOUT if written else mmap.MADV_DONTNEED
+                madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
+            after = [_resident_pages(pagemap, *span) for span in ranges]
     except OSError:  # no /proc here, or one without these files
         return 0
-    released: int = sum(before) - sum(after)
+    released = sum(clean for clean, _ in before) - sum(clean for clean, _ in after)
     return max(0, released) * mmap.PAGESIZE
 
 
@@ -116,16 +118,13 @@ def _mapped_ranges(paths: set[str]) -> Iterator[tuple[int, int]]:
                 yield start, end - start
 
 
-def _resident_pages(address: int, length: int) -> tuple[int, int]:
+def _resident_pages(pagemap: BinaryIO, address: int, length: int) -> tuple[int, int]:
     """Pages of a mapping that are resident and the file's own, and those written to."""
-    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-        pagemap.seek(address // mmap.PAGESIZE * 8)
-        data = bytearray()
-        while len(data) < length // mmap.PAGESIZE * 8:
-            part = pagemap.read(length // mmap.PAGESIZE * 8 - len(data))
-            if not part:
-                break
-            data += part
+    size = length // mmap.PAGESIZE * 8
+    pagemap.seek(address // mmap.PAGESIZE * 8)
+    data = bytearray()
+    while len(data) < size and (part := pagemap.read(size - len(data))):
+        data += part
     entries = np.frombuffer(data, np.uint64)
     # bit 63: in memory, 62: in swap, 61: a page of the file rather than a private copy
     in_use, of_file = entries >> np.uint64(62), (entries >> np.uint64(61)) & np.uint64(1)

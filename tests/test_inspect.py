@@ -1,0 +1,68 @@
+"""The proof: copies of a tied weight in the file, in the optimized graph and in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper, save_model
+
+from edgetie.harness.inspection import inspect
+
+
+def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Path) -> None:
+    for path in (real_bundle, real_int8):
+        (proof,) = inspect(path).ties
+        assert (proof.file, proof.optimized, proof.memory) == (1, 1, 1)
+    fp32, int8 = inspect(real_bundle).ties[0], inspect(real_int8).ties[0]
+    assert fp32.resident is not None
+    assert fp32.resident.anonymous < 0.1 * fp32.group.bytes, "used as it lies in the mapped file"
+    assert int8.resident is not None
+    assert int8.resident.file_mapped < 0.1 * int8.group.bytes, "pages given back once packed"
+
+
+@pytest.fixture()
+def folding(tmp_path: Path) -> Path:
+    """A large table whose Transpose ONNX Runtime folds: Gather and Transpose→MatMul."""
+    rows, columns = 40_000, 64
+    table = np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["x"], name="lookup"),
+            helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+            helper.make_node("MatMul", ["x", "turned"], ["logits"], name="head"),
+        ],
+        "tied",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "s", rows])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    return tmp_path / "m.onnx"
+
+
+def test_a_copy_made_by_constant_folding_is_counted_and_named(folding: Path) -> None:
+    (proof,) = inspect(folding).ties
+    assert proof.file == 1
+    assert proof.optimized == 2
+    assert any("constant folding" in text and "head" in text for text in proof.made_by)
+
+
+def test_command_gates_on_ties(folding: Path, real_int8: Path) -> None:
+    from edgetie_cli.main import cli
+
+    broken = CliRunner().invoke(
+        cli, ["inspect", str(folding), "--require-tied", "--json"], standalone_mode=False
+    )
+    assert broken.return_value == 1
+    (group,) = json.loads(broken.stdout)["tie_groups"]
+    assert group["copies"]["optimized"] == 2
+    assert {use["op_type"] for use in group["uses"]} == {"Gather", "MatMul"}
+    kept = CliRunner().invoke(
+        cli, ["inspect", str(real_int8), "--require-tied", "--quiet"], standalone_mode=False
+    )
+    assert kept.return_value == 0

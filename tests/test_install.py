@@ -1,0 +1,44 @@
+"""The package as others install it: normal and editable, and no module called ``cli``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+_PROBE = """
+import importlib.util, edgetie, edgetie_cli.main
+assert importlib.util.find_spec("cli") is None, "a module called cli was installed"
+print(edgetie.__file__)
+"""
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_install(tmp_path: Path, editable: bool) -> None:
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True, system_site_packages=False)
+    python = environment / "bin" / "python"
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
+    target = ["--editable", str(checkout)] if editable else [str(checkout)]
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *target]
+    subprocess.run(command, check=True)
+    # the dependencies are those of this interpreter, behind the new environment's own
+    inherited = [path for path in sys.path if "site-packages" in path]
+    (next(environment.glob("lib/python*/site-packages")) / "inherited.pth").write_text(
+        "\n".join(inherited)
+    )
+    done = subprocess.run(
+        [str(python), "-c", _PROBE], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout
+    shown = subprocess.run(
+        [str(environment / "bin" / "edgetie"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "edgetie quickstart" in shown.stdout
