@@ -24,7 +24,7 @@ def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Pat
     assert int8.resident.file_mapped < 0.1 * int8.group.bytes, "pages given back once packed"
 
 
-@pytest.fixture()
+@pytest.fixture
 def folding(tmp_path: Path) -> Path:
     """A large table whose Transpose ONNX Runtime folds: Gather and Transpose→MatMul."""
     rows, columns = 40_000, 64

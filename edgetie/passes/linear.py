@@ -12,6 +12,7 @@ from edgetie.passes._base import (
     last_dimension,
     only_user,
     producer,
+    prune,
     replace,
     same_shape,
     weight,
@@ -32,6 +33,7 @@ class Linear(GraphPass):
         for node in list(model.graph):
             if node.op_type == "Gemm":
                 self._gemm(model.graph, node)
+        prune(model)  # a replaced Gemm would still count as a use of its weight
         for node in list(model.graph):
             if node.op_type == "Transpose":
                 self._transpose(model.graph, node)
