@@ -1,17 +1,11 @@
-"""edgetie: its own command `edgetie bench`, whose JSON has the fields of the other workers.
-
-The command chooses its own prompt; so the comparison with a reference goes through the runtime.
-"""
+"""edgetie: its runtime, as `edgetie generate` uses it."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-from _measure import Emit, Generate, arguments, main, read_ids
+from _measure import Emit, Generate, main
 
 from edgetie.runtime import Decoder, open_session
 
@@ -32,21 +26,4 @@ def open_model(path: Path, threads: int, length: int) -> Generate:
     return generate
 
 
-def bench() -> None:
-    """Run the command once and pass its JSON on, in one line."""
-    options = arguments()
-    command = [
-        str(Path(sys.executable).with_name("edgetie")),
-        *("bench", str(options.model), "--json", "--repeat", "1"),
-        *("--threads", str(options.threads)),
-        *("--prompt-tokens", str(len(read_ids(options.prompt)))),
-        *("--new-tokens", str(options.new_tokens)),
-    ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    print(json.dumps(json.loads(done.stdout)))
-
-
-if arguments().reference:
-    main(open_model)
-else:
-    bench()
+main(open_model)

@@ -11,50 +11,29 @@ looked up in it is divided again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.passes._base import (
-    GraphPass,
-    attribute_ints,
-    initializer,
-    producer,
-    weight,
-)
-from edgetie.ties import MIN_ELEMENTS
+from edgetie.passes._base import GraphPass, initializer, producer, weight
+from edgetie.quantize.sites import Array, Site, behind, changed, find_sites, transform
 
 _NORMS = {
-    "RMSNormalization": (0, (1,)),
-    "LayerNormalization": (0, (1, 2)),
-    "SkipSimplifiedLayerNormalization": (0, (2,)),
-    "SkipLayerNormalization": (0, (2, 3)),
+    "RMSNormalization": (1,),
+    "LayerNormalization": (1, 2),
+    "SkipSimplifiedLayerNormalization": (2,),
+    "SkipLayerNormalization": (2, 3),
 }
-"""Norms: which output is the normed one, and the inputs that scale it (weight, bias)."""
-
-Array = np.ndarray[Any, Any]
+"""Norms whose first output is the normed value, and the inputs that scale it (weight, bias)."""
 
 
-def smoothable(model: ir.Model) -> dict[str, str]:
-    """Activations whose channels can be scaled for nothing: name of the value, and what makes it.
-
-    ``norm`` where a norm's weight takes the division, ``gate`` where the product of a gated
-    feed-forward layer does (its linear half divides).
-    """
-    found = {}
-    for node in model.graph:
-        value = _product_input(node)
-        if value is None or value.name in found or not _only_products(value):
-            continue
-        made = _above_selection(value).producer()
-        if made is None:
-            continue
-        if made.op_type in _NORMS and _only_products(made.outputs[_NORMS[made.op_type][0]]):
-            found[str(value.name)] = "norm"
-        elif made.op_type == "Mul" and _linear_half(made) is not None:
-            found[str(value.name)] = "gate"
-    return found
+def smoothable(model: ir.Model) -> dict[str, Site]:
+    """The sites whose channels can be scaled for nothing: behind a norm, or a gate's product."""
+    return {
+        name: site
+        for name, site in find_sites(model).items()
+        if _norm(site) is not None or _linear_half(site) is not None
+    }
 
 
 class Smooth(GraphPass):
@@ -73,178 +52,111 @@ class Smooth(GraphPass):
         self.strength = strength
 
     def rewrite(self, model: ir.Model) -> None:
-        kinds = smoothable(model)
-        for node in list(model.graph):
-            value = _product_input(node)
-            if value is None or str(value.name) not in self.magnitudes:
+        for name, site in smoothable(model).items():
+            magnitude = self.magnitudes.get(name)
+            if magnitude is None or not np.isfinite(magnitude).all():
                 continue
-            kind = kinds.pop(str(value.name), None)
-            if kind is None:
-                continue
-            scales = self._scales(self.magnitudes[str(value.name)])
-            made = _above_selection(value).producer()
-            assert made is not None
-            if kind == "norm":
-                for index in _NORMS[made.op_type][1]:
-                    if index < len(made.inputs) and made.inputs[index] is not None:
-                        _rescale_input(model.graph, made, index, 1 / scales, axis=0)
-            else:
-                half = _linear_half(made)
-                assert half is not None
-                product, start = half
-                factors = np.ones(int(product.inputs[1].const_value.shape[1]), np.float32)  # type: ignore[union-attr]
-                factors[start : start + len(scales)] = 1 / scales
-                _rescale_input(model.graph, product, 1, factors, axis=1)
-            for user in _users(value):
-                self._multiply(model.graph, user, scales)
+            scales = self._scales(magnitude)
+            norm, half = _norm(site), _linear_half(site)
+            if norm is not None:
+                for index in _NORMS[norm.op_type]:
+                    if index < len(norm.inputs) and norm.inputs[index] is not None:
+                        _rescale_input(model.graph, norm, index, 1 / scales)
+            elif half is not None:
+                for value, start in half:
+                    _rescale_columns(value, start, 1 / scales)
+            for product in site.products:
+                if weight(product.inputs[1]) is not None:
+                    _rescale(product.inputs[1], scales[:, None])
+            for table in site.tables:
+                _rescale_table(model.graph, table, scales)
             self.changed += 1
 
     def _scales(self, magnitudes: Array) -> Array:
         floor = max(float(magnitudes.max()) * 1e-4, 1e-12)
         scales = np.maximum(magnitudes, floor) ** self.strength
-        return (scales / np.exp(np.log(scales).mean())).astype(np.float32)
-
-    def _multiply(self, graph: ir.Graph, user: ir.Node, scales: Array) -> None:
-        """Scale what ``user`` multiplies its activations with, by input channel."""
-        if weight(user.inputs[1]) is not None:
-            _rescale_input(graph, user, 1, scales, axis=0)
-            return
-        table = user.inputs[0]
-        assert table is not None
-        for node, index in list(table.uses()):
-            if node.op_type == "Gather" and index == 0:
-                label = f"{table.name}.unsmooth"
-                back = ir.node("Mul", [node.outputs[0], initializer(graph, label, 1 / scales)])
-                _behind(node, back)
-        _rescale_all(graph, table, scales, axis=1)
+        return np.asarray(scales / np.exp(np.log(scales).mean()), np.float32)
 
 
-def _product_input(node: ir.Node) -> ir.Value | None:
-    """The activations of a product with a constant matrix, or with a tied table on its left."""
-    if node.op_type != "MatMul":
+def _norm(site: Site) -> ir.Node | None:
+    """The norm whose output the site is."""
+    node = producer(site.value, *_NORMS)
+    return node if node is not None and node.outputs[0] is site.value else None
+
+
+def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:
+    """What makes the half of a gated product that enters linearly: its matrix and its bias.
+
+    Each with the column it starts at: the product may be packed with others, and split.
+    """
+    gated = producer(site.value, "Mul")
+    if gated is None:
         return None
-    left, right = weight(node.inputs[0]), weight(node.inputs[1])
-    if right is not None and len(right.shape) == 2 and right.size >= MIN_ELEMENTS:
-        return node.inputs[0]
-    if left is not None and len(left.shape) == 2 and left.size >= MIN_ELEMENTS:
-        turned = producer(node.inputs[1], "Transpose")
-        flat = producer(turned.inputs[0], "Reshape") if turned else None
-        if turned is not None and flat is not None and attribute_ints(turned, "perm") == [1, 0]:
-            return flat.inputs[0]
-    return None
-
-
-def _above_selection(value: ir.Value) -> ir.Value:
-    """What rows were selected from: a GatherND of tokens leaves channels as they are."""
-    node = producer(value, "GatherND")
-    return value if node is None or node.inputs[0] is None else node.inputs[0]
-
-
-def _users(value: ir.Value) -> list[ir.Node]:
-    """The products that read ``value``."""
-    users = []
-    for node, _ in value.uses():
-        if node.op_type == "MatMul":
-            users.append(node)
-        elif node.op_type == "Reshape":
-            turned = [n for n, _ in node.outputs[0].uses() if n.op_type == "Transpose"]
-            users += [n for t in turned for n, _ in t.outputs[0].uses()]
-        elif node.op_type == "GatherND":
-            users += _users(node.outputs[0])
-    return users
-
-
-def _only_products(value: ir.Value) -> bool:
-    """Whether nothing but products (and the selection of rows for them) reads ``value``."""
-    if value.is_graph_output():
-        return False
-    for node, index in value.uses():
-        if node.op_type == "MatMul" and index == 0 and weight(node.inputs[1]) is not None:
-            if len(node.inputs[1].uses()) != 1:  # type: ignore[union-attr]
-                return False
-        elif node.op_type == "GatherND" and index == 0:
-            if not _only_products(node.outputs[0]):
-                return False
-        elif node.op_type == "Shape":
-            continue
-        elif node.op_type == "Reshape" and index == 0:
-            if not _only_table(node):
-                return False
-        else:
-            return False
-    return True
-
-
-def _only_table(flat: ir.Node) -> bool:
-    """Whether a Reshape feeds, transposed, a product with a table used for lookups besides."""
-    for turned, _ in flat.outputs[0].uses():
-        if turned.op_type != "Transpose":
-            return False
-        for product, index in turned.outputs[0].uses():
-            table = product.inputs[0]
-            if product.op_type != "MatMul" or index != 1 or weight(table) is None:
-                return False
-            others = [node for node, _ in table.uses() if node is not product]  # type: ignore[union-attr]
-            if any(node.op_type != "Gather" for node in others):
-                return False
-    return True
-
-
-def _linear_half(gated: ir.Node) -> tuple[ir.Node, int] | None:
-    """The packed product, and the first column, whose half enters ``gated`` linearly."""
     for value in gated.inputs:
+        if value is None or len(value.uses()) != 1 or value.is_graph_output():
+            continue
         split = producer(value, "Split")
-        product = producer(split.inputs[0], "MatMul") if split else None
-        if split is None or product is None or value is None or len(value.uses()) != 1:
+        start = _start(split, value) if split is not None else 0
+        made = split.inputs[0] if split is not None else value
+        if made is None or start is None or (split is not None and len(made.uses()) != 1):
             continue
-        if weight(product.inputs[1]) is None or len(product.inputs[1].uses()) != 1:  # type: ignore[union-attr]
+        found = []
+        add = producer(made, "Add")
+        if add is not None:
+            left, right = add.inputs[:2]
+            bias, made = (left, right) if weight(left) is not None else (right, left)
+            if weight(bias) is None or bias is None or len(bias.uses()) != 1 or made is None:
+                continue
+            if len(bias.const_value.shape) != 1 or len(made.uses()) != 1:  # type: ignore[union-attr]
+                continue
+            found.append((bias, start))
+        product = producer(made, "MatMul")
+        matrix = product.inputs[1] if product is not None else None
+        if matrix is None or weight(matrix) is None or len(matrix.uses()) != 1:
             continue
-        position = list(split.outputs).index(value)
-        sizes = split.inputs[1].const_value if len(split.inputs) > 1 and split.inputs[1] else None
-        if sizes is not None:
-            return product, int(sizes.numpy()[:position].sum())
+        if len(matrix.const_value.shape) == 2:  # type: ignore[union-attr]
+            return [*found, (matrix, start)]
     return None
 
 
-def _rescale_input(
-    graph: ir.Graph, node: ir.Node, index: int, factors: Array, *, axis: int
-) -> None:
-    """Give ``node`` its constant input times ``factors`` along ``axis``; other users keep it."""
+def _start(split: ir.Node, value: ir.Value) -> int | None:
+    """The first column of one output of a Split along the last axis."""
+    axis = split.attributes["axis"].as_int() if "axis" in split.attributes else 0
+    rank = len(value.shape) if value.shape is not None else None
+    sizes = split.inputs[1].const_value if len(split.inputs) > 1 and split.inputs[1] else None
+    if sizes is None or axis not in (-1, rank - 1 if rank else -1):
+        return None
+    return int(sizes.numpy()[: list(split.outputs).index(value)].sum())
+
+
+def _rescale(value: ir.Value | None, factors: Array) -> None:
+    assert value is not None
+    transform(value, lambda array: array * factors)
+
+
+def _rescale_columns(value: ir.Value, start: int, factors: Array) -> None:
+    """Multiply some columns (the last axis) of a matrix, or entries of a bias."""
+    assert value.const_value is not None
+    all_columns = np.ones(int(value.const_value.shape[-1]), np.float32)
+    all_columns[start : start + len(factors)] = factors
+    _rescale(value, all_columns)
+
+
+def _rescale_input(graph: ir.Graph, node: ir.Node, index: int, factors: Array) -> None:
+    """Give ``node`` its constant input times ``factors``; other users keep it."""
     value = node.inputs[index]
     assert value is not None
     if len(value.uses()) == 1:
-        _rescale_all(graph, value, factors, axis=axis)
+        _rescale(value, factors)
         return
-    copy = initializer(graph, f"{value.name}.{node.name}.smooth", _scaled(value, factors, axis))
-    node.replace_input_with(index, copy)
+    copy = changed(value, lambda array: array * factors)
+    node.replace_input_with(index, initializer(graph, f"{value.name}.{node.name}.smooth", copy))
 
 
-def _rescale_all(graph: ir.Graph, value: ir.Value, factors: Array, *, axis: int) -> None:
-    value.const_value = _scaled(value, factors, axis)
-
-
-def _scaled(value: ir.Value, factors: Array, axis: int) -> ir.TensorProtocol:
-    tensor = value.const_value
-    assert tensor is not None
-    shape = [1] * len(tensor.shape)
-    shape[axis] = -1
-    column = factors.astype(np.float32).reshape(shape)
-    return ir.LazyTensor(
-        lambda: ir.tensor(tensor.numpy() * column),
-        dtype=tensor.dtype,
-        shape=ir.Shape(tuple(tensor.shape)),
-        name=str(value.name),
-    )
-
-
-def _behind(node: ir.Node, new: ir.Node) -> None:
-    """Put ``new``, which reads ``node``, between it and everything else that reads it."""
-    result = node.outputs[0]
-    others = [(user, i) for user, i in result.uses() if user is not new]
-    assert node.graph is not None
-    node.graph.insert_after(node, [new])
-    new.outputs[0].shape, new.outputs[0].type = result.shape, result.type
-    for user, index in others:
-        user.replace_input_with(index, new.outputs[0])
-
-
+def _rescale_table(graph: ir.Graph, table: ir.Value, scales: Array) -> None:
+    """Scale a table's columns and divide what is looked up in it."""
+    for node, index in list(table.uses()):
+        if node.op_type == "Gather" and index == 0:
+            factors = initializer(graph, f"{table.name}.unsmooth", 1 / scales)
+            behind(node, ir.node("Mul", [node.outputs[0], factors]))
+    _rescale(table, scales)

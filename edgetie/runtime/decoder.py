@@ -100,7 +100,10 @@ class Decoder:
         empty = np.flatnonzero(~mask.any(axis=1))
         if len(empty):
             raise EdgetieError(f"sequence {empty[0]} has no token; give at least one")
-        return self._forward(ids, mask, self._after_prefill)
+        logits = self._forward(ids, mask, self._after_prefill)
+        if self.session.lookups is not None:
+            self.session.lookups.release()  # a prompt reads far more pages than rows
+        return logits
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token, ``tokens[b]``, to every sequence; otherwise as :meth:`prefill`."""

@@ -77,35 +77,55 @@ def _peak_from_getrusage() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+class MappedFiles:
+    """This process's mappings of some files, as they are when it is made.
+
+    Args:
+        paths: files, e.g. a model's external data. Where the system does not list mappings (only
+            Linux does) there are none.
+    """
+
+    def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
+        wanted = {os.path.realpath(path) for path in paths}
+        self._ranges: list[tuple[int, int, int]] = []
+        try:
+            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+                for address, length in _mapped_ranges(wanted):
+                    _, written = _resident_pages(pagemap, address, length)
+                    # DONTNEED forgets what was written to a page; such a range is paged out
+                    advice = _MADV_PAGEOUT if written else mmap.MADV_DONTNEED
+                    self._ranges.append((address, length, advice))
+        except OSError:  # no /proc here, or one without these files
+            self._ranges = []
+
+    def release(self) -> None:
+        """Let go of the resident pages; those that are needed again are read again."""
+        if self._ranges:
+            madvise = ctypes.CDLL(None).madvise
+            for address, length, advice in self._ranges:
+                madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
+
+    def resident_bytes(self) -> int:
+        """Resident bytes that are the files' own."""
+        if not self._ranges:
+            return 0
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            pages = sum(_resident_pages(pagemap, a, length)[0] for a, length, _ in self._ranges)
+        return pages * mmap.PAGESIZE
+
+
 def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
     """Let go of the resident pages of ``paths`` that this process has mapped.
 
-    Pages the process wrote to are kept. Does nothing where the system offers no way (only Linux
-    does).
-
-    Args:
-        paths: files, e.g. a model's external data.
+    Pages the process wrote to are kept. Does nothing where the system offers no way.
 
     Returns:
         Bytes that were resident and no longer are.
     """
-    wanted = {os.path.realpath(path) for path in paths}
-    try:
-        ranges = list(_mapped_ranges(wanted))
-        if not ranges:
-            return 0
-        madvise = ctypes.CDLL(None).madvise
-        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-            before = [_resident_pages(pagemap, *span) for span in ranges]
-            for (address, length), (_, written) in zip(ranges, before, strict=True):
-                # DONTNEED forgets what was written to a page; a range with such is paged out
-                advice = _MADV_PAGEOUT if written else mmap.MADV_DONTNEED
-                madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
-            after = [_resident_pages(pagemap, *span) for span in ranges]
-    except OSError:  # no /proc here, or one without these files
-        return 0
-    released = sum(clean for clean, _ in before) - sum(clean for clean, _ in after)
-    return max(0, released) * mmap.PAGESIZE
+    files = MappedFiles(paths)
+    before = files.resident_bytes()
+    files.release()
+    return max(0, before - files.resident_bytes())
 
 
 def _mapped_ranges(paths: set[str]) -> Iterator[tuple[int, int]]:

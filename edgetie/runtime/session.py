@@ -14,7 +14,7 @@ import onnxruntime as ort
 from edgetie.bundle import Bundle, external_data_files, open_bundle
 from edgetie.errors import BundleError, ProviderError
 from edgetie.runtime.graph import without_last_token
-from edgetie.runtime.memory import release_file_pages
+from edgetie.runtime.memory import MappedFiles
 from edgetie.runtime.providers import Provider, resolve
 
 PAST = "past_key_values."
@@ -60,7 +60,8 @@ class Session:
             (``(batch, sequence, vocabulary)``).
         packed: whether logits of ``all`` tokens come with each row's tokens moved to the left.
         nodes_per_provider: how many nodes of the optimized graph run where.
-        released_bytes: pages of the model's files let go after start.
+        lookups: the mapped files of a model that only looks rows up in them once its weights are
+            packed; prompts fill their pages again. ``None`` for other models.
         device: device where inputs and outputs are bound, as IOBinding names it.
         ort: the ``onnxruntime.InferenceSession``.
     """
@@ -77,7 +78,7 @@ class Session:
     logits: Literal["last", "all"]
     packed: bool
     nodes_per_provider: dict[str, int]
-    released_bytes: int
+    lookups: MappedFiles | None
     device: str
     ort: Any
 
@@ -140,7 +141,9 @@ def open_session(
             f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of "
             f"{bundle.model_path}; use another provider"
         )
-    released = release_file_pages(external_data_files(bundle.model_path)) if release else 0
+    files = MappedFiles(external_data_files(bundle.model_path)) if release else None
+    if files is not None:
+        files.release()
     return Session(
         bundle=bundle,
         provider=row.name,
@@ -154,10 +157,15 @@ def open_session(
         logits=kind,
         packed=graph is not None,
         nodes_per_provider=nodes,
-        released_bytes=released,
+        lookups=files if _is_packed(bundle) else None,
         device=row.device,
         ort=session,
     )
+
+
+def _is_packed(bundle: Bundle) -> bool:
+    """Whether every product reads a packed copy of its weight, so the file serves lookups only."""
+    return bundle.manifest is not None and bundle.manifest.quantization.get("layout") == "packed"
 
 
 def default_threads() -> int:

@@ -1,0 +1,105 @@
+"""Rotation: activations mixed within blocks by a Hadamard matrix before they are rounded.
+
+A block of int8 values shares one scale, so one large value costs its neighbours their precision.
+Multiplying a block by an orthogonal matrix of +1 and -1 spreads a large value over all of them, and
+the weights by its transpose undoes it (QuaRot, Ashkboos et al. 2024; QuIP#, Tseng et al. 2024). The
+weights' own outliers are spread as well. The activations' side costs a small product at run time,
+so it is for the few places where it pays: the head first, one row at a time. What is looked up in
+a tied table is rotated back; the table stays one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.passes._base import GraphPass, initializer, insert, weight
+from edgetie.quantize.sites import Array, Site, behind, find_sites, transform
+
+LARGEST = 64
+
+
+def rotation_size(channels: int) -> int:
+    """The largest power of two up to 64 that divides ``channels``."""
+    return min(LARGEST, channels & -channels)
+
+
+def hadamard(size: int) -> Array:
+    """Sylvester's symmetric orthogonal matrix; ``size`` is a power of two."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.asarray(matrix / np.sqrt(size), np.float32)
+
+
+class Rotate(GraphPass):
+    """Rotates activations in front of products, and the matrices behind them.
+
+    Args:
+        names: the activations.
+    """
+
+    name = "rotate"
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def rewrite(self, model: ir.Model) -> None:
+        for name, site in find_sites(model).items():
+            size = rotation_size(site.channels)
+            if name not in self.names or size < 16 or not _known_rank(site.value):
+                continue
+            self._activations(model.graph, site, size)
+            matrix = hadamard(size)
+            for product in site.products:
+                right = product.inputs[1]
+                if right is not None and weight(right) is not None:
+                    transform(right, lambda w, h=matrix: rotated(w.T, h).T)  # type: ignore[misc]
+            for table in site.tables:
+                for node, index in list(table.uses()):
+                    if node.op_type == "Gather" and index == 0:
+                        behind(node, *_nodes(model.graph, node.outputs[0], site.channels, size))
+                transform(table, lambda w, h=matrix: rotated(w, h))  # type: ignore[misc]
+            self.changed += 1
+
+    def _activations(self, graph: ir.Graph, site: Site, size: int) -> None:
+        readers = [(user, i) for user, i in site.value.uses() if user.op_type != "Shape"]
+        nodes = _nodes(graph, site.value, site.channels, size)
+        insert(_first(graph, [user for user, _ in readers]), *nodes)
+        result = nodes[-1].outputs[0]
+        result.shape, result.type = site.value.shape, site.value.type
+        for user, index in readers:
+            user.replace_input_with(index, result)
+
+
+def rotated(rows: Array, matrix: Array) -> Array:
+    """Rows ``(n, channels)`` with each block multiplied by ``matrix``."""
+    blocks = np.ascontiguousarray(rows).reshape(-1, len(matrix))
+    return (blocks @ matrix).reshape(rows.shape)
+
+
+def _nodes(graph: ir.Graph, value: ir.Value, channels: int, size: int) -> list[ir.Node]:
+    """``value`` in blocks, times the matrix, and flat again."""
+    rank = len(value.shape)  # type: ignore[arg-type]
+    keep = [0] * (rank - 1)
+    blocks = initializer(
+        graph, f"rotate.blocks.{rank}.{channels}", np.array([*keep, channels // size, size], np.int64)
+    )
+    flat = initializer(graph, f"rotate.flat.{rank}.{channels}", np.array([*keep, channels], np.int64))
+    matrix = initializer(graph, f"rotate.hadamard.{size}", hadamard(size))
+    parts = ir.node("Reshape", [value, blocks])
+    mixed = ir.node("MatMul", [parts.outputs[0], matrix])
+    return [parts, mixed, ir.node("Reshape", [mixed.outputs[0], flat])]
+
+
+def _known_rank(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) >= 2
+
+
+def _first(graph: ir.Graph, nodes: list[ir.Node]) -> ir.Node:
+    """The one that comes first in the graph."""
+    wanted = set(map(id, nodes))
+    return next(node for node in graph if id(node) in wanted)
