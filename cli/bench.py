@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -77,6 +78,8 @@ def command(
 
     if plot is not None:
         plots.require_matplotlib()
+        if not os.access(plot.parent, os.W_OK):
+            raise click.UsageError(f"--plot {plot}: {plot.parent} is no directory to write to")
     with live(quiet) as progress:
         report = bench(
             bundle,

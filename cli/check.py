@@ -39,20 +39,20 @@ _CHARACTERS_PER_TOKEN = 16
 )
 @click.option(
     "--max-relative-error",
-    type=click.FloatRange(min=0),
+    type=common.Number(min=0),
     help="Limit of the largest logit error over the largest reference logit.",
 )
 @click.option(
-    "--max-kl", type=click.FloatRange(min=0), help="Limit of the mean KL divergence, in nats."
+    "--max-kl", type=common.Number(min=0), help="Limit of the mean KL divergence, in nats."
 )
 @click.option(
     "--min-top1",
-    type=click.FloatRange(0, 1),
+    type=common.Number(0, 1),
     help="Least fraction of positions with the same likeliest token.",
 )
 @click.option(
     "--max-perplexity-increase",
-    type=float,
+    type=common.Number(),
     help="Limit of the perplexity's increase, as a fraction: 0.003 is 0.3 %. "
     "Twice its standard error is granted.",
 )

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+MAX_THREADS = 1024
+"""More than any machine has; ONNX Runtime would try to start as many as it is told."""
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A number in a range, which NaN is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("NaN is not a number", param, ctx)
+        return number
 
 
 def output_options(function: F) -> F:
@@ -32,7 +46,9 @@ def provider_option(function: F) -> F:
 def threads_option(function: F) -> F:
     """Add ``--threads``."""
     return click.option(
-        "--threads", type=click.IntRange(min=1), help="Intra-op threads [default: all cores]."
+        "--threads",
+        type=click.IntRange(min=1, max=MAX_THREADS),
+        help="Intra-op threads [default: all cores].",
     )(function)
 
 

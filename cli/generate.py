@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import output_options, print_json, provider_option, threads_option
+from .common import Number, output_options, print_json, provider_option, threads_option
 
 if TYPE_CHECKING:
     from edgetie.runtime import Completion, Tokenizer
@@ -47,7 +47,7 @@ Examples:
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.0,
     show_default=True,
     help="0 always takes the most likely token; 1 samples as the model learned.",
@@ -55,7 +55,7 @@ Examples:
 @click.option("--top-k", type=click.IntRange(min=1), help="Sample among the K most likely tokens.")
 @click.option(
     "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=Number(min=0, max=1, min_open=True),
     help="Sample among the most likely tokens that together reach this probability.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Make sampling repeatable.")
@@ -89,7 +89,7 @@ def command(
     chat = tokenizer.chat_template is not None and not no_chat
     if system is not None and not chat:
         raise click.UsageError("--system needs a model with a chat template, and no --no-chat")
-    texts = [sys.stdin.read().rstrip("\n") if prompt == "-" else prompt for prompt in prompts]
+    texts = [_read_stdin() if prompt == "-" else prompt for prompt in prompts]
     ids = [_encode(tokenizer, text, system, chat) for text in texts]
     session = open_session(opened, provider=provider, threads=threads)
     completions: list[Completion | None] = [None] * len(texts)
@@ -118,7 +118,20 @@ def command(
             click.echo(_summary(completion), err=True)
 
 
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except (UnicodeDecodeError, AttributeError) as error:  # AttributeError: stdin is closed
+        raise click.UsageError(
+            f"--prompt -: stdin cannot be read as UTF-8 text ({error})"
+        ) from error
+
+
 def _encode(tokenizer: Tokenizer, text: str, system: str | None, chat: bool) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise click.UsageError(f"--prompt: not UTF-8 text ({error})") from error
     if not chat:
         return tokenizer.encode(text)
     messages = [] if system is None else [{"role": "system", "content": system}]

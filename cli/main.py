@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -19,6 +23,9 @@ COMMANDS = {
     "generate": "Stream text from a bundle.",
 }
 """Each command lives in the file of its name; it is imported when it is called."""
+
+TRACEBACK = "EDGETIE_TRACEBACK"
+"""Environment variable: if set, errors come with their traceback, as Python shows them."""
 
 HELP = """From a PyTorch language model with tied embeddings to a small, fast ONNX model.
 
@@ -59,15 +66,52 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
+    stopped_by = signal.SIGINT
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal stopped_by
+        stopped_by = signal.Signals(number)
+        raise KeyboardInterrupt  # unwinds as Ctrl-C does: nothing stays half-written
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # no SIGHUP on Windows
+            signal.signal(getattr(signal, name), stop)
     try:
         code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("edgetie: interrupted; nothing was half-written", err=True)
-        sys.exit(130)
-    except EdgetieError as error:
-        click.echo(f"edgetie: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail("interrupted; nothing was half-written", 128 + stopped_by)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left: nothing to say to it
+        sys.exit(128 + 13)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _fail(*_explain(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to say about an error, and the exit code."""
+    if isinstance(error, EdgetieError):
+        return str(error), error.exit_code
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        path = error.ctx.command_path.removeprefix("edgetie").strip()
+        where = f"{path}: " if path else ""
+        return f"{where}{error.format_message()} See `{error.ctx.command_path} --help`.", 2
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, MemoryError):
+        return "not enough memory; close other programs or take a smaller model", 2
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'writing'}: {error.strerror}", 2
+    what = " ".join(str(error).split())[:300]
+    return f"unexpected {type(error).__name__}: {what}; set {TRACEBACK}=1 to see where", 2
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"edgetie: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from edgetie.errors import BundleError
 from edgetie.ties import TieGroup
@@ -27,6 +27,7 @@ MANIFEST = "edgetie.json"
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
 FORMAT = 1
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LAST_TOKEN_NODE = "edgetie.last_token"
 """Name of the GatherND node that keeps each row's last token; without it logits are ``all``."""
 
@@ -58,7 +59,11 @@ class Signature:
 
 @dataclass
 class Manifest:
-    """The contents of ``edgetie.json``."""
+    """The contents of ``edgetie.json``.
+
+    ``layout`` says what products read: ``packed`` copies of the weights that ONNX Runtime makes
+    when a session starts, so that the mapped file serves lookups only.
+    """
 
     source: dict[str, Any]
     task: str
@@ -66,6 +71,7 @@ class Manifest:
     signature: Signature
     ties: list[TieGroup]
     unique_parameters: int
+    layout: str = "packed"
     versions: dict[str, str] = field(default_factory=dict)
     fusion: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +87,7 @@ class Manifest:
         """Parse a manifest.
 
         Raises:
-            BundleError: if it is no manifest, or of a newer format.
+            BundleError: if it is no manifest, of a newer format, or names files outside.
         """
         try:
             data = json.loads(text)
@@ -91,9 +97,37 @@ class Manifest:
                 )
             data["signature"] = Signature(**data["signature"])
             data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
-            return Manifest(**data)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{path}: not a valid manifest ({error}); export again") from error
+            manifest = Manifest(**data)
+            _require_types(manifest)
+            _require_types(manifest.signature)
+            for name, entry in manifest.files.items():
+                if Path(name).name != name:
+                    raise ValueError(f"file {name!r} is outside the bundle")
+                if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
+                    raise TypeError(f"file {name!r} needs bytes and sha256")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"{path}: not a valid manifest ({type(error).__name__}: {error}); export again"
+            ) from error
+        return manifest
+
+
+def _require_types(record: Manifest | Signature) -> None:
+    """Hold every field of a record read from JSON against its annotation."""
+    for name, hint in get_type_hints(type(record)).items():
+        if not _fits(getattr(record, name), hint):
+            raise TypeError(f"{name} is not {getattr(hint, '__name__', hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    return isinstance(value, hint)
 
 
 @dataclass
@@ -115,8 +149,8 @@ class Bundle:
     def file_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files)
 
-    def verify_files(self) -> None:
-        """Check that every file has the size the manifest says and, if small, the hash.
+    def verify_files(self, *, hashes: bool = False) -> None:
+        """Check that every file has the size the manifest says and, if asked, the SHA-256.
 
         Raises:
             BundleError: naming the first file that is missing or differs.
@@ -133,22 +167,32 @@ class Bundle:
                     f"{path}: {size:,} bytes, but the manifest says {expected['bytes']:,} "
                     "(truncated?); export or copy it again"
                 )
+            if hashes and _sha256(path) != expected["sha256"]:
+                raise BundleError(
+                    f"{path}: damaged or changed, its SHA-256 is not the manifest's; "
+                    "export or copy it again"
+                )
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], *, hashes: bool = False) -> Bundle:
     """Open a bundle directory, a directory with one ONNX model, or an ``.onnx`` file.
 
     Checks that the model file and its external data are there and whole, without reading weights.
 
+    Args:
+        path: where it is.
+        hashes: also check every file of a bundle against the SHA-256 in its manifest.
+
     Raises:
-        BundleError: if there is no model, or a file is missing or truncated.
+        BundleError: if there is no model, or a file is missing, truncated or damaged.
     """
     where = Path(path)
+    require_utf8(where)
     if where.is_file():
         bundle = Bundle(where.parent, where, None)
     elif where.is_dir():
         if (where / MANIFEST).is_file():
-            text = (where / MANIFEST).read_text(encoding="utf-8")
+            text = (where / MANIFEST).read_text(encoding="utf-8", errors="replace")
             bundle = Bundle(where, where / MODEL, Manifest.from_json(text, where / MANIFEST))
         else:
             models = sorted(where.glob("*.onnx"))
@@ -157,10 +201,23 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
                 raise BundleError(f"{where}: {found} and no {MANIFEST}; name a bundle or one file")
             bundle = Bundle(where, models[0], None)
     else:
-        raise BundleError(f"{where}: no such file or directory")
-    bundle.verify_files()
+        what = "neither a file nor a directory" if where.exists() else "no such file or directory"
+        raise BundleError(f"{where}: {what}; name a bundle or an .onnx file")
+    bundle.verify_files(hashes=hashes)
     check_external_data(bundle.model_path)
     return bundle
+
+
+def require_utf8(path: Path) -> None:
+    """Refuse a path that is not UTF-8: ONNX Runtime and the tokenizers cannot open it.
+
+    Raises:
+        BundleError: naming the path.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{path}: its name is not UTF-8; rename it") from error
 
 
 def _external_entries(model_path: Path) -> list[tuple[str, str, int, int]]:
@@ -177,14 +234,18 @@ def _external_entries(model_path: Path) -> list[tuple[str, str, int, int]]:
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             info = {entry.key: entry.value for entry in tensor.external_data}
-            entries.append(
-                (
-                    tensor.name,
-                    info["location"],
-                    int(info.get("offset", 0)),
-                    int(info.get("length", 0)),
+            location = info.get("location", "")
+            try:
+                offset, length = int(info.get("offset", 0)), int(info.get("length", 0))
+            except ValueError:
+                offset = length = -1
+            outside = Path(location).is_absolute() or ".." in Path(location).parts
+            if not location or outside or offset < 0 or length < 0:
+                raise BundleError(
+                    f"{model_path}: external data of {tensor.name} is not a range of a file "
+                    f"beside the model ({info}); export it again"
                 )
-            )
+            entries.append((tensor.name, location, offset, length))
     return entries
 
 
@@ -226,33 +287,57 @@ def atomic_directory(destination: str | os.PathLike[str], *, force: bool = False
         force: replace an existing bundle (never a directory that is something else).
 
     Raises:
-        BundleError: if the destination is in the way, or the disk is full.
+        BundleError: if the destination is in the way or cannot be written, or the disk is full.
     """
-    target = Path(destination)
-    check_destination(target, force=force)
+    name = Path(destination)
+    check_destination(name, force=force)
+    target = name.resolve()
+    created = [parent for parent in target.parents if not parent.exists()]
+    staging: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise BundleError(f"{target}: cannot be created ({error.strerror})") from error
-    try:
-        staging.chmod(0o755)
-        yield staging
-        old = None
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            target.rename(old / target.name)
-        staging.rename(target)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            staging.chmod(0o755)
+        except OSError as error:
             raise BundleError(
-                f"{target}: no space left on the disk; nothing was written"
+                f"{name}: cannot be created ({error.filename}: {error.strerror}); "
+                "choose another output"
+            ) from error
+        yield staging
+        check_destination(name, force=force)
+        _swap(staging, target)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise BundleError(
+                f"{name}: no space left to write it ({error.strerror}), nothing was written; "
+                "free some or choose another output"
             ) from error
         raise
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in created:
+                parent.rmdir()  # fails on the first that holds something: all is well
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Put ``staging`` in the place of ``target``, which comes back if that fails."""
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    try:
+        target.rename(old / target.name)
+        staging.rename(target)
+    except BaseException:
+        if not target.exists():
+            (old / target.name).rename(target)
+        raise
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_destination(destination: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -261,16 +346,23 @@ def check_destination(destination: str | os.PathLike[str], *, force: bool = Fals
     Raises:
         BundleError: naming the destination.
     """
-    target = Path(destination)
-    if not target.exists():
-        return
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-        return
+    name = Path(destination)
+    require_utf8(name)
+    try:
+        target = name.resolve()
+        if target == Path.cwd():
+            raise BundleError(f"{name}: is the current directory; name a new one below it")
+        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+            return
+        if not (target / MANIFEST).is_file():
+            raise BundleError(
+                f"{name}: exists and is no bundle, so it is never replaced; choose another output"
+            )
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{name}: cannot be used ({reason}); choose another output") from error
     if not force:
-        raise BundleError(f"{target}: already exists; choose another output or pass --force")
-    if not (target / MANIFEST).is_file():
-        raise BundleError(f"{target}: is no bundle, so it is not replaced; choose another output")
+        raise BundleError(f"{name}: already exists; choose another output or pass --force")
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from edgetie.errors import ExportError
 from edgetie.export.tasks import Task, logits_of
+from edgetie.sources.pretrained import first_line
 
 _TOKENS = 16
 _PREFIX = 12
@@ -76,7 +77,9 @@ def measure(path: Path, task: Task, expected: Expected, dtype: type[np.floating[
         )
         return _measure(session, task, expected, dtype)
     except Exception as error:
-        raise ExportError(f"{path.name}: ONNX Runtime cannot run it ({error})") from error
+        raise ExportError(
+            f"{path.name}: ONNX Runtime cannot run it ({first_line(error)})"
+        ) from error
 
 
 def _measure(
@@ -97,7 +100,8 @@ def _measure(
         return logits[:, -1].astype(np.float32), present
 
     def error(got: Any, position: int) -> float:
-        return float(np.abs(got - expected.logits[position]).max())
+        largest = float(np.abs(got - expected.logits[position]).max())
+        return largest if np.isfinite(largest) else float("inf")  # max() would lose a NaN
 
     logits, cache = run(tokens[None, :prefix], np.ones((1, prefix), np.int64), [])
     prefill, cached = error(logits[0], prefix - 1), 0.0

@@ -87,7 +87,7 @@ def inspect(
         ProviderError: if the provider is unknown or absent.
     """
     stages = progress or Stages()
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, hashes=True)
     stages.stage("read")
     model = ir.load(bundle.model_path)
     manifest = bundle.manifest

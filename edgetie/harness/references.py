@@ -64,6 +64,7 @@ class BundleReference:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.session = open_session(self.bundle, provider=provider, threads=threads, logits="all")
+        Decoder(self.session, 1, 1)  # raises where the model is no decoder
 
     @property
     def name(self) -> str:

@@ -1,9 +1,9 @@
-"""The tied head in the form that ONNX Runtime runs straight from the mapped table.
+"""The tied head in a form that reads the table as it is stored.
 
-ONNX Runtime folds a Transpose of a constant and packs the constant right-hand side of a MatMul:
-either makes a second, private copy of the table that Gather still needs. The left-hand side of a
-MatMul is used as it lies in memory. So ``logits = h Wᵀ`` is computed as ``(W hᵀ)ᵀ``: transposing
-the few rows of activations costs nothing next to reading the table.
+``logits = h Wᵀ`` arrives as a MatMul over a Transpose of the table. ONNX Runtime folds that
+Transpose when a session starts, into a second table in the graph. Gemm takes the transposition as
+an attribute: the table stays one initializer, its packed copy takes the place of the file's pages,
+and the product is a third faster than one with the table on the left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgetie.passes._base import (
 
 
 class Head(GraphPass):
-    """``MatMul(h, Transpose(W))`` with a W used elsewhere becomes ``Transpose(MatMul(W, hᵀ))``."""
+    """``MatMul(h, Transpose(W))`` with a W used elsewhere becomes ``Gemm(h, W, transB=1)``."""
 
     name = "head"
 
@@ -46,14 +46,12 @@ class Head(GraphPass):
         def vector(label: str, *numbers: int) -> ir.Value:
             return initializer(graph, f"head.{label}", np.array(numbers, np.int64))
 
-        flat = h
         nodes: list[ir.Node] = []
+        flat = h
         if rank == 3:
             nodes.append(ir.node("Reshape", [h, vector(f"flat.{columns}", -1, columns)]))
             flat = nodes[-1].outputs[0]
-        nodes.append(ir.node("Transpose", [flat], {"perm": [1, 0]}))
-        nodes.append(ir.node("MatMul", [transpose.inputs[0], nodes[-1].outputs[0]], name=node.name))
-        nodes.append(ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [1, 0]}))
+        nodes.append(ir.node("Gemm", [flat, transpose.inputs[0]], {"transB": 1}, name=node.name))
         if rank == 3:
             product = nodes[-1].outputs[0]
             nodes.append(ir.node("Shape", [h], {"start": 0, "end": 2}))

@@ -1,65 +1,147 @@
-"""Typical magnitudes of a model's activations, measured on text."""
+"""What a model's activations look like, measured on a short text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from edgetie.bundle import LAST_TOKEN_NODE, Bundle
 from edgetie.errors import QuantizeError
+from edgetie.harness.samples import BUILT_IN_TEXT
+from edgetie.runtime.graph import without_last_token
 
 _WINDOW = 128  # tokens of one run: keeps the recorded activations small
+_TOKENS = 1024  # more change the statistics of channels by little
+_KEPT = 8  # rows kept of each window
+_SEED = 20240229
 
 Array = np.ndarray[Any, Any]
 
 
-def channel_magnitudes(
-    model_path: Path, names: Sequence[str], tokens: Sequence[int]
-) -> dict[str, Array]:
-    """Mean absolute value of each channel of the named activations.
+@dataclass(frozen=True)
+class Activation:
+    """One activation on the calibration text.
+
+    Attributes:
+        magnitudes: root mean square of each channel.
+        rows: a few tokens' values ``(tokens, channels)``.
+    """
+
+    magnitudes: Array
+    rows: Array
+
+
+def calibration_tokens(bundle: Bundle, text: str | None, vocabulary: int) -> tuple[list[int], str]:
+    """Tokens to calibrate on, and what they are in words.
+
+    Args:
+        bundle: its tokenizer reads the text; without one the tokens are random, seeded.
+        text: the user's own, or ``None`` for the built-in one.
+        vocabulary: number of rows of the embedding table.
+
+    Raises:
+        QuantizeError: if there is a text and no tokenizer to read it, or nothing in it.
+    """
+    path = bundle.directory / "tokenizer.json"
+    if bundle.manifest is None or not path.is_file():
+        if text is not None:
+            raise QuantizeError(
+                f"{bundle.directory}: no tokenizer.json to read the calibration text"
+            )
+        random = np.random.default_rng(_SEED)
+        return random.integers(0, vocabulary, _TOKENS // 2).tolist(), "random tokens"
+    from tokenizers import Tokenizer
+
+    tokens = Tokenizer.from_file(str(path)).encode(BUILT_IN_TEXT if text is None else text).ids
+    tokens = [token for token in tokens[:_TOKENS] if token < vocabulary]
+    if len(tokens) < 16:
+        raise QuantizeError("the calibration text has fewer than 16 tokens; give a longer one")
+    return tokens, "built-in text" if text is None else "own text"
+
+
+def measure(
+    model_path: Path, names: Sequence[str], tokens: Sequence[int], limit: int | None = None
+) -> dict[str, Activation]:
+    """Run a model over ``tokens`` and look at the named activations.
 
     Args:
         model_path: a model with ``input_ids``, ``attention_mask`` and perhaps a KV cache.
         names: values of the graph, ``(batch, sequence, channels)``.
         tokens: a text; it is read in windows of 128 tokens.
-
-    Returns:
-        ``(channels,)`` float32 for each name.
+        limit: the longest sequence the model takes, if something limits it.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
     """
+    window = min(_WINDOW, limit or _WINDOW)
+    squares: dict[str, Array] = {}
+    rows: dict[str, list[Array]] = {name: [] for name in names}
+    count = 0
+    try:
+        session, outputs = _session(model_path, names)
+        for start in range(0, len(tokens), window):
+            ids = np.array(tokens[start : start + window], np.int64)[None]
+            for name, result in zip(names, session.run(outputs, _feeds(session, ids)), strict=True):
+                flat = result.reshape(-1, result.shape[-1])
+                # in float64: the sums run over all windows
+                energy = np.square(flat).sum(axis=0, dtype=np.float64)
+                squares[name] = squares.get(name, 0) + energy
+                rows[name].append(flat[:: max(1, len(flat) // _KEPT)].copy())
+            count += ids.size
+    except Exception as error:
+        raise QuantizeError(f"{model_path}: calibration cannot run it ({error})") from error
+    return {
+        name: Activation(
+            np.sqrt(squares[name] / count).astype(np.float32), np.concatenate(rows[name])
+        )
+        for name in names
+    }
+
+
+def _session(model_path: Path, names: Sequence[str]) -> tuple[Any, list[str]]:
+    """A session over the graph up to ``names``, for all tokens; weights stay in their file."""
     import onnxruntime
 
     model = onnx.load(str(model_path), load_external_data=False)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    selection = next((n for n in model.graph.node if n.name == LAST_TOKEN_NODE), None)
+    outputs = list(names)
+    every = without_last_token(model_path)
+    if selection is not None and every is not None:
+        model = onnx.load_from_string(every)
+        made = {name for node in model.graph.node for name in node.output}
+        outputs = [name if name in made else selection.input[0] for name in names]
+    _keep_only(model.graph, outputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model_path.parent.resolve())
     )
-    sums: dict[str, Array] = {name: np.zeros(1) for name in names}
-    count = 0
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        for start in range(0, len(tokens), _WINDOW):
-            window = np.array(tokens[start : start + _WINDOW], np.int64)[None]
-            results = session.run(list(names), _feeds(session, window))
-            for name, result in zip(names, results, strict=True):
-                # in float64: the sums run over all windows
-                sums[name] = sums[name] + np.abs(result).reshape(-1, result.shape[-1]).sum(
-                    axis=0, dtype=np.float64
-                ) / result[..., 0].size * window.size
-            count += window.size
-    except Exception as error:
-        raise QuantizeError(f"{model_path}: calibration cannot run it ({error})") from error
-    return {name: (total / count).astype(np.float32) for name, total in sums.items()}
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session, outputs
+
+
+def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
+    """Make ``outputs`` the graph's outputs and drop the nodes that they do not need."""
+    del graph.output[:]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs))
+    needed, kept = set(outputs), []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output) or any(a.HasField("g") for a in node.attribute):
+            kept.append(node)
+            needed.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    unused = [tensor for tensor in graph.initializer if tensor.name not in needed]
+    for tensor in unused:
+        graph.initializer.remove(tensor)
 
 
 def _feeds(session: Any, ids: Array) -> dict[str, Array]:

@@ -19,6 +19,9 @@ from edgetie.passes._base import GraphPass, initializer, insert, weight
 from edgetie.quantize.sites import Array, Site, behind, find_sites, transform
 
 LARGEST = 64
+_STEP = 1 << 15  # blocks at a time
+PREFIX = "rotate."
+"""Names of the constants that rotate begin so; they stay in floating point."""
 
 
 def rotation_size(channels: int) -> int:
@@ -39,6 +42,9 @@ class Rotate(GraphPass):
 
     Args:
         names: the activations.
+
+    Attributes:
+        matrices: what the blocks of each rotated activation are multiplied by.
     """
 
     name = "rotate"
@@ -46,6 +52,7 @@ class Rotate(GraphPass):
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
         self.names = names
+        self.matrices: dict[str, Array] = {}
 
     def rewrite(self, model: ir.Model) -> None:
         for name, site in find_sites(model).items():
@@ -53,7 +60,7 @@ class Rotate(GraphPass):
             if name not in self.names or size < 16 or not _known_rank(site.value):
                 continue
             self._activations(model.graph, site, size)
-            matrix = hadamard(size)
+            matrix = self.matrices[name] = hadamard(size)
             for product in site.products:
                 right = product.inputs[1]
                 if right is not None and weight(right) is not None:
@@ -77,8 +84,12 @@ class Rotate(GraphPass):
 
 def rotated(rows: Array, matrix: Array) -> Array:
     """Rows ``(n, channels)`` with each block multiplied by ``matrix``."""
-    blocks = np.ascontiguousarray(rows).reshape(-1, len(matrix))
-    return (blocks @ matrix).reshape(rows.shape)
+    # in place where the rows are a copy already: a large table is in memory once
+    result = np.require(rows, requirements=["C", "W"])
+    blocks = result.reshape(-1, len(matrix))
+    for start in range(0, len(blocks), _STEP):
+        blocks[start : start + _STEP] = blocks[start : start + _STEP] @ matrix
+    return result
 
 
 def _nodes(graph: ir.Graph, value: ir.Value, channels: int, size: int) -> list[ir.Node]:
@@ -86,10 +97,14 @@ def _nodes(graph: ir.Graph, value: ir.Value, channels: int, size: int) -> list[i
     rank = len(value.shape)  # type: ignore[arg-type]
     keep = [0] * (rank - 1)
     blocks = initializer(
-        graph, f"rotate.blocks.{rank}.{channels}", np.array([*keep, channels // size, size], np.int64)
+        graph,
+        f"{PREFIX}blocks.{rank}.{channels}",
+        np.array([*keep, channels // size, size], np.int64),
     )
-    flat = initializer(graph, f"rotate.flat.{rank}.{channels}", np.array([*keep, channels], np.int64))
-    matrix = initializer(graph, f"rotate.hadamard.{size}", hadamard(size))
+    flat = initializer(
+        graph, f"{PREFIX}flat.{rank}.{channels}", np.array([*keep, channels], np.int64)
+    )
+    matrix = initializer(graph, f"{PREFIX}hadamard.{size}", hadamard(size))
     parts = ir.node("Reshape", [value, blocks])
     mixed = ir.node("MatMul", [parts.outputs[0], matrix])
     return [parts, mixed, ir.node("Reshape", [mixed.outputs[0], flat])]

@@ -137,7 +137,7 @@ def changed(value: ir.Value, change: Callable[[Array], Array]) -> ir.LazyTensor:
     return ir.LazyTensor(
         lambda: ir.tensor(change(tensor.numpy())),
         dtype=tensor.dtype,
-        shape=ir.Shape(tuple(tensor.shape)),
+        shape=ir.Shape(tuple(int(d) for d in tensor.shape)),
         name=str(value.name),
     )
 

@@ -41,22 +41,27 @@ class Smooth(GraphPass):
 
     Args:
         magnitudes: typical magnitude of each channel, by name of the activation.
-        strength: exponent on the magnitudes: 0 changes nothing, 1 makes all channels alike.
+        strengths: exponents on them: 0 changes nothing, 1 makes all channels alike.
+
+    Attributes:
+        scales: what each smoothed activation was divided by.
     """
 
     name = "smooth"
 
-    def __init__(self, magnitudes: Mapping[str, Array], strength: float) -> None:
+    def __init__(self, magnitudes: Mapping[str, Array], strengths: Mapping[str, float]) -> None:
         super().__init__()
         self.magnitudes = magnitudes
-        self.strength = strength
+        self.strengths = strengths
+        self.scales: dict[str, Array] = {}
 
     def rewrite(self, model: ir.Model) -> None:
         for name, site in smoothable(model).items():
             magnitude = self.magnitudes.get(name)
-            if magnitude is None or not np.isfinite(magnitude).all():
+            if magnitude is None:
                 continue
-            scales = self._scales(magnitude)
+            scales = _scales(magnitude, self.strengths[name])
+            self.scales[name] = scales
             norm, half = _norm(site), _linear_half(site)
             if norm is not None:
                 for index in _NORMS[norm.op_type]:
@@ -72,16 +77,26 @@ class Smooth(GraphPass):
                 _rescale_table(model.graph, table, scales)
             self.changed += 1
 
-    def _scales(self, magnitudes: Array) -> Array:
-        floor = max(float(magnitudes.max()) * 1e-4, 1e-12)
-        scales = np.maximum(magnitudes, floor) ** self.strength
-        return np.asarray(scales / np.exp(np.log(scales).mean()), np.float32)
+
+def _scales(magnitudes: Array, strength: float) -> Array:
+    """Divisors of an activation; their geometric mean is 1."""
+    floor = max(float(magnitudes.max()) * 1e-4, 1e-12)
+    scales = np.maximum(magnitudes, floor) ** strength
+    return np.asarray(scales / np.exp(np.log(scales).mean()), np.float32)
 
 
 def _norm(site: Site) -> ir.Node | None:
-    """The norm whose output the site is."""
-    node = producer(site.value, *_NORMS)
-    return node if node is not None and node.outputs[0] is site.value else None
+    """The norm whose output the site is, or is a selection of rows of."""
+    value = site.value
+    selection = producer(value, "GatherND")
+    if selection is not None and selection.inputs[0] is not None:
+        value = selection.inputs[0]
+        if any(user not in (selection,) and user.op_type != "Shape" for user, _ in value.uses()):
+            return None
+    node = producer(value, *_NORMS)
+    if node is None or node.outputs[0] is not value or value.is_graph_output():
+        return None
+    return node
 
 
 def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:

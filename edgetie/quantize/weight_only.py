@@ -8,6 +8,7 @@ into a second copy when ONNX Runtime starts.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgetie.passes._base import (
     weight,
 )
 from edgetie.quantize.blockwise import block_codes, block_scales, choose_block
+from edgetie.quantize.rotate import PREFIX
 from edgetie.ties import MIN_ELEMENTS
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
@@ -52,6 +54,7 @@ class WeightOnly(GraphPass):
 
     Args:
         aliased: give lookup and product entries of their own over the same bytes.
+        sizes: block sizes of matrices by name; others take the largest that pads the least.
 
     Attributes:
         aliases: initializers that share another's bytes, for the writer.
@@ -60,9 +63,10 @@ class WeightOnly(GraphPass):
 
     name = "weight_only_int8"
 
-    def __init__(self, aliased: bool) -> None:
+    def __init__(self, aliased: bool, sizes: Mapping[str, int]) -> None:
         super().__init__()
         self.aliased = aliased
+        self.sizes = sizes
         self.aliases: dict[str, str] = {}
         self.blocks: dict[str, int] = {}
         self._matrices: dict[str, _Matrix] = {}
@@ -103,7 +107,10 @@ class WeightOnly(GraphPass):
                 node, node.inputs[0], node.outputs[0], self._matrix(graph, value, transposed=True)
             )
         elif node.op_type == "MatMul" and index == 0:
-            turned, back = producer(node.inputs[1], "Transpose"), only_user(node.outputs[0], "Transpose")
+            turned, back = (
+                producer(node.inputs[1], "Transpose"),
+                only_user(node.outputs[0], "Transpose"),
+            )
             if turned is None or back is None:
                 return
             matrix = self._matrix(graph, value, transposed=False)
@@ -124,7 +131,7 @@ class WeightOnly(GraphPass):
         assert tensor is not None
         shape = [int(d) for d in tensor.shape]
         rows, columns = shape[::-1] if transposed else shape
-        block = choose_block(columns)
+        block = self.sizes.get(name, choose_block(columns))
         count = -(-columns // block)
 
         def matrix() -> np.ndarray[Any, Any]:
@@ -249,6 +256,7 @@ def _is_matrix(value: ir.Value) -> bool:
         and tensor.dtype == ir.DataType.FLOAT
         and len(tensor.shape) == 2
         and tensor.size >= MIN_ELEMENTS
+        and not str(value.name).startswith(PREFIX)
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Protocol
 
 
@@ -52,7 +54,7 @@ class LiveStages(Stages):
         super().__init__()
         from rich.console import Console
 
-        self._console = Console(stderr=True)
+        self._console = Console(file=sys.stderr)  # this one, also while another stands in for it
         self._status = self._console.status("")
 
     def stage(self, name: str) -> None:
@@ -73,9 +75,33 @@ class LiveStages(Stages):
 
 @contextmanager
 def live(quiet: bool) -> Iterator[Stages]:
-    """A progress display for a command; silent if ``quiet``."""
+    """A progress display for a command; silent if ``quiet``.
+
+    Until it ends, stdout is kept for the command's result: what a model's own code or a library
+    prints goes to stderr.
+    """
     stages = Stages() if quiet else LiveStages()
+    with _stdout_to_stderr():
+        try:
+            yield stages
+        finally:
+            stages.finish()
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send Python's stdout to stderr, and the file descriptor that native code writes to."""
     try:
-        yield stages
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except (OSError, AttributeError):  # one of them is closed
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
-        stages.finish()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -165,7 +165,7 @@ def open_session(
 
 def _is_packed(bundle: Bundle) -> bool:
     """Whether every product reads a packed copy of its weight, so the file serves lookups only."""
-    return bundle.manifest is not None and bundle.manifest.quantization.get("layout") == "packed"
+    return bundle.manifest is not None and bundle.manifest.layout == "packed"
 
 
 def default_threads() -> int:

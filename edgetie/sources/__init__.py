@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetie.bundle import require_utf8
 from edgetie.errors import SourceError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def load_source(
     """
     _require_export_packages()
     path = Path(text)
+    require_utf8(path)
     if path.is_file():
         if path.suffix == ".gguf":
             from edgetie.sources.gguf import load_gguf
@@ -89,7 +91,10 @@ def load_source(
         from edgetie.sources.pretrained import load_pretrained
 
         return load_pretrained(text, trust_remote_code, allow_pickle)
-    raise SourceError(f"{text}: no such file or directory")
+    raise SourceError(
+        f"{text}: no such file or directory; name a model's directory, a hub id, a .gguf file or "
+        "module:function"
+    )
 
 
 def _require_export_packages() -> None:

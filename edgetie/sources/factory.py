@@ -30,12 +30,15 @@ def load_factory(text: str) -> Source:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         module = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SourceError(
-            f"{text}: calling it failed ({type(error).__name__}: {first_line(error)})"
+            f"{text}: calling it failed ({type(error).__name__}: {first_line(error)}); "
+            "it must be importable from here and take no arguments"
         ) from error
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{text}: returned {type(module).__name__}, not a torch.nn.Module")
+    if not any(True for _ in module.parameters()):
+        raise SourceError(f"{text}: returned a module without parameters, so it is no model")
     config: Any = getattr(module, "config", None)
 
     def save_extras(target: Path) -> None:

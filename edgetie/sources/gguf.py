@@ -11,7 +11,12 @@ from typing import Any
 
 from edgetie.errors import SourceError
 from edgetie.sources import Source
-from edgetie.sources.pretrained import first_line, save_tokenizer
+from edgetie.sources.pretrained import (
+    first_line,
+    quiet_transformers,
+    require_weights,
+    save_tokenizer,
+)
 
 
 def load_gguf(path: Path) -> Source:
@@ -28,11 +33,19 @@ def load_gguf(path: Path) -> Source:
             raise SourceError(f"{path}: not a GGUF file")
     try:
         with _no_bars(), _read_once():
-            module = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32
-            ).eval()
+            module, loading = AutoModelForCausalLM.from_pretrained(
+                str(path.parent),
+                gguf_file=path.name,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # reported by require_weights
+                output_loading_info=True,
+            )
     except Exception as error:
-        raise SourceError(f"{path}: cannot be loaded ({first_line(error)})") from error
+        raise SourceError(
+            f"{path}: cannot be loaded ({first_line(error)}); if it is cut short, download it again"
+        ) from error
+    require_weights(str(path), loading)
+    module.eval()
     _drop_pages(path)
     config = module.config
     if hasattr(config, "quantization_config"):  # the weights are dequantised by now
@@ -43,7 +56,7 @@ def load_gguf(path: Path) -> Source:
         from transformers import AutoTokenizer, GenerationConfig
 
         config.save_pretrained(target)
-        with _read_once():
+        with quiet_transformers(), _read_once():
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         ends = {config.eos_token_id, tokenizer.eos_token_id} - {None}
         generation = GenerationConfig.from_model_config(config)
@@ -88,16 +101,13 @@ def _read_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars off the terminal."""
+    """Keep transformers' own progress bars off the terminal, that of GGUF files too."""
     from transformers import modeling_gguf_pytorch_utils as loader
-    from transformers.utils import logging
 
-    was_on, bar = logging.is_progress_bar_enabled(), loader.tqdm
-    logging.disable_progress_bar()
+    bar = loader.tqdm
     loader.tqdm = functools.partial(bar, disable=True)
     try:
-        yield
+        with quiet_transformers():
+            yield
     finally:
         loader.tqdm = bar
-        if was_on:
-            logging.enable_progress_bar()

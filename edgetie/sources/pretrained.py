@@ -2,64 +2,131 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgetie.bundle import MANIFEST
 from edgetie.errors import SourceError
 from edgetie.sources import Source
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_HUB_SECONDS = 10.0
 
 
 def load_pretrained(text: str, trust_remote_code: bool, allow_pickle: bool) -> Source:
     """Load a causal language model with transformers.
 
     Raises:
-        SourceError: if it cannot be loaded, has code of its own or pickled weights and the
-            permission for them was not given.
+        SourceError: if it cannot be loaded, lacks weights, or has code of its own or pickled
+            weights and the permission for them was not given.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     directory = Path(text)
+    unreachable = None
     if directory.is_dir():
         _refuse_custom_code(directory, trust_remote_code)
         _refuse_pickle(directory, allow_pickle)
+    else:
+        unreachable = _why_unreachable(text)
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": unreachable is not None}
     try:
-        config = AutoConfig.from_pretrained(text, trust_remote_code=trust_remote_code)
-        module = AutoModelForCausalLM.from_pretrained(
-            text,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=None if allow_pickle else True,
-        ).eval()
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(text, **options)
+            module, loading = AutoModelForCausalLM.from_pretrained(
+                text,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=None if allow_pickle else True,
+                ignore_mismatched_sizes=True,  # reported by require_weights
+                output_loading_info=True,
+                **options,
+            )
     except Exception as error:
+        if unreachable is not None:
+            raise SourceError(
+                f"{text}: not a directory, and the hub cannot be reached ({unreachable}); "
+                "check the network, or download the model and name its directory"
+            ) from error
         raise SourceError(f"{text}: cannot be loaded ({first_line(error)})") from error
+    require_weights(text, loading)
     return Source(
         kind="transformers",
         name=directory.name if directory.is_dir() else text,
-        module=module,
+        module=module.eval(),
         config=module.config,  # a copy of ``config``: its attention implementation is what counts
-        save_extras=lambda target: save_extras(text, config, target, trust_remote_code),
+        save_extras=lambda target: save_extras(text, config, target, options),
     )
 
 
-def _refuse_custom_code(directory: Path, allowed: bool) -> None:
+def require_weights(text: str, loading: dict[str, Any]) -> None:
+    """Refuse a model with weights that transformers had to make up.
+
+    Raises:
+        SourceError: naming the first weight that the files lack, or hold in another shape.
+    """
+    wrong = [str(key[0] if isinstance(key, tuple) else key) for key in loading["mismatched_keys"]]
+    for names, why in ((wrong, "of another shape than"), (loading["missing_keys"], "not among")):
+        if names:
+            raise SourceError(
+                f"{text}: {len(names)} weights of the model are {why} those in its files "
+                f"({min(names)}, ...); they are incomplete, or no causal language model"
+            )
+
+
+def _why_unreachable(text: str) -> str | None:
+    """Ask the hub once for a model, before transformers asks for each file again and again.
+
+    Returns:
+        Why there was no answer, or ``None`` if the model is there.
+
+    Raises:
+        SourceError: if the hub has no such model, or does not give it to everyone.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
-        settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SourceError(f"{directory / 'config.json'}: not valid JSON ({error})") from error
-    if settings.get("auto_map") and not allowed:
+        HfApi().model_info(text, timeout=_HUB_SECONDS)
+    except (HfHubHTTPError, HFValidationError) as error:
         raise SourceError(
-            f"{directory}: the model brings Python code of its own; "
-            "read it, then allow it with --trust-remote-code"
-        )
+            f"{text}: neither a directory nor a model on the hub that you may load "
+            f"({first_line(error)})"
+        ) from error
+    except Exception as error:  # which one depends on the HTTP library and on proxies
+        return first_line(error)
+    return None
+
+
+def _refuse_custom_code(directory: Path, allowed: bool) -> None:
+    for name in _SETTINGS:
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SourceError(f"{path}: not valid JSON ({error}); download it again") from error
+        if not isinstance(settings, dict):
+            raise SourceError(f"{path}: not a JSON object; download it again")
+        if settings.get("auto_map") and not allowed:
+            raise SourceError(
+                f"{directory}: the model brings Python code of its own (auto_map in {name}); "
+                "read it, then allow it with --trust-remote-code"
+            )
 
 
 def _refuse_pickle(directory: Path, allowed: bool) -> None:
     if any(directory.glob("*.safetensors")):
         return
     pickles = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
+    if not pickles and (directory / MANIFEST).is_file():
+        raise SourceError(f"{directory}: is a bundle already; export the model it was made from")
     if not pickles:
         raise SourceError(f"{directory}: no weights (*.safetensors) in this directory")
     if not allowed:
@@ -69,24 +136,66 @@ def _refuse_pickle(directory: Path, allowed: bool) -> None:
         )
 
 
-def save_extras(text: str, config: Any, target: Path, trust_remote_code: bool = False) -> None:
+def save_extras(text: str, config: Any, target: Path, options: dict[str, Any]) -> None:
     """Write configuration, generation configuration and tokenizer files into ``target``.
 
     A model without a tokenizer is exported without one.
+
+    Args:
+        text: directory or hub id.
+        config: the model's configuration.
+        target: the bundle's directory.
+        options: further arguments of ``from_pretrained``.
+
+    Raises:
+        SourceError: if there is a tokenizer that cannot be loaded.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
     config.save_pretrained(target)
+    with quiet_transformers():
+        try:
+            generation = GenerationConfig.from_pretrained(
+                text, local_files_only=options["local_files_only"]
+            )
+        except OSError:
+            generation = GenerationConfig.from_model_config(config)
+        generation.save_pretrained(target)
+        if not any(_has_file(text, name, options) for name in _TOKENIZERS):
+            return
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(text, **options)
+        except Exception as error:
+            raise SourceError(
+                f"{text}: its tokenizer cannot be loaded ({first_line(error)}); "
+                "repair its files, or remove them to export without one"
+            ) from error
+        save_tokenizer(tokenizer, target)
+
+
+def _has_file(text: str, name: str, options: dict[str, Any]) -> bool:
+    from transformers.utils import cached_file
+
     try:
-        generation = GenerationConfig.from_pretrained(text)
+        return cached_file(text, name, local_files_only=options["local_files_only"]) is not None
     except OSError:
-        generation = GenerationConfig.from_model_config(config)
-    generation.save_pretrained(target)
+        return False
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and reports off the terminal: errors are raised anyway."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
-    except Exception:
-        return  # the reason does not matter: there is none that could be used
-    save_tokenizer(tokenizer, target)
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def save_tokenizer(tokenizer: Any, target: Path) -> None:
