@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle import (
+    DATA,
     Bundle,
     Manifest,
     Signature,
@@ -53,6 +54,9 @@ _FUSED_OPERATORS = (
     "FastGelu",
     "Gelu",
 )
+
+
+_VERSIONED = ("edgetie", "torch", "transformers", "onnxruntime", "onnx")
 
 
 @dataclass(frozen=True)
@@ -121,93 +125,94 @@ def export(
     stages.stage("probe")
     task = probe_source(source)
     expected = expect(source.module, task)
-    if not np.isfinite(expected.logits).all():
-        raise ExportError(
-            f"{source.name}: its logits in torch are NaN or infinite, so it cannot be verified; "
-            "look for NaN in its weights"
-        )
     parameters = tied_parameters(source.module)
-    sizes = [p.numel() for p in source.module.parameters()]
+    count = sum(parameter.numel() for parameter in source.module.parameters())
     if precision == "fp16":
         for parameter in source.module.parameters():
             parameter.data = parameter.data.half()
     traced = trace(source, task, last_only=logits == "last", progress=stages)
-    model = traced.model
     stages.stage("passes")
-    reports = run_passes(model, [], [Normalize(), Retie()])
-    ties = find_ties(model, parameters)
-    _require_module_ties(parameters, ties)
-    reports += run_passes(
-        model,
-        ties,
-        [
-            Linear(),
-            RmsNorm(),
-            Rotary(task.max_positions),
-            Layout(),
-            LastToken(),
-            SkipNorm(),
-            Activation(),
-            PackProjections(),
-            Head(),
-            Normalize(fold=False),
-        ],
+    passes = optimize(traced.model, task, parameters)
+    unfused = [*traced.unfused, *(text for report in passes for text in report.skipped)]
+    manifest = Manifest(
+        source={"kind": source.kind, "name": source.name, "architecture": source.architecture},
+        task="causal-lm",
+        precision=precision,
+        signature=_signature(traced.model, task, logits),
+        ties=[],
+        unique_parameters=count,
+        versions={package: version(package) for package in _VERSIONED},
+        fusion={"operators": _count_operators(traced.model), "unfused": unfused},
     )
-    operators = _count_operators(model)
-    unfused = [*traced.unfused, *(text for report in reports for text in report.skipped)]
-    in_place = bool(task.layers) and operators.get("GroupQueryAttention", 0) == len(task.layers)
+    name, config, save_extras = source.name, source.config, source.save_extras
     with atomic_directory(output, force=force) as directory:
         stages.stage("write")
-        path = write_model(model, directory, progress=stages)
-        ties = find_ties(model, parameters)
-        inputs, outputs = describe(model.graph.inputs), describe(model.graph.outputs)
-        name, config = source.name, source.config
-        about = {"kind": source.kind, "name": name, "architecture": source.architecture}
-        save_extras = source.save_extras
-        del source, traced, model  # the module's weights are not needed beside the file's
+        path = write_model(traced.model, directory, progress=stages)
+        manifest.ties = find_ties(traced.model, parameters)
+        del source, traced  # the module's weights are not needed beside the file's
         release_freed_memory()
         save_extras(directory)
-        signature = Signature(
-            inputs=inputs,
-            outputs=outputs,
-            logits=logits,
-            cache_in_place=in_place,
-            max_positions=task.max_positions,
-            vocab_size=task.vocab_size,
-            eos_token_ids=eos_token_ids(directory),
-        )
-        write_genai_config(directory, config, task, signature)
+        manifest.signature.eos_token_ids = eos_token_ids(directory)
+        write_genai_config(directory, config, task, manifest.signature)
         stages.stage("verify")
-        verify_ties(ir.load(path), ties, where=f"the file {path.name}")
+        verify_ties(ir.load(path), manifest.ties, where=f"the file {path.name}")
         dtype = np.float16 if precision == "fp16" else np.float32
         agreement = measure(path, task, expected, dtype)
         _require_agreement(name, agreement, precision)
-        manifest = Manifest(
-            source=about,
-            task="causal-lm",
-            precision=precision,
-            signature=signature,
-            ties=ties,
-            unique_parameters=sum(sizes),
-            versions={
-                package: version(package)
-                for package in ("edgetie", "torch", "transformers", "onnxruntime", "onnx")
-            },
-            fusion={"operators": operators, "unfused": unfused},
-            accuracy={"against": "torch fp32", **agreement.to_dict()},
-        )
+        manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
         stages.stage("hash")
         write_manifest(directory, manifest)
-        weights_bytes = (directory / "model.onnx.data").stat().st_size
     stages.finish()
+    bundle = open_bundle(output)
     return ExportReport(
-        bundle=open_bundle(output),
+        bundle=bundle,
         seconds=dict(stages.seconds),
-        passes=reports,
+        passes=passes,
         agreement=agreement,
-        weights_bytes=weights_bytes,
-        unique_parameter_bytes=sum(sizes) * (2 if precision == "fp16" else 4),
+        weights_bytes=(bundle.directory / DATA).stat().st_size,
+        unique_parameter_bytes=count * np.dtype(dtype).itemsize,
         peak_bytes=read_memory().peak,
+    )
+
+
+def optimize(model: ir.Model, task: Task, parameters: list[tuple[str, ...]]) -> list[PassReport]:
+    """Run the graph passes on a traced model, in place; its ties hold after each.
+
+    Args:
+        model: as :func:`edgetie.export.trace.trace` returns it.
+        task: for the longest sequence, which sizes the rotary tables.
+        parameters: names of tied parameters, group by group.
+
+    Raises:
+        TieError: naming the pass that parted a weight.
+    """
+    reports = run_passes(model, [], [Normalize(), Retie()])
+    ties = find_ties(model, parameters)
+    _require_module_ties(parameters, ties)
+    fusions = [
+        Linear(),
+        RmsNorm(),
+        Rotary(task.max_positions),
+        Layout(),
+        LastToken(),
+        SkipNorm(),
+        Activation(),
+        PackProjections(),
+        Head(),
+        Normalize(fold=False),
+    ]
+    return reports + run_passes(model, ties, fusions)
+
+
+def _signature(model: ir.Model, task: Task, logits: str) -> Signature:
+    fused = sum(1 for node in model.graph if node.op_type == "GroupQueryAttention")
+    return Signature(
+        inputs=describe(model.graph.inputs),
+        outputs=describe(model.graph.outputs),
+        logits=logits,
+        cache_in_place=bool(task.layers) and fused == len(task.layers),
+        max_positions=task.max_positions,
+        vocab_size=task.vocab_size,
     )
 
 
