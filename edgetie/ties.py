@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 MIN_ELEMENTS = 4096
-"""Smaller initializers (norm weights, biases) are not worth a tie group."""
+"""Smaller initializers are not worth a tie group, and vectors never are."""
 
 _CODE_READERS = {"MatMulNBits", "GatherBlockQuantized"}
 _FORM_CHANGES = {"Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze"}
@@ -163,8 +163,8 @@ def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> li
     aliases = _aliases(model)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.size < MIN_ELEMENTS:
-            continue
+        if tensor is None or tensor.size < MIN_ELEMENTS or len(tensor.shape) < 2:
+            continue  # vectors may be equal by chance: norms start as ones, biases as zeros
         if name in aliases and aliases[name][0] is not value:
             continue
         uses = _all_uses(value, aliases)
