@@ -22,6 +22,22 @@ Examples:
     "--output", "-o", required=True, type=click.Path(), help="Directory of the bundle to write."
 )
 @click.option(
+    "--target",
+    type=click.Choice(["cpu"]),
+    default="cpu",
+    show_default=True,
+    expose_value=False,
+    help="Where the bundle will run; it chooses the forms of the graph.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["auto", "causal-lm"]),
+    default="auto",
+    show_default=True,
+    expose_value=False,
+    help="What the model does; so far decoder-only language models.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
