@@ -119,12 +119,12 @@ def command(
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise click.UsageError("--prompt -: stdin is closed")
     try:
         return sys.stdin.read().rstrip("\n")
-    except (UnicodeDecodeError, AttributeError) as error:  # AttributeError: stdin is closed
-        raise click.UsageError(
-            f"--prompt -: stdin cannot be read as UTF-8 text ({error})"
-        ) from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--prompt -: stdin is not UTF-8 text ({error})") from error
 
 
 def _encode(tokenizer: Tokenizer, text: str, system: str | None, chat: bool) -> list[int]:

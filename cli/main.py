@@ -76,6 +76,8 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # no SIGHUP on Windows
             signal.signal(getattr(signal, name), stop)
+    if sys.stdout is None:
+        _fail("stdout is closed, so there is nowhere to write", 2)
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
@@ -86,7 +88,7 @@ def main() -> None:
         _fail("interrupted; nothing was half-written", 128 + stopped_by)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left: nothing to say to it
-        sys.exit(128 + 13)
+        sys.exit(1)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
@@ -101,7 +103,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         path = error.ctx.command_path.removeprefix("edgetie").strip()
         where = f"{path}: " if path else ""
-        return f"{where}{error.format_message()} See `{error.ctx.command_path} --help`.", 2
+        what = error.format_message().rstrip(".")
+        return f"{where}{what}; see `{error.ctx.command_path} --help`", 2
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, MemoryError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from .common import output_options, print_json
@@ -25,9 +27,23 @@ Examples:
     help="The tied table as one initializer, or as two entries over the same bytes of the file, "
     "for apps that cannot release a file's pages after start.",
 )
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A text file like what the model will read, to measure activations on "
+    "[default: a built-in text].",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @output_options
-def command(bundle: str, output: str, table: str, force: bool, as_json: bool, quiet: bool) -> None:
+def command(
+    bundle: str,
+    output: str,
+    table: str,
+    calibration: str | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Quantize BUNDLE, or an .onnx file, to int8 with its tied weights kept as one.
 
     Weights become 8-bit codes with a scale for each block of a row; torch is not needed.
@@ -35,8 +51,11 @@ def command(bundle: str, output: str, table: str, force: bool, as_json: bool, qu
     from edgetie.quantize import quantize
     from edgetie.report.progress import live
 
+    text = Path(calibration).read_text("utf-8", errors="replace") if calibration else None
     with live(quiet) as progress:
-        report = quantize(bundle, output, table=table, force=force, progress=progress)
+        report = quantize(
+            bundle, output, table=table, calibration=text, force=force, progress=progress
+        )
     if as_json:
         print_json(
             {

@@ -18,9 +18,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from edgetie.errors import BundleError
+from edgetie.schema import require_types
 from edgetie.ties import TieGroup
 
 MANIFEST = "edgetie.json"
@@ -98,8 +99,8 @@ class Manifest:
             data["signature"] = Signature(**data["signature"])
             data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
             manifest = Manifest(**data)
-            _require_types(manifest)
-            _require_types(manifest.signature)
+            require_types(manifest)
+            require_types(manifest.signature)
             for name, entry in manifest.files.items():
                 if Path(name).name != name:
                     raise ValueError(f"file {name!r} is outside the bundle")
@@ -110,24 +111,6 @@ class Manifest:
                 f"{path}: not a valid manifest ({type(error).__name__}: {error}); export again"
             ) from error
         return manifest
-
-
-def _require_types(record: Manifest | Signature) -> None:
-    """Hold every field of a record read from JSON against its annotation."""
-    for name, hint in get_type_hints(type(record)).items():
-        if not _fits(getattr(record, name), hint):
-            raise TypeError(f"{name} is not {getattr(hint, '__name__', hint)}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
-    return isinstance(value, hint)
 
 
 @dataclass
@@ -307,19 +290,26 @@ def atomic_directory(destination: str | os.PathLike[str], *, force: bool = False
         yield staging
         check_destination(name, force=force)
         _swap(staging, target)
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise BundleError(
-                f"{name}: no space left to write it ({error.strerror}), nothing was written; "
-                "free some or choose another output"
-            ) from error
-        raise
+    except Exception as error:
+        if not _no_space(error):
+            raise
+        raise BundleError(
+            f"{name}: no space left to write it ({error}), nothing was written; "
+            "free some or choose another output"
+        ) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
             for parent in created:
                 parent.rmdir()  # fails on the first that holds something: all is well
+
+
+def _no_space(error: Exception) -> bool:
+    """Whether a write failed for want of space; the tokenizers' library says so in words only."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    return any(f"(os error {number})" in str(error) for number in _NO_SPACE)
 
 
 def _swap(staging: Path, target: Path) -> None:

@@ -125,6 +125,11 @@ def export(
     stages.stage("probe")
     task = probe_source(source)
     expected = expect(source.module, task)
+    if not np.isfinite(expected.logits).all():
+        raise ExportError(
+            f"{source.name}: its logits in torch are NaN or infinite, so it cannot be verified; "
+            "look for NaN in its weights"
+        )
     parameters = tied_parameters(source.module)
     count = sum(parameter.numel() for parameter in source.module.parameters())
     if precision == "fp16":

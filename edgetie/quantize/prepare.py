@@ -1,21 +1,20 @@
-"""From calibration to the float graph that quantizes best: smoothing, rotation, block sizes."""
+"""From calibration to the float graph that quantizes best: smoothed, and rotated where it pays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
-from edgetie.passes._base import weight
-from edgetie.quantize.blocks import Sample, spread_blocks
-from edgetie.quantize.calibrate import Activation, measure
-from edgetie.quantize.rotate import Rotate
+from edgetie.quantize.blockwise import choose_block
+from edgetie.quantize.calibrate import measure
+from edgetie.quantize.noise import Sample, noise
+from edgetie.quantize.rotate import Rotate, hadamard, rotated, rotation_size
 from edgetie.quantize.sites import Array, Site, find_sites
 from edgetie.quantize.smooth import Smooth
 from edgetie.ties import TieGroup
@@ -23,27 +22,19 @@ from edgetie.ties import TieGroup
 STRENGTH = 0.5
 """Exponent of smoothing; measured on a 135 M parameter model."""
 
-HEAD_STRENGTH = 0.35
-"""The same in front of a tied table, which is rotated besides and looked up in."""
+TABLE_STRENGTH = 0.35
+"""The same in front of a tied table, which is looked up in as well."""
 
-SCALE_BYTES = 0.09
-"""Bytes of scales for each weight that may be spent: blocks of 64 take 0.0625, of 32 0.125."""
+WORTH = 0.5
+"""A rotation costs three small operators at run time: the share of the noise it may leave."""
 
-_ROWS = 512  # rows of a matrix that its noise is estimated from
+_ROWS = 256  # rows of a matrix that its noise is estimated from
 
 
-@dataclass
+@dataclass(frozen=True)
 class Preparation:
-    """What was done to the graph.
+    """How many activations were smoothed and rotated, and why nothing was, if so."""
 
-    Attributes:
-        blocks: block size by name of a matrix.
-        smoothed: number of activations smoothed.
-        rotated: number of activations rotated.
-        note: why nothing was done, if so.
-    """
-
-    blocks: dict[str, int] = field(default_factory=dict)
     smoothed: int = 0
     rotated: int = 0
     note: str = ""
@@ -56,7 +47,7 @@ def prepare(
     tokens: Sequence[int],
     limit: int | None,
 ) -> Preparation:
-    """Smooth and rotate ``model`` in place, and choose block sizes.
+    """Smooth and rotate ``model`` in place.
 
     Args:
         model: a float graph, its products in the form of the ``linear`` pass.
@@ -67,44 +58,37 @@ def prepare(
     """
     sites = find_sites(model)
     if not sites:
-        return Preparation(note="no product whose input nothing else reads")
+        return Preparation(note="nothing: no product whose input nothing else reads")
     try:
         found = measure(model_path, list(sites), tokens, limit)
     except QuantizeError as error:
-        return Preparation(note=str(error).splitlines()[0])
-    finite = {n: a for n, a in found.items() if np.isfinite(a.magnitudes).all()}
-    heads = [name for name, site in sites.items() if site.tables and name in finite]
-    strengths = {name: HEAD_STRENGTH if name in heads else STRENGTH for name in finite}
-    smooth = Smooth({name: a.magnitudes for name, a in finite.items()}, strengths)
-    rotate = Rotate(heads)
-    run_passes(model, ties, [smooth, rotate])
-    samples: dict[str, Sample] = {}
-    for name, activation in finite.items():
-        x = _changed(activation, smooth.scales.get(name), rotate.matrices.get(name))
-        samples.update(_samples(sites[name], x))
-    budget = int(SCALE_BYTES * sum(s.count * s.x.shape[1] for s in samples.values()))
-    return Preparation(spread_blocks(samples, budget), smooth.changed, rotate.changed)
+        return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
+    found = {name: a for name, a in found.items() if np.isfinite(a.magnitudes).all()}
+    smooth = Smooth(
+        {name: a.magnitudes for name, a in found.items()},
+        {name: TABLE_STRENGTH if sites[name].tables else STRENGTH for name in found},
+    )
+    run_passes(model, ties, [smooth])
+    worth = [
+        name
+        for name, activation in found.items()
+        if _pays(sites[name], activation.rows / smooth.scales.get(name, np.float32(1)))
+    ]
+    rotate = Rotate(worth)
+    run_passes(model, ties, [rotate])
+    return Preparation(smooth.changed, rotate.changed)
 
 
-def _changed(activation: Activation, scales: Array | None, matrix: Array | None) -> Array:
-    """Calibration rows as they are behind smoothing and rotation."""
-    x = activation.rows if scales is None else activation.rows / scales
-    if matrix is None:
-        return x
-    return np.asarray((x.reshape(-1, len(matrix)) @ matrix).reshape(x.shape))
-
-
-def _samples(site: Site, x: Array) -> dict[str, Sample]:
-    samples: dict[str, Any] = {}
+def _pays(site: Site, x: Array) -> bool:
+    """Whether rotation leaves little enough of the noise in the site's products."""
+    size, block = rotation_size(site.channels), choose_block(site.channels)
+    if size < 2:
+        return False
+    matrix = hadamard(size)
+    before = after = 0.0
     for product in site.products:
-        right, left = weight(product.inputs[1]), weight(product.inputs[0])
-        if right is not None:
-            rows = right.numpy().T
-            name = str(product.inputs[1].name)  # type: ignore[union-attr]
-        elif left is not None:
-            rows = left.numpy()
-            name = str(product.inputs[0].name)  # type: ignore[union-attr]
-        else:
-            continue
-        samples[name] = Sample(x, rows[:: max(1, len(rows) // _ROWS)].copy(), len(rows))
-    return samples
+        every = product.rows
+        rows = np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
+        before += noise(Sample(x, rows), block)
+        after += noise(Sample(rotated(x.copy(), matrix), rotated(rows, matrix)), block)
+    return after < WORTH * before

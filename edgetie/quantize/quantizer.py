@@ -33,6 +33,7 @@ from edgetie.passes._base import weight
 from edgetie.passes.linear import Linear
 from edgetie.quantize.calibrate import calibration_tokens
 from edgetie.quantize.prepare import prepare
+from edgetie.quantize.unflatten import Unflatten
 from edgetie.quantize.weight_only import WeightOnly
 from edgetie.report.progress import Stages
 from edgetie.ties import MIN_ELEMENTS, find_ties, verify_ties
@@ -77,7 +78,7 @@ def quantize(
     """Quantize all matrices to 8 bits, symmetric, by blocks; activations when the model runs.
 
     A short run over a text shows which channels stand out. They are moved into the weights, the
-    head's input is rotated, and small blocks go where they save most.
+    inputs of products that rounding would hurt most are rotated.
 
     The tied table comes first and stays one: a uint8 tensor ``(rows, blocks, block)`` that
     GatherBlockQuantized looks up in and MatMulNBits multiplies with.
@@ -105,20 +106,21 @@ def quantize(
     _require_float(bundle, model)
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
     before = find_ties(model, parameters)
-    run_passes(model, before, [Linear()])
+    run_passes(model, before, [Linear(), Unflatten()])
     stages.stage("calibrate")
     vocabulary = _vocabulary(bundle, model)
     limit = bundle.manifest.signature.max_positions if bundle.manifest is not None else None
     tokens, text = calibration_tokens(bundle, calibration, vocabulary)
     prepared = prepare(model, before, bundle.model_path, tokens, limit)
-    scheme = WeightOnly(aliased=table == "aliased", sizes=prepared.blocks)
+    scheme = WeightOnly(aliased=table == "aliased")
     run_passes(model, [], [scheme])
     if not scheme.changed:
         raise QuantizeError(f"{bundle.model_path}: no MatMul or Gather over a constant fp32 matrix")
     model.graph.opset_imports.setdefault("com.microsoft", 1)
     with atomic_directory(output, force=force) as directory:
         stages.stage("quantize")
-        path = write_model(model, directory, aliases=scheme.aliases, progress=stages)
+        aliases = {a: b for a, b in scheme.aliases.items() if b in model.graph.initializers}
+        path = write_model(model, directory, aliases=aliases, progress=stages)
         ties = find_ties(model, parameters)
         if table == "shared":
             _require_kept(before, ties)

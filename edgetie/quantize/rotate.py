@@ -4,8 +4,8 @@ A block of int8 values shares one scale, so one large value costs its neighbours
 Multiplying a block by an orthogonal matrix of +1 and -1 spreads a large value over all of them, and
 the weights by its transpose undoes it (QuaRot, Ashkboos et al. 2024; QuIP#, Tseng et al. 2024). The
 weights' own outliers are spread as well. The activations' side costs a small product at run time,
-so it is for the few places where it pays: the head first, one row at a time. What is looked up in
-a tied table is rotated back; the table stays one.
+so it is for the places where it pays: the head, and what a gated layer multiplies. What is looked
+up in a tied table is rotated back; the table stays one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.passes._base import GraphPass, initializer, insert, weight
+from edgetie.passes._base import GraphPass, initializer, insert
 from edgetie.quantize.sites import Array, Site, behind, find_sites, transform
 
 LARGEST = 64
@@ -42,9 +42,6 @@ class Rotate(GraphPass):
 
     Args:
         names: the activations.
-
-    Attributes:
-        matrices: what the blocks of each rotated activation are multiplied by.
     """
 
     name = "rotate"
@@ -52,24 +49,22 @@ class Rotate(GraphPass):
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
         self.names = names
-        self.matrices: dict[str, Array] = {}
 
     def rewrite(self, model: ir.Model) -> None:
         for name, site in find_sites(model).items():
             size = rotation_size(site.channels)
-            if name not in self.names or size < 16 or not _known_rank(site.value):
+            if name not in self.names or size < 2:
                 continue
             self._activations(model.graph, site, size)
-            matrix = self.matrices[name] = hadamard(size)
+            matrix = hadamard(size)
             for product in site.products:
-                right = product.inputs[1]
-                if right is not None and weight(right) is not None:
-                    transform(right, lambda w, h=matrix: rotated(w.T, h).T)  # type: ignore[misc]
-            for table in site.tables:
-                for node, index in list(table.uses()):
+                if not product.table:
+                    transform(product.matrix, lambda w, h=matrix: rotated(w.T, h).T)  # type: ignore[misc]
+                    continue
+                for node, index in list(product.matrix.uses()):
                     if node.op_type == "Gather" and index == 0:
                         behind(node, *_nodes(model.graph, node.outputs[0], site.channels, size))
-                transform(table, lambda w, h=matrix: rotated(w, h))  # type: ignore[misc]
+                transform(product.matrix, lambda w, h=matrix: rotated(w, h))  # type: ignore[misc]
             self.changed += 1
 
     def _activations(self, graph: ir.Graph, site: Site, size: int) -> None:
@@ -94,24 +89,20 @@ def rotated(rows: Array, matrix: Array) -> Array:
 
 def _nodes(graph: ir.Graph, value: ir.Value, channels: int, size: int) -> list[ir.Node]:
     """``value`` in blocks, times the matrix, and flat again."""
-    rank = len(value.shape)  # type: ignore[arg-type]
+    rank = len(value.shape) if value.shape is not None else 0
     keep = [0] * (rank - 1)
-    blocks = initializer(
-        graph,
-        f"{PREFIX}blocks.{rank}.{channels}",
-        np.array([*keep, channels // size, size], np.int64),
-    )
-    flat = initializer(
-        graph, f"{PREFIX}flat.{rank}.{channels}", np.array([*keep, channels], np.int64)
-    )
+    split = np.array([*keep, channels // size, size] if rank else [-1, size], np.int64)
+    blocks = initializer(graph, f"{PREFIX}blocks.{rank}.{channels}.{size}", split)
     matrix = initializer(graph, f"{PREFIX}hadamard.{size}", hadamard(size))
     parts = ir.node("Reshape", [value, blocks])
     mixed = ir.node("MatMul", [parts.outputs[0], matrix])
-    return [parts, mixed, ir.node("Reshape", [mixed.outputs[0], flat])]
-
-
-def _known_rank(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) >= 2
+    if rank:
+        flat = np.array([*keep, channels], np.int64)
+        shape = initializer(graph, f"{PREFIX}flat.{rank}.{channels}", flat)
+        return [parts, mixed, ir.node("Reshape", [mixed.outputs[0], shape])]
+    whole = ir.node("Shape", [value])
+    result = ir.node("Reshape", [mixed.outputs[0], whole.outputs[0]])
+    return [parts, mixed, whole, result]
 
 
 def _first(graph: ir.Graph, nodes: list[ir.Node]) -> ir.Node:

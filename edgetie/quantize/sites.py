@@ -21,104 +21,109 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Site:
-    """An activation ``(…, channels)`` and the products that read it.
+class Product:
+    """A node, its constant matrix, and whether that is stored ``(N, K)``, as a table is."""
 
-    Attributes:
-        value: the activation.
-        products: MatMul nodes with a constant matrix on the right, or a tied table on the left.
-        channels: size of its last axis.
-    """
-
-    value: ir.Value
-    products: tuple[ir.Node, ...]
-    channels: int
+    node: ir.Node
+    matrix: ir.Value
+    table: bool
 
     @property
-    def name(self) -> str:
-        return str(self.value.name)
+    def rows(self) -> Array:
+        """The matrix with one row an output channel."""
+        tensor = weight(self.matrix)
+        assert tensor is not None
+        return tensor.numpy() if self.table else tensor.numpy().T
+
+
+@dataclass(frozen=True)
+class Site:
+    """An activation ``(…, channels)`` and the products that read it."""
+
+    value: ir.Value
+    products: tuple[Product, ...]
+
+    @property
+    def channels(self) -> int:
+        return int(self.products[0].rows.shape[1])
 
     @property
     def tables(self) -> list[ir.Value]:
-        """Tables on the left of a product: looked up in elsewhere."""
-        found = {id(v): v for v in (n.inputs[0] for n in self.products) if weight(v) is not None}
-        return [value for value in found.values() if value is not None]
+        """Matrices that are looked up in as well."""
+        return [product.matrix for product in self.products if product.table]
 
 
 def find_sites(model: ir.Model) -> dict[str, Site]:
     """All sites of a graph by the name of their activation, in graph order."""
+    inputs = [_input(node) for node in model.graph if node.op_type == "MatMul"]
     found: dict[str, Site] = {}
-    for node in model.graph:
-        value = product_input(node)
-        if value is None or str(value.name) in found or not _only_products(value):
-            continue
-        matrix = weight(node.inputs[1])
-        axis = 0 if matrix is not None else 1
-        tensor = matrix if matrix is not None else weight(node.inputs[0])
-        assert tensor is not None
-        products = tuple(_products(value))
-        found[str(value.name)] = Site(value, products, int(tensor.shape[axis]))
+    for value in inputs:
+        if value is not None and str(value.name) not in found:
+            products = _products(value)
+            if products and not value.is_graph_output():
+                found[str(value.name)] = Site(value, tuple(products))
     return found
 
 
-def product_input(node: ir.Node) -> ir.Value | None:
-    """The activations of a product with a constant matrix, or with a tied table on its left."""
-    if node.op_type != "MatMul":
-        return None
-    left, right = weight(node.inputs[0]), weight(node.inputs[1])
-    if right is not None and len(right.shape) == 2 and right.size >= MIN_ELEMENTS:
+def _input(node: ir.Node) -> ir.Value | None:
+    """The activations of a MatMul with a constant matrix: on the right, or a table on the left."""
+    if not _is_matrix(node.inputs[0]):
         return node.inputs[0]
-    if left is not None and len(left.shape) == 2 and left.size >= MIN_ELEMENTS:
-        turned = producer(node.inputs[1], "Transpose")
-        flat = producer(turned.inputs[0], "Reshape") if turned else None
-        if turned is not None and flat is not None and attribute_ints(turned, "perm") == [1, 0]:
-            return flat.inputs[0]
-    return None
+    turned = producer(node.inputs[1], "Transpose")
+    flat = producer(turned.inputs[0], "Reshape") if turned else None
+    return flat.inputs[0] if flat is not None else None
 
 
-def _products(value: ir.Value) -> list[ir.Node]:
-    """The products that read ``value``."""
-    nodes = []
-    for node, _ in value.uses():
-        if node.op_type == "MatMul":
-            nodes.append(node)
-        elif node.op_type == "Reshape":
-            turned = [n for n, _ in node.outputs[0].uses() if n.op_type == "Transpose"]
-            nodes += [n for t in turned for n, _ in t.outputs[0].uses()]
-    return nodes
-
-
-def _only_products(value: ir.Value) -> bool:
-    """Whether nothing but products (and Shape) reads ``value``."""
-    if value.is_graph_output():
-        return False
+def _products(value: ir.Value) -> list[Product]:
+    """The products that read ``value``; none if anything else but Shape reads it too."""
+    products: list[Product] = []
     for node, index in value.uses():
-        if node.op_type == "MatMul" and index == 0 and weight(node.inputs[1]) is not None:
-            if len(node.inputs[1].uses()) != 1:  # type: ignore[union-attr]
-                return False
-        elif node.op_type == "Shape":
+        if node.op_type == "Shape":
             continue
-        elif node.op_type == "Reshape" and index == 0:
-            if not _only_table(node):
-                return False
-        else:
-            return False
-    return True
+        found = [_product(node)] if node.op_type == "MatMul" and index == 0 else _turned(node)
+        if not found or None in found:
+            return []
+        products += [product for product in found if product is not None]
+    return products
 
 
-def _only_table(flat: ir.Node) -> bool:
-    """Whether a Reshape feeds, transposed, one product with a table used for lookups besides."""
-    for turned, _ in flat.outputs[0].uses():
-        if turned.op_type != "Transpose":
-            return False
-        for product, index in turned.outputs[0].uses():
-            table = product.inputs[0]
-            if product.op_type != "MatMul" or index != 1 or weight(table) is None:
-                return False
-            others = [node for node, _ in table.uses() if node is not product]  # type: ignore[union-attr]
-            if any(node.op_type != "Gather" or _axis(node) != 0 for node in others):
-                return False
-    return bool(flat.outputs[0].uses()) and not flat.outputs[0].is_graph_output()
+def _product(node: ir.Node) -> Product | None:
+    """``MatMul(x, W)``, W used here alone, or ``MatMul(x, Transpose(W))``."""
+    right = node.inputs[1]
+    if right is not None and _is_matrix(right) and len(right.uses()) == 1:
+        return Product(node, right, False)
+    turned = producer(right, "Transpose")
+    table = turned.inputs[0] if turned is not None else None
+    if turned is None or table is None or not _is_matrix(table) or not _only_here(table, turned):
+        return None
+    return Product(node, table, True) if len(turned.outputs[0].uses()) == 1 else None
+
+
+def _turned(flat: ir.Node) -> list[Product | None]:
+    """The products ``MatMul(W, Transpose(Reshape(x)))`` behind a Reshape."""
+    products: list[Product | None] = []
+    for turned, _ in flat.outputs[0].uses() if flat.op_type == "Reshape" else []:
+        for node, index in turned.outputs[0].uses():
+            table = node.inputs[0]
+            good = turned.op_type == "Transpose" and attribute_ints(turned, "perm") == [1, 0]
+            good = good and node.op_type == "MatMul" and index == 1 and table is not None
+            if not good or table is None or not _is_matrix(table) or not _only_here(table, node):
+                return [None]
+            products.append(Product(node, table, True))
+    return products
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    tensor = weight(value)
+    return tensor is not None and len(tensor.shape) == 2 and tensor.size >= MIN_ELEMENTS
+
+
+def _only_here(table: ir.Value, node: ir.Node) -> bool:
+    """Whether a table is used by ``node`` and for lookups of its rows only."""
+    return not table.is_graph_output() and all(
+        user is node or (user.op_type == "Gather" and index == 0 and _axis(user) == 0)
+        for user, index in table.uses()
+    )
 
 
 def _axis(node: ir.Node) -> int:
@@ -137,7 +142,7 @@ def changed(value: ir.Value, change: Callable[[Array], Array]) -> ir.LazyTensor:
     return ir.LazyTensor(
         lambda: ir.tensor(change(tensor.numpy())),
         dtype=tensor.dtype,
-        shape=ir.Shape(tuple(int(d) for d in tensor.shape)),
+        shape=ir.Shape(tensor.shape.numpy()),
         name=str(value.name),
     )
 
@@ -145,7 +150,7 @@ def changed(value: ir.Value, change: Callable[[Array], Array]) -> ir.LazyTensor:
 def behind(node: ir.Node, *new: ir.Node) -> None:
     """Put ``new``, the first of which reads ``node``, between it and everything else that does."""
     result = node.outputs[0]
-    users = [(user, i) for user, i in result.uses() if user is not new[0]]
+    users = [(user, i) for user, i in result.uses() if user not in new]
     assert node.graph is not None
     node.graph.insert_after(node, new)
     new[-1].outputs[0].shape, new[-1].outputs[0].type = result.shape, result.type

@@ -71,10 +71,10 @@ class Smooth(GraphPass):
                 for value, start in half:
                     _rescale_columns(value, start, 1 / scales)
             for product in site.products:
-                if weight(product.inputs[1]) is not None:
-                    _rescale(product.inputs[1], scales[:, None])
-            for table in site.tables:
-                _rescale_table(model.graph, table, scales)
+                if product.table:
+                    _rescale_table(model.graph, product.matrix, scales)
+                else:
+                    _rescale(product.matrix, scales[:, None])
             self.changed += 1
 
 
@@ -129,8 +129,10 @@ def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:
         matrix = product.inputs[1] if product is not None else None
         if matrix is None or weight(matrix) is None or len(matrix.uses()) != 1:
             continue
-        if len(matrix.const_value.shape) == 2:  # type: ignore[union-attr]
-            return [*found, (matrix, start)]
+        found.append((matrix, start))
+        shapes = [v.const_value.shape.numpy() for v, _ in found]  # type: ignore[union-attr]
+        if len(shapes[-1]) == 2 and all(shape[-1] >= start + site.channels for shape in shapes):
+            return found
     return None
 
 
@@ -152,7 +154,7 @@ def _rescale(value: ir.Value | None, factors: Array) -> None:
 def _rescale_columns(value: ir.Value, start: int, factors: Array) -> None:
     """Multiply some columns (the last axis) of a matrix, or entries of a bias."""
     assert value.const_value is not None
-    all_columns = np.ones(int(value.const_value.shape[-1]), np.float32)
+    all_columns = np.ones(value.const_value.shape.numpy()[-1], np.float32)
     all_columns[start : start + len(factors)] = factors
     _rescale(value, all_columns)
 

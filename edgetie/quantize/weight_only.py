@@ -8,7 +8,6 @@ into a second copy when ONNX Runtime starts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +53,6 @@ class WeightOnly(GraphPass):
 
     Args:
         aliased: give lookup and product entries of their own over the same bytes.
-        sizes: block sizes of matrices by name; others take the largest that pads the least.
 
     Attributes:
         aliases: initializers that share another's bytes, for the writer.
@@ -63,10 +61,9 @@ class WeightOnly(GraphPass):
 
     name = "weight_only_int8"
 
-    def __init__(self, aliased: bool, sizes: Mapping[str, int]) -> None:
+    def __init__(self, aliased: bool) -> None:
         super().__init__()
         self.aliased = aliased
-        self.sizes = sizes
         self.aliases: dict[str, str] = {}
         self.blocks: dict[str, int] = {}
         self._matrices: dict[str, _Matrix] = {}
@@ -121,6 +118,8 @@ class WeightOnly(GraphPass):
                 if user.op_type == "MatMul" and position == 1:
                     matrix = self._matrix(graph, value, transposed=False)
                     self._product(user, user.inputs[0], user.outputs[0], matrix)
+            if not node.outputs[0].uses():
+                _forget(node)
 
     def _matrix(self, graph: ir.Graph, value: ir.Value, *, transposed: bool) -> _Matrix:
         """Codes and scales of a weight, made once; ``transposed`` if it is stored ``(in, out)``."""
@@ -129,9 +128,9 @@ class WeightOnly(GraphPass):
             return self._matrices[label]
         tensor, name = value.const_value, str(value.name)
         assert tensor is not None
-        shape = [int(d) for d in tensor.shape]
+        shape = list(tensor.shape.numpy())
         rows, columns = shape[::-1] if transposed else shape
-        block = self.sizes.get(name, choose_block(columns))
+        block = choose_block(columns)
         count = -(-columns // block)
 
         def matrix() -> np.ndarray[Any, Any]:

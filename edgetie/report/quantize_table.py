@@ -25,6 +25,9 @@ def print_quantize(report: QuantizeReport) -> None:
     )
     blocks = ", ".join(f"{n} of block {b}" for b, n in manifest.quantization["blocks"].items())
     console.print(f"matrices     {blocks}")
+    done = manifest.quantization
+    console.print(f"calibrated   on {done['calibration']}")
+    console.print(f"smoothed     {done['smoothed']} inputs of products, {done['rotated']} rotated")
     for text in report.kept:
         console.print(f"[yellow]kept fp32    {text}[/yellow]")
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())

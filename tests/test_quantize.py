@@ -1,0 +1,258 @@
+"""``quantize``: int8 close to fp32, one table in the file, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from edgetie.bundle import open_bundle
+from edgetie.errors import QuantizeError
+from edgetie.export.exporter import export
+from edgetie.external_data import write_model
+from edgetie.passes import run_passes
+from edgetie.passes.linear import Linear
+from edgetie.quantize import quantize
+from edgetie.quantize.calibrate import measure
+from edgetie.quantize.rotate import Rotate, hadamard, rotation_size
+from edgetie.quantize.sites import find_sites
+from edgetie.quantize.smooth import Smooth, smoothable
+from edgetie.quantize.unflatten import Unflatten
+from edgetie.sources import Source, load_source
+from edgetie.ties import verify_ties
+
+KINDS = ["Llama", "Qwen3", "Gemma3Text", "GPT2", "OPT"]
+LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """fp32 bundles of small models, each exported once."""
+    root, made = tmp_path_factory.mktemp("fp32"), {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            if kind[0].isupper():
+                model = models.transformers_model(kind)
+                source = Source("transformers", kind, model, model.config, lambda target: None)
+            else:
+                source = load_source(f"models:{kind}")
+            export(source, root / kind, logits="all", force=True)
+            made[kind] = root / kind
+        return made[kind]
+
+    return get
+
+
+def logits(model: Path, level: str = "ORT_ENABLE_ALL", length: int = 24) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(1).integers(3, models.VOCAB, (1, length))
+    feeds: dict[str, np.ndarray] = {}
+    for value in session.get_inputs():
+        if value.name == "input_ids":
+            feeds[value.name] = ids
+        elif value.name == "attention_mask":
+            feeds[value.name] = np.ones_like(ids)
+        elif value.name == "position_ids":
+            feeds[value.name] = np.arange(length)[None]
+        else:
+            shape = [1, *(d if isinstance(d, int) else 0 for d in value.shape[1:])]
+            feeds[value.name] = np.zeros(shape, np.float32)
+    return session.run(["logits"], feeds)[0]
+
+
+def error(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative error of centered logits."""
+    return float(np.linalg.norm(a - b) / np.linalg.norm(a - a.mean(-1, keepdims=True)))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "hand_written", "cacheless"])
+def test_close_to_fp32_with_one_table(exported: Any, tmp_path: Path, kind: str) -> None:
+    source = exported(kind)
+    report = quantize(source, tmp_path / "int8")
+    reference = logits(source / "model.onnx")
+    assert error(reference, logits(report.bundle.model_path)) < 0.05
+    table = report.manifest.ties[0]
+    assert {use.op_type for use in table.uses} == {"GatherBlockQuantized", "MatMulNBits"}
+    assert table.dtype == "UINT8"
+    verify_ties(ir.load(report.bundle.model_path), report.manifest.ties)
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    codes = [
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.UINT8 and models.VOCAB in tensor.dims
+    ]
+    assert codes.count(table.name) == 1
+
+
+def test_every_optimization_level_agrees(exported: Any, tmp_path: Path) -> None:
+    report = quantize(exported("Llama"), tmp_path / "int8")
+    first, *others = [logits(report.bundle.model_path, level) for level in LEVELS]
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=2e-2 * np.abs(first).max())
+
+
+def test_aliased_table_gives_the_same_logits(exported: Any, tmp_path: Path) -> None:
+    shared = quantize(exported("Llama"), tmp_path / "shared")
+    aliased = quantize(exported("Llama"), tmp_path / "aliased", table="aliased")
+    np.testing.assert_allclose(
+        logits(shared.bundle.model_path), logits(aliased.bundle.model_path), atol=1e-5
+    )
+    assert abs(aliased.bundle.file_bytes - shared.bundle.file_bytes) < 2000
+
+
+def test_untied_model(exported: Any, tmp_path: Path) -> None:
+    report = quantize(exported("untied"), tmp_path / "int8")
+    assert error(logits(exported("untied") / "model.onnx"), logits(report.bundle.model_path)) < 0.03
+    assert report.manifest.ties == []
+    assert report.kept == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_smoothing_and_rotation_keep_fp32(exported: Any, tmp_path: Path, kind: str) -> None:
+    path = exported(kind) / "model.onnx"
+    before = logits(path)
+    model = ir.load(path)
+    run_passes(model, [], [Linear(), Unflatten()])
+    sites = find_sites(model)
+    rng = np.random.default_rng(0)
+    found = measure(path, list(sites), rng.integers(3, models.VOCAB, 64).tolist())
+    smooth = Smooth({n: a.magnitudes for n, a in found.items()}, dict.fromkeys(found, 0.5))
+    rotate = Rotate(list(sites))
+    run_passes(model, [], [smooth, rotate])
+    assert smooth.changed >= 3
+    assert rotate.changed >= 5
+    after = logits(write_model(model, tmp_path))
+    np.testing.assert_allclose(after, before, atol=1e-3 * np.abs(before).max())
+
+
+def test_gated_layer_and_table_are_smoothed(exported: Any) -> None:
+    model = ir.load(exported("Llama") / "model.onnx")
+    run_passes(model, [], [Linear(), Unflatten()])
+    found = smoothable(model)
+    made = [site.value.producer().op_type for site in found.values()]  # type: ignore[union-attr]
+    assert made.count("Mul") == 2
+    assert any(site.tables for site in found.values())
+    assert len(find_sites(model)) == 2 * 4 + 1
+
+
+def test_hadamard_is_symmetric_and_orthogonal() -> None:
+    for size in (2, 16, 64):
+        np.testing.assert_allclose(hadamard(size) @ hadamard(size), np.eye(size), atol=1e-6)
+    assert [rotation_size(n) for n in (576, 96, 50, 7)] == [64, 32, 2, 1]
+
+
+def test_outliers_are_smoothed_and_rotated_away(tmp_path: Path) -> None:
+    """A model whose channels differ by 1000 loses little, and less than without calibration."""
+    path = plain(tmp_path, outliers=True)
+    report = quantize(path, tmp_path / "int8")
+    assert report.manifest.quantization["calibration"].endswith("random tokens")
+    assert report.manifest.quantization["rotated"] > 0
+    assert error(logits(path), logits(report.bundle.model_path)) < 0.02
+
+
+def plain(
+    directory: Path,
+    *,
+    head: str = "Gemm",
+    width: int = 64,
+    outliers: bool = False,
+    bad: bool = False,
+) -> Path:
+    """An .onnx file as other exporters write it: a lookup, a layer and a tied head."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(models.VOCAB, width)).astype(np.float32)
+    middle = (rng.normal(size=(width, width)) / np.sqrt(width)).astype(np.float32)
+    if outliers:
+        table[:, ::17] *= 30
+    if bad:
+        middle[3, 5] = np.nan
+    gain = rng.uniform(0.5, 1.5, width).astype(np.float32)
+    bias = rng.normal(size=width).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "middle"], ["m"], name="middle"),
+        helper.make_node("Add", ["m", "bias"], ["y"]),
+        helper.make_node("LayerNormalization", ["y", "gain", "bias"], ["h"], axis=-1),
+    ]
+    values = {"table": table, "middle": middle, "gain": gain, "bias": bias}
+    if head == "Gemm":
+        values |= {"flat": np.array([-1, width]), "back": np.array([1, -1, models.VOCAB])}
+        nodes += [
+            helper.make_node("Reshape", ["h", "flat"], ["f"]),
+            helper.make_node("Gemm", ["f", "table"], ["g"], transB=1),
+            helper.make_node("Reshape", ["g", "back"], ["logits"]),
+        ]
+    else:
+        nodes += [
+            helper.make_node("Transpose", ["table"], ["t"], perm=[1, 0]),
+            helper.make_node("MatMul", ["h", "t"], ["logits"]),
+        ]
+    graph = helper.make_graph(
+        nodes,
+        "plain",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, None, models.VOCAB])],
+        [numpy_helper.from_array(array, name) for name, array in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path = directory / "plain.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("head", ["Gemm", "Transpose"])
+@pytest.mark.parametrize("width", [64, 80, 70])
+def test_plain_file(tmp_path: Path, head: str, width: int) -> None:
+    path = plain(tmp_path, head=head, width=width)
+    report = quantize(path, tmp_path / "int8")
+    assert error(logits(path), logits(report.bundle.model_path)) < 0.03
+    assert [group.name for group in report.manifest.ties] == ["table"]
+    assert report.kept == ()
+
+
+def test_nan_is_named(tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="middle: NaN or infinity"):
+        quantize(plain(tmp_path, bad=True), tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+
+
+def test_quantized_model_is_refused(tmp_path: Path) -> None:
+    quantize(plain(tmp_path), tmp_path / "int8")
+    with pytest.raises(QuantizeError, match="quantized already"):
+        quantize(tmp_path / "int8", tmp_path / "again")
+
+
+def test_calibration_text_of_ones_own(exported: Any, tmp_path: Path) -> None:
+    source = tmp_path / "fp32"
+    source.mkdir()
+    for path in exported("Llama").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(QuantizeError, match=r"no tokenizer\.json"):
+        quantize(source, tmp_path / "int8", calibration="some text")
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(models.VOCAB)}, unk_token="w0"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(source / "tokenizer.json"))
+    manifest = json.loads((source / "edgetie.json").read_text())
+    assert open_bundle(source).manifest is not None
+    assert manifest["precision"] == "fp32"
+    with pytest.raises(QuantizeError, match="fewer than 16 tokens"):
+        quantize(source, tmp_path / "int8", calibration="w1 w2")
+    text = " ".join(f"w{i}" for i in range(3, 103))
+    report = quantize(source, tmp_path / "int8", calibration=text)
+    assert report.manifest.quantization["calibration"] == "100 tokens of own text"
+    assert error(logits(source / "model.onnx"), logits(report.bundle.model_path)) < 0.03
