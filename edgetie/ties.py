@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-MIN_ELEMENTS = 4096
+MIN_ELEMENTS = 1024
 """Smaller initializers are not worth a tie group, and vectors never are."""
+
+OWN_CONSTANTS = ("rotate.", "rotary.")
+"""Names of the constants that edgetie itself puts into a graph begin so; they are no weights."""
 
 _CODE_READERS = {"MatMulNBits", "GatherBlockQuantized"}
 _FORM_CHANGES = {"Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze"}
@@ -84,7 +87,7 @@ def tied_parameters(module: torch.nn.Module) -> list[tuple[str, ...]]:
     """
     groups: dict[tuple[int, int, tuple[int, ...]], list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.numel() >= MIN_ELEMENTS:
+        if parameter.ndim > 1 and parameter.numel() >= MIN_ELEMENTS:
             storage = parameter.untyped_storage()
             key = (storage._cdata, int(parameter.storage_offset()), tuple(parameter.shape))
             groups.setdefault(key, []).append(name)
@@ -165,6 +168,8 @@ def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> li
         tensor = value.const_value
         if tensor is None or tensor.size < MIN_ELEMENTS or len(tensor.shape) < 2:
             continue  # vectors may be equal by chance: norms start as ones, biases as zeros
+        if name.startswith(OWN_CONSTANTS):
+            continue
         if name in aliases and aliases[name][0] is not value:
             continue
         uses = _all_uses(value, aliases)

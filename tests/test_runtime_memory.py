@@ -72,6 +72,7 @@ def test_sampler_sees_a_peak_in_the_middle() -> None:
 def test_weights_stay_mapped_and_are_not_kept_twice(real_bundle: Path) -> None:
     data = real_bundle / "model.onnx.data"
     session = open_session(real_bundle, threads=2)
+    assert session.lookups is not None
     assert release_file_pages([data]) < data.stat().st_size * 0.01
     before = read_memory()
     every = open_session(real_bundle, threads=2, logits="all")
