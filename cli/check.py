@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from edgetie.errors import BundleError
-
 from . import common
 
 _CHARACTERS_PER_TOKEN = 16
@@ -100,7 +98,11 @@ def command(
     from edgetie.report.tables import accuracy_table, print_tables
 
     opened = open_bundle(bundle)
-    words = None if text is None else _read(text, max_tokens * _CHARACTERS_PER_TOKEN)
+    words = (
+        None
+        if text is None
+        else common.read_text(text, "--text", max_tokens * _CHARACTERS_PER_TOKEN)
+    )
     thresholds = Thresholds(
         max_relative_error=max_relative_error,
         max_kl=max_kl,
@@ -130,11 +132,3 @@ def command(
     for failure in report.failures.values():
         click.echo(f"edgetie: {failure}", err=True)
     return 0 if report.passed else 1
-
-
-def _read(path: Path, characters: int) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(characters)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"--text {path}: not readable as UTF-8 text ({error})") from error

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from edgetie.errors import BundleError
 
 MAX_THREADS = 1024
 """More than any machine has; ONNX Runtime would try to start as many as it is told."""
@@ -50,6 +53,19 @@ def threads_option(function: F) -> F:
         type=click.IntRange(min=1, max=MAX_THREADS),
         help="Intra-op threads [default: all cores].",
     )(function)
+
+
+def read_text(path: Path, option: str, characters: int = -1) -> str:
+    """The first ``characters`` of a text file given to ``option``; all of them by default.
+
+    Raises:
+        BundleError: if it is missing or no UTF-8 text.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(characters)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{option} {path}: not readable as UTF-8 text ({error})") from error
 
 
 def print_json(data: dict[str, Any]) -> None:

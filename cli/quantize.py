@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import output_options, print_json
+from .common import output_options, print_json, read_text
 
 
 @click.command(
@@ -20,6 +20,30 @@ Examples:
     "--output", "-o", required=True, type=click.Path(), help="Directory of the bundle to write."
 )
 @click.option(
+    "--target",
+    type=click.Choice(["cpu"]),
+    default="cpu",
+    show_default=True,
+    expose_value=False,
+    help="Where the bundle will run; it chooses the scheme.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["packed"]),
+    default="packed",
+    show_default=True,
+    expose_value=False,
+    help="packed: MatMulNBits and GatherBlockQuantized on one 3-D table.",
+)
+@click.option(
+    "--bits",
+    type=click.Choice(["8"]),
+    default="8",
+    show_default=True,
+    expose_value=False,
+    help="Bits of a weight.",
+)
+@click.option(
     "--table",
     type=click.Choice(["shared", "aliased"]),
     default="shared",
@@ -29,7 +53,7 @@ Examples:
 )
 @click.option(
     "--calibration",
-    type=click.Path(exists=True, dir_okay=False),
+    type=click.Path(),
     help="A text file like what the model will read, to measure activations on "
     "[default: a built-in text].",
 )
@@ -51,7 +75,7 @@ def command(
     from edgetie.quantize import quantize
     from edgetie.report.progress import live
 
-    text = Path(calibration).read_text("utf-8", errors="replace") if calibration else None
+    text = read_text(Path(calibration), "--calibration") if calibration else None
     with live(quiet) as progress:
         report = quantize(
             bundle, output, table=table, calibration=text, force=force, progress=progress
