@@ -224,7 +224,13 @@ def test_interrupted_bench_takes_its_worker_along(bundle: Path, number: str, cod
     command = [sys.executable, "-c", MAIN, "bench", "bundle", "--repeat", "1000", "--quiet"]
     command += ["--prompt-tokens", "8", "--new-tokens", "8"]
     process = subprocess.Popen(
-        command, cwd=bundle.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=bundle.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts what runs in its background with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     parent = psutil.Process(process.pid)
     while not (workers := parent.children()) and process.poll() is None:
