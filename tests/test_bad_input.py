@@ -229,8 +229,6 @@ def test_interrupted_bench_takes_its_worker_along(bundle: Path, number: str, cod
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell starts what runs in its background with SIGINT ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     parent = psutil.Process(process.pid)
     while not (workers := parent.children()) and process.poll() is None:
