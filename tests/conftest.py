@@ -15,7 +15,6 @@ from edgetie.quantize import quantize
 from edgetie.sources import Source
 from edgetie.sources.demo import demo_model
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell starts what runs in its background so, and every process below would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
