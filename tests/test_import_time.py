@@ -47,3 +47,17 @@ from edgetie_cli.main import cli
 cli.main(standalone_mode=False)
 """
     assert imported_by(code) == []
+
+
+def test_exporting_without_torch_says_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv[1:] = ['export', 'x', '-o', 'y'];"
+        "import importlib.util as u; real = u.find_spec;"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else real(name, *a);"
+        "from edgetie_cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("edgetie: exporting needs torch; install it with: pip install")

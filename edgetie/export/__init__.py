@@ -1,1 +1,8 @@
-"""From a torch module to a bundle: trace, passes, proof, files."""
+"""From a torch module to a bundle: trace, passes, proof, files.
+
+Importing it raises :class:`~edgetie.errors.SourceError` where torch or transformers is missing.
+"""
+
+from edgetie.sources import require_export_packages
+
+require_export_packages()

@@ -61,7 +61,7 @@ def load_source(
     Raises:
         SourceError: if there is no such model, or loading it needs a permission not given.
     """
-    _require_export_packages()
+    require_export_packages()
     path = Path(text)
     require_utf8(path)
     if path.is_file():
@@ -97,7 +97,12 @@ def load_source(
     )
 
 
-def _require_export_packages() -> None:
+def require_export_packages() -> None:
+    """Check that what exporting needs is installed.
+
+    Raises:
+        SourceError: naming what is missing and how to get it.
+    """
     from importlib.util import find_spec
 
     missing = [name for name in ("torch", "transformers", "onnxscript") if find_spec(name) is None]
