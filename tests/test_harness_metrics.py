@@ -129,7 +129,7 @@ def test_thresholds_name_what_failed() -> None:
     assert limits.failures(**(good | changed)) == {
         "mean_kl_divergence": "KL divergence unknown is above 0.5",
         "perplexity_increase": "perplexity increase 0.02 ± 0.005 is above 0.003",
-        "top1_agreement": "top-1 agreement 0.5 is below 0.96",
+        "top1_agreement": "top-1 agreement 0.5 is below 0.98",
     }
     assert default_thresholds("fp32", on_text=False).min_top1 is None
     assert Thresholds().failures(**(good | changed)) == {}

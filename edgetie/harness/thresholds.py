@@ -71,7 +71,7 @@ def _number(value: float) -> str:
 DEFAULTS = {
     "fp32": Thresholds(1e-4, 1e-6, 0.999, 1e-4),
     "fp16": Thresholds(1e-2, 1e-3, 0.99, 1e-3),
-    "int8": Thresholds(None, 2e-2, 0.96, 3e-3),
+    "int8": Thresholds(None, 2e-2, 0.98, 3e-3),
 }
 """Limits for each precision. int8 has no limit for single logits: predictions decide."""
 
