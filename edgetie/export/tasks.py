@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from edgetie.bundle import LAST_TOKEN_NODE
 from edgetie.export import attention
 from edgetie.export.attention import CacheLayer, Trace, Unfusable
+from edgetie.sources.calling import cache_keyword
 
 _PROBE_TOKENS = 3
 
@@ -77,10 +78,11 @@ def probe(module: torch.nn.Module, config: Any) -> Task:
     parameters = inspect.signature(module.forward).parameters
     ids = torch.arange(_PROBE_TOKENS)[None]
     with torch.no_grad():
-        if "past_key_values" in parameters and config is not None:
+        keyword = cache_keyword(module)
+        if keyword is not None and config is not None:
             output = module(input_ids=ids, use_cache=True)
             vocab = logits_of(output).shape[-1]
-            layers, why = _cache_shapes(output)
+            layers, why = _cache_shapes(getattr(output, keyword, None))
             caller = "plain" if why else "transformers"
         elif "position_ids" in parameters:
             counter = _CountAttention()
@@ -95,8 +97,7 @@ def probe(module: torch.nn.Module, config: Any) -> Task:
     return Task(caller, layers if caller != "plain" else (), vocab, max_positions, why)
 
 
-def _cache_shapes(output: Any) -> tuple[tuple[LayerShape, ...], str | None]:
-    cache = getattr(output, "past_key_values", None)
+def _cache_shapes(cache: Any) -> tuple[tuple[LayerShape, ...], str | None]:
     layers = getattr(cache, "layers", None)
     if not layers:
         return (), "the model returns no KV cache"
@@ -170,6 +171,7 @@ class CausalLM(torch.nn.Module):
         super().__init__()
         self.model = model
         self.task = task
+        self.cache = cache_keyword(model) or ""
         self.fused = fused
         self.last_only = last_only
 
@@ -226,8 +228,8 @@ class CausalLM(torch.nn.Module):
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=positions,
-                    past_key_values=_cache(layers),
                     use_cache=True,
+                    **{self.cache: _cache(layers)},
                 )
         if any(layer.present is None for layer in layers):
             raise Unfusable("a layer with a KV cache but no attention call")
@@ -246,8 +248,8 @@ class CausalLM(torch.nn.Module):
             input_ids=ids,
             attention_mask=attention_mask,
             position_ids=positions,
-            past_key_values=_cache(layers),
             use_cache=True,
+            **{self.cache: _cache(layers)},
         )
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
 

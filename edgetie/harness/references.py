@@ -18,6 +18,7 @@ from edgetie.bundle import MANIFEST, Bundle, open_bundle
 from edgetie.errors import BundleError, SourceError
 from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.session import one_line, open_session
+from edgetie.sources.calling import cache_keyword
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +119,7 @@ class TorchReference:
         self._torch = torch
         self._module = module.eval()
         self._parameters = inspect.signature(module.forward).parameters
+        self._cache = cache_keyword(module) if hasattr(module, "config") else None
         self._device = next((p.device for p in module.parameters()), torch.device("cpu"))
 
     def logits(self, ids: Ids) -> Floats:
@@ -129,7 +131,7 @@ class TorchReference:
         for _ in range(n):
             seen = len(tokens) - 1 if past is not None else 0
             output = self._call(self._tensor(np.array([tokens[seen:]], np.int64)), past)
-            past = getattr(output, "past_key_values", None)
+            past = getattr(output, self._cache, None) if self._cache else None
             tokens.append(int(self._numpy(output)[-1].argmax()))
         return tokens[len(prompt_ids) :]
 
@@ -138,8 +140,8 @@ class TorchReference:
 
     def _call(self, ids: torch.Tensor, past: Any = None) -> Any:
         extra: dict[str, Any] = {}
-        if "past_key_values" in self._parameters and hasattr(self._module, "config"):
-            extra = {"use_cache": True, "past_key_values": past}
+        if self._cache is not None:
+            extra = {"use_cache": True, self._cache: past}
         elif "position_ids" in self._parameters:
             extra = {"position_ids": self._torch.arange(ids.shape[1], device=self._device)[None]}
         try:

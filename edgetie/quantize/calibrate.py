@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import onnx
 
 from edgetie.bundle import LAST_TOKEN_NODE, Bundle
 from edgetie.errors import QuantizeError
-from edgetie.harness.samples import BUILT_IN_TEXT
+from edgetie.quantize.compensate import gram
 from edgetie.runtime.graph import without_last_token
 
-_WINDOW = 128  # tokens of one run: keeps the recorded activations small
-_TOKENS = 1024  # more change the statistics of channels by little
-_KEPT = 8  # rows kept of each window
+_WINDOW = 256  # tokens of one run: keeps the recorded activations small
+_TOKENS = 4096  # more change the statistics of channels by little
+_KEPT = 16  # rows kept of each window
+_TEXT = "calibration.txt"
 _SEED = 20240229
 
 Array = np.ndarray[Any, Any]
@@ -30,10 +32,12 @@ class Activation:
     Attributes:
         magnitudes: root mean square of each channel.
         rows: a few tokens' values ``(tokens, channels)``.
+        gram: how channels vary together (:func:`edgetie.quantize.compensate.gram`).
     """
 
     magnitudes: Array
     rows: Array
+    gram: Array
 
 
 def calibration_tokens(bundle: Bundle, text: str | None, vocabulary: int) -> tuple[list[int], str]:
@@ -57,7 +61,8 @@ def calibration_tokens(bundle: Bundle, text: str | None, vocabulary: int) -> tup
         return random.integers(0, vocabulary, _TOKENS // 2).tolist(), "random tokens"
     from tokenizers import Tokenizer
 
-    tokens = Tokenizer.from_file(str(path)).encode(BUILT_IN_TEXT if text is None else text).ids
+    read = files("edgetie.quantize").joinpath(_TEXT).read_text("utf-8") if text is None else text
+    tokens = Tokenizer.from_file(str(path)).encode(read).ids
     tokens = [token for token in tokens[:_TOKENS] if token < vocabulary]
     if len(tokens) < 16:
         raise QuantizeError("the calibration text has fewer than 16 tokens; give a longer one")
@@ -72,14 +77,14 @@ def measure(
     Args:
         model_path: a model with ``input_ids``, ``attention_mask`` and perhaps a KV cache.
         names: values of the graph, ``(batch, sequence, channels)``.
-        tokens: a text; it is read in windows of 128 tokens.
+        tokens: a text; it is read in windows of 256 tokens.
         limit: the longest sequence the model takes, if something limits it.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
     """
     window = min(_WINDOW, limit or _WINDOW)
-    squares: dict[str, Array] = {}
+    grams: dict[str, Array] = {}
     rows: dict[str, list[Array]] = {name: [] for name in names}
     count = 0
     try:
@@ -88,19 +93,17 @@ def measure(
             ids = np.array(tokens[start : start + window], np.int64)[None]
             for name, result in zip(names, session.run(outputs, _feeds(session, ids)), strict=True):
                 flat = result.reshape(-1, result.shape[-1])
-                # in float64: the sums run over all windows
-                energy = np.square(flat).sum(axis=0, dtype=np.float64)
-                squares[name] = squares.get(name, 0) + energy
+                grams[name] = grams.get(name, 0) + gram(flat)
                 rows[name].append(flat[:: max(1, len(flat) // _KEPT)].copy())
             count += ids.size
     except Exception as error:
         raise QuantizeError(f"{model_path}: calibration cannot run it ({error})") from error
-    return {
-        name: Activation(
-            np.sqrt(squares[name] / count).astype(np.float32), np.concatenate(rows[name])
-        )
-        for name in names
-    }
+    return {name: _activation(grams[name], np.concatenate(rows[name]), count) for name in names}
+
+
+def _activation(gram: Array, rows: Array, count: int) -> Activation:
+    energy = np.einsum("rjj->rj", gram).reshape(-1)[: rows.shape[1]]
+    return Activation(np.sqrt(energy / count), rows, gram)
 
 
 def _session(model_path: Path, names: Sequence[str]) -> tuple[Any, list[str]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +12,39 @@ import onnx_ir as ir
 from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
 from edgetie.quantize.blockwise import choose_block
-from edgetie.quantize.calibrate import measure
+from edgetie.quantize.calibrate import Activation, measure
+from edgetie.quantize.compensate import regions
 from edgetie.quantize.noise import Sample, noise
-from edgetie.quantize.rotate import Rotate, hadamard, rotated, rotation_size
+from edgetie.quantize.rotate import Rotate, hadamard, rotated, site_rotation
 from edgetie.quantize.sites import Array, Site, find_sites
 from edgetie.quantize.smooth import Smooth
+from edgetie.quantize.values import find_values
 from edgetie.ties import TieGroup
 
-STRENGTH = 0.5
+STRENGTH = 0.4
 """Exponent of smoothing; measured on a 135 M parameter model."""
 
-TABLE_STRENGTH = 0.35
+TABLE_STRENGTH = 0.2
 """The same in front of a tied table, which is looked up in as well."""
 
-WORTH = 0.5
-"""A rotation costs three small operators at run time: the share of the noise it may leave."""
+WORTH = 0.9
+"""A rotation may cost three small operators at run time: the share of the noise it may leave."""
 
 _ROWS = 256  # rows of a matrix that its noise is estimated from
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How many activations were smoothed and rotated, and why nothing was, if so."""
+    """How many activations were smoothed and rotated, and why nothing was, if so.
+
+    Attributes:
+        grams: how the inputs of each matrix vary together, by the matrix's name.
+    """
 
     smoothed: int = 0
     rotated: int = 0
     note: str = ""
+    grams: Mapping[str, Array] = field(default_factory=dict)
 
 
 def prepare(
@@ -69,19 +76,45 @@ def prepare(
         {name: TABLE_STRENGTH if sites[name].tables else STRENGTH for name in found},
     )
     run_passes(model, ties, [smooth])
-    worth = [
-        name
-        for name, activation in found.items()
-        if _pays(sites[name], activation.rows / smooth.scales.get(name, np.float32(1)))
-    ]
+    found = {name: _divided(a, smooth.scales.get(name)) for name, a in found.items()}
+    worth = {name for name, activation in found.items() if _pays(sites[name], activation.rows)}
+    sizes = {name: site_rotation(sites[name]) if name in worth else 1 for name in found}
     rotate = Rotate(worth)
     run_passes(model, ties, [rotate])
-    return Preparation(smooth.changed, rotate.changed)
+    grams: dict[str, Array] = {}
+    for name, activation in found.items():
+        gram = _turned(activation.gram, sizes[name])
+        grams |= {str(product.matrix.name): gram for product in sites[name].products}
+    return Preparation(smooth.changed, rotate.changed, grams=grams)
+
+
+def _divided(activation: Activation, scales: Array | None) -> Activation:
+    """What was measured, had the activation been divided by ``scales``."""
+    if scales is None:
+        return activation
+    count, width = regions(len(scales))
+    factors = np.zeros(count * width, np.float32)  # what pads a region is zero
+    factors[: len(scales)] = 1 / scales
+    factors = factors.reshape(count, width)
+    return Activation(
+        activation.magnitudes / scales,
+        activation.rows / scales,
+        activation.gram * factors[:, :, None] * factors[:, None, :],
+    )
+
+
+def _turned(gram: Array, size: int) -> Array:
+    """The Gram matrix of an activation whose blocks of ``size`` channels were rotated."""
+    if size < 2:
+        return gram
+    matrix = hadamard(size)
+    half = rotated(gram, matrix).transpose(0, 2, 1)
+    return rotated(np.ascontiguousarray(half), matrix)
 
 
 def _pays(site: Site, x: Array) -> bool:
     """Whether rotation leaves little enough of the noise in the site's products."""
-    size, block = rotation_size(site.channels), choose_block(site.channels)
+    size, block = site_rotation(site), choose_block(site.channels)
     if size < 2:
         return False
     matrix = hadamard(size)
@@ -91,4 +124,4 @@ def _pays(site: Site, x: Array) -> bool:
         rows = np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
         before += noise(Sample(x, rows), block)
         after += noise(Sample(rotated(x.copy(), matrix), rotated(rows, matrix)), block)
-    return after < WORTH * before
+    return after < (WORTH if find_values(site) is None else 1.0) * before

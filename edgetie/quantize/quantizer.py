@@ -112,7 +112,7 @@ def quantize(
     limit = bundle.manifest.signature.max_positions if bundle.manifest is not None else None
     tokens, text = calibration_tokens(bundle, calibration, vocabulary)
     prepared = prepare(model, before, bundle.model_path, tokens, limit)
-    scheme = WeightOnly(aliased=table == "aliased")
+    scheme = WeightOnly(aliased=table == "aliased", grams=prepared.grams)
     run_passes(model, [], [scheme])
     if not scheme.changed:
         raise QuantizeError(f"{bundle.model_path}: no MatMul or Gather over a constant fp32 matrix")
@@ -140,6 +140,7 @@ def quantize(
             "calibration": prepared.note or f"{len(tokens)} tokens of {text}",
             "smoothed": prepared.smoothed,
             "rotated": prepared.rotated,
+            "compensated": len(prepared.grams),
             "kept": scheme.skipped,
         }
         write_manifest(directory, manifest)

@@ -4,8 +4,8 @@ A block of int8 values shares one scale, so one large value costs its neighbours
 Multiplying a block by an orthogonal matrix of +1 and -1 spreads a large value over all of them, and
 the weights by its transpose undoes it (QuaRot, Ashkboos et al. 2024; QuIP#, Tseng et al. 2024). The
 weights' own outliers are spread as well. The activations' side costs a small product at run time,
-so it is for the places where it pays: the head, and what a gated layer multiplies. What is looked
-up in a tied table is rotated back; the table stays one.
+except behind attention: there the values are rotated by the projection that makes them. What is
+looked up in a tied table is rotated back; the table stays one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from edgetie.passes._base import GraphPass, initializer, insert
 from edgetie.quantize.sites import Array, Site, behind, find_sites, transform
+from edgetie.quantize.values import Values, find_values
 
 LARGEST = 64
 _STEP = 1 << 15  # blocks at a time
@@ -27,6 +28,15 @@ PREFIX = "rotate."
 def rotation_size(channels: int) -> int:
     """The largest power of two up to 64 that divides ``channels``."""
     return min(LARGEST, channels & -channels)
+
+
+def site_rotation(site: Site) -> int:
+    """The size of a site's rotation; 1 where there is none.
+
+    Where attention's values can be rotated in front of it, blocks lie within a head.
+    """
+    values = find_values(site)
+    return rotation_size(site.channels if values is None else values.head_size)
 
 
 def hadamard(size: int) -> Array:
@@ -42,6 +52,9 @@ class Rotate(GraphPass):
 
     Args:
         names: the activations.
+
+    Attributes:
+        free: how many of them were rotated by the projection that makes them.
     """
 
     name = "rotate"
@@ -49,14 +62,20 @@ class Rotate(GraphPass):
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
         self.names = names
+        self.free = 0
 
     def rewrite(self, model: ir.Model) -> None:
         for name, site in find_sites(model).items():
-            size = rotation_size(site.channels)
+            size = site_rotation(site)
             if name not in self.names or size < 2:
                 continue
-            self._activations(model.graph, site, size)
             matrix = hadamard(size)
+            values = find_values(site)
+            if values is not None:
+                _rotate_values(values, matrix)
+                self.free += 1
+            else:
+                self._activations(model.graph, site, size)
             for product in site.products:
                 if not product.table:
                     transform(product.matrix, lambda w, h=matrix: rotated(w.T, h).T)  # type: ignore[misc]
@@ -77,8 +96,21 @@ class Rotate(GraphPass):
             user.replace_input_with(index, result)
 
 
+def _rotate_values(values: Values, matrix: Array) -> None:
+    """Rotate the columns of a projection, and entries of a bias, that become values."""
+    for weight, start in values.parts:
+
+        def change(array: Array, start: int = start) -> Array:
+            rows = np.array(np.atleast_2d(array))
+            part = rows[:, start : start + values.width]
+            rows[:, start : start + values.width] = rotated(part, matrix)
+            return rows.reshape(array.shape)
+
+        transform(weight, change)
+
+
 def rotated(rows: Array, matrix: Array) -> Array:
-    """Rows ``(n, channels)`` with each block multiplied by ``matrix``."""
+    """Rows ``(…, channels)`` with each block multiplied by ``matrix``."""
     # in place where the rows are a copy already: a large table is in memory once
     result = np.require(rows, requirements=["C", "W"])
     blocks = result.reshape(-1, len(matrix))

@@ -8,6 +8,7 @@ into a second copy when ONNX Runtime starts.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgetie.passes._base import (
     weight,
 )
 from edgetie.quantize.blockwise import block_codes, block_scales, choose_block
+from edgetie.quantize.compensate import compensated
 from edgetie.quantize.rotate import PREFIX
 from edgetie.ties import MIN_ELEMENTS
 
@@ -48,11 +50,45 @@ class _Matrix:
         return -(-self.columns // self.block)
 
 
+class _Rounded:
+    """Codes and scales of one matrix, made together when the first of them is read.
+
+    The scales are kept until they are read as well: they are small, and written behind the codes.
+    """
+
+    def __init__(
+        self,
+        matrix: Callable[[], np.ndarray[Any, Any]],
+        block: int,
+        name: str,
+        gram: np.ndarray[Any, Any] | None,
+    ) -> None:
+        self._matrix, self._block, self._name, self._gram = matrix, block, name, gram
+        self._scales: np.ndarray[Any, Any] | None = None
+
+    def codes(self) -> ir.TensorProtocol:
+        codes, self._scales = self._round()
+        return ir.tensor(codes)
+
+    def scales(self) -> ir.TensorProtocol:
+        scales = self._scales if self._scales is not None else self._round()[1]
+        return ir.tensor(scales)
+
+    def _round(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        rows = self._matrix()
+        scales = block_scales(rows, self._block, self._name)
+        if self._gram is None:
+            return block_codes(rows, scales, self._block), scales
+        return compensated(rows, self._block, self._gram)
+
+
 class WeightOnly(GraphPass):
     """Replaces MatMul and Gather over fp32 matrices; shared matrices first, and once.
 
     Args:
         aliased: give lookup and product entries of their own over the same bytes.
+        grams: how the inputs of a matrix vary together, by its name; what it says is rounded with
+            its errors compensated (:mod:`edgetie.quantize.compensate`), the rest to nearest.
 
     Attributes:
         aliases: initializers that share another's bytes, for the writer.
@@ -61,9 +97,10 @@ class WeightOnly(GraphPass):
 
     name = "weight_only_int8"
 
-    def __init__(self, aliased: bool) -> None:
+    def __init__(self, aliased: bool, grams: Mapping[str, np.ndarray[Any, Any]]) -> None:
         super().__init__()
         self.aliased = aliased
+        self.grams = grams
         self.aliases: dict[str, str] = {}
         self.blocks: dict[str, int] = {}
         self._matrices: dict[str, _Matrix] = {}
@@ -92,6 +129,7 @@ class WeightOnly(GraphPass):
             old = str(graph.initializers.pop(str(matrix.codes.name)).name)
             matrix.codes.name = matrix.name
             graph.register_initializer(matrix.codes)
+            graph.register_initializer(graph.initializers.pop(str(matrix.scales.name)))
             for name in [name for name, target in self.aliases.items() if target == old]:
                 self.aliases[name] = matrix.name
                 graph.register_initializer(graph.initializers.pop(name))  # behind its original
@@ -137,20 +175,18 @@ class WeightOnly(GraphPass):
             array = tensor.numpy()
             return np.ascontiguousarray(array.T) if transposed else array
 
-        def scales() -> ir.TensorProtocol:
-            return ir.tensor(block_scales(matrix(), block, name))
-
-        def codes() -> ir.TensorProtocol:
-            array = matrix()
-            return ir.tensor(block_codes(array, block_scales(array, block, name), block))
-
+        rounded = _Rounded(matrix, block, name, self.grams.get(name))
         made = _Matrix(
             name,
             rows,
             columns,
             block,
-            codes=_lazy(graph, f"{label}.int8", codes, ir.DataType.UINT8, (rows, count, block)),
-            scales=_lazy(graph, f"{label}.scales", scales, ir.DataType.FLOAT, (rows, count)),
+            codes=_lazy(
+                graph, f"{label}.int8", rounded.codes, ir.DataType.UINT8, (rows, count, block)
+            ),
+            scales=_lazy(
+                graph, f"{label}.scales", rounded.scales, ir.DataType.FLOAT, (rows, count)
+            ),
         )
         self._matrices[label] = made
         return made
