@@ -23,7 +23,8 @@ from edgetie.runtime.session import open_session
 
 FUSED = ["Llama", "Qwen2", "Qwen3", "Gemma3Text", "SmolLM3", "OPT", "GPT2", "Mistral", "Gemma2"]
 ROTARY_LAYERS = {"OPT": 0, "GPT2": 0, "SmolLM3": 1}
-UNFUSED = ["Bloom", "GPTJ"]
+UNFUSED = ["Bloom"]
+EITHER = ["GPTJ"]  # fused from transformers 5.24 on
 Exported = Callable[[str], ExportReport]
 
 
@@ -63,9 +64,10 @@ def test_what_cannot_be_fused_stays_correct_and_is_reported(exported: Exported, 
     assert not report.manifest.signature.cache_in_place
 
 
-@pytest.mark.parametrize("kind", [*FUSED, *UNFUSED, "hand_written", "cacheless"])
+@pytest.mark.parametrize("kind", [*FUSED, *UNFUSED, *EITHER, "hand_written", "cacheless"])
 def test_tied_matrix_is_one_initializer_with_two_uses(exported: Exported, kind: str) -> None:
     report = exported(kind)
+    assert report.agreement.relative < 1e-5
     assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 1
     (tie,) = report.manifest.ties
     assert {use.op_type for use in tie.uses} == {"Gather", "Gemm"}

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from edgetie.passes._base import (
     GraphPass,
+    attribute_ints,
     initializer,
     insert,
     last_dimension,
@@ -73,6 +74,10 @@ class Linear(GraphPass):
         source = node.inputs[0]
         tensor = weight(source)
         if source is None or tensor is None or len(tensor.shape) != 2:
+            return
+        if attribute_ints(node, "perm") == [0, 1]:
+            replace(node.outputs[0], source)
+            self.changed += 1
             return
         if tensor.size >= MIN_ELEMENTS and len(source.uses()) != 1:
             return

@@ -93,9 +93,9 @@ def _divided(activation: Activation, scales: Array | None) -> Activation:
     if scales is None:
         return activation
     count, width = regions(len(scales))
-    factors = np.zeros(count * width, np.float32)  # what pads a region is zero
-    factors[: len(scales)] = 1 / scales
-    factors = factors.reshape(count, width)
+    padded = np.zeros(count * width, np.float32)  # what pads a region is zero
+    padded[: len(scales)] = 1 / scales
+    factors = padded.reshape(count, width)
     return Activation(
         activation.magnitudes / scales,
         activation.rows / scales,

@@ -1,0 +1,173 @@
+"""Rounding that compensates its errors, the finer head, and rotation that costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgetie.passes import run_passes
+from edgetie.passes.linear import Linear
+from edgetie.quantize.blockwise import block_codes, block_scales, choose_block
+from edgetie.quantize.compensate import compensated, gram, regions
+from edgetie.quantize.fine_head import FineHead
+from edgetie.quantize.rotate import Rotate
+from edgetie.quantize.sites import find_sites
+
+
+def dequantized(codes: np.ndarray, scales: np.ndarray, columns: int) -> np.ndarray:
+    values = (codes.astype(np.float32) - 128) * scales[..., None]
+    return values.reshape(len(codes), -1)[:, :columns]
+
+
+@pytest.mark.parametrize("columns", [64, 70, 448, 576, 1536])
+def test_compensated_rounding_errs_less_in_the_product(columns: int) -> None:
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(columns // 4, columns)).astype(np.float32)
+    x = (rng.normal(size=(2000, columns // 4)) @ mixed).astype(np.float32)  # correlated channels
+    rows = rng.normal(size=(50, columns)).astype(np.float32)
+    block = choose_block(columns)
+    scales = block_scales(rows, block, "w")
+    plain = dequantized(block_codes(rows, scales, block), scales, columns)
+    better = dequantized(*compensated(rows, block, gram(x)), columns)
+    assert np.linalg.norm(x @ (rows - better).T) < 0.9 * np.linalg.norm(x @ (rows - plain).T)
+    assert np.abs(rows - better).max() < 8 * scales.max()  # every weight stays near its own value
+
+
+def test_regions_are_whole_blocks_and_hold_every_column() -> None:
+    for columns in (16, 70, 576, 1536, 2048, 8192):
+        count, width = regions(columns)
+        assert count * width >= columns
+        assert width % choose_block(columns) == 0
+        assert width <= 256
+
+
+def test_what_is_never_active_is_rounded_to_nearest() -> None:
+    rows = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    codes, scales = compensated(rows, 64, np.zeros((1, 64, 64), np.float32))
+    expected = block_scales(rows, 64, "w")
+    np.testing.assert_allclose(scales, expected, rtol=1e-6)
+    assert np.abs(dequantized(codes, scales, 64) - rows).max() <= expected.max() * 0.501
+
+
+def head_model(path: Path, *, bias: bool, columns: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """``logits = x Wᵀ + b`` as MatMulNBits; returns the dequantized W and b."""
+    rng = np.random.default_rng(0)
+    rows, block = rng.normal(size=(40, columns)).astype(np.float32), 64
+    scales = block_scales(rows, block, "w")
+    codes = block_codes(rows, scales, block)
+    offset = rng.normal(size=40).astype(np.float32) * 10 * bias
+    values = {"codes": codes, "scales": scales} | ({"offset": offset} if bias else {})
+    node = helper.make_node(
+        "MatMulNBits", ["x", "codes", "scales", *(["", "", "offset"] if bias else [])], ["logits"],
+        name="head", domain="com.microsoft",
+        K=columns, N=40, bits=8, block_size=block, accuracy_level=4,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node],
+        "head",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "sequence", columns])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 40])],
+        [numpy_helper.from_array(array, name) for name, array in values.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return dequantized(codes, scales, columns), offset
+
+
+def run(model: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], feeds)[0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fine_head_rounds_activations_hardly(tmp_path: Path, bias: bool) -> None:
+    matrix, offset = head_model(tmp_path / "head.onnx", bias=bias)
+    x = np.random.default_rng(1).normal(size=(2, 3, 128)).astype(np.float32)
+    x[0, 0, 64:] = 0  # a block without a scale
+    x[1, 2] = 0
+    exact = x @ matrix.T + offset
+    model = ir.load(tmp_path / "head.onnx")
+    step = FineHead()
+    run_passes(model, [], [step])
+    ir.save(model, tmp_path / "fine.onnx")
+    before = np.abs(run(tmp_path / "head.onnx", {"x": x}) - exact).max()
+    after = np.abs(run(tmp_path / "fine.onnx", {"x": x}) - exact).max()
+    assert step.changed == 1
+    assert after < before / 20
+    assert [value.name for value in model.graph.outputs] == ["logits"]
+
+
+def attention_model(path: Path, *, packed: bool, bias: bool) -> None:
+    """Q, K and V of 16 channels, 4 heads over 2, one attention, one projection behind it."""
+    rng = np.random.default_rng(0)
+    names = ["qkv"] if packed else ["q", "k", "v"]
+    widths = dict(zip(names, [128] if packed else [64, 32, 32], strict=True))
+    values = {
+        n: rng.normal(size=(16, width)).astype(np.float32) * 0.3 for n, width in widths.items()
+    }
+    values["out"] = rng.normal(size=(64, 16)).astype(np.float32)
+    nodes = []
+    for name in names:
+        made = f"{name}.made" if bias else f"{name}.states"
+        nodes.append(helper.make_node("MatMul", ["x", name], [made]))
+        if bias:
+            values[f"{name}.bias"] = rng.normal(size=widths[name]).astype(np.float32)
+            nodes.append(helper.make_node("Add", [made, f"{name}.bias"], [f"{name}.states"]))
+    inputs = ["qkv.states", "", ""] if packed else ["q.states", "k.states", "v.states"]
+    nodes += [
+        helper.make_node(
+            "GroupQueryAttention", [*inputs, "past_key", "past_value", "last", "total"],
+            ["sums", "present_key", "present_value"],
+            domain="com.microsoft", num_heads=4, kv_num_heads=2,
+        ),
+        helper.make_node("MatMul", ["sums", "out"], ["logits"]),
+    ]  # fmt: skip
+    cache = ["batch", 2, "past", 16]
+    floats = {"x": ["batch", "sequence", 16], "past_key": cache, "past_value": cache}
+    inputs_info = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in floats.items()
+    ]
+    inputs_info += [
+        helper.make_tensor_value_info("last", TensorProto.INT32, ["batch"]),
+        helper.make_tensor_value_info("total", TensorProto.INT32, [1]),
+    ]
+    outputs = {"logits": ["batch", "sequence", 16], "present_key": cache, "present_value": cache}
+    graph = helper.make_graph(
+        nodes,
+        "attention",
+        inputs_info,
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in values.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_are_rotated_without_a_node(tmp_path: Path, packed: bool, bias: bool) -> None:
+    attention_model(tmp_path / "before.onnx", packed=packed, bias=bias)
+    model = ir.load(tmp_path / "before.onnx")
+    run_passes(model, [], [Linear()])
+    nodes = len(model.graph)
+    rotate = Rotate([name for name in find_sites(model) if name == "sums"])
+    run_passes(model, [], [rotate])
+    ir.save(model, tmp_path / "after.onnx")
+    assert (rotate.changed, rotate.free, len(model.graph)) == (1, 1, nodes)
+    x = np.random.default_rng(1).normal(size=(1, 5, 16)).astype(np.float32)
+    empty = np.zeros((1, 2, 0, 16), np.float32)
+    feeds = {
+        "x": x, "past_key": empty, "past_value": empty,
+        "last": np.array([4], np.int32), "total": np.array([5], np.int32),
+    }  # fmt: skip
+    before, after = (run(tmp_path / f"{name}.onnx", feeds) for name in ("before", "after"))
+    np.testing.assert_allclose(after, before, atol=1e-4)
+    weights = {"before": ir.load(tmp_path / "before.onnx"), "after": model}
+    changed = {n: m.graph.initializers["out"].const_value.numpy() for n, m in weights.items()}  # type: ignore[union-attr]
+    assert not np.allclose(changed["before"], changed["after"])
