@@ -54,6 +54,8 @@ class Peer:
     """The distributions whose versions are reported."""
 
 
+_NO_AMX = "-mno-amx-tile -mno-amx-int8"  # its AMX code crashes in virtual machines that have AMX
+
 # torch comes first and alone wherever it is needed, so that no other requirement can pull in
 # another build of it.
 ENVIRONMENTS = {
@@ -65,7 +67,7 @@ ENVIRONMENTS = {
     "genai": Environment(("onnxruntime-genai onnxruntime",)),
     "llama.cpp": Environment(
         ("--no-binary llama-cpp-python llama-cpp-python",),
-        {"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+        {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CFLAGS": _NO_AMX, "CXXFLAGS": _NO_AMX},
     ),
     # Without accelerate, optimum silently keeps two copies of a tied weight.
     "optimum": Environment((TORCH, "optimum-onnx[onnxruntime] accelerate")),

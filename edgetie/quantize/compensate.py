@@ -18,7 +18,7 @@ from edgetie.quantize.blockwise import ZERO_POINT, choose_block
 
 Array = np.ndarray[Any, Any]
 
-_REGION = 256
+_REGION = 768
 _DAMPING = 0.5
 """Share of the mean diagonal added to a Gram matrix: with less, the errors fit the calibration text
 better and other texts worse."""
@@ -51,7 +51,7 @@ def split(rows: Array) -> Array:
 
 def _spread(gram: Array) -> Array:
     """How the error of column j goes to the later ones: row j, ``(regions, width, width)``."""
-    matrix = gram.astype(np.float64)
+    matrix = np.array(gram, np.float32)
     diagonal = np.einsum("rjj->rj", matrix)
     level = diagonal.mean(axis=1, keepdims=True)
     diagonal += np.where(level > 0, _DAMPING * level, 1.0)

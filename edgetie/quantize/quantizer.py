@@ -32,7 +32,6 @@ from edgetie.passes import run_passes
 from edgetie.passes._base import weight
 from edgetie.passes.linear import Linear
 from edgetie.quantize.calibrate import calibration_tokens
-from edgetie.quantize.fine_head import FineHead
 from edgetie.quantize.prepare import prepare
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.quantize.weight_only import WeightOnly
@@ -117,7 +116,6 @@ def quantize(
     run_passes(model, [], [scheme])
     if not scheme.changed:
         raise QuantizeError(f"{bundle.model_path}: no MatMul or Gather over a constant fp32 matrix")
-    run_passes(model, [], [FineHead()])
     model.graph.opset_imports.setdefault("com.microsoft", 1)
     with atomic_directory(output, force=force) as directory:
         stages.stage("quantize")

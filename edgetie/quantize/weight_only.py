@@ -29,6 +29,7 @@ from edgetie.passes._base import (
 from edgetie.quantize.blockwise import block_codes, block_scales, choose_block
 from edgetie.quantize.compensate import compensated
 from edgetie.quantize.rotate import PREFIX
+from edgetie.quantize.short_list import LENGTH, candidates, corrected
 from edgetie.ties import MIN_ELEMENTS
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
@@ -192,9 +193,28 @@ class WeightOnly(GraphPass):
         return made
 
     def _lookup(self, graph: ir.Graph, node: ir.Node, matrix: _Matrix) -> None:
-        """``Gather(W, ids)``: GatherBlockQuantized, then the blocks of a row side by side."""
+        """``Gather(W, ids)``: the rows, dequantized."""
         ids, result = node.inputs[1], node.outputs[0]
         assert ids is not None
+        rank = len(ids.shape) if ids.shape is not None else 2
+        nodes = self._rows(graph, matrix, ids, rank, node.name)
+        insert(node, *nodes)
+        replace(result, nodes[-1].outputs[0])
+        _forget(node)
+        self.changed += 1
+
+    def _rows(
+        self, graph: ir.Graph, matrix: _Matrix, ids: ir.Value, rank: int, name: str | None = None
+    ) -> list[ir.Node]:
+        """Rows of a matrix: GatherBlockQuantized, then the blocks of a row side by side.
+
+        Args:
+            graph: for the constants.
+            matrix: codes and scales.
+            ids: which rows, of ``rank`` axes.
+            rank: number of axes of ``ids``.
+            name: of the node that looks up.
+        """
         padded = matrix.blocks * matrix.block != matrix.columns
         flat_table = self.aliased and not padded
         if flat_table:
@@ -213,30 +233,27 @@ class WeightOnly(GraphPass):
                 "bits": 8,
             },
             domain=MICROSOFT,
-            name=node.name,
+            name=name,
         )
         nodes = [found]
-        if not flat_table:
-            rank = len(ids.shape) if ids.shape is not None else 2
-            width = matrix.blocks * matrix.block
-            shape = initializer(
-                graph, f"lookup.{rank}.{width}", np.array([0] * rank + [width], np.int64)
-            )
-            nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape]))
-            if padded:
-                bounds = [
-                    initializer(graph, f"lookup.{label}", np.array([number], np.int64))
-                    for label, number in (
-                        ("start", 0),
-                        (f"end.{matrix.columns}", matrix.columns),
-                        (f"axis.{rank}", rank),
-                    )
-                ]
-                nodes.append(ir.node("Slice", [nodes[-1].outputs[0], *bounds]))
-        insert(node, *nodes)
-        replace(result, nodes[-1].outputs[0])
-        _forget(node)
-        self.changed += 1
+        if flat_table:
+            return nodes
+        width = matrix.blocks * matrix.block
+        flat = initializer(
+            graph, f"lookup.{rank}.{width}", np.array([0] * rank + [width], np.int64)
+        )
+        nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], flat]))
+        if padded:
+            bounds = [
+                initializer(graph, f"lookup.{label}", np.array([number], np.int64))
+                for label, number in (
+                    ("start", 0),
+                    (f"end.{matrix.columns}", matrix.columns),
+                    (f"axis.{rank}", rank),
+                )
+            ]
+            nodes.append(ir.node("Slice", [nodes[-1].outputs[0], *bounds]))
+        return nodes
 
     def _product(
         self, node: ir.Node, x: ir.Value | None, result: ir.Value, matrix: _Matrix
@@ -244,11 +261,13 @@ class WeightOnly(GraphPass):
         """``x Wᵀ``, with a bias behind it taken in."""
         assert x is not None
         inputs: list[ir.Value | None] = [x, matrix.codes, matrix.scales]
+        bias: ir.Value | None = None
         add = only_user(result, "Add")
         if add is not None:
-            bias = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
-            tensor = weight(bias)
+            added = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
+            tensor = weight(added)
             if tensor is not None and tuple(tensor.shape) == (matrix.rows,):
+                bias = added
                 inputs += [None, None, bias]
                 result = add.outputs[0]
         product = ir.node(
@@ -266,16 +285,33 @@ class WeightOnly(GraphPass):
         )
         made = result.producer()
         assert made is not None
-        insert(made, product)
-        replace(result, product.outputs[0])
+        nodes = [product]
+        if result.is_graph_output() and x.shape is not None and matrix.rows > 4 * LENGTH:
+            nodes += self._short_list(made, product.outputs[0], x, matrix, bias)
+        insert(made, *nodes)
+        replace(result, nodes[-1].outputs[0])
         _forget(node)
         self.changed += 1
+
+    def _short_list(
+        self, made: ir.Node, logits: ir.Value, x: ir.Value, matrix: _Matrix, bias: ir.Value | None
+    ) -> list[ir.Node]:
+        """The largest of a head's logits computed again (:mod:`edgetie.quantize.short_list`)."""
+        graph = made.graph
+        assert isinstance(graph, ir.Graph)
+        assert x.shape is not None
+        found = candidates(graph, logits)
+        tokens = found.outputs[1]
+        rows = self._rows(graph, matrix, tokens, len(x.shape))
+        return [found, *rows, *corrected(graph, logits, tokens, x, rows[-1].outputs[0], bias)]
 
     def _alias(
         self, graph: ir.Graph, value: ir.Value, shape: tuple[int, ...], purpose: str
     ) -> ir.Value:
         """The bytes of ``value`` under another name and shape."""
         name = f"{value.name}.{purpose}"
+        if name in graph.initializers:
+            return graph.initializers[name]
         tensor = value.const_value
         assert isinstance(tensor, ir.LazyTensor)
         self.aliases[name] = str(value.name)
