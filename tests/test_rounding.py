@@ -45,7 +45,7 @@ def test_regions_are_whole_blocks_and_hold_every_column() -> None:
         count, width = regions(columns)
         assert count * width >= columns
         assert width % choose_block(columns) == 0
-        assert width <= 256
+        assert width <= 768
 
 
 def test_what_is_never_active_is_rounded_to_nearest() -> None:

@@ -4,8 +4,8 @@ Columns of a matrix are rounded one after the other; the error of each is spread
 come, weighted by how much their inputs vary together on the calibration text. The codes have the
 form of plainly rounded ones and cost nothing at run time.
 
-Errors are spread within regions of up to 256 columns. What a region needs to know is small, all
-regions are worked on at once, and a short text says enough about them.
+Errors are spread within regions of up to 768 columns, all of which are worked on at once: the Gram
+matrices of wide layers stay small, and a short text says enough about them.
 """
 
 from __future__ import annotations
