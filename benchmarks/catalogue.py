@@ -66,7 +66,7 @@ ENVIRONMENTS = {
     ),
     "genai": Environment(("onnxruntime-genai onnxruntime",)),
     "llama.cpp": Environment(
-        ("--no-binary llama-cpp-python llama-cpp-python",),
+        ("--no-cache-dir --no-binary llama-cpp-python llama-cpp-python",),
         {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CFLAGS": _NO_AMX, "CXXFLAGS": _NO_AMX},
     ),
     # Without accelerate, optimum silently keeps two copies of a tied weight.

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgetie.passes._base import initializer
 
-LENGTH = 32
+LENGTH = 16
 """Logits computed again for each row."""
 
 _PREFIX = "short_list."
