@@ -12,16 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from edgetie.content import MIN_ELEMENTS, byte_range, equal_groups
 from edgetie.errors import TieError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
-
-MIN_ELEMENTS = 1024
-"""Smaller initializers are not worth a tie group, and vectors never are."""
 
 OWN_CONSTANTS = ("rotate.", "rotary.")
 """Names of the constants that edgetie itself puts into a graph begin so; they are no weights."""
@@ -123,16 +119,6 @@ def _swaps_last_axes(node: ir.Node) -> bool:
     return attribute is None or list(attribute.as_ints())[-2:] != sorted(attribute.as_ints())[-2:]
 
 
-def byte_range(value: ir.Value) -> tuple[str, int, int] | None:
-    """``(file, offset, length)`` of an initializer that lies in external data."""
-    import onnx_ir as ir
-
-    tensor = value.const_value
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.offset is None or not tensor.length:
-        return None
-    return str(tensor.location), tensor.offset, tensor.length
-
-
 def _aliases(model: ir.Model) -> dict[str, list[ir.Value]]:
     """Initializers that lie over the same bytes of a file: by the name of each, all of them."""
     by_range: dict[tuple[str, int, int], list[ir.Value]] = {}
@@ -193,47 +179,23 @@ def _names(initializer: str, group: tuple[str, ...]) -> bool:
 
 
 def equal_initializers(model: ir.Model, like: Sequence[str] | None = None) -> list[list[str]]:
-    """Groups of initializers with equal dtype, shape and bytes, or equal after transposition.
+    """Groups of initializers with equal elements: as they are, reshaped, or transposed.
 
     Args:
-        model: any graph.
+        model: any graph; its subgraphs are not looked at.
         like: only look for copies of these initializers; ``None`` looks at all.
     """
-    by_size: dict[tuple[str, int], list[ir.Value]] = {}
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.size >= MIN_ELEMENTS:
-            by_size.setdefault((tensor.dtype.name, tensor.size), []).append(value)
-    groups = []
-    for candidates in by_size.values():
-        if like is not None and not any(value.name in like for value in candidates):
-            continue
-        remaining = list(candidates)
-        while len(remaining) > 1:
-            first, *others = remaining
-            same = [other for other in others if _same_matrix(first, other)]
-            if same:
-                groups.append([str(first.name), *(str(value.name) for value in same)])
-            remaining = [value for value in others if value not in same]
-    return groups
-
-
-def _same_matrix(a: ir.Value, b: ir.Value) -> bool:
-    assert a.const_value is not None
-    assert b.const_value is not None
-    shape_a, shape_b = tuple(a.const_value.shape), tuple(b.const_value.shape)
-    if byte_range(a) is not None and byte_range(a) == byte_range(b):
-        return False  # two entries, one matrix
-    straight = shape_a == shape_b
-    crossed = len(shape_a) == 2 and shape_a == shape_b[::-1]
-    if not straight and not crossed:
-        return False
-    left, right = a.const_value.numpy(), b.const_value.numpy()
-    for view in ([right] if straight else []) + ([right.T] if crossed else []):
-        # a row and a column tell nearly all apart before anything large is read
-        if np.array_equal(left[:1], view[:1]) and np.array_equal(left, view):
-            return True
-    return False
+    values = list(model.graph.initializers.values())
+    if like is not None:
+        named = [model.graph.initializers[name].const_value for name in like]
+        sizes = {(tensor.dtype, tensor.size) for tensor in named if tensor is not None}
+        values = [
+            value
+            for value in values
+            if value.const_value is not None
+            and (value.const_value.dtype, value.const_value.size) in sizes
+        ]
+    return [[str(twin.value.name) for twin in group] for group in equal_groups(values)]
 
 
 def verify_ties(model: ir.Model, ties: Iterable[TieGroup], where: str = "the graph") -> None:

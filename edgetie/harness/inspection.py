@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle import Bundle, open_bundle
+from edgetie.content import byte_range
 from edgetie.harness.tie_memory import TieMemory, measure_tie
 from edgetie.report.progress import Stages
 from edgetie.runtime.session import open_session
-from edgetie.ties import TieGroup, byte_range, equal_initializers, find_ties
+from edgetie.ties import TieGroup, equal_initializers, find_ties
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.content import MIN_ELEMENTS
 from edgetie.passes._base import (
     GraphPass,
     attribute_ints,
@@ -18,7 +19,6 @@ from edgetie.passes._base import (
     same_shape,
     weight,
 )
-from edgetie.ties import MIN_ELEMENTS
 
 
 class Linear(GraphPass):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from edgetie.content import MIN_ELEMENTS
 from edgetie.passes._base import GraphPass
-from edgetie.ties import MIN_ELEMENTS
 
 _FOLD_LIMIT = 1 << 14  # elements: norm weights and biases, never a matrix
 

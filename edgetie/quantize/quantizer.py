@@ -26,6 +26,7 @@ from edgetie.bundle import (
     open_bundle,
     write_manifest,
 )
+from edgetie.content import MIN_ELEMENTS
 from edgetie.errors import BundleError, QuantizeError
 from edgetie.external_data import write_model
 from edgetie.passes import run_passes
@@ -36,7 +37,7 @@ from edgetie.quantize.prepare import prepare
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.quantize.weight_only import WeightOnly
 from edgetie.report.progress import Stages
-from edgetie.ties import MIN_ELEMENTS, find_ties, verify_ties
+from edgetie.ties import find_ties, verify_ties
 
 _QUANTIZED = {
     "MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "DynamicQuantizeLinear",

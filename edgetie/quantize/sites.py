@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.content import MIN_ELEMENTS
 from edgetie.passes._base import attribute_ints, producer, weight
-from edgetie.ties import MIN_ELEMENTS
 
 Array = np.ndarray[Any, Any]
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.content import MIN_ELEMENTS
 from edgetie.passes._base import (
     MICROSOFT,
     GraphPass,
@@ -30,7 +31,6 @@ from edgetie.quantize.blockwise import block_codes, block_scales, choose_block
 from edgetie.quantize.compensate import compensated
 from edgetie.quantize.rotate import PREFIX
 from edgetie.quantize.short_list import LENGTH, candidates, corrected
-from edgetie.ties import MIN_ELEMENTS
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
 
