@@ -17,10 +17,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.runtime.memory import MappedFiles
 from edgetie.runtime.session import CacheTensor, Session, TensorInfo, one_line
 
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-_STEPS_BETWEEN_RELEASES = 16
+_STEPS_BETWEEN_RELEASES = 2
 
 
 class Decoder:
@@ -54,6 +55,7 @@ class Decoder:
         }
         self._bound: dict[str, tuple[int, ...]] = {}
         self._steps = 0
+        self._touched: MappedFiles | None = None
         self._logits_dtype = self._dtype(logits)
         self._vocabulary = logits.shape[-1]
         self._logits = np.empty(0, self._logits_dtype)
@@ -103,21 +105,18 @@ class Decoder:
         if len(empty):
             raise EdgetieError(f"sequence {empty[0]} has no token; give at least one")
         logits = self._forward(ids, mask, self._after_prefill)
-        self._release_lookups()  # a prompt reads far more pages than rows
+        if self.session.lookups is not None:
+            self._touched = self.session.lookups.touched()
+            self.session.lookups.release()  # a prompt reads far more pages than rows
         return logits
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token, ``tokens[b]``, to every sequence; otherwise as :meth:`prefill`."""
         logits = self._forward(tokens[:, None], 1, None)
         self._steps += 1
-        if self._steps % _STEPS_BETWEEN_RELEASES == 0:
-            self._release_lookups()
+        if self._touched is not None and self._steps % _STEPS_BETWEEN_RELEASES == 0:
+            self._touched.release()  # each row looked up brings 64 KB of neighbours
         return logits
-
-    def _release_lookups(self) -> None:
-        """Let go of pages of the weights' file: each row looked up brings 64 KB of neighbours."""
-        if self.session.lookups is not None:
-            self.session.lookups.release()
 
     def _forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int, options: Any

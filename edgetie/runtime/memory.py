@@ -77,6 +77,9 @@ def _peak_from_getrusage() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+_LARGE = 1 << 20  # bytes; what is smaller is not worth a system call
+
+
 class MappedFiles:
     """This process's mappings of some files, as they are when it is made.
 
@@ -97,6 +100,18 @@ class MappedFiles:
                     self._ranges.append((address, length, advice))
         except OSError:  # no /proc here, or one without these files
             self._ranges = []
+
+    def touched(self) -> MappedFiles:
+        """The large ones of these mappings that have resident pages now."""
+        result = MappedFiles([])
+        if self._ranges:
+            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+                result._ranges = [
+                    (address, length, advice)
+                    for address, length, advice in self._ranges
+                    if length >= _LARGE and _resident_pages(pagemap, address, length)[0]
+                ]
+        return result
 
     def release(self) -> None:
         """Let go of the resident pages; those that are needed again are read again."""
