@@ -16,6 +16,7 @@ from edgetie.errors import EdgetieError
 COMMANDS = {
     "quickstart": "The whole journey on a real model, in one command.",
     "export": "PyTorch to an ONNX bundle, tied weights kept as one.",
+    "tie": "An .onnx file whose shared weights were stored apart, repaired.",
     "quantize": "A bundle or .onnx file to int8, ties kept.",
     "inspect": "Tie groups, copies of shared weights, sizes.",
     "check": "Accuracy against torch or another bundle.",
@@ -32,6 +33,7 @@ HELP = """From a PyTorch language model with tied embeddings to a small, fast ON
 \b
   edgetie quickstart                       everything below, on a real model
   edgetie export MODEL --output fp32       a directory, hub id, .gguf or pkg.module:factory
+  edgetie tie IN.onnx --output OUT.onnx    repair a file that stores a shared weight twice
   edgetie quantize fp32 --output int8      8 bits a weight, one embedding matrix
   edgetie inspect int8                     proof that one matrix is still one
   edgetie check int8 --reference fp32      logits, KL divergence, perplexity

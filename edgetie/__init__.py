@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgetie.harness.inspection import inspect as inspect_model
     from edgetie.harness.latency import bench as bench_model
     from edgetie.quantize.quantizer import quantize as quantize_model
+    from edgetie.repair import tie as tie_model
     from edgetie.runtime.generation import generate, generate_text
     from edgetie.runtime.session import Session, open_session
     from edgetie.runtime.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ _HOME = {
     "open_bundle": "bundle:open_bundle",
     "open_session": "runtime.session:open_session",
     "quantize_model": "quantize.quantizer:quantize",
+    "tie_model": "repair:tie",
     "verify_ties": "ties:verify_ties",
 }
 
@@ -75,6 +77,7 @@ __all__ = [
     "open_bundle",
     "open_session",
     "quantize_model",
+    "tie_model",
     "verify_ties",
 ]
 

@@ -305,6 +305,60 @@ def atomic_directory(destination: str | os.PathLike[str], *, force: bool = False
                 parent.rmdir()  # fails on the first that holds something: all is well
 
 
+@contextlib.contextmanager
+def atomic_files(destination: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+    """Write some files beside ``destination``; they take their places when the block succeeds.
+
+    Args:
+        destination: the file that counts; the others' names are the caller's.
+        force: replace files that are there.
+
+    Yields:
+        A directory for the files, each under its own name.
+
+    Raises:
+        BundleError: if a file is in the way or cannot be written, or the disk is full.
+    """
+    target = Path(destination)
+    require_utf8(target)
+    if target.is_dir() or (target.exists() and not force):
+        raise BundleError(f"{target}: already exists; choose another output or pass --force")
+    staging: Path | None = None
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        new, old = staging / "new", staging / "old"
+        new.mkdir()
+        old.mkdir()
+        yield new
+        _move_in(sorted(new.iterdir(), key=lambda path: path.name == target.name), old, target)
+    except OSError as error:
+        space = _no_space(error)
+        why = "no space left to write it" if space else f"cannot be written ({error.strerror})"
+        raise BundleError(f"{target}: {why}, nothing was written; choose another output") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_in(files: list[Path], old: Path, target: Path) -> None:
+    """Put files beside ``target``; if one cannot be, all are as before."""
+    placed: list[Path] = []
+    try:
+        for path in files:
+            place = target.parent / path.name
+            if place.exists():
+                place.rename(old / path.name)
+            placed.append(place)
+            path.rename(place)
+    except BaseException:
+        for place in placed:
+            if (old / place.name).exists():
+                (old / place.name).replace(place)
+            else:
+                place.unlink(missing_ok=True)
+        raise
+
+
 def _no_space(error: Exception) -> bool:
     """Whether a write failed for want of space; the tokenizers' library says so in words only."""
     if isinstance(error, OSError):

@@ -43,11 +43,13 @@ def equal_groups(values: Iterable[ir.Value]) -> list[list[Twin]]:
 
     Two entries over the same bytes of a file are one; the first stands for both.
     """
+    import onnx_ir as ir
+
     tensors: list[tuple[ir.Value, ir.TensorProtocol]] = []
     ranges: set[Hashable] = set()
     for value in values:
         tensor = value.const_value
-        if tensor is None or tensor.size < MIN_ELEMENTS:
+        if tensor is None or tensor.size < MIN_ELEMENTS or tensor.dtype == ir.DataType.STRING:
             continue
         where = byte_range(value)
         if where is None or where not in ranges:

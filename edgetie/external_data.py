@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.bundle import DATA, MODEL
+from edgetie.bundle import MODEL
 from edgetie.report.progress import Progress
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file
@@ -26,6 +27,7 @@ def write_model(
     directory: Path,
     *,
     aliases: Mapping[str, str] | None = None,
+    name: str = MODEL,
     progress: Progress | None = None,
 ) -> Path:
     """Write ``model.onnx`` and ``model.onnx.data`` into ``directory``.
@@ -35,6 +37,7 @@ def write_model(
         directory: must exist; files of these names are replaced.
         aliases: initializers that share the bytes of another: name to name. They must have the
             same number of bytes, e.g. one table seen in two shapes.
+        name: of the model file; that of the data file is ``.data`` longer.
         progress: told how many bytes are written.
 
     Returns:
@@ -43,43 +46,58 @@ def write_model(
     aliases = aliases or {}
     values = [
         value
-        for value in model.graph.initializers.values()
-        if value.const_value is not None and value.const_value.nbytes > _INLINE_BYTES
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.dtype != ir.DataType.STRING
+        and value.const_value.nbytes > _INLINE_BYTES
     ]
     own = [v.const_value for v in values if v.name not in aliases and v.const_value is not None]
     total = sum(tensor.nbytes for tensor in own)
     ranges: dict[str, tuple[int, int]] = {}
-    with (directory / DATA).open("wb") as file:
+    data = f"{name}.data"
+    with (directory / data).open("wb") as file:
         for value in values:
-            name, tensor = str(value.name), value.const_value
+            own_name, tensor = str(value.name), value.const_value
             assert tensor is not None
-            if name in aliases:
+            if own_name in aliases:
                 continue
             align = _ALIGN_LARGE if tensor.nbytes >= _LARGE_BYTES else _ALIGN
             file.write(bytes(-file.tell() % align))
             start = file.tell()
-            file.write(np.ascontiguousarray(tensor.numpy()).data)
-            ranges[name] = start, file.tell() - start
-            _refer(value, directory, *ranges[name])
+            _write_tensor(file, tensor)
+            length = file.tell() - start
+            ranges.setdefault(own_name, (start, length))  # the main graph's, not a subgraph's
+            _refer(value, directory / data, start, length)
             if progress is not None:
                 progress.advance(file.tell() >> 20, total >> 20)
+    if not ranges:
+        (directory / data).unlink()
     for value in values:
         if value.name in aliases:
-            _refer(value, directory, *ranges[aliases[str(value.name)]])
-    ir.save(model, directory / MODEL)
-    return directory / MODEL
+            _refer(value, directory / data, *ranges[aliases[str(value.name)]])
+    ir.save(model, directory / name)
+    return directory / name
 
 
-def _refer(value: ir.Value, directory: Path, offset: int, length: int) -> None:
+def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
+    """A tensor's bytes; those of another file are copied without being mapped."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(file)
+    else:
+        file.write(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
+
+
+def _refer(value: ir.Value, path: Path, offset: int, length: int) -> None:
     """Point an initializer at a byte range of the data file."""
     tensor = value.const_value
     assert tensor is not None
     value.const_value = ir.ExternalTensor(
-        DATA,
+        path.name,
         offset,
         length,
         tensor.dtype,
         name=str(value.name),
         shape=ir.Shape(tensor.shape.numpy()),
-        base_dir=directory,
+        base_dir=path.parent,
     )

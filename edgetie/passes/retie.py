@@ -1,27 +1,106 @@
-"""Initializers of equal value made one again."""
+"""Initializers of equal content made one again."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgetie.passes._base import GraphPass
-from edgetie.ties import equal_initializers
+from edgetie.content import Twin, equal_groups
+from edgetie.passes._base import GraphPass, insert
+
+_SEEN_THROUGH = {"Identity", "Cast"}
 
 
 class Retie(GraphPass):
-    """Merges initializers with equal bytes: a checkpoint that stored a tied matrix twice."""
+    """Merges initializers with equal elements, those of subgraphs too: a matrix stored twice.
+
+    The copy that rows are looked up in stays; users of a transposed copy read it through a
+    Transpose, or through Gemm's own attribute. One in another shape stays an entry of its own: a
+    Reshape in its place would be folded into a copy when ONNX Runtime starts.
+
+    Attributes:
+        merged: the name of each initializer that is gone, and of the one that took its place.
+        aliases: initializers that hold another's bytes in another shape, name to name; a writer
+            lets them share its byte range.
+    """
 
     name = "retie"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.merged: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
+
     def rewrite(self, model: ir.Model) -> None:
-        initializers = model.graph.initializers
-        for first, *others in equal_initializers(model):
-            keep = initializers[first]
-            for name in others:
-                copy = initializers[name]
-                if tuple(copy.shape or ()) != tuple(keep.shape or ()):
-                    self.skipped.append(f"{name}: is {first} transposed")
-                    continue
-                ir.convenience.replace_all_uses_with(copy, keep)
-                initializers.pop(name)
-                self.changed += 1
+        owners = {value: graph for graph in model.graphs() for value in graph.initializers.values()}
+        for group in equal_groups(owners):
+            keep = max(group, key=lambda twin: (_looked_up(twin.value), -group.index(twin)))
+            if owners[keep.value] is not model.graph:
+                _hoist(model.graph, owners[keep.value], keep.value)
+            for twin in group:
+                if twin is not keep:
+                    self._merge(owners[twin.value], keep, twin)
+
+    def _merge(self, graph: ir.Graph, keep: Twin, twin: Twin) -> None:
+        kept, copy = keep.value, twin.value
+        if copy.is_graph_output():
+            self.skipped.append(f"{copy.name}: is {kept.name}, and an output of the graph")
+            return
+        shapes = [tuple(v.shape.numpy()) if v.shape is not None else () for v in (kept, copy)]
+        turned = (keep.form == "transposed") != (twin.form == "transposed")
+        if not turned and shapes[0] == shapes[1]:
+            ir.convenience.replace_all_uses_with(copy, kept)
+        elif turned and len(shapes[1]) == 2 and shapes[0] == shapes[1][::-1]:
+            for node, index in list(copy.uses()):
+                _read_turned(node, index, kept)
+        elif turned:
+            self.skipped.append(f"{copy.name}: is {kept.name} transposed and in another shape")
+            return
+        else:
+            self.aliases[str(copy.name)] = str(kept.name)
+            self.changed += 1
+            return
+        graph.initializers.pop(str(copy.name))
+        if copy.is_graph_input():
+            graph.inputs.remove(copy)
+        self.merged[str(copy.name)] = str(kept.name)
+        self.changed += 1
+
+
+def _looked_up(value: ir.Value) -> bool:
+    """Whether rows of it are gathered, perhaps behind an operator that keeps its form."""
+    for node, index in value.uses():
+        if "Gather" in node.op_type and index == 0:
+            return True
+        if node.op_type in (*_SEEN_THROUGH, "DequantizeLinear") and index == 0:
+            return any(_is_gather(user) for user, _ in node.outputs[0].uses())
+    return False
+
+
+def _is_gather(node: ir.Node) -> bool:
+    return "Gather" in node.op_type
+
+
+def _hoist(main: ir.Graph, graph: ir.Graph, value: ir.Value) -> None:
+    """Move a subgraph's initializer to the main graph, which every subgraph sees."""
+    graph.initializers.pop(str(value.name))
+    name, number = str(value.name), 0
+    while name in main.initializers:
+        number += 1
+        name = f"{value.name}.{number}"
+    value.name = name
+    main.register_initializer(value)
+
+
+def _read_turned(node: ir.Node, index: int, kept: ir.Value) -> None:
+    """Let ``node`` read ``kept`` transposed."""
+    if node.op_type == "Gemm" and index in (0, 1):
+        name = "transB" if index == 1 else "transA"
+        attribute = node.attributes.get(name)
+        node.attributes[name] = ir.AttrInt64(name, int(not (attribute and attribute.as_int())))
+        node.replace_input_with(index, kept)
+        return
+    turned = ir.node("Transpose", [kept], {"perm": [1, 0]})
+    insert(node, turned)
+    turned.outputs[0].shape = ir.Shape(kept.shape.numpy()[::-1])  # type: ignore[union-attr]
+    turned.outputs[0].type = kept.type
+    node.replace_input_with(index, turned.outputs[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from edgetie.export.exporter import ExportReport
 
 
-def ties_table(ties: list[TieGroup]) -> Table:
+def ties_table(ties: Sequence[TieGroup]) -> Table:
     """One row for each tied weight."""
     table = Table("tied weight", "shape", "size", "uses", box=None, header_style="bold")
     for group in ties:

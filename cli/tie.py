@@ -1,0 +1,64 @@
+"""``edgetie tie``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from .common import Number, output_options, print_json
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgetie tie broken.onnx --output fixed.onnx
+  edgetie tie model.onnx --output one.onnx --max-distance 0.01"""
+)
+@click.argument("source", metavar="IN.onnx", type=click.Path())
+@click.option(
+    "--output", "-o", required=True, type=click.Path(),
+    help="The .onnx file to write; its weights go to a file of that name with .data added.",
+)  # fmt: skip
+@click.option(
+    "--max-distance",
+    type=Number(0, 1),
+    default=0.0,
+    help="Also merge copies that differ by no more than this share of the table (Frobenius norm); "
+    "0.01 is 1 %. By default they are only reported.",
+)
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+@output_options
+def command(
+    source: str, output: str, max_distance: float, force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Make weights that IN.onnx stores more than once one again.
+
+    Copies are found by content: equal, transposed, in another shape, in subgraphs. The outputs of
+    both files are compared on random input before the new one takes its place.
+    """
+    from edgetie.repair import tie
+    from edgetie.report.progress import live
+
+    with live(quiet) as progress:
+        report = tie(source, output, max_distance=max_distance, force=force, progress=progress)
+    if as_json:
+        print_json(
+            {
+                "path": str(report.path),
+                "merged": report.merged,
+                "shared": report.shared,
+                "near": [asdict(copy) for copy in report.near],
+                "merged_near": list(report.merged_near),
+                "skipped": list(report.skipped),
+                "ties": [group.to_dict() for group in report.ties],
+                "bytes_before": report.bytes_before,
+                "bytes_after": report.bytes_after,
+                "outputs": report.outputs.to_dict(),
+                "seconds": report.seconds,
+            }
+        )
+    elif not quiet:
+        from edgetie.report.repair_table import print_repair
+
+        print_repair(report)

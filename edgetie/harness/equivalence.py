@@ -1,0 +1,122 @@
+"""Whether two ONNX files compute the same, on random input, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_LENGTH = 8  # of every axis that is not fixed, batch and past aside
+_SEED = 20240229
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The outputs of two models for the same input.
+
+    Attributes:
+        identical: every output equal bit for bit.
+        max_abs_error: largest difference of any output.
+        relative_error: the same over the largest value of the first model's outputs.
+        reason: why there is nothing to compare, if so; the rest then says nothing.
+    """
+
+    identical: bool
+    max_abs_error: float
+    relative_error: float
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has neither NaN nor infinity: they become ``None``."""
+        return {
+            name: None if isinstance(value, float) and not np.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
+    """Run two models with the same inputs and outputs on the CPU, their weights left in the file.
+
+    Args:
+        before: the one that is right.
+        after: the other.
+        vocabulary: integer inputs that are no mask and no position stay below it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = []
+        for index, path in enumerate((before, after)):
+            target = Path(scratch) / f"{index}.npz"
+            request = {"model": str(path), "vocabulary": vocabulary, "target": str(target)}
+            done = subprocess.run(
+                [sys.executable, "-m", "edgetie.harness.equivalence"],
+                input=json.dumps(request), capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                why = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+                if index:
+                    return Equivalence(False, float("inf"), float("inf"), why)
+                return Equivalence(False, float("nan"), float("nan"), f"before: {why}")
+            with np.load(target) as arrays:
+                outputs.append([arrays[name] for name in arrays.files])
+    return _compared(*outputs)
+
+
+def _compared(before: list[Any], after: list[Any]) -> Equivalence:
+    identical, error, largest = len(before) == len(after), 0.0, 0.0
+    for a, b in zip(before, after, strict=False):
+        if a.shape != b.shape:
+            return Equivalence(False, float("inf"), float("inf"))
+        if not a.size:
+            continue
+        identical = identical and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        difference = np.abs(np.where(x == y, 0, x - y)).max()
+        error = max(error, float(difference) if np.isfinite(difference) else float("inf"))
+        largest = max(largest, float(np.abs(np.nan_to_num(x)).max()))
+    return Equivalence(identical, error, error / max(largest, 1e-12))
+
+
+def _run(model: str, vocabulary: int, target: str) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(_SEED)
+    feeds = {v.name: _feed(v, random, vocabulary) for v in session.get_inputs()}
+    results = session.run(None, feeds)
+    names = [value.name for value in session.get_outputs()]
+    arrays = {str(i): np.asarray(r) for i, r in enumerate(results) if len(names) > i}
+    np.savez(target, **arrays)  # type: ignore[arg-type]
+
+
+def _feed(value: Any, random: np.random.Generator, vocabulary: int) -> Any:
+    """Something that an input of this name and type may hold."""
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+    name = value.name.lower()
+    past = "past" in name or "cache" in name
+    shape = [
+        size if isinstance(size, int) else 1 if axis == 0 else 0 if past else _LENGTH
+        for axis, size in enumerate(value.shape)
+    ]
+    if dtype.kind == "f":
+        return random.normal(size=shape).astype(dtype)
+    if dtype.kind == "b" or "mask" in name:
+        return np.ones(shape, dtype)
+    if "position" in name:
+        return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape).astype(dtype)
+    upper = 1 if "type" in name else max(1, vocabulary)
+    return random.integers(0, upper, shape).astype(dtype)
+
+
+if __name__ == "__main__":
+    _run(**json.load(sys.stdin))

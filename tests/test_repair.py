@@ -1,0 +1,241 @@
+"""``tie``: files whose shared weights were stored apart, as exporters and converters leave them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgetie.errors import BundleError
+from edgetie.repair import tie
+
+ROWS, WIDTH = 300, 48
+IDS = np.array([[5, 7, 299, 0]])
+
+
+def table(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(ROWS, WIDTH)).astype(np.float32)
+
+
+def save(
+    path: Path, nodes: list[onnx.NodeProto], values: dict[str, np.ndarray], *,
+    external: bool = False, kind: int = TensorProto.FLOAT,
+) -> Path:  # fmt: skip
+    """A graph ``input_ids -> logits`` over some initializers."""
+    graph = helper.make_graph(
+        nodes,
+        "broken",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [helper.make_tensor_value_info("logits", kind, None)],
+        [numpy_helper.from_array(array, name) for name, array in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.weights")
+    return path
+
+
+def copies(path: Path, size: int = ROWS * WIDTH) -> int:
+    """Byte ranges, or tensors in the model file, of so many elements."""
+    model = onnx.load(path, load_external_data=False)
+    graphs, found = [model.graph], set()
+    for graph in graphs:
+        graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        for tensor in graph.initializer:
+            if int(np.prod(tensor.dims)) == size:
+                info = {entry.key: entry.value for entry in tensor.external_data}
+                found.add(info.get("offset", tensor.name))
+    return len(found)
+
+
+def logits(path: Path) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {value.name: IDS for value in session.get_inputs()}
+    return session.run(["logits"], feeds)[0]
+
+
+LOOKUP = helper.make_node("Gather", ["table", "input_ids"], ["x"])
+
+
+def broken(path: Path, form: str) -> Path:
+    """A tied model as one tool or another leaves it."""
+    w = table()
+    values = {"table": w}
+    if form == "folded Transpose":
+        values["head"] = np.ascontiguousarray(w.T)
+        nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
+    elif form == "duplicate":
+        values["head"] = w.copy()
+        nodes = [
+            LOOKUP,
+            helper.make_node("Transpose", ["head"], ["t"], perm=[1, 0]),
+            helper.make_node("MatMul", ["x", "t"], ["logits"]),
+        ]
+    elif form in ("Gemm", "Gemm transB"):
+        turned = form == "Gemm transB"
+        values |= {"head": w.copy() if turned else np.ascontiguousarray(w.T)}
+        values |= {"flat": np.array([-1, WIDTH])}
+        nodes = [
+            LOOKUP,
+            helper.make_node("Reshape", ["x", "flat"], ["f"]),
+            helper.make_node("Gemm", ["f", "head"], ["logits"], transB=int(turned)),
+        ]
+    elif form == "Constant":
+        constant = numpy_helper.from_array(np.ascontiguousarray(w.T), "value")
+        nodes = [
+            LOOKUP,
+            helper.make_node("Constant", [], ["head"], value=constant),
+            helper.make_node("MatMul", ["x", "head"], ["logits"]),
+        ]
+    elif form == "other shape":
+        values["head"] = w.reshape(ROWS, 3, WIDTH // 3)
+        values |= {"flat": np.array([ROWS, WIDTH])}
+        nodes = [
+            LOOKUP,
+            helper.make_node("Reshape", ["head", "flat"], ["h"]),
+            helper.make_node("Transpose", ["h"], ["t"], perm=[1, 0]),
+            helper.make_node("MatMul", ["x", "t"], ["logits"]),
+        ]
+    else:
+        assert form == "subgraphs"
+        branches = {}
+        for name in ("then", "else"):
+            head = numpy_helper.from_array(np.ascontiguousarray(w.T), f"{name}_head")
+            made = helper.make_node("MatMul", ["x", f"{name}_head"], [f"{name}_logits"])
+            output = helper.make_tensor_value_info(f"{name}_logits", TensorProto.FLOAT, None)
+            branches[f"{name}_branch"] = helper.make_graph([made], name, [], [output], [head])
+        values |= {"yes": np.array(True)}
+        nodes = [LOOKUP, helper.make_node("If", ["yes"], ["logits"], **branches)]
+    return save(path, nodes, values)
+
+
+FORMS = [
+    "folded Transpose", "duplicate", "Gemm", "Gemm transB", "Constant", "other shape", "subgraphs",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_table_is_left_and_the_outputs_stay(tmp_path: Path, form: str) -> None:
+    path = broken(tmp_path / "broken.onnx", form)
+    report = tie(path, tmp_path / "fixed.onnx")
+    assert copies(tmp_path / "fixed.onnx") == 1
+    assert len(report.merged) + len(report.shared) == (2 if form == "subgraphs" else 1)
+    assert report.outputs.reason is None
+    assert report.outputs.relative_error < 1e-6
+    np.testing.assert_allclose(logits(tmp_path / "fixed.onnx"), logits(path), atol=1e-5)
+    assert report.bytes_after < report.bytes_before * 0.6
+    (group,) = report.ties if form != "other shape" else report.ties[:1]
+    assert group.name == "table"
+
+
+def test_half_precision_and_external_data(tmp_path: Path) -> None:
+    w = table().astype(np.float16)
+    nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
+    values = {"table": w, "head": np.ascontiguousarray(w.T)}
+    path = save(tmp_path / "half.onnx", nodes, values, external=True, kind=TensorProto.FLOAT16)
+    report = tie(path, tmp_path / "fixed.onnx")
+    assert copies(tmp_path / "fixed.onnx") == 1
+    assert report.bytes_before > 2 * w.nbytes
+    assert report.bytes_after < 1.2 * w.nbytes + 2000
+    assert not (tmp_path / "fixed.onnx.weights").exists()
+
+
+def quantized(path: Path, *, apart: float) -> Path:
+    """An int8 table and an int8 head with scales of its own, ``apart`` times as large."""
+    w = table()
+    scale = (np.abs(w).max() / 127).astype(np.float32)
+    codes = np.rint(w / scale).astype(np.int8)
+    other = np.clip(np.rint(w / (scale * apart)), -127, 127).astype(np.int8)
+    values = {
+        "codes": codes, "scale": scale,
+        "head_codes": np.ascontiguousarray(other.T), "head_scale": np.float32(scale * apart),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Gather", ["codes", "input_ids"], ["c"]),
+        helper.make_node("DequantizeLinear", ["c", "scale"], ["x"]),
+        helper.make_node("DequantizeLinear", ["head_codes", "head_scale"], ["head"]),
+        helper.make_node("MatMul", ["x", "head"], ["logits"]),
+    ]
+    return save(path, nodes, values)
+
+
+def test_int8_copies_are_merged(tmp_path: Path) -> None:
+    path = quantized(tmp_path / "int8.onnx", apart=1.0)
+    report = tie(path, tmp_path / "fixed.onnx")
+    assert report.merged == {"head_codes": "codes"}
+    assert copies(tmp_path / "fixed.onnx") == 1
+    np.testing.assert_allclose(logits(tmp_path / "fixed.onnx"), logits(path), atol=1e-5)
+
+
+def test_near_copies_are_reported_and_merged_on_request(tmp_path: Path) -> None:
+    w = table()
+    rounded = w + np.random.default_rng(1).normal(size=w.shape).astype(np.float32) * 0.004
+    nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
+    values = {"table": w, "head": np.ascontiguousarray(rounded.T), "other": table(3)}
+    nodes.append(helper.make_node("Gather", ["other", "input_ids"], ["unused"]))
+    path = save(tmp_path / "near.onnx", nodes, values)
+    report = tie(path, tmp_path / "kept.onnx")
+    (near,) = report.near
+    assert (near.name, near.table, near.transposed) == ("head", "table", True)
+    assert near.distance == pytest.approx(0.004, rel=0.1)
+    assert report.merged_near == ()
+    assert report.outputs.identical
+    report = tie(path, tmp_path / "merged.onnx", max_distance=0.01)
+    assert report.merged_near == ("head",)
+    assert copies(tmp_path / "merged.onnx") == 1
+    assert 0 < report.outputs.relative_error < 0.02
+
+
+def test_a_tied_file_stays_as_it_is(tmp_path: Path) -> None:
+    path = broken(tmp_path / "broken.onnx", "folded Transpose")
+    tie(path, tmp_path / "fixed.onnx")
+    report = tie(tmp_path / "fixed.onnx", tmp_path / "again.onnx")
+    assert (report.merged, report.shared, report.outputs.identical) == ({}, {}, True)
+    assert (tmp_path / "again.onnx.data").read_bytes() == (
+        tmp_path / "fixed.onnx.data"
+    ).read_bytes()
+
+
+def test_bad_output_and_bad_input(tmp_path: Path) -> None:
+    path = broken(tmp_path / "broken.onnx", "duplicate")
+    with pytest.raises(BundleError, match=r"ends in \.onnx"):
+        tie(path, tmp_path / "directory")
+    (tmp_path / "there.onnx").write_bytes(b"precious")
+    with pytest.raises(BundleError, match="already exists"):
+        tie(path, tmp_path / "there.onnx")
+    assert (tmp_path / "there.onnx").read_bytes() == b"precious"
+    (tmp_path / "bad.onnx").write_bytes(path.read_bytes()[:500])
+    with pytest.raises(BundleError, match=r"not (a readable|an) ONNX model"):
+        tie(tmp_path / "bad.onnx", tmp_path / "fixed.onnx")
+    with pytest.raises(BundleError, match="no such file"):
+        tie(tmp_path / "absent.onnx", tmp_path / "fixed.onnx")
+    before = sorted(file.name for file in tmp_path.iterdir())
+    report = tie(path, tmp_path / "there.onnx", force=True)
+    assert report.path.read_bytes() != b"precious"
+    after = sorted(file.name for file in tmp_path.iterdir())
+    assert after == sorted([*before, "there.onnx.data"])
+
+
+def test_a_file_may_be_repaired_in_place(tmp_path: Path) -> None:
+    path = broken(tmp_path / "model.onnx", "duplicate")
+    expected = logits(path)
+    tie(path, path, force=True)
+    assert copies(path) == 1
+    np.testing.assert_allclose(logits(path), expected, atol=1e-5)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from edgetie_cli.tie import command
+
+    path = broken(tmp_path / "broken.onnx", "folded Transpose")
+    command.main(
+        [str(path), "--output", str(tmp_path / "fixed.onnx"), "--json"], standalone_mode=False
+    )
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["merged"] == {"head": "table"}
+    assert answer["ties"][0]["name"] == "table"
+    assert answer["outputs"]["reason"] is None
