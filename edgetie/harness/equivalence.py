@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from edgetie.bundle import external_data_files
+from edgetie.runtime.memory import release_file_pages
 
 _LENGTH = 8  # of every axis that is not fixed, batch and past aside
 _SEED = 20240229
@@ -92,10 +98,29 @@ def _run(model: str, vocabulary: int, target: str) -> None:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(_SEED)
     feeds = {v.name: _feed(v, random, vocabulary) for v in session.get_inputs()}
-    results = session.run(None, feeds)
+    with _few_pages(external_data_files(Path(model))):
+        results = session.run(None, feeds)
     names = [value.name for value in session.get_outputs()]
     arrays = {str(i): np.asarray(r) for i, r in enumerate(results) if len(names) > i}
     np.savez(target, **arrays)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _few_pages(paths: list[Path]) -> Iterator[None]:
+    """Let go of the files' pages again and again: each weight is read once."""
+    done = threading.Event()
+
+    def release() -> None:
+        while not done.wait(0.01):
+            release_file_pages(paths)
+
+    thread = threading.Thread(target=release, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _feed(value: Any, random: np.random.Generator, vocabulary: int) -> Any:

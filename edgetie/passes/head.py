@@ -20,6 +20,8 @@ from edgetie.passes._base import (
     weight,
 )
 
+_SHAPE_OF_SOME_AXES = 15  # the opset from which on Shape takes a start and an end
+
 
 class Head(GraphPass):
     """``MatMul(h, Transpose(W))`` with a W used elsewhere becomes ``Gemm(h, W, transB=1)``."""
@@ -38,9 +40,9 @@ class Head(GraphPass):
         if transpose is None or h is None or tensor is None or len(tensor.shape) != 2:
             return
         rows, columns = tensor.shape.numpy()
-        rank = len(h.shape) if h.shape is not None else 0
-        if rank not in (2, 3):
-            self.skipped.append(f"{node.name}: hidden states of rank {rank}")
+        flat_already = h.shape is not None and len(h.shape) == 2
+        if not flat_already and graph.opset_imports.get("", 1) < _SHAPE_OF_SOME_AXES:
+            self.skipped.append(f"{node.name or node.outputs[0].name}: the opset is too old")
             return
 
         def vector(label: str, *numbers: int) -> ir.Value:
@@ -48,13 +50,13 @@ class Head(GraphPass):
 
         nodes: list[ir.Node] = []
         flat = h
-        if rank == 3:
+        if not flat_already:
             nodes.append(ir.node("Reshape", [h, vector(f"flat.{columns}", -1, columns)]))
             flat = nodes[-1].outputs[0]
         nodes.append(ir.node("Gemm", [flat, transpose.inputs[0]], {"transB": 1}, name=node.name))
-        if rank == 3:
+        if not flat_already:
             product = nodes[-1].outputs[0]
-            nodes.append(ir.node("Shape", [h], {"start": 0, "end": 2}))
+            nodes.append(ir.node("Shape", [h], {"start": 0, "end": -1}))
             leading = nodes[-1].outputs[0]
             nodes.append(ir.node("Concat", [leading, vector(f"rows.{rows}", rows)], {"axis": 0}))
             nodes.append(ir.node("Reshape", [product, nodes[-1].outputs[0]]))
