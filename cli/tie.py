@@ -13,12 +13,14 @@ from .common import Number, output_options, print_json
     epilog="""\b
 Examples:
   edgetie tie broken.onnx --output fixed.onnx
+  edgetie tie encoder.onnx decoder.onnx --output tied
   edgetie tie model.onnx --output one.onnx --max-distance 0.01"""
 )
-@click.argument("source", metavar="IN.onnx", type=click.Path())
+@click.argument("sources", metavar="IN.onnx...", type=click.Path(), nargs=-1, required=True)
 @click.option(
     "--output", "-o", required=True, type=click.Path(),
-    help="The .onnx file to write; its weights go to a file of that name with .data added.",
+    help="The .onnx file to write; its weights go to a file of that name with .data added. Of "
+    "several files: a directory, where they share one data file.",
 )  # fmt: skip
 @click.option(
     "--max-distance",
@@ -30,18 +32,24 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @output_options
 def command(
-    source: str, output: str, max_distance: float, force: bool, as_json: bool, quiet: bool
+    sources: tuple[str, ...],
+    output: str,
+    max_distance: float,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Make weights that IN.onnx stores more than once one again.
+    """Make weights that ONNX files store more than once one again.
 
-    Copies are found by content: equal, transposed, in another shape, in subgraphs. The outputs of
-    both files are compared on random input before the new one takes its place.
+    Copies are found by content: equal, transposed, in another shape, in subgraphs, in another of
+    the files. The outputs of old and new files are compared on random input before anything takes
+    its place.
     """
     from edgetie.repair import tie
     from edgetie.report.progress import live
 
     with live(quiet) as progress:
-        report = tie(source, output, max_distance=max_distance, force=force, progress=progress)
+        report = tie(sources, output, max_distance=max_distance, force=force, progress=progress)
     if as_json:
         print_json(
             {
@@ -54,7 +62,7 @@ def command(
                 "ties": [group.to_dict() for group in report.ties],
                 "bytes_before": report.bytes_before,
                 "bytes_after": report.bytes_after,
-                "outputs": report.outputs.to_dict(),
+                "outputs": [outputs.to_dict() for outputs in report.outputs],
                 "seconds": report.seconds,
             }
         )

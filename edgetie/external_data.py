@@ -43,41 +43,72 @@ def write_model(
     Returns:
         The path of the model file.
     """
-    aliases = aliases or {}
+    initializers = model.graph.initializers
+    same = {
+        initializers[alias]: initializers[original]
+        for alias, original in (aliases or {}).items()
+        if alias in initializers
+    }
+    (path,) = write_models(
+        {name: model}, directory, data=f"{name}.data", same=same, progress=progress
+    )
+    return path
+
+
+def write_models(
+    models: Mapping[str, ir.Model],
+    directory: Path,
+    *,
+    data: str,
+    same: Mapping[ir.Value, ir.Value],
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write some models whose weights lie in one data file.
+
+    Args:
+        models: by file name; their large initializers become references into the data file.
+        directory: must exist; files of these names are replaced.
+        data: name of the data file.
+        same: initializers that share the bytes of another, of the same model or another one.
+        progress: told how many bytes are written.
+
+    Returns:
+        The paths of the model files, in the order of ``models``.
+    """
     values = [
         value
+        for model in models.values()
         for graph in model.graphs()
         for value in graph.initializers.values()
         if value.const_value is not None
         and value.const_value.dtype != ir.DataType.STRING
         and value.const_value.nbytes > _INLINE_BYTES
     ]
-    own = [v.const_value for v in values if v.name not in aliases and v.const_value is not None]
-    total = sum(tensor.nbytes for tensor in own)
-    ranges: dict[str, tuple[int, int]] = {}
-    data = f"{name}.data"
+    total = sum(v.const_value.nbytes for v in values if v not in same and v.const_value is not None)
+    ranges: dict[ir.Value, tuple[int, int]] = {}
     with (directory / data).open("wb") as file:
         for value in values:
-            own_name, tensor = str(value.name), value.const_value
+            tensor = value.const_value
             assert tensor is not None
-            if own_name in aliases:
+            if value in same:
                 continue
             align = _ALIGN_LARGE if tensor.nbytes >= _LARGE_BYTES else _ALIGN
             file.write(bytes(-file.tell() % align))
             start = file.tell()
             _write_tensor(file, tensor)
-            length = file.tell() - start
-            ranges.setdefault(own_name, (start, length))  # the main graph's, not a subgraph's
-            _refer(value, directory / data, start, length)
+            ranges[value] = start, file.tell() - start
             if progress is not None:
                 progress.advance(file.tell() >> 20, total >> 20)
     if not ranges:
         (directory / data).unlink()
     for value in values:
-        if value.name in aliases:
-            _refer(value, directory / data, *ranges[aliases[str(value.name)]])
-    ir.save(model, directory / name)
-    return directory / name
+        original = value
+        while original in same:
+            original = same[original]
+        _refer(value, directory / data, *ranges[original])
+    for name, model in models.items():
+        ir.save(model, directory / name)
+    return [directory / name for name in models]
 
 
 def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:

@@ -1,4 +1,4 @@
-"""``tie``: an ONNX file whose shared weights were stored apart, with each of them one again.
+"""``tie``: ONNX files whose shared weights were stored apart, with each of them one again.
 
 Works on files of any exporter: copies are found by content (:mod:`edgetie.content`), whatever they
 are called and wherever they stand. Copies that are only nearly equal, because a converter rounded
@@ -8,7 +8,7 @@ one side, are reported with their distance and merged on request.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from edgetie.bundle import atomic_files, open_bundle
-from edgetie.content import MIN_ELEMENTS
+from edgetie.bundle import DATA, atomic_directory, atomic_files, open_bundle
+from edgetie.content import MIN_ELEMENTS, equal_groups
 from edgetie.errors import BundleError, TieError
-from edgetie.external_data import write_model
+from edgetie.external_data import write_models
 from edgetie.harness.equivalence import Equivalence, compare_files
 from edgetie.passes import run_passes
 from edgetie.passes.head import Head
 from edgetie.passes.near import MergeNear, NearCopy, near_copies
-from edgetie.passes.retie import Retie
+from edgetie.passes.retie import Retie, can_read_turned, read_turned
 from edgetie.report.progress import Stages
 from edgetie.ties import TieGroup, find_ties, verify_ties
 
@@ -38,15 +38,15 @@ class RepairReport:
     """What :func:`tie` did.
 
     Attributes:
-        path: the file it wrote.
+        path: the file it wrote, or the directory.
         merged: initializers that are gone, and what took the place of each.
-        shared: initializers that share another's bytes in another shape, and that other.
+        shared: initializers that share another's bytes, in another shape or file, and that other.
         near: copies that are nearly equal to a table, whether merged or not.
         merged_near: names of those that were.
         skipped: copies that could not be merged, and why.
         ties: the tied weights of the new file.
         bytes_before, bytes_after: sizes of the files, external data included.
-        outputs: the new file's outputs against the old one's.
+        outputs: each new file's outputs against the old one's.
         seconds: where the time went.
     """
 
@@ -59,79 +59,156 @@ class RepairReport:
     ties: tuple[TieGroup, ...]
     bytes_before: int
     bytes_after: int
-    outputs: Equivalence
+    outputs: tuple[Equivalence, ...]
     seconds: dict[str, float]
 
 
 def tie(
-    source: str | os.PathLike[str],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
     max_distance: float = 0.0,
     force: bool = False,
     progress: Stages | None = None,
 ) -> RepairReport:
-    """Make every weight that an ONNX file stores more than once one initializer.
+    """Make every weight that ONNX files store more than once one byte range.
 
     Args:
-        source: an ``.onnx`` file, or a directory with one.
-        output: the ``.onnx`` file to write; weights go to a file of that name with ``.data`` added.
+        sources: an ``.onnx`` file or a directory with one; or several files that belong together,
+            such as an encoder and its decoders.
+        output: the ``.onnx`` file to write, its weights in a file of that name with ``.data``
+            added; of several files the directory, which keeps their names, with one data file
+            ``model.onnx.data`` for all.
         max_distance: also merge copies whose relative distance (Frobenius norm of the difference
             over that of the table) is no more; this changes what the model computes.
-        force: replace files that are there.
+        force: replace files that are there (never a directory).
         progress: told about each stage.
 
     Raises:
-        BundleError: if the file cannot be read, or ``output`` is in the way or the disk is full.
-        TieError: if the new file's outputs are not the old one's.
+        BundleError: if a file cannot be read, or ``output`` is in the way or the disk is full.
+        TieError: if a new file's outputs are not the old one's.
     """
-    target = Path(output)
-    if target.suffix != ".onnx":
-        raise BundleError(f"{target}: name a file that ends in .onnx")
     stages = progress or Stages()
     stages.stage("read")
-    bundle = open_bundle(source)
-    with atomic_files(target, force=force) as directory:
-        model = _load(bundle.model_path)
-        vocabulary = min(_table_rows(model), default=2)
+    several = not isinstance(sources, (str, os.PathLike)) and len(sources) > 1
+    paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    bundles = [open_bundle(path) for path in paths]
+    target = Path(output)
+    names = [bundle.model_path.name for bundle in bundles] if several else [target.name]
+    if len(set(names)) != len(names):
+        raise BundleError("two of the files have the same name; rename one")
+    if not several and target.suffix != ".onnx":
+        raise BundleError(f"{target}: name a file that ends in .onnx")
+    place = atomic_directory(target) if several else atomic_files(target, force=force)
+    with place as directory:
+        models = [_Model(name, b.model_path) for name, b in zip(names, bundles, strict=True)]
         stages.stage("find copies")
-        common.LiftConstantsToInitializersPass(lift_all_constants=False)(model)
-        retie = Retie()
-        run_passes(model, [], [retie])
-        near = near_copies(model)
-        nearest = MergeNear([copy for copy in near if copy.distance <= max_distance])
-        head = Head()
-        run_passes(model, [], [nearest])
-        run_passes(model, find_ties(model), [head])
+        for model in models:
+            model.merge(max_distance)
+        same = _share(models)
         stages.stage("write")
-        path = write_model(
-            model, directory, aliases=retie.aliases, name=target.name, progress=stages
-        )
-        written = _load(path)
-        ties = find_ties(written)
-        verify_ties(written, ties, where=target.name)
+        data = DATA if several else f"{target.name}.data"
+        written = write_models(
+            {model.name: model.graph for model in models},
+            directory, data=data, same=same, progress=stages,
+        )  # fmt: skip
+        ties = [tie for path in written for tie in _verified(path)]
         size = sum(file.stat().st_size for file in directory.iterdir())
         stages.stage("compare outputs")
-        outputs = compare_files(bundle.model_path, path, vocabulary)
-        if not nearest.changed and outputs.relative_error > _TOLERANCE:
-            raise TieError(
-                f"{bundle.model_path}: tied, its outputs differ by {outputs.relative_error:.1e} of "
-                f"the largest ({outputs.reason or 'they should not'}); nothing was written"
-            )
+        outputs = [
+            _compare(model, bundle.model_path, path)
+            for model, bundle, path in zip(models, bundles, written, strict=True)
+        ]
     stages.finish()
+    files = {file for bundle in bundles for file in bundle.files}
     return RepairReport(
         path=target,
-        merged=retie.merged,
-        shared=retie.aliases,
-        near=tuple(near),
-        merged_near=tuple(nearest.merged),
-        skipped=(*retie.skipped, *head.skipped),
+        merged={k: v for model in models for k, v in model.merged.items()},
+        shared={k: v for model in models for k, v in model.shared.items()},
+        near=tuple(copy for model in models for copy in model.near),
+        merged_near=tuple(name for model in models for name in model.merged_near),
+        skipped=tuple(text for model in models for text in model.skipped),
         ties=tuple(ties),
-        bytes_before=bundle.file_bytes,
+        bytes_before=sum(file.stat().st_size for file in files),
         bytes_after=size,
-        outputs=outputs,
+        outputs=tuple(outputs),
         seconds=dict(stages.seconds),
     )
+
+
+class _Model:
+    """One of the files, its graph, and what is merged in it."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.graph = _load(path)
+        self.vocabulary = min(_table_rows(self.graph), default=2)
+        self.merged: dict[str, str] = {}
+        self.shared: dict[str, str] = {}
+        self.near: list[NearCopy] = []
+        self.merged_near: list[str] = []
+        self.skipped: list[str] = []
+
+    def merge(self, max_distance: float) -> None:
+        """Merge the copies within the file."""
+        common.LiftConstantsToInitializersPass(lift_all_constants=False)(self.graph)
+        retie = Retie()
+        run_passes(self.graph, [], [retie])
+        self.near = near_copies(self.graph)
+        nearest = MergeNear([copy for copy in self.near if copy.distance <= max_distance])
+        run_passes(self.graph, [], [nearest])
+        self.fuse_heads()
+        self.merged, self.shared = retie.merged, retie.aliases
+        self.merged_near = nearest.merged
+        self.skipped += retie.skipped
+
+    def fuse_heads(self) -> None:
+        """Products with a transposed table in a form that ONNX Runtime does not copy."""
+        head = Head()
+        run_passes(self.graph, find_ties(self.graph), [head])
+        self.skipped += head.skipped
+
+
+def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
+    """Initializers that are to lie over another's bytes, within a file and across files."""
+    same: dict[ir.Value, ir.Value] = {}
+    owners: dict[ir.Value, _Model] = {}
+    for model in models:
+        initializers = model.graph.graph.initializers
+        same |= {initializers[a]: initializers[b] for a, b in model.shared.items()}
+        owners |= dict.fromkeys(initializers.values(), model)
+    if len(models) == 1:
+        return same
+    for first, *twins in equal_groups(value for value in owners if value not in same):
+        for twin in twins:
+            owner, value = owners[twin.value], twin.value
+            label = f"{owners[first.value].name}: {first.value.name}"
+            if twin.form == "transposed" and not can_read_turned(value, first.value):
+                owner.skipped.append(f"{owner.name}: {value.name}: is {label} in another shape")
+                continue
+            owner.shared[f"{owner.name}: {value.name}"] = label
+            if twin.form == "transposed":
+                value = read_turned(owner.graph.graph, value, first.value)
+                owner.fuse_heads()
+            same[value] = first.value
+    return same
+
+
+def _verified(path: Path) -> list[TieGroup]:
+    model = _load(path)
+    ties = find_ties(model)
+    verify_ties(model, ties, where=path.name)
+    return ties
+
+
+def _compare(model: _Model, before: Path, after: Path) -> Equivalence:
+    outputs = compare_files(before, after, model.vocabulary)
+    if not model.merged_near and outputs.relative_error > _TOLERANCE:
+        raise TieError(
+            f"{before}: tied, its outputs differ by {outputs.relative_error:.1e} of "
+            f"the largest ({outputs.reason or 'they should not'}); nothing was written"
+        )
+    return outputs
 
 
 def _load(path: Path) -> ir.Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgetie.content import Twin, equal_groups
-from edgetie.passes._base import GraphPass, insert
+from edgetie.passes._base import GraphPass, initializer, insert
 
 _SEEN_THROUGH = {"Identity", "Cast"}
 
@@ -49,9 +49,8 @@ class Retie(GraphPass):
         turned = (keep.form == "transposed") != (twin.form == "transposed")
         if not turned and shapes[0] == shapes[1]:
             ir.convenience.replace_all_uses_with(copy, kept)
-        elif turned and len(shapes[1]) == 2 and shapes[0] == shapes[1][::-1]:
-            for node, index in list(copy.uses()):
-                _read_turned(node, index, kept)
+        elif turned and can_read_turned(copy, kept):
+            _turn_users(copy, kept)
         elif turned:
             self.skipped.append(f"{copy.name}: is {kept.name} transposed and in another shape")
             return
@@ -91,16 +90,41 @@ def _hoist(main: ir.Graph, graph: ir.Graph, value: ir.Value) -> None:
     main.register_initializer(value)
 
 
-def _read_turned(node: ir.Node, index: int, kept: ir.Value) -> None:
-    """Let ``node`` read ``kept`` transposed."""
-    if node.op_type == "Gemm" and index in (0, 1):
-        name = "transB" if index == 1 else "transA"
-        attribute = node.attributes.get(name)
-        node.attributes[name] = ir.AttrInt64(name, int(not (attribute and attribute.as_int())))
-        node.replace_input_with(index, kept)
-        return
-    turned = ir.node("Transpose", [kept], {"perm": [1, 0]})
-    insert(node, turned)
-    turned.outputs[0].shape = ir.Shape(kept.shape.numpy()[::-1])  # type: ignore[union-attr]
-    turned.outputs[0].type = kept.type
-    node.replace_input_with(index, turned.outputs[0])
+def can_read_turned(copy: ir.Value, kept: ir.Value) -> bool:
+    """Whether ``copy`` is a matrix and ``kept`` has the shape of its transpose."""
+    if copy.shape is None or kept.shape is None or len(copy.shape) != 2:
+        return False
+    return tuple(copy.shape.numpy()) == tuple(kept.shape.numpy())[::-1]
+
+
+def read_turned(graph: ir.Graph, copy: ir.Value, kept: ir.Value) -> ir.Value:
+    """Put another graph's matrix in the place of ``copy``, its transpose.
+
+    Returns:
+        The initializer that took its place: the elements of ``kept`` as they lie there.
+    """
+    name = str(copy.name)
+    graph.initializers.pop(name)
+    copy.name = f"{name}.before"
+    if copy.is_graph_input():
+        graph.inputs.remove(copy)
+    value = initializer(graph, name, kept.const_value)
+    _turn_users(copy, value)
+    return value
+
+
+def _turn_users(copy: ir.Value, kept: ir.Value) -> None:
+    """Let the users of ``copy`` read ``kept`` transposed."""
+    for node, index in list(copy.uses()):
+        if node.op_type == "Gemm" and index in (0, 1):
+            name = "transB" if index == 1 else "transA"
+            attribute = node.attributes.get(name)
+            flag = int(not (attribute and attribute.as_int()))
+            node.attributes[name] = ir.AttrInt64(name, flag)
+            node.replace_input_with(index, kept)
+            continue
+        turned = ir.node("Transpose", [kept], {"perm": [1, 0]})
+        insert(node, turned)
+        turned.outputs[0].shape = copy.shape
+        turned.outputs[0].type = kept.type
+        node.replace_input_with(index, turned.outputs[0])

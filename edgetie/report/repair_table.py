@@ -34,14 +34,15 @@ def print_repair(report: RepairReport) -> None:
         console.print("no weight is stored twice")
     before, after = report.bytes_before, report.bytes_after
     console.print(f"files        {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after")
-    outputs = report.outputs
-    if outputs.reason is not None:
-        text = f"not compared: {outputs.reason}"
-    elif outputs.identical:
-        text = "equal bit for bit"
-    else:
-        text = f"differ by {outputs.max_abs_error:.1e}, {outputs.relative_error:.1e} of the largest"
-    console.print(f"outputs      {text}", markup=False)
+    for outputs in report.outputs:
+        if outputs.reason is not None:
+            text = f"not compared: {outputs.reason}"
+        elif outputs.identical:
+            text = "equal bit for bit"
+        else:
+            error, relative = outputs.max_abs_error, outputs.relative_error
+            text = f"differ by {error:.1e}, {relative:.1e} of the largest"
+        console.print(f"outputs      {text}", markup=False)
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
     console.print(f"file         {report.path}", markup=False)
