@@ -11,16 +11,17 @@ from edgetie.report.export_table import ties_table
 if TYPE_CHECKING:
     from edgetie.repair import RepairReport
 
+_SHOWN = 8  # lines of each kind
+
 
 def print_repair(report: RepairReport) -> None:
     """Print ties, what was merged, what was not and why, sizes, and how the outputs compare."""
     console = Console(highlight=False, soft_wrap=True)
     if report.ties:
         console.print(ties_table(report.ties))
-    for name, kept in report.merged.items():
-        console.print(f"merged       {name} into {kept}", markup=False)
-    for name, kept in report.shared.items():
-        console.print(f"shared       {name} has the bytes of {kept}", markup=False)
+    _print_some(console, [f"merged       {a} into {b}" for a, b in report.merged.items()])
+    shared = [f"shared       {a} has the bytes of {b}" for a, b in report.shared.items()]
+    _print_some(console, shared)
     for copy in report.near:
         done = "merged" if copy.name in report.merged_near else "kept; --max-distance merges it"
         form = " transposed" if copy.transposed else ""
@@ -46,3 +47,10 @@ def print_repair(report: RepairReport) -> None:
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
     console.print(f"file         {report.path}", markup=False)
+
+
+def _print_some(console: Console, lines: list[str]) -> None:
+    for line in lines[:_SHOWN]:
+        console.print(line, markup=False)
+    if len(lines) > _SHOWN:
+        console.print(f"             and {len(lines) - _SHOWN} more; --json lists them")
