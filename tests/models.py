@@ -112,6 +112,12 @@ def cacheless() -> nn.Module:
     return Cacheless()
 
 
+def odd_heads() -> nn.Module:
+    """Heads of 12 channels, which GroupQueryAttention does not take."""
+    torch.manual_seed(0)
+    return HandWritten(width=48)
+
+
 def untied() -> nn.Module:
     torch.manual_seed(0)
     model = HandWritten()

@@ -96,6 +96,15 @@ def test_module_without_positions_runs_its_prefix_again(exported: Exported) -> N
     assert tokens == torch_greedy(models.cacheless(), [3, 5, 8], 4)
 
 
+def test_heads_that_no_operator_takes_go_without_a_cache(exported: Exported) -> None:
+    report = exported("odd_heads")
+    assert report.agreement.relative < 1e-5
+    assert not report.manifest.signature.cache_in_place
+    assert any("head sizes 12" in text for text in report.manifest.fusion["unfused"])
+    (tie,) = report.manifest.ties
+    assert {use.op_type for use in tie.uses} == {"Gather", "Gemm"}
+
+
 def test_untied_model_is_exported_and_has_no_tie(exported: Exported) -> None:
     report = exported("untied")
     assert report.manifest.ties == []

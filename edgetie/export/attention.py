@@ -119,12 +119,9 @@ def attend(
     """
     assert layer.appended is not None
     key, value = layer.appended
+    require_fusable(query, key, value)
     batch, heads, length, size = query.shape
     kv_heads = key.shape[1]
-    if value.shape[-1] != size or key.shape[-1] != size or size % _HEAD_SIZE_MULTIPLE:
-        raise Unfusable(f"head sizes {size}, {key.shape[-1]}, {value.shape[-1]}")
-    if heads % kv_heads:
-        raise Unfusable(f"{heads} query heads over {kv_heads} key heads")
 
     def flat(x: torch.Tensor) -> torch.Tensor:
         return x.transpose(1, 2).reshape(batch, length, x.shape[1] * size)
@@ -153,6 +150,20 @@ def attend(
     )  # fmt: skip
     layer.present = (present_key, present_value)
     return output.reshape(batch, length, heads, size)
+
+
+def require_fusable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Refuse what GroupQueryAttention does not take.
+
+    Raises:
+        Unfusable: saying which shape.
+    """
+    sizes = [tensor.shape[-1] for tensor in (query, key, value)]
+    if len(set(sizes)) > 1 or sizes[0] % _HEAD_SIZE_MULTIPLE:
+        raise Unfusable(f"head sizes {sizes[0]}, {sizes[1]}, {sizes[2]}")
+    heads, kv_heads = query.shape[1], key.shape[1]
+    if heads % kv_heads:
+        raise Unfusable(f"{heads} query heads over {kv_heads} key heads")
 
 
 def _attention(

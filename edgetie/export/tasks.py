@@ -48,6 +48,7 @@ class Task:
         vocab_size: last dimension of the logits.
         max_positions: longest sequence, from the configuration.
         why_plain: why there is no cache, where there is none.
+        position_ids: whether a module of one's own takes them.
     """
 
     caller: str
@@ -55,6 +56,7 @@ class Task:
     vocab_size: int
     max_positions: int | None
     why_plain: str | None = None
+    position_ids: bool = False
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -77,6 +79,7 @@ def probe(module: torch.nn.Module, config: Any) -> Task:
     max_positions = getattr(text_config, "max_position_embeddings", None)
     parameters = inspect.signature(module.forward).parameters
     ids = torch.arange(_PROBE_TOKENS)[None]
+    position_ids = False
     with torch.no_grad():
         keyword = cache_keyword(module)
         if keyword is not None and config is not None:
@@ -91,10 +94,12 @@ def probe(module: torch.nn.Module, config: Any) -> Task:
             vocab = logits_of(output).shape[-1]
             layers, why = tuple(counter.layers), counter.why
             caller = "plain" if why else "positions"
+            position_ids = True
         else:
             vocab = logits_of(module(ids)).shape[-1]
             layers, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
-    return Task(caller, layers if caller != "plain" else (), vocab, max_positions, why)
+    layers = layers if caller != "plain" else ()
+    return Task(caller, layers, vocab, max_positions, why, position_ids)
 
 
 def _cache_shapes(cache: Any) -> tuple[tuple[LayerShape, ...], str | None]:
@@ -116,17 +121,19 @@ class _CountAttention(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.layers: list[LayerShape] = []
+        self.refused = False
         self.why: str | None = "no causal scaled_dot_product_attention in it"
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             try:
-                _, key, _, _ = _causal_arguments(args, kwargs)
+                query, key, value, _ = _causal_arguments(args, kwargs)
+                attention.require_fusable(query, key, value)
                 self.layers.append(LayerShape(key.shape[1], key.shape[3]))
-                self.why = None if self.why is None or len(self.layers) == 1 else self.why
+                self.why = self.why if self.refused else None
             except Unfusable as error:
-                self.why = str(error)
+                self.why, self.refused = str(error), True
         return func(*args, **kwargs)
 
 
@@ -221,7 +228,8 @@ class CausalLM(torch.nn.Module):
                 with _CachedAttention(layers):
                     output = self.model(ids, position_ids=positions)
             elif self.task.caller == "plain":
-                output = self.model(ids)
+                given = {"position_ids": positions} if self.task.position_ids else {}
+                output = self.model(ids, **given)
             else:
                 mask = (torch.arange(length)[None] < total[:, None]).long()
                 output = self.model(

@@ -57,7 +57,10 @@ def trace(source: Source, task: Task, *, last_only: bool, progress: Progress) ->
         except Unfusable as error:
             unfused.append(f"attention: {error}")
         return _trace(source, task, False, last_only, progress, unfused)
-    return _trace(source, task, True, last_only, progress, unfused)
+    try:
+        return _trace(source, task, True, last_only, progress, unfused)
+    except Unfusable as error:
+        raise ExportError(f"{source.name}: its attention takes no KV cache ({error})") from error
 
 
 @contextlib.contextmanager

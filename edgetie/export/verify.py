@@ -54,7 +54,7 @@ def expect(module: torch.nn.Module, task: Task) -> Expected:
     tokens = np.random.default_rng(0).integers(0, task.vocab_size, count)
     ids = torch.from_numpy(tokens)[None]
     with torch.no_grad():
-        if task.caller == "positions":
+        if task.position_ids:
             output = module(ids, position_ids=torch.arange(count)[None])
         else:
             output = module(ids)
