@@ -46,7 +46,8 @@ _CHARACTERS_PER_TOKEN = 16
 @click.option(
     "--min-top1",
     type=common.Number(0, 1),
-    help="Least fraction of positions with the same likeliest token.",
+    help="Least fraction of positions with the same likeliest token. "
+    "Twice its standard error is granted.",
 )
 @click.option(
     "--max-perplexity-increase",

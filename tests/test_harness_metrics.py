@@ -52,6 +52,7 @@ def test_metrics_equal_their_definitions(monkeypatch: pytest.MonkeyPatch, chunk:
     assert errors.relative_error == pytest.approx(max(distances) / largest)
     assert predictions.mean_kl_divergence == pytest.approx(np.mean(divergences))
     assert predictions.top1_agreement == pytest.approx(np.mean(same))
+    assert predictions.top1_agreement_error == pytest.approx(np.std(same) / np.sqrt(len(same)))
     assert predictions.perplexity == pytest.approx(math.exp(np.mean(nats)))
     assert predictions.reference_perplexity == pytest.approx(math.exp(np.mean(ref_nats)))
     increase = math.exp(np.mean(nats)) / math.exp(np.mean(ref_nats)) - 1
@@ -120,7 +121,8 @@ def test_thresholds_name_what_failed() -> None:
     good = {
         "relative_error": 9.0,
         "mean_kl_divergence": 0.1,
-        "top1_agreement": 0.99,
+        "top1_agreement": 0.975,  # within two standard errors of 0.98
+        "top1_agreement_error": 0.003,
         "perplexity_increase": 0.012,  # within two standard errors of 0.003
         "perplexity_increase_error": 0.005,
     }
@@ -129,7 +131,7 @@ def test_thresholds_name_what_failed() -> None:
     assert limits.failures(**(good | changed)) == {
         "mean_kl_divergence": "KL divergence unknown is above 0.5",
         "perplexity_increase": "perplexity increase 0.02 ± 0.005 is above 0.003",
-        "top1_agreement": "top-1 agreement 0.5 is below 0.98",
+        "top1_agreement": "top-1 agreement 0.5 ± 0.003 is below 0.98",
     }
     assert default_thresholds("fp32", on_text=False).min_top1 is None
     assert Thresholds().failures(**(good | changed)) == {}

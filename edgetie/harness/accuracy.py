@@ -47,6 +47,7 @@ class AccuracyReport:
         mean_kl_divergence: ``KL(reference || bundle)`` of the next-token distributions, in nats,
             mean over positions.
         top1_agreement: fraction of positions at which both find the same token the likeliest.
+        top1_agreement_error: its standard error over the choice of text.
         greedy_agreement: both continue the same prompts greedily; the tokens before the first one
             that differs, divided by all tokens generated. After a difference the two texts are
             no longer comparable, so equal tokens behind it do not count.
@@ -70,6 +71,7 @@ class AccuracyReport:
     relative_error: float
     mean_kl_divergence: float
     top1_agreement: float
+    top1_agreement_error: float
     greedy_agreement: float
     perplexity: float
     reference_perplexity: float
@@ -160,6 +162,7 @@ def check(
         relative_error=errors.relative_error,
         mean_kl_divergence=predictions.mean_kl_divergence,
         top1_agreement=predictions.top1_agreement,
+        top1_agreement_error=predictions.top1_agreement_error,
         perplexity_increase=predictions.perplexity_increase,
         perplexity_increase_error=predictions.perplexity_increase_error,
     )
@@ -179,6 +182,7 @@ def check(
         relative_error=errors.relative_error,
         mean_kl_divergence=predictions.mean_kl_divergence,
         top1_agreement=predictions.top1_agreement,
+        top1_agreement_error=predictions.top1_agreement_error,
         greedy_agreement=greedy_agreement,
         perplexity=predictions.perplexity,
         reference_perplexity=predictions.reference_perplexity,

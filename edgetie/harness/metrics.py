@@ -114,6 +114,13 @@ class PredictionErrors:
         return self._agreements / self.positions if self.positions else math.nan
 
     @property
+    def top1_agreement_error(self) -> float:
+        """Standard error of :attr:`top1_agreement` over the choice of text (binomial)."""
+        if not self.positions:
+            return math.nan
+        return math.sqrt(self.top1_agreement * (1 - self.top1_agreement) / self.positions)
+
+    @property
     def perplexity(self) -> float:
         """``exp(mean negative log-likelihood)`` of the scored tokens under the candidate."""
         return _exp(self._nats / self.tokens) if self.tokens else math.nan

@@ -51,7 +51,11 @@ def print_quickstart(report: QuickstartReport) -> None:
     table.add_row(
         "perplexity", f"{accuracy.reference_perplexity:.2f}", f"{accuracy.perplexity:.2f}"
     )
-    table.add_row("top-1 agreement with fp32", "", f"{accuracy.top1_agreement:.1%}")
+    table.add_row(
+        "top-1 agreement with fp32",
+        "",
+        f"{accuracy.top1_agreement:.1%} ± {accuracy.top1_agreement_error:.1%}",
+    )
     console.print()
     console.print(table)
     console.print(

@@ -102,7 +102,7 @@ def accuracy_table(report: AccuracyReport) -> Table:
         (
             "top1_agreement",
             "top-1 agreement",
-            _percent(report.top1_agreement),
+            f"{_percent(report.top1_agreement)} ± {_percent(report.top1_agreement_error)}",
             "≥",
             _limit(limits.min_top1, _percent),
         ),
