@@ -67,17 +67,19 @@ def equal_groups(values: Iterable[ir.Value]) -> list[list[Twin]]:
     hashed: dict[Hashable, list[tuple[int, bool]]] = defaultdict(list)
     for index in suspects:
         tensor = tensors[index][1]
-        hashed[_hash(_pieces(tensor))].append((index, False))
+        hashed[tensor.dtype, _hash(_pieces(tensor))].append((index, False))
     owners = {key: members[0][0] for key, members in hashed.items()}
-    for key, index in sorted(owners.items(), key=lambda item: item[1]):
+    for key, index in owners.items():
         tensor = tensors[index][1]
         shape = tuple(tensor.shape.numpy())
-        if len(shape) != 2 or shape[0] > shape[1] or key not in hashed:
+        if len(shape) != 2 or shape[0] > shape[1]:
             continue  # of a matrix and its transpose, the one with fewer rows is turned
-        turned = _hash(_turned_pieces(tensor))
+        turned = tensor.dtype, _hash(_turned_pieces(tensor))
         if turned != key and turned in hashed:
-            members = hashed.pop(key)
-            hashed[turned] += [(i, True) for i, _ in members]
+            # an entry of these elements in another shape is not the transpose of anything
+            alike_shape = [m for m in hashed[key] if tensors[m[0]][1].shape == tensor.shape]
+            hashed[key] = [m for m in hashed[key] if m not in alike_shape]
+            hashed[turned] += [(i, True) for i, _ in alike_shape]
     groups = [sorted(members) for members in hashed.values() if len(members) > 1]
     return [
         _group([(tensors[i][0], turned) for i, turned in members]) for members in sorted(groups)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle import MODEL
+from edgetie.content import byte_range
 from edgetie.report.progress import Progress
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file
@@ -86,17 +87,24 @@ def write_models(
     ]
     total = sum(v.const_value.nbytes for v in values if v not in same and v.const_value is not None)
     ranges: dict[ir.Value, tuple[int, int]] = {}
+    copied: dict[tuple[str, int, int], tuple[int, int]] = {}
     with (directory / data).open("wb") as file:
         for value in values:
             tensor = value.const_value
             assert tensor is not None
             if value in same:
                 continue
+            where = byte_range(value)
+            if where in copied:  # entries over the same bytes stay that
+                ranges[value] = copied[where]
+                continue
             align = _ALIGN_LARGE if tensor.nbytes >= _LARGE_BYTES else _ALIGN
             file.write(bytes(-file.tell() % align))
             start = file.tell()
             _write_tensor(file, tensor)
             ranges[value] = start, file.tell() - start
+            if where is not None:
+                copied[where] = ranges[value]
             if progress is not None:
                 progress.advance(file.tell() >> 20, total >> 20)
     if not ranges:
@@ -115,6 +123,8 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
     """A tensor's bytes; those of another file are copied without being mapped."""
     if isinstance(tensor, ir.ExternalTensor):
         tensor.tofile(file)
+    elif tensor.dtype.bitwidth < 8:
+        file.write(tensor.tobytes())  # packed
     else:
         file.write(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
 

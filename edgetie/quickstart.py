@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetie.bundle import check_destination
+from edgetie.atomic import check_destination
 from edgetie.export.exporter import ExportReport, export
 from edgetie.harness.accuracy import AccuracyReport, check
 from edgetie.harness.inspection import Inspection, inspect

@@ -17,14 +17,8 @@ import onnx
 import pytest
 from runtime_models import write_chat_bundle, write_plain
 
-from edgetie.bundle import (
-    MANIFEST,
-    Manifest,
-    atomic_directory,
-    check_destination,
-    check_external_data,
-    open_bundle,
-)
+from edgetie.atomic import atomic_directory, check_destination
+from edgetie.bundle import MANIFEST, Manifest, check_external_data, open_bundle
 from edgetie.errors import BundleError
 
 
@@ -166,7 +160,7 @@ def test_signal_in_the_middle_of_writing(tmp_path: Path, number: str, code: int)
     script = """
 import sys, time
 import click
-from edgetie.bundle import atomic_directory
+from edgetie.atomic import atomic_directory
 from edgetie_cli import main
 @main.cli.command()
 def write():

@@ -305,3 +305,123 @@ def test_a_decoder_that_has_the_head_alone_reads_the_encoders_table(tmp_path: Pa
     new = [tmp_path / "tied" / path.name for path in files]
     assert len(set.union(*(ranges(path) for path in new))) == 1
     np.testing.assert_allclose(logits(new[1]), logits(files[1]), rtol=1e-5, atol=1e-3)
+
+
+def test_equal_bytes_of_another_type_are_no_copy(tmp_path: Path) -> None:
+    """Zeros are zeros in every type."""
+    values = {
+        "table": np.zeros((ROWS, WIDTH), np.float32), "again": np.zeros((ROWS, WIDTH), np.float32),
+        "codes": np.zeros((ROWS, WIDTH), np.int32), "more": np.zeros((ROWS, WIDTH), np.int32),
+    }  # fmt: skip
+    nodes = [
+        LOOKUP,
+        helper.make_node("Gather", ["again", "input_ids"], ["y"]),
+        helper.make_node("Gather", ["codes", "input_ids"], ["c"]),
+        helper.make_node("Gather", ["more", "input_ids"], ["d"]),
+        helper.make_node("Add", ["c", "d"], ["e"]),
+        helper.make_node("Cast", ["e"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Sum", ["x", "y", "f"], ["logits"]),
+    ]
+    report = tie(save(tmp_path / "zeros.onnx", nodes, values), tmp_path / "fixed.onnx")
+    assert report.merged == {"again": "table", "more": "codes"}
+    assert report.outputs[0].identical
+
+
+def test_an_input_with_a_default_stays(tmp_path: Path) -> None:
+    path = broken(tmp_path / "broken.onnx", "duplicate")
+    model = onnx.load(path)
+    info = helper.make_tensor_value_info("head", TensorProto.FLOAT, [ROWS, WIDTH])
+    model.graph.input.append(info)
+    onnx.save(model, path)
+    report = tie(path, tmp_path / "fixed.onnx")
+    assert report.merged == {}
+    assert any("head: is table" in text for text in report.skipped)
+    session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"))
+    assert [value.name for value in session.get_overridable_initializers()] == ["head"]
+
+
+def test_a_data_file_in_the_way_is_kept(tmp_path: Path) -> None:
+    path = broken(tmp_path / "broken.onnx", "duplicate")
+    (tmp_path / "fixed.onnx.data").write_bytes(b"precious")
+    with pytest.raises(BundleError, match=r"fixed\.onnx\.data: already exists"):
+        tie(path, tmp_path / "fixed.onnx")
+    assert (tmp_path / "fixed.onnx.data").read_bytes() == b"precious"
+    assert not (tmp_path / "fixed.onnx").exists()
+
+
+def test_a_transpose_that_turns_nothing_and_an_empty_sequence(tmp_path: Path) -> None:
+    w = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    for perm in ([0, 1], [1, 0]):
+        nodes = [
+            LOOKUP,
+            helper.make_node("Transpose", ["head"], ["t"], perm=perm),
+            helper.make_node("MatMul", ["x", "t"], ["logits"]),
+        ]
+        path = save(tmp_path / f"{perm[0]}.onnx", nodes, {"table": w, "head": w.copy()})
+        report = tie(path, tmp_path / f"{perm[0]}.fixed.onnx")
+        assert report.merged == {"head": "table"}
+        for ids in (np.array([[3, 4]]), np.zeros((2, 0), np.int64)):
+            before, after = (
+                onnxruntime.InferenceSession(str(file)).run(None, {"input_ids": ids})[0]
+                for file in (path, report.path)
+            )
+            np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_the_right_one_of_two_dequantized_copies_is_near(tmp_path: Path) -> None:
+    w = table()
+    scale = np.float32(np.abs(w).max() / 127)
+    codes = np.rint(w / scale).astype(np.int8)
+    values = {"table": w, "codes": codes, "one": np.float32(1), "scale": scale}
+    nodes = [
+        LOOKUP,
+        helper.make_node("DequantizeLinear", ["codes", "one"], ["large"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["close"]),
+        helper.make_node("Transpose", ["close"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["p"]),
+        helper.make_node("Transpose", ["large"], ["u"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "u"], ["q"]),
+        helper.make_node("Add", ["p", "q"], ["logits"]),
+    ]
+    path = save(tmp_path / "two.onnx", nodes, values)
+    report = tie(path, tmp_path / "fixed.onnx", max_distance=0.05)
+    assert report.merged_near == ("close",)
+    assert report.outputs[0].relative_error < 1e-3
+
+
+def test_nan_and_packed_types(tmp_path: Path) -> None:
+    w = table()
+    w[3] = np.nan
+    four = np.random.default_rng(0).integers(-8, 8, (ROWS, WIDTH))
+    packed = helper.make_tensor("four", TensorProto.INT4, four.shape, four)
+    path = broken(tmp_path / "nan.onnx", "duplicate")
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(w, tensor.name))
+    model.graph.initializer.append(packed)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "one"))
+    model.graph.node.append(helper.make_node("DequantizeLinear", ["four", "one"], ["wide"]))
+    model.graph.output.append(helper.make_tensor_value_info("wide", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    report = tie(path, tmp_path / "fixed.onnx")
+    assert report.merged == {"head": "table"}
+    assert report.outputs[0].reason is None
+    session = onnxruntime.InferenceSession(str(report.path))
+    np.testing.assert_array_equal(session.run(["wide"], {"input_ids": IDS})[0], four)
+
+
+def test_entries_over_the_same_bytes_stay_that(tmp_path: Path) -> None:
+    report = tie(broken(tmp_path / "broken.onnx", "other shape"), tmp_path / "fixed.onnx")
+    again = tie(report.path, tmp_path / "again.onnx")
+    assert again.bytes_after == report.bytes_after
+    assert copies(again.path) == 1
+
+
+def test_a_malformed_graph_is_the_files_fault(tmp_path: Path) -> None:
+    path = broken(tmp_path / "broken.onnx", "duplicate")
+    model = onnx.load(path)
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:100]
+    onnx.save(model, path)
+    with pytest.raises(BundleError, match=r"broken\.onnx: not a valid ONNX model"):
+        tie(path, tmp_path / "fixed.onnx")
+    assert not list(tmp_path.glob(".*"))

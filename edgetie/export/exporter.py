@@ -9,13 +9,12 @@ from importlib.metadata import version
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.atomic import atomic_directory, check_destination
 from edgetie.bundle import (
     DATA,
     Bundle,
     Manifest,
     Signature,
-    atomic_directory,
-    check_destination,
     describe,
     eos_token_ids,
     open_bundle,

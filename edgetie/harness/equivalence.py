@@ -31,12 +31,14 @@ class Equivalence:
         max_abs_error: largest difference of any output.
         relative_error: the same over the largest value of the first model's outputs.
         reason: why there is nothing to compare, if so; the rest then says nothing.
+        runs_before: whether the first model could be run.
     """
 
     identical: bool
     max_abs_error: float
     relative_error: float
     reason: str | None = None
+    runs_before: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has neither NaN nor infinity: they become ``None``."""
@@ -67,7 +69,8 @@ def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
                 why = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
                 if index:
                     return Equivalence(False, float("inf"), float("inf"), why)
-                return Equivalence(False, float("nan"), float("nan"), f"before: {why}")
+                nan = float("nan")
+                return Equivalence(False, nan, nan, f"the old file does not run: {why}", False)
             with np.load(target) as arrays:
                 outputs.append([arrays[name] for name in arrays.files])
     return _compared(*outputs)
@@ -80,9 +83,14 @@ def _compared(before: list[Any], after: list[Any]) -> Equivalence:
             return Equivalence(False, float("inf"), float("inf"))
         if not a.size:
             continue
+        if a.dtype.kind not in "fiub":
+            identical = identical and np.array_equal(a, b)
+            error = error if np.array_equal(a, b) else float("inf")
+            continue
         identical = identical and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
         x, y = a.astype(np.float64), b.astype(np.float64)
-        difference = np.abs(np.where(x == y, 0, x - y)).max()
+        alike = (x == y) | (np.isnan(x) & np.isnan(y))
+        difference = np.abs(np.where(alike, 0, x - y)).max()
         error = max(error, float(difference) if np.isfinite(difference) else float("inf"))
         largest = max(largest, float(np.abs(np.nan_to_num(x)).max()))
     return Equivalence(identical, error, error / max(largest, 1e-12))
@@ -101,8 +109,14 @@ def _run(model: str, vocabulary: int, target: str) -> None:
     with _few_pages(external_data_files(Path(model))):
         results = session.run(None, feeds)
     names = [value.name for value in session.get_outputs()]
-    arrays = {str(i): np.asarray(r) for i, r in enumerate(results) if len(names) > i}
-    np.savez(target, **arrays)  # type: ignore[arg-type]
+    arrays = {str(i): _plain(r) for i, r in enumerate(results) if len(names) > i}
+    np.savez(target, **arrays)
+
+
+def _plain(result: Any) -> Any:
+    """An array that a file takes without pickle: strings and sequences as text."""
+    array = np.asarray(result, dtype=object) if isinstance(result, (list, dict)) else result
+    return np.asarray(repr(array)) if array.dtype == object else array
 
 
 @contextlib.contextmanager

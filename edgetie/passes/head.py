@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgetie.passes._base import (
     GraphPass,
+    attribute_ints,
     initializer,
     insert,
     producer,
@@ -20,6 +21,7 @@ from edgetie.passes._base import (
     weight,
 )
 
+_GEMM_WITHOUT_BIAS = 11  # the opset from which on Gemm needs no third input
 _SHAPE_OF_SOME_AXES = 15  # the opset from which on Shape takes a start and an end
 
 
@@ -37,11 +39,16 @@ class Head(GraphPass):
         transpose = producer(node.inputs[1], "Transpose")
         h = node.inputs[0]
         tensor = weight(transpose.inputs[0]) if transpose else None
+        if transpose is not None and attribute_ints(transpose, "perm") == [0, 1]:
+            return
         if transpose is None or h is None or tensor is None or len(tensor.shape) != 2:
             return
         rows, columns = tensor.shape.numpy()
+        if not tensor.dtype.is_floating_point():
+            return
         flat_already = h.shape is not None and len(h.shape) == 2
-        if not flat_already and graph.opset_imports.get("", 1) < _SHAPE_OF_SOME_AXES:
+        opset = graph.opset_imports.get("", 1)
+        if opset < (_GEMM_WITHOUT_BIAS if flat_already else _SHAPE_OF_SOME_AXES):
             self.skipped.append(f"{node.name or node.outputs[0].name}: the opset is too old")
             return
 
@@ -59,7 +66,8 @@ class Head(GraphPass):
             nodes.append(ir.node("Shape", [h], {"start": 0, "end": -1}))
             leading = nodes[-1].outputs[0]
             nodes.append(ir.node("Concat", [leading, vector(f"rows.{rows}", rows)], {"axis": 0}))
-            nodes.append(ir.node("Reshape", [product, nodes[-1].outputs[0]]))
+            shape = nodes[-1].outputs[0]
+            nodes.append(ir.node("Reshape", [product, shape], {"allowzero": 1}))
         insert(node, *nodes)
         replace(node.outputs[0], nodes[-1].outputs[0])
         self.changed += 1

@@ -23,7 +23,7 @@ class NearCopy:
     """A matrix close to a table that is looked up in.
 
     Attributes:
-        name: the copy: an initializer, or the codes behind a DequantizeLinear.
+        name: the copy: an initializer, or the output of a DequantizeLinear.
         table: what it is close to.
         distance: Frobenius norm of the difference over that of the table, over evenly spread rows.
         transposed: whether it is close to the table's transpose.
@@ -42,6 +42,7 @@ class _Matrix:
     name: str
     value: ir.Value
     shape: tuple[int, ...]
+    dtype: ir.DataType
     rows: Callable[[Any], Array]
     """Rows at some indices, float32."""
 
@@ -60,6 +61,8 @@ def near_copies(model: ir.Model) -> list[NearCopy]:
         expected: Array | None = None
         for other in matrices:
             if other.value is table.value or any(t.value is other.value for t in tables):
+                continue
+            if other.dtype != table.dtype:
                 continue
             turned = other.shape == table.shape[::-1]
             if not turned and other.shape != table.shape:
@@ -116,11 +119,17 @@ def _matrices(model: ir.Model) -> Iterator[_Matrix]:
             continue
         shape = tuple(tensor.shape.numpy())
         if tensor.dtype.is_floating_point():
-            yield _Matrix(str(value.name), value, shape, *_readers(tensor, None, None, 0))
+            readers = _readers(tensor, None, None, 0)
+            yield _Matrix(str(value.name), value, shape, tensor.dtype, *readers)
             continue
         for node, index in value.uses():
-            made = node.outputs[0]
-            if index or producer(made, "DequantizeLinear") is not node:
+            made = node.outputs[0] if node.outputs else None
+            if (
+                made is None
+                or index
+                or len(node.inputs) < 2
+                or producer(made, "DequantizeLinear") is not node
+            ):
                 continue
             scale, zero = weight(node.inputs[1]), None
             if len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -130,8 +139,10 @@ def _matrices(model: ir.Model) -> Iterator[_Matrix]:
             axis = node.attributes["axis"].as_int() % 2 if "axis" in node.attributes else 1
             if scale is None or len(scale.shape) > 1:
                 continue  # blocks: their scales are laid out as the codes are
+            if scale.size not in (1, shape[axis]):
+                continue
             readers = _readers(tensor, scale.numpy(), zero.numpy() if zero else None, axis)
-            yield _Matrix(str(value.name), made, shape, *readers)
+            yield _Matrix(str(made.name), made, shape, scale.dtype, *readers)
 
 
 def _readers(

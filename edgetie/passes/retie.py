@@ -7,6 +7,7 @@ import onnx_ir as ir
 from edgetie.content import Twin, equal_groups
 from edgetie.passes._base import GraphPass, initializer, insert
 
+_OVERRIDABLE = 4
 _SEEN_THROUGH = {"Identity", "Cast"}
 
 
@@ -32,19 +33,23 @@ class Retie(GraphPass):
 
     def rewrite(self, model: ir.Model) -> None:
         owners = {value: graph for graph in model.graphs() for value in graph.initializers.values()}
-        for group in equal_groups(owners):
+        for twins in equal_groups(owners):
+            group = [twin for twin in twins if not fixed(twin.value, model)]
+            for twin in twins:
+                if twin not in group:
+                    others = ", ".join(str(t.value.name) for t in twins if t is not twin)
+                    self.skipped.append(f"{twin.value.name}: is {others}, and an input or output")
+            if len(group) < 2:
+                continue
             keep = max(group, key=lambda twin: (_looked_up(twin.value), -group.index(twin)))
             if owners[keep.value] is not model.graph:
-                _hoist(model.graph, owners[keep.value], keep.value)
+                _hoist(model, owners[keep.value], keep.value)
             for twin in group:
                 if twin is not keep:
                     self._merge(owners[twin.value], keep, twin)
 
     def _merge(self, graph: ir.Graph, keep: Twin, twin: Twin) -> None:
         kept, copy = keep.value, twin.value
-        if copy.is_graph_output():
-            self.skipped.append(f"{copy.name}: is {kept.name}, and an output of the graph")
-            return
         shapes = [tuple(v.shape.numpy()) if v.shape is not None else () for v in (kept, copy)]
         turned = (keep.form == "transposed") != (twin.form == "transposed")
         if not turned and shapes[0] == shapes[1]:
@@ -70,7 +75,7 @@ def _looked_up(value: ir.Value) -> bool:
     for node, index in value.uses():
         if "Gather" in node.op_type and index == 0:
             return True
-        if node.op_type in (*_SEEN_THROUGH, "DequantizeLinear") and index == 0:
+        if node.op_type in (*_SEEN_THROUGH, "DequantizeLinear") and index == 0 and node.outputs:
             return any(_is_gather(user) for user, _ in node.outputs[0].uses())
     return False
 
@@ -79,15 +84,25 @@ def _is_gather(node: ir.Node) -> bool:
     return "Gather" in node.op_type
 
 
-def _hoist(main: ir.Graph, graph: ir.Graph, value: ir.Value) -> None:
+def fixed(value: ir.Value, model: ir.Model) -> bool:
+    """Whether an initializer must stay as it is: a graph's output, or an input that a caller may
+    give another value (before IR version 4 every initializer stood among the inputs).
+    """
+    overridable = value.is_graph_input() and (model.ir_version or 0) >= _OVERRIDABLE
+    return value.is_graph_output() or overridable
+
+
+def _hoist(model: ir.Model, graph: ir.Graph, value: ir.Value) -> None:
     """Move a subgraph's initializer to the main graph, which every subgraph sees."""
     graph.initializers.pop(str(value.name))
+    taken = {v.name for g in model.graphs() for v in (*g.inputs, *g.initializers.values())}
+    taken |= {v.name for g in model.graphs() for node in g for v in node.outputs}
     name, number = str(value.name), 0
-    while name in main.initializers:
+    while name in taken:
         number += 1
         name = f"{value.name}.{number}"
     value.name = name
-    main.register_initializer(value)
+    model.graph.register_initializer(value)
 
 
 def can_read_turned(copy: ir.Value, kept: ir.Value) -> bool:

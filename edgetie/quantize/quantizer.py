@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgetie.atomic import atomic_directory, check_destination
 from edgetie.bundle import (
     DATA,
     LAST_TOKEN_NODE,
@@ -19,8 +20,6 @@ from edgetie.bundle import (
     Bundle,
     Manifest,
     Signature,
-    atomic_directory,
-    check_destination,
     describe,
     eos_token_ids,
     open_bundle,
