@@ -71,6 +71,7 @@ ENVIRONMENTS = {
     ),
     # Without accelerate, optimum silently keeps two copies of a tied weight.
     "optimum": Environment((TORCH, "optimum-onnx[onnxruntime] accelerate")),
+    "onnxsim": Environment((TORCH, "transformers onnx onnxscript onnxsim")),
     # Its optimizer imports sympy without requiring it.
     "onnxruntime-tools": Environment(("onnxruntime-tools==1.7.0 sympy onnxruntime",)),
 }
@@ -109,6 +110,15 @@ MODELS = {
     ),
     "optimum-int8": Model("optimum", "optimum-fp32", _OPTIMUM_INT8),
     "optimum-int8-untied": Model("optimum", "optimum-fp32-untied", _OPTIMUM_INT8),
+    "gpt2-untied": Model("onnxsim", DOWNLOAD, "python {prepare}/untied_gpt2.py {output}"),
+    "t5": Model("optimum", DOWNLOAD, "python {prepare}/t5.py {output}"),
+    "t5-optimum": Model(
+        "optimum",
+        "t5",
+        "optimum-cli export onnx --task text2text-generation-with-past --no-post-process "
+        "--model {source} {output}",
+    ),
+    "two-gigabytes": Model("edgetie", DOWNLOAD, "python {prepare}/two_gigabytes.py {output}"),
     # gpt2 is the nearest model type; the default, bert, stops in shape inference on this graph.
     "onnxruntime-tools-fp32": Model(
         "onnxruntime-tools",
@@ -217,3 +227,10 @@ REFERENCE_PEER = "torch-fp32"
 
 OWN_PEERS = {"fp32": "edgetie-fp32", "int8": "edgetie-int8"}
 """The row of each precision by which the other rows are divided."""
+
+BROKEN = {
+    "gpt2-untied": "GPT-2's shape, `torch.onnx.export`, untied by onnxsim",
+    "t5-optimum": "T5-small's shape by optimum-onnx: encoder, decoder, decoder with past",
+    "two-gigabytes": "2 GB with a transposed copy of the table",
+}
+"""Models of more than one copy of a weight, and what `repair.py` calls them."""

@@ -1,0 +1,61 @@
+"""Repair files that other tools left with a shared weight stored apart, and print the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import catalogue
+import click
+from peers import default_work
+from workshop import UnavailableError, Workshop
+
+
+def repair(edgetie: Path, files: list[Path], scratch: Path) -> tuple[dict[str, object], float, int]:
+    """Run ``edgetie tie``: its report, seconds of the whole command, peak bytes of any process."""
+    output = scratch / ("tied" if len(files) > 1 else "tied.onnx")
+    command = [str(edgetie), "tie", *map(str, files), "--output", str(output), "--json"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    answer = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise UnavailableError(f"edgetie tie ended with {os.waitstatus_to_exitcode(status)}")
+    return json.loads(answer), seconds, usage.ru_maxrss * 1024
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=default_work,
+    show_default="a folder in the user's cache directory",
+    help="Where environments and models are made and kept.",
+)
+def main(work: Path) -> None:
+    workshop = Workshop(work.resolve(), lambda what: click.echo(f"making {what}", err=True))
+    edgetie = workshop.environment("edgetie") / "edgetie"
+    click.echo("| file | before MB | after MB | outputs | s | peak MB |")
+    click.echo("| --- | ---: | ---: | --- | ---: | ---: |")
+    for name, title in catalogue.BROKEN.items():
+        files = sorted(workshop.model(name).glob("*.onnx"))
+        with tempfile.TemporaryDirectory(dir=work) as scratch:
+            report, seconds, peak = repair(edgetie, files, Path(scratch))
+        before, after = (float(str(report[f"bytes_{when}"])) / 1e6 for when in ("before", "after"))
+        outputs = report["outputs"]
+        assert isinstance(outputs, list)
+        same = all(output["identical"] for output in outputs)
+        worst = max(output["relative_error"] for output in outputs)
+        text = "equal bit for bit" if same else f"within {worst:.0e} of the largest"
+        sizes = f"{before:,.1f} | {after:,.1f}"
+        click.echo(f"| {title} | {sizes} | {text} | {seconds:.1f} | {peak / 1e6:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()
