@@ -54,7 +54,9 @@ class Peer:
     """The distributions whose versions are reported."""
 
 
-_NO_AMX = "-mno-amx-tile -mno-amx-int8"  # its AMX code crashes in virtual machines that have AMX
+# Built for AMX its Q8_0 crashed (signal 11) in the one virtual machine with AMX that it was tried
+# in, and without AMX it ran; where AMX works, this build may be slower than it could be.
+_NO_AMX = "-mno-amx-tile -mno-amx-int8"
 
 # torch comes first and alone wherever it is needed, so that no other requirement can pull in
 # another build of it.
