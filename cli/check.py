@@ -46,8 +46,7 @@ _CHARACTERS_PER_TOKEN = 16
 @click.option(
     "--min-top1",
     type=common.Number(0, 1),
-    help="Least fraction of positions with the same likeliest token. "
-    "Twice its standard error is granted.",
+    help="Least fraction of positions with the same likeliest token.",
 )
 @click.option(
     "--max-perplexity-increase",

@@ -119,7 +119,7 @@ def tie(
         ties = [
             tie
             for model, path in zip(models, written, strict=True)
-            for tie in _verified(path, bool(model.skipped))
+            for tie in _verified(path, model.copies_left)
         ]
         size = sum(file.stat().st_size for file in directory.iterdir())
         stages.stage("compare outputs")
@@ -171,6 +171,7 @@ class _Model:
         self.near: list[NearCopy] = []
         self.merged_near: list[str] = []
         self.skipped: list[str] = []
+        self.copies_left = False
 
     def merge(self, max_distance: float) -> None:
         """Merge the copies within the file."""
@@ -178,12 +179,14 @@ class _Model:
         retie = Retie()
         run_passes(self.graph, [], [retie])
         self.near = near_copies(self.graph)
-        nearest = MergeNear([copy for copy in self.near if copy.distance <= max_distance])
+        wanted = [copy for copy in self.near if max_distance and copy.distance <= max_distance]
+        nearest = MergeNear(wanted)
         run_passes(self.graph, [], [nearest])
         self.fuse_heads()
         self.merged, self.shared = retie.merged, retie.aliases
         self.merged_near = nearest.merged
         self.skipped += retie.skipped
+        self.copies_left = bool(retie.skipped)
 
     def fuse_heads(self) -> None:
         """Products with a transposed table in a form that ONNX Runtime does not copy."""

@@ -425,3 +425,35 @@ def test_a_malformed_graph_is_the_files_fault(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"broken\.onnx: not a valid ONNX model"):
         tie(path, tmp_path / "fixed.onnx")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_rows_that_no_sample_sees_are_never_merged_unasked(tmp_path: Path) -> None:
+    """One row of a thousand was trained apart: not a copy, however few rows are looked at first."""
+    w = np.random.default_rng(0).normal(size=(1000, WIDTH)).astype(np.float32)
+    changed = w.copy()
+    changed[501] += 1
+    nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
+    values = {"table": w, "head": np.ascontiguousarray(changed.T)}
+    path = save(tmp_path / "apart.onnx", nodes, values)
+    report = tie(path, tmp_path / "kept.onnx")
+    assert (report.merged, report.merged_near) == ({}, ())
+    np.testing.assert_array_equal(logits(report.path), logits(path))
+    (near,) = report.near
+    whole = np.linalg.norm(changed - w) / np.linalg.norm(w)
+    assert near.distance == pytest.approx(whole, rel=1e-4)
+
+
+def test_an_input_with_a_default_is_still_read(tmp_path: Path) -> None:
+    path = broken(tmp_path / "broken.onnx", "duplicate")
+    model = onnx.load(path)
+    info = helper.make_tensor_value_info("head", TensorProto.FLOAT, [ROWS, WIDTH])
+    model.graph.input.append(info)
+    onnx.save(model, path)
+    for distance in (0.0, 0.05):
+        report = tie(path, tmp_path / f"{distance}.onnx", max_distance=distance)
+        feeds = {"input_ids": IDS, "head": 2 * table()}
+        before, after = (
+            onnxruntime.InferenceSession(str(file)).run(None, feeds)[0]
+            for file in (path, report.path)
+        )
+        np.testing.assert_allclose(after, before, atol=1e-4)

@@ -20,10 +20,8 @@ class Thresholds:
         max_relative_error: of the largest logit error to the largest reference logit.
         max_kl: mean KL divergence, nats per token.
         min_top1: fraction of positions with the same likeliest token.
-        max_perplexity_increase: as a fraction: 0.003 is 0.3 %.
-
-    The last two fail where they miss their limit by more than two standard errors: on a short text
-    less than that is chance.
+        max_perplexity_increase: as a fraction: 0.003 is 0.3 %. An increase fails that is above it
+            by more than two standard errors; on a short text less than that is chance.
     """
 
     max_relative_error: float | None = None
@@ -55,8 +53,7 @@ class Thresholds:
         ):
             if limit is not None and not value <= limit:
                 found[name] = f"is above {limit:g}"
-        likely = top1_agreement + 2 * top1_agreement_error
-        if self.min_top1 is not None and not likely >= self.min_top1:
+        if self.min_top1 is not None and not top1_agreement >= self.min_top1:
             found["top1_agreement"] = f"is below {self.min_top1:g}"
         texts = {
             "relative_error": f"relative error {_number(relative_error)}",

@@ -11,11 +11,13 @@ import onnx_ir as ir
 
 from edgetie.content import MIN_ELEMENTS
 from edgetie.passes._base import GraphPass, insert, producer, weight
+from edgetie.passes.retie import fixed
 
 Array = np.ndarray[Any, Any]
 
 _ALIKE = 0.1  # relative distance beyond which two matrices are strangers
-_ROWS = 256  # rows that the distance is taken over
+_ROWS = 256  # rows that strangers are told by
+_PIECE = 4096  # rows at a time when all are compared
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class NearCopy:
     Attributes:
         name: the copy: an initializer, or the output of a DequantizeLinear.
         table: what it is close to.
-        distance: Frobenius norm of the difference over that of the table, over evenly spread rows.
+        distance: Frobenius norm of the difference over that of the table.
         transposed: whether it is close to the table's transpose.
     """
 
@@ -50,15 +52,17 @@ class _Matrix:
 
 
 def near_copies(model: ir.Model) -> list[NearCopy]:
-    """Operands of products that are nearly a table of the same graph."""
-    matrices = list(_matrices(model))
+    """Matrices that are nearly a table of the same graph; those that must stay are left out.
+
+    A few rows tell strangers; of the others every row is compared.
+    """
+    matrices = [m for m in _matrices(model) if not fixed(m.value, model)]
     tables = [
         m for m in matrices if any("Gather" in n.op_type and i == 0 for n, i in m.value.uses())
     ]
     found = []
     for table in tables:
-        taken = np.linspace(0, table.shape[0] - 1, min(_ROWS, table.shape[0])).astype(int)
-        expected: Array | None = None
+        sample = np.linspace(0, table.shape[0] - 1, min(_ROWS, table.shape[0])).astype(int)
         for other in matrices:
             if other.value is table.value or any(t.value is other.value for t in tables):
                 continue
@@ -67,16 +71,27 @@ def near_copies(model: ir.Model) -> list[NearCopy]:
             turned = other.shape == table.shape[::-1]
             if not turned and other.shape != table.shape:
                 continue
-            if expected is None:
-                expected = table.rows(taken)
             for transposed in {turned, other.shape != table.shape}:
-                got = other.columns(taken).T if transposed else other.rows(taken)
-                size = float(np.linalg.norm(expected))
-                distance = float(np.linalg.norm(got - expected)) / (size or 1.0)
+                if _distance(table, other, transposed, [sample]) >= _ALIKE:
+                    continue
+                every = np.arange(table.shape[0])
+                pieces = [every[i : i + _PIECE] for i in range(0, len(every), _PIECE)]
+                distance = _distance(table, other, transposed, pieces)
                 if distance < _ALIKE:
                     found.append(NearCopy(other.name, table.name, distance, transposed))
                     break
     return found
+
+
+def _distance(table: _Matrix, other: _Matrix, transposed: bool, pieces: list[Array]) -> float:
+    """Relative distance over the rows in ``pieces``."""
+    difference = size = 0.0
+    for taken in pieces:
+        expected = table.rows(taken)
+        got = other.columns(taken).T if transposed else other.rows(taken)
+        difference += float(np.linalg.norm(got - expected)) ** 2
+        size += float(np.linalg.norm(expected)) ** 2
+    return float(np.sqrt(difference / (size or 1.0)))
 
 
 class MergeNear(GraphPass):
