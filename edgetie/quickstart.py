@@ -17,13 +17,14 @@ from edgetie.report.progress import Stages
 from edgetie.runtime.generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.tokenizer import Tokenizer
-from edgetie.sources.demo import demo_model
+from edgetie.sources.demo import demo_model, demo_text
 
 QUESTIONS = (
     "What is the capital of France?",
     "Explain in one sentence why the sky is blue.",
 )
 _ANSWER_TOKENS = 48
+_TEXT_TOKENS = 20_480
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def quickstart(
     Args:
         output: directory for the bundles ``fp32`` and ``int8``.
         model: what :func:`edgetie.sources.load_source` takes; by default the demonstration model,
-            downloaded once.
+            downloaded once with a novel to measure its accuracy on.
         threads: intra-op threads of the measurements.
         repeat: runs of the latency measurement.
         force: replace bundles that are there.
@@ -66,14 +67,22 @@ def quickstart(
     fp32, int8 = Path(output) / "fp32", Path(output) / "int8"
     for bundle in (fp32, int8):
         check_destination(bundle, force=force)
+    text = None
     if model is None:
         stages.stage("download")
-        model = str(demo_model())
+        model, text = str(demo_model()), demo_text()
     exported = export(model, fp32, force=force, progress=stages)
     quantized = quantize(fp32, int8, force=force, progress=stages)
     proof_fp32 = inspect(fp32, progress=stages)
     proof_int8 = inspect(int8, progress=stages)
-    accuracy = check(int8, BundleReference(fp32), threads=threads, progress=stages)
+    accuracy = check(
+        int8,
+        BundleReference(fp32),
+        threads=threads,
+        text=text,
+        max_tokens=_TEXT_TOKENS,
+        progress=stages,
+    )
     latency = bench(int8, against=fp32, threads=threads, repeat=repeat, progress=stages)
     stages.stage("generate")
     answers = _answers(int8, threads)

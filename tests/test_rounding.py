@@ -97,7 +97,7 @@ def test_largest_logits_come_from_unrounded_activations(
     x = np.random.default_rng(1).normal(size=(2, 3, 128)).astype(np.float32)
     exact = x @ matrix.T + offset
     errors = np.abs(run(path, {"x": x}) - exact)
-    largest = np.argsort(exact, axis=-1)[..., -8:]  # well inside the 16 of the list
+    largest = np.argsort(exact, axis=-1)[..., -4:]  # well inside the 8 of the list
     assert np.take_along_axis(errors, largest, -1).max() < 1e-4 * np.abs(exact).max()
     assert errors.max() > 1e-3 * np.abs(exact).max()  # the others are rounded
     assert [value.name for value in model.graph.outputs] == ["logits"]

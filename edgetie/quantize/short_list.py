@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgetie.passes._base import initializer
 
-LENGTH = 16
+LENGTH = 8
 """Logits computed again for each row."""
 
 _PREFIX = "short_list."

