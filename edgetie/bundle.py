@@ -1,7 +1,8 @@
 """Bundles: the directory that ``export`` writes and everything else reads.
 
-A bundle holds ``model.onnx``, its one external-data file ``model.onnx.data``, the configuration
-and tokenizer files, and the manifest ``edgetie.json``. It is written under a temporary name beside
+A bundle holds ``model.onnx`` (or ``encoder_model.onnx`` and ``decoder_model.onnx``), one
+external-data file ``model.onnx.data``, the configuration and tokenizer files, and the manifest
+``edgetie.json``. It is written under a temporary name beside
 its destination and renamed when complete, so a crash, a full disk or Ctrl-C leaves nothing
 half-written and an older bundle intact.
 """
@@ -21,6 +22,8 @@ from edgetie.ties import TieGroup
 
 MANIFEST = "edgetie.json"
 MODEL = "model.onnx"
+ENCODER = "encoder_model.onnx"
+DECODER = "decoder_model.onnx"
 DATA = "model.onnx.data"
 FORMAT = 1
 LAST_TOKEN_NODE = "edgetie.last_token"
@@ -56,8 +59,10 @@ class Signature:
 class Manifest:
     """The contents of ``edgetie.json``.
 
-    ``layout`` says what products read: ``packed`` copies of the weights that ONNX Runtime makes
-    when a session starts, so that the mapped file serves lookups only.
+    ``signature`` is that of ``model.onnx``, or of ``decoder_model.onnx`` where there is an encoder
+    with a signature of its own. ``layout`` says what products read: ``packed`` copies of the
+    weights that ONNX Runtime makes when a session starts, so that the mapped file serves lookups
+    only.
     """
 
     source: dict[str, Any]
@@ -66,6 +71,7 @@ class Manifest:
     signature: Signature
     ties: list[TieGroup]
     unique_parameters: int
+    encoder: Signature | None = None
     layout: str = "packed"
     versions: dict[str, str] = field(default_factory=dict)
     fusion: dict[str, Any] = field(default_factory=dict)
@@ -91,10 +97,14 @@ class Manifest:
                     f"{path}: written by a newer edgetie (format {data['format']}); update edgetie"
                 )
             data["signature"] = Signature(**data["signature"])
+            if data.get("encoder") is not None:
+                data["encoder"] = Signature(**data["encoder"])
             data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
             manifest = Manifest(**data)
             require_types(manifest)
             require_types(manifest.signature)
+            if manifest.encoder is not None:
+                require_types(manifest.encoder)
             for name, entry in manifest.files.items():
                 if Path(name).name != name:
                     raise ValueError(f"file {name!r} is outside the bundle")
@@ -109,11 +119,21 @@ class Manifest:
 
 @dataclass
 class Bundle:
-    """An opened bundle, or a bare ONNX file treated as one (``manifest`` is then ``None``)."""
+    """An opened bundle, or a bare ONNX file treated as one (``manifest`` is then ``None``).
+
+    ``model_path`` is the model, or the decoder of a bundle with an encoder beside it.
+    """
 
     directory: Path
     model_path: Path
     manifest: Manifest | None
+
+    @property
+    def model_paths(self) -> list[Path]:
+        """Every ONNX file: the encoder, where there is one, before the decoder."""
+        if self.manifest is not None and self.manifest.encoder is not None:
+            return [self.directory / ENCODER, self.model_path]
+        return [self.model_path]
 
     @property
     def files(self) -> list[Path]:
@@ -170,7 +190,9 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = False) -> Bundle
     elif where.is_dir():
         if (where / MANIFEST).is_file():
             text = (where / MANIFEST).read_text(encoding="utf-8", errors="replace")
-            bundle = Bundle(where, where / MODEL, Manifest.from_json(text, where / MANIFEST))
+            manifest = Manifest.from_json(text, where / MANIFEST)
+            model = MODEL if manifest.encoder is None else DECODER
+            bundle = Bundle(where, where / model, manifest)
         else:
             models = sorted(where.glob("*.onnx"))
             if len(models) != 1:
@@ -181,7 +203,8 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = False) -> Bundle
         what = "neither a file nor a directory" if where.exists() else "no such file or directory"
         raise BundleError(f"{where}: {what}; name a bundle or an .onnx file")
     bundle.verify_files(hashes=hashes)
-    check_external_data(bundle.model_path)
+    for model_path in bundle.model_paths:
+        check_external_data(model_path)
     return bundle
 
 

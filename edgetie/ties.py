@@ -8,8 +8,9 @@ where one matrix became two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetie.content import MIN_ELEMENTS, byte_range, equal_groups
@@ -30,6 +31,8 @@ _FORM_CHANGES = {"Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsquee
 class Use:
     """One use of a tied weight: operator, node name, input index, and whether it is transposed.
 
+    ``file`` names the ONNX file, in bundles of several.
+
     ``transposed`` says whether the operator sees the matrix with its axes swapped, by a Transpose
     in front of it or by its own attribute (Gemm's ``transB``).
     """
@@ -38,6 +41,7 @@ class Use:
     node: str
     input: int
     transposed: bool
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class TieGroup:
         bytes: its size.
         uses: every use, in graph order.
         parameters: names of the torch parameters it stands for, where a module was the source.
+        data: where it lies: ``file``, ``offset`` and ``length`` of its external data.
     """
 
     name: str
@@ -59,6 +64,7 @@ class TieGroup:
     bytes: int
     uses: tuple[Use, ...]
     parameters: tuple[str, ...] = ()
+    data: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +78,7 @@ class TieGroup:
             bytes=data["bytes"],
             uses=tuple(Use(**use) for use in data["uses"]),
             parameters=tuple(data.get("parameters", ())),
+            data=data.get("data"),
         )
 
 
@@ -149,32 +156,111 @@ def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> li
             the initializer that carries one of the names.
     """
     groups = []
+    parameters = list(parameters)
     aliases = _aliases(model)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.size < MIN_ELEMENTS or len(tensor.shape) < 2:
-            continue  # vectors may be equal by chance: norms start as ones, biases as zeros
-        if name.startswith(OWN_CONSTANTS):
+        if tensor is None or not _may_be_tied(name, tensor):
             continue
         if name in aliases and aliases[name][0] is not value:
             continue
         uses = _all_uses(value, aliases)
         if len(uses) > 1:
-            members = next((g for g in parameters if _names(name, g)), ())
-            groups.append(
-                TieGroup(
-                    name,
-                    tuple(tensor.shape.numpy()),
-                    tensor.dtype.name,
-                    tensor.nbytes,
-                    tuple(uses),
-                    tuple(members),
-                )
-            )
+            groups.append(_group(name, value, tuple(uses), parameters))
     return sorted(groups, key=lambda group: -group.bytes)
 
 
-def _names(initializer: str, group: tuple[str, ...]) -> bool:
+def _data(value: ir.Value) -> dict[str, Any] | None:
+    where = byte_range(value)
+    if where is None:
+        return None
+    return {"file": Path(where[0]).name, "offset": where[1], "length": where[2]}
+
+
+def share_across(models: Mapping[str, ir.Model]) -> dict[ir.Value, ir.Value]:
+    """Initializers of later models that hold what one of an earlier model does: each of them, and
+    that one. They take over its name, so that a weight is called the same in every file.
+    """
+    same: dict[ir.Value, ir.Value] = {}
+    if len(models) == 1:
+        return same
+    owner = {v: model for model in models.values() for v in model.graph.initializers.values()}
+    for first, *twins in equal_groups(owner):
+        for twin in twins:
+            graph = owner[twin.value].graph
+            if twin.form == "transposed" or owner[twin.value] is owner[first.value]:
+                continue
+            same[twin.value] = first.value
+            if str(first.value.name) not in graph.initializers:
+                graph.initializers.pop(str(twin.value.name))
+                twin.value.name = first.value.name
+                graph.register_initializer(twin.value)
+    return same
+
+
+def find_shared_ties(
+    models: Mapping[str, ir.Model], parameters: Iterable[tuple[str, ...]] = ()
+) -> list[TieGroup]:
+    """The tie groups of models that were written into one data file, largest first.
+
+    Args:
+        models: by file name; a weight is shared across them if its entries lie over the same bytes.
+        parameters: as in :func:`find_ties`.
+    """
+    parameters = list(parameters)
+    if len(models) == 1:
+        return find_ties(next(iter(models.values())), parameters)
+    found: dict[str, TieGroup] = {}
+    for file, model in models.items():
+        aliases = _aliases(model)
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or not _may_be_tied(name, tensor):
+                continue
+            if name in aliases and aliases[name][0] is not value:
+                continue
+            uses = tuple(replace(use, file=file) for use in _all_uses(value, aliases))
+            known = found.get(name)
+            if known is not None and known.data == _data(value) is not None:
+                found[name] = replace(known, uses=known.uses + uses)
+            elif known is None:
+                found[name] = _group(name, value, uses, parameters)
+    groups = [group for group in found.values() if len(group.uses) > 1]
+    return sorted(groups, key=lambda group: -group.bytes)
+
+
+def ties_of_file(ties: Iterable[TieGroup], file: str) -> list[TieGroup]:
+    """The groups with uses in one file, with those uses only."""
+    kept = [
+        replace(group, uses=tuple(use for use in group.uses if use.file in ("", file)))
+        for group in ties
+    ]
+    return [group for group in kept if group.uses]
+
+
+def _may_be_tied(name: str, tensor: ir.TensorProtocol) -> bool:
+    """Whether an initializer is a weight of some size.
+
+    Vectors may be equal by chance: norms start as ones, biases as zeros.
+    """
+    matrix = tensor.size >= MIN_ELEMENTS and len(tensor.shape) >= 2
+    return matrix and not name.startswith(OWN_CONSTANTS)
+
+
+def _group(
+    name: str, value: ir.Value, uses: tuple[Use, ...], parameters: Iterable[tuple[str, ...]]
+) -> TieGroup:
+    tensor = value.const_value
+    assert tensor is not None
+    members = next((g for g in parameters if is_named(name, g)), ())
+    shape = tuple(tensor.shape.numpy())
+    return TieGroup(
+        name, shape, tensor.dtype.name, tensor.nbytes, uses, tuple(members), _data(value)
+    )
+
+
+def is_named(initializer: str, group: tuple[str, ...]) -> bool:
+    """Whether an initializer carries one of the names of a torch parameter."""
     return any(initializer == name or initializer.endswith("." + name) for name in group)
 
 

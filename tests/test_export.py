@@ -17,7 +17,7 @@ import torch
 from conftest import source_of
 
 from edgetie.export.exporter import ExportReport, export
-from edgetie.export.tasks import logits_of
+from edgetie.export.tasks.base import logits_of
 from edgetie.runtime.generation import generate
 from edgetie.runtime.session import open_session
 

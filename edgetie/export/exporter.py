@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -12,6 +14,8 @@ import onnx_ir as ir
 from edgetie.atomic import atomic_directory, check_destination
 from edgetie.bundle import (
     DATA,
+    ENCODER,
+    LAST_TOKEN_NODE,
     Bundle,
     Manifest,
     Signature,
@@ -23,10 +27,9 @@ from edgetie.bundle import (
 from edgetie.errors import ExportError, TieError
 from edgetie.export.genai import write_genai_config
 from edgetie.export.memory import release_freed_memory
-from edgetie.export.tasks import Task, probe
+from edgetie.export.tasks import Agreement, Task, probe
 from edgetie.export.trace import trace
-from edgetie.export.verify import Agreement, expect, measure
-from edgetie.external_data import write_model
+from edgetie.external_data import write_models
 from edgetie.passes import PassReport, run_passes
 from edgetie.passes.activation import Activation
 from edgetie.passes.head import Head
@@ -42,13 +45,24 @@ from edgetie.passes.skip_norm import SkipNorm
 from edgetie.report.progress import Stages
 from edgetie.runtime.memory import read_memory
 from edgetie.sources import Source, load_source
-from edgetie.ties import TieGroup, find_ties, tied_parameters, verify_ties
+from edgetie.ties import (
+    find_shared_ties,
+    find_ties,
+    is_named,
+    share_across,
+    tied_parameters,
+    ties_of_file,
+    verify_ties,
+)
 
 _FUSED_OPERATORS = (
     "GroupQueryAttention",
+    "MultiHeadAttention",
+    "Attention",
     "SkipSimplifiedLayerNormalization",
     "SkipLayerNormalization",
     "RMSNormalization",
+    "LayerNormalization",
     "QuickGelu",
     "FastGelu",
     "Gelu",
@@ -92,19 +106,22 @@ def export(
     *,
     precision: str = "fp32",
     logits: str = "last",
+    task: str = "auto",
     force: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     progress: Stages | None = None,
 ) -> ExportReport:
-    """Export a causal language model to an ONNX bundle, its tied weights kept as one.
+    """Export a language model to an ONNX bundle, its tied weights kept as one.
 
     Args:
         source: what :func:`edgetie.sources.load_source` takes, or an already loaded source.
         output: directory to write; complete or not at all.
         precision: ``fp32`` or ``fp16`` (for GPUs: ONNX Runtime's CPU kernels would copy the
             weights to fp32).
-        logits: ``last``, of each row's last token, or ``all``.
+        logits: ``last``, of each row's last token, or ``all``; masked language models have all.
+        task: what the model does, where its configuration does not tell
+            (:data:`edgetie.sources.families.TASKS`).
         force: replace an existing bundle.
         trust_remote_code: allow a model directory to run code of its own.
         allow_pickle: allow pickled weights.
@@ -120,10 +137,12 @@ def export(
     stages = progress or Stages()
     if isinstance(source, str):
         stages.stage("load")
-        source = load_source(source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        source = load_source(
+            source, task=task, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        )
     stages.stage("probe")
-    task = probe_source(source)
-    expected = expect(source.module, task)
+    plan = probe(source)
+    expected = plan.expect(source.module)
     if not np.isfinite(expected.logits).all():
         raise ExportError(
             f"{source.name}: its logits in torch are NaN or infinite, so it cannot be verified; "
@@ -134,34 +153,38 @@ def export(
     if precision == "fp16":
         for parameter in source.module.parameters():
             parameter.data = parameter.data.half()
-    traced = trace(source, task, last_only=logits == "last", progress=stages)
+    traced = trace(source, plan, last_only=logits == "last", progress=stages)
     stages.stage("passes")
-    passes = optimize(traced.model, task, parameters)
+    passes = optimize(traced.models, plan, parameters)
     unfused = [*traced.unfused, *(text for report in passes for text in report.skipped)]
     manifest = Manifest(
         source={"kind": source.kind, "name": source.name, "architecture": source.architecture},
-        task="causal-lm",
+        task=plan.name,
         precision=precision,
-        signature=_signature(traced.model, task, logits),
+        signature=_signature(traced.models, plan),
+        encoder=_encoder_signature(traced.models),
         ties=[],
         unique_parameters=count,
         versions={package: version(package) for package in _VERSIONED},
-        fusion={"operators": _count_operators(traced.model), "unfused": unfused},
+        fusion={"operators": _count_operators(traced.models), "unfused": unfused},
     )
     name, config, save_extras = source.name, source.config, source.save_extras
     with atomic_directory(output, force=force) as directory:
         stages.stage("write")
-        path = write_model(traced.model, directory, progress=stages)
-        manifest.ties = find_ties(traced.model, parameters)
+        same = share_across(traced.models)
+        paths = write_models(traced.models, directory, data=DATA, same=same, progress=stages)
+        manifest.ties = find_shared_ties(traced.models, parameters)
         del source, traced  # the module's weights are not needed beside the file's
         release_freed_memory()
         save_extras(directory)
         manifest.signature.eos_token_ids = eos_token_ids(directory)
-        write_genai_config(directory, config, task, manifest.signature)
+        write_genai_config(directory, config, plan, manifest.signature)
         stages.stage("verify")
-        verify_ties(ir.load(path), manifest.ties, where=f"the file {path.name}")
+        for path in paths:
+            ties = ties_of_file(manifest.ties, path.name)
+            verify_ties(ir.load(path), ties, where=f"the file {path.name}")
         dtype = np.float16 if precision == "fp16" else np.float32
-        agreement = measure(path, task, expected, dtype)
+        agreement = plan.measure(directory, expected, dtype)
         _require_agreement(name, agreement, precision)
         manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
         stages.stage("hash")
@@ -179,79 +202,91 @@ def export(
     )
 
 
-def optimize(model: ir.Model, task: Task, parameters: list[tuple[str, ...]]) -> list[PassReport]:
-    """Run the graph passes on a traced model, in place; its ties hold after each.
+def optimize(
+    models: Mapping[str, ir.Model], task: Task, parameters: list[tuple[str, ...]]
+) -> list[PassReport]:
+    """Run the graph passes on traced models, in place; their ties hold after each.
 
     Args:
-        model: as :func:`edgetie.export.trace.trace` returns it.
+        models: as :func:`edgetie.export.trace.trace` returns them.
         task: for the longest sequence, which sizes the rotary tables.
         parameters: names of tied parameters, group by group.
 
     Raises:
         TieError: naming the pass that parted a weight.
     """
-    reports = run_passes(model, [], [Normalize(), Retie()])
-    ties = find_ties(model, parameters)
-    _require_module_ties(parameters, ties)
-    fusions = [
-        Linear(),
-        RmsNorm(),
-        Rotary(task.max_positions),
-        Layout(),
-        LastToken(),
-        SkipNorm(),
-        Activation(),
-        PackProjections(),
-        Head(),
-        Normalize(fold=False),
-    ]
-    return reports + run_passes(model, ties, fusions)
+    reports: list[PassReport] = []
+    for model in models.values():
+        reports += run_passes(model, [], [Normalize(), Retie()])
+    _require_module_ties(models, parameters)
+    for model in models.values():
+        fusions = [
+            Linear(),
+            RmsNorm(),
+            Rotary(task.max_positions),
+            Layout(),
+            LastToken(),
+            SkipNorm(),
+            Activation(),
+            PackProjections(),
+            Head(),
+            Normalize(fold=False),
+        ]
+        reports += run_passes(model, find_ties(model, parameters), fusions)
+    return reports
 
 
-def _signature(model: ir.Model, task: Task, logits: str) -> Signature:
+def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
+    model = list(models.values())[-1]
     fused = sum(1 for node in model.graph if node.op_type == "GroupQueryAttention")
+    last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
     return Signature(
         inputs=describe(model.graph.inputs),
         outputs=describe(model.graph.outputs),
-        logits=logits,
+        logits="last" if last else "all",
         cache_in_place=bool(task.layers) and fused == len(task.layers),
         max_positions=task.max_positions,
         vocab_size=task.vocab_size,
     )
 
 
-def probe_source(source: Source) -> Task:
-    """Run the model once; an error in it is the source's, not ours."""
-    try:
-        return probe(source.module, source.config)
-    except Exception as error:
-        raise ExportError(
-            f"{source.name}: calling it with three tokens failed "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        ) from error
+def _encoder_signature(models: Mapping[str, ir.Model]) -> Signature | None:
+    if ENCODER not in models:
+        return None
+    graph = models[ENCODER].graph
+    return Signature(describe(graph.inputs), describe(graph.outputs), logits="all")
 
 
-def _require_module_ties(parameters: list[tuple[str, ...]], ties: list[TieGroup]) -> None:
-    """Every parameter tied in torch must be one initializer right after the trace."""
-    found = {name for group in ties for name in group.parameters}
+def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[str, ...]]) -> None:
+    """Every parameter tied in torch must be one shared initializer right after the trace: used more
+    than once in a graph, or in more than one graph.
+    """
+    found = {
+        name
+        for model in models.values()
+        for group in find_ties(model, parameters)
+        for name in group.parameters
+    }
     for names in parameters:
-        if not set(names) & found:
+        holders = sum(
+            any(is_named(name, names) for name in model.graph.initializers)
+            for model in models.values()
+        )
+        if not set(names) & found and holders < 2:
             raise TieError(
                 f"torch.onnx: {' = '.join(names)} is one parameter in torch, but no shared "
                 "initializer in the exported graph"
             )
 
 
-def _count_operators(model: ir.Model) -> dict[str, int]:
-    counts = dict.fromkeys(_FUSED_OPERATORS, 0)
-    for node in model.graph:
-        if node.op_type in counts:
-            counts[node.op_type] += 1
-    rotary = sum(1 for node in model.graph if "do_rotary" in node.attributes)
+def _count_operators(models: Mapping[str, ir.Model]) -> dict[str, int]:
+    nodes = [node for model in models.values() for node in model.graph]
+    counts = Counter(node.op_type for node in nodes)
+    rotary = sum(1 for node in nodes if "do_rotary" in node.attributes)
     return {
-        **{name: count for name, count in counts.items() if count},
+        **{name: counts[name] for name in _FUSED_OPERATORS if counts[name]},
         "rotary inside attention": rotary,
-        "nodes": len(model.graph),
+        "nodes": len(nodes),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetie.bundle import MODEL, Signature
-from edgetie.export.tasks import Task
+from edgetie.export.tasks.base import Task
 
 _DEFAULT_CONTEXT = 2048
 

@@ -17,7 +17,7 @@ import torch
 from edgetie.errors import ExportError
 from edgetie.export import attention
 from edgetie.export.attention import Unfusable
-from edgetie.export.tasks import CausalLM, Task, cache_names
+from edgetie.export.tasks import Graph, Task
 from edgetie.report.progress import Progress
 from edgetie.sources import Source
 from edgetie.sources.pretrained import first_line
@@ -25,19 +25,17 @@ from edgetie.sources.pretrained import first_line
 OPSET = 23
 """Attention, RMSNormalization and RotaryEmbedding are operators from here on."""
 
-_BATCH, _SEQUENCE, _PAST = 2, 3, 5  # example sizes; all three dimensions are dynamic
-
 
 @dataclass
 class Traced:
-    """A graph as torch's exporter leaves it.
+    """Graphs as torch's exporter leaves them.
 
     Attributes:
-        model: the graph; its initializers point at the module's own memory.
+        models: by file name; their initializers point at the module's own memory.
         unfused: what could not be expressed, and why, for the report.
     """
 
-    model: ir.Model
+    models: dict[str, ir.Model]
     unfused: list[str]
 
 
@@ -50,17 +48,24 @@ def trace(source: Source, task: Task, *, last_only: bool, progress: Progress) ->
     unfused: list[str] = []
     if task.why_plain:
         unfused.append(f"KV cache: {task.why_plain}")
-    if task.caller == "transformers":
+    if task.replaces_attention:
         try:
             with _implementation(source, attention.register()):
-                return _trace(source, task, True, last_only, progress, unfused)
+                return Traced(_trace_all(source, task, True, last_only, progress), unfused)
         except Unfusable as error:
             unfused.append(f"attention: {error}")
-        return _trace(source, task, False, last_only, progress, unfused)
     try:
-        return _trace(source, task, True, last_only, progress, unfused)
+        fused = not task.replaces_attention
+        return Traced(_trace_all(source, task, fused, last_only, progress), unfused)
     except Unfusable as error:
         raise ExportError(f"{source.name}: its attention takes no KV cache ({error})") from error
+
+
+def _trace_all(
+    source: Source, task: Task, fused: bool, last_only: bool, progress: Progress
+) -> dict[str, ir.Model]:
+    graphs = task.graphs(source.module, fused=fused, last_only=last_only)
+    return {graph.file: _trace(source, graph, progress) for graph in graphs}
 
 
 @contextlib.contextmanager
@@ -84,39 +89,13 @@ def _module(source: Source) -> Any:
     return source.module
 
 
-def _trace(
-    source: Source,
-    task: Task,
-    fused: bool,
-    last_only: bool,
-    progress: Progress,
-    unfused: list[str],
-) -> Traced:
-    wrapper = CausalLM(source.module, task, fused, last_only).eval()
-    dtype = next(source.module.parameters()).dtype
-    past = tuple(
-        torch.zeros(_BATCH, layer.kv_heads, _PAST, layer.head_size, dtype=dtype)
-        for layer in task.layers
-        for _ in ("key", "value")
-    )
-    length = _PAST if past else 0
-    arguments = (
-        torch.ones(_BATCH, _SEQUENCE, dtype=torch.long),
-        torch.ones(_BATCH, length + _SEQUENCE, dtype=torch.long),
-        *past,
-    )
-    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
-    # past + sequence, which torch.export cannot say: it is left to find out what holds
-    total, past_length = torch.export.Dim.DYNAMIC, torch.export.Dim("past_sequence")
-    shapes = (
-        {0: batch, 1: sequence},
-        {0: batch, 1: total if past else sequence},
-        *((tuple({0: batch, 2: past_length} for _ in past),) if past else ()),
-    )
+def _trace(source: Source, graph: Graph, progress: Progress) -> ir.Model:
     progress.stage("trace")
     with _quiet(), torch.no_grad():
         try:
-            program = torch.export.export(wrapper, arguments, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(
+                graph.module.eval(), graph.arguments, dynamic_shapes=graph.shapes, strict=False
+            )
         except Unfusable:
             raise
         except Exception as error:
@@ -127,32 +106,28 @@ def _trace(
                 f"{source.name}: torch cannot trace it ({first_line(error)})"
             ) from error
     progress.stage("convert")
-    names = ["input_ids", "attention_mask", *cache_names(len(task.layers), "past_key_values")]
-    outputs = ["logits", *cache_names(len(task.layers), "present")]
-    model = _convert(source, program, arguments)
-    for value, name in zip(model.graph.inputs, names, strict=True):
+    model = _convert(source, program, graph.arguments)
+    for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
         value.name = name
-    for value, name in zip(model.graph.outputs, outputs, strict=True):
+    for value, name in zip(model.graph.outputs, graph.outputs, strict=True):
         value.name = name
-    _name_dimensions(model)
+    _name_dimensions(model, graph)
     for node in model.graph:
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]
-    return Traced(model, unfused)
+    return model
 
 
-def _name_dimensions(model: ir.Model) -> None:
+def _name_dimensions(model: ir.Model, graph: Graph) -> None:
     """Call the symbols that torch made up (``s43``) by what they are, everywhere in the graph."""
-    tokens, mask, *past = model.graph.inputs
-    named = [(tokens, 0, "batch"), (tokens, 1, "sequence"), (mask, 1, "total_sequence")]
-    if past:
-        named.append((past[0], 2, "past_sequence"))
+    inputs = {str(value.name): value for value in model.graph.inputs}
     names: dict[str, str] = {}
-    for value, axis, name in named:
-        assert value.shape is not None
-        dimension = value.shape[axis]
+    for name, axis, dimension_name in graph.dimensions:
+        shape = inputs[name].shape
+        assert shape is not None
+        dimension = shape[axis]
         if not isinstance(dimension, int) and dimension.value is not None:
-            names.setdefault(dimension.value, name)
+            names.setdefault(dimension.value, dimension_name)
 
     def renamed(dimension: int | ir.SymbolicDim) -> int | str | None:
         if isinstance(dimension, int) or dimension.value is None:

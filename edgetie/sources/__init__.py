@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetie.bundle import require_utf8
 from edgetie.errors import SourceError
+from edgetie.sources.families import task_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,8 @@ class Source:
         module: the model, in evaluation mode, fp32.
         config: its transformers configuration; ``None`` for a module that has none.
         save_extras: writes configuration and tokenizer files into a directory.
+        task: what it does, one of :data:`edgetie.sources.families.TASKS`; ``auto`` is decided by
+            the class of the module, or by its configuration.
     """
 
     kind: str
@@ -40,6 +43,11 @@ class Source:
     module: torch.nn.Module
     config: Any
     save_extras: Callable[[Path], None]
+    task: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.task == "auto":
+            self.task = task_of(self.config, [self.architecture])
 
     @property
     def architecture(self) -> str:
@@ -47,7 +55,7 @@ class Source:
 
 
 def load_source(
-    text: str, *, trust_remote_code: bool = False, allow_pickle: bool = False
+    text: str, *, task: str = "auto", trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> Source:
     """Load the model that ``text`` names.
 
@@ -55,6 +63,8 @@ def load_source(
         text: a directory with ``config.json``, a ``.gguf`` file (or a directory with one), a hub
             id ``organisation/name``, or ``package.module:function``, a callable without arguments
             that returns an ``nn.Module``.
+        task: what the model does, one of :data:`edgetie.sources.families.TASKS`; ``auto`` decides
+            from its configuration.
         trust_remote_code: allow a model directory to run Python code of its own.
         allow_pickle: allow weights in PyTorch's pickle format, which can run code when loaded.
 
@@ -68,7 +78,7 @@ def load_source(
         if path.suffix == ".gguf":
             from edgetie.sources.gguf import load_gguf
 
-            return load_gguf(path)
+            return _of_task(load_gguf(path), task)
         if path.suffix == ".onnx":
             raise SourceError(f"{text}: is ONNX already; use `edgetie quantize` or `inspect` on it")
         raise SourceError(f"{text}: not a model (expected a directory, .gguf or module:function)")
@@ -78,23 +88,29 @@ def load_source(
             if len(ggufs) == 1:
                 from edgetie.sources.gguf import load_gguf
 
-                return load_gguf(ggufs[0])
+                return _of_task(load_gguf(ggufs[0]), task)
             raise SourceError(f"{text}: no config.json in this directory, so it is no model")
         from edgetie.sources.pretrained import load_pretrained
 
-        return load_pretrained(text, trust_remote_code, allow_pickle)
+        return load_pretrained(text, task, trust_remote_code, allow_pickle)
     if _FACTORY.fullmatch(text):
         from edgetie.sources.factory import load_factory
 
-        return load_factory(text)
+        return load_factory(text, task)
     if _HUB_ID.fullmatch(text):
         from edgetie.sources.pretrained import load_pretrained
 
-        return load_pretrained(text, trust_remote_code, allow_pickle)
+        return load_pretrained(text, task, trust_remote_code, allow_pickle)
     raise SourceError(
         f"{text}: no such file or directory; name a model's directory, a hub id, a .gguf file or "
         "module:function"
     )
+
+
+def _of_task(source: Source, task: str) -> Source:
+    if task not in ("auto", source.task):
+        raise SourceError(f"{source.name}: is a model for {source.task}, not {task}")
+    return source
 
 
 def require_export_packages() -> None:

@@ -12,7 +12,7 @@ from edgetie.sources import Source
 from edgetie.sources.pretrained import first_line
 
 
-def load_factory(text: str) -> Source:
+def load_factory(text: str, task: str) -> Source:
     """Call ``package.module:function`` and take the module it returns.
 
     The current directory is importable, as it is for ``python -m``. What the module's ``forward``
@@ -45,4 +45,4 @@ def load_factory(text: str) -> Source:
         if hasattr(config, "save_pretrained"):
             config.save_pretrained(target)
 
-    return Source("factory", text, module.eval().float(), config, save_extras)
+    return Source("factory", text, module.eval().float(), config, save_extras, task)

@@ -11,21 +11,22 @@ from typing import Any
 from edgetie.bundle import MANIFEST
 from edgetie.errors import SourceError
 from edgetie.sources import Source
+from edgetie.sources.families import auto_class, task_of
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_SECONDS = 10.0
 
 
-def load_pretrained(text: str, trust_remote_code: bool, allow_pickle: bool) -> Source:
-    """Load a causal language model with transformers.
+def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle: bool) -> Source:
+    """Load a language model with transformers.
 
     Raises:
         SourceError: if it cannot be loaded, lacks weights, or has code of its own or pickled
             weights and the permission for them was not given.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     directory = Path(text)
     unreachable = None
@@ -38,7 +39,8 @@ def load_pretrained(text: str, trust_remote_code: bool, allow_pickle: bool) -> S
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(text, **options)
-            module, loading = AutoModelForCausalLM.from_pretrained(
+            task = task_of(config) if task == "auto" else task
+            module, loading = auto_class(task).from_pretrained(
                 text,
                 config=config,
                 dtype=torch.float32,
@@ -61,6 +63,7 @@ def load_pretrained(text: str, trust_remote_code: bool, allow_pickle: bool) -> S
         module=module.eval(),
         config=module.config,  # a copy of ``config``: its attention implementation is what counts
         save_extras=lambda target: save_extras(text, config, target, options),
+        task=task,
     )
 
 
@@ -75,7 +78,7 @@ def require_weights(text: str, loading: dict[str, Any]) -> None:
         if names:
             raise SourceError(
                 f"{text}: {len(names)} weights of the model are {why} those in its files "
-                f"({min(names)}, ...); they are incomplete, or no causal language model"
+                f"({min(names)}, ...); they are incomplete, or the model is of another kind"
             )
 
 

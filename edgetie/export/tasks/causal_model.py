@@ -13,8 +13,6 @@ same tokens from one graph, without an attention bias.
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,118 +21,8 @@ from torch.overrides import TorchFunctionMode
 from edgetie.bundle import LAST_TOKEN_NODE
 from edgetie.export import attention
 from edgetie.export.attention import CacheLayer, Trace, Unfusable
+from edgetie.export.tasks.base import logits_of
 from edgetie.sources.calling import cache_keyword
-
-_PROBE_TOKENS = 3
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """The cache of one layer: number of key-value heads and size of each."""
-
-    kv_heads: int
-    head_size: int
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a trial run of the model showed.
-
-    Attributes:
-        caller: ``transformers`` (cache object), ``positions`` (a module of one's own whose
-            ``forward`` takes ``position_ids`` and whose attention is causal
-            ``scaled_dot_product_attention``) or ``plain`` (no cache: the prefix is run again).
-        layers: the KV cache, empty without one.
-        vocab_size: last dimension of the logits.
-        max_positions: longest sequence, from the configuration.
-        why_plain: why there is no cache, where there is none.
-        position_ids: whether a module of one's own takes them.
-    """
-
-    caller: str
-    layers: tuple[LayerShape, ...]
-    vocab_size: int
-    max_positions: int | None
-    why_plain: str | None = None
-    position_ids: bool = False
-
-
-def logits_of(output: Any) -> torch.Tensor:
-    """The logits in whatever a language model's ``forward`` returns.
-
-    Raises:
-        TypeError: if there are none.
-    """
-    logits = getattr(output, "logits", output)
-    if isinstance(logits, (tuple, list)):
-        logits = logits[0]
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
-        raise TypeError("forward must return logits of shape (batch, sequence, vocabulary)")
-    return logits
-
-
-def probe(module: torch.nn.Module, config: Any) -> Task:
-    """Run the model once on three tokens and read off what it needs."""
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    max_positions = getattr(text_config, "max_position_embeddings", None)
-    parameters = inspect.signature(module.forward).parameters
-    ids = torch.arange(_PROBE_TOKENS)[None]
-    position_ids = False
-    with torch.no_grad():
-        keyword = cache_keyword(module)
-        if keyword is not None and config is not None:
-            output = module(input_ids=ids, use_cache=True)
-            vocab = logits_of(output).shape[-1]
-            layers, why = _cache_shapes(getattr(output, keyword, None))
-            caller = "plain" if why else "transformers"
-        elif "position_ids" in parameters:
-            counter = _CountAttention()
-            with counter:
-                output = module(ids, position_ids=ids)
-            vocab = logits_of(output).shape[-1]
-            layers, why = tuple(counter.layers), counter.why
-            caller = "plain" if why else "positions"
-            position_ids = True
-        else:
-            vocab = logits_of(module(ids)).shape[-1]
-            layers, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
-    layers = layers if caller != "plain" else ()
-    return Task(caller, layers, vocab, max_positions, why, position_ids)
-
-
-def _cache_shapes(cache: Any) -> tuple[tuple[LayerShape, ...], str | None]:
-    layers = getattr(cache, "layers", None)
-    if not layers:
-        return (), "the model returns no KV cache"
-    shapes = []
-    for index, layer in enumerate(layers):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is None or values is None or keys.ndim != 4 or keys.shape != values.shape:
-            return (), f"layer {index} keeps a state that is no key-value cache"
-        shapes.append(LayerShape(keys.shape[1], keys.shape[3]))
-    return tuple(shapes), None
-
-
-class _CountAttention(TorchFunctionMode):
-    """Watches ``scaled_dot_product_attention`` calls during the trial run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers: list[LayerShape] = []
-        self.refused = False
-        self.why: str | None = "no causal scaled_dot_product_attention in it"
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            try:
-                query, key, value, _ = _causal_arguments(args, kwargs)
-                attention.require_fusable(query, key, value)
-                self.layers.append(LayerShape(key.shape[1], key.shape[3]))
-                self.why = self.why if self.refused else None
-            except Unfusable as error:
-                self.why, self.refused = str(error), True
-        return func(*args, **kwargs)
 
 
 class _CachedAttention(TorchFunctionMode):
@@ -147,14 +35,14 @@ class _CachedAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
-            query, key, value, scale = _causal_arguments(args, kwargs)
+            query, key, value, scale = causal_arguments(args, kwargs)
             layer = next(self._layers)
             layer.append(key, value)
             return attention.attend(query, layer, scale=scale).transpose(1, 2)
         return func(*args, **kwargs)
 
 
-def _causal_arguments(
+def causal_arguments(
     args: Any, kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float | None]:
     names = ["query", "key", "value", "attn_mask", "dropout_p", "is_causal"]
@@ -169,15 +57,25 @@ class CausalLM(torch.nn.Module):
 
     Args:
         model: the language model.
-        task: what :func:`probe` found.
+        caller: as in :class:`edgetie.export.tasks.causal.CausalTask`.
+        position_ids: whether a module of one's own takes them.
         fused: emit GroupQueryAttention (``True``) or let the model compute its own attention.
         last_only: logits of each row's last token, ``(batch, 1, vocabulary)``, or of all.
     """
 
-    def __init__(self, model: torch.nn.Module, task: Task, fused: bool, last_only: bool) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        caller: str,
+        position_ids: bool,
+        fused: bool,
+        last_only: bool,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.task = task
+        self.caller = caller
+        self.position_ids = position_ids
         self.cache = cache_keyword(model) or ""
         self.fused = fused
         self.last_only = last_only
@@ -188,7 +86,7 @@ class CausalLM(torch.nn.Module):
         length = input_ids.shape[1]
         window = attention_mask[:, -length:]
         steps = torch.arange(length)
-        if self.task.caller == "transformers" and not self.fused:
+        if self.caller == "transformers" and not self.fused:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
             last = (window * (steps + 1)).argmax(1)
             logits, present = self._unfused(input_ids, attention_mask, positions, past)
@@ -224,11 +122,11 @@ class CausalLM(torch.nn.Module):
             layers=layers,
         )
         with attention.tracing(trace):
-            if self.task.caller == "positions":
+            if self.caller == "positions":
                 with _CachedAttention(layers):
                     output = self.model(ids, position_ids=positions)
-            elif self.task.caller == "plain":
-                given = {"position_ids": positions} if self.task.position_ids else {}
+            elif self.caller == "plain":
+                given = {"position_ids": positions} if self.position_ids else {}
                 output = self.model(ids, **given)
             else:
                 mask = (torch.arange(length)[None] < total[:, None]).long()
@@ -300,8 +198,3 @@ def _symbolic(
         version=13,
         metadata_props={"edgetie.name": name} if name else None,
     )
-
-
-def cache_names(count: int, prefix: str) -> list[str]:
-    """Names of ``count`` layers' cache tensors, key before value."""
-    return [f"{prefix}.{i}.{part}" for i in range(count) for part in ("key", "value")]

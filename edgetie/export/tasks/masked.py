@@ -1,0 +1,131 @@
+"""Masked language models: encoders that fill in tokens, with a head over the vocabulary."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgetie.bundle import MODEL
+from edgetie.export.tasks.base import (
+    Agreement,
+    Expected,
+    Graph,
+    Task,
+    largest_error,
+    logits_of,
+    longest,
+)
+from edgetie.export.tasks.running import open_graph
+
+_BATCH, _SEQUENCE = 2, 8
+_TOKENS = 16  # compared with torch
+_SHORT = 7
+
+
+@dataclass(frozen=True)
+class MaskedTask(Task):
+    """See :class:`edgetie.export.tasks.base.Task`.
+
+    Attributes:
+        inputs: those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` it takes.
+        token_types: number of token types.
+    """
+
+    name = "masked-lm"
+
+    inputs: tuple[str, ...]
+    token_types: int
+
+    @property
+    def replaces_attention(self) -> bool:
+        return False
+
+    def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
+        dynamic = torch.export.Dim.DYNAMIC  # a table of positions bounds the sequence
+        ids = {
+            name: torch.zeros(_BATCH, _SEQUENCE, dtype=torch.long)
+            if name == "token_type_ids"
+            else torch.ones(_BATCH, _SEQUENCE, dtype=torch.long)
+            for name in self.inputs
+        }
+        return [
+            Graph(
+                file=MODEL,
+                module=_MaskedLM(module, self.inputs),
+                arguments=tuple(ids.values()),
+                shapes=(tuple({0: dynamic, 1: dynamic} for _ in ids),),
+                inputs=list(self.inputs),
+                outputs=["logits"],
+                dimensions=(("input_ids", 0, "batch"), ("input_ids", 1, "sequence")),
+            )
+        ]
+
+    def expect(self, module: torch.nn.Module) -> Expected:
+        count = min(_TOKENS, self.max_positions or _TOKENS)
+        random = np.random.default_rng(0)
+        inputs = {
+            "input_ids": random.integers(0, self.vocab_size, (1, count)),
+            "attention_mask": np.ones((1, count), np.int64),
+            "token_type_ids": random.integers(0, self.token_types, (1, count)),
+        }
+        inputs = {name: inputs[name] for name in self.inputs}
+        short = {name: array[:, :_SHORT] for name, array in inputs.items()}
+        logits = [_run(module, given) for given in (inputs, short)]
+        return Expected(inputs, np.concatenate(logits))
+
+    def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
+        inputs = expected.inputs
+        count = inputs["input_ids"].shape[1]
+        whole, short = expected.logits[:count], expected.logits[count:]
+        with open_graph(directory / MODEL) as session:
+            (logits,) = session.run(["logits"], dict(inputs))
+            prefill = largest_error(logits[0], whole)
+            padded = 0.0
+            if "attention_mask" in inputs:
+                rows = {name: np.repeat(array, 2, axis=0) for name, array in inputs.items()}
+                for name in rows:
+                    rows[name][1, len(short) :] = 0
+                (logits,) = session.run(["logits"], rows)
+                padded = max(
+                    largest_error(logits[0], whole), largest_error(logits[1, : len(short)], short)
+                )
+        return Agreement(prefill, 0.0, padded, float(np.abs(expected.logits).max()))
+
+
+class _MaskedLM(torch.nn.Module):
+    """``forward`` with the inputs by position, logits only."""
+
+    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return logits_of(self.model(**dict(zip(self.inputs, inputs, strict=True))))
+
+
+def probe(module: torch.nn.Module, config: Any) -> MaskedTask:
+    """Run the model once on a few tokens."""
+    parameters = inspect.signature(module.forward).parameters
+    types = int(getattr(config, "type_vocab_size", 0) or 0)
+    inputs = ["input_ids"]
+    if "attention_mask" in parameters:
+        inputs.append("attention_mask")
+    if "token_type_ids" in parameters and types > 1:
+        inputs.append("token_type_ids")
+    given = {name: np.ones((1, _SHORT), np.int64) for name in inputs}
+    if types > 1 and "token_type_ids" in given:
+        given["token_type_ids"][:] = 0
+    logits = _run(module, given)
+    return MaskedTask(logits.shape[-1], longest(config), tuple(inputs), max(types, 1))
+
+
+def _run(module: torch.nn.Module, inputs: dict[str, Any]) -> Any:
+    with torch.no_grad():
+        output = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    return logits_of(output)[0].float().numpy()

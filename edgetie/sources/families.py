@@ -1,0 +1,55 @@
+"""What a model of transformers does, told by its class or its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq")
+"""What can be asked for; ``auto`` chooses."""
+
+_FAMILIES = {
+    "speech-seq2seq": ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "AutoModelForSpeechSeq2Seq"),
+    "seq2seq-lm": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "AutoModelForSeq2SeqLM"),
+    "causal-lm": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
+    "masked-lm": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "AutoModelForMaskedLM"),
+}
+
+
+def task_of(config: Any, architectures: list[str] | None = None) -> str:
+    """The task of a model.
+
+    Args:
+        config: its transformers configuration, or ``None``.
+        architectures: names of its class; by default those in the configuration.
+
+    Returns:
+        One of :data:`TASKS`. Where a class serves several tasks, the configuration decides; where
+        nothing tells, ``causal-lm``.
+    """
+    if config is None or not hasattr(config, "model_type"):
+        return "causal-lm"
+    names = set(architectures or getattr(config, "architectures", None) or ())
+    kind = getattr(config, "model_type", None)
+    fits = [task for task, classes in _classes().items() if names & set(classes.values())]
+    fits = fits or [task for task, classes in _classes().items() if kind in classes]
+    if getattr(config, "is_encoder_decoder", False):
+        order = ["speech-seq2seq", "seq2seq-lm", "causal-lm", "masked-lm"]
+    elif getattr(config, "is_decoder", False):
+        order = ["causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq"]
+    else:
+        order = ["masked-lm", "causal-lm", "seq2seq-lm", "speech-seq2seq"]
+    return next((task for task in order if task in fits), "causal-lm")
+
+
+def auto_class(task: str) -> Any:
+    """The class of transformers that loads models of a task."""
+    import transformers
+
+    return getattr(transformers, _FAMILIES[task][1])
+
+
+def _classes() -> dict[str, dict[str, str]]:
+    """Class names by model type, for each task."""
+    from transformers.models.auto import modeling_auto
+
+    return {task: dict(getattr(modeling_auto, name)) for task, (name, _) in _FAMILIES.items()}
