@@ -31,11 +31,10 @@ Examples:
 )
 @click.option(
     "--task",
-    type=click.Choice(["auto", "causal-lm"]),
+    type=click.Choice(["auto", "causal-lm", "masked-lm"]),
     default="auto",
     show_default=True,
-    expose_value=False,
-    help="What the model does; so far decoder-only language models.",
+    help="What the model does; auto asks its configuration.",
 )
 @click.option(
     "--precision",
@@ -60,6 +59,7 @@ Examples:
 def command(
     source: str,
     output: str,
+    task: str,
     precision: str,
     logits: str,
     force: bool,
@@ -80,6 +80,7 @@ def command(
         report = export(
             source,
             output,
+            task=task,
             precision=precision,
             logits=logits,
             force=force,

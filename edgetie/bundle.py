@@ -136,6 +136,11 @@ class Bundle:
         return [self.model_path]
 
     @property
+    def task(self) -> str:
+        """What the model does; a bare ONNX file is taken for a decoder."""
+        return self.manifest.task if self.manifest is not None else "causal-lm"
+
+    @property
     def files(self) -> list[Path]:
         """All files that belong to it; for a bare ONNX file, that file and its data."""
         if self.manifest is not None:

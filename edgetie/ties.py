@@ -24,7 +24,8 @@ OWN_CONSTANTS = ("rotate.", "rotary.")
 """Names of the constants that edgetie itself puts into a graph begin so; they are no weights."""
 
 _CODE_READERS = {"MatMulNBits", "GatherBlockQuantized"}
-_FORM_CHANGES = {"Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze"}
+FORM_CHANGES = {"Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze"}
+"""Operators that change the form of a weight and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def uses_of(value: ir.Value) -> list[Use]:
 
     def follow(current: ir.Value, swapped: bool) -> None:
         for node, index in current.uses():
-            if node.op_type in _FORM_CHANGES and index == 0:
+            if node.op_type in FORM_CHANGES and index == 0:
                 swap = node.op_type == "Transpose" and _swaps_last_axes(node)
                 follow(node.outputs[0], swapped != swap)
             else:

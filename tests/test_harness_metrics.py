@@ -34,7 +34,7 @@ def test_metrics_equal_their_definitions(monkeypatch: pytest.MonkeyPatch, chunk:
         act = ref + rng.normal(scale=0.8, size=ref.shape).astype(np.float32)
         ids = rng.integers(0, 31, length)
         errors.add(ref, act)
-        predictions.add(ref, act, ids)
+        predictions.add(ref, act, samples.next_tokens(ids))
         largest = max(largest, float(np.abs(ref).max()))
         for i in range(length):
             p, q = log_softmax(ref[i]), log_softmax(act[i])
@@ -68,7 +68,7 @@ def test_rows_that_are_not_finite_are_counted_and_left_out() -> None:
     ids = np.array([0, 1, 2, 0])
     errors, predictions = LogitErrors(), PredictionErrors()
     errors.add(ref, act)
-    predictions.add(ref, act, ids)
+    predictions.add(ref, act, samples.next_tokens(ids))
     assert (errors.positions, errors.nonfinite) == (2, 2)
     assert errors.max_abs_error == errors.mean_abs_error == 1
     assert (predictions.positions, predictions.tokens) == (2, 1)
@@ -84,7 +84,7 @@ def test_equal_logits_are_perfect() -> None:
     logits = np.random.default_rng(2).normal(size=(5, 9)).astype(np.float32)
     errors, predictions = LogitErrors(), PredictionErrors()
     errors.add(logits, logits)
-    predictions.add(logits, logits, np.arange(5))
+    predictions.add(logits, logits, samples.next_tokens(np.arange(5)))
     assert errors.relative_error == 0
     assert predictions.mean_kl_divergence == predictions.perplexity_increase == 0
     assert predictions.top1_agreement == 1

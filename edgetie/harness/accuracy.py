@@ -8,7 +8,7 @@ one that slides its window; both models pay the same.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,16 @@ class AccuracyReport:
         max_abs_error: largest ``|logit - reference logit|`` over all positions and tokens.
         mean_abs_error: its mean.
         relative_error: ``max_abs_error / max |reference logit|``.
-        mean_kl_divergence: ``KL(reference || bundle)`` of the next-token distributions, in nats,
-            mean over positions.
+        mean_kl_divergence: ``KL(reference || bundle)`` of the token distributions, in nats, mean
+            over positions.
         top1_agreement: fraction of positions at which both find the same token the likeliest.
         top1_agreement_error: its standard error over the choice of text.
         greedy_agreement: both continue the same prompts greedily; the tokens before the first one
             that differs, divided by all tokens generated. After a difference the two texts are
-            no longer comparable, so equal tokens behind it do not count.
+            no longer comparable, so equal tokens behind it do not count. NaN for a masked language
+            model.
         perplexity, reference_perplexity: ``exp(mean negative log-likelihood)`` of the scored
-            tokens.
+            tokens; of a masked language model those are the masked ones, 15 % of the text.
         perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction.
         perplexity_increase_error: its standard error over the choice of text.
         thresholds: the limits applied.
@@ -142,17 +143,20 @@ def check(
     data = _choose_data(opened, text, max_tokens, vocab_size)
 
     progress.stage("Comparing logits")
-    errors, predictions = _compare_logits(actual, reference, data, window, progress)
-    progress.stage("Comparing greedy tokens")
-    room = window - len(data.prefix)
-    prompts = samples.spread(data.ids, greedy_prompts, min(_PROMPT_TOKENS, room // 2))
-    greedy_agreement = _greedy_agreement(
-        actual,
-        reference,
-        [data.prefix + prompt for prompt in prompts],
-        min(greedy_tokens, room - room // 2),
-        progress,
-    )
+    masked = opened.task == "masked-lm"
+    errors, predictions = _compare_logits(actual, reference, data, window, masked, progress)
+    greedy_agreement = math.nan
+    if not masked:
+        progress.stage("Comparing greedy tokens")
+        room = window - len(data.prefix)
+        prompts = samples.spread(data.ids, greedy_prompts, min(_PROMPT_TOKENS, room // 2))
+        greedy_agreement = _greedy_agreement(
+            actual,
+            reference,
+            [data.prefix + prompt for prompt in prompts],
+            min(greedy_tokens, room - room // 2),
+            progress,
+        )
 
     precision = precision_of(opened)
     limits = default_thresholds(precision, on_text=data.is_text).override(
@@ -194,18 +198,27 @@ def check(
 
 
 def _compare_logits(
-    actual: Reference, reference: Reference, data: _Data, window: int, progress: Progress
+    actual: Reference,
+    reference: Reference,
+    data: _Data,
+    window: int,
+    masked: bool,
+    progress: Progress,
 ) -> tuple[LogitErrors, PredictionErrors]:
     """Run both over every window, keeping the logits of one window at a time."""
     errors, predictions = LogitErrors(), PredictionErrors()
-    scored = list(samples.windows(data.ids, window, data.prefix))
+    scored = list(samples.windows(data.ids, window, data.prefix, data.suffix if masked else ()))
     logits_only = list(samples.windows(data.random, window))
     for index, ids in enumerate([*scored, *logits_only]):
         progress.advance(index, len(scored) + len(logits_only))
+        targets = np.full_like(ids, -1) if masked else samples.next_tokens(ids)
+        if masked and data.mask is not None:
+            special = frozenset([*data.prefix, *data.suffix])
+            ids, targets = samples.masked(ids, data.mask, special, index)
         ref, act = reference.logits(ids[None]), actual.logits(ids[None])
         errors.add(ref, act)
         if index < len(scored):
-            predictions.add(ref, act, ids)
+            predictions.add(ref, act, targets)
     return errors, predictions
 
 
@@ -227,13 +240,18 @@ def _greedy_agreement(
 
 @dataclass
 class _Data:
-    """What to run: tokens for every metric, and random ones for the logit errors alone."""
+    """What to run: tokens for every metric, and random ones for the logit errors alone.
+
+    ``prefix`` and ``suffix`` are the special tokens around a text, ``mask`` is the mask token.
+    """
 
     description: str
     is_text: bool
     ids: list[int]
-    prefix: list[int]
     random: list[int]
+    prefix: list[int] = field(default_factory=list)
+    suffix: list[int] = field(default_factory=list)
+    mask: int | None = None
 
 
 def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: int) -> _Data:
@@ -243,11 +261,11 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
             raise BundleError(
                 f"{bundle.directory}: no {TOKENIZER}, so --text cannot be read; leave it out"
             )
-        return _Data(f"{len(random)} random token ids (no tokenizer)", False, random, [], [])
+        return _Data(f"{len(random)} random token ids (no tokenizer)", False, random, [])
     tokenizer = Tokenizer.from_bundle(bundle)
-    prefix = tokenizer.encode("")
     read = samples.BUILT_IN_TEXT if text is None else text
-    ids = tokenizer.encode(read)[len(prefix) :][:max_tokens]
+    ids = tokenizer.encode(read, add_special_tokens=False)[:max_tokens]
+    special = (*tokenizer.surrounding, tokenizer.mask_token_id)
     if len(ids) < 2:
         raise BundleError("--text: fewer than two tokens; give a longer text")
     if max(ids) >= vocab_size:
@@ -256,9 +274,9 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
             f"{vocab_size} tokens; they do not belong together"
         )
     if text is not None:
-        return _Data(f"{len(ids)} tokens of the given text", True, ids, prefix, [])
+        return _Data(f"{len(ids)} tokens of the given text", True, ids, [], *special)
     words = f"{len(ids)} tokens of the built-in text; logit errors also {len(random)} random ids"
-    return _Data(words, True, ids, prefix, random)
+    return _Data(words, True, ids, random, *special)
 
 
 def _usable_window(bundle: BundleReference, reference: Reference, window: int) -> int:

@@ -75,15 +75,14 @@ class PredictionErrors:
         self._nats = 0.0
         self._squared_differences = 0.0
 
-    def add(self, reference: Floats, candidate: Floats, ids: Ids) -> None:
+    def add(self, reference: Floats, candidate: Floats, targets: Ids) -> None:
         """Compare the predictions made along one window.
 
         Args:
-            reference: ``(positions, vocabulary)``; row ``i`` predicts ``ids[i + 1]``.
+            reference: ``(positions, vocabulary)``.
             candidate: the same.
-            ids: the window's tokens, ``(positions,)``. The first is not scored (nothing predicts
-                it) and the last row has nothing to predict; it still counts for divergence and
-                top-1 agreement.
+            targets: the token each row should predict, ``(positions,)``; -1 where there is none.
+                Such a row still counts for divergence and top-1 agreement.
         """
         start = 0
         for ref, cand, finite in _chunks(reference, candidate):
@@ -95,10 +94,10 @@ class PredictionErrors:
             self.positions += len(rows)
             self._divergence += float(np.vdot(p, log_p - log_q))
             self._agreements += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
-            scored = np.flatnonzero(rows + 1 < len(ids))
-            targets = ids[rows[scored] + 1]
+            wanted = targets[rows]
+            scored = np.flatnonzero(wanted >= 0)
             self.tokens += len(scored)
-            expected, actual = log_p[scored, targets], log_q[scored, targets]
+            expected, actual = log_p[scored, wanted[scored]], log_q[scored, wanted[scored]]
             self._reference_nats -= float(expected.sum())
             self._nats -= float(actual.sum())
             self._squared_differences += float(((expected - actual) ** 2).sum())

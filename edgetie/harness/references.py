@@ -30,7 +30,7 @@ _TORCH_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
 
 
 class Reference(Protocol):
-    """A causal language model that can be compared with another."""
+    """A language model that can be compared with another; only a causal one continues prompts."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,8 @@ class BundleReference:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.session = open_session(self.bundle, provider=provider, threads=threads, logits="all")
-        Decoder(self.session, 1, 1)  # raises where the model is no decoder
+        if self.bundle.task != "masked-lm":
+            Decoder(self.session, 1, 1)  # raises where the model is no decoder
 
     @property
     def name(self) -> str:
@@ -77,10 +78,14 @@ class BundleReference:
             "input_ids": ids,
             "attention_mask": np.ones_like(ids),
             "position_ids": np.arange(ids.shape[1])[None],
+            "token_type_ids": np.zeros_like(ids),
         }
         for tensor in self.session.cache:
             shape = (1, tensor.kv_heads, 0, tensor.head_size)
             feeds[tensor.past] = np.zeros(shape, self.session.cache_dtype)
+        unknown = [value.name for value in self.session.inputs if value.name not in feeds]
+        if unknown:
+            raise BundleError(f"{self.name}: input {unknown[0]} is not known")
         known = {value.name: feeds[value.name] for value in self.session.inputs}
         options = ort.RunOptions()
         options.log_severity_level = 4  # an error is raised, it need not be logged too

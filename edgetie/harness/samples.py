@@ -12,6 +12,9 @@ Ids = npt.NDArray[np.int64]
 RANDOM_TOKENS = 256
 """Random ids reach rows of the embedding table that no short text uses."""
 
+MASKED = 0.15
+"""Share of tokens that are masked for a masked language model."""
+
 _SEED = 20240229
 
 BUILT_IN_TEXT = """\
@@ -65,22 +68,47 @@ Kaffee. Als der Zug endlich kam, war er leer.
 """Written for this check: a story, an explanation, arithmetic, code, a letter, some German."""
 
 
-def windows(ids: Sequence[int], length: int, prefix: Sequence[int] = ()) -> Iterator[Ids]:
+def windows(
+    ids: Sequence[int], length: int, prefix: Sequence[int] = (), suffix: Sequence[int] = ()
+) -> Iterator[Ids]:
     """Cut ``ids`` into consecutive windows that do not overlap.
 
     Args:
         ids: tokens of the whole text.
         length: tokens in a window, ``prefix`` included; the last window may be shorter.
         prefix: tokens in front of every window (the model's beginning-of-sequence token).
+        suffix: tokens behind it.
 
     Yields:
         Windows of shape ``(tokens,)``; a rest of one token, which nothing predicts, is dropped.
     """
-    step = length - len(prefix)
+    step = length - len(prefix) - len(suffix)
     for start in range(0, len(ids), step):
-        window = np.array([*prefix, *ids[start : start + step]], np.int64)
+        window = np.array([*prefix, *ids[start : start + step], *suffix], np.int64)
         if len(window) > 1:
             yield window
+
+
+def next_tokens(window: Ids) -> Ids:
+    """What a causal model should predict at each position: the next token, at the last nothing."""
+    return np.append(window[1:], -1)
+
+
+def masked(window: Ids, mask: int, keep: frozenset[int], seed: int) -> tuple[Ids, Ids]:
+    """A window with 15 % of its tokens masked, as BERT was trained (Devlin et al. 2018).
+
+    Args:
+        window: ``(tokens,)``.
+        mask: the mask token.
+        keep: special tokens, which are not masked.
+        seed: another one for each window.
+
+    Returns:
+        The window, and what should be predicted: the masked tokens, -1 elsewhere.
+    """
+    chosen = np.random.default_rng([_SEED, seed]).random(len(window)) < MASKED
+    chosen &= ~np.isin(window, sorted(keep))
+    return np.where(chosen, mask, window), np.where(chosen, window, -1)
 
 
 def random_ids(count: int, vocab_size: int) -> Ids:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.passes._base import GraphPass, initializer, insert, only_user, producer, weight
+from edgetie.ties import FORM_CHANGES
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class PackProjections(GraphPass):
         by_input: dict[ir.Value, list[_Projection]] = {}
         for node in model.graph:
             projection = _projection(node)
-            if projection is not None and node.inputs[0] is not None:
-                by_input.setdefault(node.inputs[0], []).append(projection)
+            x = node.inputs[0]
+            if projection is not None and x is not None and not _is_weight(x):
+                by_input.setdefault(x, []).append(projection)
         for siblings in by_input.values():
             if len(siblings) > 1 and len({p.bias is None for p in siblings}) == 1:
                 self._merge(model.graph, siblings)
@@ -82,6 +84,15 @@ class PackProjections(GraphPass):
         node.replace_input_with(1, None)
         node.replace_input_with(2, None)
         self.changed += 1
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether it is an initializer, perhaps in another form: its uses are counted one by one."""
+    while (made := value.producer()) is not None and made.op_type in FORM_CHANGES:
+        if made.inputs[0] is None:
+            return False
+        value = made.inputs[0]
+    return value.is_initializer()
 
 
 def _projection(node: ir.Node) -> _Projection | None:

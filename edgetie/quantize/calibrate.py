@@ -157,6 +157,8 @@ def _feeds(session: Any, ids: Array) -> dict[str, Array]:
             feeds[value.name] = np.ones_like(ids)
         elif value.name == "position_ids":
             feeds[value.name] = np.arange(ids.shape[1])[None]
+        elif value.name == "token_type_ids":
+            feeds[value.name] = np.zeros_like(ids)
         else:
             shape = [1 if axis == 0 else 0 if not isinstance(d, int) else d
                      for axis, d in enumerate(value.shape)]  # fmt: skip

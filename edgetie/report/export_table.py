@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,17 +15,21 @@ if TYPE_CHECKING:
     from edgetie.export.exporter import ExportReport
 
 
+def uses_in_words(group: TieGroup) -> str:
+    """The uses of a weight, equal ones counted, ``ᵀ`` where it is read transposed."""
+    counts = Counter(
+        f"{use.op_type}[{use.input}]{'ᵀ' if use.transposed else ''}" for use in group.uses
+    )
+    return ", ".join(f"{count} × {use}" if count > 1 else use for use, count in counts.items())
+
+
 def ties_table(ties: Sequence[TieGroup]) -> Table:
     """One row for each tied weight."""
     table = Table("tied weight", "shape", "size", "uses", box=None, header_style="bold")
     for group in ties:
-        uses = ", ".join(
-            f"{use.op_type}[{use.input}]{'ᵀ' if use.transposed else ''}" for use in group.uses
-        )
         name = " = ".join(group.parameters) or group.name
-        table.add_row(
-            name, "×".join(map(str, group.shape)), f"{group.bytes / 1e6:.1f} MB {group.dtype}", uses
-        )
+        size = f"{group.bytes / 1e6:.1f} MB {group.dtype}"
+        table.add_row(name, "×".join(map(str, group.shape)), size, uses_in_words(group))
     return table
 
 

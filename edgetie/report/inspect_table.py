@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from edgetie.report.export_table import uses_in_words
+
 if TYPE_CHECKING:
     from edgetie.harness.inspection import Inspection
 
@@ -21,7 +23,7 @@ def print_inspection(found: Inspection) -> None:
         )  # fmt: skip
         for proof in found.ties:
             group = proof.group
-            uses = ", ".join(f"{use.op_type}[{use.input}]" for use in group.uses)
+            uses = uses_in_words(group)
             size = f"{'×'.join(map(str, group.shape))} {group.dtype} {group.bytes / 1e6:.1f} MB"
             memory = "too small" if proof.memory is None else _count(proof.memory)
             if proof.resident is not None:

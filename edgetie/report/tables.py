@@ -209,7 +209,7 @@ def _bytes(size: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value * 100:.2f} %"
+    return "–" if math.isnan(value) else f"{value * 100:.2f} %"
 
 
 def _scientific(value: float) -> str:

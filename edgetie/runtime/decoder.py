@@ -41,6 +41,11 @@ class Decoder:
             BundleError: if the model is no decoder that can be driven token by token.
             EdgetieError: if ``max_length`` is more than the model takes.
         """
+        if session.bundle.task != "causal-lm":
+            raise BundleError(
+                f"{session.bundle.directory}: a bundle for {session.bundle.task}; only decoders "
+                "(causal-lm) generate token by token"
+            )
         self.session, self.batch, self.max_length, self.length = session, batch, max_length, 0
         self._model = session.bundle.model_path
         inputs, logits = self._known_inputs()

@@ -14,7 +14,15 @@ from edgetie.bundle import Bundle
 from edgetie.errors import BundleError
 
 TOKENIZER = "tokenizer.json"
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+_SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 class Tokenizer:
@@ -67,6 +75,21 @@ class Tokenizer:
             {name: text for name, text in special.items() if text},
             _chat_template(bundle.directory, config),
         )
+
+    @property
+    def mask_token_id(self) -> int | None:
+        """The token that stands for one to be predicted; ``None`` if the model has none."""
+        found: int | None = self.backend.token_to_id(self.special_tokens.get("mask_token", ""))
+        return found
+
+    @property
+    def surrounding(self) -> tuple[list[int], list[int]]:
+        """The special tokens in front of a text and behind it."""
+        bare, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        start = next(
+            (i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), len(whole)
+        )
+        return whole[:start], whole[start + len(bare) :]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``; a rendered chat already has its special tokens."""

