@@ -114,7 +114,7 @@ class CausalLM(torch.nn.Module):
         past: tuple[torch.Tensor, ...],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run on rows whose valid tokens stand in front."""
-        layers = _layers(past)
+        layers = cache_layers(past)
         length = attention_mask.shape[1]
         trace = Trace(
             seqlens_k=(total - 1).to(torch.int32),
@@ -135,7 +135,7 @@ class CausalLM(torch.nn.Module):
                     attention_mask=mask,
                     position_ids=positions,
                     use_cache=True,
-                    **{self.cache: _cache(layers)},
+                    **{self.cache: cache_of(layers)},
                 )
         if any(layer.present is None for layer in layers):
             raise Unfusable("a layer with a KV cache but no attention call")
@@ -149,22 +149,23 @@ class CausalLM(torch.nn.Module):
         past: tuple[torch.Tensor, ...],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The model's own attention and masks; caches are concatenated."""
-        layers = _layers(past)
+        layers = cache_layers(past)
         output = self.model(
             input_ids=ids,
             attention_mask=attention_mask,
             position_ids=positions,
             use_cache=True,
-            **{self.cache: _cache(layers)},
+            **{self.cache: cache_of(layers)},
         )
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
 
 
-def _layers(past: tuple[torch.Tensor, ...]) -> list[CacheLayer]:
+def cache_layers(past: tuple[torch.Tensor, ...]) -> list[CacheLayer]:
+    """Layers over cache tensors, key and value in turn."""
     return [CacheLayer(key, value) for key, value in zip(past[::2], past[1::2], strict=True)]
 
 
-def _cache(layers: list[CacheLayer]) -> Any:
+def cache_of(layers: list[CacheLayer]) -> Any:
     """transformers' cache object over ``layers``."""
     from transformers.cache_utils import Cache, DynamicLayer
 
