@@ -157,6 +157,7 @@ def _convert(
     models hardly need it: only ``aten.to`` has no ONNX form of its own. So the program is converted
     as it is, and decomposed only where that fails or an operator works in place.
     """
+    _settle_strides(program)
     if not _mutates(program):
         program.graph.eliminate_dead_code()
         for node in program.graph.nodes:
@@ -174,6 +175,22 @@ def _convert(
         raise ExportError(
             f"{source.name}: torch.onnx cannot convert it ({_operator_of(error)})"
         ) from error
+
+
+def _settle_strides(program: torch.export.ExportedProgram) -> None:
+    """Copy what attention returns, so that its strides are known.
+
+    Decomposed attention has other strides than the traced one, and views behind it would not fit
+    them. In ONNX the copy is an Identity, which goes.
+    """
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            with graph.inserting_after(node):
+                copy = graph.call_function(torch.ops.aten.clone.default)
+            node.replace_all_uses_with(copy)
+            copy.args, copy.kwargs = (node,), {"memory_format": torch.contiguous_format}
+            copy.meta = dict(node.meta)
 
 
 def _mutates(program: torch.export.ExportedProgram) -> bool:
