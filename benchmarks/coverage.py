@@ -103,7 +103,9 @@ def measure(row: Row, directory: Path) -> None:
     if row.causes or not row.tied:
         return
     config: Any = module.config
-    source = Source("transformers", row.model_type, module, config, config.save_pretrained)
+    source = Source(
+        "transformers", row.model_type, module, config, config.save_pretrained, task=row.family
+    )
     fp32, int8 = directory / "fp32", directory / "int8"
     with row.noting("export"):
         report = export(source, fp32)
@@ -159,7 +161,7 @@ def _int8_tied(fp32: Path, int8: Path) -> bool:
 
 
 def top1(fp32: Path, int8: Path) -> float | None:
-    """Agreement of the likeliest tokens on random ones; ``None`` for what is no decoder.
+    """Agreement of the likeliest tokens on random ones; ``None`` where tokens are not all it reads.
 
     The token just read is left out: tied random weights like it best, whatever else goes wrong.
     """
@@ -169,7 +171,7 @@ def top1(fp32: Path, int8: Path) -> float | None:
     from edgetie.harness.references import BundleReference
 
     bundle = open_bundle(fp32)
-    if bundle.manifest is None or bundle.manifest.task != "causal-lm":
+    if bundle.manifest is None or bundle.manifest.task not in ("causal-lm", "masked-lm"):
         return None
     models = [BundleReference(directory, threads=1) for directory in (fp32, int8)]
     vocabulary = bundle.manifest.signature.vocab_size
@@ -339,7 +341,7 @@ def main(
     ]
     rows: list[Row] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for row in pool.map(lambda pair: run_one(*pair, limit), wanted):
+        for row in pool.map(lambda pair: run_one(pair[0], pair[1], limit), wanted):
             rows.append(row)
             said = "; ".join(f"{stage}: {cause}" for stage, cause in row.causes.items())
             click.echo(f"{row.family} {row.model_type}: {said or row.parity}", err=True)

@@ -74,10 +74,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": _GEMMA4 | _GEMMA4_SIZE,
     # the pattern of layers is no list with an item a layer
     "gpt_neo": {"num_layers": 4, "attention_types": [[["global", "local"], 2]]},
-    "lfm2_moe": {
-        "num_hidden_layers": 4,
-        "layer_types": ["conv", "full_attention"] * 2,
-    },
+    "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "recurrent_gemma": {"num_hidden_layers": 4},
     # every shared layer needs one to share with
     "zamba": {
@@ -143,7 +141,8 @@ def build(family: str, model_type: str) -> torch.nn.Module:
                 changes[name] = True
         config = type(default)(**changes)
         torch.manual_seed(0)
-        module = getattr(transformers, model_types(family)[model_type])(config).float().eval()
+        class_ = getattr(transformers, model_types(family)[model_type])
+        module: torch.nn.Module = class_(config).float().eval()
     except Exception as error:
         raise NotBuilt(f"{type(error).__name__}: {_last_line(error)}") from error
     randomize(module)

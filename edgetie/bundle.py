@@ -44,6 +44,7 @@ class Signature:
         max_positions: longest sequence the model takes, or ``None`` if nothing limits it.
         vocab_size: number of rows of the logits' last dimension.
         eos_token_ids: tokens that end a generated text.
+        start_token_ids: tokens that a decoder behind an encoder starts with.
     """
 
     inputs: list[dict[str, Any]]
@@ -53,6 +54,7 @@ class Signature:
     max_positions: int | None = None
     vocab_size: int = 0
     eos_token_ids: list[int] = field(default_factory=list)
+    start_token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -312,10 +314,24 @@ def describe(values: Any) -> list[dict[str, Any]]:
 
 def eos_token_ids(directory: Path) -> list[int]:
     """The tokens that end a text, from the generation configuration or the configuration."""
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
+    ends = _setting(directory, "eos_token_id")
+    return [ends] if isinstance(ends, int) else list(ends or ())
+
+
+def start_token_ids(directory: Path) -> list[int]:
+    """The tokens that a decoder behind an encoder starts with: its start, and a forced first."""
+    start = _setting(directory, "decoder_start_token_id")
+    start = _setting(directory, "bos_token_id") if start is None else start
+    tokens = [start, _setting(directory, "forced_bos_token_id")]
+    return [token for token in tokens if isinstance(token, int)]
+
+
+def _setting(directory: Path, name: str) -> Any:
+    """A setting of the generation configuration, or else of the configuration."""
+    for file in ("generation_config.json", "config.json"):
+        path = directory / file
         if path.is_file():
-            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            if ends is not None:
-                return [ends] if isinstance(ends, int) else list(ends)
-    return []
+            found = json.loads(path.read_text(encoding="utf-8")).get(name)
+            if found is not None:
+                return found
+    return None

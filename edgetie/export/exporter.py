@@ -22,6 +22,7 @@ from edgetie.bundle import (
     describe,
     eos_token_ids,
     open_bundle,
+    start_token_ids,
     write_manifest,
 )
 from edgetie.errors import ExportError, TieError
@@ -178,6 +179,8 @@ def export(
         release_freed_memory()
         save_extras(directory)
         manifest.signature.eos_token_ids = eos_token_ids(directory)
+        if manifest.encoder is not None:
+            manifest.signature.start_token_ids = start_token_ids(directory)
         write_genai_config(directory, config, plan, manifest.signature)
         stages.stage("verify")
         for path in paths:

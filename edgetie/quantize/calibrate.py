@@ -70,28 +70,33 @@ def calibration_tokens(bundle: Bundle, text: str | None, vocabulary: int) -> tup
 
 
 def measure(
-    model_path: Path, names: Sequence[str], tokens: Sequence[int], limit: int | None = None
+    bundle: Bundle, model_path: Path, names: Sequence[str], tokens: Sequence[int]
 ) -> dict[str, Activation]:
     """Run a model over ``tokens`` and look at the named activations.
 
     Args:
+        bundle: it may limit the length of a sequence, and have an encoder that is run first.
         model_path: a model with ``input_ids``, ``attention_mask`` and perhaps a KV cache.
         names: values of the graph, ``(batch, sequence, channels)``.
         tokens: a text; it is read in windows of 256 tokens.
-        limit: the longest sequence the model takes, if something limits it.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
     """
+    limit = bundle.manifest.signature.max_positions if bundle.manifest is not None else None
     window = min(_WINDOW, limit or _WINDOW)
     grams: dict[str, Array] = {}
     rows: dict[str, list[Array]] = {name: [] for name in names}
     count = 0
     try:
         session, outputs = _session(model_path, names)
+        first = bundle.model_paths[0]
+        behind = first != model_path
+        encoder = _open(onnx.load(str(first), load_external_data=False), first) if behind else None
         for start in range(0, len(tokens), window):
             ids = np.array(tokens[start : start + window], np.int64)[None]
-            for name, result in zip(names, session.run(outputs, _feeds(session, ids)), strict=True):
+            feeds = _feeds(session, ids, {} if encoder is None else _encoded(encoder, ids))
+            for name, result in zip(names, session.run(outputs, feeds), strict=True):
                 flat = result.reshape(-1, result.shape[-1])
                 grams[name] = grams.get(name, 0) + gram(flat)
                 rows[name].append(flat[:: max(1, len(flat) // _KEPT)].copy())
@@ -108,7 +113,6 @@ def _activation(gram: Array, rows: Array, count: int) -> Activation:
 
 def _session(model_path: Path, names: Sequence[str]) -> tuple[Any, list[str]]:
     """A session over the graph up to ``names``, for all tokens; weights stay in their file."""
-    import onnxruntime
 
     model = onnx.load(str(model_path), load_external_data=False)
     selection = next((n for n in model.graph.node if n.name == LAST_TOKEN_NODE), None)
@@ -119,16 +123,33 @@ def _session(model_path: Path, names: Sequence[str]) -> tuple[Any, list[str]]:
         made = {name for node in model.graph.node for name in node.output}
         outputs = [name if name in made else selection.input[0] for name in names]
     _keep_only(model.graph, outputs)
+    return _open(model, model_path), outputs
+
+
+def _open(model: onnx.ModelProto, model_path: Path) -> Any:
+    """A session over a graph whose weights lie beside ``model_path``."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model_path.parent.resolve())
     )
-    session = onnxruntime.InferenceSession(
+    return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session, outputs
+
+
+def _encoded(encoder: Any, ids: Array) -> dict[str, Array]:
+    """What an encoder makes of one window for the decoder: both then read the same text."""
+    names = [value.name for value in encoder.get_outputs()]
+    results = encoder.run(names, _feeds(encoder, ids, {}))
+    made = {
+        name.replace("present.", "past_key_values.", 1): result
+        for name, result in zip(names, results, strict=True)
+    }
+    return made | {"encoder_attention_mask": np.ones_like(ids)}
 
 
 def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
@@ -147,11 +168,13 @@ def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
         graph.initializer.remove(tensor)
 
 
-def _feeds(session: Any, ids: Array) -> dict[str, Array]:
-    """One window of tokens, nothing cached."""
+def _feeds(session: Any, ids: Array, given: dict[str, Array]) -> dict[str, Array]:
+    """One window of tokens, nothing cached but what is given."""
     feeds: dict[str, Array] = {}
     for value in session.get_inputs():
-        if value.name == "input_ids":
+        if value.name in given:
+            feeds[value.name] = given[value.name]
+        elif value.name == "input_ids":
             feeds[value.name] = ids
         elif value.name == "attention_mask":
             feeds[value.name] = np.ones_like(ids)

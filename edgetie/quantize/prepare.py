@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
 from edgetie.quantize.blockwise import choose_block
@@ -50,24 +51,31 @@ class Preparation:
 def prepare(
     model: ir.Model,
     ties: Sequence[TieGroup],
+    bundle: Bundle,
     model_path: Path,
     tokens: Sequence[int],
-    limit: int | None,
+    *,
+    fixed: Collection[str] = (),
 ) -> Preparation:
     """Smooth and rotate ``model`` in place.
 
     Args:
         model: a float graph, its products in the form of the ``linear`` pass.
         ties: verified after each pass.
+        bundle: what the model is part of.
         model_path: the file ``model`` was read from, to run; its values have the same names.
         tokens: the calibration text.
-        limit: the longest sequence the model takes.
+        fixed: names of matrices that must stay as they are, because other models read them too.
     """
-    sites = find_sites(model)
+    sites = {
+        name: site
+        for name, site in find_sites(model).items()
+        if not any(product.matrix.name in fixed for product in site.products)
+    }
     if not sites:
         return Preparation(note="nothing: no product whose input nothing else reads")
     try:
-        found = measure(model_path, list(sites), tokens, limit)
+        found = measure(bundle, model_path, list(sites), tokens)
     except QuantizeError as error:
         return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
     found = {name: a for name, a in found.items() if np.isfinite(a.magnitudes).all()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,18 +27,18 @@ from edgetie.bundle import (
     open_bundle,
     write_manifest,
 )
-from edgetie.content import MIN_ELEMENTS
+from edgetie.content import MIN_ELEMENTS, byte_range
 from edgetie.errors import BundleError, QuantizeError
-from edgetie.external_data import write_model
+from edgetie.external_data import write_models
 from edgetie.passes import run_passes
 from edgetie.passes._base import weight
 from edgetie.passes.linear import Linear
 from edgetie.quantize.calibrate import calibration_tokens
-from edgetie.quantize.prepare import prepare
+from edgetie.quantize.prepare import Preparation, prepare
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.quantize.weight_only import WeightOnly
 from edgetie.report.progress import Stages
-from edgetie.ties import find_ties, verify_ties
+from edgetie.ties import find_shared_ties, find_ties, ties_of_file, verify_ties
 
 _QUANTIZED = {
     "MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "DynamicQuantizeLinear",
@@ -102,33 +104,42 @@ def quantize(
     stages = progress or Stages()
     stages.stage("read")
     bundle = source if isinstance(source, Bundle) else open_bundle(source, hashes=True)
-    model = _load(bundle.model_path)
-    _require_float(bundle, model)
+    models = {path.name: _load(path) for path in bundle.model_paths}
+    for model in models.values():
+        _require_float(bundle, model)
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
-    before = find_ties(model, parameters)
-    run_passes(model, before, [Linear(), Unflatten()])
+    before = find_shared_ties(models, parameters)
+    shared = _shared_names(models)
     stages.stage("calibrate")
-    vocabulary = _vocabulary(bundle, model)
-    limit = bundle.manifest.signature.max_positions if bundle.manifest is not None else None
+    vocabulary = _vocabulary(bundle, models)
     tokens, text = calibration_tokens(bundle, calibration, vocabulary)
-    prepared = prepare(model, before, bundle.model_path, tokens, limit)
-    scheme = WeightOnly(aliased=table == "aliased", grams=prepared.grams)
-    run_passes(model, [], [scheme])
-    if not scheme.changed:
+    prepared, schemes = {}, {}
+    for path in bundle.model_paths:
+        model = models[path.name]
+        ties = find_ties(model, parameters)
+        run_passes(model, ties, [Linear(), Unflatten()])
+        found = prepare(model, ties, bundle, path, tokens, fixed=shared)
+        scheme = WeightOnly(aliased=table == "aliased", grams=found.grams)
+        run_passes(model, [], [scheme])
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
+        prepared[path.name], schemes[path.name] = found, scheme
+    if not any(scheme.changed for scheme in schemes.values()):
         raise QuantizeError(f"{bundle.model_path}: no MatMul or Gather over a constant fp32 matrix")
-    model.graph.opset_imports.setdefault("com.microsoft", 1)
     with atomic_directory(output, force=force) as directory:
         stages.stage("quantize")
-        aliases = {a: b for a, b in scheme.aliases.items() if b in model.graph.initializers}
-        path = write_model(model, directory, aliases=aliases, progress=stages)
-        ties = find_ties(model, parameters)
+        same = _same_codes(models, schemes, shared)
+        names = [MODEL] if len(models) == 1 else list(models)
+        models = dict(zip(names, models.values(), strict=True))
+        paths = write_models(models, directory, data=DATA, same=same, progress=stages)
+        after = find_shared_ties(models, parameters)
         if table == "shared":
-            _require_kept(before, ties)
-        verify_ties(_load(path), ties, where=f"the file {path.name}")
+            _require_kept(before, after)
+        for path in paths:
+            verify_ties(_load(path), ties_of_file(after, path.name), where=f"the file {path.name}")
         _copy_extras(bundle, directory)
         stages.stage("hash")
-        manifest = _manifest(bundle, model, directory)
-        manifest.ties = ties
+        manifest = _manifest(bundle, models, directory)
+        manifest.ties = after
         manifest.precision = "int8"
         manifest.accuracy = {}
         manifest.quantization = {
@@ -136,17 +147,20 @@ def quantize(
             "bits": 8,
             "layout": "packed",
             "table": table,
-            "blocks": scheme.blocks,
-            "calibration": prepared.note or f"{len(tokens)} tokens of {text}",
-            "smoothed": prepared.smoothed,
-            "rotated": prepared.rotated,
-            "compensated": len(prepared.grams),
-            "kept": scheme.skipped,
+            "blocks": dict(sum((Counter(each.blocks) for each in schemes.values()), Counter())),
+            "calibration": _notes(prepared.values()) or f"{len(tokens)} tokens of {text}",
+            "smoothed": sum(each.smoothed for each in prepared.values()),
+            "rotated": sum(each.rotated for each in prepared.values()),
+            "compensated": sum(len(each.grams) for each in prepared.values()),
+            "kept": [text for each in schemes.values() for text in each.skipped],
         }
         write_manifest(directory, manifest)
     stages.finish()
     return QuantizeReport(
-        open_bundle(output), bundle.file_bytes, tuple(scheme.skipped), dict(stages.seconds)
+        open_bundle(output),
+        bundle.file_bytes,
+        tuple(text for each in schemes.values() for text in each.skipped),
+        dict(stages.seconds),
     )
 
 
@@ -155,12 +169,52 @@ def find_known_ties(bundle: Bundle) -> list[Any]:
     return [] if bundle.manifest is None else list(bundle.manifest.ties)
 
 
-def _vocabulary(bundle: Bundle, model: ir.Model) -> int:
+def _shared_names(models: Mapping[str, ir.Model]) -> frozenset[str]:
+    """Weights that several models read from the same bytes; they have one name."""
+    count = Counter(
+        (name, byte_range(value))
+        for model in models.values()
+        for name, value in model.graph.initializers.items()
+        if byte_range(value) is not None
+    )
+    return frozenset(name for (name, _), number in count.items() if number > 1)
+
+
+def _same_codes(
+    models: Mapping[str, ir.Model], schemes: Mapping[str, WeightOnly], shared: Collection[str]
+) -> dict[ir.Value, ir.Value]:
+    """Initializers over the bytes of others: a model's own aliases, and codes and scales of weights
+    that an earlier model has too. Those were rounded alike: nothing was done to them in either.
+    """
+    same: dict[ir.Value, ir.Value] = {}
+    across: dict[str, ir.Value] = {}
+    wanted = {name for base in shared for name in (base, f"{base}.scales")}
+    for file, model in models.items():
+        aliases, within = schemes[file].aliases, dict[str, ir.Value]()
+        initializers = sorted(model.graph.initializers.items(), key=lambda item: item[0] in aliases)
+        for name, value in initializers:
+            name = aliases.get(name, name)
+            first = (across if name in wanted else within).setdefault(name, value)
+            if first is not value and _bytes(first) == _bytes(value):
+                same[value] = first
+    return same
+
+
+def _bytes(value: ir.Value) -> int | None:
+    return value.const_value.nbytes if value.const_value is not None else None
+
+
+def _notes(prepared: Iterable[Preparation]) -> str:
+    return "; ".join(each.note for each in prepared if each.note)
+
+
+def _vocabulary(bundle: Bundle, models: Mapping[str, ir.Model]) -> int:
     """The number of tokens, or of rows of the smallest large table that is looked up in."""
     if bundle.manifest is not None and bundle.manifest.signature.vocab_size:
         return bundle.manifest.signature.vocab_size
     tables = [
         tensor.numpy().shape[0]
+        for model in models.values()
         for node in model.graph
         if node.op_type == "Gather"
         and (tensor := weight(node.inputs[0])) is not None
@@ -202,14 +256,15 @@ def _copy_extras(bundle: Bundle, directory: Path) -> None:
     if bundle.manifest is None:
         return
     for path in bundle.files:
-        if path.name not in (MODEL, DATA, MANIFEST):
+        if path.suffix != ".onnx" and path.name not in (DATA, MANIFEST):
             shutil.copyfile(path, directory / path.name)
 
 
-def _manifest(bundle: Bundle, model: ir.Model, directory: Path) -> Manifest:
+def _manifest(bundle: Bundle, models: Mapping[str, ir.Model], directory: Path) -> Manifest:
     """The source's manifest, or one read off a bare ONNX graph."""
     if bundle.manifest is not None:
         return bundle.manifest
+    (model,) = models.values()
     outputs = describe(model.graph.outputs)
     width = outputs[0]["shape"][-1] if outputs and outputs[0]["shape"] else 0
     last = any(node.name == LAST_TOKEN_NODE for node in model.graph)

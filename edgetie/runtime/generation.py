@@ -15,8 +15,9 @@ from edgetie.bundle import Bundle
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.sampling import Sampling, sample
+from edgetie.runtime.seq2seq import Seq2SeqDecoder
 from edgetie.runtime.session import Session
-from edgetie.runtime.tokenizer import Detokenizer, Tokenizer, pad_left
+from edgetie.runtime.tokenizer import Detokenizer, Tokenizer, pad
 
 GREEDY = Sampling()
 StopReason = Literal["stop_token", "stop_string", "length"]
@@ -104,7 +105,7 @@ def generate(
 
     Args:
         session: an opened decoder.
-        prompts: token ids of each; they are padded on the left.
+        prompts: token ids of each; they are padded on the left, or on the right for an encoder.
         max_new_tokens: most tokens to add; fewer are added where the model's longest sequence
             ends before.
         sampling: how tokens are chosen.
@@ -120,18 +121,14 @@ def generate(
         raise EdgetieError("a prompt is empty; give at least one token")
     stops = stop_tokens(session.bundle) if stop_token_ids is None else stop_token_ids
     stop_ids = np.array(sorted(stops), np.int64)
-    ids, mask = pad_left(prompts)
-    room = ids.shape[1] + max_new_tokens
-    manifest = session.bundle.manifest
-    if manifest is not None and manifest.signature.max_positions is not None:
-        room = max(ids.shape[1], min(room, manifest.signature.max_positions))
-    decoder = Decoder(session, len(prompts), room)
+    ids, mask = pad(prompts, side="left" if session.encoder is None else "right")
+    decoder = decoder_for(session, len(prompts), ids.shape[1], max_new_tokens)
     rng = np.random.default_rng(seed)
     logits = decoder.prefill(ids, mask)
     seen = None
     if sampling.repetition_penalty != 1:
         seen = np.zeros(logits.shape, np.bool_)
-        for row, prompt in enumerate(prompts):
+        for row, prompt in enumerate(prompts if session.encoder is None else ()):
             seen[row, list(prompt)] = True
     active = np.ones(len(prompts), np.bool_)
     for remaining in range(max_new_tokens, 0, -1):
@@ -139,11 +136,31 @@ def generate(
         stopped = active & np.isin(tokens, stop_ids)
         yield Step(tokens, active, stopped)
         active = active & ~stopped
-        if remaining == 1 or not active.any() or decoder.length == room:
+        if remaining == 1 or not active.any() or decoder.length == decoder.max_length:
             return
         if seen is not None:
             seen[np.arange(len(tokens)), tokens] = True
         logits = decoder.step(tokens)
+
+
+def decoder_for(
+    session: Session, batch: int, prompt_tokens: int, new_tokens: int
+) -> Decoder | Seq2SeqDecoder:
+    """A decoder with room for so many tokens, fewer new ones where the model's limit is nearer.
+
+    Raises:
+        BundleError: if the model is no decoder.
+    """
+    manifest = session.bundle.manifest
+    signature = manifest.signature if manifest is not None else None
+    first = prompt_tokens
+    if session.encoder is not None and signature is not None:
+        first = len(signature.start_token_ids)  # the prompt is the encoder's
+    room = first + new_tokens
+    if signature is not None and signature.max_positions is not None:
+        room = max(first, min(room, signature.max_positions))
+    kind = Decoder if session.encoder is None else Seq2SeqDecoder
+    return kind(session, batch, room)
 
 
 def generate_text(

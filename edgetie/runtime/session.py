@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from edgetie.runtime.providers import Provider, resolve
 
 PAST = "past_key_values."
 PRESENT = "present."
+OWN, CROSS = ".decoder.", ".encoder."
+"""Of a decoder behind an encoder: its own cache, and that of cross-attention."""
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
@@ -63,7 +65,9 @@ class Session:
         lookups: the mapped files of a model that only looks rows up in them once its weights are
             packed; prompts fill their pages again. ``None`` for other models.
         device: device where inputs and outputs are bound, as IOBinding names it.
-        ort: the ``onnxruntime.InferenceSession``.
+        ort: the ``onnxruntime.InferenceSession``; of the decoder, where there is an encoder.
+        encoder: the encoder's; ``None`` for other models.
+        cross: the cache of cross-attention, which the encoder makes and the decoder reads.
     """
 
     bundle: Bundle
@@ -81,6 +85,8 @@ class Session:
     lookups: MappedFiles | None
     device: str
     ort: Any
+    encoder: Any = None
+    cross: list[CacheTensor] = field(default_factory=list)
 
     @property
     def cache_layers(self) -> list[tuple[int, int]]:
@@ -125,6 +131,9 @@ def open_session(
         )
     if optimized_model_path is not None:
         _write_optimized(options, Path(optimized_model_path))
+    encoder = None
+    if len(bundle.model_paths) > 1:
+        encoder = _create(bundle.model_paths[0], None, options, row)
     session = _create(bundle.model_path, graph, options, row)
     inputs = [_info(value) for value in session.get_inputs()]
     outputs = [_info(value) for value in session.get_outputs()]
@@ -134,8 +143,10 @@ def open_session(
             f"{bundle.model_path}: gives logits of the last token only, and the node that keeps it "
             "cannot be told; export the model again with edgetie"
         )
-    cache = _cache(inputs, outputs, bundle.model_path)
-    nodes = _nodes_per_provider(session)
+    made = outputs if encoder is None else [_info(value) for value in encoder.get_outputs()]
+    cross = _cache(inputs, made, bundle.model_path, CROSS) if encoder is not None else []
+    cache = _cache(inputs, outputs, bundle.model_path, "" if encoder is None else OWN)
+    nodes = _nodes_per_provider(session, encoder)
     if not nodes.get(row.ort_name):
         raise ProviderError(
             f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of "
@@ -160,6 +171,8 @@ def open_session(
         lookups=files if _is_packed(bundle) else None,
         device=row.device,
         ort=session,
+        encoder=encoder,
+        cross=cross,
     )
 
 
@@ -254,11 +267,14 @@ def _logits_kind(outputs: list[TensorInfo]) -> Literal["last", "all"]:
     return "last" if len(shape) == 3 and shape[1] == 1 else "all"
 
 
-def _cache(inputs: list[TensorInfo], outputs: list[TensorInfo], path: Path) -> list[CacheTensor]:
+def _cache(
+    inputs: list[TensorInfo], outputs: list[TensorInfo], path: Path, part: str
+) -> list[CacheTensor]:
+    """The cache inputs whose names contain ``part``, and the outputs that make them."""
     names = {output.name for output in outputs}
     tensors = []
     for value in inputs:
-        if not value.name.startswith(PAST):
+        if not value.name.startswith(PAST) or part not in value.name:
             continue
         present = PRESENT + value.name.removeprefix(PAST)
         heads, size = value.shape[1::2] if len(value.shape) == 4 else ("", "")
@@ -271,8 +287,9 @@ def _cache(inputs: list[TensorInfo], outputs: list[TensorInfo], path: Path) -> l
     return tensors
 
 
-def _nodes_per_provider(session: Any) -> dict[str, int]:
+def _nodes_per_provider(*sessions: Any) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for part in session.get_provider_graph_assignment_info():
-        counts[part.ep_name] += len(part.get_nodes())
+    for session in sessions:
+        for part in session.get_provider_graph_assignment_info() if session is not None else ():
+            counts[part.ep_name] += len(part.get_nodes())
     return dict(counts)

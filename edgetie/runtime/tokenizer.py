@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +100,7 @@ class Tokenizer:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and attention mask, both ``(batch, longest)`` and padded on the left."""
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return pad_left([encoding.ids for encoding in encodings], self.pad_token_id)
+        return pad([encoding.ids for encoding in encodings], self.pad_token_id)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``."""
@@ -163,17 +163,20 @@ class Detokenizer:
         return self._tokenizer.decode(self._window)[len(self._shown) :]
 
 
-def pad_left(
-    sequences: Sequence[Sequence[int]], pad_token_id: int = 0
+def pad(
+    sequences: Sequence[Sequence[int]],
+    pad_token_id: int = 0,
+    side: Literal["left", "right"] = "left",
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids and attention mask, both ``(batch, longest)``, padded on the left."""
+    """Ids and attention mask, both ``(batch, longest)``, padded on one side."""
     longest = max((len(ids) for ids in sequences), default=0)
     ids = np.full((len(sequences), longest), pad_token_id, np.int64)
     mask = np.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         if len(sequence):
-            ids[row, -len(sequence) :] = sequence
-            mask[row, -len(sequence) :] = 1
+            part = slice(-len(sequence), None) if side == "left" else slice(len(sequence))
+            ids[row, part] = sequence
+            mask[row, part] = 1
     return ids, mask
 
 
