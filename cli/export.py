@@ -31,7 +31,7 @@ Examples:
 )
 @click.option(
     "--task",
-    type=click.Choice(["auto", "causal-lm", "masked-lm"]),
+    type=click.Choice(["auto", "causal-lm", "masked-lm", "seq2seq-lm"]),
     default="auto",
     show_default=True,
     help="What the model does; auto asks its configuration.",

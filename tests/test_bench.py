@@ -101,7 +101,7 @@ def test_errors_of_the_worker_keep_their_type(tmp_path: Path) -> None:
         run_worker(Job(str(tmp_path / "nothing"), "cpu", None, 4, 4))
     bundle = write_bundle(tmp_path / "b", table())
     with pytest.raises(EdgetieError, match="64"):
-        bench(bundle, prompt_tokens=60, new_tokens=5, repeat=1)
+        bench(bundle, prompt_tokens=60, new_tokens=6, repeat=1)
 
 
 def test_a_worker_that_dies_is_told_by_its_last_words(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class AccuracyReport:
             no longer comparable, so equal tokens behind it do not count. NaN for a masked language
             model.
         perplexity, reference_perplexity: ``exp(mean negative log-likelihood)`` of the scored
-            tokens; of a masked language model those are the masked ones, 15 % of the text.
+            tokens; of a masked language model those are the masked ones, 15 % of the text; of an
+            encoder-decoder model all of them, the text being what both sides read.
         perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction.
         perplexity_increase_error: its standard error over the choice of text.
         thresholds: the limits applied.
@@ -143,10 +144,9 @@ def check(
     data = _choose_data(opened, text, max_tokens, vocab_size)
 
     progress.stage("Comparing logits")
-    masked = opened.task == "masked-lm"
-    errors, predictions = _compare_logits(actual, reference, data, window, masked, progress)
+    errors, predictions = _compare_logits(actual, reference, data, window, opened.task, progress)
     greedy_agreement = math.nan
-    if not masked:
+    if opened.task != "masked-lm":
         progress.stage("Comparing greedy tokens")
         room = window - len(data.prefix)
         prompts = samples.spread(data.ids, greedy_prompts, min(_PROMPT_TOKENS, room // 2))
@@ -202,19 +202,24 @@ def _compare_logits(
     reference: Reference,
     data: _Data,
     window: int,
-    masked: bool,
+    task: str,
     progress: Progress,
 ) -> tuple[LogitErrors, PredictionErrors]:
     """Run both over every window, keeping the logits of one window at a time."""
     errors, predictions = LogitErrors(), PredictionErrors()
-    scored = list(samples.windows(data.ids, window, data.prefix, data.suffix if masked else ()))
+    scored = list(
+        samples.windows(data.ids, window, data.prefix, () if task == "causal-lm" else data.suffix)
+    )
     logits_only = list(samples.windows(data.random, window))
     for index, ids in enumerate([*scored, *logits_only]):
         progress.advance(index, len(scored) + len(logits_only))
-        targets = np.full_like(ids, -1) if masked else samples.next_tokens(ids)
-        if masked and data.mask is not None:
+        if task == "causal-lm":
+            targets = samples.next_tokens(ids)
+        elif task == "masked-lm" and data.mask is not None:
             special = frozenset([*data.prefix, *data.suffix])
             ids, targets = samples.masked(ids, data.mask, special, index)
+        else:  # an encoder and a decoder that both read the text
+            targets = ids if task == "seq2seq-lm" else np.full_like(ids, -1)
         ref, act = reference.logits(ids[None]), actual.logits(ids[None])
         errors.add(ref, act)
         if index < len(scored):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle import Bundle, open_bundle
-from edgetie.content import byte_range
+from edgetie.content import byte_range, equal_groups
 from edgetie.harness.tie_memory import TieMemory, measure_tie
 from edgetie.report.progress import Stages
-from edgetie.runtime.session import open_session
-from edgetie.ties import TieGroup, equal_initializers, find_ties
+from edgetie.runtime.session import write_optimized
+from edgetie.ties import TieGroup, find_shared_ties, ties_of_file
 
 
 @dataclass(frozen=True)
@@ -90,22 +91,22 @@ def inspect(
     stages = progress or Stages()
     bundle = open_bundle(path, hashes=True)
     stages.stage("read")
-    model = ir.load(bundle.model_path)
+    models = {path.name: ir.load(path) for path in bundle.model_paths}
     manifest = bundle.manifest
     known = [tuple(group.parameters) for group in manifest.ties] if manifest else []
-    groups = find_ties(model, known)
+    groups = find_shared_ties(models, known)
     stages.stage("optimized graph")
     with tempfile.TemporaryDirectory() as scratch:
-        target = Path(scratch) / "optimized.onnx"
-        session = open_session(bundle, provider=provider, optimized_model_path=target)
-        nodes = session.nodes_per_provider
-        del session
-        optimized = ir.load(target)
-        counted = [(group, *_copies(model, optimized, group)) for group in groups]
+        nodes: Counter[str] = Counter()
+        optimized = {}
+        for path in bundle.model_paths:
+            nodes.update(write_optimized(path, Path(scratch) / path.name, provider))
+            optimized[path.name] = ir.load(Path(scratch) / path.name)
+        counted = [(group, *_copies(models, optimized, group)) for group in groups]
     stages.stage("memory")
     proofs = []
     for group, file, opt, made_by in counted:
-        resident = measure_tie(model, group, provider)
+        resident = _resident(models, group, provider)
         memory = None
         if resident is not None:
             total = resident.anonymous + resident.file_mapped
@@ -121,10 +122,12 @@ def inspect(
     return Inspection(
         bundle=bundle,
         ties=tuple(proofs),
-        operators=dict(Counter(node.op_type for node in model.graph).most_common()),
-        tensors=_largest(model),
-        weight_bytes=_weight_bytes(model),
-        nodes_per_provider=nodes,
+        operators=dict(
+            Counter(n.op_type for model in models.values() for n in model.graph).most_common()
+        ),
+        tensors=_largest(models),
+        weight_bytes=_weight_bytes(models),
+        nodes_per_provider=dict(nodes),
     )
 
 
@@ -132,49 +135,85 @@ def _packs(op_type: str) -> bool:
     return "MatMul" in op_type or op_type == "Gemm"
 
 
-def _copies(model: ir.Model, optimized: ir.Model, group: TieGroup) -> tuple[int, int, list[str]]:
-    """Copies in the file and in the optimized graph, and what each extra one is."""
-    twins = next(
-        (names for names in equal_initializers(model, [group.name]) if group.name in names), []
+def _resident(models: Mapping[str, ir.Model], group: TieGroup, provider: str) -> TieMemory | None:
+    """Memory for a weight in the sessions of all models: private bytes add up, pages of the file
+    are the same ones.
+    """
+    found = [
+        measure_tie(model, part, provider)
+        for file, model in models.items()
+        for part in ties_of_file([group], file)
+    ]
+    parts = [memory for memory in found if memory is not None]
+    if not parts or len(parts) < len(found):
+        return None
+    return TieMemory(
+        anonymous=sum(memory.anonymous for memory in parts),
+        file_mapped=max(memory.file_mapped for memory in parts),
     )
-    made_by = [f"file: {name} holds the same values" for name in twins if name != group.name]
-    table = model.graph.initializers[group.name].const_value
-    assert table is not None
-    array = table.numpy()
-    ranges, found = set(), 0
-    for value in optimized.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None or tensor.size != array.size or tensor.dtype != table.dtype:
-            continue
-        other = tensor.numpy()
-        straight = np.array_equal(other.reshape(-1), array.reshape(-1))
-        if not straight and not (array.ndim == 2 and np.array_equal(other, array.T)):
-            continue
-        original = model.graph.initializers.get(str(value.name))
-        where = (byte_range(original) if original else byte_range(value)) or str(value.name)
-        if where in ranges:
-            continue
-        ranges.add(where)
-        found += 1
-        if value.name not in model.graph.initializers:
-            users = ", ".join(f"{node.op_type} {node.name}" for node, _ in value.uses())
-            form = "as it is" if straight else "transposed"
-            made_by.append(f"optimized: constant folding made {value.name}, {form}, for {users}")
-    return max(1, len(twins)), found, made_by
 
 
-def _largest(model: ir.Model) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
-    rows = [
-        (str(name), tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.nbytes)
+def _copies(
+    models: Mapping[str, ir.Model], optimized: Mapping[str, ir.Model], group: TieGroup
+) -> tuple[int, int, list[str]]:
+    """Copies in the files and in the optimized graphs, and what each extra one is."""
+    holder = next(m for m in models.values() if group.name in m.graph.initializers)
+    table = holder.graph.initializers[group.name]
+    tensor = table.const_value
+    assert tensor is not None
+    alike = [
+        value
+        for model in models.values()
+        for value in model.graph.initializers.values()
+        if (other := value.const_value) is not None
+        and (other.dtype, other.size) == (tensor.dtype, tensor.size)
+    ]
+    twins = next(
+        (g for g in equal_groups(alike) if table.name in [twin.value.name for twin in g]), []
+    )
+    made_by = [f"file: {t.value.name} holds the same values" for t in twins if t.value is not table]
+    array = tensor.numpy()
+    ranges: set[Any] = set()
+    for file, model in optimized.items():
+        for value in model.graph.initializers.values():
+            other = value.const_value
+            if other is None or (other.dtype, other.size) != (tensor.dtype, tensor.size):
+                continue
+            straight = np.array_equal(other.numpy().reshape(-1), array.reshape(-1))
+            if not straight and not (array.ndim == 2 and np.array_equal(other.numpy(), array.T)):
+                continue
+            original = models[file].graph.initializers.get(str(value.name))
+            where = (byte_range(original) if original else byte_range(value)) or str(value.name)
+            if where in ranges:
+                continue
+            ranges.add(where)
+            if original is None:
+                users = ", ".join(f"{node.op_type} {node.name}" for node, _ in value.uses())
+                form = "as it is" if straight else "transposed"
+                made_by.append(
+                    f"optimized: constant folding made {value.name}, {form}, for {users}"
+                )
+    return max(1, len(twins)), len(ranges), made_by
+
+
+def _largest(
+    models: Mapping[str, ir.Model],
+) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
+    rows = {
+        byte_range(value) or (file, name): (
+            str(name), tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.nbytes,
+        )
+        for file, model in models.items()
         for name, value in model.graph.initializers.items()
         if (tensor := value.const_value) is not None
-    ]
-    return tuple(sorted(rows, key=lambda row: -row[3])[:10])
+    }  # fmt: skip
+    return tuple(sorted(rows.values(), key=lambda row: -row[3])[:10])
 
 
-def _weight_bytes(model: ir.Model) -> int:
+def _weight_bytes(models: Mapping[str, ir.Model]) -> int:
     sizes = {
-        byte_range(value) or str(name): value.const_value.nbytes
+        byte_range(value) or (file, name): value.const_value.nbytes
+        for file, model in models.items()
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
     }

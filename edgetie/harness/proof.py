@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgetie.bundle import Bundle
 from edgetie.errors import TieError
-from edgetie.ties import equal_initializers, find_ties, verify_ties
+from edgetie.ties import equal_initializers, find_ties, ties_of_file, verify_ties
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,15 @@ def tie_status(bundle: Bundle) -> TieStatus:
 
     Weights are read from the file only as far as two of equal size must be compared.
     """
-    model = ir.load(bundle.model_path)
     if bundle.manifest is not None:
         groups = bundle.manifest.ties
         try:
-            verify_ties(model, groups, bundle.model_path.name)
+            for path in bundle.model_paths:
+                verify_ties(ir.load(path), ties_of_file(groups, path.name), path.name)
         except TieError as error:
             return TieStatus(len(groups), False, str(error))
     else:
+        model = ir.load(bundle.model_path)
         groups = find_ties(model)
         copies = equal_initializers(model)
         if copies:

@@ -7,6 +7,7 @@ continuation of a prompt.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,7 @@ import onnxruntime as ort
 
 from edgetie.bundle import MANIFEST, Bundle, open_bundle
 from edgetie.errors import BundleError, SourceError
-from edgetie.runtime.decoder import Decoder
+from edgetie.runtime.generation import decoder_for
 from edgetie.runtime.session import one_line, open_session
 from edgetie.sources.calling import cache_keyword
 
@@ -66,7 +67,7 @@ class BundleReference:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.session = open_session(self.bundle, provider=provider, threads=threads, logits="all")
         if self.bundle.task != "masked-lm":
-            Decoder(self.session, 1, 1)  # raises where the model is no decoder
+            decoder_for(self.session, 1, 1, 1)  # raises where the model is no decoder
 
     @property
     def name(self) -> str:
@@ -80,6 +81,13 @@ class BundleReference:
             "position_ids": np.arange(ids.shape[1])[None],
             "token_type_ids": np.zeros_like(ids),
         }
+        if self.session.encoder is not None:
+            made = [tensor.present for tensor in self.session.cross]
+            given = {"input_ids": ids, "attention_mask": feeds["attention_mask"]}
+            keys = self._run(self.session.encoder, made, given)
+            feeds |= {t.past: key for t, key in zip(self.session.cross, keys, strict=True)}
+            feeds["encoder_attention_mask"] = feeds["attention_mask"]
+            feeds["input_ids"] = _shifted(ids, self._start)
         for tensor in self.session.cache:
             shape = (1, tensor.kv_heads, 0, tensor.head_size)
             feeds[tensor.past] = np.zeros(shape, self.session.cache_dtype)
@@ -87,16 +95,24 @@ class BundleReference:
         if unknown:
             raise BundleError(f"{self.name}: input {unknown[0]} is not known")
         known = {value.name: feeds[value.name] for value in self.session.inputs}
+        result: Floats = self._run(self.session.ort, ["logits"], known)[0][0]
+        return result.astype(np.float32, copy=False)
+
+    @property
+    def _start(self) -> list[int]:
+        manifest = self.bundle.manifest
+        return manifest.signature.start_token_ids if manifest is not None else []
+
+    def _run(self, session: Any, outputs: list[str], feeds: dict[str, npt.NDArray[Any]]) -> Any:
         options = ort.RunOptions()
         options.log_severity_level = 4  # an error is raised, it need not be logged too
         try:
-            result: Floats = self.session.ort.run(["logits"], known, options)[0][0]
+            return session.run(outputs, feeds, options)
         except Exception as error:  # pybind11 classes without a common base
             raise BundleError(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
-        return result.astype(np.float32, copy=False)
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
-        decoder = Decoder(self.session, 1, len(prompt_ids) + n)
+        decoder = decoder_for(self.session, 1, len(prompt_ids), n)
         ids = np.array([prompt_ids], np.int64)
         logits = decoder.prefill(ids, np.ones_like(ids))
         tokens = [int(logits[0].argmax())]
@@ -115,9 +131,12 @@ class TorchReference:
             that holds them. A transformers model generates with its own KV cache, any other
             module reads the whole prefix again for each token.
         name: what reports call it.
+        start: what the decoder starts with, of a model with an encoder.
     """
 
-    def __init__(self, module: torch.nn.Module, name: str) -> None:
+    def __init__(
+        self, module: torch.nn.Module, name: str, start: Sequence[int] | None = None
+    ) -> None:
         import torch
 
         self.name = name
@@ -126,11 +145,20 @@ class TorchReference:
         self._parameters = inspect.signature(module.forward).parameters
         self._cache = cache_keyword(module) if hasattr(module, "config") else None
         self._device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self._start = None if start is None else list(start)
 
     def logits(self, ids: Ids) -> Floats:
+        if self._start is not None:
+            return self._numpy(self._call(self._tensor(ids), target=_shifted(ids, self._start)))
         return self._numpy(self._call(self._tensor(ids)))
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
+        if self._start is not None:
+            source, target = self._tensor(np.array([prompt_ids], np.int64)), list(self._start)
+            for _ in range(n):
+                output = self._call(source, target=np.array([target], np.int64))
+                target.append(int(self._numpy(output)[-1].argmax()))
+            return target[len(self._start) :]
         tokens = list(prompt_ids)
         past: Any = None
         for _ in range(n):
@@ -143,9 +171,11 @@ class TorchReference:
     def _tensor(self, ids: Ids) -> torch.Tensor:
         return self._torch.from_numpy(ids).to(self._device)
 
-    def _call(self, ids: torch.Tensor, past: Any = None) -> Any:
+    def _call(self, ids: torch.Tensor, past: Any = None, target: Ids | None = None) -> Any:
         extra: dict[str, Any] = {}
-        if self._cache is not None:
+        if target is not None:
+            extra = {"decoder_input_ids": self._tensor(target)}
+        elif self._cache is not None:
             extra = {"use_cache": True, self._cache: past}
         elif "position_ids" in self._parameters:
             extra = {"position_ids": self._torch.arange(ids.shape[1], device=self._device)[None]}
@@ -186,7 +216,26 @@ def resolve_reference(
     from edgetie.sources import load_source
 
     source = load_source(text, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    return TorchReference(source.module, text)
+    start = _start_tokens(source.module) if source.task == "seq2seq-lm" else None
+    return TorchReference(source.module, text, start)
+
+
+def _start_tokens(module: torch.nn.Module) -> list[int]:
+    """What transformers starts a decoder with, see :func:`edgetie.bundle.start_token_ids`."""
+    settings = [getattr(module, name, None) for name in ("generation_config", "config")]
+
+    def setting(name: str) -> int | None:
+        found = (getattr(each, name, None) for each in settings)
+        return next((value for value in found if isinstance(value, int)), None)
+
+    start = setting("decoder_start_token_id")
+    start = setting("bos_token_id") if start is None else start
+    return [token for token in (start, setting("forced_bos_token_id")) if token is not None]
+
+
+def _shifted(ids: Ids, start: Sequence[int]) -> Ids:
+    """What a decoder reads to predict ``ids`` ``(1, S)``, its first token given: ``(1, S)``."""
+    return np.concatenate([np.array([list(start)[-1:]], np.int64), ids[:, :-1]], axis=1)
 
 
 def _is_onnx(path: Path) -> bool:

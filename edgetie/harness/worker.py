@@ -26,6 +26,8 @@ from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.environment import latency_problem
 from edgetie.harness.samples import random_ids
 from edgetie.runtime import Decoder, MemorySampler, Session, open_session, read_memory
+from edgetie.runtime.generation import decoder_for
+from edgetie.runtime.seq2seq import Seq2SeqDecoder
 
 _WARM_UP_TOKENS = 8
 
@@ -86,7 +88,7 @@ def measure(job: Job) -> Run:
     sampler = MemorySampler() if job.sample_memory else None
     with sampler or nullcontext():
         session = open_session(job.path, provider=job.provider, threads=job.threads)
-        decoder = Decoder(session, 1, job.prompt_tokens + job.new_tokens)
+        decoder = decoder_for(session, 1, job.prompt_tokens, job.new_tokens)
         prompt = random_ids(job.prompt_tokens, _vocabulary(session))[None]
         try:
             first_run_ms = _generate(decoder, prompt, 1)[0]
@@ -123,7 +125,9 @@ def _vocabulary(session: Session) -> int:
     return size if isinstance(size, int) else 256
 
 
-def _generate(decoder: Decoder, prompt: npt.NDArray[np.int64], count: int) -> list[float]:
+def _generate(
+    decoder: Decoder | Seq2SeqDecoder, prompt: npt.NDArray[np.int64], count: int
+) -> list[float]:
     """Milliseconds for each of ``count`` greedy tokens; the first includes the prompt."""
     decoder.reset()
     times = []

@@ -46,6 +46,10 @@ class Seq2SeqDecoder:
         self._binding = session.ort.io_binding()
         self._bound: list[Any] = []  # what the binding reads must live as long as it does
 
+    def reset(self) -> None:
+        """Forget the texts."""
+        self.length = 0
+
     def prefill(
         self, ids: NDArray[np.int64], attention_mask: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:

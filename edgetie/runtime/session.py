@@ -101,7 +101,6 @@ def open_session(
     threads: int | None = None,
     logits: Literal["default", "all"] = "default",
     release: bool = True,
-    optimized_model_path: str | os.PathLike[str] | None = None,
 ) -> Session:
     """Open a bundle, a directory with one ONNX model, or an ``.onnx`` file.
 
@@ -111,8 +110,6 @@ def open_session(
         threads: threads an operator runs on; ``None`` takes every physical core.
         logits: ``all`` gives the logits of every token, where the model keeps the last only.
         release: let go of file pages whose weights ONNX Runtime has packed into memory of its own.
-        optimized_model_path: where ONNX Runtime writes the graph as it runs it; weights go to a
-            file of that name with ``.data`` added.
 
     Raises:
         BundleError: if it cannot be opened or ONNX Runtime rejects it.
@@ -129,8 +126,6 @@ def open_session(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", folder
         )
-    if optimized_model_path is not None:
-        _write_optimized(options, Path(optimized_model_path))
     encoder = None
     if len(bundle.model_paths) > 1:
         encoder = _create(bundle.model_paths[0], None, options, row)
@@ -214,14 +209,25 @@ def session_options(threads: int) -> Any:
     return options
 
 
-def _write_optimized(options: Any, path: Path) -> None:
-    options.optimized_model_filepath = str(path)
+def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> dict[str, int]:
+    """Write a graph as ONNX Runtime runs it; weights go to a file with ``.data`` added.
+
+    Returns:
+        How many of its nodes run on which provider.
+
+    Raises:
+        BundleError: if ONNX Runtime rejects the model.
+        ProviderError: if the provider is unknown or absent.
+    """
+    options = session_options(default_threads())
+    options.optimized_model_filepath = str(target)
     entries = {
-        "session.optimized_model_external_initializers_file_name": f"{path.name}.data",
+        "session.optimized_model_external_initializers_file_name": f"{target.name}.data",
         "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
     }
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
+    return _nodes_per_provider(_create(model_path, None, options, resolve(provider)))
 
 
 def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -> Any:

@@ -1,0 +1,185 @@
+"""Encoder–decoder models: one table for three uses in two files, and the same tokens as torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import transformers
+
+from edgetie.errors import BundleError
+from edgetie.export.exporter import ExportReport, export
+from edgetie.harness.accuracy import check
+from edgetie.harness.inspection import inspect
+from edgetie.harness.latency import bench
+from edgetie.harness.references import TorchReference
+from edgetie.quantize import quantize
+from edgetie.runtime.generation import generate
+from edgetie.runtime.session import open_session
+from edgetie.sources import Source
+
+TOKENS = {"vocab_size": 512, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
+SIDES = {
+    "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128,
+}  # fmt: skip
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "T5": ("T5ForConditionalGeneration",
+           {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}),
+    "Bart": ("BartForConditionalGeneration", SIDES),
+    "Marian": ("MarianMTModel", SIDES),
+    "M2M100": ("M2M100ForConditionalGeneration", SIDES),
+}  # fmt: skip
+PROMPTS = [[5, 6, 7, 8, 9, 10, 1], [20, 21, 1], [300, 31, 32, 33, 1]]
+
+
+def make(name: str) -> Any:
+    torch.manual_seed(0)
+    kind, sizes = MODELS[name]
+    model = getattr(transformers, kind)(
+        getattr(transformers, f"{name}Config")(**TOKENS, **sizes)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that it does not say one word for ever
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExportReport]:
+    reports: dict[str, ExportReport] = {}
+
+    def get(name: str) -> ExportReport:
+        if name not in reports:
+            model = make(name)
+            source = Source("transformers", name, model, model.config, model.config.save_pretrained)
+            reports[name] = export(source, tmp_path_factory.mktemp(name) / "fp32")
+        return reports[name]
+
+    return get
+
+
+def ranges(path: Path, shape: list[int]) -> set[tuple[str, str, str]]:
+    """File, offset and length of every initializer of a shape, as ONNX itself tells them."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        tuple(
+            {e.key: e.value for e in tensor.external_data}[k]
+            for k in ("location", "offset", "length")
+        )
+        for tensor in graph.initializer
+        if list(tensor.dims) == shape
+    }  # type: ignore[misc]
+
+
+def continuations(bundle: Path, count: int = 10) -> list[list[int]]:
+    steps = generate(
+        open_session(bundle), PROMPTS, max_new_tokens=count, stop_token_ids=frozenset()
+    )
+    return np.stack([step.tokens for step in steps]).T.tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_table_for_both_files(exported: Callable[[str], ExportReport], name: str) -> None:
+    report = exported(name)
+    directory = report.bundle.directory
+    assert report.manifest.task == "seq2seq-lm"
+    assert report.agreement.relative < 1e-5
+    assert min(report.agreement.cached, report.agreement.padded) > 0
+    assert {p.name for p in directory.glob("*.onnx*")} == {
+        "encoder_model.onnx", "decoder_model.onnx", "model.onnx.data",
+    }  # fmt: skip
+    found = [ranges(directory / f"{side}_model.onnx", [512, 64]) for side in ("encoder", "decoder")]
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+    table = next(group for group in report.manifest.ties if group.shape == (512, 64))
+    assert len(table.parameters) >= 3
+    assert [(use.op_type, use.file) for use in table.uses] == [
+        ("Gather", "encoder_model.onnx"),
+        ("Gather", "decoder_model.onnx"),
+        ("Gemm", "decoder_model.onnx"),
+    ]
+    assert table.data is not None
+    assert table.data["length"] == 512 * 64 * 4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_tokens_as_torch(exported: Callable[[str], ExportReport], name: str) -> None:
+    """A batch of texts of different lengths, against torch one by one without a cache."""
+    model = make(name)
+    expected = []
+    for prompt in PROMPTS:
+        target = torch.tensor([[2]])
+        with torch.no_grad():
+            for _ in range(10):
+                logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=target).logits
+                target = torch.cat([target, logits[:, -1:].argmax(-1)], dim=1)
+        expected.append(target[0, 1:].tolist())
+    assert continuations(exported(name).bundle.directory) == expected
+    assert len({tuple(row) for row in expected}) > 1
+
+
+@pytest.mark.parametrize("name", ["T5", "M2M100"])
+def test_int8_keeps_one_table(
+    exported: Callable[[str], ExportReport], name: str, tmp_path: Path
+) -> None:
+    fp32 = exported(name)
+    report = quantize(fp32.bundle.directory, tmp_path / "int8")
+    sides = [tmp_path / "int8" / f"{side}_model.onnx" for side in ("encoder", "decoder")]
+    found = [ranges(path, [512, 1, 64]) for path in sides]
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+    scales = [ranges(path, [512, 1, 1]) for path in sides]
+    assert scales[0] == scales[1]
+    table = next(group for group in report.manifest.ties if group.shape[0] == 512)
+    assert table.dtype == "UINT8"
+    assert {(u.op_type, u.file[:7]) for u in table.uses} == {
+        ("GatherBlockQuantized", "encoder"),
+        ("GatherBlockQuantized", "decoder"),
+        ("MatMulNBits", "decoder"),
+    }
+    data = tmp_path / "int8" / "model.onnx.data"
+    assert data.stat().st_size < 0.35 * (fp32.bundle.directory / "model.onnx.data").stat().st_size
+    kept = np.mean([
+        a == b
+        for row, other in zip(
+            continuations(tmp_path / "int8"), continuations(fp32.bundle.directory), strict=True
+        )
+        for a, b in zip(row, other, strict=True)
+    ])  # fmt: skip
+    assert kept > 0.6
+    accuracy = check(tmp_path / "int8", str(fp32.bundle.directory))
+    assert accuracy.relative_error < 0.2
+
+
+def test_inspect_counts_over_both_files(exported: Callable[[str], ExportReport]) -> None:
+    found = inspect(exported("T5").bundle.directory)
+    table = next(proof for proof in found.ties if proof.group.shape == (512, 64))
+    assert (table.file, table.optimized) == (1, 1)
+    parameters = exported("T5").unique_parameter_bytes
+    assert parameters <= found.weight_bytes < 1.02 * parameters
+
+
+def test_check_against_torch_and_bench(exported: Callable[[str], ExportReport]) -> None:
+    bundle = exported("Bart").bundle.directory
+    report = check(bundle, TorchReference(make("Bart"), "torch", [2]))
+    assert report.passed
+    assert report.relative_error < 1e-5
+    speed = bench(bundle, prompt_tokens=8, new_tokens=4, repeat=1)
+    assert speed.decode_tokens_per_second > 0
+    assert speed.ties.intact
+
+
+def test_a_decoder_without_a_start(tmp_path: Path) -> None:
+    model = make("Bart")
+    for settings in (model.config, model.generation_config):
+        settings.decoder_start_token_id = settings.bos_token_id = None
+    source = Source("transformers", "Bart", model, model.config, lambda target: None)
+    report = export(source, tmp_path / "bundle")
+    with pytest.raises(BundleError, match="decoder_start_token_id"):
+        next(generate(open_session(report.bundle), PROMPTS, max_new_tokens=2))
