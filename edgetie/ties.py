@@ -98,6 +98,28 @@ def tied_parameters(module: torch.nn.Module) -> list[tuple[str, ...]]:
     return [tuple(names) for names in groups.values() if len(names) > 1]
 
 
+def partial_ties(module: torch.nn.Module) -> list[str]:
+    """Parameters of ``module`` that are parts of another one, in words.
+
+    ONNX has no view of a part of an initializer, so a part is stored again; this says which.
+    """
+    spans: dict[int, list[tuple[int, int, str]]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.numel() >= MIN_ELEMENTS:
+            start = int(parameter.storage_offset())
+            span = (start, start + parameter.numel(), name)
+            spans.setdefault(parameter.untyped_storage()._cdata, []).append(span)
+    found = []
+    for parts in spans.values():
+        start, end, whole = max(parts, key=lambda part: part[1] - part[0])
+        found += [
+            f"{name} is a part of {whole} and is stored again"
+            for first, last, name in parts
+            if name != whole and (first, last) != (start, end) and first < end and last > start
+        ]
+    return found
+
+
 def uses_of(value: ir.Value) -> list[Use]:
     """Every use of an initializer, followed through operators that only change its form."""
     found: list[Use] = []

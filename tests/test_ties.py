@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.errors import TieError
 from edgetie.passes import run_passes
 from edgetie.passes._base import GraphPass, initializer
-from edgetie.ties import equal_initializers, find_ties, verify_ties
+from edgetie.ties import equal_initializers, find_ties, partial_ties, verify_ties
 
 ROWS, COLUMNS = 128, 64
 
@@ -93,3 +94,14 @@ def test_a_lost_table_is_named() -> None:
     ties = find_ties(model)
     with pytest.raises(TieError, match="table is gone"):
         verify_ties(ir.Model(ir.Graph([], [], nodes=[], name="empty"), ir_version=10), ties)
+
+
+def test_a_part_of_a_table_is_told() -> None:
+    embedding = torch.nn.Embedding(600, 64)
+    head = torch.nn.Linear(64, 512, bias=False)
+    head.weight = torch.nn.Parameter(embedding.weight.detach()[:512])
+    other = torch.nn.Linear(64, 512, bias=False)
+    module = torch.nn.ModuleDict({"embedding": embedding, "head": head, "other": other})
+    assert partial_ties(module) == ["head.weight is a part of embedding.weight and is stored again"]
+    head.weight = embedding.weight
+    assert partial_ties(module) == []
