@@ -14,7 +14,7 @@ import onnxruntime as ort
 from edgetie.bundle import Bundle, external_data_files, open_bundle
 from edgetie.errors import BundleError, ProviderError
 from edgetie.runtime.graph import without_last_token
-from edgetie.runtime.memory import MappedFiles
+from edgetie.runtime.memory import MappedFiles, release_heap
 from edgetie.runtime.providers import Provider, resolve
 
 PAST = "past_key_values."
@@ -150,6 +150,7 @@ def open_session(
     files = MappedFiles(external_data_files(bundle.model_path)) if release else None
     if files is not None:
         files.release()
+        release_heap()  # weights are packed in memory of which some is left over
     return Session(
         bundle=bundle,
         provider=row.name,
