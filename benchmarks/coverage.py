@@ -29,6 +29,7 @@ _AHEAD = {
     "masked-lm": ("speech-seq2seq", "seq2seq-lm"),
 }
 """Families in which a class counts rather than in this one."""
+_READ_TOKENS = ("causal-lm", "masked-lm", "seq2seq-lm")
 _UNTIED = "its module ties nothing"
 
 
@@ -171,16 +172,20 @@ def top1(fp32: Path, int8: Path) -> float | None:
     from edgetie.harness.references import BundleReference
 
     bundle = open_bundle(fp32)
-    if bundle.manifest is None or bundle.manifest.task not in ("causal-lm", "masked-lm"):
+    if bundle.manifest is None or bundle.manifest.task not in _READ_TOKENS:
         return None
+    signature = bundle.manifest.signature
+    start = signature.start_token_ids if bundle.manifest.encoder is not None else []
+    if bundle.manifest.encoder is not None and not start:
+        return None  # a configuration that does not say what its decoder starts with
     models = [BundleReference(directory, threads=1) for directory in (fp32, int8)]
-    vocabulary = bundle.manifest.signature.vocab_size
-    tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (_WINDOWS, 1, _WINDOW))
+    tokens = np.random.default_rng(_SEED).integers(0, signature.vocab_size, (_WINDOWS, 1, _WINDOW))
     equal = []
     for window in tokens:
         first, second = (model.logits(window) for model in models)
+        read = np.array([*start[-1:], *window[0]])[:_WINDOW, None]
         for logits in (first, second):
-            np.put_along_axis(logits, window.T, -np.inf, axis=1)
+            np.put_along_axis(logits, read, -np.inf, axis=1)
         equal.append(first.argmax(-1) == second.argmax(-1))
     return float(np.mean(equal))
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 NAME = "edgetie"
@@ -177,6 +179,8 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention call; returns ``(batch, sequence, heads, head_size)``."""
+    if not _current:
+        raise Unfusable("attention outside of the decoder")
     trace = _current[-1]
     for unsupported in ("s_aux", "position_bias", "head_mask"):
         if kwargs.get(unsupported) is not None:
@@ -197,6 +201,8 @@ def _mask(
     **kwargs: Any,
 ) -> torch.Tensor:
     """transformers' mask call: a marker that stands for a recognised mask."""
+    if not _current:
+        raise Unfusable("a mask that is made outside of the decoder")
     spec = classify_mask(mask_function, kwargs.get("local_size"))
     marker = torch.zeros((), device=device)
     _current[-1].masks.append((marker, spec))
@@ -223,12 +229,34 @@ def classify_mask(mask_function: Any, local_size: int | None) -> MaskSpec:
             asked = torch.as_tensor(mask_function(zero, zero, q, k)).expand(len(rows), k.shape[1])
         except Exception as error:  # a mask closed over traced tensors
             raise Unfusable(f"a mask that depends on the input ({type(error).__name__})") from error
+        if isinstance(asked, FakeTensor):
+            raise Unfusable("a mask that depends on the input")
         expected = k <= q
         if window is not None:
             expected = expected & (k > q - window)
         if not torch.equal(asked.bool(), expected):
             raise Unfusable("a mask that is neither causal nor a causal window")
     return MaskSpec(window)
+
+
+class Broadcast(TorchFunctionMode):
+    """Spells out what torch's attention repeats unasked and ONNX Runtime's does not: a single key
+    head for every query head, and a mask's single row for every query.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        names = ["query", "key", "value", "attn_mask", "dropout_p", "is_causal"]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        query, mask = given["query"], given.get("attn_mask")
+        if query.ndim == 4 and given["key"].shape[1] == 1 != query.shape[1]:
+            for name in ("key", "value"):
+                given[name] = given[name].expand(-1, query.shape[1], -1, -1)
+        if mask is not None and mask.ndim == 4 and mask.shape[2] == 1 != query.shape[2]:
+            given["attn_mask"] = mask.expand(-1, -1, query.shape[2], -1)
+        return func(**given)
 
 
 def register() -> str:

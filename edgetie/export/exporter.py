@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +29,7 @@ from edgetie.bundle import (
 from edgetie.errors import ExportError, TieError
 from edgetie.export.genai import write_genai_config
 from edgetie.export.memory import release_freed_memory
-from edgetie.export.tasks import Agreement, Task, probe
+from edgetie.export.tasks import Agreement, Expected, Task, probe
 from edgetie.export.trace import trace
 from edgetie.external_data import write_models
 from edgetie.passes import PassReport, run_passes
@@ -50,6 +51,7 @@ from edgetie.ties import (
     find_shared_ties,
     find_ties,
     is_named,
+    partial_ties,
     share_across,
     tied_parameters,
     ties_of_file,
@@ -68,7 +70,6 @@ _FUSED_OPERATORS = (
     "FastGelu",
     "Gelu",
 )
-
 
 _VERSIONED = ("edgetie", "torch", "transformers", "onnxruntime", "onnx")
 
@@ -136,73 +137,132 @@ def export(
     """
     check_destination(output, force=force)
     stages = progress or Stages()
-    if isinstance(source, str):
-        stages.stage("load")
-        source = load_source(
+
+    def load() -> Source:
+        if isinstance(source, Source):
+            return source
+        return load_source(
             source, task=task, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
         )
+
+    if not isinstance(source, Source):
+        stages.stage("load")
+    held = [load()]  # emptied by who works with it: the weights go when they are written
+    name = held[0].name
     stages.stage("probe")
-    plan = probe(source)
-    expected = plan.expect(source.module)
+    plan = probe(held[0])
+    expected = plan.expect(held[0].module)
     if not np.isfinite(expected.logits).all():
         raise ExportError(
-            f"{source.name}: its logits in torch are NaN or infinite, so it cannot be verified; "
+            f"{name}: its logits in torch are NaN or infinite, so it cannot be verified; "
             "look for NaN in its weights"
         )
-    parameters = tied_parameters(source.module)
-    count = sum(parameter.numel() for parameter in source.module.parameters())
-    if precision == "fp16":
-        for parameter in source.module.parameters():
-            parameter.data = parameter.data.half()
-    traced = trace(source, plan, last_only=logits == "last", progress=stages)
-    stages.stage("passes")
-    passes = optimize(traced.models, plan, parameters)
-    unfused = [*traced.unfused, *(text for report in passes for text in report.skipped)]
-    manifest = Manifest(
-        source={"kind": source.kind, "name": source.name, "architecture": source.architecture},
-        task=plan.name,
-        precision=precision,
-        signature=_signature(traced.models, plan),
-        encoder=_encoder_signature(traced.models),
-        ties=[],
-        unique_parameters=count,
-        versions={package: version(package) for package in _VERSIONED},
-        fusion={"operators": _count_operators(traced.models), "unfused": unfused},
-    )
-    name, config, save_extras = source.name, source.config, source.save_extras
-    with atomic_directory(output, force=force) as directory:
-        stages.stage("write")
-        same = share_across(traced.models)
-        paths = write_models(traced.models, directory, data=DATA, same=same, progress=stages)
-        manifest.ties = find_shared_ties(traced.models, parameters)
-        del source, traced  # the module's weights are not needed beside the file's
-        release_freed_memory()
-        save_extras(directory)
-        manifest.signature.eos_token_ids = eos_token_ids(directory)
-        if manifest.encoder is not None:
-            manifest.signature.start_token_ids = start_token_ids(directory)
-        write_genai_config(directory, config, plan, manifest.signature)
-        stages.stage("verify")
-        for path in paths:
-            ties = ties_of_file(manifest.ties, path.name)
-            verify_ties(ir.load(path), ties, where=f"the file {path.name}")
-        dtype = np.float16 if precision == "fp16" else np.float32
-        agreement = plan.measure(directory, expected, dtype)
-        _require_agreement(name, agreement, precision)
-        manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
-        stages.stage("hash")
-        write_manifest(directory, manifest)
-    stages.finish()
-    bundle = open_bundle(output)
-    return ExportReport(
-        bundle=bundle,
-        seconds=dict(stages.seconds),
-        passes=passes,
-        agreement=agreement,
-        weights_bytes=(bundle.directory / DATA).stat().st_size,
-        unique_parameter_bytes=count * np.dtype(dtype).itemsize,
-        peak_bytes=read_memory().peak,
-    )
+    job = _Job(expected, Path(output), precision, logits == "last", force, stages)
+    try:
+        return job.run(held, plan)
+    except _Disagreement as error:
+        plain = plan.without_cache(f"with one, {error}")
+        if plain is None or error.plain:
+            raise ExportError(f"{name}: {error}; nothing was written") from error
+        held.append(load())
+        try:
+            return job.run(held, plain)
+        except _Disagreement as second:
+            raise ExportError(f"{name}: {second}; nothing was written") from second
+
+
+class _Disagreement(Exception):
+    """A written model that does not compute what torch does, and says what it does instead."""
+
+    def __init__(self, text: str, *, plain: bool) -> None:
+        super().__init__(text)
+        self.plain = plain
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is exported to where, whichever way its attention is computed."""
+
+    expected: Expected
+    output: Path
+    precision: str
+    last_only: bool
+    force: bool
+    stages: Stages
+
+    def run(self, held: list[Source], plan: Task) -> ExportReport:
+        """Trace, optimize, write, verify.
+
+        Args:
+            held: the source, taken out of the list.
+            plan: what to trace.
+
+        Raises:
+            _Disagreement: if the written model's logits are wrong, or it does not run.
+        """
+        source, stages, precision = held.pop(), self.stages, self.precision
+        parameters = tied_parameters(source.module)
+        count = sum(parameter.numel() for parameter in source.module.parameters())
+        if precision == "fp16":
+            for parameter in source.module.parameters():
+                parameter.data = parameter.data.half()
+        traced = trace(source, plan, last_only=self.last_only, progress=stages)
+        plan = traced.task
+        stages.stage("passes")
+        passes = optimize(traced.models, plan, parameters)
+        unfused = [
+            *partial_ties(source.module),
+            *traced.unfused,
+            *(text for report in passes for text in report.skipped),
+        ]
+        manifest = Manifest(
+            source={"kind": source.kind, "name": source.name, "architecture": source.architecture},
+            task=plan.name,
+            precision=precision,
+            signature=_signature(traced.models, plan),
+            encoder=_encoder_signature(traced.models),
+            ties=[],
+            unique_parameters=count,
+            versions={package: version(package) for package in _VERSIONED},
+            fusion={"operators": _count_operators(traced.models), "unfused": unfused},
+        )
+        config, save_extras = source.config, source.save_extras
+        with atomic_directory(self.output, force=self.force) as directory:
+            stages.stage("write")
+            same = share_across(traced.models)
+            paths = write_models(traced.models, directory, data=DATA, same=same, progress=stages)
+            manifest.ties = find_shared_ties(traced.models, parameters)
+            del source, traced  # the module's weights are not needed beside the file's
+            release_freed_memory()
+            save_extras(directory)
+            manifest.signature.eos_token_ids = eos_token_ids(directory)
+            if manifest.encoder is not None:
+                manifest.signature.start_token_ids = start_token_ids(directory)
+            write_genai_config(directory, config, plan, manifest.signature)
+            stages.stage("verify")
+            for path in paths:
+                ties = ties_of_file(manifest.ties, path.name)
+                verify_ties(ir.load(path), ties, where=f"the file {path.name}")
+            dtype = np.float16 if precision == "fp16" else np.float32
+            try:
+                agreement = plan.measure(directory, self.expected, dtype)
+            except ExportError as error:
+                raise _Disagreement(str(error), plain=not plan.layers) from error
+            _require_agreement(agreement, precision, plain=not plan.layers)
+            manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
+            stages.stage("hash")
+            write_manifest(directory, manifest)
+        stages.finish()
+        bundle = open_bundle(self.output)
+        return ExportReport(
+            bundle=bundle,
+            seconds=dict(stages.seconds),
+            passes=passes,
+            agreement=agreement,
+            weights_bytes=(bundle.directory / DATA).stat().st_size,
+            unique_parameter_bytes=count * np.dtype(dtype).itemsize,
+            peak_bytes=read_memory().peak,
+        )
 
 
 def optimize(
@@ -220,7 +280,7 @@ def optimize(
     """
     reports: list[PassReport] = []
     for model in models.values():
-        reports += run_passes(model, [], [Normalize(), Retie()])
+        reports += run_passes(model, [], [Normalize(), Retie(), Normalize(fold=False)])
     _require_module_ties(models, parameters)
     for model in models.values():
         fusions = [
@@ -293,11 +353,12 @@ def _count_operators(models: Mapping[str, ir.Model]) -> dict[str, int]:
     }
 
 
-def _require_agreement(name: str, agreement: Agreement, precision: str) -> None:
+def _require_agreement(agreement: Agreement, precision: str, *, plain: bool) -> None:
     limit = 5e-2 if precision == "fp16" else 1e-3
     if not agreement.relative <= limit:
-        raise ExportError(
-            f"{name}: the exported model's logits differ from torch's by "
+        raise _Disagreement(
+            "the exported model's logits differ from torch's by "
             f"{agreement.relative:.1e} of the largest logit (prefill {agreement.prefill:.1e}, "
-            f"cached {agreement.cached:.1e}, padded {agreement.padded:.1e}); nothing was written"
+            f"cached {agreement.cached:.1e}, padded {agreement.padded:.1e})",
+            plain=plain,
         )

@@ -8,8 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
@@ -17,6 +16,8 @@ import torch
 from edgetie.errors import ExportError
 from edgetie.export import attention
 from edgetie.export.attention import Unfusable
+from edgetie.export.bounds import Bounds, read_bounds
+from edgetie.export.implementations import attention_implementation, experts_implementation
 from edgetie.export.tasks import Graph, Task
 from edgetie.report.progress import Progress
 from edgetie.sources import Source
@@ -32,15 +33,18 @@ class Traced:
 
     Attributes:
         models: by file name; their initializers point at the module's own memory.
+        task: what was traced: perhaps without a cache, perhaps for shorter sequences.
         unfused: what could not be expressed, and why, for the report.
     """
 
     models: dict[str, ir.Model]
+    task: Task
     unfused: list[str]
 
 
 def trace(source: Source, task: Task, *, last_only: bool, progress: Progress) -> Traced:
-    """Trace ``source`` with fused attention, or without where that cannot be expressed.
+    """Trace ``source`` with fused attention; or without, where that cannot be expressed; or without
+    a cache, where the model's cache cannot be traced either.
 
     Raises:
         ExportError: if torch cannot trace or convert the model at all.
@@ -48,48 +52,50 @@ def trace(source: Source, task: Task, *, last_only: bool, progress: Progress) ->
     unfused: list[str] = []
     if task.why_plain:
         unfused.append(f"KV cache: {task.why_plain}")
-    if task.replaces_attention:
+    with experts_implementation(source) as has_experts:
+        if has_experts:
+            unfused.append("experts: their weights are gathered for each token")
+        if task.replaces_attention:
+            try:
+                with attention_implementation(source, attention.register()):
+                    return _trace_all(source, task, True, last_only, progress, unfused)
+            except (Unfusable, ExportError) as error:
+                unfused.append(f"attention: {_reason(source, error)}")
         try:
-            with _implementation(source, attention.register()):
-                return Traced(_trace_all(source, task, True, last_only, progress), unfused)
-        except Unfusable as error:
-            unfused.append(f"attention: {error}")
-    try:
-        fused = not task.replaces_attention
-        return Traced(_trace_all(source, task, fused, last_only, progress), unfused)
-    except Unfusable as error:
-        raise ExportError(f"{source.name}: its attention takes no KV cache ({error})") from error
+            fused = not task.replaces_attention
+            return _trace_all(source, task, fused, last_only, progress, unfused)
+        except (Unfusable, ExportError) as error:
+            why = _reason(source, error)
+            plain = task.without_cache(why)
+            if plain is None:
+                raise ExportError(f"{source.name}: {why}") from error
+        try:
+            unfused.append(f"KV cache: {why}")
+            return _trace_all(source, plain, True, last_only, progress, unfused)
+        except (Unfusable, ExportError) as error:
+            raise ExportError(f"{source.name}: {_reason(source, error)}") from error
+
+
+def _reason(source: Source, error: Exception) -> str:
+    return str(error).removeprefix(f"{source.name}: ")
 
 
 def _trace_all(
-    source: Source, task: Task, fused: bool, last_only: bool, progress: Progress
-) -> dict[str, ir.Model]:
-    graphs = task.graphs(source.module, fused=fused, last_only=last_only)
-    return {graph.file: _trace(source, graph, progress) for graph in graphs}
+    source: Source,
+    task: Task,
+    fused: bool,
+    last_only: bool,
+    progress: Progress,
+    unfused: list[str],
+) -> Traced:
+    models = {}
+    for graph in task.graphs(source.module, fused=fused, last_only=last_only):
+        models[graph.file], bounds = _trace(source, graph, progress)
+        task = replace(task, max_positions=bounds.longest(task.max_positions))
+    return Traced(models, task, unfused)
 
 
-@contextlib.contextmanager
-def _implementation(source: Source, name: str) -> Iterator[None]:
-    """Choose the attention implementation on the model's own configuration, and restore it."""
-    before = source.config._attn_implementation
-    try:
-        try:
-            _module(source).set_attn_implementation(name)
-        except Exception as error:
-            raise Unfusable(f"its attention cannot be replaced ({first_line(error)})") from error
-        if source.config._attn_implementation != name:
-            raise Unfusable("its attention cannot be replaced")
-        yield
-    finally:
-        _module(source).set_attn_implementation(before)
-
-
-def _module(source: Source) -> Any:
-    """The module as what it is: a transformers model, whose methods ``nn.Module`` does not know."""
-    return source.module
-
-
-def _trace(source: Source, graph: Graph, progress: Progress) -> ir.Model:
+def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, Bounds]:
     progress.stage("trace")
     with _quiet(), torch.no_grad():
         try:
@@ -105,6 +111,7 @@ def _trace(source: Source, graph: Graph, progress: Progress) -> ir.Model:
             raise ExportError(
                 f"{source.name}: torch cannot trace it ({first_line(error)})"
             ) from error
+    bounds = read_bounds(program, graph)
     progress.stage("convert")
     model = _convert(source, program, graph.arguments)
     for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
@@ -115,7 +122,7 @@ def _trace(source: Source, graph: Graph, progress: Progress) -> ir.Model:
     for node in model.graph:
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]
-    return model
+    return model, bounds
 
 
 def _name_dimensions(model: ir.Model, graph: Graph) -> None:

@@ -16,10 +16,20 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The cache of one layer: number of key-value heads and size of each."""
+    """The cache of one layer: number of key-value heads and size of each.
+
+    Attributes:
+        value_size: size of the values' heads, where it is another than the keys'.
+    """
 
     kv_heads: int
     head_size: int
+    value_size: int | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Of a key's head and of a value's."""
+        return self.head_size, self.value_size or self.head_size
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,10 @@ class Task(ABC):
     @abstractmethod
     def replaces_attention(self) -> bool:
         """Whether transformers is told what attention is (:mod:`edgetie.export.attention`)."""
+
+    def without_cache(self, why: str) -> Task | None:
+        """The same task for a model whose cache turned out not to work; ``None`` if it has none."""
+        return None
 
     @abstractmethod
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from edgetie.bundle import MODEL
 from edgetie.export import attention
 from edgetie.export.attention import Unfusable
+from edgetie.export.positions import WatchTables, trial_ids
 from edgetie.export.tasks.base import (
     Agreement,
     Array,
@@ -30,11 +31,13 @@ from edgetie.export.tasks.causal_model import CausalLM, causal_arguments
 from edgetie.export.tasks.running import open_graph
 from edgetie.sources.calling import cache_keyword
 
-_PROBE_TOKENS = 3
-_BATCH, _SEQUENCE, _PAST = 2, 3, 5  # example sizes; all three dimensions are dynamic
+# example sizes, all three dynamic: unlike sizes of models, and longer than a convolution
+_BATCH, _SEQUENCE, _PAST = 2, 11, 13
 _TOKENS = 16  # compared with torch
 _PREFIX = 12
 _SHORT = 7
+_SHORTEST = (1, 2)  # shorter than what a graph is traced with
+_CACHE_DIMENSIONS = ((0, "batch"), (2, "past_sequence"))
 
 
 @dataclass(frozen=True)
@@ -46,51 +49,62 @@ class CausalTask(Task):
             ``forward`` takes ``position_ids`` and whose attention is causal
             ``scaled_dot_product_attention``) or ``plain`` (no cache: the prefix is run again).
         position_ids: whether a module of one's own takes them.
+        tables: offsets of the tables of positions, see :mod:`edgetie.export.positions`.
+        decoder_part: whether the cache is that of an encoder-decoder's decoder.
     """
 
     name = "causal-lm"
 
     caller: str
     position_ids: bool
+    tables: dict[str, int] = field(default_factory=dict, kw_only=True)
+    decoder_part: bool = field(default=False, kw_only=True)
 
     @property
     def replaces_attention(self) -> bool:
         return self.caller == "transformers"
+
+    def without_cache(self, why: str) -> Task | None:
+        if self.caller == "plain":
+            return None
+        return replace(self, caller="plain", layers=(), why_plain=why)
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         wrapper = CausalLM(
             module,
             caller=self.caller,
             position_ids=self.position_ids,
+            tables=self.tables,
+            decoder_part=self.decoder_part,
             fused=fused,
             last_only=last_only,
         )
         dtype = next(module.parameters()).dtype
+        sequence, length = self._example_sizes()
         past = tuple(
-            torch.zeros(_BATCH, layer.kv_heads, _PAST, layer.head_size, dtype=dtype)
+            torch.zeros(_BATCH, layer.kv_heads, length, size, dtype=dtype)
             for layer in self.layers
-            for _ in ("key", "value")
+            for size in layer.sizes
         )
-        length = _PAST if past else 0
         arguments = (
-            torch.ones(_BATCH, _SEQUENCE, dtype=torch.long),
-            torch.ones(_BATCH, length + _SEQUENCE, dtype=torch.long),
+            torch.ones(_BATCH, sequence, dtype=torch.long),
+            torch.ones(_BATCH, length + sequence, dtype=torch.long),
             *past,
         )
-        batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
-        # past + sequence, which torch.export cannot say: it is left to find out what holds
-        total, past_length = torch.export.Dim.DYNAMIC, torch.export.Dim("past_sequence")
+        # torch is left to find out what holds: a name of one's own takes no bound, and cannot say
+        # that the mask is as long as past and sequence
+        dynamic = torch.export.Dim.DYNAMIC
         shapes = (
-            {0: batch, 1: sequence},
-            {0: batch, 1: total if past else sequence},
-            *((tuple({0: batch, 2: past_length} for _ in past),) if past else ()),
+            {0: dynamic, 1: dynamic},
+            {0: dynamic, 1: dynamic},
+            *((tuple({0: dynamic, 2: dynamic} for _ in past),) if past else ()),
         )
         names = cache_names(len(self.layers), "past_key_values")
         dimensions = [
             ("input_ids", 0, "batch"),
             ("input_ids", 1, "sequence"),
             ("attention_mask", 1, "total_sequence"),
-            *((names[0], 2, "past_sequence") for _ in past[:1]),
+            *((name, axis, dimension) for name in names for axis, dimension in _CACHE_DIMENSIONS),
         ]
         return [
             Graph(
@@ -104,16 +118,24 @@ class CausalTask(Task):
             )
         ]
 
+    def _example_sizes(self) -> tuple[int, int]:
+        """Tokens and cached tokens to trace with, as many as the model takes."""
+        longest = self.max_positions or _SEQUENCE + _PAST
+        sequence = max(1, min(_SEQUENCE, longest // 2))
+        return sequence, min(_PAST, longest - sequence) if self.layers else 0
+
     def expect(self, module: torch.nn.Module) -> Expected:
         count = min(_TOKENS, self.max_positions or _TOKENS)
         tokens = np.random.default_rng(0).integers(0, self.vocab_size, count)
+        logits = [self._logits(module, tokens)]
+        logits += [self._logits(module, tokens[:length])[-1:] for length in _SHORTEST]
+        return Expected({"input_ids": tokens}, np.concatenate(logits))
+
+    def _logits(self, module: torch.nn.Module, tokens: Array) -> Array:
         ids = torch.from_numpy(tokens)[None]
+        given = {"position_ids": torch.arange(len(tokens))[None]} if self.position_ids else {}
         with torch.no_grad():
-            if self.position_ids:
-                output = module(ids, position_ids=torch.arange(count)[None])
-            else:
-                output = module(ids)
-        return Expected({"input_ids": tokens}, logits_of(output)[0].float().numpy())
+            return np.asarray(logits_of(module(ids, **given))[0].float().numpy())
 
     def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
         with open_graph(directory / MODEL) as session:
@@ -127,9 +149,9 @@ class CausalTask(Task):
         def run(ids: Any, mask: Any, past: list[Any]) -> tuple[Any, list[Any]]:
             if not past:
                 past = [
-                    np.zeros((len(ids), layer.kv_heads, 0, layer.head_size), dtype)
+                    np.zeros((len(ids), layer.kv_heads, 0, size), dtype)
                     for layer in self.layers
-                    for _ in range(2)
+                    for size in layer.sizes
                 ]
             names = [value.name for value in session.get_inputs()]
             logits, *present = session.run(None, dict(zip(names, [ids, mask, *past], strict=True)))
@@ -140,6 +162,9 @@ class CausalTask(Task):
 
         logits, cache = run(tokens[None, :prefix], np.ones((1, prefix), np.int64), [])
         prefill, cached = error(logits[0], prefix - 1), 0.0
+        for row, length in enumerate(_SHORTEST):
+            few, _ = run(tokens[None, :length], np.ones((1, length), np.int64), [])
+            prefill = max(prefill, error(few[0], count + row))
         for position in range(prefix, count) if self.layers else ():
             mask = np.ones((1, position + 1), np.int64)
             logits, cache = run(tokens[None, position : position + 1], mask, cache)
@@ -160,21 +185,26 @@ class CausalTask(Task):
 
 
 def probe(module: torch.nn.Module, config: Any) -> CausalTask:
-    """Run the model once on three tokens and read off what it needs."""
+    """Run the model once on a few tokens and read off what it needs."""
     parameters = inspect.signature(module.forward).parameters
-    ids = torch.arange(_PROBE_TOKENS)[None]
-    position_ids = False
-    with torch.no_grad():
+    sizes = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
+    ids = trial_ids(*(size if isinstance(size, int) else None for size in sizes))
+    position_ids, decoder_part = False, False
+    watch = WatchTables()
+    with torch.no_grad(), watch:
         keyword = cache_keyword(module)
         if keyword is not None and config is not None:
             output = module(input_ids=ids, use_cache=True)
             vocab = logits_of(output).shape[-1]
-            layers, why = _cache_shapes(getattr(output, keyword, None))
+            cache = getattr(output, keyword, None)
+            own = getattr(cache, "self_attention_cache", None)
+            decoder_part = own is not None
+            layers, why = _cache_shapes(own if decoder_part else cache)
             caller = "plain" if why else "transformers"
         elif "position_ids" in parameters:
             counter = _CountAttention()
             with counter:
-                output = module(ids, position_ids=ids)
+                output = module(ids, position_ids=torch.arange(ids.shape[1])[None])
             vocab = logits_of(output).shape[-1]
             layers, why = tuple(counter.layers), counter.why
             caller = "plain" if why else "positions"
@@ -183,7 +213,16 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
             vocab = logits_of(module(ids)).shape[-1]
             layers, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
     layers = layers if caller != "plain" else ()
-    return CausalTask(vocab, longest(config), caller, position_ids, layers=layers, why_plain=why)
+    return CausalTask(
+        vocab,
+        longest(config),
+        caller,
+        position_ids,
+        tables=watch.tables(module),
+        decoder_part=decoder_part,
+        layers=layers,
+        why_plain=why,
+    )
 
 
 def _cache_shapes(cache: Any) -> tuple[tuple[LayerShape, ...], str | None]:
@@ -192,11 +231,24 @@ def _cache_shapes(cache: Any) -> tuple[tuple[LayerShape, ...], str | None]:
         return (), "the model returns no KV cache"
     shapes = []
     for index, layer in enumerate(layers):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is None or values is None or keys.ndim != 4 or keys.shape != values.shape:
+        keys: Any = getattr(layer, "keys", None)
+        values: Any = getattr(layer, "values", None)
+        if not _is_plain_cache(keys, values) or hasattr(layer, "conv_states"):
             return (), f"layer {index} keeps a state that is no key-value cache"
-        shapes.append(LayerShape(keys.shape[1], keys.shape[3]))
+        size, value_size = keys.shape[3], values.shape[3]
+        other = value_size if value_size != size else None
+        shapes.append(LayerShape(keys.shape[1], size, other))
     return tuple(shapes), None
+
+
+def _is_plain_cache(keys: Any, values: Any) -> bool:
+    return (
+        keys is not None
+        and values is not None
+        and keys.ndim == values.ndim == 4
+        and keys.shape[:3] == values.shape[:3]
+        and keys.shape[2] > 0
+    )
 
 
 class _CountAttention(TorchFunctionMode):

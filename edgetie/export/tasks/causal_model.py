@@ -13,6 +13,9 @@ same tokens from one graph, without an attention bias.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle import LAST_TOKEN_NODE
 from edgetie.export import attention
-from edgetie.export.attention import CacheLayer, Trace, Unfusable
+from edgetie.export.attention import Broadcast, CacheLayer, Trace, Unfusable
+from edgetie.export.positions import ReadTables
 from edgetie.export.tasks.base import logits_of
 from edgetie.sources.calling import cache_keyword
 
@@ -59,6 +63,7 @@ class CausalLM(torch.nn.Module):
         model: the language model.
         caller: as in :class:`edgetie.export.tasks.causal.CausalTask`.
         position_ids: whether a module of one's own takes them.
+        tables, decoder_part: as there.
         fused: emit GroupQueryAttention (``True``) or let the model compute its own attention.
         last_only: logits of each row's last token, ``(batch, 1, vocabulary)``, or of all.
     """
@@ -69,6 +74,8 @@ class CausalLM(torch.nn.Module):
         *,
         caller: str,
         position_ids: bool,
+        tables: Mapping[str, int],
+        decoder_part: bool,
         fused: bool,
         last_only: bool,
     ) -> None:
@@ -76,6 +83,9 @@ class CausalLM(torch.nn.Module):
         self.model = model
         self.caller = caller
         self.position_ids = position_ids
+        self.tables = tables
+        self.decoder_part = decoder_part
+        self.parameters_taken = inspect.signature(model.forward).parameters
         self.cache = cache_keyword(model) or ""
         self.fused = fused
         self.last_only = last_only
@@ -126,17 +136,13 @@ class CausalLM(torch.nn.Module):
                 with _CachedAttention(layers):
                     output = self.model(ids, position_ids=positions)
             elif self.caller == "plain":
-                given = {"position_ids": positions} if self.position_ids else {}
+                given: dict[str, Any] = {"position_ids": positions} if self.position_ids else {}
+                if "use_cache" in self.parameters_taken:
+                    given["use_cache"] = False
                 output = self.model(ids, **given)
             else:
                 mask = (torch.arange(length)[None] < total[:, None]).long()
-                output = self.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    use_cache=True,
-                    **{self.cache: cache_of(layers)},
-                )
+                output = self._call(ids, mask, positions, layers)
         if any(layer.present is None for layer in layers):
             raise Unfusable("a layer with a KV cache but no attention call")
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
@@ -150,14 +156,39 @@ class CausalLM(torch.nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The model's own attention and masks; caches are concatenated."""
         layers = cache_layers(past)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            use_cache=True,
-            **{self.cache: cache_of(layers)},
-        )
+        with Broadcast():
+            output = self._call(ids, attention_mask, positions, layers)
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
+
+    def _call(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        layers: list[CacheLayer],
+    ) -> Any:
+        """transformers' call with a cache; who counts positions themselves is told them."""
+        cache = cache_of(layers)
+        if self.decoder_part:
+            from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+            cache = EncoderDecoderCache(cache, DynamicCache())
+        with self._reading_tables(positions):
+            return self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                **{self.cache: cache},
+            )
+
+    @contextlib.contextmanager
+    def _reading_tables(self, positions: torch.Tensor) -> Iterator[None]:
+        if not self.tables:
+            yield
+            return
+        with ReadTables(self.model, self.tables, positions):
+            yield
 
 
 def cache_layers(past: tuple[torch.Tensor, ...]) -> list[CacheLayer]:

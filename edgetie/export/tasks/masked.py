@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from edgetie.bundle import MODEL
+from edgetie.export.attention import Broadcast
 from edgetie.export.tasks.base import (
     Agreement,
     Expected,
@@ -74,9 +76,9 @@ class MaskedTask(Task):
             "token_type_ids": random.integers(0, self.token_types, (1, count)),
         }
         inputs = {name: inputs[name] for name in self.inputs}
-        short = {name: array[:, :_SHORT] for name, array in inputs.items()}
-        logits = [_run(module, given) for given in (inputs, short)]
-        return Expected(inputs, np.concatenate(logits))
+        whole = _run(module, inputs)[0]
+        padded = _run(module, _padded(inputs))[1, :_SHORT]  # some models read what is padding
+        return Expected(inputs, np.concatenate([whole, padded]))
 
     def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
         inputs = expected.inputs
@@ -87,13 +89,8 @@ class MaskedTask(Task):
             prefill = largest_error(logits[0], whole)
             padded = 0.0
             if "attention_mask" in inputs:
-                rows = {name: np.repeat(array, 2, axis=0) for name, array in inputs.items()}
-                for name in rows:
-                    rows[name][1, len(short) :] = 0
-                (logits,) = session.run(["logits"], rows)
-                padded = max(
-                    largest_error(logits[0], whole), largest_error(logits[1, : len(short)], short)
-                )
+                (logits,) = session.run(["logits"], _padded(inputs))
+                padded = largest_error(logits[1, : len(short)], short)
         return Agreement(prefill, 0.0, padded, float(np.abs(expected.logits).max()))
 
 
@@ -106,7 +103,8 @@ class _MaskedLM(torch.nn.Module):
         self.inputs = inputs
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return logits_of(self.model(**dict(zip(self.inputs, inputs, strict=True))))
+        with Broadcast():
+            return logits_of(self.model(**dict(zip(self.inputs, inputs, strict=True))))
 
 
 def probe(module: torch.nn.Module, config: Any) -> MaskedTask:
@@ -121,11 +119,19 @@ def probe(module: torch.nn.Module, config: Any) -> MaskedTask:
     given = {name: np.ones((1, _SHORT), np.int64) for name in inputs}
     if types > 1 and "token_type_ids" in given:
         given["token_type_ids"][:] = 0
-    logits = _run(module, given)
+    logits = _run(module, given)[0]
     return MaskedTask(logits.shape[-1], longest(config), tuple(inputs), max(types, 1))
 
 
 def _run(module: torch.nn.Module, inputs: dict[str, Any]) -> Any:
     with torch.no_grad():
         output = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-    return logits_of(output)[0].float().numpy()
+    return logits_of(output).float().numpy()
+
+
+def _padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of two: the sequence, and its start padded to the same length."""
+    rows = {name: np.repeat(array, 2, axis=0) for name, array in inputs.items()}
+    for array in rows.values():
+        array[1, _SHORT:] = 0
+    return rows

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from edgetie.bundle import DECODER, ENCODER
+from edgetie.export.attention import Broadcast
 from edgetie.export.tasks.base import (
     Agreement,
     Array,
@@ -152,16 +153,18 @@ class _Encoder(torch.nn.Module):
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
         model: Any = self.model
-        hidden = model.get_encoder()(input_ids=input_ids, attention_mask=mask)[0]
+        with Broadcast():
+            hidden = _encoder_of(model)(input_ids=input_ids, attention_mask=mask)[0]
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         # all that does not become a key or value of cross-attention is dead code
-        model(
-            encoder_outputs=(hidden,),
-            attention_mask=mask,
-            decoder_input_ids=torch.zeros_like(input_ids[:, :1]),
-            use_cache=True,
-            **{self.cache: cache},
-        )
+        with Broadcast():
+            model(
+                encoder_outputs=_encoded(hidden),
+                attention_mask=mask,
+                decoder_input_ids=torch.zeros_like(input_ids[:, :1]),
+                use_cache=True,
+                **{self.cache: cache},
+            )
         layers = cache.cross_attention_cache.layers
         return (hidden, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
@@ -188,13 +191,14 @@ class _Decoder(torch.nn.Module):
         cache.is_updated = dict.fromkeys(range(self.cross), True)
         # only its shape is looked at: the keys and values made of it are in the cache
         hidden = torch.zeros(*mask.shape, self.hidden_size, dtype=past[0].dtype)
-        output = self.model(
-            encoder_outputs=(hidden,),
-            attention_mask=mask,
-            decoder_input_ids=input_ids,
-            use_cache=True,
-            **{self.cache: cache},
-        )
+        with Broadcast():
+            output = self.model(
+                encoder_outputs=_encoded(hidden),
+                attention_mask=mask,
+                decoder_input_ids=input_ids,
+                use_cache=True,
+                **{self.cache: cache},
+            )
         return (logits_of(output), *(tensor for layer in own for tensor in layer.result))
 
 
@@ -206,7 +210,10 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
     """
     ids = torch.ones(1, _SHORT, dtype=torch.long)
     with torch.no_grad():
-        output = module(input_ids=ids, decoder_input_ids=ids[:, :2], use_cache=True)
+        hidden = _encoder_of(module)(input_ids=ids)[0]
+        output = module(
+            encoder_outputs=_encoded(hidden), decoder_input_ids=ids[:, :2], use_cache=True
+        )
     cache = getattr(output, cache_keyword(module) or "", None)
     shapes = []
     for part in ("self_attention_cache", "cross_attention_cache"):
@@ -218,9 +225,20 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
         logits_of(output).shape[-1],
         longest(config),
         shapes[1],
-        output.encoder_last_hidden_state.shape[-1],
+        hidden.shape[-1],
         layers=shapes[0],
     )
+
+
+def _encoder_of(module: Any) -> Any:
+    return module.get_encoder()
+
+
+def _encoded(hidden: torch.Tensor) -> Any:
+    """An encoder's output, with every field that a decoder may copy into its own."""
+    from transformers.modeling_outputs import MoEModelOutput
+
+    return MoEModelOutput(last_hidden_state=hidden)
 
 
 def _names(prefix: str, side: str, count: int) -> list[str]:
