@@ -1,0 +1,78 @@
+"""How far a traced program holds: torch proves bounds of its dimensions while it traces.
+
+A branch that a model takes on the length of its input is traced for one side only. What bounds the
+length from above is either a table of positions, which is the model's own limit, or such a branch,
+which is an accident of the example's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils._sympy.value_ranges import bound_sympy
+
+from edgetie.export.attention import Unfusable
+from edgetie.export.tasks import Graph
+
+_FEWEST = 64
+"""A limit below is no table of positions."""
+_UNLIMITED = torch.iinfo(torch.int64).max // 2
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Smallest and largest sizes of a program's dimensions, by name; without limit ``None``."""
+
+    ranges: dict[str, tuple[int, int | None]]
+
+    def longest(self, configured: int | None) -> int | None:
+        """The longest sequence, at most as long as the configuration says.
+
+        Raises:
+            Unfusable: if the program holds for short sequences or few rows only.
+        """
+        upper = {name: high for name, (_, high) in self.ranges.items() if high is not None}
+        if "batch" in upper:
+            raise Unfusable(f"holds for batches of up to {upper['batch']} only")
+        # past + sequence <= limit shows as a bound of each, less the smallest size of the other
+        joint = {
+            upper[name] + self.ranges[other][0]
+            for name, other in (("sequence", "past_sequence"), ("past_sequence", "sequence"))
+            if name in upper and other in upper
+        }
+        if len(joint) == 1:
+            del upper["sequence"], upper["past_sequence"]
+            joint.add(upper.get("total_sequence", *joint))
+            upper["total_sequence"] = min(joint)
+        if "past_sequence" in upper:
+            upper["past_sequence"] += 1  # one more token is read than what is cached
+        if upper and min(upper.values()) < min(_FEWEST, configured or _FEWEST):
+            raise Unfusable(f"holds for up to {min(upper.values())} tokens only")
+        return min([*upper.values(), *([configured] if configured else [])], default=None)
+
+
+def read_bounds(program: torch.export.ExportedProgram, graph: Graph) -> Bounds:
+    """What torch found out about the dimensions that ``graph`` names."""
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    shapes = {
+        name: placeholders[str(target)].meta["val"].shape
+        for name, target in zip(graph.inputs, program.graph_signature.user_inputs, strict=True)
+    }
+    ranges: dict[str, tuple[int, int | None]] = {}
+    for name, axis, dimension in graph.dimensions:
+        low, high = _range(shapes[name][axis], program)
+        before_low, before_high = ranges.get(dimension, (low, high))
+        highs = [limit for limit in (high, before_high) if limit is not None]
+        ranges[dimension] = max(low, before_low), min(highs, default=None)
+    return Bounds(ranges)
+
+
+def _range(
+    size: int | torch.SymInt, program: torch.export.ExportedProgram
+) -> tuple[int, int | None]:
+    if not isinstance(size, torch.SymInt):
+        return size, size
+    found = bound_sympy(size.node.expr, program.range_constraints)
+    unlimited = not found.upper.is_finite or found.upper >= _UNLIMITED
+    return int(found.lower), None if unlimited else int(found.upper)

@@ -1,0 +1,61 @@
+"""Which of transformers' implementations of attention and experts a model runs while traced."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from edgetie.export.attention import Unfusable
+from edgetie.sources import Source
+from edgetie.sources.pretrained import first_line
+
+_EXPERTS = "batched_mm"
+"""Every token's experts as one matrix product: the others loop over the experts that tokens happen
+to choose, or call kernels of torch's own, and neither is a graph."""
+
+
+@contextlib.contextmanager
+def attention_implementation(source: Source, name: str) -> Iterator[None]:
+    """Choose the attention implementation on the model's own configuration, and restore it.
+
+    Raises:
+        Unfusable: if the model does not let it be chosen.
+    """
+    before = source.config._attn_implementation
+    try:
+        try:
+            _module(source).set_attn_implementation(name)
+        except Exception as error:
+            raise Unfusable(f"its attention cannot be replaced ({first_line(error)})") from error
+        if source.config._attn_implementation != name:
+            raise Unfusable("its attention cannot be replaced")
+        yield
+    finally:
+        _module(source).set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def experts_implementation(source: Source) -> Iterator[bool]:
+    """Choose experts that can be traced, where the model has any, and restore what was chosen.
+
+    Yields:
+        Whether it has.
+    """
+    module = _module(source)
+    names = ("get_experts_implementation", "set_experts_implementation")
+    has_experts = any(hasattr(part, "_apply_gate") for part in module.modules())
+    if not has_experts or not all(hasattr(module, name) for name in names):
+        yield False
+        return
+    before = module.get_experts_implementation()
+    module.set_experts_implementation(_EXPERTS)
+    try:
+        yield True
+    finally:
+        module.set_experts_implementation(before)
+
+
+def _module(source: Source) -> Any:
+    """The module as what it is: a transformers model, whose methods ``nn.Module`` does not know."""
+    return source.module
