@@ -335,7 +335,7 @@ def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[
             any(is_named(name, names) for name in model.graph.initializers)
             for model in models.values()
         )
-        if not set(names) & found and holders < 2:
+        if not set(names) & found and holders == 1:  # in none: nothing of it is computed
             raise TieError(
                 f"torch.onnx: {' = '.join(names)} is one parameter in torch, but no shared "
                 "initializer in the exported graph"
