@@ -25,6 +25,8 @@ MODEL = "model.onnx"
 ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
 DATA = "model.onnx.data"
+ENCODER_MASK = "encoder_attention_mask"
+"""Input of a decoder whose encoder reads a mask."""
 FORMAT = 1
 LAST_TOKEN_NODE = "edgetie.last_token"
 """Name of the GatherND node that keeps each row's last token; without it logits are ``all``."""
