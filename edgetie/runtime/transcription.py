@@ -14,7 +14,6 @@ from edgetie.runtime.generation import (
     GREEDY,
     Chunk,
     continued,
-    decoder_for,
     stop_tokens,
     written,
 )
@@ -22,6 +21,8 @@ from edgetie.runtime.sampling import Sampling
 from edgetie.runtime.seq2seq import Seq2SeqDecoder
 from edgetie.runtime.session import Session
 from edgetie.runtime.tokenizer import Tokenizer
+
+_POSITIONS = 448  # where the model has no limit of its own
 
 
 def transcribe(
@@ -58,9 +59,9 @@ def transcribe(
     if language is not None and language not in known:
         names = ", ".join(sorted(known)) or "no language by name"
         raise EdgetieError(f"language {language}: the model knows {names}")
-    limit = max_new_tokens or _limit(session)
-    decoder = decoder_for(session, 1, 1, limit + (1 if known else 0))
-    assert isinstance(decoder, Seq2SeqDecoder)
+    manifest = bundle.manifest
+    positions = (manifest.signature.max_positions if manifest is not None else None) or _POSITIONS
+    decoder = Seq2SeqDecoder(session, 1, positions)
     start, named = decoder.start, set(known.values())
     if known and (language or not named & set(start)):
         decoder.start = start[:1]
@@ -71,11 +72,7 @@ def transcribe(
         logits = decoder.restart()
     else:
         logits = decoder.prefill(features)
+    room = positions - len(decoder.start)
+    limit = room if max_new_tokens is None else min(max_new_tokens, room)
     steps = continued(decoder, logits, limit, sampling, stop_tokens(bundle), seed)
     yield from written(steps, tokenizer, [len(decoder.start)])
-
-
-def _limit(session: Session) -> int:
-    manifest = session.bundle.manifest
-    most = manifest.signature.max_positions if manifest is not None else None
-    return most or 448
