@@ -31,7 +31,7 @@ Examples:
 )
 @click.option(
     "--task",
-    type=click.Choice(["auto", "causal-lm", "masked-lm", "seq2seq-lm"]),
+    type=click.Choice(["auto", "causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq"]),
     default="auto",
     show_default=True,
     help="What the model does; auto asks its configuration.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +11,19 @@ import click
 from .common import Number, output_options, print_json, provider_option, threads_option
 
 if TYPE_CHECKING:
-    from edgetie.runtime import Completion, Tokenizer
+    from collections.abc import Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgetie.bundle import Bundle
+    from edgetie.runtime import Chunk, Completion, Sampling, Session, Tokenizer
+
+_NEW_TOKENS = 128
 HELP = """Stream text from a bundle.
 
 The prompt becomes a chat message where the model has a chat template, and is continued as it
-stands otherwise.
+stands otherwise. A speech model writes down what is said in --audio.
 
 \b
 Examples:
@@ -24,6 +31,7 @@ Examples:
   edgetie generate int8 --prompt "Once upon a time" --no-chat --temperature 0.8 --seed 1
   edgetie generate int8 --prompt "Red or blue?" --prompt "Tea or coffee?" --json
   cat question.txt | edgetie generate int8 --prompt -
+  edgetie generate whisper-int8 --audio clip.wav
 """
 
 
@@ -33,17 +41,23 @@ Examples:
     "--prompt",
     "prompts",
     multiple=True,
-    required=True,
     help="Text to answer or continue; - reads stdin; give several to run them as one batch.",
+)
+@click.option(
+    "--audio",
+    multiple=True,
+    type=click.Path(),
+    help="WAV file to transcribe: 16 bits, mono, at the model's rate (16 kHz); repeat for more.",
+)
+@click.option(
+    "--language", help="Language of --audio by its code, such as en  [default: as heard]."
 )
 @click.option("--system", help="System message, before the prompt.")
 @click.option("--no-chat", is_flag=True, help="Continue the prompt as it stands: no chat template.")
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Most tokens to generate.",
+    help="Most tokens to generate  [default: 128; for --audio as many as the model allows].",
 )
 @click.option(
     "--temperature",
@@ -65,9 +79,11 @@ Examples:
 def command(
     bundle: str,
     prompts: tuple[str, ...],
+    audio: tuple[str, ...],
+    language: str | None,
     system: str | None,
     no_chat: bool,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
@@ -81,27 +97,42 @@ def command(
         raise click.UsageError("--top-k and --top-p need a --temperature above 0")
     if prompts.count("-") > 1:
         raise click.UsageError("--prompt - can be given once only")
-    from edgetie.bundle import open_bundle
+    if bool(prompts) == bool(audio):
+        raise click.UsageError("give --prompt, or --audio to a speech model")
+    if audio and (system is not None or no_chat):
+        raise click.UsageError("--system and --no-chat go with --prompt")
+    if prompts and language is not None:
+        raise click.UsageError("--language goes with --audio")
+    from edgetie.bundle import SPEECH, open_bundle
     from edgetie.runtime import Sampling, Tokenizer, generate_text, open_session
 
     opened = open_bundle(bundle)
+    if prompts and opened.task == SPEECH:
+        raise click.UsageError(f"{bundle} hears: give --audio instead of --prompt")
+    sounds = _read_sounds(opened, audio)
     tokenizer = Tokenizer.from_bundle(opened)
+    sampling = Sampling(temperature, top_k, top_p)
     chat = tokenizer.chat_template is not None and not no_chat
     if system is not None and not chat:
         raise click.UsageError("--system needs a model with a chat template, and no --no-chat")
     texts = [_read_stdin() if prompt == "-" else prompt for prompt in prompts]
     ids = [_encode(tokenizer, text, system, chat) for text in texts]
     session = open_session(opened, provider=provider, threads=threads)
-    completions: list[Completion | None] = [None] * len(texts)
-    streaming = len(texts) == 1 and not as_json
-    for chunk in generate_text(
-        session,
-        tokenizer,
-        ids,
-        max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, top_k, top_p),
-        seed=seed,
-    ):
+    count = len(texts) or len(sounds)
+    completions: list[Completion | None] = [None] * count
+    streaming = count == 1 and not as_json
+    if sounds:
+        chunks = _transcribe(session, tokenizer, sounds, language, max_new_tokens, sampling, seed)
+    else:
+        chunks = generate_text(
+            session,
+            tokenizer,
+            ids,
+            max_new_tokens=max_new_tokens or _NEW_TOKENS,
+            sampling=sampling,
+            seed=seed,
+        )
+    for chunk in chunks:
         if streaming:
             click.echo(chunk.text, nl=False)
         if chunk.completion is not None:
@@ -116,6 +147,44 @@ def command(
     elif not quiet:
         for completion in done:
             click.echo(_summary(completion), err=True)
+
+
+def _read_sounds(bundle: Bundle, paths: tuple[str, ...]) -> list[NDArray[np.float32]]:
+    """The samples of WAV files."""
+    from edgetie.runtime import FeatureExtractor, read_wav
+
+    return [read_wav(path, FeatureExtractor.from_bundle(bundle).rate) for path in paths]
+
+
+def _transcribe(
+    session: Session,
+    tokenizer: Tokenizer,
+    sounds: list[NDArray[np.float32]],
+    language: str | None,
+    max_new_tokens: int | None,
+    sampling: Sampling,
+    seed: int | None,
+) -> Iterator[Chunk]:
+    """The transcripts of one sound after the other, without the space they begin with."""
+    from edgetie.runtime import transcribe
+
+    for index, samples in enumerate(sounds):
+        began = False
+        for chunk in transcribe(
+            session,
+            tokenizer,
+            samples,
+            language=language,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+        ):
+            text = chunk.text if began else chunk.text.lstrip()
+            began = began or bool(text)
+            done = chunk.completion
+            if done is not None:
+                done = replace(done, text=done.text.lstrip())
+            yield replace(chunk, index=index, text=text, completion=done)
 
 
 def _read_stdin() -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgetie.runtime.generation import generate, generate_text
     from edgetie.runtime.session import Session, open_session
     from edgetie.runtime.tokenizer import Tokenizer
+    from edgetie.runtime.transcription import transcribe
     from edgetie.sources import Source, load_source
     from edgetie.ties import TieGroup, find_ties, verify_ties
 
@@ -55,6 +56,7 @@ _HOME = {
     "open_session": "runtime.session:open_session",
     "quantize_model": "quantize.quantizer:quantize",
     "tie_model": "repair:tie",
+    "transcribe": "runtime.transcription:transcribe",
     "verify_ties": "ties:verify_ties",
 }
 
@@ -78,6 +80,7 @@ __all__ = [
     "open_session",
     "quantize_model",
     "tie_model",
+    "transcribe",
     "verify_ties",
 ]
 

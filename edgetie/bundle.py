@@ -25,7 +25,11 @@ MODEL = "model.onnx"
 ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
 DATA = "model.onnx.data"
+ENCODER_MASK = "encoder_attention_mask"
+"""Input of a decoder whose encoder reads a mask."""
 FORMAT = 1
+SPEECH = "speech-seq2seq"
+"""The task of a model that hears."""
 LAST_TOKEN_NODE = "edgetie.last_token"
 """Name of the GatherND node that keeps each row's last token; without it logits are ``all``."""
 
@@ -312,6 +316,20 @@ def describe(values: Any) -> list[dict[str, Any]]:
     ]
 
 
+def suppressed_token_ids(directory: Path) -> tuple[list[int], list[int]]:
+    """Tokens that are never generated, and those that do not come first."""
+    never, first = (
+        _setting(directory, name) or [] for name in ("suppress_tokens", "begin_suppress_tokens")
+    )
+    return list(never), [*never, *first]
+
+
+def language_token_ids(directory: Path) -> dict[str, int]:
+    """Tokens that name the language of a sound, by its code; empty if the model has none."""
+    found = _setting(directory, "lang_to_id") or {}
+    return {name.strip("<|>"): token for name, token in found.items()}
+
+
 def eos_token_ids(directory: Path) -> list[int]:
     """The tokens that end a text, from the generation configuration or the configuration."""
     ends = _setting(directory, "eos_token_id")
@@ -319,10 +337,15 @@ def eos_token_ids(directory: Path) -> list[int]:
 
 
 def start_token_ids(directory: Path) -> list[int]:
-    """The tokens that a decoder behind an encoder starts with: its start, and a forced first."""
+    """The tokens that a decoder behind an encoder starts with: its start, forced ones, and that
+    no timestamps are wanted, where a model has a token for that.
+    """
     start = _setting(directory, "decoder_start_token_id")
     start = _setting(directory, "bos_token_id") if start is None else start
-    tokens = [start, _setting(directory, "forced_bos_token_id")]
+    forced = _setting(directory, "forced_decoder_ids") or []
+    tokens = [start, _setting(directory, "forced_bos_token_id"), *(token for _, token in forced)]
+    silent = _setting(directory, "no_timestamps_token_id")
+    tokens += [silent] if silent not in tokens else []
     return [token for token in tokens if isinstance(token, int)]
 
 

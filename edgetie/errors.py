@@ -25,6 +25,10 @@ class BundleError(EdgetieError):
     """A bundle, or a file in it, is missing, truncated, damaged or in the way."""
 
 
+class AudioError(EdgetieError):
+    """A sound cannot be read, or is not what the model takes."""
+
+
 class ProviderError(EdgetieError):
     """An execution provider is unknown, absent or did not take the model."""
 

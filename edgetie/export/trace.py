@@ -9,6 +9,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
 
 import onnx_ir as ir
 import torch
@@ -97,7 +99,7 @@ def _trace_all(
 
 def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, Bounds]:
     progress.stage("trace")
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _needless_conversions_left_out():
         try:
             program = torch.export.export(
                 graph.module.eval(), graph.arguments, dynamic_shapes=graph.shapes, strict=False
@@ -123,6 +125,25 @@ def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, 
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]
     return model, bounds
+
+
+@contextlib.contextmanager
+def _needless_conversions_left_out() -> Iterator[None]:
+    """A part that is converted on each call to the type it has already is left alone: torch cannot
+    exchange parameters while it traces.
+    """
+    original = torch.nn.Module.to
+
+    def to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        wanted = [*args, *kwargs.values()]
+        if len(wanted) == 1 and isinstance(wanted[0], torch.dtype):
+            floats = [p for p in module.parameters() if p.is_floating_point()]
+            if all(parameter.dtype == wanted[0] for parameter in floats):
+                return module
+        return original(module, *args, **kwargs)
+
+    with patch.object(torch.nn.Module, "to", to):
+        yield
 
 
 def _name_dimensions(model: ir.Model, graph: Graph) -> None:
@@ -165,6 +186,7 @@ def _convert(
     as it is, and decomposed only where that fails or an operator works in place.
     """
     _settle_strides(program)
+    _turn_subtractions(program)
     if not _mutates(program):
         program.graph.eliminate_dead_code()
         for node in program.graph.nodes:
@@ -198,6 +220,20 @@ def _settle_strides(program: torch.export.ExportedProgram) -> None:
             node.replace_all_uses_with(copy)
             copy.args, copy.kwargs = (node,), {"memory_format": torch.contiguous_format}
             copy.meta = dict(node.meta)
+
+
+def _turn_subtractions(program: torch.export.ExportedProgram) -> None:
+    """``number - tensor`` becomes ``-tensor + number``: torch decomposes it into a subtraction from
+    a number, for which torch.onnx finds no operator.
+    """
+    aten, graph = torch.ops.aten, program.graph
+    for node in list(graph.nodes):
+        if node.target is aten.rsub.Scalar and len(node.args) == 2 and not node.kwargs:
+            tensor, number = node.args
+            with graph.inserting_before(node):
+                negative = graph.call_function(aten.neg.default, (tensor,))
+            negative.meta = dict(tensor.meta)
+            node.target, node.args = aten.add.Scalar, (negative, number)
 
 
 def _mutates(program: torch.export.ExportedProgram) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -70,7 +71,11 @@ def calibration_tokens(bundle: Bundle, text: str | None, vocabulary: int) -> tup
 
 
 def measure(
-    bundle: Bundle, model_path: Path, names: Sequence[str], tokens: Sequence[int]
+    bundle: Bundle,
+    model_path: Path,
+    names: Sequence[str],
+    tokens: Sequence[int],
+    clips: Sequence[Array] = (),
 ) -> dict[str, Activation]:
     """Run a model over ``tokens`` and look at the named activations.
 
@@ -79,6 +84,7 @@ def measure(
         model_path: a model with ``input_ids``, ``attention_mask`` and perhaps a KV cache.
         names: values of the graph, ``(batch, sequence, channels)``.
         tokens: a text; it is read in windows of 256 tokens.
+        clips: features of sounds, for an encoder that reads them.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
@@ -87,23 +93,31 @@ def measure(
     window = min(_WINDOW, limit or _WINDOW)
     grams: dict[str, Array] = {}
     rows: dict[str, list[Array]] = {name: [] for name in names}
-    count = 0
+    counts: Counter[str] = Counter()
     try:
         session, outputs = _session(model_path, names)
         first = bundle.model_paths[0]
         behind = first != model_path
         encoder = _open(onnx.load(str(first), load_external_data=False), first) if behind else None
-        for start in range(0, len(tokens), window):
-            ids = np.array(tokens[start : start + window], np.int64)[None]
-            feeds = _feeds(session, ids, {} if encoder is None else _encoded(encoder, ids))
+        texts = [
+            np.array(tokens[start : start + window], np.int64)[None]
+            for start in range(0, len(tokens), window)
+        ]
+        for index in range(len(clips) if clips and encoder is None else len(texts)):
+            ids = texts[index % len(texts)]
+            clip = clips[index % len(clips)] if clips else None
+            made = _heard(session, clip) if encoder is None else _encoded(encoder, ids, clip)
+            feeds = _feeds(session, ids, made)
             for name, result in zip(names, session.run(outputs, feeds), strict=True):
                 flat = result.reshape(-1, result.shape[-1])
+                counts[name] += len(flat)
                 grams[name] = grams.get(name, 0) + gram(flat)
                 rows[name].append(flat[:: max(1, len(flat) // _KEPT)].copy())
-            count += ids.size
     except Exception as error:
         raise QuantizeError(f"{model_path}: calibration cannot run it ({error})") from error
-    return {name: _activation(grams[name], np.concatenate(rows[name]), count) for name in names}
+    return {
+        name: _activation(grams[name], np.concatenate(rows[name]), counts[name]) for name in names
+    }
 
 
 def _activation(gram: Array, rows: Array, count: int) -> Activation:
@@ -141,10 +155,15 @@ def _open(model: onnx.ModelProto, model_path: Path) -> Any:
     )
 
 
-def _encoded(encoder: Any, ids: Array) -> dict[str, Array]:
-    """What an encoder makes of one window for the decoder: both then read the same text."""
+def _heard(encoder: Any, clip: Array | None) -> dict[str, Array]:
+    """The input of an encoder that reads sound."""
+    return {} if clip is None else {encoder.get_inputs()[0].name: clip}
+
+
+def _encoded(encoder: Any, ids: Array, clip: Array | None) -> dict[str, Array]:
+    """What an encoder makes, for the decoder, of a sound; or else of the text that both read."""
     names = [value.name for value in encoder.get_outputs()]
-    results = encoder.run(names, _feeds(encoder, ids, {}))
+    results = encoder.run(names, _feeds(encoder, ids, _heard(encoder, clip)))
     made = {
         name.replace("present.", "past_key_values.", 1): result
         for name, result in zip(names, results, strict=True)

@@ -55,6 +55,7 @@ def prepare(
     model_path: Path,
     tokens: Sequence[int],
     *,
+    clips: Sequence[Array] = (),
     fixed: Collection[str] = (),
 ) -> Preparation:
     """Smooth and rotate ``model`` in place.
@@ -65,6 +66,7 @@ def prepare(
         bundle: what the model is part of.
         model_path: the file ``model`` was read from, to run; its values have the same names.
         tokens: the calibration text.
+        clips: the calibration sounds, of a model that hears.
         fixed: names of matrices that must stay as they are, because other models read them too.
     """
     sites = {
@@ -75,7 +77,7 @@ def prepare(
     if not sites:
         return Preparation(note="nothing: no product whose input nothing else reads")
     try:
-        found = measure(bundle, model_path, list(sites), tokens)
+        found = measure(bundle, model_path, list(sites), tokens, clips)
     except QuantizeError as error:
         return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
     found = {name: a for name, a in found.items() if np.isfinite(a.magnitudes).all()}

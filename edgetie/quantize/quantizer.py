@@ -35,6 +35,7 @@ from edgetie.passes._base import weight
 from edgetie.passes.linear import Linear
 from edgetie.quantize.calibrate import calibration_tokens
 from edgetie.quantize.prepare import Preparation, prepare
+from edgetie.quantize.sound import calibration_clips
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.quantize.weight_only import WeightOnly
 from edgetie.report.progress import Stages
@@ -79,8 +80,9 @@ def quantize(
 ) -> QuantizeReport:
     """Quantize all matrices to 8 bits, symmetric, by blocks; activations when the model runs.
 
-    A short run over a text shows which channels stand out. They are moved into the weights, the
-    inputs of products that rounding would hurt most are rotated.
+    A short run over a text, and over synthetic sounds where the model hears, shows which channels
+    stand out. They are moved into the weights, the inputs of products that rounding would hurt most
+    are rotated.
 
     The tied table comes first and stays one: a uint8 tensor ``(rows, blocks, block)`` that
     GatherBlockQuantized looks up in and MatMulNBits multiplies with.
@@ -113,12 +115,14 @@ def quantize(
     stages.stage("calibrate")
     vocabulary = _vocabulary(bundle, models)
     tokens, text = calibration_tokens(bundle, calibration, vocabulary)
+    clips, heard = calibration_clips(bundle)
+    text += f" and {heard}" if heard else ""
     prepared, schemes = {}, {}
     for path in bundle.model_paths:
         model = models[path.name]
         ties = find_ties(model, parameters)
         run_passes(model, ties, [Linear(), Unflatten()])
-        found = prepare(model, ties, bundle, path, tokens, fixed=shared)
+        found = prepare(model, ties, bundle, path, tokens, clips=clips, fixed=shared)
         scheme = WeightOnly(aliased=table == "aliased", grams=found.grams)
         run_passes(model, [], [scheme])
         model.graph.opset_imports.setdefault("com.microsoft", 1)

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgetie.runtime.audio import FeatureExtractor, read_wav
     from edgetie.runtime.decoder import Decoder
     from edgetie.runtime.generation import (
         Chunk,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgetie.runtime.sampling import Sampling, sample
     from edgetie.runtime.session import Session, open_session
     from edgetie.runtime.tokenizer import Detokenizer, Tokenizer
+    from edgetie.runtime.transcription import transcribe
 
 __all__ = [
     "PROVIDERS",
@@ -31,6 +33,7 @@ __all__ = [
     "Completion",
     "Decoder",
     "Detokenizer",
+    "FeatureExtractor",
     "MemorySampler",
     "MemoryUse",
     "Provider",
@@ -42,13 +45,16 @@ __all__ = [
     "generate_text",
     "open_session",
     "read_memory",
+    "read_wav",
     "release_file_pages",
     "resolve",
     "sample",
     "stop_tokens",
+    "transcribe",
 ]
 
 _MODULES = {
+    "audio": ("FeatureExtractor", "read_wav"),
     "decoder": ("Decoder",),
     "generation": ("Chunk", "Completion", "Step", "generate", "generate_text", "stop_tokens"),
     "memory": ("MemorySampler", "MemoryUse", "read_memory", "release_file_pages"),
@@ -56,6 +62,7 @@ _MODULES = {
     "sampling": ("Sampling", "sample"),
     "session": ("Session", "open_session"),
     "tokenizer": ("Detokenizer", "Tokenizer"),
+    "transcription": ("transcribe",),
 }
 
 

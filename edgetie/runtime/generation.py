@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle import Bundle
+from edgetie.bundle import SPEECH, Bundle, suppressed_token_ids
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.sampling import Sampling, sample
@@ -119,19 +119,51 @@ def generate(
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise EdgetieError("a prompt is empty; give at least one token")
-    stops = stop_tokens(session.bundle) if stop_token_ids is None else stop_token_ids
-    stop_ids = np.array(sorted(stops), np.int64)
+    if session.bundle.task == SPEECH:
+        raise BundleError(f"{session.bundle.directory}: takes sound, not text; use transcribe")
     ids, mask = pad(prompts, side="left" if session.encoder is None else "right")
     decoder = decoder_for(session, len(prompts), ids.shape[1], max_new_tokens)
-    rng = np.random.default_rng(seed)
     logits = decoder.prefill(ids, mask)
-    seen = None
-    if sampling.repetition_penalty != 1:
+    seen = np.zeros(logits.shape, np.bool_)
+    for row, prompt in enumerate(prompts if session.encoder is None else ()):
+        seen[row, list(prompt)] = True
+    stops = stop_tokens(session.bundle) if stop_token_ids is None else stop_token_ids
+    yield from continued(decoder, logits, max_new_tokens, sampling, stops, seed, seen)
+
+
+def continued(
+    decoder: Decoder | Seq2SeqDecoder,
+    logits: NDArray[np.float32],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stops: frozenset[int],
+    seed: int | None,
+    seen: NDArray[np.bool_] | None = None,
+) -> Iterator[Step]:
+    """The steps of :func:`generate` behind a prompt.
+
+    Args:
+        decoder: has read the prompt.
+        logits: ``(batch, vocabulary)`` behind it.
+        max_new_tokens: as in :func:`generate`.
+        sampling: as in :func:`generate`.
+        stops: tokens that end a sequence.
+        seed: as in :func:`generate`.
+        seen: ``(batch, vocabulary)``, tokens that occurred in the prompt.
+    """
+    stop_ids = np.array(sorted(stops), np.int64)
+    suppressed, first = suppressed_token_ids(decoder.session.bundle.directory)
+    rng = np.random.default_rng(seed)
+    if sampling.repetition_penalty == 1:
+        seen = None
+    elif seen is None:
         seen = np.zeros(logits.shape, np.bool_)
-        for row, prompt in enumerate(prompts if session.encoder is None else ()):
-            seen[row, list(prompt)] = True
-    active = np.ones(len(prompts), np.bool_)
+    active = np.ones(len(logits), np.bool_)
     for remaining in range(max_new_tokens, 0, -1):
+        never = first if remaining == max_new_tokens else suppressed
+        if never:
+            logits = logits.copy()
+            logits[:, never] = -np.inf
         tokens = sample(logits, sampling, rng, seen)
         stopped = active & np.isin(tokens, stop_ids)
         yield Step(tokens, active, stopped)
@@ -189,8 +221,25 @@ def generate_text(
         EdgetieError: as in :func:`generate`.
     """
     encoded = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
-    writers = [_Writer(tokenizer, len(ids), stop_strings) for ids in encoded]
     steps = generate(session, encoded, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    yield from written(steps, tokenizer, [len(ids) for ids in encoded], stop_strings)
+
+
+def written(
+    steps: Iterable[Step],
+    tokenizer: Tokenizer,
+    prompt_tokens: Sequence[int],
+    stop_strings: Sequence[str] = (),
+) -> Iterator[Chunk]:
+    """The text of generated tokens, as a stream.
+
+    Args:
+        steps: as :func:`generate` gives them.
+        tokenizer: of the same model.
+        prompt_tokens: number of tokens of each prompt.
+        stop_strings: as in :func:`generate_text`.
+    """
+    writers = [_Writer(tokenizer, count, stop_strings) for count in prompt_tokens]
     for step in steps:
         for index, writer in enumerate(writers):
             if step.active[index] and writer.completion is None:

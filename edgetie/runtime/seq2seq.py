@@ -1,4 +1,6 @@
-"""Encoder–decoder models step by step: the text is read once, its keys and values stay bound."""
+"""Encoder–decoder models step by step: the source, text or the features of speech, is read once;
+its keys and values stay bound.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +10,26 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgetie.bundle import ENCODER_MASK
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.memory import release_heap
 from edgetie.runtime.session import Session, one_line
 
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
 
 class Seq2SeqDecoder:
-    """A batch of texts, each continued token by token on the decoder's side.
+    """A batch of texts or sounds, each continued token by token on the decoder's side.
 
-    It is driven like a :class:`~edgetie.runtime.decoder.Decoder`: ``prefill`` reads the texts and
+    It is driven like a :class:`~edgetie.runtime.decoder.Decoder`: ``prefill`` reads them and
     the decoder's first tokens, ``step`` appends one token to each.
 
     Attributes:
         session: the opened model, with its encoder.
-        batch: number of texts.
+        batch: number of texts or sounds.
         max_length: most tokens on the decoder's side, those it starts with included.
         length: tokens there so far.
+        start: tokens it starts with.
     """
 
     def __init__(self, session: Session, batch: int, max_length: int) -> None:
@@ -42,7 +48,7 @@ class Seq2SeqDecoder:
                 "set decoder_start_token_id in the model's configuration and export it again"
             )
         self.session, self.batch, self.max_length, self.length = session, batch, max_length, 0
-        self._start = manifest.signature.start_token_ids
+        self.start = list(manifest.signature.start_token_ids)
         self._binding = session.ort.io_binding()
         self._bound: list[Any] = []  # what the binding reads must live as long as it does
 
@@ -51,13 +57,16 @@ class Seq2SeqDecoder:
         self.length = 0
 
     def prefill(
-        self, ids: NDArray[np.int64], attention_mask: NDArray[np.int64] | None = None
+        self,
+        source: NDArray[np.int64] | NDArray[np.float32],
+        attention_mask: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
-        """Read texts and start their continuations.
+        """Read texts or sounds and start their continuations.
 
         Args:
-            ids: ``(batch, count)`` token ids, padded on the right.
-            attention_mask: ``(batch, count)``, 0 where ``ids`` is padding.
+            source: ``(batch, count)`` token ids, padded on the right; or features, as
+                :class:`edgetie.runtime.audio.FeatureExtractor` makes them, each row a sound.
+            attention_mask: ``(batch, count)``, 0 where ids are padding.
 
         Returns:
             Logits ``(batch, vocabulary)`` of the first token to come.
@@ -65,22 +74,41 @@ class Seq2SeqDecoder:
         Raises:
             BundleError: if ONNX Runtime fails on the model.
         """
-        session, mask = (
-            self.session,
-            np.ones_like(ids) if attention_mask is None else attention_mask,
-        )
+        session = self.session
         assert session.encoder is not None
+        first, *others = session.encoder.get_inputs()
+        dtype = _DTYPES.get(first.type, np.int64)
+        if np.issubdtype(source.dtype, np.floating) != np.issubdtype(dtype, np.floating):
+            raise EdgetieError(f"{session.bundle.directory}: reads {first.name} of another kind")
         encoding = session.encoder.io_binding()
-        encoding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
-        encoding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask))
+        encoding.bind_cpu_input(first.name, np.ascontiguousarray(source, dtype))
+        masks: list[NDArray[np.int64]] = []
+        if others:
+            mask = np.ones_like(source) if attention_mask is None else attention_mask
+            masks.append(np.ascontiguousarray(mask, np.int64))
+            encoding.bind_cpu_input(others[0].name, masks[0])
         for tensor in session.cross:
             encoding.bind_output(tensor.present, session.device)
         self._run(session.encoder, encoding)
-        self._bound = [np.ascontiguousarray(mask), *encoding.get_outputs()]
+        made = encoding.get_outputs()
+        self._bound = [*masks, *made]
         self._binding.clear_binding_inputs()
-        self._binding.bind_cpu_input("encoder_attention_mask", self._bound[0])
-        for tensor, value in zip(session.cross, self._bound[1:], strict=True):
+        for mask in masks:
+            self._binding.bind_cpu_input(ENCODER_MASK, mask)
+        for tensor, value in zip(session.cross, made, strict=True):
             self._binding.bind_ortvalue_input(tensor.past, value)
+        return self.restart()
+
+    def restart(self) -> NDArray[np.float32]:
+        """Start the continuations of what has been read anew, with the tokens of ``start``.
+
+        Returns:
+            Logits ``(batch, vocabulary)`` of the first token to come.
+
+        Raises:
+            BundleError: if ONNX Runtime fails on the model.
+        """
+        session = self.session
         for tensor in session.cache:
             shape = (self.batch, tensor.kv_heads, 0, tensor.head_size)
             empty = ort.OrtValue.ortvalue_from_shape_and_type(
@@ -88,11 +116,11 @@ class Seq2SeqDecoder:
             )
             self._binding.bind_ortvalue_input(tensor.past, empty)
         self.length = 0
-        return self._forward(np.tile(np.array(self._start, np.int64), (self.batch, 1)))
+        return self._forward(np.tile(np.array(self.start, np.int64), (self.batch, 1)))
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token, ``tokens[b]``, to every continuation."""
-        if self.length == len(self._start):
+        if self.length == len(self.start):
             if self.session.lookups is not None:
                 self.session.lookups.release()
             release_heap()

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgetie.bundle import MANIFEST
+from edgetie.bundle import MANIFEST, SPEECH
 from edgetie.errors import SourceError
 from edgetie.sources import Source
 from edgetie.sources.families import auto_class, task_of
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_SECONDS = 10.0
 
@@ -62,9 +63,26 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
         name=directory.name if directory.is_dir() else text,
         module=module.eval(),
         config=module.config,  # a copy of ``config``: its attention implementation is what counts
-        save_extras=lambda target: save_extras(text, config, target, options),
+        save_extras=lambda target: _save_all(text, config, target, options, task),
         task=task,
     )
+
+
+def _save_all(text: str, config: Any, target: Path, options: dict[str, Any], task: str) -> None:
+    """:func:`save_extras`, and how sound becomes features where the model hears."""
+    save_extras(text, config, target, options)
+    if task != SPEECH or not any(_has_file(text, n, options) for n in _PREPROCESSORS):
+        return
+    from transformers import AutoFeatureExtractor
+
+    try:
+        with quiet_transformers():
+            AutoFeatureExtractor.from_pretrained(text, **options).save_pretrained(target)
+    except Exception as error:
+        raise SourceError(
+            f"{text}: its feature extractor cannot be loaded ({first_line(error)}); "
+            "repair its files, or remove them to export without one"
+        ) from error
 
 
 def require_weights(text: str, loading: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgetie.errors import ExportError
-from edgetie.export.tasks import causal, masked, seq2seq
+from edgetie.export.tasks import causal, masked, seq2seq, speech
 from edgetie.export.tasks.base import Agreement, Expected, Graph, Task
 from edgetie.sources.pretrained import first_line
 
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Agreement", "Expected", "Graph", "Task", "probe"]
 
-_PROBES = {"causal-lm": causal.probe, "masked-lm": masked.probe, "seq2seq-lm": seq2seq.probe}
+_PROBES = {
+    "causal-lm": causal.probe,
+    "masked-lm": masked.probe,
+    "seq2seq-lm": seq2seq.probe,
+    "speech-seq2seq": speech.probe,
+}
 
 
 def probe(source: Source) -> Task:

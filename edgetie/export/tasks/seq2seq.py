@@ -8,14 +8,14 @@ one data file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from edgetie.bundle import DECODER, ENCODER
+from edgetie.bundle import DECODER, ENCODER, ENCODER_MASK
 from edgetie.export.attention import Broadcast
 from edgetie.export.tasks.base import (
     Agreement,
@@ -33,9 +33,35 @@ from edgetie.export.tasks.causal_model import cache_layers, cache_of
 from edgetie.export.tasks.running import open_graph
 from edgetie.sources.calling import cache_keyword
 
-_BATCH, _SOURCE, _SEQUENCE, _PAST = 2, 7, 3, 5  # example sizes; all of them are dynamic
+BATCH = 2
+_SOURCE, _SEQUENCE, _PAST = 7, 3, 5  # example sizes; all of them are dynamic
 _SOURCE_TOKENS, _SHORT = 12, 7  # compared with torch
 _TOKENS, _PREFIX = 8, 4
+_MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an encoder reads.
+
+    Attributes:
+        inputs: names of its inputs; ``attention_mask``, the last, is the decoder's too.
+        examples: an example of each.
+        shapes: their dynamic dimensions.
+        length: of what the encoder makes of the examples.
+        varies: whether other inputs make it longer or shorter.
+    """
+
+    inputs: tuple[str, ...]
+    examples: tuple[torch.Tensor, ...]
+    shapes: tuple[dict[int, Any], ...]
+    length: int
+    varies: bool
+
+    @property
+    def masks(self) -> tuple[torch.Tensor, ...]:
+        """The example mask, if there is one."""
+        return self.examples[-1:] if _MASK in self.inputs else ()
 
 
 @dataclass(frozen=True)
@@ -45,124 +71,164 @@ class Seq2SeqTask(Task):
     Attributes:
         cross: the cache of cross-attention.
         hidden_size: of the encoder's output.
+        output: class of the encoder's output, where the model asks for more than a tuple.
     """
 
     name = "seq2seq-lm"
 
     cross: tuple[LayerShape, ...]
     hidden_size: int
+    output: type[Any] | None = field(default=None, kw_only=True)
 
     @property
     def replaces_attention(self) -> bool:
         return False
 
+    def reading(self, dtype: torch.dtype) -> Reading:
+        """What the encoder reads; ``dtype`` is that of the weights."""
+        ids, mask = (torch.ones(BATCH, _SOURCE, dtype=torch.long) for _ in range(2))
+        both = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+        return Reading(("input_ids", _MASK), (ids, mask), (both, both), _SOURCE, True)
+
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
         dynamic = torch.export.Dim.DYNAMIC
+        reading = self.reading(dtype)
 
         def past(layers: tuple[LayerShape, ...], length: int) -> list[torch.Tensor]:
             return [
-                torch.zeros(_BATCH, layer.kv_heads, length, layer.head_size, dtype=dtype)
+                torch.zeros(BATCH, layer.kv_heads, length, layer.head_size, dtype=dtype)
                 for layer in layers
                 for _ in ("key", "value")
             ]
 
-        ids, mask = (torch.ones(_BATCH, _SOURCE, dtype=torch.long) for _ in range(2))
-        cross, own = past(self.cross, _SOURCE), past(self.layers, _PAST)
+        cross, own = past(self.cross, reading.length), past(self.layers, _PAST)
         crossed = _names("past_key_values", "encoder", len(self.cross))
         passed = _names("past_key_values", "decoder", len(self.layers))
-        both = {0: dynamic, 1: dynamic}
+        both, grows = {0: dynamic, 1: dynamic}, {0: dynamic, 2: dynamic}
+        masks = tuple(ENCODER_MASK for _ in reading.masks)
         encoder = Graph(
             file=ENCODER,
-            module=_Encoder(module),
-            arguments=(ids, mask),
-            shapes=(both, both),
-            inputs=["input_ids", "attention_mask"],
+            module=_Encoder(module, reading.inputs, self.output),
+            arguments=reading.examples,
+            shapes=(reading.shapes,),
+            inputs=list(reading.inputs),
             outputs=["last_hidden_state", *_names("present", "encoder", len(self.cross))],
-            dimensions=(("input_ids", 0, "batch"), ("input_ids", 1, "encoder_sequence")),
+            dimensions=tuple(
+                (reading.inputs[0], axis, "encoder_sequence" if axis else "batch")
+                for axis in reading.shapes[0]
+            ),
         )
         decoder = Graph(
             file=DECODER,
-            module=_Decoder(module, len(self.cross), self.hidden_size),
-            arguments=(torch.ones(_BATCH, _SEQUENCE, dtype=torch.long), mask, *cross, *own),
-            shapes=(both, both, tuple({0: dynamic, 2: dynamic} for _ in [*cross, *own])),
-            inputs=["input_ids", "encoder_attention_mask", *crossed, *passed],
+            module=_Decoder(module, len(masks), len(self.cross), self.hidden_size, self.output),
+            arguments=(
+                torch.ones(BATCH, _SEQUENCE, dtype=torch.long), *reading.masks, *cross, *own,
+            ),
+            shapes=(
+                both,
+                (
+                    *(both for _ in masks),
+                    *(grows if reading.varies else {0: dynamic} for _ in cross),
+                    *(grows for _ in own),
+                ),
+            ),
+            inputs=["input_ids", *masks, *crossed, *passed],
             outputs=["logits", *_names("present", "decoder", len(self.layers))],
             dimensions=(
                 ("input_ids", 0, "batch"),
                 ("input_ids", 1, "sequence"),
-                ("encoder_attention_mask", 1, "encoder_sequence"),
-                (passed[0], 2, "past_sequence"),
+                *((name, 2, "encoder_sequence") for name in crossed),
+                *((name, 2, "past_sequence") for name in passed),
             ),
-        )
+        )  # fmt: skip
         return [encoder, decoder]
 
     def expect(self, module: torch.nn.Module) -> Expected:
         limit = self.max_positions or _SOURCE_TOKENS
         random = np.random.default_rng(0)
         source = random.integers(0, self.vocab_size, (1, min(_SOURCE_TOKENS, limit)))
-        target = random.integers(0, self.vocab_size, (1, min(_TOKENS, limit)))
-        logits = [_run(module, ids, target) for ids in (source, source[:, :_SHORT])]
+        target = self.target(random)
+        logits = [run(module, target, input_ids=ids) for ids in (source, source[:, :_SHORT])]
         inputs = {"input_ids": source, "decoder_input_ids": target}
         return Expected(inputs, np.concatenate(logits))
 
-    def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
-        source, target = expected.inputs["input_ids"], expected.inputs["decoder_input_ids"]
-        count = target.shape[1]
-        whole, short = expected.logits[:count], expected.logits[count:]
+    def target(self, random: np.random.Generator) -> Array:
+        """Random tokens of the decoder ``(1, count)``."""
+        count = min(_TOKENS, self.max_positions or _TOKENS)
+        return random.integers(0, self.vocab_size, (1, count))
+
+    def readings(self, expected: Expected, dtype: type[Any]) -> tuple[dict[str, Array], ...]:
+        """Inputs of the encoder: alone, and a batch of two that begins with the same."""
+        source = expected.inputs["input_ids"]
         rows = np.repeat(source, 2, axis=0)
         mask = np.ones_like(rows)
         rows[1, _SHORT:], mask[1, _SHORT:] = 0, 0
-        one = np.ones_like(source)
+        return (
+            {"input_ids": source, _MASK: np.ones_like(source)},
+            {"input_ids": rows, _MASK: mask},
+        )
+
+    def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
+        target = expected.inputs["decoder_input_ids"]
+        count = target.shape[1]
+        whole, second = expected.logits[:count], expected.logits[count:]
+        read = self.readings(expected, dtype)
         with open_graph(directory / ENCODER) as encoder:
-            _, *cross = encoder.run(None, {"input_ids": source, "attention_mask": one})
-            _, *crossed = encoder.run(None, {"input_ids": rows, "attention_mask": mask})
+            encoded = [encoder.run(None, feeds)[1:] for feeds in read]
+        masks = [[feeds[_MASK]] if _MASK in feeds else [] for feeds in read]
+        alone, pair = ([*mask, *cross] for mask, cross in zip(masks, encoded, strict=True))
         prefill = cached = 0.0
         with open_graph(directory / DECODER) as decoder:
 
-            def run(ids: Array, mask: Array, cross: list[Array], past: list[Array]) -> Any:
+            def run(ids: Array, given: list[Array], past: list[Array]) -> Any:
                 past = past or [
                     np.zeros((len(ids), layer.kv_heads, 0, layer.head_size), dtype)
                     for layer in self.layers
                     for _ in range(2)
                 ]
                 names = [value.name for value in decoder.get_inputs()]
-                feeds = dict(zip(names, [ids, mask, *cross, *past], strict=True))
-                logits, *present = decoder.run(None, feeds)
+                logits, *present = decoder.run(
+                    None, dict(zip(names, [ids, *given, *past], strict=True))
+                )
                 return logits, present
 
-            logits, past = run(target[:, :_PREFIX], one, cross, [])
+            logits, past = run(target[:, :_PREFIX], alone, [])
             prefill = largest_error(logits[0], whole[:_PREFIX])
             for position in range(_PREFIX, count):
-                logits, past = run(target[:, position : position + 1], one, cross, past)
+                logits, past = run(target[:, position : position + 1], alone, past)
                 cached = max(cached, largest_error(logits[0, 0], whole[position]))
-            logits, past = run(np.repeat(target, 2, axis=0), mask, crossed, [])
-            padded = max(largest_error(logits[0], whole), largest_error(logits[1], short))
+            logits, past = run(np.repeat(target, 2, axis=0), pair, [])
+            padded = max(largest_error(logits[0], whole), largest_error(logits[1], second))
         return Agreement(prefill, cached, padded, float(np.abs(expected.logits).max()))
 
 
 class _Encoder(torch.nn.Module):
     """The encoder, and the keys and values that cross-attention makes of its output."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(
+        self, model: torch.nn.Module, inputs: tuple[str, ...], output: type[Any] | None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.inputs = inputs
+        self.output = output
         self.cache = cache_keyword(model) or ""
 
-    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
         model: Any = self.model
-        with Broadcast():
-            hidden = _encoder_of(model)(input_ids=input_ids, attention_mask=mask)[0]
+        given = dict(zip(self.inputs, inputs, strict=True))
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        # all that does not become a key or value of cross-attention is dead code
         with Broadcast():
+            hidden = model.get_encoder()(**given)[0]
+            # all that does not become a key or value of cross-attention is dead code
             model(
-                encoder_outputs=_encoded(hidden),
-                attention_mask=mask,
-                decoder_input_ids=torch.zeros_like(input_ids[:, :1]),
+                encoder_outputs=_encoded(hidden, self.output),
+                decoder_input_ids=torch.zeros(hidden.shape[0], 1, dtype=torch.long),
                 use_cache=True,
+                **{name: given[name] for name in given if name == _MASK},
                 **{self.cache: cache},
             )
         layers = cache.cross_attention_cache.layers
@@ -172,34 +238,50 @@ class _Encoder(torch.nn.Module):
 class _Decoder(torch.nn.Module):
     """The decoder, its cross-attention over keys and values that are given."""
 
-    def __init__(self, model: torch.nn.Module, cross: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        masks: int,
+        cross: int,
+        hidden_size: int,
+        output: type[Any] | None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.masks = masks
         self.cross = cross
         self.hidden_size = hidden_size
+        self.output = output
         self.cache = cache_keyword(model) or ""
 
-    def forward(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, *past: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(self, input_ids: torch.Tensor, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         from transformers.cache_utils import EncoderDecoderCache
 
+        mask, past = given[: self.masks], given[self.masks :]
         cross, own = (
             cache_layers(part) for part in (past[: 2 * self.cross], past[2 * self.cross :])
         )
         cache = EncoderDecoderCache(cache_of(own), cache_of(cross))
         cache.is_updated = dict.fromkeys(range(self.cross), True)
         # only its shape is looked at: the keys and values made of it are in the cache
-        hidden = torch.zeros(*mask.shape, self.hidden_size, dtype=past[0].dtype)
+        shape = mask[0].shape if mask else (past[0].shape[0], past[0].shape[2])
+        hidden = torch.zeros(*shape, self.hidden_size, dtype=past[0].dtype)
         with Broadcast():
             output = self.model(
-                encoder_outputs=_encoded(hidden),
-                attention_mask=mask,
+                encoder_outputs=_encoded(hidden, self.output),
                 decoder_input_ids=input_ids,
                 use_cache=True,
+                **dict(zip((_MASK,), mask, strict=False)),
                 **{self.cache: cache},
             )
         return (logits_of(output), *(tensor for layer in own for tensor in layer.result))
+
+
+def _encoded(hidden: torch.Tensor, output: type[Any] | None) -> Any:
+    """An encoder's output; of no class of its own, one with all that a decoder may copy."""
+    from transformers.modeling_outputs import MoEModelOutput
+
+    return (output or MoEModelOutput)(last_hidden_state=hidden)
 
 
 def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
@@ -209,11 +291,30 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
         TypeError: if it keeps no keys and values of cross-attention.
     """
     ids = torch.ones(1, _SHORT, dtype=torch.long)
+    model: Any = module
     with torch.no_grad():
-        hidden = _encoder_of(module)(input_ids=ids)[0]
-        output = module(
-            encoder_outputs=_encoded(hidden), decoder_input_ids=ids[:, :2], use_cache=True
+        hidden = model.get_encoder()(input_ids=ids)[0]
+        output = model(
+            encoder_outputs=_encoded(hidden, None), decoder_input_ids=ids[:, :2], use_cache=True
         )
+    own, cross = caches(module, output)
+    return Seq2SeqTask(
+        logits_of(output).shape[-1],
+        longest(config),
+        cross,
+        hidden.shape[-1],
+        layers=own,
+    )
+
+
+def caches(
+    module: torch.nn.Module, output: Any
+) -> tuple[tuple[LayerShape, ...], tuple[LayerShape, ...]]:
+    """The caches that a run left: the decoder's own, and that of cross-attention.
+
+    Raises:
+        TypeError: if one is not there.
+    """
     cache = getattr(output, cache_keyword(module) or "", None)
     shapes = []
     for part in ("self_attention_cache", "cross_attention_cache"):
@@ -221,24 +322,7 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
         if not layers:
             raise TypeError(f"the model returns no {part.replace('_', ' ')}")
         shapes.append(tuple(LayerShape(la.keys.shape[1], la.keys.shape[3]) for la in layers))
-    return Seq2SeqTask(
-        logits_of(output).shape[-1],
-        longest(config),
-        shapes[1],
-        hidden.shape[-1],
-        layers=shapes[0],
-    )
-
-
-def _encoder_of(module: Any) -> Any:
-    return module.get_encoder()
-
-
-def _encoded(hidden: torch.Tensor) -> Any:
-    """An encoder's output, with every field that a decoder may copy into its own."""
-    from transformers.modeling_outputs import MoEModelOutput
-
-    return MoEModelOutput(last_hidden_state=hidden)
+    return shapes[0], shapes[1]
 
 
 def _names(prefix: str, side: str, count: int) -> list[str]:
@@ -249,9 +333,9 @@ def _names(prefix: str, side: str, count: int) -> list[str]:
     ]
 
 
-def _run(module: torch.nn.Module, source: Array, target: Array) -> Array:
+def run(module: torch.nn.Module, target: Array, **source: Array) -> Array:
+    """The logits ``(count, vocabulary)`` of the decoder's tokens, read with the encoder's input."""
+    given = {name: torch.from_numpy(array) for name, array in source.items()}
     with torch.no_grad():
-        output = module(
-            input_ids=torch.from_numpy(source), decoder_input_ids=torch.from_numpy(target)
-        )
+        output = module(decoder_input_ids=torch.from_numpy(target), **given)
     return np.asarray(logits_of(output)[0].float().numpy())

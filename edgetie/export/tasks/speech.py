@@ -1,0 +1,120 @@
+"""Encoder–decoder models that hear: features of speech in, tokens out.
+
+The encoder reads features (a spectrogram, or the waveform itself) without a mask; the decoder is
+that of :mod:`edgetie.export.tasks.seq2seq`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgetie.export.tasks.base import Array, Expected, logits_of, longest
+from edgetie.export.tasks.seq2seq import BATCH, Reading, Seq2SeqTask, caches, run
+
+_FRAMES, _SAMPLES = 96, 8000  # of one example, where its length is free
+
+
+@dataclass(frozen=True)
+class SpeechTask(Seq2SeqTask):
+    """See :class:`edgetie.export.tasks.seq2seq.Seq2SeqTask`.
+
+    Attributes:
+        source: name of the encoder's input.
+        shape: of one clip's features, an example.
+        axis: that of ``shape`` along which clips may be longer or shorter; ``None`` if all must
+            have this shape.
+        length: of what the encoder makes of it.
+    """
+
+    name = "speech-seq2seq"
+
+    source: str
+    shape: tuple[int, ...]
+    axis: int | None
+    length: int
+
+    def reading(self, dtype: torch.dtype) -> Reading:
+        shape = {0: torch.export.Dim.DYNAMIC}
+        if self.axis is not None:
+            shape[self.axis + 1] = torch.export.Dim.DYNAMIC
+        features = torch.zeros(BATCH, *self.shape, dtype=dtype)
+        return Reading((self.source,), (features,), (shape,), self.length, self.axis is not None)
+
+    def expect(self, module: torch.nn.Module) -> Expected:
+        random = np.random.default_rng(0)
+        clips = random.standard_normal((BATCH, *self.shape), np.float32)
+        target = self.target(random)
+        logits = [run(module, target, **{self.source: clips[i : i + 1]}) for i in range(BATCH)]
+        inputs = {self.source: clips, "decoder_input_ids": target}
+        return Expected(inputs, np.concatenate(logits))
+
+    def readings(self, expected: Expected, dtype: type[Any]) -> tuple[dict[str, Array], ...]:
+        clips = expected.inputs[self.source].astype(dtype)
+        return {self.source: clips[:1]}, {self.source: clips}
+
+
+def probe(module: torch.nn.Module, config: Any) -> SpeechTask:
+    """Run the model once on noise, its shape found by trying what the configuration suggests.
+
+    Raises:
+        TypeError: if no shape fits, or the model keeps no keys and values of cross-attention.
+    """
+    source = str(getattr(module, "main_input_name", "input_features"))
+    why: Exception | None = None
+    for candidate in _shapes(config, source):
+        try:
+            encoded = _encode(module, source, candidate[0])
+        except Exception as error:
+            why = error
+        else:
+            shape, axis = candidate
+            break
+    else:
+        raise TypeError(f"no shape of {source} is known that it takes") from why
+    longer = tuple(size + size // 2 * (i == axis) for i, size in enumerate(shape))
+    try:
+        varies = _encode(module, source, longer)[0].shape[1] != encoded[0].shape[1]
+    except Exception:
+        varies = False
+    with torch.no_grad():
+        output: Any = module(
+            **{source: torch.zeros(1, *shape)},
+            decoder_input_ids=torch.ones(1, 2, dtype=torch.long),
+            use_cache=True,
+        )
+    own, cross = caches(module, output)
+    return SpeechTask(
+        logits_of(output).shape[-1],
+        getattr(config, "max_target_positions", None) or longest(config),
+        cross,
+        encoded[0].shape[-1],
+        source,
+        shape,
+        axis if varies else None,
+        encoded[0].shape[1],
+        layers=own,
+        output=type(encoded),
+    )
+
+
+def _shapes(config: Any, source: str) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Shapes that a clip may have, and which of their axes is time."""
+    if source == "input_values":
+        yield (_SAMPLES,), 0
+    bins, positions = (getattr(config, n, None) for n in ("num_mel_bins", "max_source_positions"))
+    if bins and positions:
+        yield (bins, 2 * positions), 1
+    channels = getattr(config, "input_feat_per_channel", None)
+    width = channels * getattr(config, "input_channels", 1) if channels else bins
+    if width:
+        yield (_FRAMES, width), 0
+
+
+def _encode(module: Any, source: str, shape: tuple[int, ...]) -> Any:
+    with torch.no_grad():
+        return module.get_encoder()(**{source: torch.zeros(1, *shape)})

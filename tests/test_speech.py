@@ -1,0 +1,304 @@
+"""Speech models: sound in, text out; a real Whisper on real speech, and small random others."""
+
+from __future__ import annotations
+
+import json
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tokenizers
+import torch
+import transformers
+from click.testing import CliRunner
+from ctranslate2_files import write_whisper
+from packages import speech_clips, whisper
+
+from edgetie.bundle import open_bundle
+from edgetie.errors import AudioError, BundleError, EdgetieError
+from edgetie.export.exporter import ExportReport, export
+from edgetie.quantize import quantize
+from edgetie.quantize.sound import voice
+from edgetie.runtime import (
+    FeatureExtractor,
+    Tokenizer,
+    generate_text,
+    open_session,
+    read_wav,
+    transcribe,
+)
+from edgetie.runtime.audio import mel_filters
+from edgetie.ties import equal_initializers, find_shared_ties
+
+RATE, VOCABULARY = 16000, 512
+START, END, TIMELESS, ENGLISH, GERMAN, TASK = 500, 501, 511, 503, 504, 505
+SPECIAL = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": END,
+           "decoder_start_token_id": START}  # fmt: skip
+NEVER, NOT_FIRST = list(range(40, 120)), list(range(120, 200))
+HALF = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Whisper": {"d_model": 64, "num_mel_bins": 16, "max_source_positions": 50,
+                "max_target_positions": 64, "suppress_tokens": None,
+                "begin_suppress_tokens": None, **HALF},
+    "Moonshine": {"hidden_size": 64, "intermediate_size": 128, "encoder_num_hidden_layers": 2,
+                  "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4,
+                  "decoder_num_attention_heads": 4},
+    "Speech2Text": {"d_model": 64, "conv_channels": 64, "input_feat_per_channel": 20,
+                    "max_source_positions": 300, "max_target_positions": 64,
+                    "pad_token_id": 1, **HALF},
+}  # fmt: skip
+
+
+def sound(seconds: float, seed: int = 0) -> np.ndarray:
+    return voice(np.random.default_rng(seed), seconds, RATE)
+
+
+def small(kind: str) -> Any:
+    """A random model whose tokens depend on what it hears."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCABULARY, **{**SPECIAL, **CONFIGS[kind]}
+    )
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "decoder." in name:
+                parameter.normal_(std=1.0 if "encoder_attn" in name else 0.3)
+    return model
+
+
+def save(model: Any, directory: Path) -> None:
+    model.save_pretrained(directory)
+    words = {f" w{index}": index for index in range(VOCABULARY)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, " w0"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.decoder = tokenizers.decoders.Fuse()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ExportReport]:
+    """A small Whisper of two languages, with tokens that it must not say; and its bundle."""
+    directory = tmp_path_factory.mktemp("whisper")
+    model = small("Whisper")
+    settings = {
+        **SPECIAL,
+        "lang_to_id": {"<|en|>": ENGLISH, "<|de|>": GERMAN},
+        "task_to_id": {"transcribe": TASK},
+        "no_timestamps_token_id": TIMELESS,
+        "is_multilingual": True,
+        "forced_decoder_ids": [[1, None], [2, TASK]],
+        "suppress_tokens": NEVER,
+        "begin_suppress_tokens": NOT_FIRST,
+        "max_length": 64,
+    }
+    model.generation_config = transformers.GenerationConfig(**settings)
+    save(model, directory)
+    transformers.WhisperFeatureExtractor(16, chunk_length=1).save_pretrained(directory)
+    return model, export(str(directory), directory / "fp32")
+
+
+def extractor(directory: Path) -> Any:
+    return transformers.AutoFeatureExtractor.from_pretrained(directory)
+
+
+def said(bundle: Path, samples: np.ndarray, **options: Any) -> list[int]:
+    """The tokens of a clip, without the last that ends it."""
+    session = open_session(bundle)
+    *_, last = transcribe(session, Tokenizer.from_bundle(session.bundle), samples, **options)
+    assert last.completion is not None
+    return [token for token in last.completion.tokens if token != END]
+
+
+def test_one_table_in_the_files(heard: tuple[Any, ExportReport]) -> None:
+    report = heard[1]
+    assert report.manifest.task == "speech-seq2seq"
+    assert report.agreement.relative < 1e-5
+    (table,) = (group for group in report.manifest.ties if group.shape[0] == VOCABULARY)
+    assert len(table.uses) == 2
+    for path in report.bundle.model_paths:
+        assert not equal_initializers(ir.load(path))
+    assert report.weights_bytes < 1.01 * report.unique_parameter_bytes
+    encoder = report.manifest.encoder
+    assert encoder is not None
+    assert [(i["name"], i["shape"]) for i in encoder.inputs] == [
+        ("input_features", ["batch", 16, 100])
+    ]
+    assert "encoder_attention_mask" not in {i["name"] for i in report.manifest.signature.inputs}
+
+
+@pytest.mark.parametrize("language", [None, "de"])
+def test_tokens_are_those_of_torch(heard: tuple[Any, ExportReport], language: str | None) -> None:
+    model, report = heard
+    different = set()
+    for seed in range(4):
+        samples = sound(0.9, seed)
+        features = extractor(report.bundle.directory)(
+            samples, sampling_rate=RATE, return_tensors="pt"
+        ).input_features
+        with torch.no_grad():
+            whole = model.generate(features, language=language)[0].tolist()
+        expected = [token for token in whole if token != END]
+        tokens = said(report.bundle.directory, samples, language=language)
+        assert tokens == expected
+        assert not {*NEVER} & {*tokens}
+        assert tokens[0] not in NOT_FIRST
+        different.add(tuple(tokens))
+    assert len(different) > 1
+
+
+def test_int8_keeps_the_tie(heard: tuple[Any, ExportReport], tmp_path: Path) -> None:
+    _, report = heard
+    made = quantize(report.bundle, tmp_path / "int8")
+    (table,) = (group for group in made.manifest.ties if group.shape[0] == VOCABULARY)
+    assert table.dtype == "UINT8"
+    assert {use.op_type for use in table.uses} == {"GatherBlockQuantized", "MatMulNBits"}
+    assert "4 clips of a synthetic voice" in made.manifest.quantization["calibration"]
+    models = {path.name: ir.load(path) for path in made.bundle.model_paths}
+    assert find_shared_ties(models, [tuple(table.parameters)])
+    assert said(made.bundle.directory, sound(0.9), max_new_tokens=1) == said(
+        report.bundle.directory, sound(0.9), max_new_tokens=1
+    )
+
+
+def test_a_waveform_is_read_as_it_is(tmp_path: Path) -> None:
+    model = small("Moonshine")
+    model.generation_config.max_length = 40
+    save(model, tmp_path)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
+    report = export(str(tmp_path), tmp_path / "fp32")
+    assert report.manifest.encoder is not None
+    assert report.manifest.encoder.inputs[0]["name"] == "input_values"
+    for seconds in (0.5, 1.3):
+        samples = sound(seconds)
+        values = extractor(tmp_path)(samples, sampling_rate=RATE, return_tensors="pt").input_values
+        with torch.no_grad():
+            expected = model.generate(values)[0].tolist()
+        assert said(report.bundle.directory, samples, max_new_tokens=39) == [
+            token for token in expected[1:] if token != END
+        ]
+
+
+def test_features_of_another_kind_are_refused(tmp_path: Path) -> None:
+    save(small("Speech2Text"), tmp_path)
+    report = export(str(tmp_path), tmp_path / "fp32")
+    assert report.agreement.relative < 1e-5
+    with pytest.raises(BundleError, match="no log-mel spectrogram"):
+        FeatureExtractor.from_bundle(report.bundle)
+    made = quantize(report.bundle, tmp_path / "int8")
+    assert "random features" in made.manifest.quantization["calibration"]
+
+
+@pytest.mark.parametrize("bins", [80, 128])
+def test_features_are_those_of_transformers(bins: int) -> None:
+    theirs = transformers.WhisperFeatureExtractor(bins)
+    ours = FeatureExtractor(RATE, bins, limit=30 * RATE)
+    assert np.allclose(mel_filters(bins, 400, RATE), theirs.mel_filters, atol=1e-9)
+    for samples in (sound(7), sound(30), np.zeros(RATE, np.float32), sound(0.01)):
+        expected = theirs(samples, sampling_rate=RATE, return_tensors="np").input_features
+        found = ours(samples)
+        assert (found.shape, found.dtype) == (expected.shape, np.float32)
+        assert np.abs(found - expected).max() < 1e-4
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = RATE, channels: int = 1) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+def truncated(path: Path) -> Path:
+    data = write_wav(path, sound(1)).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+def written(data: bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: write_wav(path, sound(1), rate=44100), "has 44100 Hz.*ffmpeg"),
+        (lambda path: write_wav(path, sound(1), channels=2), r"2 channel\(s\)"),
+        (lambda path: write_wav(path, np.zeros(0)), "cut short or empty"),
+        (truncated, "cut short"),
+        (written(b"no sound at all"), "not a readable WAV file"),
+        (written(b"RIFF"), "not a readable WAV file"),
+        (written(b""), "not a readable WAV file"),
+        (lambda path: path, "not a readable WAV file"),
+    ],
+)
+def test_bad_files(make: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=message) as caught:
+        read_wav(make(tmp_path / "clip.wav"))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_sounds(heard: tuple[Any, ExportReport]) -> None:
+    bundle = heard[1].bundle.directory
+    with pytest.raises(AudioError, match=r"1\.5 s long, the model takes 1 s"):
+        said(bundle, sound(1.5))
+    with pytest.raises(AudioError, match="finite"):
+        said(bundle, np.full(100, np.nan, np.float32))
+    with pytest.raises(EdgetieError, match="the model knows de, en"):
+        said(bundle, sound(0.5), language="fr")
+    session = open_session(bundle)
+    with pytest.raises(BundleError, match="takes sound"):
+        next(generate_text(session, Tokenizer.from_bundle(session.bundle), [[1]], max_new_tokens=1))
+
+
+def test_command(heard: tuple[Any, ExportReport], tmp_path: Path) -> None:
+    from edgetie_cli.generate import command
+
+    bundle = heard[1].bundle.directory
+    clip = str(write_wav(tmp_path / "clip.wav", sound(0.9)))
+    tokens = said(bundle, read_wav(clip), max_new_tokens=5)
+    options = [str(bundle), "--audio", clip, "--max-new-tokens", "5"]
+    done = CliRunner().invoke(command, [*options, "--quiet"])
+    assert done.output == " ".join(f"w{token}" for token in tokens) + "\n"
+    both = json.loads(CliRunner().invoke(command, [*options, "--audio", clip, "--json"]).stdout)
+    assert [each["tokens"][:5] for each in both["completions"]] == [tokens, tokens]
+    for bad in (["--prompt", "Hello"], [], ["--audio", clip, "--prompt", "a"]):
+        assert CliRunner().invoke(command, [str(bundle), *bad]).exit_code == 2
+
+
+def test_tiny_whisper_on_real_speech(tmp_path: Path) -> None:
+    clips = speech_clips()
+    if clips is None:
+        pytest.skip("the Debian package with speech cannot be downloaded here")
+    write_whisper(whisper(), tmp_path / "whisper")
+    report = export(str(tmp_path / "whisper"), tmp_path / "fp32")
+    assert report.weights_bytes < 1.01 * report.unique_parameter_bytes
+    assert [len(group.uses) for group in report.manifest.ties] == [2]
+    quantize(report.bundle, tmp_path / "int8")
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "whisper")
+    features = extractor(tmp_path / "whisper")(
+        [read_wav(clip) for clip in clips], sampling_rate=RATE, return_tensors="pt"
+    ).input_features
+    with torch.no_grad():
+        expected = model.eval().generate(features)
+    tokenizer = Tokenizer.from_bundle(open_bundle(tmp_path / "int8"))
+    texts = [tokenizer.decode(row) for row in expected.tolist()]
+    assert len(texts) == 5
+    assert texts[4] == " He might even have been made amiable himself."
+    for precision in ("fp32", "int8"):
+        session = open_session(tmp_path / precision)
+        found = [
+            "".join(chunk.text for chunk in transcribe(session, tokenizer, read_wav(clip)))
+            for clip in clips
+        ]
+        assert found == texts
