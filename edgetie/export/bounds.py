@@ -61,18 +61,17 @@ def read_bounds(program: torch.export.ExportedProgram, graph: Graph) -> Bounds:
     }
     ranges: dict[str, tuple[int, int | None]] = {}
     for name, axis, dimension in graph.dimensions:
-        low, high = _range(shapes[name][axis], program)
+        size = shapes[name][axis]
+        if not isinstance(size, torch.SymInt):
+            continue  # of one size by declaration, as features of fixed length are
+        low, high = _range(size, program)
         before_low, before_high = ranges.get(dimension, (low, high))
         highs = [limit for limit in (high, before_high) if limit is not None]
         ranges[dimension] = max(low, before_low), min(highs, default=None)
     return Bounds(ranges)
 
 
-def _range(
-    size: int | torch.SymInt, program: torch.export.ExportedProgram
-) -> tuple[int, int | None]:
-    if not isinstance(size, torch.SymInt):
-        return size, size
+def _range(size: torch.SymInt, program: torch.export.ExportedProgram) -> tuple[int, int | None]:
     found = bound_sympy(size.node.expr, program.range_constraints)
     unlimited = not found.upper.is_finite or found.upper >= _UNLIMITED
     return int(found.lower), None if unlimited else int(found.upper)

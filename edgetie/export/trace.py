@@ -9,8 +9,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-from unittest.mock import patch
 
 import onnx_ir as ir
 import torch
@@ -99,7 +97,7 @@ def _trace_all(
 
 def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, Bounds]:
     progress.stage("trace")
-    with _quiet(), torch.no_grad(), _needless_conversions_left_out():
+    with _quiet(), torch.no_grad():
         try:
             program = torch.export.export(
                 graph.module.eval(), graph.arguments, dynamic_shapes=graph.shapes, strict=False
@@ -125,25 +123,6 @@ def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, 
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]
     return model, bounds
-
-
-@contextlib.contextmanager
-def _needless_conversions_left_out() -> Iterator[None]:
-    """A part that is converted on each call to the type it has already is left alone: torch cannot
-    exchange parameters while it traces.
-    """
-    original = torch.nn.Module.to
-
-    def to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        wanted = [*args, *kwargs.values()]
-        if len(wanted) == 1 and isinstance(wanted[0], torch.dtype):
-            floats = [p for p in module.parameters() if p.is_floating_point()]
-            if all(parameter.dtype == wanted[0] for parameter in floats):
-                return module
-        return original(module, *args, **kwargs)
-
-    with patch.object(torch.nn.Module, "to", to):
-        yield
 
 
 def _name_dimensions(model: ir.Model, graph: Graph) -> None:
