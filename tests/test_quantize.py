@@ -257,3 +257,26 @@ def test_calibration_text_of_ones_own(exported: Any, tmp_path: Path) -> None:
     report = quantize(source, tmp_path / "int8", calibration=text)
     assert report.manifest.quantization["calibration"] == "100 tokens of own text"
     assert error(logits(source / "model.onnx"), logits(report.bundle.model_path)) < 0.03
+
+
+def test_a_matrix_read_both_ways_stays_one(tmp_path: Path) -> None:
+    """``x W`` and ``y Wᵀ``, as models that project into their embedding and back have it."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(128, 64)).astype(np.float32)
+    table = rng.normal(size=(300, 128)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "w"], ["small"]),
+        helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["small", "turned"], ["logits"]),
+    ]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 128])
+    initializers = [numpy_helper.from_array(a, n) for n, a in (("w", matrix), ("table", table))]
+    graph = helper.make_graph(nodes, "both", [ids], [out], initializers)
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    report = quantize(tmp_path / "m.onnx", tmp_path / "int8")
+    assert [(group.name, group.dtype) for group in report.manifest.ties] == [("w", "FLOAT")]
+    assert any("w: used by" in text for text in report.kept)
+    assert report.manifest.quantization["blocks"] == {"64": 1}

@@ -111,8 +111,9 @@ class WeightOnly(GraphPass):
         values = [v for v in graph.initializers.values() if _is_matrix(v)]
         values.sort(key=lambda value: len(value.uses()) < 2)  # the tied ones first
         for value in values:
-            for node, index in list(value.uses()):
-                self._use(graph, value, node, index)
+            if not _is_read_both_ways(value):
+                for node, index in list(value.uses()):
+                    self._use(graph, value, node, index)
         self.blocks = dict(Counter(str(m.block) for m in self._matrices.values()))
         self._take_over_names(graph, values)
         for value in values:
@@ -329,6 +330,13 @@ def _is_matrix(value: ir.Value) -> bool:
         and tensor.size >= MIN_ELEMENTS
         and not str(value.name).startswith(PREFIX)
     )
+
+
+def _is_read_both_ways(value: ir.Value) -> bool:
+    """Whether a matrix is multiplied with as it is and transposed: blocks of its rows serve one of
+    the two, so that int8 would part it. It stays in floating point.
+    """
+    return len({node.op_type == "MatMul" and index == 1 for node, index in value.uses()}) > 1
 
 
 def _axis(node: ir.Node) -> int:
