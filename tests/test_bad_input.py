@@ -345,7 +345,7 @@ def test_factory_that_fails(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("speaks", "three tokens"), ("nan", "NaN")])
+@pytest.mark.parametrize(("name", "message"), [("speaks", "a few tokens"), ("nan", "NaN")])
 def test_module_that_is_no_language_model(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "bad_factories.py").write_text(FACTORIES, encoding="utf-8")
     done = edgetie(
