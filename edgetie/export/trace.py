@@ -165,7 +165,6 @@ def _convert(
     as it is, and decomposed only where that fails or an operator works in place.
     """
     _settle_strides(program)
-    _turn_subtractions(program)
     if not _mutates(program):
         program.graph.eliminate_dead_code()
         for node in program.graph.nodes:
@@ -199,20 +198,6 @@ def _settle_strides(program: torch.export.ExportedProgram) -> None:
             node.replace_all_uses_with(copy)
             copy.args, copy.kwargs = (node,), {"memory_format": torch.contiguous_format}
             copy.meta = dict(node.meta)
-
-
-def _turn_subtractions(program: torch.export.ExportedProgram) -> None:
-    """``number - tensor`` becomes ``-tensor + number``: torch decomposes it into a subtraction from
-    a number, for which torch.onnx finds no operator.
-    """
-    aten, graph = torch.ops.aten, program.graph
-    for node in list(graph.nodes):
-        if node.target is aten.rsub.Scalar and len(node.args) == 2 and not node.kwargs:
-            tensor, number = node.args
-            with graph.inserting_before(node):
-                negative = graph.call_function(aten.neg.default, (tensor,))
-            negative.meta = dict(tensor.meta)
-            node.target, node.args = aten.add.Scalar, (negative, number)
 
 
 def _mutates(program: torch.export.ExportedProgram) -> bool:
