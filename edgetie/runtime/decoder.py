@@ -21,7 +21,7 @@ from edgetie.runtime.memory import MappedFiles, release_heap
 from edgetie.runtime.session import CacheTensor, Session, TensorInfo, one_line
 
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-_STEPS_BETWEEN_RELEASES = 4
+_STEPS_BETWEEN_RELEASES = 2
 
 
 class Decoder:
