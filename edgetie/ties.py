@@ -8,7 +8,7 @@ where one matrix became two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,19 +178,24 @@ def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> li
         parameters: groups of torch parameter names (:func:`tied_parameters`), to record beside
             the initializer that carries one of the names.
     """
-    groups = []
     parameters = list(parameters)
+    groups = [
+        _group(name, value, uses, parameters)
+        for name, value, uses in _weights(model)
+        if len(uses) > 1
+    ]
+    return sorted(groups, key=lambda group: -group.bytes)
+
+
+def _weights(model: ir.Model) -> Iterator[tuple[str, ir.Value, tuple[Use, ...]]]:
+    """Matrices of some size and their uses; of entries over the same bytes the first."""
     aliases = _aliases(model)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or not _may_be_tied(name, tensor):
             continue
-        if name in aliases and aliases[name][0] is not value:
-            continue
-        uses = _all_uses(value, aliases)
-        if len(uses) > 1:
-            groups.append(_group(name, value, tuple(uses), parameters))
-    return sorted(groups, key=lambda group: -group.bytes)
+        if name not in aliases or aliases[name][0] is value:
+            yield name, value, tuple(_all_uses(value, aliases))
 
 
 def _data(value: ir.Value) -> dict[str, Any] | None:
@@ -235,14 +240,8 @@ def find_shared_ties(
         return find_ties(next(iter(models.values())), parameters)
     found: dict[str, TieGroup] = {}
     for file, model in models.items():
-        aliases = _aliases(model)
-        for name, value in model.graph.initializers.items():
-            tensor = value.const_value
-            if tensor is None or not _may_be_tied(name, tensor):
-                continue
-            if name in aliases and aliases[name][0] is not value:
-                continue
-            uses = tuple(replace(use, file=file) for use in _all_uses(value, aliases))
+        for name, value, used in _weights(model):
+            uses = tuple(replace(use, file=file) for use in used)
             known = found.get(name)
             if known is not None and known.data == _data(value) is not None:
                 found[name] = replace(known, uses=known.uses + uses)
