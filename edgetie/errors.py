@@ -41,9 +41,3 @@ class TieError(EdgetieError):
     """A tied weight is no longer one: names the weight and what broke it."""
 
     exit_code = 1
-
-
-class CheckFailed(EdgetieError):
-    """A measured value is worse than its threshold."""
-
-    exit_code = 1

@@ -13,7 +13,6 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.bundle import MODEL
 from edgetie.content import byte_range
 from edgetie.report.progress import Progress
 
@@ -21,39 +20,6 @@ _INLINE_BYTES = 1024  # smaller tensors stay in the model file
 _ALIGN = 64
 _ALIGN_LARGE = 4096  # a page: large tensors can be mapped and released on their own
 _LARGE_BYTES = 1 << 20
-
-
-def write_model(
-    model: ir.Model,
-    directory: Path,
-    *,
-    aliases: Mapping[str, str] | None = None,
-    name: str = MODEL,
-    progress: Progress | None = None,
-) -> Path:
-    """Write ``model.onnx`` and ``model.onnx.data`` into ``directory``.
-
-    Args:
-        model: its large initializers become references into the data file.
-        directory: must exist; files of these names are replaced.
-        aliases: initializers that share the bytes of another: name to name. They must have the
-            same number of bytes, e.g. one table seen in two shapes.
-        name: of the model file; that of the data file is ``.data`` longer.
-        progress: told how many bytes are written.
-
-    Returns:
-        The path of the model file.
-    """
-    initializers = model.graph.initializers
-    same = {
-        initializers[alias]: initializers[original]
-        for alias, original in (aliases or {}).items()
-        if alias in initializers
-    }
-    (path,) = write_models(
-        {name: model}, directory, data=f"{name}.data", same=same, progress=progress
-    )
-    return path
 
 
 def write_models(

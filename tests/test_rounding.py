@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.external_data import write_model
+from edgetie.external_data import write_models
 from edgetie.passes import run_passes
 from edgetie.passes.linear import Linear
 from edgetie.quantize.blockwise import block_codes, block_scales, choose_block
@@ -91,7 +91,9 @@ def test_largest_logits_come_from_unrounded_activations(
     model = ir.load(tmp_path / "head.onnx")
     scheme = WeightOnly(aliased=aliased, grams={})
     run_passes(model, [], [scheme])
-    path = write_model(model, tmp_path, aliases=scheme.aliases)
+    values = model.graph.initializers
+    same = {values[a]: values[b] for a, b in scheme.aliases.items() if a in values}
+    (path,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same=same)
     written = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}  # type: ignore[union-attr]
     matrix = dequantized(written["w"].reshape(400, 2, 64), written["w.T.scales"], 128)
     x = np.random.default_rng(1).normal(size=(2, 3, 128)).astype(np.float32)
