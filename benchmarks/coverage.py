@@ -137,15 +137,16 @@ def copies(directory: Path, names: list[str]) -> int:
 
     from edgetie.bundle import open_bundle
     from edgetie.content import equal_groups
+    from edgetie.ties import is_named
 
     manifest = open_bundle(directory).manifest
     assert manifest is not None
     ties = {tie.name for tie in manifest.ties if set(tie.parameters) & set(names)}
     models = [ir.load(path) for path in sorted(directory.glob("*.onnx"))]
     values = [value for model in models for value in model.graph.initializers.values()]
-    found = [value for value in values if value.name in ties]
+    found = [v for v in values if v.name in ties or is_named(str(v.name), tuple(names))]
     for group in equal_groups(values):
-        if any(twin.value.name in ties for twin in group):
+        if any(twin.value in found for twin in group):
             return len(group)
     return min(len(found), 1)
 

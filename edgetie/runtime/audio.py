@@ -52,7 +52,7 @@ class FeatureExtractor:
         """
         encoder = bundle.manifest.encoder if bundle.manifest is not None else None
         name, shape = (encoder.inputs[0][k] for k in ("name", "shape")) if encoder else ("", [])
-        if name not in ("input_features", "input_values"):
+        if name not in ("input_features", "input_values", "inputs_embeds"):
             raise BundleError(f"{bundle.directory}: is no speech model; give it text")
         settings = _settings(bundle.directory / SETTINGS)
         rate = settings.get("sampling_rate", _RATE)
