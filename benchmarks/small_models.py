@@ -92,6 +92,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             "projector_hidden_size": INNER,
         }
     },
+    # the encoders' widths are not those that the projectors read by default
+    "granite_speech_encoder": {"hidden_dim": HIDDEN},
+    "granite_speech_plus_encoder": {"hidden_dim": HIDDEN},
+    "blip_2_qformer": {"encoder_hidden_size": HIDDEN},
+    "qwen3_asr_encoder": {"output_dim": HIDDEN, "downsample_hidden_size": INNER},
     "funnel": {"n_head": HEADS, "block_sizes": [1, 1], "block_repeats": [1, 1]},
     "xmod": {"default_language": "en_XX"},
 }

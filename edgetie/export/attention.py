@@ -179,8 +179,12 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention call; returns ``(batch, sequence, heads, head_size)``."""
-    if not _current:
-        raise Unfusable("attention outside of the decoder")
+    if not _current:  # of an encoder beside the decoder
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs
+        )
     trace = _current[-1]
     for unsupported in ("s_aux", "position_bias", "head_mask"):
         if kwargs.get(unsupported) is not None:
@@ -199,10 +203,14 @@ def _mask(
     mask_function: Any,
     device: torch.device | str = "cpu",
     **kwargs: Any,
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """transformers' mask call: a marker that stands for a recognised mask."""
     if not _current:
-        raise Unfusable("a mask that is made outside of the decoder")
+        from transformers.masking_utils import sdpa_mask
+
+        return sdpa_mask(  # type: ignore[no-any-return]
+            batch_size, q_length, kv_length, mask_function=mask_function, device=device, **kwargs
+        )
     spec = classify_mask(mask_function, kwargs.get("local_size"))
     marker = torch.zeros((), device=device)
     _current[-1].masks.append((marker, spec))
@@ -241,7 +249,8 @@ def classify_mask(mask_function: Any, local_size: int | None) -> MaskSpec:
 
 class Broadcast(TorchFunctionMode):
     """Spells out what torch's attention repeats unasked and ONNX Runtime's does not: a single key
-    head for every query head, and a mask's single row for every query.
+    head for every query head, a mask's single row for every query, and queries of a single row for
+    every row of keys.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -254,6 +263,8 @@ class Broadcast(TorchFunctionMode):
         if query.ndim == 4 and given["key"].shape[1] == 1 != query.shape[1]:
             for name in ("key", "value"):
                 given[name] = given[name].expand(-1, query.shape[1], -1, -1)
+        if isinstance(query.shape[0], int) and query.shape[0] == 1 != given["key"].shape[0]:
+            given["query"] = query.expand(given["key"].shape[0], *query.shape[1:])
         if mask is not None and mask.ndim == 4 and mask.shape[2] == 1 != query.shape[2]:
             given["attn_mask"] = mask.expand(-1, -1, query.shape[2], -1)
         return func(**given)

@@ -311,6 +311,7 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
         cache_in_place=bool(task.layers) and fused == len(task.layers),
         max_positions=task.max_positions,
         vocab_size=task.vocab_size,
+        audio_token_id=task.audio_token_id,
     )
 
 

@@ -25,6 +25,11 @@ from edgetie.sources.pretrained import first_line
 
 OPSET = 23
 """Attention, RMSNormalization and RotaryEmbedding are operators from here on."""
+_ALSO_CALLED = {
+    torch.ops.aten.__and__.Tensor: torch.ops.aten.bitwise_and.Tensor,
+    torch.ops.aten.__or__.Tensor: torch.ops.aten.bitwise_or.Tensor,
+}
+"""Operators that torch.onnx knows by another name."""
 
 
 @dataclass
@@ -161,8 +166,9 @@ def _convert(
     """ExportedProgram to onnx-ir.
 
     torch decomposes a program by tracing it again, half of an export's time. Programs of language
-    models hardly need it: only ``aten.to`` has no ONNX form of its own. So the program is converted
-    as it is, and decomposed only where that fails or an operator works in place.
+    models hardly need it: only ``aten.to`` and a few names have no ONNX form of their own. So the
+    program is converted as it is, and decomposed only where that fails or an operator works in
+    place.
     """
     _settle_strides(program)
     if not _mutates(program):
@@ -171,6 +177,7 @@ def _convert(
             if getattr(node.target, "overloadpacket", None) is torch.ops.aten.to:
                 node.target = torch.ops.aten._to_copy.default
                 node.args, node.kwargs = node.args[:1], {"dtype": node.meta["val"].dtype}
+            node.target = _ALSO_CALLED.get(node.target, node.target)
         decompose = program.run_decompositions
         program.run_decompositions = lambda *_, **__: program
         with contextlib.suppress(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,15 @@ import torch
 from edgetie.export.tasks.base import Array, Expected, logits_of, longest
 from edgetie.export.tasks.seq2seq import BATCH, Reading, Seq2SeqTask, caches, run
 
+_WIDTHS = (
+    "num_mel_bins",
+    "feature_projection_input_dim",
+    "input_dim",
+    "input_size",
+    "hidden_size",  # of an encoder that reads embeddings
+)
 _SOURCES = ("input_features", "input_values", "inputs_embeds")
-_FRAMES, _SAMPLES = 96, 8000  # of one example, where its length is free
+_SAMPLES, _FRAMES = 8000, (96, 200)  # of one example, where its length is free
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def probe(module: torch.nn.Module, config: Any) -> SpeechTask:
     source = _source(module, encoder)
     shape, axis, encoded = try_shapes(
         shapes(source, encoder.config, config),
-        lambda shape: _encode(encoder, source, shape),
+        lambda shape, _: _encode(encoder, source, shape),
         source,
     )
     longer = tuple(size + size // 2 * (i == axis) for i, size in enumerate(shape))
@@ -108,7 +116,7 @@ def _source(module: torch.nn.Module, encoder: torch.nn.Module) -> str:
 
 def try_shapes(
     candidates: Iterator[tuple[tuple[int, ...], int]],
-    encode: Callable[[tuple[int, ...]], Any],
+    encode: Callable[[tuple[int, ...], int], Any],
     source: str,
 ) -> tuple[tuple[int, ...], int, Any]:
     """The first shape that can be encoded, which of its axes is time, and what came out.
@@ -119,7 +127,7 @@ def try_shapes(
     why: Exception | None = None
     for shape, axis in candidates:
         try:
-            return shape, axis, encode(shape)
+            return shape, axis, encode(shape, axis)
         except Exception as error:
             why = error
     raise TypeError(f"no shape of {source} is known that it takes") from why
@@ -140,13 +148,13 @@ def shapes(source: str, *configs: Any) -> Iterator[tuple[tuple[int, ...], int]]:
     channels = setting("input_feat_per_channel")
     widths = [
         channels and channels * (setting("input_channels") or 1),
-        bins,
-        setting("feature_projection_input_dim"),
-        setting("hidden_size"),  # of an encoder that reads embeddings
+        *(setting(name) for name in _WIDTHS),
     ]
-    for width in widths:
-        if width:
-            yield (_FRAMES, width), 0
+    for width, frames in product(filter(None, widths), _FRAMES):
+        yield (frames, width), 0
+    for frames in _FRAMES:
+        if bins:
+            yield (bins, frames), 1
 
 
 def _encode(encoder: torch.nn.Module, source: str, shape: tuple[int, ...]) -> Any:
