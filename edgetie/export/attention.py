@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -263,11 +264,15 @@ class Broadcast(TorchFunctionMode):
         if query.ndim == 4 and given["key"].shape[1] == 1 != query.shape[1]:
             for name in ("key", "value"):
                 given[name] = given[name].expand(-1, query.shape[1], -1, -1)
-        if isinstance(query.shape[0], int) and query.shape[0] == 1 != given["key"].shape[0]:
+        if _is_one(query.shape[0]) and not _is_one(given["key"].shape[0]):
             given["query"] = query.expand(given["key"].shape[0], *query.shape[1:])
-        if mask is not None and mask.ndim == 4 and mask.shape[2] == 1 != query.shape[2]:
+        if mask is not None and mask.ndim == 4 and _is_one(mask.shape[2]):
             given["attn_mask"] = mask.expand(-1, -1, query.shape[2], -1)
         return func(**given)
+
+
+def _is_one(size: Any) -> bool:
+    return statically_known_true(size == 1)
 
 
 def register() -> str:

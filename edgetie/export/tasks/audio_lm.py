@@ -32,10 +32,12 @@ from edgetie.export.tasks.base import (
 from edgetie.export.tasks.causal import CausalTask
 from edgetie.export.tasks.running import open_graph
 from edgetie.export.tasks.speech import shapes, try_shapes
+from edgetie.export.windows import find_window, in_windows
 from edgetie.sources.calling import cache_keyword
 
 _SOURCE = "input_features"
 _ROWS = 5  # of an example; any number, as many as the tokens whose places they take
+_LONG = 24  # times an example's length: more than a window of attention
 _BEFORE, _AFTER = 3, 6  # tokens around a sound, compared with torch
 _STEPS = 3  # of those after it, one at a time
 
@@ -46,80 +48,89 @@ class AudioTask(CausalTask):
 
     Attributes:
         shape: of one clip's features, an example.
-        axis: that of ``shape`` along which clips may be longer or shorter; ``None`` if all must
-            have this shape.
+        axis: that of ``shape`` which is time.
+        varies: whether clips may be longer or shorter.
         masked: whether the encoder is told which features are padding.
         hidden_size: of a row that it makes.
+        window: rows of a clip that see each other, where not all do; clips are then read one by
+            one.
     """
 
     name = "audio-lm"
 
     shape: tuple[int, ...]
-    axis: int | None
+    axis: int
+    varies: bool
     masked: bool
     hidden_size: int
+    window: int | None
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
+        return [self._encoder(module), self._decoder(module, fused, last_only)]
+
+    def _encoder(self, module: torch.nn.Module) -> Graph:
         dtype = next(module.parameters()).dtype
+        clips = 2 if self.window is None else 1
+        features = torch.zeros(clips, *self.shape, dtype=dtype)
         dynamic = torch.export.Dim.DYNAMIC
-        shape = {0: dynamic} if self.axis is None else {0: dynamic, self.axis + 1: dynamic}
-        features = [torch.zeros(2, *self.shape, dtype=dtype)]
-        inputs = [_SOURCE]
-        if self.masked:
-            features.append(torch.ones(2, self._frames(self.shape), dtype=torch.long))
-            inputs.append(FEATURES_MASK)
-        encoder = Graph(
+        dimensions = {0: "batch"} if self.window is None else {}
+        dimensions |= {self.axis + 1: FRAMES} if self.varies else {}
+        mask = {(1 if axis else 0): dynamic for axis in dimensions}
+        inputs = self._features(features)
+        shapes = (dict.fromkeys(dimensions, dynamic), mask)
+        return Graph(
             file=ENCODER,
-            module=_Encoder(module, self.audio_token_id is not None),
-            arguments=tuple(features),
-            shapes=(shape, {0: dynamic, 1: dynamic if self.axis is not None else None})[
-                : len(features)
-            ],
-            inputs=inputs,
+            module=_Encoder(module, self.audio_token_id is not None, self.window),
+            arguments=tuple(inputs.values()),
+            shapes=shapes[: len(inputs)],
+            inputs=list(inputs),
             outputs=[AUDIO],
-            dimensions=tuple(
-                (_SOURCE, axis, FRAMES if axis else "batch") for axis in shape
-            ),
-        )  # fmt: skip
+            dimensions=tuple((_SOURCE, axis, name) for axis, name in dimensions.items()),
+        )
+
+    def _decoder(self, module: torch.nn.Module, fused: bool, last_only: bool) -> Graph:
         embedded = Embedded(module, adds=self.audio_token_id is None)
         (decoder,) = super().graphs(embedded, fused=fused, last_only=last_only)
         ids, mask, *past = decoder.arguments
-        by_row = self.audio_token_id is None
-        rows = torch.zeros(*(ids.shape if by_row else (_ROWS,)), self.hidden_size, dtype=dtype)
-        decoder = replace(
+        dynamic = torch.export.Dim.DYNAMIC
+        size: tuple[int, ...] = (_ROWS,)
+        dimensions = [(AUDIO, 0, "rows")]
+        if self.audio_token_id is None:
+            size, dimensions = ids.shape, [(AUDIO, 0, "batch"), (AUDIO, 1, "sequence")]
+        dtype = next(module.parameters()).dtype
+        return replace(
             decoder,
             file=DECODER,
             module=_Decoder(decoder.module, embedded, self.audio_token_id),
-            arguments=(ids, mask, rows, *past),
+            arguments=(ids, mask, torch.zeros(*size, self.hidden_size, dtype=dtype), *past),
             shapes=(
                 *decoder.shapes[:2],
-                {0: dynamic, 1: dynamic} if by_row else {0: dynamic},
+                dict.fromkeys(range(len(size)), dynamic),
                 *decoder.shapes[2:],
             ),
             inputs=[*decoder.inputs[:2], AUDIO, *decoder.inputs[2:]],
-            dimensions=(*decoder.dimensions, *(() if by_row else ((AUDIO, 0, "rows"),))),
+            dimensions=(*decoder.dimensions, *dimensions),
         )
-        return [encoder, decoder]
 
-    def _frames(self, shape: tuple[int, ...]) -> int:
-        return shape[1 if self.axis is None else self.axis]
-
-    def _clips(self) -> list[Array]:
-        """Two clips of noise, one longer than the other where that may be."""
-        random = np.random.default_rng(0)
-        longer = tuple(size * 2 if i == self.axis else size for i, size in enumerate(self.shape))
-        return [random.standard_normal((1, *shape), np.float32) for shape in (self.shape, longer)]
+    def _features(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the encoder reads: features ``(clips, ...)`` of which none is padding."""
+        given = {_SOURCE: features}
+        if self.masked:
+            given[FEATURES_MASK] = _ones(features, self.axis)
+        return given
 
     def expect(self, module: torch.nn.Module) -> Expected:
-        random = np.random.default_rng(1)
+        random = np.random.default_rng(0)
         token = self.audio_token_id
         inputs: dict[str, Array] = {}
         logits = []
-        for index, clip in enumerate(self._clips()):
-            given = {_SOURCE: torch.from_numpy(clip)}
-            if self.masked:
-                given[FEATURES_MASK] = torch.ones(1, self._frames(clip.shape[1:])).long()
+        times = 1
+        for index in range(2):
+            shape = _longer(self.shape, self.axis, times if self.varies else 1)
+            clip = random.standard_normal((1, *shape), np.float32)
+            given = self._features(torch.from_numpy(clip))
             rows = _heard(module, given)
+            times = 2 if self.window is None else 1 + self.window // rows.shape[-2]
             if token is None:
                 ids = random.integers(0, self.vocab_size, (1, rows.shape[-2]))
             else:
@@ -140,16 +151,12 @@ class AudioTask(CausalTask):
         count = ids[0].shape[1]
         wanted = expected.logits[:count], expected.logits[count:]
         with open_graph(directory / ENCODER) as encoder:
-            rows = [self._encode(encoder, clip.astype(dtype)) for clip in clips]
+            rows = []
+            for clip in clips:
+                given = self._features(torch.from_numpy(clip.astype(dtype)))
+                rows += encoder.run(None, {name: value.numpy() for name, value in given.items()})
         with open_graph(directory / DECODER) as decoder:
             return self._compare(decoder, ids, rows, wanted, dtype)
-
-    def _encode(self, encoder: Any, clip: Array) -> Array:
-        feeds = {_SOURCE: clip}
-        if self.masked:
-            feeds[FEATURES_MASK] = np.ones((1, self._frames(clip.shape[1:])), np.int64)
-        rows: Array = encoder.run(None, feeds)[0]
-        return rows
 
     def _compare(
         self, decoder: Any, ids: list[Array], rows: list[Array], wanted: Any, dtype: type[Any]
@@ -202,15 +209,16 @@ class AudioTask(CausalTask):
 class _Encoder(torch.nn.Module):
     """Features of sounds to rows ``(rows, hidden_size)``, or ``(batch, rows, hidden_size)``."""
 
-    def __init__(self, model: torch.nn.Module, flat: bool) -> None:
+    def __init__(self, model: torch.nn.Module, flat: bool, window: int | None) -> None:
         super().__init__()
         self.model = model
         self.flat = flat
+        self.window = window
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         given = {_SOURCE: features} | ({} if mask is None else {FEATURES_MASK: mask})
-        with Broadcast():
-            rows = _heard(self.model, given)
+        with Broadcast(), in_windows(self.model, self.window) as windows:
+            rows = _heard(self.model, given | windows)
         return rows.flatten(0, -2) if self.flat else rows
 
 
@@ -316,27 +324,41 @@ def probe(module: torch.nn.Module, config: Any) -> AudioTask:
     masked = FEATURES_MASK in parameters
 
     def encode(shape: tuple[int, ...], axis: int) -> torch.Tensor:
-        given = {_SOURCE: torch.zeros(1, *shape)}
-        if masked:
-            given[FEATURES_MASK] = torch.ones(1, shape[axis], dtype=torch.long)
-        return _heard(module, given)
+        features = torch.zeros(1, *shape)
+        mask = {FEATURES_MASK: _ones(features, axis)} if masked else {}
+        return _heard(module, {_SOURCE: features, **mask})
 
     shape, axis, rows = try_shapes(shapes(_SOURCE, *configs), encode, _SOURCE)
     token = getattr(config, "audio_token_id", None)
     base = causal.probe(Embedded(module, adds=token is None), config)
-    longer = tuple(size * 2 if i == axis else size for i, size in enumerate(shape))
+    window = None
     try:
-        varies = encode(longer, axis).numel() != rows.numel()
+        varies = encode(_longer(shape, axis, 2), axis).numel() != rows.numel()
     except Exception:
         varies = False
+    if varies:
+        listener, long = _listener(module), _longer(shape, axis, _LONG)
+        window = find_window(listener, lambda: encode(shape, axis))
+        window = window and find_window(listener, lambda: encode(long, axis))
     return AudioTask(
         **{each.name: getattr(base, each.name) for each in fields(base)}
         | {"audio_token_id": token},
         shape=shape,
-        axis=axis if varies else None,
+        axis=axis,
+        varies=varies,
         masked=masked,
         hidden_size=rows.shape[-1],
+        window=window,
     )
+
+
+def _longer(shape: tuple[int, ...], axis: int, times: int) -> tuple[int, ...]:
+    return tuple(size * times if i == axis else size for i, size in enumerate(shape))
+
+
+def _ones(features: torch.Tensor, axis: int) -> torch.Tensor:
+    """A mask of features ``(clips, ...)``, time behind their ``axis``: none is padding."""
+    return torch.ones(features.shape[0], features.shape[axis + 1], dtype=torch.long)
 
 
 def _listener(module: Any) -> Any:
@@ -345,7 +367,7 @@ def _listener(module: Any) -> Any:
     return inner if hasattr(inner, "get_audio_features") else module
 
 
-def _heard(module: torch.nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
+def _heard(module: torch.nn.Module, given: dict[str, Any]) -> torch.Tensor:
     """The rows that a model makes of features, as wide as a token's vector."""
     listener = _listener(module)
     names = inspect.signature(listener.get_audio_features).parameters
