@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetie.bundle import AUDIO, DECODER, ENCODER, FEATURES_MASK
+from edgetie.bundle import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MASK
 from edgetie.export.attention import Broadcast
 from edgetie.export.tasks import causal
 from edgetie.export.tasks.base import (
@@ -56,7 +56,7 @@ class AudioTask(CausalTask):
             one.
     """
 
-    name = "audio-lm"
+    name = AUDIO_LM
 
     shape: tuple[int, ...]
     axis: int
@@ -85,7 +85,10 @@ class AudioTask(CausalTask):
             shapes=shapes[: len(inputs)],
             inputs=list(inputs),
             outputs=[AUDIO],
-            dimensions=tuple((_SOURCE, axis, name) for axis, name in dimensions.items()),
+            dimensions=(
+                *((_SOURCE, axis, name) for axis, name in dimensions.items()),
+                *((FEATURES_MASK, 1, FRAMES) for _ in range(self.masked and self.varies)),
+            ),
         )
 
     def _decoder(self, module: torch.nn.Module, fused: bool, last_only: bool) -> Graph:
