@@ -16,6 +16,7 @@ from edgetie.bundle import AUDIO, LAST_TOKEN_NODE, Bundle
 from edgetie.errors import QuantizeError
 from edgetie.quantize.compensate import gram
 from edgetie.runtime.graph import without_last_token
+from edgetie.runtime.hearing import with_sound
 
 _WINDOW = 256  # tokens of one run: keeps the recorded activations small
 _TOKENS = 4096  # more change the statistics of channels by little
@@ -107,7 +108,10 @@ def measure(
             ids = texts[index % len(texts)]
             clip = clips[index % len(clips)] if clips else {}
             made = clip if encoder is None else _encoded(encoder, ids, clip)
-            ids = _with_sound(ids, made, bundle)[:, :limit]
+            if AUDIO in made and bundle.manifest is not None:
+                token = bundle.manifest.signature.audio_token_id
+                ids, made[AUDIO] = with_sound(ids, made[AUDIO], token, ids.shape[1])
+                ids = ids[:, :limit]
             feeds = _feeds(session, ids, made)
             for name, result in zip(names, session.run(outputs, feeds), strict=True):
                 flat = result.reshape(-1, result.shape[-1])
@@ -165,16 +169,6 @@ def _encoded(encoder: Any, ids: Array, clip: dict[str, Array]) -> dict[str, Arra
         for name, result in zip(names, results, strict=True)
     }
     return made | {"encoder_attention_mask": np.ones_like(ids)}
-
-
-def _with_sound(ids: Array, made: dict[str, Array], bundle: Bundle) -> Array:
-    """Tokens with places for what an encoder heard, where it takes the places of tokens."""
-    if AUDIO not in made or bundle.manifest is None:
-        return ids
-    rows, token = made[AUDIO], bundle.manifest.signature.audio_token_id
-    if token is None:
-        return np.resize(ids, rows.shape[:2])
-    return np.concatenate([np.full((1, len(rows)), token), ids], axis=1)
 
 
 def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.session import Session, one_line
 
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _LENGTHS = (192, 200), (8000,)  # of frames, and of samples, where an encoder takes several
 
 
@@ -54,6 +55,27 @@ def make_room(ids: list[int], token: int, rows: int) -> list[int]:
     return [*ids[:at], *[token] * rows, *ids[at + 1 :]]
 
 
+def with_sound(
+    ids: NDArray[np.int64], rows: NDArray[np.float32], token: int | None, length: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """A prompt with a sound in front of it.
+
+    Args:
+        ids: ``(1, count)``.
+        rows: as :func:`hear` returns them.
+        token: the one whose places rows take; ``None`` where one is added to each token.
+        length: tokens to read in all, the prompt's and later ones; a sound that is added to each is
+            repeated up to there.
+
+    Returns:
+        The prompt, and the rows that belong to it.
+    """
+    if token is None:
+        return ids, np.ascontiguousarray(rows[:, np.arange(length) % rows.shape[1]])
+    words = np.where(ids == token, int(token == 0), ids)  # no place for another sound
+    return np.concatenate([np.full((1, len(rows)), token), words], axis=1), rows
+
+
 def noise(encoder: Any, random: np.random.Generator) -> dict[str, NDArray[Any]]:
     """Random features ``(1, ...)`` of a length that an encoder takes, and what else it reads.
 
@@ -66,11 +88,12 @@ def noise(encoder: Any, random: np.random.Generator) -> dict[str, NDArray[Any]]:
     """
     first, *others = encoder.get_inputs()
     options = ort.RunOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # a length that it does not take is no error to log
     why: Exception | None = None
     for length in _LENGTHS[first.name == "input_values"]:
         sizes = [size if isinstance(size, int) else length for size in first.shape[1:]]
-        feeds: dict[str, NDArray[Any]] = {first.name: random.standard_normal((1, *sizes), "f4")}
+        clip = random.standard_normal((1, *sizes), np.float32).astype(_DTYPES[first.type])
+        feeds: dict[str, NDArray[Any]] = {first.name: clip}
         for mask in others:
             frames = mask.shape[1] if isinstance(mask.shape[1], int) else length
             feeds[mask.name] = np.ones((1, frames), np.int64)
