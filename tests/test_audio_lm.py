@@ -15,6 +15,8 @@ import transformers
 from edgetie.bundle import AUDIO, ENCODER
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.export.exporter import ExportReport, export
+from edgetie.harness.accuracy import check
+from edgetie.harness.latency import bench
 from edgetie.quantize import quantize
 from edgetie.quantize.sound import voice
 from edgetie.runtime import Decoder, Tokenizer, generate, hear, open_session, transcribe
@@ -170,6 +172,19 @@ def test_int8_keeps_the_tie(heard: tuple[Any, Any, ExportReport], tmp_path: Path
     assert {use.op_type for use in table.uses} == {"GatherBlockQuantized", "MatMulNBits"}
     assert "clips of a synthetic voice" in made.manifest.quantization["calibration"]
     assert "cannot run" not in str(made.manifest.quantization)
+    accuracy = check(
+        made.bundle, str(report.bundle.directory), max_tokens=64, greedy_prompts=1, greedy_tokens=4
+    )
+    assert "after noise" in accuracy.data
+    assert 0 < accuracy.relative_error < 0.2
+    assert accuracy.top1_agreement > 0.7
+
+
+def test_bench_hears_noise(heard: tuple[Any, Any, ExportReport]) -> None:
+    speed = bench(heard[2].bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
+    assert speed.encode_ms is not None
+    assert speed.encode_ms > 0
+    assert speed.prompt_tokens > 8
 
 
 def test_a_prompt_without_a_place(heard: tuple[Any, Any, ExportReport]) -> None:

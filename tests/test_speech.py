@@ -19,8 +19,10 @@ from ctranslate2_files import write_whisper
 from packages import speech_clips, whisper
 
 from edgetie.bundle import open_bundle
-from edgetie.errors import AudioError, BundleError, EdgetieError
+from edgetie.errors import AudioError, BundleError, EdgetieError, SourceError
 from edgetie.export.exporter import ExportReport, export
+from edgetie.harness.accuracy import check
+from edgetie.harness.latency import bench
 from edgetie.quantize import quantize
 from edgetie.quantize.sound import voice
 from edgetie.runtime import (
@@ -164,6 +166,25 @@ def test_int8_keeps_the_tie(heard: tuple[Any, ExportReport], tmp_path: Path) -> 
     assert said(made.bundle.directory, sound(0.9), max_new_tokens=1) == said(
         report.bundle.directory, sound(0.9), max_new_tokens=1
     )
+
+
+def test_check_and_bench_hear_noise(heard: tuple[Any, ExportReport], tmp_path: Path) -> None:
+    bundle = heard[1].bundle
+    quantize(bundle, tmp_path / "int8")
+    fp32 = str(bundle.directory)
+    report = check(tmp_path / "int8", fp32, max_tokens=64, greedy_prompts=2, greedy_tokens=4)
+    assert "after noise" in report.data
+    assert 0 < report.relative_error < 0.2
+    assert report.top1_agreement > 0.8
+    assert np.isnan(report.perplexity)
+    assert check(fp32, fp32, max_tokens=64, greedy_prompts=1).max_abs_error == 0
+    with pytest.raises(SourceError, match="hears; compare a bundle of it with another"):
+        check(fp32, str(bundle.directory.parent))
+    speed = bench(bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
+    assert speed.encode_ms is not None
+    assert speed.encode_ms > 0
+    assert speed.prompt_tokens == len(heard[1].manifest.signature.start_token_ids)
+    assert len(speed.runs[0].step_ms) == 3
 
 
 def test_a_waveform_is_read_as_it_is(tmp_path: Path) -> None:
