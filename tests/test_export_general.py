@@ -40,6 +40,11 @@ _KINDS: dict[str, dict[str, Any]] = {
         "intermediate_size": 96, "num_key_value_heads": 2, "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
+    "GptOss": {
+        "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "MiniCPM3": {
         "intermediate_size": 128, "num_key_value_heads": 4, "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 8, "v_head_dim": 16, "q_lora_rank": 32, "kv_lora_rank": 32,
@@ -113,6 +118,12 @@ def test_experts_are_traced_and_their_implementation_is_restored(tmp_path: Path)
     assert any(text.startswith("experts:") for text in report.manifest.fusion["unfused"])
     assert model.get_experts_implementation() == before
     assert_generates_like_torch(report, model)
+
+
+def test_attention_sinks_are_an_input_of_attention(tmp_path: Path) -> None:
+    report = exported("GptOss", tmp_path)
+    assert report.manifest.fusion["operators"]["GroupQueryAttention"] == 2
+    assert_generates_like_torch(report, make("GptOss"))
 
 
 def test_values_of_another_head_size_than_keys(tmp_path: Path) -> None:
