@@ -185,6 +185,19 @@ def test_branch_on_short_prompts_is_refused(tmp_path: Path) -> None:
         export(source_of(Branching().eval()), tmp_path / "branching")
 
 
+def test_model_that_sees_what_follows_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**{**_COMMON, "is_decoder": False})
+    model = transformers.BertLMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    with pytest.raises(ExportError, match="change with the tokens that follow"):
+        export(source_of(model), tmp_path / "bert")
+
+
 def test_cache_that_is_wrong_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
