@@ -17,7 +17,11 @@ from edgetie.errors import ExportError
 from edgetie.export import attention
 from edgetie.export.attention import Unfusable
 from edgetie.export.bounds import Bounds, read_bounds
-from edgetie.export.implementations import attention_implementation, experts_implementation
+from edgetie.export.implementations import (
+    announced_export,
+    attention_implementation,
+    experts_implementation,
+)
 from edgetie.export.program import forget_failure, prepare
 from edgetie.export.tasks import Graph, Task
 from edgetie.report.progress import Progress
@@ -53,7 +57,7 @@ def trace(source: Source, task: Task, *, last_only: bool, progress: Progress) ->
     unfused: list[str] = []
     if task.why_plain:
         unfused.append(f"KV cache: {task.why_plain}")
-    with experts_implementation(source) as has_experts:
+    with announced_export(source), experts_implementation(source) as has_experts:
         if has_experts:
             unfused.append("experts: their weights are gathered for each token")
         if task.replaces_attention:
