@@ -84,6 +84,20 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
     },
     "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 2},
+    # the adaptor has a quarter of the text model's width inside
+    "fun_asr_nano": {
+        "adaptor_config": {
+            "hidden_size": HIDDEN,
+            "intermediate_size": HIDDEN // 4,
+            "num_attention_heads": HEADS,
+            "projector_hidden_size": INNER,
+        }
+    },
+    # the encoders' widths are not those that the projectors read by default
+    "granite_speech_encoder": {"hidden_dim": HIDDEN},
+    "granite_speech_plus_encoder": {"hidden_dim": HIDDEN},
+    "blip_2_qformer": {"encoder_hidden_size": HIDDEN},
+    "qwen3_asr_encoder": {"output_dim": HIDDEN, "downsample_hidden_size": INNER},
     "funnel": {"n_head": HEADS, "block_sizes": [1, 1], "block_repeats": [1, 1]},
     "xmod": {"default_language": "en_XX"},
 }

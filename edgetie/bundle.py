@@ -25,11 +25,19 @@ MODEL = "model.onnx"
 ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
 DATA = "model.onnx.data"
+PROCESSOR = "processor_config.json"
+"""How a model that hears is asked about a sound."""
 ENCODER_MASK = "encoder_attention_mask"
 """Input of a decoder whose encoder reads a mask."""
+AUDIO = "audio_embeds"
+"""Output of an encoder whose rows take the places of tokens: input of the decoder beside it."""
+FEATURES_MASK = "input_features_mask"
+"""Input of such an encoder, 0 where features are padding."""
 FORMAT = 1
 SPEECH = "speech-seq2seq"
-"""The task of a model that hears."""
+"""The task of an encoder-decoder model that hears."""
+AUDIO_LM = "audio-lm"
+"""The task of a decoder of tokens with an encoder of sound beside it."""
 LAST_TOKEN_NODE = "edgetie.last_token"
 """Name of the GatherND node that keeps each row's last token; without it logits are ``all``."""
 
@@ -49,6 +57,8 @@ class Signature:
         vocab_size: number of rows of the logits' last dimension.
         eos_token_ids: tokens that end a generated text.
         start_token_ids: tokens that a decoder behind an encoder starts with.
+        audio_token_id: the token whose places the rows of a sound take; without one, where there
+            are such rows, one is added to each token.
     """
 
     inputs: list[dict[str, Any]]
@@ -59,6 +69,7 @@ class Signature:
     vocab_size: int = 0
     eos_token_ids: list[int] = field(default_factory=list)
     start_token_ids: list[int] = field(default_factory=list)
+    audio_token_id: int | None = None
 
 
 @dataclass

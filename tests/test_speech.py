@@ -194,6 +194,53 @@ def test_features_of_another_kind_are_refused(tmp_path: Path) -> None:
     assert "random features" in made.manifest.quantization["calibration"]
 
 
+def test_an_encoder_of_its_own_kind(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 128}  # fmt: skip
+    config = transformers.SpeechEncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.Wav2Vec2Config(
+            **sizes, conv_dim=(32, 32), conv_kernel=(10, 3), conv_stride=(5, 2),
+            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, num_feat_extract_layers=2,
+        ),
+        transformers.BertConfig(**{**sizes, "hidden_size": 32}, vocab_size=VOCABULARY),
+        **SPECIAL,
+    )  # fmt: skip
+    model = transformers.SpeechEncoderDecoderModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "decoder." in name:
+                parameter.normal_(std=1.0 if "crossattention" in name else 0.3)
+    save(model, tmp_path)
+    report = export(str(tmp_path), tmp_path / "fp32")
+    assert report.agreement.relative < 1e-5
+    assert len(report.manifest.ties[0].uses) == 2
+    assert report.manifest.encoder is not None
+    assert report.manifest.encoder.inputs[0]["name"] == "input_values"
+    samples = sound(0.3)
+    with torch.no_grad():
+        expected = model.generate(torch.from_numpy(samples)[None], max_new_tokens=12)[0].tolist()
+    tokens = said(report.bundle.directory, samples, max_new_tokens=12)
+    assert tokens == [token for token in expected[1:] if token != END]
+
+
+def test_a_tie_of_which_one_use_is_computed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.Pop2PianoConfig(
+        vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4
+    )
+    transformers.Pop2PianoForConditionalGeneration(config).save_pretrained(tmp_path)
+    report = export(str(tmp_path), tmp_path / "fp32")
+    assert report.agreement.relative < 1e-4
+    models = [ir.load(path) for path in report.bundle.model_paths]
+    tables = [name for model in models for name in model.graph.initializers if "embed_tok" in name
+              or name == "shared.weight"]  # fmt: skip
+    assert len(tables) == 1
+    assert not any(equal_initializers(model, tables) for model in models[1:])
+    with pytest.raises(BundleError, match="no log-mel spectrogram"):
+        FeatureExtractor.from_bundle(report.bundle)
+
+
 @pytest.mark.parametrize("bins", [80, 128])
 def test_features_are_those_of_transformers(bins: int) -> None:
     theirs = transformers.WhisperFeatureExtractor(bins)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -182,8 +183,12 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention call; returns ``(batch, sequence, heads, head_size)``."""
-    if not _current:
-        raise Unfusable("attention outside of the decoder")
+    if not _current:  # of an encoder beside the decoder
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs
+        )
     trace = _current[-1]
     for unsupported in ("position_bias", "head_mask"):
         if kwargs.get(unsupported) is not None:
@@ -206,10 +211,14 @@ def _mask(
     mask_function: Any,
     device: torch.device | str = "cpu",
     **kwargs: Any,
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """transformers' mask call: a marker that stands for a recognised mask."""
     if not _current:
-        raise Unfusable("a mask that is made outside of the decoder")
+        from transformers.masking_utils import sdpa_mask
+
+        return sdpa_mask(  # type: ignore[no-any-return]
+            batch_size, q_length, kv_length, mask_function=mask_function, device=device, **kwargs
+        )
     spec = classify_mask(mask_function, kwargs.get("local_size"))
     marker = torch.zeros((), device=device)
     _current[-1].masks.append((marker, spec))
@@ -248,7 +257,8 @@ def classify_mask(mask_function: Any, local_size: int | None) -> MaskSpec:
 
 class Broadcast(TorchFunctionMode):
     """Spells out what torch's attention repeats unasked and ONNX Runtime's does not: a single key
-    head for every query head, and a mask's single row for every query.
+    head for every query head, a mask's single row for every query, and queries of a single row for
+    every row of keys.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -261,9 +271,15 @@ class Broadcast(TorchFunctionMode):
         if query.ndim == 4 and given["key"].shape[1] == 1 != query.shape[1]:
             for name in ("key", "value"):
                 given[name] = given[name].expand(-1, query.shape[1], -1, -1)
-        if mask is not None and mask.ndim == 4 and mask.shape[2] == 1 != query.shape[2]:
+        if _is_one(query.shape[0]) and not _is_one(given["key"].shape[0]):
+            given["query"] = query.expand(given["key"].shape[0], *query.shape[1:])
+        if mask is not None and mask.ndim == 4 and _is_one(mask.shape[2]):
             given["attn_mask"] = mask.expand(-1, -1, query.shape[2], -1)
         return func(**given)
+
+
+def _is_one(size: Any) -> bool:
+    return statically_known_true(size == 1)
 
 
 def register() -> str:

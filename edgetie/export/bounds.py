@@ -14,6 +14,7 @@ from torch.utils._sympy.value_ranges import bound_sympy
 
 from edgetie.export.attention import Unfusable
 from edgetie.export.tasks import Graph
+from edgetie.export.tasks.base import FRAMES
 
 _FEWEST = 64
 """A limit below is no table of positions."""
@@ -32,7 +33,11 @@ class Bounds:
         Raises:
             Unfusable: if the program holds for short sequences or few rows only.
         """
-        upper = {name: high for name, (_, high) in self.ranges.items() if high is not None}
+        upper = {
+            name: high
+            for name, (_, high) in self.ranges.items()
+            if high is not None and name != FRAMES
+        }
         if "batch" in upper:
             raise Unfusable(f"holds for batches of up to {upper['batch']} only")
         # past + sequence <= limit shows as a bound of each, less the smallest size of the other

@@ -282,9 +282,10 @@ def optimize(
         TieError: naming the pass that parted a weight.
     """
     reports: list[PassReport] = []
+    shared = [names for names in parameters if _count_uses(models, names) > 1]
     for model in models.values():
         reports += run_passes(model, [], [Normalize(), Retie(), Normalize(fold=False)])
-    _require_module_ties(models, parameters)
+    _require_module_ties(models, shared)
     for model in models.values():
         fusions = [
             Linear(),
@@ -313,6 +314,7 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
         cache_in_place=bool(task.layers) and fused == len(task.layers),
         max_positions=task.max_positions,
         vocab_size=task.vocab_size,
+        audio_token_id=task.audio_token_id,
     )
 
 
@@ -321,6 +323,16 @@ def _encoder_signature(models: Mapping[str, ir.Model]) -> Signature | None:
         return None
     graph = models[ENCODER].graph
     return Signature(describe(graph.inputs), describe(graph.outputs), logits="all")
+
+
+def _count_uses(models: Mapping[str, ir.Model], names: tuple[str, ...]) -> int:
+    """How often traced graphs use a parameter: once where nothing is computed of its other uses."""
+    return sum(
+        len(value.uses())
+        for model in models.values()
+        for value in model.graph.initializers.values()
+        if is_named(str(value.name), names)
+    )
 
 
 def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[str, ...]]) -> None:

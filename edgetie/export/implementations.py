@@ -25,13 +25,14 @@ def attention_implementation(source: Source, name: str) -> Iterator[None]:
     Raises:
         Unfusable: if the model does not let it be chosen.
     """
-    before = source.config._attn_implementation
+    config = source.config.get_text_config(decoder=True)  # its own, where there is no other
+    before = config._attn_implementation
     try:
         try:
             _module(source).set_attn_implementation(name)
         except Exception as error:
             raise Unfusable(f"its attention cannot be replaced ({first_line(error)})") from error
-        if source.config._attn_implementation != name:
+        if config._attn_implementation != name:
             raise Unfusable("its attention cannot be replaced")
         yield
     finally:

@@ -178,7 +178,7 @@ def check(
         reference=reference.name,
         provider=provider,
         precision=precision,
-        data=data.description,
+        data=f"{data.description}, after noise" if actual.hears else data.description,
         tokens=predictions.tokens,
         positions=errors.positions,
         max_abs_error=errors.max_abs_error,
@@ -286,9 +286,9 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
 
 def _usable_window(bundle: BundleReference, reference: Reference, window: int) -> int:
     """The window, or what both models take: the manifest tells, else it is halved until it fits."""
-    manifest = bundle.bundle.manifest
-    if manifest is not None and manifest.signature.max_positions is not None:
-        return min(window, manifest.signature.max_positions)
+    longest = bundle.longest
+    if longest is not None:
+        return min(window, longest)
     while True:
         try:
             for model in (bundle, reference):

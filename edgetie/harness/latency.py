@@ -46,10 +46,14 @@ class LatencyReport:
         precision: of its weights.
         parameters: weights, each shared one counted once; ``None`` if there is no manifest.
         provider, threads: where it ran, on how many intra-op threads.
-        prompt_tokens, new_tokens, repeat: the protocol: so many tokens read, generated, and runs.
+        prompt_tokens, new_tokens, repeat: the protocol: so many tokens read, generated, and runs;
+            a model that hears reads noise besides, an encoder-decoder one only those tokens that
+            its decoder starts with.
         load_seconds: opening the session in a process that has only imported.
         first_run_ms: the session's first prefill.
-        prefill_ms: the time to the first token (TTFT), the session warm and its cache empty.
+        encode_ms: the encoder alone; ``None`` where there is none.
+        prefill_ms: the time to the first token (TTFT), that of the encoder included, the session
+            warm and its cache empty.
         prefill_tokens_per_second: ``prompt_tokens`` over that time.
         decode_tokens_per_second: from the second token on: ``new_tokens - 1`` over their time.
         latency_ms: ``p50``, ``p90`` and ``p99`` of single tokens from the second on, all runs.
@@ -81,6 +85,7 @@ class LatencyReport:
     repeat: int
     load_seconds: float
     first_run_ms: float
+    encode_ms: float | None
     prefill_ms: float
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
@@ -203,14 +208,14 @@ def run_worker(job: Job) -> Run:
     return Run(**answer)
 
 
-def _values(run: Run, job: Job) -> dict[str, float]:
+def _values(run: Run) -> dict[str, float]:
     """One run's scalar results, by field name."""
     sizes = ("baseline_rss", "rss", "anonymous", "file_mapped", "peak_rss")
     return {
         "load_seconds": run.load_seconds,
         "first_run_ms": run.first_run_ms,
         "prefill_ms": run.prefill_ms,
-        "prefill_tokens_per_second": job.prompt_tokens / run.prefill_ms * 1000,
+        "prefill_tokens_per_second": run.prompt_tokens / run.prefill_ms * 1000,
         "decode_tokens_per_second": len(run.step_ms) / sum(run.step_ms) * 1000,
         **{f"{name}_bytes": getattr(run, f"{name}_bytes") for name in sizes},
     }
@@ -224,7 +229,7 @@ def _summarize(
     ties: TieStatus,
     sampled: Run | None,
 ) -> LatencyReport:
-    each = [_values(run, job) for run in runs]
+    each = [_values(run) for run in runs]
     columns = {name: [values[name] for values in each] for name in each[0]}
     medians: dict[str, Any] = {
         name: int(statistics.median(column))
@@ -232,6 +237,7 @@ def _summarize(
         else statistics.median(column)
         for name, column in columns.items()
     }
+    encoded = [run.encode_ms for run in runs if run.encode_ms is not None]
     steps = np.concatenate([run.step_ms for run in runs])
     p50, p90, p99 = (float(value) for value in np.percentile(steps, (50, 90, 99)))
     return LatencyReport(
@@ -240,10 +246,11 @@ def _summarize(
         parameters=bundle.manifest.unique_parameters if bundle.manifest else None,
         provider=job.provider,
         threads=runs[0].threads,
-        prompt_tokens=job.prompt_tokens,
+        prompt_tokens=runs[0].prompt_tokens,
         new_tokens=job.new_tokens,
         repeat=len(runs),
         **medians,
+        encode_ms=statistics.median(encoded) if encoded else None,
         latency_ms={"p50": p50, "p90": p90, "p99": p99},
         file_bytes=_file_bytes(path, bundle),
         nodes_per_provider=runs[0].nodes_per_provider,

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edgetie.bundle import MANIFEST, Bundle, open_bundle
+from edgetie.bundle import AUDIO, MANIFEST, SPEECH, Bundle, open_bundle
 from edgetie.errors import BundleError, SourceError
+from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.generation import decoder_for
+from edgetie.runtime.hearing import hear, noise, with_sound
 from edgetie.runtime.session import one_line, open_session
 from edgetie.sources.calling import cache_keyword
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
+_SEED = 20240229
 _TORCH_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
 
 
@@ -74,20 +77,41 @@ class BundleReference:
         whole = self.bundle.manifest is not None
         return str(self.bundle.directory if whole else self.bundle.model_path)
 
+    @property
+    def hears(self) -> bool:
+        """Whether its encoder reads sound: then each sequence comes with noise of its own."""
+        encoder = self.session.encoder
+        return encoder is not None and encoder.get_inputs()[0].name != "input_ids"
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a sequence, beside what is heard; ``None`` if that is not known."""
+        manifest = self.bundle.manifest
+        most = manifest.signature.max_positions if manifest is not None else None
+        if most is None or not self.hears or self.session.cross:
+            return most
+        one = np.zeros((1, 1), np.int64)
+        return most + 1 - int(self._with_sound(one, 1)[0].shape[1])
+
     def logits(self, ids: Ids) -> Floats:
-        feeds: dict[str, npt.NDArray[Any]] = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids),
-            "position_ids": np.arange(ids.shape[1])[None],
-            "token_type_ids": np.zeros_like(ids),
-        }
-        if self.session.encoder is not None:
+        feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids}
+        if self.session.cross:
+            source = self._sound(ids) if self.hears else {"input_ids": ids}
+            if not self.hears:
+                source["attention_mask"] = np.ones_like(ids)
             made = [tensor.present for tensor in self.session.cross]
-            given = {"input_ids": ids, "attention_mask": feeds["attention_mask"]}
-            keys = self._run(self.session.encoder, made, given)
+            keys = self._run(self.session.encoder, made, source)
             feeds |= {t.past: key for t, key in zip(self.session.cross, keys, strict=True)}
-            feeds["encoder_attention_mask"] = feeds["attention_mask"]
+            feeds["encoder_attention_mask"] = np.ones_like(ids)
             feeds["input_ids"] = _shifted(ids, self._start)
+        elif self.hears:
+            feeds["input_ids"], feeds[AUDIO] = self._with_sound(ids, ids.shape[1])
+        read = feeds["input_ids"]
+        feeds |= {
+            "attention_mask": np.ones_like(read),
+            "position_ids": np.arange(read.shape[1])[None],
+            "token_type_ids": np.zeros_like(read),
+        }
         for tensor in self.session.cache:
             shape = (1, tensor.kv_heads, 0, tensor.head_size)
             feeds[tensor.past] = np.zeros(shape, self.session.cache_dtype)
@@ -96,7 +120,16 @@ class BundleReference:
             raise BundleError(f"{self.name}: input {unknown[0]} is not known")
         known = {value.name: feeds[value.name] for value in self.session.inputs}
         result: Floats = self._run(self.session.ort, ["logits"], known)[0][0]
-        return result.astype(np.float32, copy=False)
+        return result[-ids.shape[1] :].astype(np.float32, copy=False)
+
+    def _sound(self, ids: Ids) -> dict[str, npt.NDArray[Any]]:
+        """Noise for the encoder, the same for the same tokens."""
+        return noise(self.session.encoder, np.random.default_rng([_SEED, *ids[0].tolist()]))
+
+    def _with_sound(self, ids: Ids, length: int) -> tuple[Ids, Floats]:
+        manifest = self.bundle.manifest
+        token = manifest.signature.audio_token_id if manifest is not None else None
+        return with_sound(ids, hear(self.session, self._sound(ids)), token, length)
 
     @property
     def _start(self) -> list[int]:
@@ -112,9 +145,14 @@ class BundleReference:
             raise BundleError(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
-        decoder = decoder_for(self.session, 1, len(prompt_ids), n)
-        ids = np.array([prompt_ids], np.int64)
-        logits = decoder.prefill(ids, np.ones_like(ids))
+        ids, heard = np.array([prompt_ids], np.int64), None
+        if self.hears and not self.session.cross:
+            ids, heard = self._with_sound(ids, ids.shape[1] + n)
+        decoder = decoder_for(self.session, 1, ids.shape[1], n)
+        if isinstance(decoder, Decoder):
+            logits = decoder.prefill(ids, heard=heard)
+        else:
+            logits = decoder.prefill(next(iter(self._sound(ids).values())) if self.hears else ids)
         tokens = [int(logits[0].argmax())]
         while len(tokens) < n:
             logits = decoder.step(np.array(tokens[-1:], np.int64))
@@ -216,6 +254,8 @@ def resolve_reference(
     from edgetie.sources import load_source
 
     source = load_source(text, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    if source.task == SPEECH or hasattr(source.module, "get_audio_features"):
+        raise SourceError(f"{text}: hears; compare a bundle of it with another bundle of it")
     start = _start_tokens(source.module) if source.task == "seq2seq-lm" else None
     return TorchReference(source.module, text, start)
 

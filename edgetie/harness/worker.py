@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,13 @@ import edgetie.errors
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.environment import latency_problem
 from edgetie.harness.samples import random_ids
-from edgetie.runtime import Decoder, MemorySampler, Session, open_session, read_memory
+from edgetie.runtime import MemorySampler, Session, hear, open_session, read_memory
 from edgetie.runtime.generation import decoder_for
+from edgetie.runtime.hearing import noise, with_sound
 from edgetie.runtime.seq2seq import Seq2SeqDecoder
 
 _WARM_UP_TOKENS = 8
+_SEED = 20240229
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,10 @@ class Run:
 
     Attributes:
         load_seconds: opening the session.
+        prompt_tokens: tokens read before the first one.
         first_run_ms: the first prefill of the session.
-        prefill_ms: prompt to first token, chosen (TTFT).
+        encode_ms: the encoder alone, where there is one.
+        prefill_ms: prompt to first token, chosen (TTFT), with the encoder.
         step_ms: each later token, ``(new_tokens - 1,)``.
         baseline_rss_bytes: resident after imports, before loading; the other sizes are over it.
         rss_bytes, anonymous_bytes, file_mapped_bytes: at the last token.
@@ -63,7 +68,9 @@ class Run:
     """
 
     load_seconds: float
+    prompt_tokens: int
     first_run_ms: float
+    encode_ms: float | None
     prefill_ms: float
     step_ms: list[float]
     baseline_rss_bytes: int
@@ -88,12 +95,12 @@ def measure(job: Job) -> Run:
     sampler = MemorySampler() if job.sample_memory else None
     with sampler or nullcontext():
         session = open_session(job.path, provider=job.provider, threads=job.threads)
-        decoder = decoder_for(session, 1, job.prompt_tokens, job.new_tokens)
-        prompt = random_ids(job.prompt_tokens, _vocabulary(session))[None]
+        prompt = _Prompt(session, job)
         try:
-            first_run_ms = _generate(decoder, prompt, 1)[0]
-            _generate(decoder, prompt, min(_WARM_UP_TOKENS, job.new_tokens))
-            prefill_ms, *step_ms = _generate(decoder, prompt, job.new_tokens)
+            first_run_ms = _generate(prompt, 1)[0]
+            _generate(prompt, min(_WARM_UP_TOKENS, job.new_tokens))
+            encode_ms = prompt.encode()
+            prefill_ms, *step_ms = _generate(prompt, job.new_tokens)
         except BundleError as error:
             hint = "if the model takes fewer tokens, lower --prompt-tokens and --new-tokens"
             raise BundleError(f"{error}; {hint}") from error
@@ -104,7 +111,9 @@ def measure(job: Job) -> Run:
     ]
     return Run(
         load_seconds=session.load_seconds,
+        prompt_tokens=prompt.tokens,
         first_run_ms=first_run_ms,
+        encode_ms=encode_ms,
         prefill_ms=prefill_ms,
         step_ms=step_ms,
         baseline_rss_bytes=before.rss,
@@ -125,14 +134,61 @@ def _vocabulary(session: Session) -> int:
     return size if isinstance(size, int) else 256
 
 
-def _generate(
-    decoder: Decoder | Seq2SeqDecoder, prompt: npt.NDArray[np.int64], count: int
-) -> list[float]:
+class _Prompt:
+    """Random tokens and, for a model that hears, noise; and the decoder that reads them.
+
+    Attributes:
+        decoder: with room for them and the tokens to come.
+        tokens: that it reads.
+    """
+
+    def __init__(self, session: Session, job: Job) -> None:
+        self._session = session
+        self._ids = random_ids(job.prompt_tokens, _vocabulary(session))[None]
+        self._length = job.prompt_tokens + job.new_tokens
+        self._source: dict[str, npt.NDArray[Any]] = {}
+        self._hears = False
+        if session.encoder is not None:
+            self._hears = session.encoder.get_inputs()[0].name != "input_ids"
+            self._source = {"input_ids": self._ids, "attention_mask": np.ones_like(self._ids)}
+        if self._hears:
+            self._source = noise(session.encoder, np.random.default_rng(_SEED))
+        ids = self._ids if session.encoder is None or session.cross else self._heard()[0]
+        self.decoder = decoder_for(session, 1, ids.shape[1], job.new_tokens)
+        self.tokens = int(ids.shape[1])
+        if self._hears and isinstance(self.decoder, Seq2SeqDecoder):
+            self.tokens = len(self.decoder.start)
+
+    def _heard(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        manifest = self._session.bundle.manifest
+        token = manifest.signature.audio_token_id if manifest is not None else None
+        return with_sound(self._ids, hear(self._session, self._source), token, self._length)
+
+    def encode(self) -> float | None:
+        """Milliseconds of the encoder."""
+        if self._session.encoder is None:
+            return None
+        start = time.perf_counter()
+        self._session.encoder.run(None, self._source)
+        return (time.perf_counter() - start) * 1000
+
+    def prefill(self) -> npt.NDArray[np.float32]:
+        """Logits ``(1, vocabulary)`` behind the prompt."""
+        if isinstance(self.decoder, Seq2SeqDecoder):
+            return self.decoder.prefill(next(iter(self._source.values())))
+        if not self._source:
+            return self.decoder.prefill(self._ids)
+        ids, heard = self._heard()
+        return self.decoder.prefill(ids, heard=heard)
+
+
+def _generate(prompt: _Prompt, count: int) -> list[float]:
     """Milliseconds for each of ``count`` greedy tokens; the first includes the prompt."""
+    decoder = prompt.decoder
     decoder.reset()
     times = []
     last = time.perf_counter()
-    logits = decoder.prefill(prompt, np.ones_like(prompt))
+    logits = prompt.prefill()
     while True:
         token = logits.argmax(axis=-1)
         now = time.perf_counter()

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgetie.bundle import LAST_TOKEN_NODE, Bundle
+from edgetie.bundle import AUDIO, LAST_TOKEN_NODE, Bundle
 from edgetie.errors import QuantizeError
 from edgetie.quantize.compensate import gram
 from edgetie.runtime.graph import without_last_token
+from edgetie.runtime.hearing import with_sound
 
 _WINDOW = 256  # tokens of one run: keeps the recorded activations small
 _TOKENS = 1024  # four times as many lower the divergence by a thirtieth
@@ -92,7 +93,7 @@ def measure(
     model_path: Path,
     names: Sequence[str],
     tokens: Sequence[int],
-    clips: Sequence[Array] = (),
+    clips: Sequence[dict[str, Array]] = (),
 ) -> dict[str, Activation]:
     """Run a model over ``tokens`` and look at the named activations.
 
@@ -101,7 +102,7 @@ def measure(
         model_path: a model with ``input_ids``, ``attention_mask`` and perhaps a KV cache.
         names: values of the graph, ``(batch, sequence, channels)``.
         tokens: a text; it is read in windows of 256 tokens.
-        clips: features of sounds, for an encoder that reads them.
+        clips: what an encoder reads of sounds, for one that hears.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
@@ -122,8 +123,12 @@ def measure(
         ]
         for index in range(len(clips) if clips and encoder is None else len(texts)):
             ids = texts[index % len(texts)]
-            clip = clips[index % len(clips)] if clips else None
-            made = _heard(session, clip) if encoder is None else _encoded(encoder, ids, clip)
+            clip = clips[index % len(clips)] if clips else {}
+            made = clip if encoder is None else _encoded(encoder, ids, clip)
+            if AUDIO in made and bundle.manifest is not None:
+                token = bundle.manifest.signature.audio_token_id
+                ids, made[AUDIO] = with_sound(ids, made[AUDIO], token, ids.shape[1])
+                ids = ids[:, :limit]
             feeds = _feeds(session, ids, made)
             for name, result in zip(names, session.run(outputs, feeds), strict=True):
                 flat = result.reshape(-1, result.shape[-1])
@@ -172,15 +177,10 @@ def _open(model: onnx.ModelProto, model_path: Path) -> Any:
     )
 
 
-def _heard(encoder: Any, clip: Array | None) -> dict[str, Array]:
-    """The input of an encoder that reads sound."""
-    return {} if clip is None else {encoder.get_inputs()[0].name: clip}
-
-
-def _encoded(encoder: Any, ids: Array, clip: Array | None) -> dict[str, Array]:
+def _encoded(encoder: Any, ids: Array, clip: dict[str, Array]) -> dict[str, Array]:
     """What an encoder makes, for the decoder, of a sound; or else of the text that both read."""
     names = [value.name for value in encoder.get_outputs()]
-    results = encoder.run(names, _feeds(encoder, ids, _heard(encoder, clip)))
+    results = encoder.run(names, _feeds(encoder, ids, clip))
     made = {
         name.replace("present.", "past_key_values.", 1): result
         for name, result in zip(names, results, strict=True)

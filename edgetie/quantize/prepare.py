@@ -55,7 +55,7 @@ def prepare(
     model_path: Path,
     tokens: Sequence[int],
     *,
-    clips: Sequence[Array] = (),
+    clips: Sequence[dict[str, Array]] = (),
     fixed: Collection[str] = (),
 ) -> Preparation:
     """Smooth and rotate ``model`` in place.
@@ -66,7 +66,7 @@ def prepare(
         bundle: what the model is part of.
         model_path: the file ``model`` was read from, to run; its values have the same names.
         tokens: the calibration text.
-        clips: the calibration sounds, of a model that hears.
+        clips: what the encoder reads of the calibration sounds, of a model that hears.
         fixed: names of matrices that must stay as they are, because other models read them too.
     """
     sites = {

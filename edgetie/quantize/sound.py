@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from edgetie.bundle import Bundle
 from edgetie.errors import BundleError
 from edgetie.runtime.audio import FeatureExtractor
+from edgetie.runtime.hearing import noise
+from edgetie.runtime.session import session_options
 
 _SECONDS = (3.0, 6.0, 12.0, 24.0)  # of each clip, as far as the model takes that
-_FREE = 200  # length of random features where the model does not fix it
 _SEED = 20240229
 
 Array = np.ndarray[Any, Any]
 
 
-def calibration_clips(bundle: Bundle) -> tuple[list[Array], str]:
-    """Features ``(1, ...)`` of a few clips, and what they are in words; none for other models."""
+def calibration_clips(bundle: Bundle) -> tuple[list[dict[str, Array]], str]:
+    """What the encoder reads of a few clips, and what they are in words; none for other models."""
     encoder = bundle.manifest.encoder if bundle.manifest is not None else None
     if encoder is None or encoder.inputs[0]["name"] == "input_ids":
         return [], ""
@@ -26,12 +28,12 @@ def calibration_clips(bundle: Bundle) -> tuple[list[Array], str]:
     try:
         extract = FeatureExtractor.from_bundle(bundle)
     except BundleError:
-        sizes = [d if isinstance(d, int) else _FREE for d in encoder.inputs[0]["shape"][1:]]
-        clips = [random.standard_normal((1, *sizes), np.float32) for _ in _SECONDS]
+        session = ort.InferenceSession(str(bundle.model_paths[0]), session_options(1))
+        clips = [noise(session, random) for _ in _SECONDS]
         return clips, f"{len(clips)} clips of random features"
     limit = extract.limit / extract.rate if extract.limit else _SECONDS[-1]
-    clips = [extract(voice(random, min(s, limit), extract.rate)) for s in _SECONDS]
-    return clips, f"{len(clips)} clips of a synthetic voice"
+    sounds = [voice(random, min(s, limit), extract.rate) for s in _SECONDS]
+    return [extract.feeds(sound) for sound in sounds], f"{len(sounds)} clips of a synthetic voice"
 
 
 def voice(random: np.random.Generator, seconds: float, rate: int) -> Array:

@@ -161,9 +161,11 @@ def resource_table(report: LatencyReport) -> Table:
             cells.append(f"{report.ratios[name]:.2f}" if name in report.ratios else "")
         return [label, *cells]
 
+    encodes = any(each.encode_ms is not None for each in models)
     rows = [
         row("load", "load_seconds", "{:.2f} s".format),
         row("first run", "first_run_ms", "{:.0f} ms".format),
+        *([row("encode", "encode_ms", _milliseconds)] if encodes else []),
         row("prefill (TTFT)", "prefill_ms", "{:.0f} ms".format),
         row("decode, tokens/s", "decode_tokens_per_second", "{:.1f}".format),
     ]
@@ -206,6 +208,10 @@ def short_name(path: str) -> str:
 
 def _bytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if abs(size) >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _milliseconds(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.0f} ms"
 
 
 def _percent(value: float) -> str:

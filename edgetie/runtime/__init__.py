@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         generate_text,
         stop_tokens,
     )
+    from edgetie.runtime.hearing import hear
     from edgetie.runtime.memory import MemorySampler, MemoryUse, read_memory, release_file_pages
     from edgetie.runtime.providers import PROVIDERS, Provider, resolve
     from edgetie.runtime.sampling import Sampling, sample
@@ -43,6 +44,7 @@ __all__ = [
     "Tokenizer",
     "generate",
     "generate_text",
+    "hear",
     "open_session",
     "read_memory",
     "read_wav",
@@ -57,6 +59,7 @@ _MODULES = {
     "audio": ("FeatureExtractor", "read_wav"),
     "decoder": ("Decoder",),
     "generation": ("Chunk", "Completion", "Step", "generate", "generate_text", "stop_tokens"),
+    "hearing": ("hear",),
     "memory": ("MemorySampler", "MemoryUse", "read_memory", "release_file_pages"),
     "providers": ("PROVIDERS", "Provider", "resolve"),
     "sampling": ("Sampling", "sample"),

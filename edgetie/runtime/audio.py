@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle import Bundle
+from edgetie.bundle import FEATURES_MASK, Bundle
 from edgetie.errors import AudioError, BundleError
 
 SETTINGS = "preprocessor_config.json"
@@ -34,6 +34,10 @@ class FeatureExtractor:
         hop: samples from one frame to the next.
         limit: most samples of a clip, shorter ones are filled up with silence; 0 for no limit.
         normalize: bring the waveform to mean 0 and variance 1.
+        name: of the encoder's input.
+        masked: whether the encoder is told which frames are filled up.
+        multiple: frames are filled up to a multiple of it, where there is no limit.
+        shortest: fewest samples, shorter clips are filled up with silence.
     """
 
     rate: int
@@ -42,6 +46,10 @@ class FeatureExtractor:
     hop: int = _HOP
     limit: int = 0
     normalize: bool = False
+    name: str = "input_features"
+    masked: bool = False
+    multiple: int = 1
+    shortest: int = 1
 
     @staticmethod
     def from_bundle(bundle: Bundle) -> FeatureExtractor:
@@ -52,14 +60,18 @@ class FeatureExtractor:
         """
         encoder = bundle.manifest.encoder if bundle.manifest is not None else None
         name, shape = (encoder.inputs[0][k] for k in ("name", "shape")) if encoder else ("", [])
-        if name not in ("input_features", "input_values"):
+        if name not in ("input_features", "input_values", "inputs_embeds"):
             raise BundleError(f"{bundle.directory}: is no speech model; give it text")
-        settings = _settings(bundle.directory / SETTINGS)
+        settings = read_settings(bundle.directory / SETTINGS)
         rate = settings.get("sampling_rate", _RATE)
         if name == "input_values":
-            return FeatureExtractor(rate, normalize=bool(settings.get("do_normalize")))
+            return FeatureExtractor(rate, normalize=bool(settings.get("do_normalize")), name=name)
         hop = settings.get("hop_length", _HOP)
         sizes = shape[1:]
+        assert encoder is not None
+        masked = FEATURES_MASK in [value["name"] for value in encoder.inputs]
+        if masked and len(sizes) == 2 and "n_fft" in settings:
+            return FeatureExtractor(rate, **_masked(settings, hop, *sizes))
         if (settings and "n_fft" not in settings) or not all(isinstance(d, int) for d in sizes):
             raise BundleError(
                 f"{bundle.directory}: its features are no log-mel spectrogram of fixed length; "
@@ -88,9 +100,25 @@ class FeatureExtractor:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return samples.astype(np.float32)[None]
 
+    def feeds(self, samples: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """What the encoder reads of samples ``(count,)``, by the names of its inputs.
+
+        Raises:
+            AudioError: as for features.
+        """
+        features = self(samples)
+        if not self.masked:
+            return {self.name: features}
+        frames = features.shape[-1]
+        count = max(samples.size, self.shortest)
+        heard = -(-count // self.hop) if self.limit else count // self.hop
+        mask = (np.arange(frames) < heard).astype(np.int64)
+        return {self.name: features, FEATURES_MASK: mask[None]}
+
     def _spectrogram(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(bins, frames)``: logarithms of the energy in each bin, about -1 to 1."""
-        padded = np.pad(samples.astype(np.float64), (0, self.limit - samples.size))
+        size = self.limit or max(samples.size, self.shortest)
+        padded = np.pad(samples.astype(np.float64), (0, size - samples.size))
         padded = np.pad(padded, self.window // 2, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.window)[:: self.hop][:-1]
         hann = np.hanning(self.window + 1)[:-1]
@@ -98,8 +126,25 @@ class FeatureExtractor:
         filters = mel_filters(self.bins, self.window, self.rate)
         mel = np.log10(np.maximum(power @ filters, 1e-10))
         mel = (np.maximum(mel, mel.max() - _SPREAD) + 4) / 4
-        found: NDArray[np.float32] = np.ascontiguousarray(mel.T, np.float32)
+        filled = np.pad(mel, ((0, -len(mel) % self.multiple), (0, 0)))
+        found: NDArray[np.float32] = np.ascontiguousarray(filled.T, np.float32)
         return found
+
+
+def _masked(settings: dict[str, Any], hop: int, bins: Any, frames: Any) -> dict[str, Any]:
+    """How a masked spectrogram is filled up: to what the encoder takes, to a multiple of its
+    windows, or to the length that the settings name.
+    """
+    if isinstance(frames, int):
+        filled = {"limit": frames * hop}
+    elif "n_window" in settings:
+        filled = {
+            "multiple": max(1, 2 * settings["n_window"]),
+            "shortest": max(settings.get("min_length") or 0, settings["n_fft"]),
+        }
+    else:
+        filled = {"limit": settings.get("chunk_length", 0) * settings.get("sampling_rate", _RATE)}
+    return {"bins": bins, "window": settings["n_fft"], "hop": hop, "masked": True, **filled}
 
 
 def mel_filters(bins: int, window: int, rate: int) -> NDArray[np.float64]:
@@ -145,7 +190,12 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
     return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The contents of ``preprocessor_config.json`` or ``processor_config.json``; none without it.
+
+    Raises:
+        BundleError: if they are no settings.
+    """
     if not path.is_file():
         return {}
     try:

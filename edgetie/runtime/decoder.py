@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgetie.bundle import AUDIO, AUDIO_LM
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.memory import MappedFiles, release_heap
 from edgetie.runtime.session import CacheTensor, Session, TensorInfo, one_line
@@ -41,7 +42,7 @@ class Decoder:
             BundleError: if the model is no decoder that can be driven token by token.
             EdgetieError: if ``max_length`` is more than the model takes.
         """
-        if session.bundle.task != "causal-lm":
+        if session.bundle.task not in ("causal-lm", AUDIO_LM):
             raise BundleError(
                 f"{session.bundle.directory}: a bundle for {session.bundle.task}; only decoders "
                 "(causal-lm) generate token by token"
@@ -58,6 +59,7 @@ class Decoder:
         self._inputs = {
             name: np.empty(batch * max_length, self._dtype(info)) for name, info in inputs.items()
         }
+        self._heard = self._rows = self._silence()
         self._bound: dict[str, tuple[int, ...]] = {}
         self._steps = 0
         self._touched: MappedFiles | None = None
@@ -87,7 +89,10 @@ class Decoder:
             self._binding.bind_ortvalue_input(tensor.past, empty)
 
     def prefill(
-        self, ids: NDArray[np.int64], attention_mask: NDArray[np.int64] | None = None
+        self,
+        ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64] | None = None,
+        heard: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens to every sequence.
 
@@ -95,6 +100,8 @@ class Decoder:
             ids: ``(batch, count)`` token ids.
             attention_mask: ``(batch, count)``, 0 where ``ids`` is padding, on either side;
                 ``None`` if there is none.
+            heard: what a model that hears makes of sounds (:func:`edgetie.runtime.hear`): a row
+                for each place that the ids hold for one, or rows for every token to come.
 
         Returns:
             Logits ``(batch, vocabulary)`` of each sequence's last token.
@@ -110,6 +117,7 @@ class Decoder:
         if len(empty):
             raise EdgetieError(f"sequence {empty[0]} has no token; give at least one")
         self._steps = 0
+        self._heard = self._silence() if heard is None else heard
         return self._forward(ids, mask, self._after_prefill)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -138,6 +146,7 @@ class Decoder:
             self._ids[:, first:end] = ids
             first, ids = 0, self._ids[:, :end]
         self._feed("input_ids", ids)
+        self._feed_heard(first, end)
         if "attention_mask" in self._inputs:
             self._feed("attention_mask", self._mask[:, :end])
         if "position_ids" in self._inputs:
@@ -169,6 +178,27 @@ class Decoder:
         if self.session.device != "cpu" or self._bound.get(name) != values.shape:
             self._binding.bind_cpu_input(name, buffer)
             self._bound[name] = values.shape
+
+    def _silence(self) -> NDArray[np.float32]:
+        """What is heard where there is no sound."""
+        info = next((info for info in self.session.inputs if info.name == AUDIO), None)
+        if info is None:
+            return np.zeros(0, np.float32)
+        sizes = (0,) if len(info.shape) == 2 else (self.batch, self.max_length)
+        return np.zeros((*sizes, int(info.shape[-1])), self._dtype(info))
+
+    def _feed_heard(self, first: int, end: int) -> None:
+        """Bind what is heard at tokens ``first`` to ``end``."""
+        rows = self._heard
+        if rows.ndim == 3:  # a row for each token
+            rows = rows[:, first:end]
+            if rows.shape[1] < end - first:
+                raise EdgetieError(f"token {end} comes after the end of the sound")
+        elif self._steps and self._ids is None:
+            rows = rows[:0]  # the places are those of the prompt
+        if rows.ndim > 1:
+            self._rows = np.ascontiguousarray(rows)
+            self._binding.bind_cpu_input(AUDIO, self._rows)
 
     def _bind_logits(self, tokens: int) -> None:
         if not isinstance(self._vocabulary, int):  # known after the first run
@@ -216,6 +246,7 @@ class Decoder:
         """The inputs that are no cache, and the logits."""
         cached = {tensor.past for tensor in self.session.cache}
         inputs = {info.name: info for info in self.session.inputs if info.name not in cached}
+        inputs.pop(AUDIO, None)
         unknown = [name for name in inputs if name not in _TOKEN_INPUTS]
         logits = next((info for info in self.session.outputs if info.name == "logits"), None)
         if unknown or "input_ids" not in inputs or logits is None:

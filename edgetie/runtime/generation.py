@@ -121,11 +121,11 @@ def generate(
         raise EdgetieError("a prompt is empty; give at least one token")
     if session.bundle.task == SPEECH:
         raise BundleError(f"{session.bundle.directory}: takes sound, not text; use transcribe")
-    ids, mask = pad(prompts, side="left" if session.encoder is None else "right")
+    ids, mask = pad(prompts, side="right" if session.cross else "left")
     decoder = decoder_for(session, len(prompts), ids.shape[1], max_new_tokens)
     logits = decoder.prefill(ids, mask)
     seen = np.zeros(logits.shape, np.bool_)
-    for row, prompt in enumerate(prompts if session.encoder is None else ()):
+    for row, prompt in enumerate(() if session.cross else prompts):
         seen[row, list(prompt)] = True
     stops = stop_tokens(session.bundle) if stop_token_ids is None else stop_token_ids
     yield from continued(decoder, logits, max_new_tokens, sampling, stops, seed, seen)
@@ -186,12 +186,12 @@ def decoder_for(
     manifest = session.bundle.manifest
     signature = manifest.signature if manifest is not None else None
     first = prompt_tokens
-    if session.encoder is not None and signature is not None:
+    if session.cross and signature is not None:
         first = len(signature.start_token_ids)  # the prompt is the encoder's
     room = first + new_tokens
     if signature is not None and signature.max_positions is not None:
         room = max(first, min(room, signature.max_positions))
-    kind = Decoder if session.encoder is None else Seq2SeqDecoder
+    kind = Seq2SeqDecoder if session.cross else Decoder
     return kind(session, batch, room)
 
 

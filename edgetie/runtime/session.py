@@ -140,7 +140,7 @@ def open_session(
         )
     made = outputs if encoder is None else [_info(value) for value in encoder.get_outputs()]
     cross = _cache(inputs, made, bundle.model_path, CROSS) if encoder is not None else []
-    cache = _cache(inputs, outputs, bundle.model_path, "" if encoder is None else OWN)
+    cache = _cache(inputs, outputs, bundle.model_path, OWN if cross else "")
     nodes = _nodes_per_provider(session, encoder)
     if not nodes.get(row.ort_name):
         raise ProviderError(

@@ -7,22 +7,26 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle import language_token_ids
-from edgetie.errors import EdgetieError
-from edgetie.runtime.audio import FeatureExtractor
+from edgetie.bundle import AUDIO_LM, PROCESSOR, Bundle, language_token_ids
+from edgetie.errors import BundleError, EdgetieError
+from edgetie.runtime.audio import FeatureExtractor, read_settings
+from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.generation import (
     GREEDY,
     Chunk,
     continued,
+    decoder_for,
     stop_tokens,
     written,
 )
+from edgetie.runtime.hearing import hear, make_room
 from edgetie.runtime.sampling import Sampling
 from edgetie.runtime.seq2seq import Seq2SeqDecoder
 from edgetie.runtime.session import Session
 from edgetie.runtime.tokenizer import Tokenizer
 
 _POSITIONS = 448  # where the model has no limit of its own
+_NEW_TOKENS = 448  # of a language model that answers
 
 
 def transcribe(
@@ -54,11 +58,18 @@ def transcribe(
         EdgetieError: if it does not know the language.
     """
     bundle = session.bundle
-    features = FeatureExtractor.from_bundle(bundle)(samples)
+    extractor = FeatureExtractor.from_bundle(bundle)
     known = language_token_ids(bundle.directory)
     if language is not None and language not in known:
         names = ", ".join(sorted(known)) or "no language by name"
         raise EdgetieError(f"language {language}: the model knows {names}")
+    if bundle.task == AUDIO_LM:
+        heard = hear(session, extractor.feeds(samples))
+        yield from _answered(
+            session, tokenizer, heard, max_new_tokens or _NEW_TOKENS, sampling, seed
+        )
+        return
+    features = extractor(samples)
     manifest = bundle.manifest
     positions = (manifest.signature.max_positions if manifest is not None else None) or _POSITIONS
     decoder = Seq2SeqDecoder(session, 1, positions)
@@ -76,3 +87,41 @@ def transcribe(
     limit = room if max_new_tokens is None else min(max_new_tokens, room)
     steps = continued(decoder, logits, limit, sampling, stop_tokens(bundle), seed)
     yield from written(steps, tokenizer, [len(decoder.start)])
+
+
+def _answered(
+    session: Session,
+    tokenizer: Tokenizer,
+    heard: NDArray[np.float32],
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int | None,
+) -> Iterator[Chunk]:
+    """The answer of a language model that is shown a sound in a chat."""
+    ids = _request(session.bundle, tokenizer, len(heard))
+    decoder = decoder_for(session, 1, len(ids), max_new_tokens)
+    assert isinstance(decoder, Decoder)
+    logits = decoder.prefill(np.array([ids], np.int64), heard=heard)
+    stops = stop_tokens(session.bundle)
+    yield from written(
+        continued(decoder, logits, max_new_tokens, sampling, stops, seed), tokenizer, [len(ids)]
+    )
+
+
+def _request(bundle: Bundle, tokenizer: Tokenizer, rows: int) -> list[int]:
+    """The chat that asks what is said, with room for a sound.
+
+    Raises:
+        BundleError: if the bundle does not say how a model is asked.
+    """
+    token = bundle.manifest.signature.audio_token_id if bundle.manifest is not None else None
+    settings = read_settings(bundle.directory / PROCESSOR)
+    if token is None or tokenizer.chat_template is None or "time_marker_every_seconds" in settings:
+        raise BundleError(
+            f"{bundle.directory}: has no chat template with one place for a sound; make the prompt "
+            "yourself and run it from Python (edgetie.runtime.hear, Decoder.prefill)"
+        )
+    text = settings.get("default_transcription_prompt")
+    content = [{"type": "audio"}, *([{"type": "text", "text": text}] if text else [])]
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": content}])
+    return make_room(tokenizer.encode(prompt, add_special_tokens=False), token, rows)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgetie.bundle import MANIFEST, SPEECH
+from edgetie.bundle import MANIFEST, PROCESSOR, SPEECH
 from edgetie.errors import SourceError
 from edgetie.sources import Source
 from edgetie.sources.families import auto_class, task_of
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_PREPROCESSORS = ("preprocessor_config.json", PROCESSOR)
+_HEARING = (SPEECH, "seq2seq-lm")  # some models that hear are listed among those that read
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_SECONDS = 10.0
 
@@ -71,13 +73,16 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
 def _save_all(text: str, config: Any, target: Path, options: dict[str, Any], task: str) -> None:
     """:func:`save_extras`, and how sound becomes features where the model hears."""
     save_extras(text, config, target, options)
-    if task != SPEECH or not any(_has_file(text, n, options) for n in _PREPROCESSORS):
+    files = [path for name in _PREPROCESSORS if (path := _file(text, name, options))]
+    if task not in _HEARING or not files:
         return
     from transformers import AutoFeatureExtractor
 
     try:
         with quiet_transformers():
             AutoFeatureExtractor.from_pretrained(text, **options).save_pretrained(target)
+        if files[-1].name == PROCESSOR:  # how a sound is asked about
+            shutil.copyfile(files[-1], target / PROCESSOR)
     except Exception as error:
         raise SourceError(
             f"{text}: its feature extractor cannot be loaded ({first_line(error)}); "
@@ -182,7 +187,7 @@ def save_extras(text: str, config: Any, target: Path, options: dict[str, Any]) -
         except OSError:
             generation = GenerationConfig.from_model_config(config)
         generation.save_pretrained(target)
-        if not any(_has_file(text, name, options) for name in _TOKENIZERS):
+        if not any(_file(text, name, options) for name in _TOKENIZERS):
             return
         try:
             tokenizer = AutoTokenizer.from_pretrained(text, **options)
@@ -194,13 +199,15 @@ def save_extras(text: str, config: Any, target: Path, options: dict[str, Any]) -
         save_tokenizer(tokenizer, target)
 
 
-def _has_file(text: str, name: str, options: dict[str, Any]) -> bool:
+def _file(text: str, name: str, options: dict[str, Any]) -> Path | None:
+    """A file of a model, or ``None`` if it has no such file."""
     from transformers.utils import cached_file
 
     try:
-        return cached_file(text, name, local_files_only=options["local_files_only"]) is not None
+        found = cached_file(text, name, local_files_only=options["local_files_only"])
     except OSError:
-        return False
+        return None
+    return None if found is None else Path(found)
 
 
 @contextlib.contextmanager

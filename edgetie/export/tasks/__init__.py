@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgetie.errors import ExportError
-from edgetie.export.tasks import causal, masked, seq2seq, speech
+from edgetie.export.tasks import audio_lm, causal, masked, seq2seq, speech
 from edgetie.export.tasks.base import Agreement, Expected, Graph, Task
 from edgetie.sources.pretrained import first_line
 
@@ -30,8 +30,9 @@ def probe(source: Source) -> Task:
     """
     if source.task not in _PROBES:
         raise ExportError(f"{source.name}: {source.task} models cannot be exported yet")
+    probe = audio_lm.probe if audio_lm.hears(source.module) else _PROBES[source.task]
     try:
-        return _PROBES[source.task](source.module, source.config)
+        return probe(source.module, source.config)
     except Exception as error:
         raise ExportError(
             f"{source.name}: calling it with a few tokens failed "

@@ -13,6 +13,9 @@ import torch
 
 Array = np.ndarray[Any, Any]
 
+FRAMES = "frames"
+"""Name of a dimension that is no sequence of tokens: the length of a sound."""
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -93,6 +96,7 @@ class Task(ABC):
         max_positions: longest sequence, from the configuration.
         layers: the KV cache, empty without one.
         why_plain: why there is no cache, where one could be.
+        audio_token_id: as in :class:`edgetie.bundle.Signature`.
     """
 
     name: ClassVar[str]
@@ -101,6 +105,7 @@ class Task(ABC):
     max_positions: int | None
     layers: tuple[LayerShape, ...] = field(default=(), kw_only=True)
     why_plain: str | None = field(default=None, kw_only=True)
+    audio_token_id: int | None = field(default=None, kw_only=True)
 
     @property
     @abstractmethod

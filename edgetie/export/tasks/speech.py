@@ -6,8 +6,10 @@ that of :mod:`edgetie.export.tasks.seq2seq`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,15 @@ import torch
 from edgetie.export.tasks.base import Array, Expected, logits_of, longest
 from edgetie.export.tasks.seq2seq import BATCH, Reading, Seq2SeqTask, caches, run
 
-_FRAMES, _SAMPLES = 96, 8000  # of one example, where its length is free
+_WIDTHS = (
+    "num_mel_bins",
+    "feature_projection_input_dim",
+    "input_dim",
+    "input_size",
+    "hidden_size",  # of an encoder that reads embeddings
+)
+_SOURCES = ("input_features", "input_values", "inputs_embeds")
+_SAMPLES, _FRAMES = 8000, (96, 200)  # of one example, where its length is free
 
 
 @dataclass(frozen=True)
@@ -64,21 +74,17 @@ def probe(module: torch.nn.Module, config: Any) -> SpeechTask:
     Raises:
         TypeError: if no shape fits, or the model keeps no keys and values of cross-attention.
     """
-    source = str(getattr(module, "main_input_name", "input_features"))
-    why: Exception | None = None
-    for candidate in _shapes(config, source):
-        try:
-            encoded = _encode(module, source, candidate[0])
-        except Exception as error:
-            why = error
-        else:
-            shape, axis = candidate
-            break
-    else:
-        raise TypeError(f"no shape of {source} is known that it takes") from why
+    model: Any = module
+    encoder = model.get_encoder()
+    source = _source(module, encoder)
+    shape, axis, encoded = try_shapes(
+        shapes(source, encoder.config, config),
+        lambda shape, _: _encode(encoder, source, shape),
+        source,
+    )
     longer = tuple(size + size // 2 * (i == axis) for i, size in enumerate(shape))
     try:
-        varies = _encode(module, source, longer)[0].shape[1] != encoded[0].shape[1]
+        varies = _encode(encoder, source, longer)[0].shape[1] != encoded[0].shape[1]
     except Exception:
         varies = False
     with torch.no_grad():
@@ -102,19 +108,55 @@ def probe(module: torch.nn.Module, config: Any) -> SpeechTask:
     )
 
 
-def _shapes(config: Any, source: str) -> Iterator[tuple[tuple[int, ...], int]]:
+def _source(module: torch.nn.Module, encoder: torch.nn.Module) -> str:
+    """What the encoder calls the features that it reads."""
+    whole, part = (inspect.signature(each.forward).parameters for each in (module, encoder))
+    return next((name for name in _SOURCES if name in whole and name in part), _SOURCES[0])
+
+
+def try_shapes(
+    candidates: Iterator[tuple[tuple[int, ...], int]],
+    encode: Callable[[tuple[int, ...], int], Any],
+    source: str,
+) -> tuple[tuple[int, ...], int, Any]:
+    """The first shape that can be encoded, which of its axes is time, and what came out.
+
+    Raises:
+        TypeError: if none can.
+    """
+    why: Exception | None = None
+    for shape, axis in candidates:
+        try:
+            return shape, axis, encode(shape, axis)
+        except Exception as error:
+            why = error
+    raise TypeError(f"no shape of {source} is known that it takes") from why
+
+
+def shapes(source: str, *configs: Any) -> Iterator[tuple[tuple[int, ...], int]]:
     """Shapes that a clip may have, and which of their axes is time."""
     if source == "input_values":
         yield (_SAMPLES,), 0
-    bins, positions = (getattr(config, n, None) for n in ("num_mel_bins", "max_source_positions"))
+
+    def setting(name: str) -> int | None:
+        found = (getattr(config, name, None) for config in configs)
+        return next((size for size in found if isinstance(size, int)), None)
+
+    bins, positions = setting("num_mel_bins"), setting("max_source_positions")
     if bins and positions:
         yield (bins, 2 * positions), 1
-    channels = getattr(config, "input_feat_per_channel", None)
-    width = channels * getattr(config, "input_channels", 1) if channels else bins
-    if width:
-        yield (_FRAMES, width), 0
+    channels = setting("input_feat_per_channel")
+    widths = [
+        channels and channels * (setting("input_channels") or 1),
+        *(setting(name) for name in _WIDTHS),
+    ]
+    for width, frames in product(filter(None, widths), _FRAMES):
+        yield (frames, width), 0
+    for frames in _FRAMES:
+        if bins:
+            yield (bins, frames), 1
 
 
-def _encode(module: Any, source: str, shape: tuple[int, ...]) -> Any:
+def _encode(encoder: torch.nn.Module, source: str, shape: tuple[int, ...]) -> Any:
     with torch.no_grad():
-        return module.get_encoder()(**{source: torch.zeros(1, *shape)})
+        return encoder(**{source: torch.zeros(1, *shape)})
