@@ -18,6 +18,7 @@ _EXPERTS = 4
 _EXPERTS_CHOSEN = 2
 _RANK = 32
 _TABLE_STD = 0.25
+_GAIN = 0.5
 
 FAMILIES = {
     "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -232,9 +233,11 @@ def _per_layer(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
 def randomize(module: torch.nn.Module) -> None:
     """Weights with which an error anywhere shows in the logits.
 
-    Matrices keep the size of what goes through them, tables are moderate, and vectors (norms,
-    biases) leave their own value a little. Matrices not centred at zero mean something else, such
-    as the decay of a state, and stay.
+    Matrices keep half the size of what goes through them, so that attention is not so sure of one
+    token, also where nothing divides its scores, that any rounding turns it to another. Those of
+    one width keep the proportions of the module's own initialization: T5's holds the scale of its
+    attention. Tables are moderate, and vectors (norms, biases) leave their own value a little.
+    Matrices not centred at zero mean something else, such as the decay of a state, and stay.
     """
     generator = torch.Generator().manual_seed(1)
 
@@ -243,16 +246,31 @@ def randomize(module: torch.nn.Module) -> None:
 
     tables = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}
     turned = {id(part.weight) for part in module.modules() if type(part).__name__ == "Conv1D"}
+
+    def width(parameter: torch.Tensor) -> int:
+        if parameter.ndim == 3:
+            return parameter.shape[-1]
+        return parameter.shape[0] if id(parameter) in turned else parameter[0].numel()
+
     with torch.no_grad():
+        own = {
+            parameter: float(parameter.std())
+            for parameter in module.parameters()
+            if parameter.ndim >= 2
+            and id(parameter) not in tables
+            and abs(parameter.mean()) < 0.1 * parameter.std() + 1e-6
+        }
+        largest: dict[int, float] = {}
+        for parameter, std in own.items():
+            largest[width(parameter)] = max(std, largest.get(width(parameter), 0.0))
         for parameter in module.parameters():
             if id(parameter) in tables:
                 parameter.copy_(noise(parameter, _TABLE_STD))
             elif parameter.ndim < 2:
                 parameter.add_(noise(parameter, 0.1))
-            elif abs(parameter.mean()) < 0.1 * parameter.std() + 1e-6:
-                count = parameter.shape[0] if id(parameter) in turned else parameter[0].numel()
-                count = parameter.shape[-1] if parameter.ndim == 3 else count
-                parameter.copy_(noise(parameter, count**-0.5))
+            elif parameter in own:
+                share = own[parameter] / largest[width(parameter)] if own[parameter] else 1.0
+                parameter.copy_(noise(parameter, _GAIN * share * width(parameter) ** -0.5))
 
 
 def _last_line(error: BaseException) -> str:

@@ -40,20 +40,7 @@ _CHARACTERS_PER_TOKEN = 16
     type=common.Number(min=0),
     help="Limit of the largest logit error over the largest reference logit.",
 )
-@click.option(
-    "--max-kl", type=common.Number(min=0), help="Limit of the mean KL divergence, in nats."
-)
-@click.option(
-    "--min-top1",
-    type=common.Number(0, 1),
-    help="Least fraction of positions with the same likeliest token.",
-)
-@click.option(
-    "--max-perplexity-increase",
-    type=common.Number(),
-    help="Limit of the perplexity's increase, as a fraction: 0.003 is 0.3 %. "
-    "Twice its standard error is granted.",
-)
+@common.limit_options
 @click.option(
     "--trust-remote-code", is_flag=True, help="Let the reference run Python code of its own."
 )

@@ -55,6 +55,29 @@ def threads_option(function: F) -> F:
     )(function)
 
 
+def limit_options(function: F) -> F:
+    """Add ``--max-kl``, ``--min-top1`` and ``--max-perplexity-increase``."""
+    options = [
+        click.option(
+            "--max-kl", type=Number(min=0), help="Limit of the mean KL divergence, in nats."
+        ),
+        click.option(
+            "--min-top1",
+            type=Number(0, 1),
+            help="Least fraction of positions with the same likeliest token.",
+        ),
+        click.option(
+            "--max-perplexity-increase",
+            type=Number(),
+            help="Limit of the perplexity's increase, as a fraction: 0.003 is 0.3 %. "
+            "Twice its standard error is granted.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def read_text(path: Path, option: str, characters: int = -1) -> str:
     """The first ``characters`` of a text file given to ``option``; all of them by default.
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from .common import output_options, print_json, read_text
+from .common import limit_options, output_options, print_json, read_text
 
 
 @click.command(
     epilog="""\b
 Examples:
   edgetie quantize smol --output smol-int8
-  edgetie quantize model.onnx --output model-int8 --table aliased"""
+  edgetie quantize model.onnx --output model-int8 --table aliased
+  edgetie quantize smol --output smol-int8 --calibration book.txt --max-perplexity-increase 0.001"""
 )
 @click.argument("bundle", type=click.Path())
 @click.option(
@@ -57,6 +58,12 @@ Examples:
     help="A text file like what the model will read, to measure activations on "
     "[default: a built-in text].",
 )
+@limit_options
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw what each weight costs into this file, if a limit made it matter.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @output_options
 def command(
@@ -64,22 +71,45 @@ def command(
     output: str,
     table: str,
     calibration: str | None,
+    max_kl: float | None,
+    min_top1: float | None,
+    max_perplexity_increase: float | None,
+    plot: Path | None,
     force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Quantize BUNDLE, or an .onnx file, to int8 with its tied weights kept as one.
 
-    Weights become 8-bit codes with a scale for each block of a row; torch is not needed.
+    Weights become 8-bit codes with a scale for each block of a row; torch is not needed. With a
+    limit, what int8 costs is measured on the text behind its first 1,024 tokens, and the weights
+    that cost most stay in floating point until the limit holds.
     """
+    from edgetie.harness.thresholds import Thresholds
     from edgetie.quantize import quantize
+    from edgetie.report import plots
     from edgetie.report.progress import live
 
+    if plot:
+        plots.require_matplotlib()
     text = read_text(Path(calibration), "--calibration") if calibration else None
+    limits = Thresholds(
+        max_kl=max_kl, min_top1=min_top1, max_perplexity_increase=max_perplexity_increase
+    )
     with live(quiet) as progress:
         report = quantize(
-            bundle, output, table=table, calibration=text, force=force, progress=progress
+            bundle,
+            output,
+            table=table,
+            calibration=text,
+            limits=limits if limits != Thresholds() else None,
+            force=force,
+            progress=progress,
         )
+    if plot and report.costs:
+        from edgetie.report.cost_plot import plot_costs
+
+        plot_costs(report.costs, plot)
     if as_json:
         print_json(
             {
@@ -89,6 +119,7 @@ def command(
                 "unique_parameters": report.manifest.unique_parameters,
                 "ties": [group.to_dict() for group in report.manifest.ties],
                 "quantization": report.manifest.quantization,
+                "costs": [cost.to_dict() for cost in report.costs],
                 "seconds": report.seconds,
             }
         )

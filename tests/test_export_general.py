@@ -40,6 +40,11 @@ _KINDS: dict[str, dict[str, Any]] = {
         "intermediate_size": 96, "num_key_value_heads": 2, "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
+    "GptOss": {
+        "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "MiniCPM3": {
         "intermediate_size": 128, "num_key_value_heads": 4, "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 8, "v_head_dim": 16, "q_lora_rank": 32, "kv_lora_rank": 32,
@@ -115,6 +120,12 @@ def test_experts_are_traced_and_their_implementation_is_restored(tmp_path: Path)
     assert_generates_like_torch(report, model)
 
 
+def test_attention_sinks_are_an_input_of_attention(tmp_path: Path) -> None:
+    report = exported("GptOss", tmp_path)
+    assert report.manifest.fusion["operators"]["GroupQueryAttention"] == 2
+    assert_generates_like_torch(report, make("GptOss"))
+
+
 def test_values_of_another_head_size_than_keys(tmp_path: Path) -> None:
     report = exported("MiniCPM3", tmp_path)
     shapes = [i["shape"] for i in report.manifest.signature.inputs if "past" in i["name"]]
@@ -172,6 +183,19 @@ def test_branch_on_short_prompts_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     with pytest.raises(ExportError, match="logits differ"):
         export(source_of(Branching().eval()), tmp_path / "branching")
+
+
+def test_model_that_sees_what_follows_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**{**_COMMON, "is_decoder": False})
+    model = transformers.BertLMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    with pytest.raises(ExportError, match="change with the tokens that follow"):
+        export(source_of(model), tmp_path / "bert")
 
 
 def test_cache_that_is_wrong_is_done_without(

@@ -104,6 +104,7 @@ def attend(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sink: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Emit one GroupQueryAttention for ``layer``.
 
@@ -113,6 +114,7 @@ def attend(
         scale: factor on the scores; ``None`` is ``1 / sqrt(head_size)``.
         window: how many positions a query sees, itself included; ``None`` is all.
         softcap: Gemma 2's ``softcap * tanh(scores / softcap)``.
+        sink: ``(heads,)``, one more score for each head, of a key whose value is zero.
 
     Returns:
         ``(batch, sequence, heads, head_size)``.
@@ -145,6 +147,7 @@ def attend(
             flat(query), flat(key), flat(value),
             layer.past_key, layer.past_value,
             trace.seqlens_k, trace.total_length,
+            *([None] * 4 + [sink] if sink is not None else []),
         ],
         attributes,
         dtypes=[query.dtype, key.dtype, value.dtype],
@@ -187,14 +190,18 @@ def _attention(
             module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs
         )
     trace = _current[-1]
-    for unsupported in ("s_aux", "position_bias", "head_mask"):
+    for unsupported in ("position_bias", "head_mask"):
         if kwargs.get(unsupported) is not None:
             raise Unfusable(f"attention with {unsupported}")
     spec = next((spec for mask, spec in trace.masks if mask is attention_mask), None)
     if spec is None:
         raise Unfusable("attention with a mask of the model's own")
     layer = trace.layer_of(key)
-    return attend(query, layer, scale=scaling, window=spec.window, softcap=softcap), None
+    made = attend(
+        query, layer,
+        scale=scaling, window=spec.window, softcap=softcap, sink=kwargs.get("s_aux"),
+    )  # fmt: skip
+    return made, None
 
 
 def _mask(

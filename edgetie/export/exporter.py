@@ -151,7 +151,10 @@ def export(
     name = held[0].name
     stages.stage("probe")
     plan = probe(held[0])
-    expected = plan.expect(held[0].module)
+    try:
+        expected = plan.expect(held[0].module)
+    except ExportError as error:
+        raise ExportError(f"{name}: {error}") from error
     if not np.isfinite(expected.logits).all():
         raise ExportError(
             f"{name}: its logits in torch are NaN or infinite, so it cannot be verified; "

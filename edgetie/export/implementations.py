@@ -1,4 +1,4 @@
-"""Which of transformers' implementations of attention and experts a model runs while traced."""
+"""Which of transformers' implementations a model runs while it is traced."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from edgetie.sources.pretrained import first_line
 _EXPERTS = "batched_mm"
 """Every token's experts as one matrix product: the others loop over the experts that tokens happen
 to choose, or call kernels of torch's own, and neither is a graph."""
+
+_EXPORTING = "onnx_export"
+"""What transformers' own models look for in their configurations."""
 
 
 @contextlib.contextmanager
@@ -55,6 +58,26 @@ def experts_implementation(source: Source) -> Iterator[bool]:
         yield True
     finally:
         module.set_experts_implementation(before)
+
+
+@contextlib.contextmanager
+def announced_export(source: Source) -> Iterator[None]:
+    """Say in the configurations that the model is exported: some models then run code that is a
+    graph, where otherwise they read memory in strides.
+    """
+    parts = (getattr(module, "config", None) for module in source.module.modules())
+    configs = {id(config): config for config in parts if hasattr(config, "_attn_implementation")}
+    before = [(config, getattr(config, _EXPORTING, None)) for config in configs.values()]
+    for config in configs.values():
+        setattr(config, _EXPORTING, True)
+    try:
+        yield
+    finally:
+        for config, value in before:
+            if value is None:
+                delattr(config, _EXPORTING)
+            else:
+                setattr(config, _EXPORTING, value)
 
 
 def _module(source: Source) -> Any:

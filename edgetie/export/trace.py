@@ -17,7 +17,12 @@ from edgetie.errors import ExportError
 from edgetie.export import attention
 from edgetie.export.attention import Unfusable
 from edgetie.export.bounds import Bounds, read_bounds
-from edgetie.export.implementations import attention_implementation, experts_implementation
+from edgetie.export.implementations import (
+    announced_export,
+    attention_implementation,
+    experts_implementation,
+)
+from edgetie.export.program import forget_failure, prepare
 from edgetie.export.tasks import Graph, Task
 from edgetie.report.progress import Progress
 from edgetie.sources import Source
@@ -25,11 +30,6 @@ from edgetie.sources.pretrained import first_line
 
 OPSET = 23
 """Attention, RMSNormalization and RotaryEmbedding are operators from here on."""
-_ALSO_CALLED = {
-    torch.ops.aten.__and__.Tensor: torch.ops.aten.bitwise_and.Tensor,
-    torch.ops.aten.__or__.Tensor: torch.ops.aten.bitwise_or.Tensor,
-}
-"""Operators that torch.onnx knows by another name."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ def trace(source: Source, task: Task, *, last_only: bool, progress: Progress) ->
     unfused: list[str] = []
     if task.why_plain:
         unfused.append(f"KV cache: {task.why_plain}")
-    with experts_implementation(source) as has_experts:
+    with announced_export(source), experts_implementation(source) as has_experts:
         if has_experts:
             unfused.append("experts: their weights are gathered for each token")
         if task.replaces_attention:
@@ -166,54 +166,23 @@ def _convert(
     """ExportedProgram to onnx-ir.
 
     torch decomposes a program by tracing it again, half of an export's time. Programs of language
-    models hardly need it: only ``aten.to`` and a few names have no ONNX form of their own. So the
-    program is converted as it is, and decomposed only where that fails or an operator works in
-    place.
+    models hardly need it: few operators have no ONNX form of their own, and what else computes the
+    same is known (:mod:`edgetie.export.program`). So the program is converted as it is, and
+    decomposed only where that fails or an operator works in place.
     """
-    _settle_strides(program)
-    if not _mutates(program):
-        program.graph.eliminate_dead_code()
-        for node in program.graph.nodes:
-            if getattr(node.target, "overloadpacket", None) is torch.ops.aten.to:
-                node.target = torch.ops.aten._to_copy.default
-                node.args, node.kwargs = node.args[:1], {"dtype": node.meta["val"].dtype}
-            node.target = _ALSO_CALLED.get(node.target, node.target)
+    if prepare(program):
         decompose = program.run_decompositions
         program.run_decompositions = lambda *_, **__: program
         with contextlib.suppress(Exception):
             return _to_ir(program, arguments)
         program.run_decompositions = decompose
+        forget_failure(program)
     try:
         return _to_ir(program, arguments)
     except Exception as error:
         raise ExportError(
             f"{source.name}: torch.onnx cannot convert it ({_operator_of(error)})"
         ) from error
-
-
-def _settle_strides(program: torch.export.ExportedProgram) -> None:
-    """Copy what attention returns, so that its strides are known.
-
-    Decomposed attention has other strides than the traced one, and views behind it would not fit
-    them. In ONNX the copy is an Identity, which goes.
-    """
-    graph = program.graph
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
-            with graph.inserting_after(node):
-                copy = graph.call_function(torch.ops.aten.clone.default)
-            node.replace_all_uses_with(copy)
-            copy.args, copy.kwargs = (node,), {"memory_format": torch.contiguous_format}
-            copy.meta = dict(node.meta)
-
-
-def _mutates(program: torch.export.ExportedProgram) -> bool:
-    return any(
-        node.op == "call_function"
-        and isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.is_mutable
-        for node in program.graph.nodes
-    )
 
 
 def _to_ir(program: torch.export.ExportedProgram, arguments: tuple[torch.Tensor, ...]) -> ir.Model:

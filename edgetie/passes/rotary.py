@@ -77,7 +77,7 @@ class Rotary(GraphPass):
             return
         query.replace_input_with(0, q.x)
         key.replace_input_with(0, k.x)
-        attention.resize_inputs(9)
+        attention.resize_inputs(max(len(attention.inputs), 9))
         attention.replace_input_with(7, tables[0])
         attention.replace_input_with(8, tables[1])
         attention.attributes["do_rotary"] = ir.AttrInt64("do_rotary", 1)

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from edgetie.quantize.quantizer import QuantizeReport, quantize
+from edgetie.quantize.sensitivity import Cost
 
-__all__ = ["QuantizeReport", "quantize"]
+__all__ = ["Cost", "QuantizeReport", "quantize"]

@@ -1,18 +1,21 @@
 """Rounding that makes up for its own errors (GPTQ, Frantar et al. 2022).
 
-Columns of a matrix are rounded one after the other; the error of each is spread over those still to
-come, weighted by how much their inputs vary together on the calibration text. The codes have the
+Columns of a matrix are rounded one after the other; each makes up for the errors of those before
+it, weighted by how much their inputs vary together on the calibration text. The codes have the
 form of plainly rounded ones and cost nothing at run time.
 
-Errors are spread within regions of up to 768 columns, all of which are worked on at once: the Gram
-matrices of wide layers stay small, and a short text says enough about them.
+Errors are made up for within regions of up to 768 columns, all of which are worked on at once: the
+Gram matrices of wide layers stay small, and a short text says enough about them.
 """
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from edgetie.quantize.blockwise import ZERO_POINT, choose_block
 
@@ -23,8 +26,9 @@ _DAMPING = 0.5
 """Share of the mean diagonal added to a Gram matrix: with less, the errors fit the calibration text
 better and other texts worse."""
 
-_ROWS = 1024  # rows at a time: scratch memory stays small
-_INNER = 16  # columns rounded between two updates of the rest
+_ROWS = 2048  # rows at a time: scratch memory stays small
+_FEWEST = 256  # rows that a core works on
+_INNER = 16  # columns rounded between two products with all that came before
 
 
 def regions(columns: int) -> tuple[int, int]:
@@ -49,20 +53,24 @@ def split(rows: Array) -> Array:
     return np.ascontiguousarray(rows.reshape(len(rows), count, width).transpose(1, 0, 2))
 
 
-def _spread(gram: Array) -> Array:
-    """How the error of column j goes to the later ones: row j, ``(regions, width, width)``."""
+def _feedback(gram: Array) -> Array:
+    """How much of the error of column i is made up for by column j > i: ``[region, j, i]``.
+
+    With ``H = (U + I) D (U + I)ᵀ``, U strictly upper, that is U transposed: the form of GPTQ that
+    needs no inverse (LDLQ, QuIP, Chee et al. 2023).
+    """
     matrix = np.array(gram, np.float32)
     diagonal = np.einsum("rjj->rj", matrix)
     level = diagonal.mean(axis=1, keepdims=True)
     diagonal += np.where(level > 0, _DAMPING * level, 1.0)
-    # the upper factor of the inverse, from the Cholesky factor of the matrix read backwards
-    factor = np.linalg.cholesky(matrix[:, ::-1, ::-1])[:, ::-1, ::-1]
-    upper = np.linalg.inv(factor)
-    return np.asarray(upper / np.einsum("rjj->rj", upper)[:, :, None], np.float32)
+    # the upper factor, from the Cholesky factor of the matrix read backwards
+    upper = np.linalg.cholesky(matrix[:, ::-1, ::-1])[:, ::-1, ::-1]
+    upper = upper / np.einsum("rjj->rj", upper)[:, None, :]
+    return np.ascontiguousarray(upper.transpose(0, 2, 1))
 
 
 def compensated(rows: Array, block: int, gram: Array) -> tuple[Array, Array]:
-    """Round a float matrix, the errors of each column spread over later ones.
+    """Round a float matrix, the errors of each column made up for by later ones.
 
     Args:
         rows: ``(N, K)``.
@@ -74,40 +82,54 @@ def compensated(rows: Array, block: int, gram: Array) -> tuple[Array, Array]:
     """
     n, k = rows.shape
     blocks = -(-k // block)
-    across = np.ascontiguousarray(_spread(gram).transpose(0, 2, 1))
+    feedback = _feedback(gram)
     codes = np.empty((n, blocks * block), np.uint8)
     scales = np.empty((n, blocks), np.float32)
-    for start in range(0, n, _ROWS):
-        part = slice(start, min(n, start + _ROWS))
-        rounded, steps = _round(np.asarray(rows[part], np.float32), block, across)
+
+    def work(start: int) -> None:
+        part = slice(start, min(n, start + step))
+        rounded, steps = _round(np.asarray(rows[part], np.float32), block, feedback)
         codes[part] = rounded.reshape(-1, rounded.shape[2])[: blocks * block].T
         scales[part] = steps.reshape(-1, steps.shape[2])[:blocks].T
+
+    cores = os.cpu_count() or 1
+    step = min(_ROWS, max(_FEWEST, -(-n // cores)))
+    with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
+        for _ in pool.map(work, range(0, n, step)):
+            pass
     return codes.reshape(n, blocks, block), scales
 
 
-def _round(rows: Array, block: int, across: Array) -> tuple[Array, Array]:
+def _round(rows: Array, block: int, feedback: Array) -> tuple[Array, Array]:
     """Codes ``(regions, width, n)`` and scales ``(regions, width / block, n)`` of some rows."""
-    work = np.ascontiguousarray(split(rows).transpose(0, 2, 1))
-    count, width, n = work.shape
-    codes = np.empty(work.shape, np.uint8)
+    exact = np.ascontiguousarray(split(rows).transpose(0, 2, 1))
+    count, width, n = exact.shape
+    codes = np.empty(exact.shape, np.uint8)
     scales = np.empty((count, width // block, n), np.float32)
-    errors = np.empty((count, _INNER, n), np.float32)
-    for left in range(0, width, _INNER):
-        if left % block == 0:
-            scale = np.abs(work[:, left : left + block]).max(axis=1) / np.float32(127)
-            scale[scale == 0] = 1.0
-            scales[:, left // block] = scale
-        for i in range(_INNER):
-            j = left + i
-            column = work[:, j]
-            if i:
-                column -= (across[:, j, None, left:j] @ errors[:, :i])[:, 0]
-            code = np.rint(column / scale)
-            np.clip(code, -127, 127, out=code)
-            codes[:, j] = code + ZERO_POINT
-            code *= scale
-            np.subtract(column, code, out=errors[:, i])
-        after = left + _INNER
-        if after < width:
-            work[:, after:] -= across[:, after:, left:after] @ errors
+    errors = np.zeros(exact.shape, np.float32)  # of a column to come: what it has to make up for
+    for start in range(0, width, block):
+        stop = start + block
+        if start:
+            np.matmul(feedback[:, start:stop, :start], errors[:, :start], out=errors[:, start:stop])
+        wanted = exact[:, start:stop] + errors[:, start:stop]
+        scale = np.maximum(wanted.max(axis=1), -wanted.min(axis=1)) / np.float32(127)
+        scale[scale == 0] = 1.0
+        scales[:, start // block] = scale
+        inverse = 1 / scale
+        for left in range(start, stop, _INNER):
+            inner = slice(left, left + _INNER)
+            if left > start:
+                errors[:, inner] += feedback[:, inner, start:left] @ errors[:, start:left]
+            for j in range(left, left + _INNER):
+                error = errors[:, j]
+                if j > left:
+                    error += (feedback[:, j, None, left:j] @ errors[:, left:j])[:, 0]
+                code = exact[:, j] + error
+                code *= inverse
+                np.rint(code, out=code)
+                np.maximum(code, -127, out=code)
+                np.minimum(code, 127, out=code)
+                codes[:, j] = code + ZERO_POINT
+                code *= scale
+                np.subtract(exact[:, j], code, out=error)
     return codes, scales

@@ -30,11 +30,15 @@ from edgetie.bundle import (
 from edgetie.content import MIN_ELEMENTS, byte_range
 from edgetie.errors import BundleError, QuantizeError
 from edgetie.external_data import write_models
+from edgetie.harness.metrics import PredictionErrors
+from edgetie.harness.thresholds import Thresholds
 from edgetie.passes import run_passes
 from edgetie.passes._base import weight
 from edgetie.passes.linear import Linear
-from edgetie.quantize.calibrate import calibration_tokens
+from edgetie.quantize.calibrate import calibration_text
 from edgetie.quantize.prepare import Preparation, prepare
+from edgetie.quantize.restore import float_products
+from edgetie.quantize.sensitivity import CODES, Cost, Meter, fit
 from edgetie.quantize.sound import calibration_clips
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.quantize.weight_only import WeightOnly
@@ -55,12 +59,14 @@ class QuantizeReport:
         bundle: the int8 bundle, opened.
         source_bytes: size of the files it was made from.
         kept: matrices that stayed in floating point, and why.
+        costs: what rounding each product costs, if limits made it matter.
         seconds: where the time went.
     """
 
     bundle: Bundle
     source_bytes: int
     kept: tuple[str, ...]
+    costs: tuple[Cost, ...]
     seconds: dict[str, float]
 
     @property
@@ -75,6 +81,7 @@ def quantize(
     *,
     table: str = "shared",
     calibration: str | None = None,
+    limits: Thresholds | None = None,
     force: bool = False,
     progress: Stages | None = None,
 ) -> QuantizeReport:
@@ -95,12 +102,16 @@ def quantize(
             drops the product's mapping once packed, the lookup touches only the rows it needs.
         calibration: a text like those the model will read; a built-in one by default, and
             random tokens where there is no tokenizer.
+        limits: what must hold against the float model on what follows the first 1,024 tokens of
+            the text. Where rounding everything breaks them, the weights that cost most for their
+            size stay in floating point; the tied table never does.
         force: replace an existing bundle.
         progress: told about each stage.
 
     Raises:
         BundleError: if the source cannot be read, ``output`` is in the way or the disk is full.
-        QuantizeError: if the model is quantized already, or a weight holds NaN or infinity.
+        QuantizeError: if the model is quantized already, a weight holds NaN or infinity, or the
+            limits cannot be kept.
     """
     check_destination(output, force=force)
     stages = progress or Stages()
@@ -114,27 +125,46 @@ def quantize(
     shared = _shared_names(models)
     stages.stage("calibrate")
     vocabulary = _vocabulary(bundle, models)
-    tokens, text = calibration_tokens(bundle, calibration, vocabulary)
+    text = calibration_text(bundle, calibration, vocabulary)
+    if limits is not None and not text.rest:
+        raise QuantizeError(
+            f"the calibration text has {len(text.calibrated)} tokens, all of them calibrated on, "
+            "and limits are held against what follows; give a longer one"
+        )
     clips, heard = calibration_clips(bundle)
-    text += f" and {heard}" if heard else ""
-    prepared, schemes = {}, {}
+    words = f"{text.words} and {heard}" if heard else text.words
+    prepared, schemes, floats = {}, {}, {}
     for path in bundle.model_paths:
         model = models[path.name]
         ties = find_ties(model, parameters)
         run_passes(model, ties, [Linear(), Unflatten()])
-        found = prepare(model, ties, bundle, path, tokens, clips=clips, fixed=shared)
+        found = prepare(model, ties, bundle, path, text.calibrated, clips=clips, fixed=shared)
+        floats[path.name] = float_products(model)
         scheme = WeightOnly(aliased=table == "aliased", grams=found.grams)
         run_passes(model, [], [scheme])
         model.graph.opset_imports.setdefault("com.microsoft", 1)
         prepared[path.name], schemes[path.name] = found, scheme
     if not any(scheme.changed for scheme in schemes.values()):
         raise QuantizeError(f"{bundle.model_path}: no MatMul or Gather over a constant fp32 matrix")
+    costs: list[Cost] = []
+    measured: PredictionErrors | None = None
     with atomic_directory(output, force=force) as directory:
         stages.stage("quantize")
         same = _same_codes(models, schemes, shared)
         names = [MODEL] if len(models) == 1 else list(models)
         models = dict(zip(names, models.values(), strict=True))
-        paths = write_models(models, directory, data=DATA, same=same, progress=stages)
+        if limits is None:
+            paths = write_models(models, directory, data=DATA, same=same, progress=stages)
+        else:
+            write_models(models, directory, data=CODES, same=same, progress=stages)
+            floats = dict(zip(names, floats.values(), strict=True))
+            stages.stage("measure")
+            written = Bundle(directory, directory / names[-1], bundle.manifest)
+            meter = Meter(bundle, text.rest)
+            costs, measured = fit(limits, written, models, floats, meter, stages)
+            stages.stage("write")
+            paths = write_models(models, directory, data=DATA, same={}, progress=stages)
+            (directory / CODES).unlink()
         after = find_shared_ties(models, parameters)
         if table == "shared":
             _require_kept(before, after)
@@ -143,6 +173,8 @@ def quantize(
         _copy_extras(bundle, directory)
         stages.stage("hash")
         manifest = _manifest(bundle, models, directory)
+        kept = [note for each in schemes.values() for note in each.skipped]
+        kept += [f"{cost.name}: costs {cost.kl:.1e}" for cost in costs if cost.kept]
         manifest.ties = after
         manifest.precision = "int8"
         manifest.accuracy = {}
@@ -152,18 +184,21 @@ def quantize(
             "layout": "packed",
             "table": table,
             "blocks": dict(sum((Counter(each.blocks) for each in schemes.values()), Counter())),
-            "calibration": _notes(prepared.values()) or f"{len(tokens)} tokens of {text}",
+            "calibration": _notes(prepared.values())
+            or " and ".join(filter(None, [f"{len(text.calibrated)} tokens of {words}", heard])),
             "smoothed": sum(each.smoothed for each in prepared.values()),
             "rotated": sum(each.rotated for each in prepared.values()),
             "compensated": sum(len(each.grams) for each in prepared.values()),
-            "kept": [text for each in schemes.values() for text in each.skipped],
+            "kept": kept,
+            "measured": _found(measured),
         }
         write_manifest(directory, manifest)
     stages.finish()
     return QuantizeReport(
         open_bundle(output),
         bundle.file_bytes,
-        tuple(text for each in schemes.values() for text in each.skipped),
+        tuple(kept),
+        tuple(costs),
         dict(stages.seconds),
     )
 
@@ -246,6 +281,18 @@ def _require_float(bundle: Bundle, model: ir.Model) -> None:
         raise QuantizeError(
             f"{bundle.directory}: is {bundle.manifest.precision}; quantize an fp32 bundle"
         )
+
+
+def _found(errors: PredictionErrors | None) -> dict[str, float]:
+    """What limits were held against; nothing without."""
+    if errors is None:
+        return {}
+    return {
+        "positions": errors.positions,
+        "kl": errors.mean_kl_divergence,
+        "perplexity_increase": errors.perplexity_increase,
+        "top1_agreement": errors.top1_agreement,
+    }
 
 
 def _require_kept(before: list[Any], after: list[Any]) -> None:

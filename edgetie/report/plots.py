@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from edgetie.report.tables import models_of, short_name
 if TYPE_CHECKING:
     from edgetie.harness.latency import LatencyReport
 
-_DARK = ("#0f766e", "#b45309")
+DARK = ("#0f766e", "#b45309")
 _LIGHT = ("#7cc6bf", "#f0c089")
 _INK = "#1f2933"
 _FAINT = "#e3e7eb"
@@ -61,21 +62,33 @@ def plot_latency(report: LatencyReport, path: Path) -> None:
         EdgetieError: if matplotlib is not installed.
         BundleError: if the file cannot be written.
     """
-    require_matplotlib()
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     models = models_of(report)
-    with rc_context(_STYLE):
-        figure: Any = Figure(figsize=(15, 4.8), dpi=130, layout="constrained")
-        FigureCanvasAgg(figure)
+    with figure_for(path, width=15, height=4.8) as figure:
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
         left, middle, right = figure.subfigures(1, 3, width_ratios=(1.05, 1.05, 0.9))
         _draw_positions(left.subplots(), models)
         _draw_memory(middle, models)
         _draw_bars(right, models)
         figure.suptitle(_title(report), x=0.012, ha="left", fontsize=10, color="#52606d")
+
+
+@contextmanager
+def figure_for(path: Path, *, width: float, height: float) -> Iterator[Any]:
+    """An empty figure of so many inches, saved when it is drawn.
+
+    Raises:
+        EdgetieError: if matplotlib is not installed.
+        BundleError: if the file cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure: Any = Figure(figsize=(width, height), dpi=130, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
         try:
             figure.savefig(path)
         except (OSError, ValueError) as error:
@@ -98,7 +111,7 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
         if len(model.runs) > 1:
             axes.fill_between(positions, low, high, color=_LIGHT[index], alpha=0.35, lw=0)
         medians = [statistics.median(column) for column in columns]
-        axes.plot(positions, medians, color=_DARK[index], lw=1.8, label=short_name(model.model))
+        axes.plot(positions, medians, color=DARK[index], lw=1.8, label=short_name(model.model))
     axes.set(title="Latency of a token", xlabel="position in the sequence", ylabel="ms")
     axes.margins(x=0.01)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
@@ -120,7 +133,7 @@ def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
             [max(value, 0) / 1e6 for value in anonymous],
             [max(value, 0) / 1e6 for value in mapped],
             labels=(f"{short_name(model.model)}, private", "file-mapped"),
-            colors=(_DARK[index], _LIGHT[index]),
+            colors=(DARK[index], _LIGHT[index]),
         )
         axes.axvline(model.sampled.load_seconds, ymax=0.8, color=_INK, lw=1, ls=":")
         highest = max(map(sum, zip(anonymous, mapped, strict=True))) / 1e6
@@ -149,7 +162,7 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
         longest = max(sum(values(model)) for model in models)
         for index, model in enumerate(models):
             start = 0.0
-            for value, color in zip(values(model), (_DARK[index], _LIGHT[index]), strict=False):
+            for value, color in zip(values(model), (DARK[index], _LIGHT[index]), strict=False):
                 axes.barh(index, value, left=start, color=color, height=0.72)
                 start += value
             axes.text(start + longest * 0.02, index, f"{start:,.1f} {unit}", va="center")

@@ -28,6 +28,12 @@ def print_quantize(report: QuantizeReport) -> None:
     done = manifest.quantization
     console.print(f"calibrated   on {done['calibration']}")
     console.print(f"smoothed     {done['smoothed']} inputs of products, {done['rotated']} rotated")
+    if done["measured"]:
+        found = done["measured"]
+        console.print(
+            f"measured     KL {found['kl']:.1e}, top-1 {found['top1_agreement']:.2%}, perplexity "
+            f"{found['perplexity_increase']:+.2%} on {found['positions']} further tokens"
+        )
     for text in report.kept:
         console.print(f"[yellow]kept fp32    {text}[/yellow]")
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())

@@ -32,7 +32,7 @@ from edgetie.export.tasks.base import (
 from edgetie.export.tasks.causal import CausalTask
 from edgetie.export.tasks.running import open_graph
 from edgetie.export.tasks.speech import shapes, try_shapes
-from edgetie.export.windows import find_window, in_windows
+from edgetie.export.boundaries import find_window, in_windows
 from edgetie.sources.calling import cache_keyword
 
 _SOURCE = "input_features"

@@ -128,7 +128,11 @@ class Task(ABC):
 
     @abstractmethod
     def expect(self, module: torch.nn.Module) -> Expected:
-        """Run the module itself, before anything is changed about it."""
+        """Run the module itself, before anything is changed about it.
+
+        Raises:
+            ExportError: if it does not do what the task says.
+        """
 
     @abstractmethod
     def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:

@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle import MODEL
+from edgetie.errors import ExportError
 from edgetie.export import attention
 from edgetie.export.attention import Unfusable
 from edgetie.export.positions import WatchTables, trial_ids
@@ -128,6 +129,7 @@ class CausalTask(Task):
         count = min(_TOKENS, self.max_positions or _TOKENS)
         tokens = np.random.default_rng(0).integers(0, self.vocab_size, count)
         logits = [self._logits(module, tokens)]
+        _require_causal(logits[0], self._logits(module, tokens[:_SHORT]))
         logits += [self._logits(module, tokens[:length])[-1:] for length in _SHORTEST]
         return Expected({"input_ids": tokens}, np.concatenate(logits))
 
@@ -182,6 +184,15 @@ class CausalTask(Task):
             )
             padded = max(padded, error(logits[0], short), error(logits[1], prefix))
         return Agreement(prefill, cached, padded, float(np.abs(expected.logits).max()))
+
+
+def _require_causal(whole: Array, short: Array) -> None:
+    change = largest_error(whole[: len(short)], short)
+    if change > 1e-2 * np.abs(whole).max():
+        raise ExportError(
+            "its logits of a token change with the tokens that follow, so it cannot write token by "
+            "token; a model that fills in tokens is exported as task masked-lm"
+        )
 
 
 def probe(module: torch.nn.Module, config: Any) -> CausalTask:

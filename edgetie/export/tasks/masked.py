@@ -13,6 +13,7 @@ import torch
 
 from edgetie.bundle import MODEL
 from edgetie.export.attention import Broadcast
+from edgetie.export.questions import MaskQuestions
 from edgetie.export.tasks.base import (
     Agreement,
     Expected,
@@ -23,6 +24,7 @@ from edgetie.export.tasks.base import (
     longest,
 )
 from edgetie.export.tasks.running import open_graph
+from edgetie.export.windows import length_of_several, whole_windows
 
 _BATCH, _SEQUENCE = 2, 8
 _TOKENS = 16  # compared with torch
@@ -49,10 +51,9 @@ class MaskedTask(Task):
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dynamic = torch.export.Dim.DYNAMIC  # a table of positions bounds the sequence
+        shape = _BATCH, length_of_several(module, _SEQUENCE)
         ids = {
-            name: torch.zeros(_BATCH, _SEQUENCE, dtype=torch.long)
-            if name == "token_type_ids"
-            else torch.ones(_BATCH, _SEQUENCE, dtype=torch.long)
+            name: torch.full(shape, int(name != "token_type_ids"), dtype=torch.long)
             for name in self.inputs
         }
         return [
@@ -68,7 +69,8 @@ class MaskedTask(Task):
         ]
 
     def expect(self, module: torch.nn.Module) -> Expected:
-        count = min(_TOKENS, self.max_positions or _TOKENS)
+        count = length_of_several(module, _TOKENS)
+        count = min(count, self.max_positions or count)
         random = np.random.default_rng(0)
         inputs = {
             "input_ids": random.integers(0, self.vocab_size, (1, count)),
@@ -103,8 +105,11 @@ class _MaskedLM(torch.nn.Module):
         self.inputs = inputs
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        with Broadcast():
-            return logits_of(self.model(**dict(zip(self.inputs, inputs, strict=True))))
+        given = dict(zip(self.inputs, inputs, strict=True))
+        length = whole_windows(self.model, given)
+        with Broadcast(), MaskQuestions(given.get("attention_mask")):
+            logits = logits_of(self.model(**given))
+        return logits if length is None else logits[:, :length]
 
 
 def probe(module: torch.nn.Module, config: Any) -> MaskedTask:

@@ -17,6 +17,7 @@ import torch
 
 from edgetie.bundle import DECODER, ENCODER, ENCODER_MASK
 from edgetie.export.attention import Broadcast
+from edgetie.export.questions import MaskQuestions
 from edgetie.export.tasks.base import (
     Agreement,
     Array,
@@ -31,6 +32,7 @@ from edgetie.export.tasks.base import (
 )
 from edgetie.export.tasks.causal_model import cache_layers, cache_of
 from edgetie.export.tasks.running import open_graph
+from edgetie.export.windows import length_of_several, whole_windows
 from edgetie.sources.calling import cache_keyword
 
 BATCH = 2
@@ -72,6 +74,7 @@ class Seq2SeqTask(Task):
         cross: the cache of cross-attention.
         hidden_size: of the encoder's output.
         output: class of the encoder's output, where the model asks for more than a tuple.
+        source_length: tokens of an example that the encoder is traced with.
     """
 
     name = "seq2seq-lm"
@@ -79,6 +82,7 @@ class Seq2SeqTask(Task):
     cross: tuple[LayerShape, ...]
     hidden_size: int
     output: type[Any] | None = field(default=None, kw_only=True)
+    source_length: int = field(default=_SOURCE, kw_only=True)
 
     @property
     def replaces_attention(self) -> bool:
@@ -86,9 +90,10 @@ class Seq2SeqTask(Task):
 
     def reading(self, dtype: torch.dtype) -> Reading:
         """What the encoder reads; ``dtype`` is that of the weights."""
-        ids, mask = (torch.ones(BATCH, _SOURCE, dtype=torch.long) for _ in range(2))
+        count = self.source_length
+        ids, mask = (torch.ones(BATCH, count, dtype=torch.long) for _ in range(2))
         both = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-        return Reading(("input_ids", _MASK), (ids, mask), (both, both), _SOURCE, True)
+        return Reading(("input_ids", _MASK), (ids, mask), (both, both), count, True)
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
@@ -145,9 +150,9 @@ class Seq2SeqTask(Task):
         return [encoder, decoder]
 
     def expect(self, module: torch.nn.Module) -> Expected:
-        limit = self.max_positions or _SOURCE_TOKENS
+        count = max(_SOURCE_TOKENS, self.source_length)
         random = np.random.default_rng(0)
-        source = random.integers(0, self.vocab_size, (1, min(_SOURCE_TOKENS, limit)))
+        source = random.integers(0, self.vocab_size, (1, min(count, self.max_positions or count)))
         target = self.target(random)
         logits = [run(module, target, input_ids=ids) for ids in (source, source[:, :_SHORT])]
         inputs = {"input_ids": source, "decoder_input_ids": target}
@@ -222,7 +227,7 @@ class _Encoder(torch.nn.Module):
         given = dict(zip(self.inputs, inputs, strict=True))
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with Broadcast():
-            hidden = model.get_encoder()(**given)[0]
+            hidden = self._encode(given)
             # all that does not become a key or value of cross-attention is dead code
             model(
                 encoder_outputs=_encoded(hidden, self.output),
@@ -233,6 +238,14 @@ class _Encoder(torch.nn.Module):
             )
         layers = cache.cross_attention_cache.layers
         return (hidden, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
+
+    def _encode(self, given: dict[str, torch.Tensor]) -> torch.Tensor:
+        model: Any = self.model
+        read = dict(given)
+        length = whole_windows(model, read)
+        with MaskQuestions(read.get(_MASK)):
+            hidden: torch.Tensor = model.get_encoder()(**read)[0]
+        return hidden if length is None else hidden[:, :length]
 
 
 class _Decoder(torch.nn.Module):
@@ -304,6 +317,7 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
         cross,
         hidden.shape[-1],
         layers=own,
+        source_length=length_of_several(module, _SOURCE),
     )
 
 

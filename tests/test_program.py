@@ -1,0 +1,81 @@
+"""What models say that torch.onnx has no words for: constants, experts' shares, views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from conftest import source_of
+from torch import nn
+
+from edgetie.export.exporter import export
+from edgetie.export.program import prepare
+
+
+class Sparse(nn.Module):
+    """Keeps what is above a threshold that a distribution gives (Gemma 3n)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        threshold = torch.distributions.normal.Normal(0, 1).icdf(torch.tensor(0.95))
+        return nn.functional.relu(x - x.std(dim=-1, keepdim=True) * threshold)
+
+
+class Shared(nn.Module):
+    """Gives each token to the expert it likes best; each expert reads its own tokens (JetMoe)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choice = nn.Linear(64, 3, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, 64)
+        chosen = self.choice(rows).argmax(-1)
+        _, order = chosen.sort(0)
+        sizes = nn.functional.one_hot(chosen, 3).sum(0).tolist()
+        parts = rows[order].split(sizes)
+        made = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
+        return torch.zeros_like(rows).index_add(0, order, made).view(x.shape)
+
+
+class Viewed(nn.Module):
+    """Attention whose result is viewed as heads of another size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.view(*x.shape[:2], 4, 16).transpose(1, 2)
+        made = nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+        wide = made.transpose(1, 2).contiguous().view(*x.shape[:2], 2, 32)
+        return wide.flip(-1).view(x.shape)
+
+
+@pytest.mark.parametrize("part", [Sparse, Shared, Viewed])
+def test_same_logits(tmp_path: Path, part: Any) -> None:
+    torch.manual_seed(0)
+    model = models.Cacheless()
+    model.blocks.insert(0, part())
+    report = export(source_of(model.eval()), tmp_path / "bundle")
+    assert report.agreement.relative < 1e-5
+    assert [group.shape for group in report.manifest.ties] == [(models.VOCAB, 64)]
+
+
+class Constants(nn.Module):
+    """One constant that is only read, and one that is written to."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        read, written = torch.tensor([0.5, 0.25]), torch.tensor([1.0, 2.0])
+        return x * read.erfinv() + (written.add_(x) if self.training else written)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_constants_are_evaluated_unless_written_to(writes: bool) -> None:
+    x = torch.tensor([3.0, 4.0])
+    module = Constants().train(writes)
+    program = torch.export.export(module, (x,), strict=False)
+    assert prepare(program) is not writes
+    targets = {node.target for node in program.graph.nodes}
+    assert (torch.ops.aten.erfinv.default in targets) is writes
+    np.testing.assert_allclose(program.module()(x), module(x), rtol=1e-6)
