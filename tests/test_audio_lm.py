@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from click.testing import CliRunner
 
 from edgetie.bundle import AUDIO, ENCODER
 from edgetie.errors import BundleError, EdgetieError
@@ -148,6 +151,20 @@ def test_tokens_are_those_of_torch(heard: tuple[Any, Any, ExportReport]) -> None
         assert last.completion.tokens == expected[0, ids.shape[1] :].tolist()
         different.add(tuple(last.completion.tokens))
     assert len(different) == 2
+
+
+def test_command(heard: tuple[Any, Any, ExportReport], tmp_path: Path) -> None:
+    from edgetie_cli.generate import command
+
+    clip, bundle = tmp_path / "clip.wav", str(heard[2].bundle.directory)
+    with wave.open(str(clip), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((sound(1) * 32767).astype("<i2").tobytes())
+    options = [bundle, "--audio", str(clip), "--max-new-tokens", "5", "--json"]
+    done = CliRunner().invoke(command, options)
+    assert len(json.loads(done.stdout)["tokens"]) == 5
+    asked = CliRunner().invoke(command, [bundle, "--audio", str(clip), "--language", "en"])
+    assert asked.exit_code == 2
 
 
 def test_text_alone_and_two_at_once(heard: tuple[Any, Any, ExportReport]) -> None:

@@ -102,9 +102,9 @@ def default_thresholds(precision: str, *, on_text: bool = True) -> Thresholds:
 
     Args:
         precision: a name that begins with fp32, fp16 or int8.
-        on_text: whether predictions were made on text. On random tokens a model is never sure:
-            the likeliest token changes with the last bits, and perplexity measures nothing, so
-            neither is limited then.
+        on_text: whether predictions were made on text. On random tokens, and behind noise, a model
+            is never sure: the likeliest token changes with the last bits, and perplexity measures
+            nothing, so neither is limited then.
     """
     limits = next((DEFAULTS[name] for name in DEFAULTS if precision.startswith(name)), None)
     limits = limits or DEFAULTS["int8"]

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -314,7 +314,7 @@ def _copy_extras(bundle: Bundle, directory: Path) -> None:
 def _manifest(bundle: Bundle, models: Mapping[str, ir.Model], directory: Path) -> Manifest:
     """The source's manifest, or one read off a bare ONNX graph."""
     if bundle.manifest is not None:
-        return bundle.manifest
+        return replace(bundle.manifest)
     (model,) = models.values()
     outputs = describe(model.graph.outputs)
     width = outputs[0]["shape"][-1] if outputs and outputs[0]["shape"] else 0

@@ -105,15 +105,13 @@ class Meter:
     """
 
     def __init__(self, float_bundle: Bundle, tokens: Sequence[int]) -> None:
-        manifest = float_bundle.manifest
-        limit = manifest.signature.max_positions if manifest is not None else None
-        window = min(_WINDOW, limit or _WINDOW)
+        self._reference = BundleReference(float_bundle)
+        window = min(_WINDOW, self._reference.longest or _WINDOW)
         self._windows = [
             np.array(tokens[start : start + window], np.int64)
             for start in range(0, len(tokens), window)
         ]
-        self._shift = 0 if manifest is not None and manifest.encoder is not None else 1
-        self._reference = BundleReference(float_bundle)
+        self._shift = 0 if self._reference.session.cross else 1
         self._known = [self._reference.logits(w[None]) for w in self._windows[:_RANKED_ON]]
 
     def divergence(self, bundle: Bundle) -> float:

@@ -19,6 +19,7 @@ import torch
 
 from edgetie.bundle import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MASK
 from edgetie.export.attention import Broadcast
+from edgetie.export.boundaries import find_window, in_windows
 from edgetie.export.tasks import causal
 from edgetie.export.tasks.base import (
     FRAMES,
@@ -32,7 +33,6 @@ from edgetie.export.tasks.base import (
 from edgetie.export.tasks.causal import CausalTask
 from edgetie.export.tasks.running import open_graph
 from edgetie.export.tasks.speech import shapes, try_shapes
-from edgetie.export.boundaries import find_window, in_windows
 from edgetie.sources.calling import cache_keyword
 
 _SOURCE = "input_features"
