@@ -18,6 +18,7 @@ from edgetie.export import attention
 from edgetie.export.attention import Unfusable
 from edgetie.export.bounds import Bounds, read_bounds
 from edgetie.export.implementations import attention_implementation, experts_implementation
+from edgetie.export.loops import close_loops
 from edgetie.export.tasks import Graph, Task
 from edgetie.report.progress import Progress
 from edgetie.sources import Source
@@ -119,6 +120,7 @@ def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, 
     for value, name in zip(model.graph.outputs, graph.outputs, strict=True):
         value.name = name
     _name_dimensions(model, graph)
+    close_loops(model)
     for node in model.graph:
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]

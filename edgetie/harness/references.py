@@ -89,8 +89,7 @@ class BundleReference:
             feeds["encoder_attention_mask"] = feeds["attention_mask"]
             feeds["input_ids"] = _shifted(ids, self._start)
         for tensor in self.session.cache:
-            shape = (1, tensor.kv_heads, 0, tensor.head_size)
-            feeds[tensor.past] = np.zeros(shape, self.session.cache_dtype)
+            feeds[tensor.past] = np.zeros(tensor.shape(1), self.session.cache_dtype)
         unknown = [value.name for value in self.session.inputs if value.name not in feeds]
         if unknown:
             raise BundleError(f"{self.name}: input {unknown[0]} is not known")
