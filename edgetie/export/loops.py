@@ -16,7 +16,7 @@ import onnx_ir.passes.common as common
 
 from edgetie.export.attention import Unfusable
 from edgetie.export.rows import DOMAIN, PRESENT_STATE
-from edgetie.passes._base import initializer
+from edgetie.passes._base import initializer, replace
 
 
 def close_loops(model: ir.Model) -> int:
@@ -126,9 +126,7 @@ class _Builder:
         )
         scan = self._scan(body, len(made))
         for (_, present), final in zip(self.states, scan.outputs, strict=False):
-            ir.convenience.replace_all_uses_with(
-                present.outputs[0], final, replace_graph_outputs=True
-            )
+            replace(present.outputs[0], final)
             self.graph.remove(present, safe=True)
         for value, sequence in zip(made, scan.outputs[len(self.states) :], strict=True):
             rows = self._node("Reshape", sequence, self._constant([-1, *_row_sizes(value)]))
