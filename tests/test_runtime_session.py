@@ -24,7 +24,7 @@ def test_session_describes_the_model(tmp_path: Path) -> None:
     assert session.inputs[0].dtype == "int64"
     assert session.inputs[0].shape == ("batch", "sequence")
     assert session.outputs[0].name == "logits"
-    assert session.cache_layers == [(tiny.HEADS, tiny.HEAD)] * tiny.LAYERS
+    assert [keys.sizes for keys in session.cache[::2]] == [(tiny.HEADS, 0, tiny.HEAD)] * tiny.LAYERS
     assert session.cache_dtype == "float32"
     assert (session.cache_in_place, session.logits, session.threads) == (True, "last", 1)
     assert set(session.nodes_per_provider) == {"CPUExecutionProvider"}
@@ -48,7 +48,7 @@ def test_all_logits_of_a_model_that_keeps_the_last(tmp_path: Path, last_before_h
     ids = [5, 77, 31, 2]
     feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, 4), np.int64)}
     for tensor in session.cache:
-        feeds[tensor.past] = np.zeros((1, tensor.kv_heads, 0, tensor.head_size), np.float32)
+        feeds[tensor.past] = np.zeros(tensor.shape(1), np.float32)
     logits = session.ort.run(["logits"], feeds)[0][0]
     np.testing.assert_allclose(logits, tiny.naive_logits(ids), rtol=1e-3, atol=1e-3)
 

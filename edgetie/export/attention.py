@@ -21,6 +21,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from edgetie.export.rows import Rows
+
 NAME = "edgetie"
 _HEAD_SIZE_MULTIPLE = 8  # GroupQueryAttention rejects other head sizes
 
@@ -38,10 +40,14 @@ class MaskSpec:
 
 @dataclass
 class CacheLayer:
-    """The KV cache of one attention layer: ``(batch, kv_heads, length, head_size)`` each."""
+    """The KV cache of one attention layer: ``(batch, kv_heads, length, head_size)`` each.
+
+    ``rows`` is set where every token is a row of its own.
+    """
 
     past_key: torch.Tensor
     past_value: torch.Tensor
+    rows: Rows | None = None
     appended: tuple[torch.Tensor, torch.Tensor] | None = None
     full: tuple[torch.Tensor, torch.Tensor] | None = None
     present: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -51,6 +57,8 @@ class CacheLayer:
 
         The concatenation is dead code as soon as attention takes ``appended`` instead.
         """
+        if self.rows is not None:
+            key, value = self.rows.together(key), self.rows.together(value)
         self.appended = (key, value)
         self.full = (
             torch.cat([self.past_key, key], dim=-2),
@@ -109,7 +117,8 @@ def attend(
     """Emit one GroupQueryAttention for ``layer``.
 
     Args:
-        query: ``(batch, heads, sequence, head_size)``, already rotated if the model rotates.
+        query: ``(batch, heads, sequence, head_size)``, already rotated if the model rotates; or a
+            token a row, as ``layer.rows`` says.
         layer: the cache layer, its new keys and values appended.
         scale: factor on the scores; ``None`` is ``1 / sqrt(head_size)``.
         window: how many positions a query sees, itself included; ``None`` is all.
@@ -117,13 +126,16 @@ def attend(
         sink: ``(heads,)``, one more score for each head, of a key whose value is zero.
 
     Returns:
-        ``(batch, sequence, heads, head_size)``.
+        ``(batch, sequence, heads, head_size)``, or a token a row.
 
     Raises:
         Unfusable: for shapes the operator does not take.
     """
     assert layer.appended is not None
     key, value = layer.appended
+    rows = layer.rows
+    if rows is not None:
+        query = rows.together(query)
     require_fusable(query, key, value)
     batch, heads, length, size = query.shape
     kv_heads = key.shape[1]
@@ -155,7 +167,8 @@ def attend(
         version=1,
     )  # fmt: skip
     layer.present = (present_key, present_value)
-    return output.reshape(batch, length, heads, size)
+    output = output.reshape(batch, length, heads, size)
+    return output if rows is None else rows.apart(output)
 
 
 def require_fusable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

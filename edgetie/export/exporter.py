@@ -250,8 +250,8 @@ class _Job:
             try:
                 agreement = plan.measure(directory, self.expected, dtype)
             except ExportError as error:
-                raise _Disagreement(str(error), plain=not plan.layers) from error
-            _require_agreement(agreement, precision, plain=not plan.layers)
+                raise _Disagreement(str(error), plain=not plan.cache) from error
+            _require_agreement(agreement, precision, plain=not plan.cache)
             manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
             stages.stage("hash")
             write_manifest(directory, manifest)
@@ -311,7 +311,7 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
         inputs=describe(model.graph.inputs),
         outputs=describe(model.graph.outputs),
         logits="last" if last else "all",
-        cache_in_place=bool(task.layers) and fused == len(task.layers),
+        cache_in_place=bool(fused) and fused == task.cached_attentions,
         max_positions=task.max_positions,
         vocab_size=task.vocab_size,
         audio_token_id=task.audio_token_id,

@@ -17,10 +17,13 @@ def write_genai_config(directory: Path, config: Any, task: Task, signature: Sign
 
     It needs one shape for the caches of all layers and a KV cache bound in place.
     """
-    if not signature.cache_in_place or len(set(task.layers)) != 1 or config is None:
+    if not signature.cache_in_place or config is None:
+        return False
+    shapes = {tensor.sizes for tensor in task.cache}
+    if len(shapes) != 1:
         return False
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    layer = task.layers[0]
+    kv_heads, _, head_size = shapes.pop()
     context = task.max_positions or _DEFAULT_CONTEXT
     ends = signature.eos_token_ids
     pad = next((i for i in (getattr(config, "pad_token_id", None), *ends, 0) if i is not None), 0)
@@ -37,10 +40,10 @@ def write_genai_config(directory: Path, config: Any, task: Task, signature: Sign
                 "filename": MODEL,
                 "session_options": {"log_id": "edgetie", "provider_options": []},
                 "hidden_size": text.hidden_size,
-                "head_size": layer.head_size,
+                "head_size": head_size,
                 "num_attention_heads": text.num_attention_heads,
-                "num_key_value_heads": layer.kv_heads,
-                "num_hidden_layers": len(task.layers),
+                "num_key_value_heads": kv_heads,
+                "num_hidden_layers": task.cached_attentions,
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",

@@ -22,6 +22,7 @@ from edgetie.export.implementations import (
     attention_implementation,
     experts_implementation,
 )
+from edgetie.export.loops import close_loops
 from edgetie.export.program import forget_failure, prepare
 from edgetie.export.tasks import Graph, Task
 from edgetie.report.progress import Progress
@@ -124,6 +125,7 @@ def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, 
     for value, name in zip(model.graph.outputs, graph.outputs, strict=True):
         value.name = name
     _name_dimensions(model, graph)
+    close_loops(model)
     for node in model.graph:
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]

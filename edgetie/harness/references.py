@@ -113,8 +113,7 @@ class BundleReference:
             "token_type_ids": np.zeros_like(read),
         }
         for tensor in self.session.cache:
-            shape = (1, tensor.kv_heads, 0, tensor.head_size)
-            feeds[tensor.past] = np.zeros(shape, self.session.cache_dtype)
+            feeds[tensor.past] = np.zeros(tensor.shape(1), self.session.cache_dtype)
         unknown = [value.name for value in self.session.inputs if value.name not in feeds]
         if unknown:
             raise BundleError(f"{self.name}: input {unknown[0]} is not known")

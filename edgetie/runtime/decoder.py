@@ -1,9 +1,9 @@
-"""Decoding step by step: buffers bound once to the device, the KV cache kept where it is.
+"""Decoding step by step: buffers bound once to the device, the cache kept where it is.
 
-Where the model can (``Session.cache_in_place``), past and present are one buffer of the full
-length, allocated once: a step then binds nothing but the mask, which grows. Other models return a
-longer cache at every step, which becomes the next step's input without a copy; models without a
-cache read the whole sequence again.
+Where the model can (``Session.cache_in_place``), keys and values, past and present, are one buffer
+of the full length, allocated once: a step then binds nothing but the mask, which grows. Other
+models return a longer cache at every step, which becomes the next step's input without a copy, and
+so does the state of a recurrent layer; models without a cache read the whole sequence again.
 """
 
 from __future__ import annotations
@@ -71,21 +71,18 @@ class Decoder:
         # a long prompt needs far more memory than a step; the arena gives the difference back
         self._after_prefill = ort.RunOptions()
         self._after_prefill.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        if session.cache_in_place:
-            for tensor in session.cache:
-                self._bind_in_place(tensor)
+        in_place = [t for t in session.cache if session.cache_in_place and t.grows]
+        for tensor in in_place:
+            self._bind_in_place(tensor)
+        self._returned = [tensor for tensor in session.cache if tensor not in in_place]
         self.reset()
 
     def reset(self) -> None:
         """Forget the sequences; buffers are kept."""
         self.length = 0
-        if self.session.cache_in_place:
-            return
-        for tensor in self.session.cache:
-            shape = (self.batch, tensor.kv_heads, 0, tensor.head_size)
-            empty = ort.OrtValue.ortvalue_from_shape_and_type(
-                shape, np.dtype(self.session.cache_dtype), self.session.device, 0
-            )
+        for tensor in self._returned:
+            zeros = np.zeros(tensor.shape(self.batch), self.session.cache_dtype)
+            empty = ort.OrtValue.ortvalue_from_numpy(zeros, self.session.device, 0)
             self._binding.bind_ortvalue_input(tensor.past, empty)
 
     def prefill(
@@ -213,23 +210,23 @@ class Decoder:
             )
 
     def _run(self, options: Any) -> None:
-        growing = [] if self.session.cache_in_place else self.session.cache
-        for tensor in growing:
+        for tensor in self._returned:
             self._binding.bind_output(tensor.present, self.session.device)
         try:
             self.session.ort.run_with_iobinding(self._binding, options)
         except Exception as error:  # pybind11 classes without a common base
             raise BundleError(f"{self._model}: ONNX Runtime failed: {one_line(error)}") from error
-        if growing or not isinstance(self._vocabulary, int):
-            logits, *presents = self._binding.get_outputs()
-            for tensor, present in zip(growing, presents, strict=True):
+        if self._returned or not isinstance(self._vocabulary, int):
+            in_place = len(self.session.cache) - len(self._returned)  # bound first
+            logits, *presents = self._binding.get_outputs()[in_place:]
+            for tensor, present in zip(self._returned, presents, strict=True):
                 self._binding.bind_ortvalue_input(tensor.past, present)
             if not isinstance(self._vocabulary, int):
                 self._logits = logits.numpy()
                 self._vocabulary = self._logits.shape[-1]
 
     def _bind_in_place(self, tensor: CacheTensor) -> None:
-        shape = (self.batch, tensor.kv_heads, self.max_length, tensor.head_size)
+        shape = tensor.shape(self.batch, self.max_length)
         dtype = np.dtype(self.session.cache_dtype)
         if self.session.device == "cpu":
             memory = _untouched(math.prod(shape) * dtype.itemsize)

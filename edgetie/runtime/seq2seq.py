@@ -110,9 +110,8 @@ class Seq2SeqDecoder:
         """
         session = self.session
         for tensor in session.cache:
-            shape = (self.batch, tensor.kv_heads, 0, tensor.head_size)
             empty = ort.OrtValue.ortvalue_from_shape_and_type(
-                shape, np.dtype(session.cache_dtype), session.device, 0
+                tensor.shape(self.batch), np.dtype(session.cache_dtype), session.device, 0
             )
             self._binding.bind_ortvalue_input(tensor.past, empty)
         self.length = 0

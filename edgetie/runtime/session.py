@@ -36,12 +36,27 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """A key or value cache of one layer: ``(batch, kv_heads, length, head_size)``."""
+    """One tensor of the cache, ``(batch, *sizes)``; zeros are the empty cache.
+
+    Attributes:
+        past: its name as input.
+        present: its name as output.
+        sizes: of the axes behind the batch; 0 where the axis is as long as the past, as that of
+            keys and values is. A recurrent layer's state has none.
+    """
 
     past: str
     present: str
-    kv_heads: int
-    head_size: int
+    sizes: tuple[int, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Whether it holds every past token, or a state of one size."""
+        return 0 in self.sizes
+
+    def shape(self, batch: int, past: int = 0) -> tuple[int, ...]:
+        """With so many rows and past tokens."""
+        return batch, *(size or past for size in self.sizes)
 
 
 @dataclass
@@ -55,9 +70,10 @@ class Session:
         load_seconds: from the call of :func:`open_session` to a session ready to run.
         inputs: of the graph, in order.
         outputs: the same.
-        cache: the KV cache, key and value of each layer in turn; empty if the model has none.
+        cache: keys, values and states of each layer in turn; empty if the model has none.
         cache_dtype: numpy name of its dtype; empty if the model has none.
-        cache_in_place: whether past and present may be one buffer of fixed length.
+        cache_in_place: whether keys and values, past and present, may be one buffer of fixed
+            length.
         logits: ``last`` (``(batch, 1, vocabulary)``, of each row's last token) or ``all``
             (``(batch, sequence, vocabulary)``).
         packed: whether logits of ``all`` tokens come with each row's tokens moved to the left.
@@ -87,11 +103,6 @@ class Session:
     ort: Any
     encoder: Any = None
     cross: list[CacheTensor] = field(default_factory=list)
-
-    @property
-    def cache_layers(self) -> list[tuple[int, int]]:
-        """``(kv_heads, head_size)`` of every layer that has a KV cache."""
-        return [(keys.kv_heads, keys.head_size) for keys in self.cache[::2]]
 
 
 def open_session(
@@ -284,13 +295,14 @@ def _cache(
         if not value.name.startswith(PAST) or part not in value.name:
             continue
         present = PRESENT + value.name.removeprefix(PAST)
-        heads, size = value.shape[1::2] if len(value.shape) == 4 else ("", "")
-        if present not in names or not isinstance(heads, int) or not isinstance(size, int):
+        sizes = tuple(size if isinstance(size, int) else 0 for size in value.shape[1:])
+        if present not in names or not any(sizes) or sizes.count(0) > 1:
             raise BundleError(
-                f"{path}: cache input {value.name} {list(value.shape)} is not (batch, kv_heads, "
-                f"length, head_size) with an output {present}; export the model with edgetie"
+                f"{path}: cache input {value.name} {list(value.shape)} is neither (batch, "
+                "kv_heads, length, head_size) nor a state of one size, with an output "
+                f"{present}; export the model with edgetie"
             )
-        tensors.append(CacheTensor(value.name, present, heads, size))
+        tensors.append(CacheTensor(value.name, present, sizes))
     return tensors
 
 

@@ -167,11 +167,7 @@ class AudioTask(CausalTask):
         names = [value.name for value in decoder.get_inputs()]
 
         def run(tokens: Array, mask: Array, heard: Array, past: list[Array]) -> Any:
-            past = past or [
-                np.zeros((len(tokens), layer.kv_heads, 0, size), dtype)
-                for layer in self.layers
-                for size in layer.sizes
-            ]
+            past = past or [np.zeros(tensor.shape(len(tokens)), dtype) for tensor in self.cache]
             feeds = dict(zip(names, [tokens, mask, heard, *past], strict=True))
             logits, *present = decoder.run(None, feeds)
             return logits[:, -1], present
@@ -190,7 +186,7 @@ class AudioTask(CausalTask):
                 tokens[:, :prefix], np.ones((1, prefix), np.int64), heard(row, 0, prefix), []
             )
             prefill = max(prefill, largest_error(got[0], logits[prefix - 1]))
-            for end in range(prefix + 1, count + 1) if self.layers else ():
+            for end in range(prefix + 1, count + 1) if self.cache else ():
                 step = tokens[:, end - 1 : end]
                 got, past = run(step, np.ones((1, end), np.int64), heard(row, end - 1, end), past)
                 cached = max(cached, largest_error(got[0], logits[end - 1]))

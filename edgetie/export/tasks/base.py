@@ -17,22 +17,46 @@ FRAMES = "frames"
 """Name of a dimension that is no sequence of tokens: the length of a sound."""
 
 
+PAST, PRESENT = "past_key_values", "present"
+"""What a cache is called as input and as output."""
+
+
 @dataclass(frozen=True)
-class LayerShape:
-    """The cache of one layer: number of key-value heads and size of each.
+class CacheShape:
+    """One tensor of the cache, ``(batch, *sizes)``; zeros are the empty cache.
 
     Attributes:
-        value_size: size of the values' heads, where it is another than the keys'.
+        name: layer and part: ``3.key``, or ``3.conv_state`` of a layer that keeps a state.
+        sizes: of the axes behind the batch; 0 where the axis is as long as the past.
     """
 
-    kv_heads: int
-    head_size: int
-    value_size: int | None = None
+    name: str
+    sizes: tuple[int, ...]
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Of a key's head and of a value's."""
-        return self.head_size, self.value_size or self.head_size
+    def grows(self) -> bool:
+        """Whether it holds every past token, as keys and values do, or a state of one size."""
+        return 0 in self.sizes
+
+    def shape(self, batch: int, past: int = 0) -> tuple[int, ...]:
+        """With so many rows and past tokens."""
+        return batch, *(size or past for size in self.sizes)
+
+    def dimensions(self) -> tuple[tuple[str, int, str], ...]:
+        """Names of its dynamic dimensions as an input, as :class:`Graph` takes them."""
+        names = {0: "batch"} | {i: "past_sequence" for i, n in enumerate(self.sizes, 1) if not n}
+        return tuple((f"{PAST}.{self.name}", axis, name) for axis, name in names.items())
+
+
+def key_value(layer: str, key: torch.Tensor, value: torch.Tensor) -> tuple[CacheShape, ...]:
+    """The cache of an attention layer whose keys and values are ``(batch, heads, length, size)``.
+
+    ``layer`` is its number, and what else its tensors' names begin with.
+    """
+    return tuple(
+        CacheShape(f"{layer}.{part}", (tensor.shape[1], 0, tensor.shape[3]))
+        for part, tensor in (("key", key), ("value", value))
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,7 @@ class Expected:
 class Agreement:
     """Largest absolute logit errors against torch in fp32.
 
-    ``cached`` is after steps that read the KV cache, ``padded`` for the shorter row of a padded
+    ``cached`` is after steps that read the cache, ``padded`` for the shorter row of a padded
     batch of two; ``relative`` is the largest of all over the largest logit.
     """
 
@@ -94,7 +118,7 @@ class Task(ABC):
     Attributes:
         vocab_size: last dimension of the logits.
         max_positions: longest sequence, from the configuration.
-        layers: the KV cache, empty without one.
+        cache: its cache, tensor by tensor, empty without one.
         why_plain: why there is no cache, where one could be.
         audio_token_id: as in :class:`edgetie.bundle.Signature`.
     """
@@ -103,9 +127,14 @@ class Task(ABC):
 
     vocab_size: int
     max_positions: int | None
-    layers: tuple[LayerShape, ...] = field(default=(), kw_only=True)
+    cache: tuple[CacheShape, ...] = field(default=(), kw_only=True)
     why_plain: str | None = field(default=None, kw_only=True)
     audio_token_id: int | None = field(default=None, kw_only=True)
+
+    @property
+    def cached_attentions(self) -> int:
+        """How many attention layers have a cache of keys and values."""
+        return sum(tensor.grows for tensor in self.cache) // 2
 
     @property
     @abstractmethod
@@ -164,9 +193,9 @@ def longest(config: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def cache_names(count: int, prefix: str) -> list[str]:
-    """Names of ``count`` layers' cache tensors, key before value."""
-    return [f"{prefix}.{i}.{part}" for i in range(count) for part in ("key", "value")]
+def cache_names(cache: tuple[CacheShape, ...], prefix: str) -> list[str]:
+    """What a cache is called, as input (:data:`PAST`) or as output (:data:`PRESENT`)."""
+    return [f"{prefix}.{tensor.name}" for tensor in cache]
 
 
 def largest_error(got: Array, expected: Array) -> float:

@@ -1,9 +1,11 @@
-"""Causal language models: decoders with a KV cache."""
+"""Causal language models: decoders with a cache, of keys and values or of states."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ from edgetie.errors import ExportError
 from edgetie.export import attention
 from edgetie.export.attention import Unfusable
 from edgetie.export.positions import WatchTables, trial_ids
+from edgetie.export.states import cache_states, run_cached
 from edgetie.export.tasks.base import (
+    PAST,
+    PRESENT,
     Agreement,
     Array,
+    CacheShape,
     Expected,
     Graph,
-    LayerShape,
     Task,
     cache_names,
+    key_value,
     largest_error,
     logits_of,
     longest,
@@ -38,7 +44,6 @@ _TOKENS = 16  # compared with torch
 _PREFIX = 12
 _SHORT = 7
 _SHORTEST = (1, 2)  # shorter than what a graph is traced with
-_CACHE_DIMENSIONS = ((0, "batch"), (2, "past_sequence"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class CausalTask(Task):
         position_ids: whether a module of one's own takes them.
         tables: offsets of the tables of positions, see :mod:`edgetie.export.positions`.
         decoder_part: whether the cache is that of an encoder-decoder's decoder.
+        attributes: of the cache's tensors, those that a module keeps in an attribute, and which.
     """
 
     name = "causal-lm"
@@ -60,32 +66,34 @@ class CausalTask(Task):
     position_ids: bool
     tables: dict[str, int] = field(default_factory=dict, kw_only=True)
     decoder_part: bool = field(default=False, kw_only=True)
+    attributes: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
     def replaces_attention(self) -> bool:
-        return self.caller == "transformers"
+        stateful = any(not tensor.grows for tensor in self.cache)
+        return self.caller == "transformers" and (self.cached_attentions > 0 or not stateful)
 
     def without_cache(self, why: str) -> Task | None:
         if self.caller == "plain":
             return None
-        return replace(self, caller="plain", layers=(), why_plain=why)
+        return replace(self, caller="plain", cache=(), attributes={}, why_plain=why)
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         wrapper = CausalLM(
             module,
             caller=self.caller,
             position_ids=self.position_ids,
+            cache=self.cache,
             tables=self.tables,
             decoder_part=self.decoder_part,
+            attributes=self.attributes,
             fused=fused,
             last_only=last_only,
         )
         dtype = next(module.parameters()).dtype
         sequence, length = self._example_sizes()
         past = tuple(
-            torch.zeros(_BATCH, layer.kv_heads, length, size, dtype=dtype)
-            for layer in self.layers
-            for size in layer.sizes
+            torch.zeros(tensor.shape(_BATCH, length), dtype=dtype) for tensor in self.cache
         )
         arguments = (
             torch.ones(_BATCH, sequence, dtype=torch.long),
@@ -98,14 +106,13 @@ class CausalTask(Task):
         shapes = (
             {0: dynamic, 1: dynamic},
             {0: dynamic, 1: dynamic},
-            *((tuple({0: dynamic, 2: dynamic} for _ in past),) if past else ()),
+            *((tuple(map(_dynamic, self.cache)),) if past else ()),
         )
-        names = cache_names(len(self.layers), "past_key_values")
         dimensions = [
             ("input_ids", 0, "batch"),
             ("input_ids", 1, "sequence"),
             ("attention_mask", 1, "total_sequence"),
-            *((name, axis, dimension) for name in names for axis, dimension in _CACHE_DIMENSIONS),
+            *chain.from_iterable(tensor.dimensions() for tensor in self.cache),
         ]
         return [
             Graph(
@@ -113,8 +120,8 @@ class CausalTask(Task):
                 module=wrapper,
                 arguments=arguments,
                 shapes=shapes,
-                inputs=["input_ids", "attention_mask", *names],
-                outputs=["logits", *cache_names(len(self.layers), "present")],
+                inputs=["input_ids", "attention_mask", *cache_names(self.cache, PAST)],
+                outputs=["logits", *cache_names(self.cache, PRESENT)],
                 dimensions=tuple(dimensions),
             )
         ]
@@ -123,7 +130,7 @@ class CausalTask(Task):
         """Tokens and cached tokens to trace with, as many as the model takes."""
         longest = self.max_positions or _SEQUENCE + _PAST
         sequence = max(1, min(_SEQUENCE, longest // 2))
-        return sequence, min(_PAST, longest - sequence) if self.layers else 0
+        return sequence, min(_PAST, longest - sequence) if self.cache else 0
 
     def expect(self, module: torch.nn.Module) -> Expected:
         count = min(_TOKENS, self.max_positions or _TOKENS)
@@ -150,11 +157,7 @@ class CausalTask(Task):
 
         def run(ids: Any, mask: Any, past: list[Any]) -> tuple[Any, list[Any]]:
             if not past:
-                past = [
-                    np.zeros((len(ids), layer.kv_heads, 0, size), dtype)
-                    for layer in self.layers
-                    for size in layer.sizes
-                ]
+                past = [np.zeros(tensor.shape(len(ids)), dtype) for tensor in self.cache]
             names = [value.name for value in session.get_inputs()]
             logits, *present = session.run(None, dict(zip(names, [ids, mask, *past], strict=True)))
             return logits[:, -1], present
@@ -167,7 +170,7 @@ class CausalTask(Task):
         for row, length in enumerate(_SHORTEST):
             few, _ = run(tokens[None, :length], np.ones((1, length), np.int64), [])
             prefill = max(prefill, error(few[0], count + row))
-        for position in range(prefix, count) if self.layers else ():
+        for position in range(prefix, count) if self.cache else ():
             mask = np.ones((1, position + 1), np.int64)
             logits, cache = run(tokens[None, position : position + 1], mask, cache)
             cached = max(cached, error(logits[0], position))
@@ -177,7 +180,7 @@ class CausalTask(Task):
         rows[1], mask[1] = tokens[:prefix], 1
         logits, cache = run(rows, mask, [])
         padded = max(error(logits[0], short - 1), error(logits[1], prefix - 1))
-        if self.layers:
+        if self.cache:
             mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
             logits, _ = run(
                 np.stack([tokens[short : short + 1], tokens[prefix : prefix + 1]]), mask, cache
@@ -201,29 +204,29 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
     sizes = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
     ids = trial_ids(*(size if isinstance(size, int) else None for size in sizes))
     position_ids, decoder_part = False, False
+    cache: tuple[CacheShape, ...]
+    attributes: dict[str, str] = {}
     watch = WatchTables()
     with torch.no_grad(), watch:
         keyword = cache_keyword(module)
         if keyword is not None and config is not None:
-            output = module(input_ids=ids, use_cache=True)
+            output, found, held = run_cached(module, config, keyword, ids)
             vocab = logits_of(output).shape[-1]
-            cache = getattr(output, keyword, None)
-            own = getattr(cache, "self_attention_cache", None)
+            own = getattr(found, "self_attention_cache", None)
             decoder_part = own is not None
-            layers, why = _cache_shapes(own if decoder_part else cache)
+            cache, attributes, why = _cache_shapes(own if decoder_part else found, held)
             caller = "plain" if why else "transformers"
         elif "position_ids" in parameters:
             counter = _CountAttention()
             with counter:
                 output = module(ids, position_ids=torch.arange(ids.shape[1])[None])
             vocab = logits_of(output).shape[-1]
-            layers, why = tuple(counter.layers), counter.why
+            cache, why = tuple(chain.from_iterable(counter.layers)), counter.why
             caller = "plain" if why else "positions"
             position_ids = True
         else:
             vocab = logits_of(module(ids)).shape[-1]
-            layers, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
-    layers = layers if caller != "plain" else ()
+            cache, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
     return CausalTask(
         vocab,
         longest(config),
@@ -231,25 +234,47 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
         position_ids,
         tables=watch.tables(module),
         decoder_part=decoder_part,
-        layers=layers,
+        attributes=attributes if caller != "plain" else {},
+        cache=cache if caller != "plain" else (),
         why_plain=why,
     )
 
 
-def _cache_shapes(cache: Any) -> tuple[tuple[LayerShape, ...], str | None]:
+def _dynamic(tensor: CacheShape) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for _, axis, _ in tensor.dimensions()}
+
+
+def _cache_shapes(
+    cache: Any, held: dict[str, torch.Tensor]
+) -> tuple[tuple[CacheShape, ...], dict[str, str], str | None]:
+    """The cache's tensors; which of them are attributes; why there are none.
+
+    Args:
+        cache: transformers' object, as a run left it.
+        held: states in attributes of modules.
+    """
     layers = getattr(cache, "layers", None)
     if not layers:
-        return (), "the model returns no KV cache"
-    shapes = []
+        return (), {}, "the model returns no cache"
+    states, attributes = cache_states(cache), {}
+    for path, state in held.items():
+        number = re.search(r"\d+", path)
+        name = f"{number[0] if number else 0}.{path.rpartition('.')[2]}"
+        attributes[name], states[name] = path, state
+    shapes = [CacheShape(name, tuple(state.shape[1:])) for name, state in states.items()]
+    recurrent = {_layer(shape) for shape in shapes}
     for index, layer in enumerate(layers):
         keys: Any = getattr(layer, "keys", None)
         values: Any = getattr(layer, "values", None)
-        if not _is_plain_cache(keys, values) or hasattr(layer, "conv_states"):
-            return (), f"layer {index} keeps a state that is no key-value cache"
-        size, value_size = keys.shape[3], values.shape[3]
-        other = value_size if value_size != size else None
-        shapes.append(LayerShape(keys.shape[1], size, other))
-    return tuple(shapes), None
+        if _is_plain_cache(keys, values):
+            shapes += key_value(str(index), keys, values)
+        elif keys is not None or index not in recurrent:
+            return (), {}, f"layer {index} keeps neither keys and values nor a state"
+    return tuple(sorted(shapes, key=_layer)), attributes, None
+
+
+def _layer(tensor: CacheShape) -> int:
+    return int(tensor.name.partition(".")[0])
 
 
 def _is_plain_cache(keys: Any, values: Any) -> bool:
@@ -267,7 +292,7 @@ class _CountAttention(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers: list[LayerShape] = []
+        self.layers: list[tuple[CacheShape, ...]] = []
         self.refused = False
         self.why: str | None = "no causal scaled_dot_product_attention in it"
 
@@ -277,7 +302,7 @@ class _CountAttention(TorchFunctionMode):
             try:
                 query, key, value, _ = causal_arguments(args, kwargs)
                 attention.require_fusable(query, key, value)
-                self.layers.append(LayerShape(key.shape[1], key.shape[3]))
+                self.layers.append(key_value(str(len(self.layers)), key, value))
                 self.why = self.why if self.refused else None
             except Unfusable as error:
                 self.why, self.refused = str(error), True

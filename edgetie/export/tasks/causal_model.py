@@ -2,13 +2,14 @@
 
 One wrapper stands around every model. Its inputs are ``input_ids (batch, sequence)``,
 ``attention_mask (batch, total)`` and, with a cache, ``past_key_values.{i}.key/.value
-(batch, kv_heads, past, head_size)``; ``total = past + sequence``. Everything else (positions,
-sequence lengths, the last token of each row) follows from the mask.
+(batch, kv_heads, past, head_size)``, or what else layer ``i`` keeps, such as ``.conv_state`` and
+``.recurrent_state (batch, ...)``; ``total = past + sequence``. Everything else (positions, sequence
+lengths, the last token of each row) follows from the mask.
 
 **Padding.** GroupQueryAttention keeps the tokens of a row packed at the start of its cache. The
 wrapper therefore moves the valid tokens of each row to the front before the model sees them, and
 takes each row's last valid token afterwards: left-padded, right-padded and single prompts give the
-same tokens from one graph, without an attention bias.
+same tokens from one graph, without an attention bias. A state does not change at padding.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from edgetie.bundle import LAST_TOKEN_NODE
 from edgetie.export import attention
 from edgetie.export.attention import Broadcast, CacheLayer, Trace, Unfusable
 from edgetie.export.positions import ReadTables
-from edgetie.export.tasks.base import logits_of
+from edgetie.export.rows import Rows
+from edgetie.export.states import attributes_held, cache_of, cache_states
+from edgetie.export.tasks.base import CacheShape, logits_of
 from edgetie.sources.calling import cache_keyword
 
 
@@ -63,7 +66,7 @@ class CausalLM(torch.nn.Module):
         model: the language model.
         caller: as in :class:`edgetie.export.tasks.causal.CausalTask`.
         position_ids: whether a module of one's own takes them.
-        tables, decoder_part: as there.
+        cache, tables, decoder_part, attributes: as there.
         fused: emit GroupQueryAttention (``True``) or let the model compute its own attention.
         last_only: logits of each row's last token, ``(batch, 1, vocabulary)``, or of all.
     """
@@ -74,8 +77,10 @@ class CausalLM(torch.nn.Module):
         *,
         caller: str,
         position_ids: bool,
+        cache: tuple[CacheShape, ...],
         tables: Mapping[str, int],
         decoder_part: bool,
+        attributes: Mapping[str, str],
         fused: bool,
         last_only: bool,
     ) -> None:
@@ -83,10 +88,13 @@ class CausalLM(torch.nn.Module):
         self.model = model
         self.caller = caller
         self.position_ids = position_ids
+        self.names = [tensor.name for tensor in cache]
+        self.recurrent = any(not tensor.grows for tensor in cache)
         self.tables = tables
         self.decoder_part = decoder_part
+        self.attributes = attributes
         self.parameters_taken = inspect.signature(model.forward).parameters
-        self.cache = cache_keyword(model) or ""
+        self.keyword = cache_keyword(model) or ""
         self.fused = fused
         self.last_only = last_only
 
@@ -96,6 +104,8 @@ class CausalLM(torch.nn.Module):
         length = input_ids.shape[1]
         window = attention_mask[:, -length:]
         steps = torch.arange(length)
+        if self.recurrent and not self.fused:
+            raise Unfusable("states beside attention that is no GroupQueryAttention")
         if self.caller == "transformers" and not self.fused:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
             last = (window * (steps + 1)).argmax(1)
@@ -106,7 +116,18 @@ class CausalLM(torch.nn.Module):
             total, here = attention_mask.sum(1), window.sum(1)
             positions = (total - here)[:, None] + steps
             last = here - 1
-            logits, present = self._packed(ids, attention_mask, total, positions, past)
+            trace = Trace(
+                seqlens_k=(total - 1).to(torch.int32),
+                total_length=torch.full((1,), attention_mask.shape[1], dtype=torch.int32),
+                layers=[],
+            )
+            with attention.tracing(trace):
+                if self.recurrent:
+                    valid = steps < here[:, None]
+                    logits, present = self._tokenwise(ids, valid, positions, past, trace)
+                else:
+                    known = (torch.arange(attention_mask.shape[1])[None] < total[:, None]).long()
+                    logits, present = self._packed(ids, known, positions, past, trace)
             if not self.last_only:
                 back = torch.maximum(steps - first, steps[0])[..., None]
                 logits = _symbolic("GatherND", logits, back, (*ids.shape, logits.shape[-1]))
@@ -118,34 +139,62 @@ class CausalLM(torch.nn.Module):
     def _packed(
         self,
         ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        total: torch.Tensor,
+        mask: torch.Tensor,
         positions: torch.Tensor,
         past: tuple[torch.Tensor, ...],
+        trace: Trace,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run on rows whose valid tokens stand in front."""
-        layers = cache_layers(past)
-        length = attention_mask.shape[1]
-        trace = Trace(
-            seqlens_k=(total - 1).to(torch.int32),
-            total_length=torch.full((1,), length, dtype=torch.int32),
-            layers=layers,
-        )
-        with attention.tracing(trace):
-            if self.caller == "positions":
-                with _CachedAttention(layers):
-                    output = self.model(ids, position_ids=positions)
-            elif self.caller == "plain":
-                given: dict[str, Any] = {"position_ids": positions} if self.position_ids else {}
-                if "use_cache" in self.parameters_taken:
-                    given["use_cache"] = False
-                output = self.model(ids, **given)
-            else:
-                mask = (torch.arange(length)[None] < total[:, None]).long()
-                output = self._call(ids, mask, positions, layers)
+        layers = trace.layers = cache_layers(past)
+        if self.caller == "positions":
+            with _CachedAttention(layers):
+                output = self.model(ids, position_ids=positions)
+        elif self.caller == "plain":
+            given: dict[str, Any] = {"position_ids": positions} if self.position_ids else {}
+            if "use_cache" in self.parameters_taken:
+                given["use_cache"] = False
+            output = self.model(ids, **given)
+        else:
+            output = self._call(ids, mask, positions, cache_of(dict(enumerate(layers))))
         if any(layer.present is None for layer in layers):
             raise Unfusable("a layer with a KV cache but no attention call")
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
+
+    def _tokenwise(
+        self,
+        ids: torch.Tensor,
+        valid: torch.Tensor,
+        positions: torch.Tensor,
+        past: tuple[torch.Tensor, ...],
+        trace: Trace,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run on every token alone, see :mod:`edgetie.export.rows`; attention as in ``_packed``."""
+        rows = Rows(ids)
+        given = dict(zip(self.names, past, strict=True))
+        layers: dict[int, CacheLayer] = {}
+        states: dict[str, torch.Tensor] = {}
+        for name, tensor in given.items():
+            number, part = name.split(".")
+            if part == "key":
+                layers[int(number)] = CacheLayer(tensor, given[f"{number}.value"], rows)
+            elif part != "value":
+                states[name] = rows.past(tensor)
+        trace.layers = list(layers.values())
+        held = {self.attributes[name]: states[name] for name in self.attributes}
+        cached = {name: state for name, state in states.items() if name not in self.attributes}
+        # a model may write into the tensors it is given
+        copy = {name: state.clone() for name, state in cached.items()}
+        with attributes_held(self.model, held) as left:
+            cache = cache_of(layers, copy)
+            output = self._call(rows.apart(ids), None, rows.apart(positions), cache)
+        now = cache_states(cache) | {name: left[path] for name, path in self.attributes.items()}
+        present = {name: rows.present(now[name], states[name], valid) for name in states}
+        for index, layer in layers.items():
+            if layer.present is None:
+                raise Unfusable("a layer with a KV cache but no attention call")
+            present[f"{index}.key"], present[f"{index}.value"] = layer.present
+        logits = logits_of(output)
+        return logits.reshape(*ids.shape, logits.shape[-1]), [present[name] for name in self.names]
 
     def _unfused(
         self,
@@ -157,18 +206,18 @@ class CausalLM(torch.nn.Module):
         """The model's own attention and masks; caches are concatenated."""
         layers = cache_layers(past)
         with Broadcast():
-            output = self._call(ids, attention_mask, positions, layers)
+            cache = cache_of(dict(enumerate(layers)))
+            output = self._call(ids, attention_mask, positions, cache)
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
 
     def _call(
         self,
         ids: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         positions: torch.Tensor,
-        layers: list[CacheLayer],
+        cache: Any,
     ) -> Any:
         """transformers' call with a cache; who counts positions themselves is told them."""
-        cache = cache_of(layers)
         if self.decoder_part:
             from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
@@ -179,7 +228,7 @@ class CausalLM(torch.nn.Module):
                 attention_mask=mask,
                 position_ids=positions,
                 use_cache=True,
-                **{self.cache: cache},
+                **{self.keyword: cache},
             )
 
     @contextlib.contextmanager
@@ -194,27 +243,6 @@ class CausalLM(torch.nn.Module):
 def cache_layers(past: tuple[torch.Tensor, ...]) -> list[CacheLayer]:
     """Layers over cache tensors, key and value in turn."""
     return [CacheLayer(key, value) for key, value in zip(past[::2], past[1::2], strict=True)]
-
-
-def cache_of(layers: list[CacheLayer]) -> Any:
-    """transformers' cache object over ``layers``."""
-    from transformers.cache_utils import Cache, DynamicLayer
-
-    class Layer(DynamicLayer):  # type: ignore[misc]
-        def __init__(self, layer: CacheLayer) -> None:
-            super().__init__()
-            self.layer = layer
-            self.keys, self.values = layer.past_key, layer.past_value
-            self.dtype, self.device = self.keys.dtype, self.keys.device
-            self.is_initialized = True
-
-        def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any):  # type: ignore[no-untyped-def]
-            return self.layer.append(key_states, value_states)
-
-        def get_seq_length(self) -> int:
-            return self.layer.past_key.shape[-2]
-
-    return Cache(layers=[Layer(layer) for layer in layers])
 
 
 def _symbolic(

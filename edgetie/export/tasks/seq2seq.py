@@ -9,6 +9,7 @@ one data file.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,23 @@ import torch
 from edgetie.bundle import DECODER, ENCODER, ENCODER_MASK
 from edgetie.export.attention import Broadcast
 from edgetie.export.questions import MaskQuestions
+from edgetie.export.states import cache_of
 from edgetie.export.tasks.base import (
+    PAST,
+    PRESENT,
     Agreement,
     Array,
+    CacheShape,
     Expected,
     Graph,
-    LayerShape,
     Task,
     cache_names,
+    key_value,
     largest_error,
     logits_of,
     longest,
 )
-from edgetie.export.tasks.causal_model import cache_layers, cache_of
+from edgetie.export.tasks.causal_model import cache_layers
 from edgetie.export.tasks.running import open_graph
 from edgetie.export.windows import length_of_several, whole_windows
 from edgetie.sources.calling import cache_keyword
@@ -68,7 +73,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Seq2SeqTask(Task):
-    """See :class:`edgetie.export.tasks.base.Task`; ``layers`` are the decoder's own.
+    """See :class:`edgetie.export.tasks.base.Task`; ``cache`` is the decoder's own.
 
     Attributes:
         cross: the cache of cross-attention.
@@ -79,7 +84,7 @@ class Seq2SeqTask(Task):
 
     name = "seq2seq-lm"
 
-    cross: tuple[LayerShape, ...]
+    cross: tuple[CacheShape, ...]
     hidden_size: int
     output: type[Any] | None = field(default=None, kw_only=True)
     source_length: int = field(default=_SOURCE, kw_only=True)
@@ -100,16 +105,11 @@ class Seq2SeqTask(Task):
         dynamic = torch.export.Dim.DYNAMIC
         reading = self.reading(dtype)
 
-        def past(layers: tuple[LayerShape, ...], length: int) -> list[torch.Tensor]:
-            return [
-                torch.zeros(BATCH, layer.kv_heads, length, layer.head_size, dtype=dtype)
-                for layer in layers
-                for _ in ("key", "value")
-            ]
-
-        cross, own = past(self.cross, reading.length), past(self.layers, _PAST)
-        crossed = _names("past_key_values", "encoder", len(self.cross))
-        passed = _names("past_key_values", "decoder", len(self.layers))
+        cross, own = (
+            [torch.zeros(tensor.shape(BATCH, length), dtype=dtype) for tensor in cache]
+            for cache, length in ((self.cross, reading.length), (self.cache, _PAST))
+        )
+        crossed, passed = cache_names(self.cross, PAST), cache_names(self.cache, PAST)
         both, grows = {0: dynamic, 1: dynamic}, {0: dynamic, 2: dynamic}
         masks = tuple(ENCODER_MASK for _ in reading.masks)
         encoder = Graph(
@@ -118,7 +118,7 @@ class Seq2SeqTask(Task):
             arguments=reading.examples,
             shapes=(reading.shapes,),
             inputs=list(reading.inputs),
-            outputs=["last_hidden_state", *_names("present", "encoder", len(self.cross))],
+            outputs=["last_hidden_state", *cache_names(self.cross, PRESENT)],
             dimensions=tuple(
                 (reading.inputs[0], axis, "encoder_sequence" if axis else "batch")
                 for axis in reading.shapes[0]
@@ -126,7 +126,9 @@ class Seq2SeqTask(Task):
         )
         decoder = Graph(
             file=DECODER,
-            module=_Decoder(module, len(masks), len(self.cross), self.hidden_size, self.output),
+            module=_Decoder(
+                module, len(masks), len(self.cross) // 2, self.hidden_size, self.output
+            ),
             arguments=(
                 torch.ones(BATCH, _SEQUENCE, dtype=torch.long), *reading.masks, *cross, *own,
             ),
@@ -139,7 +141,7 @@ class Seq2SeqTask(Task):
                 ),
             ),
             inputs=["input_ids", *masks, *crossed, *passed],
-            outputs=["logits", *_names("present", "decoder", len(self.layers))],
+            outputs=["logits", *cache_names(self.cache, PRESENT)],
             dimensions=(
                 ("input_ids", 0, "batch"),
                 ("input_ids", 1, "sequence"),
@@ -187,11 +189,7 @@ class Seq2SeqTask(Task):
         with open_graph(directory / DECODER) as decoder:
 
             def run(ids: Array, given: list[Array], past: list[Array]) -> Any:
-                past = past or [
-                    np.zeros((len(ids), layer.kv_heads, 0, layer.head_size), dtype)
-                    for layer in self.layers
-                    for _ in range(2)
-                ]
+                past = past or [np.zeros(tensor.shape(len(ids)), dtype) for tensor in self.cache]
                 names = [value.name for value in decoder.get_inputs()]
                 logits, *present = decoder.run(
                     None, dict(zip(names, [ids, *given, *past], strict=True))
@@ -274,7 +272,7 @@ class _Decoder(torch.nn.Module):
         cross, own = (
             cache_layers(part) for part in (past[: 2 * self.cross], past[2 * self.cross :])
         )
-        cache = EncoderDecoderCache(cache_of(own), cache_of(cross))
+        cache = EncoderDecoderCache(*(cache_of(dict(enumerate(part))) for part in (own, cross)))
         cache.is_updated = dict.fromkeys(range(self.cross), True)
         # only its shape is looked at: the keys and values made of it are in the cache
         shape = mask[0].shape if mask else (past[0].shape[0], past[0].shape[2])
@@ -316,35 +314,28 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
         longest(config),
         cross,
         hidden.shape[-1],
-        layers=own,
+        cache=own,
         source_length=length_of_several(module, _SOURCE),
     )
 
 
 def caches(
     module: torch.nn.Module, output: Any
-) -> tuple[tuple[LayerShape, ...], tuple[LayerShape, ...]]:
+) -> tuple[tuple[CacheShape, ...], tuple[CacheShape, ...]]:
     """The caches that a run left: the decoder's own, and that of cross-attention.
 
     Raises:
         TypeError: if one is not there.
     """
     cache = getattr(output, cache_keyword(module) or "", None)
-    shapes = []
-    for part in ("self_attention_cache", "cross_attention_cache"):
+    shapes: list[tuple[CacheShape, ...]] = []
+    for part, side in (("self_attention_cache", "decoder"), ("cross_attention_cache", "encoder")):
         layers = getattr(getattr(cache, part, None), "layers", None)
         if not layers:
             raise TypeError(f"the model returns no {part.replace('_', ' ')}")
-        shapes.append(tuple(LayerShape(la.keys.shape[1], la.keys.shape[3]) for la in layers))
+        tensors = (key_value(f"{i}.{side}", la.keys, la.values) for i, la in enumerate(layers))
+        shapes.append(tuple(chain.from_iterable(tensors)))
     return shapes[0], shapes[1]
-
-
-def _names(prefix: str, side: str, count: int) -> list[str]:
-    """``past_key_values.0.decoder.key`` and so on."""
-    return [
-        f"{'.'.join(parts)}.{side}.{part}"
-        for *parts, part in (name.split(".") for name in cache_names(count, prefix))
-    ]
 
 
 def run(module: torch.nn.Module, target: Array, **source: Array) -> Array:

@@ -103,7 +103,7 @@ def probe(module: torch.nn.Module, config: Any) -> SpeechTask:
         shape,
         axis if varies else None,
         encoded[0].shape[1],
-        layers=own,
+        cache=own,
         output=type(encoded),
     )
 
