@@ -107,7 +107,7 @@ def test_errors_of_the_worker_keep_their_type(tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_told_by_its_last_words(tmp_path: Path) -> None:
     path = write_decoder(tmp_path, table())
     with pytest.raises(BundleError, match="measuring process ended with TypeError"):
-        run_worker(Job(str(path), "cpu", None, "two", 4))  # type: ignore[arg-type]
+        run_worker(Job(str(path), "cpu", None, 2, "four"))  # type: ignore[arg-type]
 
 
 def test_tie_status_of_tied_copied_and_untied_files(tmp_path: Path) -> None:

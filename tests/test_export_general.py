@@ -15,7 +15,6 @@ from torch import nn
 
 from edgetie.errors import ExportError
 from edgetie.export import attention
-from edgetie.export.attention import Unfusable
 from edgetie.export.exporter import ExportReport, export
 from edgetie.export.positions import ReadTables, WatchTables, trial_ids
 from edgetie.runtime.generation import generate
@@ -244,6 +243,13 @@ def test_only_tables_of_positions_are_found_and_read_elsewhere() -> None:
     np.testing.assert_allclose(got.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_masks_made_outside_of_a_trace_are_not_fused() -> None:
-    with pytest.raises(Unfusable):
-        attention._mask(1, 2, 2, lambda batch, head, query, key: key <= query)
+def test_attention_beside_a_decoder_is_the_usual_one() -> None:
+    mask = attention._mask(
+        1, 3, 3, lambda _, head, query, key: query >= key, allow_is_causal_skip=False
+    )
+    assert mask is not None
+    assert mask.tolist() == [[torch.ones(3, 3).tril().bool().tolist()]]
+    query, key, value = torch.randn(3, 1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    got, _ = attention._attention(nn.Linear(1, 1), query, key, value, mask, scaling=0.5)
+    scores = (query @ key.mT * 0.5).masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(got, (scores.softmax(-1) @ value).transpose(1, 2))
