@@ -44,14 +44,17 @@ LAST_TOKEN_NODE = "edgetie.last_token"
 
 @dataclass
 class Signature:
-    """What goes into and comes out of the model, and what its KV cache looks like.
+    """What goes into and comes out of the model, and what its cache looks like.
+
+    The cache are the inputs ``past_key_values.{layer}.{part}``, ``(batch, ...)``. One axis of keys
+    and values is symbolic, as long as the past; a state has sizes only. Zeros are the empty cache.
 
     Attributes:
         inputs: ``{name, dtype, shape}`` each; symbolic dimensions are strings.
         outputs: the same.
         logits: ``last`` (logits are ``(batch, 1, vocabulary)``, of each row's last token) or
             ``all`` (``(batch, sequence, vocabulary)``).
-        cache_in_place: whether the KV cache may be bound as input and output in one buffer of
+        cache_in_place: whether keys and values may be bound as input and output in one buffer of
             fixed length (GroupQueryAttention's shared buffer).
         max_positions: longest sequence the model takes, or ``None`` if nothing limits it.
         vocab_size: number of rows of the logits' last dimension.

@@ -48,10 +48,6 @@ _KINDS: dict[str, dict[str, Any]] = {
         "intermediate_size": 128, "num_key_value_heads": 4, "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 8, "v_head_dim": 16, "q_lora_rank": 32, "kv_lora_rank": 32,
     },
-    "Lfm2": {
-        "intermediate_size": 128, "num_key_value_heads": 2,
-        "layer_types": ["conv", "full_attention"],
-    },
     "GPTNeo": {
         "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
         "window_size": 8, "intermediate_size": 128,
@@ -132,13 +128,6 @@ def test_values_of_another_head_size_than_keys(tmp_path: Path) -> None:
     assert shapes[0::2] == [shapes[0]] * 2
     assert shapes[1::2] == [shapes[1]] * 2
     assert_generates_like_torch(report, make("MiniCPM3"))
-
-
-def test_state_that_is_no_cache_goes_without_one(tmp_path: Path) -> None:
-    report = exported("Lfm2", tmp_path)
-    assert len(report.manifest.signature.inputs) == 2
-    assert any("layer 0 keeps a state" in text for text in report.manifest.fusion["unfused"])
-    assert_generates_like_torch(report, make("Lfm2"))
 
 
 def test_table_of_positions_bounds_a_dimension(tmp_path: Path) -> None:
