@@ -42,6 +42,24 @@ class Shared(nn.Module):
         return torch.zeros_like(rows).index_add(0, order, made).view(x.shape)
 
 
+class Looped(nn.Module):
+    """Loops over the experts that some token chose (Switch Transformers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choice = nn.Linear(64, 3, bias=False)
+        self.experts = nn.ModuleDict({f"expert_{i}": nn.Linear(64, 64) for i in range(3)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, 64)
+        chosen = nn.functional.one_hot(self.choice.to(torch.float32)(rows).argmax(-1), 3).T
+        made = torch.zeros_like(rows)
+        for index in (chosen.sum(-1) > 0).nonzero():
+            (places,) = torch.where(chosen[index].squeeze(0))
+            made.index_add_(0, places, self.experts[f"expert_{index[0]}"](rows[places]))
+        return made.view(x.shape)
+
+
 class Viewed(nn.Module):
     """Attention whose result is viewed as heads of another size."""
 
@@ -52,7 +70,7 @@ class Viewed(nn.Module):
         return wide.flip(-1).view(x.shape)
 
 
-@pytest.mark.parametrize("part", [Sparse, Shared, Viewed])
+@pytest.mark.parametrize("part", [Sparse, Shared, Looped, Viewed])
 def test_same_logits(tmp_path: Path, part: Any) -> None:
     torch.manual_seed(0)
     model = models.Cacheless()

@@ -25,6 +25,7 @@ from edgetie.export.implementations import (
 from edgetie.export.loops import close_loops
 from edgetie.export.program import forget_failure, prepare
 from edgetie.export.tasks import Graph, Task
+from edgetie.export.traceable import traceable
 from edgetie.report.progress import Progress
 from edgetie.sources import Source
 from edgetie.sources.pretrained import first_line
@@ -103,7 +104,7 @@ def _trace_all(
 
 def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, Bounds]:
     progress.stage("trace")
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), traceable():
         try:
             program = torch.export.export(
                 graph.module.eval(), graph.arguments, dynamic_shapes=graph.shapes, strict=False

@@ -1,0 +1,54 @@
+"""What models do that torch cannot trace, done so that it can."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+@contextlib.contextmanager
+def traceable() -> Iterator[None]:
+    """Let a model loop over the experts that were chosen, and ask for the precision that it has."""
+    original = torch.nn.Module.to
+
+    def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is None and all(tensor.dtype == dtype for tensor in self.parameters()):
+            return self  # torch would put new parameters in the place of those that are traced
+        return original(self, *args, **kwargs)
+
+    torch.nn.Module.to = to  # type: ignore[assignment,method-assign]
+    try:
+        with _EveryIndex():
+            yield
+    finally:
+        torch.nn.Module.to = original  # type: ignore[method-assign]
+
+
+class _EveryIndex(TorchFunctionMode):
+    """Runs ``for index in chosen.nonzero()`` for every index there is.
+
+    How many are chosen depends on data, how many there are does not. Such loops give each expert
+    the tokens that chose it: an expert that none chose is given none, and adds nothing. A loop that
+    does something else is found when logits are compared, as few tokens choose few experts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: list[tuple[torch.Tensor, int]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.unbind and args[1:] == (0,):  # what iter() calls
+            for found, count in self._found:
+                if found is args[0]:
+                    return [[index] for index in range(count)]
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.Tensor.nonzero, torch.nonzero) and not kwargs and args[0].ndim == 1:
+            count = args[0].shape[0]
+            if isinstance(count, int):
+                self._found.append((result, count))
+        return result
