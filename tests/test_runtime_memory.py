@@ -57,11 +57,12 @@ def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
 
 def test_sampler_sees_a_peak_in_the_middle() -> None:
     with MemorySampler(interval=0.001) as sampler:
-        block = bytearray(SIZE)
+        block = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # no heap's rest
+        block[:] = b"x" * SIZE
         seen = len(sampler.samples)
         while len(sampler.samples) < seen + 3:
             pass
-        del block
+        block.close()
     times = [seconds for seconds, _ in sampler.samples]
     assert times == sorted(times)
     first = sampler.samples[0][1]

@@ -130,7 +130,7 @@ def measure(job: Job) -> Run:
 
 def _vocabulary(session: Session) -> int:
     """Size of the vocabulary; one the graph does not tell is taken to hold the 256 bytes."""
-    size = next(value.shape[-1] for value in session.outputs if value.name == "logits")
+    size = next((value.shape[-1] for value in session.outputs if value.name == "logits"), None)
     return size if isinstance(size, int) else 256
 
 
