@@ -6,14 +6,25 @@ from pathlib import Path
 
 import click
 
+from edgetie.targets import CALIBRATORS, SCHEMES, TARGETS
+
 from .common import limit_options, output_options, print_json, read_text
+
+
+def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from edgetie.report.scheme_table import print_schemes
+
+        print_schemes()
+        context.exit()
 
 
 @click.command(
     epilog="""\b
 Examples:
   edgetie quantize smol --output smol-int8
-  edgetie quantize model.onnx --output model-int8 --table aliased
+  edgetie quantize smol --output smol-web --target web
+  edgetie quantize model.onnx --output model-mapped --layout mapped
   edgetie quantize smol --output smol-int8 --calibration book.txt --max-perplexity-increase 0.001"""
 )
 @click.argument("bundle", type=click.Path())
@@ -22,41 +33,43 @@ Examples:
 )
 @click.option(
     "--target",
-    type=click.Choice(["cpu"]),
+    type=click.Choice(list(TARGETS)),
     default="cpu",
     show_default=True,
-    expose_value=False,
     help="Where the bundle will run; it chooses the scheme.",
 )
 @click.option(
+    "--scheme",
+    type=click.Choice(list(SCHEMES)),
+    help="A scheme of your own choice instead of the target's.",
+)
+@click.option(
     "--layout",
-    type=click.Choice(["packed"]),
-    default="packed",
-    show_default=True,
-    expose_value=False,
-    help="packed: MatMulNBits and GatherBlockQuantized on one 3-D table.",
+    type=click.Choice(["packed", "mapped"]),
+    help="packed: what ONNX Runtime copies when a session starts, the fastest. mapped: weights "
+    "read where the file is mapped, nothing copied.",
 )
+@click.option("--bits", type=click.Choice(["8", "4"]), help="Bits of a layer's weight.")
 @click.option(
-    "--bits",
-    type=click.Choice(["8"]),
-    default="8",
-    show_default=True,
+    "--list-targets",
+    is_flag=True,
+    is_eager=True,
     expose_value=False,
-    help="Bits of a weight.",
-)
-@click.option(
-    "--table",
-    type=click.Choice(["shared", "aliased"]),
-    default="shared",
-    show_default=True,
-    help="The tied table as one initializer, or as two entries over the same bytes of the file, "
-    "for apps that cannot release a file's pages after start.",
+    callback=_list_targets,
+    help="Print which scheme each target gets, and all schemes.",
 )
 @click.option(
     "--calibration",
     type=click.Path(),
     help="A text file like what the model will read, to measure activations on "
     "[default: a built-in text].",
+)
+@click.option(
+    "--calibrator",
+    type=click.Choice(CALIBRATORS),
+    default="percentile",
+    show_default=True,
+    help="How ranges of activations are found, by schemes that fix them.",
 )
 @limit_options
 @click.option(
@@ -69,8 +82,12 @@ Examples:
 def command(
     bundle: str,
     output: str,
-    table: str,
+    target: str,
+    scheme: str | None,
+    layout: str | None,
+    bits: str | None,
     calibration: str | None,
+    calibrator: str,
     max_kl: float | None,
     min_top1: float | None,
     max_perplexity_increase: float | None,
@@ -79,9 +96,9 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Quantize BUNDLE, or an .onnx file, to int8 with its tied weights kept as one.
+    """Quantize BUNDLE, or an .onnx file, with its tied weights kept as one.
 
-    Weights become 8-bit codes with a scale for each block of a row; torch is not needed. With a
+    The target chooses how; torch is not needed. With a
     limit, what int8 costs is measured on the text behind its first 1,024 tokens, and the weights
     that cost most stay in floating point until the limit holds.
     """
@@ -100,8 +117,12 @@ def command(
         report = quantize(
             bundle,
             output,
-            table=table,
+            target=target,
+            scheme=scheme,
+            layout=layout,
+            bits=int(bits) if bits else None,
             calibration=text,
+            calibrator=calibrator,
             limits=limits if limits != Thresholds() else None,
             force=force,
             progress=progress,

@@ -82,7 +82,7 @@ class Manifest:
     ``signature`` is that of ``model.onnx``, or of ``decoder_model.onnx`` where there is an encoder
     with a signature of its own. ``layout`` says what products read: ``packed`` copies of the
     weights that ONNX Runtime makes when a session starts, so that the mapped file serves lookups
-    only.
+    only; ``mapped``, the file; or ``mixed``, the file for tables and copies for the others.
     """
 
     source: dict[str, Any]

@@ -73,9 +73,13 @@ def _number(value: float) -> str:
 DEFAULTS = {
     "fp32": Thresholds(1e-4, 1e-6, 0.999, 1e-4),
     "fp16": Thresholds(1e-2, 1e-3, 0.99, 1e-3),
+    "int8-dynamic": Thresholds(None, 3e-2, 0.95, 1e-2),
+    "int8-static": Thresholds(None, 1e-1, 0.85, 5e-2),
     "int8": Thresholds(None, 2e-2, 0.98, 3e-3),
+    "int4": Thresholds(None, 3e-1, 0.7, 2e-1),
 }
-"""Limits for each precision. int8 has no limit for single logits: predictions decide."""
+"""Limits for each precision, or for a scheme of its own. Quantized models have no limit for single
+logits: predictions decide."""
 
 _PRECISION_OF = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -87,9 +91,12 @@ _PRECISION_OF = {
 
 
 def precision_of(bundle: Bundle) -> str:
-    """The precision in the manifest; of a bare ONNX file, the one most of its weights have."""
+    """The scheme or the precision in the manifest; of a bare ONNX file, the precision that most of
+    its weights have.
+    """
     if bundle.manifest is not None:
-        return bundle.manifest.precision
+        scheme = bundle.manifest.quantization.get("scheme")
+        return scheme if scheme in DEFAULTS else bundle.manifest.precision
     elements: dict[str, int] = {}
     for tensor in onnx.load(str(bundle.model_path), load_external_data=False).graph.initializer:
         if precision := _PRECISION_OF.get(tensor.data_type):
@@ -101,7 +108,7 @@ def default_thresholds(precision: str, *, on_text: bool = True) -> Thresholds:
     """The default limits.
 
     Args:
-        precision: a name that begins with fp32, fp16 or int8.
+        precision: a name that begins as one of :data:`DEFAULTS` does.
         on_text: whether predictions were made on text. On random tokens, and behind noise, a model
             is never sure: the likeliest token changes with the last bits, and perplexity measures
             nothing, so neither is limited then.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from edgetie.quantize.blockwise import ZERO_POINT, choose_block
+from edgetie.quantize.grid import Grid, Rounded, Steps, choose_block
 
 Array = np.ndarray[Any, Any]
 
@@ -69,52 +69,62 @@ def _feedback(gram: Array) -> Array:
     return np.ascontiguousarray(upper.transpose(0, 2, 1))
 
 
-def compensated(rows: Array, block: int, gram: Array) -> tuple[Array, Array]:
+def compensated(rows: Array, grid: Grid, gram: Array) -> Rounded:
     """Round a float matrix, the errors of each column made up for by later ones.
 
     Args:
         rows: ``(N, K)``.
-        block: columns that share a scale, as :func:`choose_block` gives it for K.
+        grid: its blocks must divide the regions of K columns, as those of :func:`choose_block` do.
         gram: :func:`gram` of what it is multiplied by.
-
-    Returns:
-        Codes, uint8 ``(N, blocks, block)``, and scales, float32 ``(N, blocks)``.
     """
     n, k = rows.shape
-    blocks = -(-k // block)
+    count = grid.count(k)
+    width = count * (grid.block or k)
     feedback = _feedback(gram)
-    codes = np.empty((n, blocks * block), np.uint8)
-    scales = np.empty((n, blocks), np.float32)
+    codes = np.empty((n, width), np.uint8)
+    scales = np.empty((n, count), np.float32)
+    zeros = np.empty((n, count), np.uint8) if grid.asymmetric else None
 
     def work(start: int) -> None:
         part = slice(start, min(n, start + step))
-        rounded, steps = _round(np.asarray(rows[part], np.float32), block, feedback)
-        codes[part] = rounded.reshape(-1, rounded.shape[2])[: blocks * block].T
-        scales[part] = steps.reshape(-1, steps.shape[2])[:blocks].T
+        values = np.asarray(rows[part], np.float32)
+        fixed = grid.fit(values, axis=1) if grid.block is None else None
+        rounded, steps, offsets = _round(values, grid, feedback, fixed)
+        codes[part] = rounded.reshape(-1, len(values))[:width].T
+        scales[part] = steps.reshape(-1, len(values))[:count].T
+        if zeros is not None:
+            zeros[part] = offsets.reshape(-1, len(values))[:count].T
 
     cores = os.cpu_count() or 1
     step = min(_ROWS, max(_FEWEST, -(-n // cores)))
     with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
         for _ in pool.map(work, range(0, n, step)):
             pass
-    return codes.reshape(n, blocks, block), scales
+    return Rounded(codes, scales, zeros)
 
 
-def _round(rows: Array, block: int, feedback: Array) -> tuple[Array, Array]:
-    """Codes ``(regions, width, n)`` and scales ``(regions, width / block, n)`` of some rows."""
+def _round(
+    rows: Array, grid: Grid, feedback: Array, fixed: Steps | None
+) -> tuple[Array, Array, Array]:
+    """Codes ``(regions, width, n)``, scales and zero points ``(regions, blocks, n)`` of some rows.
+
+    ``fixed`` are those of whole rows ``(n,)``; of blocks they are found as their turn comes.
+    """
     exact = np.ascontiguousarray(split(rows).transpose(0, 2, 1))
     count, width, n = exact.shape
+    block = grid.block or choose_block(rows.shape[1])
+    least, most = grid.codes
     codes = np.empty(exact.shape, np.uint8)
     scales = np.empty((count, width // block, n), np.float32)
+    zeros = np.empty((count, width // block, n), np.uint8)
     errors = np.zeros(exact.shape, np.float32)  # of a column to come: what it has to make up for
     for start in range(0, width, block):
         stop = start + block
         if start:
             np.matmul(feedback[:, start:stop, :start], errors[:, :start], out=errors[:, start:stop])
-        wanted = exact[:, start:stop] + errors[:, start:stop]
-        scale = np.maximum(wanted.max(axis=1), -wanted.min(axis=1)) / np.float32(127)
-        scale[scale == 0] = 1.0
-        scales[:, start // block] = scale
+        steps = fixed or grid.fit(exact[:, start:stop] + errors[:, start:stop], axis=1)
+        scale, zero = steps.scale, steps.zero
+        scales[:, start // block], zeros[:, start // block] = scale, zero
         inverse = 1 / scale
         for left in range(start, stop, _INNER):
             inner = slice(left, left + _INNER)
@@ -126,10 +136,12 @@ def _round(rows: Array, block: int, feedback: Array) -> tuple[Array, Array]:
                     error += (feedback[:, j, None, left:j] @ errors[:, left:j])[:, 0]
                 code = exact[:, j] + error
                 code *= inverse
+                code += zero
                 np.rint(code, out=code)
-                np.maximum(code, -127, out=code)
-                np.minimum(code, 127, out=code)
-                codes[:, j] = code + ZERO_POINT
+                np.maximum(code, least, out=code)
+                np.minimum(code, most, out=code)
+                codes[:, j] = code
+                code -= zero
                 code *= scale
                 np.subtract(exact[:, j], code, out=error)
-    return codes, scales
+    return codes, scales, zeros

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from edgetie.quantize.grid import Grid
+from edgetie.quantize.matrices import Span
+
 Array = np.ndarray[Any, Any]
 
 
@@ -18,16 +21,32 @@ class Sample:
     rows: Array
 
 
-def noise(sample: Sample, block: int) -> float:
-    """Energy of the error in the output, up to a factor, both operands rounded by blocks.
+def noise(sample: Sample, grid: Grid, activations: Span) -> float:
+    """Energy of the error in the output, up to a factor, both operands rounded.
 
-    The step of a block is its largest value over 127 and the error is uniform within it, so it
-    grows with the square of that value, and with the energy of what it is multiplied by.
+    A step is proportional to the largest value that shares it and the error is uniform within the
+    step, so it grows with the square of that value, and with the energy of what it is multiplied
+    by.
     """
     x, rows = sample.x, sample.rows
-    of_x = (_peaks(x, block) ** 2).mean(axis=0) @ _sums(np.square(rows).sum(axis=0), block)
-    of_rows = (_peaks(rows, block) ** 2).sum(axis=0) @ _sums(np.square(x).mean(axis=0), block)
+    block = grid.block or x.shape[1]
+    # steps of a weight that are wider than an activation's of 8 bits by so much
+    coarser = (255 / ((1 << grid.bits) - 1)) ** 2
+    of_rows = coarser * (_peaks(rows, block) ** 2).sum(axis=0) @ _sums(_energy(x), block)
+    if activations is Span.NONE:
+        return float(of_rows)
+    if activations is Span.BLOCK:
+        of_each = (_peaks(x, block) ** 2).mean(axis=0)
+    else:
+        peaks = np.abs(x).max(axis=1 if activations is Span.TOKEN else None)
+        of_each = np.full(-(-x.shape[1] // block), np.square(peaks).mean())
+    of_x = of_each @ _sums(np.square(rows).sum(axis=0), block)
     return float(of_x + of_rows)
+
+
+def _energy(x: Array) -> Array:
+    """Mean square of each channel."""
+    return np.asarray(np.square(x).mean(axis=0))
 
 
 def _blocks(array: Array, block: int) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +12,15 @@ import onnx_ir as ir
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
-from edgetie.quantize.blockwise import choose_block
 from edgetie.quantize.calibrate import Activation, measure
 from edgetie.quantize.compensate import regions
+from edgetie.quantize.matrices import Form
 from edgetie.quantize.noise import Sample, noise
+from edgetie.quantize.recording import Input
 from edgetie.quantize.rotate import Rotate, hadamard, rotated, site_rotation
-from edgetie.quantize.sites import Array, Site, find_sites
+from edgetie.quantize.sites import Array, Product, Site, find_sites
 from edgetie.quantize.smooth import Smooth
+from edgetie.quantize.store import Store
 from edgetie.quantize.values import find_values
 from edgetie.ties import TieGroup
 
@@ -39,13 +41,18 @@ class Preparation:
     """How many activations were smoothed and rotated, and why nothing was, if so.
 
     Attributes:
-        grams: how the inputs of each matrix vary together, by the matrix's name.
+        grams: makes how the inputs of each matrix vary together, by the matrix's name.
+        changes: what became of each activation, by its name: what turns its rows
+            ``(tokens, channels)`` into those that products read now.
+        readers: the matrices behind each activation, by its name.
     """
 
     smoothed: int = 0
     rotated: int = 0
     note: str = ""
-    grams: Mapping[str, Array] = field(default_factory=dict)
+    grams: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
+    changes: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
+    readers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def prepare(
@@ -53,9 +60,10 @@ def prepare(
     ties: Sequence[TieGroup],
     bundle: Bundle,
     model_path: Path,
-    tokens: Sequence[int],
+    given: Input,
+    form: Callable[[Product], Form],
+    store: Store,
     *,
-    clips: Sequence[dict[str, Array]] = (),
     fixed: Collection[str] = (),
 ) -> Preparation:
     """Smooth and rotate ``model`` in place.
@@ -65,8 +73,9 @@ def prepare(
         ties: verified after each pass.
         bundle: what the model is part of.
         model_path: the file ``model`` was read from, to run; its values have the same names.
-        tokens: the calibration text.
-        clips: what the encoder reads of the calibration sounds, of a model that hears.
+        given: what to calibrate on.
+        form: the form that a product will take.
+        store: where what was measured waits.
         fixed: names of matrices that must stay as they are, because other models read them too.
     """
     sites = {
@@ -77,7 +86,7 @@ def prepare(
     if not sites:
         return Preparation(note="nothing: no product whose input nothing else reads")
     try:
-        found = measure(bundle, model_path, list(sites), tokens, clips)
+        found = measure(bundle, model_path, list(sites), given, store)
     except QuantizeError as error:
         return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
     found = {name: a for name, a in found.items() if np.isfinite(a.magnitudes).all()}
@@ -86,52 +95,66 @@ def prepare(
         {name: TABLE_STRENGTH if sites[name].tables else STRENGTH for name in found},
     )
     run_passes(model, ties, [smooth])
-    found = {name: _divided(a, smooth.scales.get(name)) for name, a in found.items()}
-    worth = {name for name, activation in found.items() if _pays(sites[name], activation.rows)}
+    scales = smooth.scales
+    rows = {name: a.rows / scales.get(name, np.float32(1)) for name, a in found.items()}
+    worth = {name for name in found if _pays(sites[name], rows[name], form)}
     sizes = {name: site_rotation(sites[name]) if name in worth else 1 for name in found}
     rotate = Rotate(worth)
     run_passes(model, ties, [rotate])
-    grams: dict[str, Array] = {}
-    for name, activation in found.items():
-        gram = _turned(activation.gram, sizes[name])
-        grams |= {str(product.matrix.name): gram for product in sites[name].products}
-    return Preparation(smooth.changed, rotate.changed, grams=grams)
-
-
-def _divided(activation: Activation, scales: Array | None) -> Activation:
-    """What was measured, had the activation been divided by ``scales``."""
-    if scales is None:
-        return activation
-    count, width = regions(len(scales))
-    padded = np.zeros(count * width, np.float32)  # what pads a region is zero
-    padded[: len(scales)] = 1 / scales
-    factors = padded.reshape(count, width)
-    return Activation(
-        activation.magnitudes / scales,
-        activation.rows / scales,
-        activation.gram * factors[:, :, None] * factors[:, None, :],
+    changes = {name: _change(scales.get(name), sizes[name]) for name in found}
+    readers = {name: [str(p.matrix.name) for p in sites[name].products] for name in found}
+    grams = {
+        reader: _gram(a, scales.get(name), sizes[name])
+        for name, a in found.items()
+        for reader in readers[name]
+    }
+    return Preparation(
+        smooth.changed, rotate.changed, grams=grams, changes=changes, readers=readers
     )
 
 
-def _turned(gram: Array, size: int) -> Array:
-    """The Gram matrix of an activation whose blocks of ``size`` channels were rotated."""
-    if size < 2:
-        return gram
-    matrix = hadamard(size)
-    half = rotated(gram, matrix).transpose(0, 2, 1)
-    return rotated(np.ascontiguousarray(half), matrix)
+def _change(scales: Array | None, size: int) -> Callable[[Array], Array]:
+    """What smoothing and rotating does to rows of an activation."""
+
+    def change(rows: Array) -> Array:
+        divided = rows if scales is None else rows / scales
+        return divided if size < 2 else rotated(np.array(divided, np.float32), hadamard(size))
+
+    return change
 
 
-def _pays(site: Site, x: Array) -> bool:
+def _gram(activation: Activation, scales: Array | None, size: int) -> Callable[[], Array]:
+    """The Gram matrix of an activation, had it been divided, and its blocks rotated."""
+
+    def make() -> Array:
+        gram = activation.gram()
+        if scales is not None:
+            count, width = regions(len(scales))
+            padded = np.zeros(count * width, np.float32)  # what pads a region is zero
+            padded[: len(scales)] = 1 / scales
+            factors = padded.reshape(count, width)
+            gram = gram * factors[:, :, None] * factors[:, None, :]
+        if size < 2:
+            return gram
+        matrix = hadamard(size)
+        half = rotated(gram, matrix).transpose(0, 2, 1)
+        return rotated(np.ascontiguousarray(half), matrix)
+
+    return make
+
+
+def _pays(site: Site, x: Array, form: Callable[[Product], Form]) -> bool:
     """Whether rotation leaves little enough of the noise in the site's products."""
-    size, block = site_rotation(site), choose_block(site.channels)
+    size = site_rotation(site)
     if size < 2:
         return False
     matrix = hadamard(size)
+    turned = rotated(x.copy(), matrix)
     before = after = 0.0
     for product in site.products:
-        every = product.rows
+        every, made = product.rows, form(product)
         rows = np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
-        before += noise(Sample(x, rows), block)
-        after += noise(Sample(rotated(x.copy(), matrix), rotated(rows, matrix)), block)
+        grid = made.grid(site.channels)
+        before += noise(Sample(x, rows), grid, made.activations)
+        after += noise(Sample(turned, rotated(rows, matrix)), grid, made.activations)
     return after < (WORTH if find_values(site) is None else 1.0) * before

@@ -1,11 +1,11 @@
-"""``quantize``: a bundle or an ``.onnx`` file becomes an int8 bundle."""
+"""``quantize``: a bundle or an ``.onnx`` file becomes a quantized bundle."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,17 +32,15 @@ from edgetie.errors import BundleError, QuantizeError
 from edgetie.external_data import write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.thresholds import Thresholds
-from edgetie.passes import run_passes
 from edgetie.passes._base import weight
-from edgetie.passes.linear import Linear
-from edgetie.quantize.calibrate import calibration_text
-from edgetie.quantize.prepare import Preparation, prepare
-from edgetie.quantize.restore import float_products
-from edgetie.quantize.sensitivity import CODES, Cost, Meter, fit
+from edgetie.quantize.calibrate import Text, calibration_text
+from edgetie.quantize.recording import Input
+from edgetie.quantize.rounding import Rounding
+from edgetie.quantize.sensitivity import CODES, FLOATS, Cost, Meter, fit
 from edgetie.quantize.sound import calibration_clips
-from edgetie.quantize.unflatten import Unflatten
-from edgetie.quantize.weight_only import WeightOnly
+from edgetie.quantize.store import Store
 from edgetie.report.progress import Stages
+from edgetie.targets import find_scheme
 from edgetie.ties import find_shared_ties, find_ties, ties_of_file, verify_ties
 
 _QUANTIZED = {
@@ -79,29 +77,34 @@ def quantize(
     source: str | os.PathLike[str] | Bundle,
     output: str | os.PathLike[str],
     *,
-    table: str = "shared",
+    target: str = "cpu",
+    scheme: str | None = None,
+    layout: str | None = None,
+    bits: int | None = None,
     calibration: str | None = None,
+    calibrator: str = "percentile",
     limits: Thresholds | None = None,
     force: bool = False,
     progress: Stages | None = None,
 ) -> QuantizeReport:
-    """Quantize all matrices to 8 bits, symmetric, by blocks; activations when the model runs.
+    """Quantize all matrices, the tied table first; it stays one initializer.
 
     A short run over a text, and over synthetic sounds where the model hears, shows which channels
-    stand out. They are moved into the weights, the inputs of products that rounding would hurt most
-    are rotated.
-
-    The tied table comes first and stays one: a uint8 tensor ``(rows, blocks, block)`` that
-    GatherBlockQuantized looks up in and MatMulNBits multiplies with.
+    of activations stand out. They are moved into the weights, the inputs of products that rounding
+    would hurt most are rotated.
 
     Args:
         source: a bundle or an ``.onnx`` file in fp32.
         output: directory to write; complete or not at all.
-        table: ``shared``, one initializer for both uses; or ``aliased``, two entries over the same
-            bytes of the file, for apps that cannot release a file's pages after start: ONNX Runtime
-            drops the product's mapping once packed, the lookup touches only the rows it needs.
+        target: where it will run: a name of :data:`~edgetie.targets.TARGETS`, which
+            chooses the scheme.
+        scheme: a name of :data:`~edgetie.targets.SCHEMES`, instead of the target's.
+        layout: ``packed`` or ``mapped``, instead of what the target's scheme has.
+        bits: 8 or 4 a layer's weight, instead of what the target's scheme has.
         calibration: a text like those the model will read; a built-in one by default, and
             random tokens where there is no tokenizer.
+        calibrator: how ranges of activations are found where they are fixed beforehand
+            (:func:`~edgetie.quantize.ranges.find_ranges`).
         limits: what must hold against the float model on what follows the first 1,024 tokens of
             the text. Where rounding everything breaks them, the weights that cost most for their
             size stay in floating point; the tied table never does.
@@ -110,9 +113,10 @@ def quantize(
 
     Raises:
         BundleError: if the source cannot be read, ``output`` is in the way or the disk is full.
-        QuantizeError: if the model is quantized already, a weight holds NaN or infinity, or the
-            limits cannot be kept.
+        QuantizeError: if there is no such scheme, the model is quantized already, a weight holds
+            NaN or infinity, or the limits cannot be kept.
     """
+    row = find_scheme(target, scheme=scheme, layout=layout, bits=bits)
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")
@@ -122,73 +126,55 @@ def quantize(
         _require_float(bundle, model)
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
     before = find_shared_ties(models, parameters)
-    shared = _shared_names(models)
-    stages.stage("calibrate")
-    vocabulary = _vocabulary(bundle, models)
-    text = calibration_text(bundle, calibration, vocabulary)
+    text = calibration_text(bundle, calibration, _vocabulary(bundle, models))
     if limits is not None and not text.rest:
         raise QuantizeError(
             f"the calibration text has {len(text.calibrated)} tokens, all of them calibrated on, "
             "and limits are held against what follows; give a longer one"
         )
-    clips, heard = calibration_clips(bundle)
-    words = f"{text.words} and {heard}" if heard else text.words
-    prepared, schemes, floats = {}, {}, {}
-    for path in bundle.model_paths:
-        model = models[path.name]
-        ties = find_ties(model, parameters)
-        run_passes(model, ties, [Linear(), Unflatten()])
-        found = prepare(model, ties, bundle, path, text.calibrated, clips=clips, fixed=shared)
-        floats[path.name] = float_products(model)
-        scheme = WeightOnly(aliased=table == "aliased", grams=found.grams)
-        run_passes(model, [], [scheme])
-        model.graph.opset_imports.setdefault("com.microsoft", 1)
-        prepared[path.name], schemes[path.name] = found, scheme
-    if not any(scheme.changed for scheme in schemes.values()):
-        raise QuantizeError(f"{bundle.model_path}: no MatMul or Gather over a constant fp32 matrix")
     costs: list[Cost] = []
     measured: PredictionErrors | None = None
     with atomic_directory(output, force=force) as directory:
+        stages.stage("calibrate")
+        clips, heard = calibration_clips(bundle)
+        rounding = Rounding(
+            row,
+            bundle,
+            _named(models),
+            {file: find_ties(model, parameters) for file, model in _named(models).items()},
+            Input(text.calibrated, clips),
+            Store(directory),
+            shared=_shared_names(models),
+            calibrator=calibrator,
+        )
         stages.stage("quantize")
-        same = _same_codes(models, schemes, shared)
-        names = [MODEL] if len(models) == 1 else list(models)
-        models = dict(zip(names, models.values(), strict=True))
         if limits is None:
-            paths = write_models(models, directory, data=DATA, same=same, progress=stages)
+            made = rounding.apply()
+            paths = write_models(made.models, directory, data=DATA, same=made.same, progress=stages)
         else:
-            write_models(models, directory, data=CODES, same=same, progress=stages)
-            floats = dict(zip(names, floats.values(), strict=True))
-            stages.stage("measure")
-            written = Bundle(directory, directory / names[-1], bundle.manifest)
             meter = Meter(bundle, text.rest)
-            costs, measured = fit(limits, written, models, floats, meter, stages)
+            made, costs, measured = fit(limits, rounding, directory, meter, stages)
             stages.stage("write")
-            paths = write_models(models, directory, data=DATA, same={}, progress=stages)
-            (directory / CODES).unlink()
-        after = find_shared_ties(models, parameters)
-        if table == "shared":
-            _require_kept(before, after)
+            paths = write_models(made.models, directory, data=DATA, same={}, progress=stages)
+            for name in (CODES, FLOATS):
+                (directory / name).unlink()
+        after = find_shared_ties(made.models, parameters)
+        _require_kept(before, after)
         for path in paths:
             verify_ties(_load(path), ties_of_file(after, path.name), where=f"the file {path.name}")
         _copy_extras(bundle, directory)
         stages.stage("hash")
-        manifest = _manifest(bundle, models, directory)
-        kept = [note for each in schemes.values() for note in each.skipped]
-        kept += [f"{cost.name}: costs {cost.kl:.1e}" for cost in costs if cost.kept]
-        manifest.ties = after
-        manifest.precision = "int8"
-        manifest.accuracy = {}
+        kept = [*made.skipped, *(f"{c.name}: costs {c.kl:.1e}" for c in costs if c.kept)]
+        manifest = _manifest(bundle, made.models, directory)
+        manifest.ties, manifest.accuracy = after, {}
+        manifest.precision, manifest.layout = row.precision, row.layout
         manifest.quantization = {
-            "scheme": "weight-only, symmetric, blockwise",
-            "bits": 8,
-            "layout": "packed",
-            "table": table,
-            "blocks": dict(sum((Counter(each.blocks) for each in schemes.values()), Counter())),
-            "calibration": _notes(prepared.values())
-            or " and ".join(filter(None, [f"{len(text.calibrated)} tokens of {words}", heard])),
-            "smoothed": sum(each.smoothed for each in prepared.values()),
-            "rotated": sum(each.rotated for each in prepared.values()),
-            "compensated": sum(len(each.grams) for each in prepared.values()),
+            "scheme": row.name,
+            "blocks": made.blocks,
+            "calibration": rounding.note or _calibrated_on(text, heard),
+            "smoothed": rounding.smoothed,
+            "rotated": rounding.rotated,
+            "compensated": rounding.compensated,
             "kept": kept,
             "measured": _found(measured),
         }
@@ -201,6 +187,15 @@ def quantize(
         tuple(costs),
         dict(stages.seconds),
     )
+
+
+def _named(models: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
+    """Models by the file names of a bundle."""
+    return dict(zip([MODEL] if len(models) == 1 else models, models.values(), strict=True))
+
+
+def _calibrated_on(text: Text, heard: str) -> str:
+    return " and ".join(filter(None, [f"{len(text.calibrated)} tokens of {text.words}", heard]))
 
 
 def find_known_ties(bundle: Bundle) -> list[Any]:
@@ -217,34 +212,6 @@ def _shared_names(models: Mapping[str, ir.Model]) -> frozenset[str]:
         if byte_range(value) is not None
     )
     return frozenset(name for (name, _), number in count.items() if number > 1)
-
-
-def _same_codes(
-    models: Mapping[str, ir.Model], schemes: Mapping[str, WeightOnly], shared: Collection[str]
-) -> dict[ir.Value, ir.Value]:
-    """Initializers over the bytes of others: a model's own aliases, and codes and scales of weights
-    that an earlier model has too. Those were rounded alike: nothing was done to them in either.
-    """
-    same: dict[ir.Value, ir.Value] = {}
-    across: dict[str, ir.Value] = {}
-    wanted = {name for base in shared for name in (base, f"{base}.scales")}
-    for file, model in models.items():
-        aliases, within = schemes[file].aliases, dict[str, ir.Value]()
-        initializers = sorted(model.graph.initializers.items(), key=lambda item: item[0] in aliases)
-        for name, value in initializers:
-            name = aliases.get(name, name)
-            first = (across if name in wanted else within).setdefault(name, value)
-            if first is not value and _bytes(first) == _bytes(value):
-                same[value] = first
-    return same
-
-
-def _bytes(value: ir.Value) -> int | None:
-    return value.const_value.nbytes if value.const_value is not None else None
-
-
-def _notes(prepared: Iterable[Preparation]) -> str:
-    return "; ".join(each.note for each in prepared if each.note)
 
 
 def _vocabulary(bundle: Bundle, models: Mapping[str, ir.Model]) -> int:

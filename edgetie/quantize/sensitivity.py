@@ -10,32 +10,30 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
+from edgetie.external_data import write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.references import BundleReference
 from edgetie.harness.thresholds import Thresholds
-from edgetie.passes import run_passes
-from edgetie.quantize.restore import Restore, quantized_products, stored_bytes
-from edgetie.report.progress import Progress
+from edgetie.quantize.rounding import RoundedModels, Rounding
+from edgetie.report.progress import Progress, Stages
 
 _WINDOW = 256
 _RANKED_ON = 2  # windows; their float logits stay in memory
 _STEP = 0.5  # share of what is still too much that is cut before measuring again
 _TINY = 1e-30
-_FLOATS = "floats.data"
 _ALIGN = 64
-CODES = "codes.data"
-"""Where the weights lie while some may yet be taken back."""
+CODES, FLOATS = "codes.data", "floats.data"
+"""Where weights lie while some may yet be taken back."""
 
 Array = np.ndarray[Any, Any]
 
@@ -61,39 +59,51 @@ class Cost:
 
 
 class Mixture:
-    """A bundle of 8-bit graphs, any of whose products can be had in floating point.
+    """A quantized bundle, any of whose products can be had in floating point.
 
     Args:
         bundle: whose model files are replaced as often as something is tried.
-        models: its 8-bit graphs by file name, their weights written.
-        floats: the same for the float weights, by graph and name. A weight of several graphs is
-            left out: they would part.
+        rounding: what makes its graphs.
+
+    Attributes:
+        bytes: what keeping a weight in floating point adds, by its name. A weight of several graphs
+            is left out: they would part.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        models: Mapping[str, ir.Model],
-        floats: Mapping[str, Mapping[str, ir.TensorProtocol]],
-    ) -> None:
-        self.bundle = bundle
-        self.models = models
-        self.floats = floats
-        count = Counter(name for tensors in floats.values() for name in tensors)
+    def __init__(self, bundle: Bundle, rounding: Rounding) -> None:
+        self.bundle, self.rounding = bundle, rounding
+        first = rounding.apply(again=True)
+        write_models(first.models, bundle.directory, data=CODES, same=first.same)
+        self._codes = {
+            file: {str(v.name): v.const_value for v in model.graph.initializers.values()}
+            for file, model in first.models.items()
+        }
+        count = Counter(name for names in first.layers.values() for name in names)
+        self._floats: dict[str, dict[str, ir.TensorProtocol]] = {}
         self.bytes: dict[str, int] = {}
-        for file, model in models.items():
-            model.graph.sort()  # copies are made node by node
-            for name, nodes in quantized_products(model).items():
-                if name in floats[file] and count[name] == 1:
-                    self.bytes[name] = floats[file][name].nbytes - stored_bytes(nodes[0])
+        with (bundle.directory / FLOATS).open("wb") as stream:
+            for file, names in first.layers.items():
+                self._floats[file] = {}
+                for name in (name for name in names if count[name] == 1):
+                    tensor = rounding.models[file].graph.initializers[name].const_value
+                    assert tensor is not None
+                    self._floats[file][name] = _written(stream, name, tensor)
+                    codes = self._codes[file].get(name)
+                    self.bytes[name] = tensor.nbytes - (codes.nbytes if codes is not None else 0)
 
-    def write(self, kept: Collection[str]) -> Bundle:
-        """The bundle, with some weights in floating point."""
-        for file, model in self.models.items():
-            copy = model.clone()
-            run_passes(copy, [], [Restore(kept, self.floats[file])])
-            ir.save(copy, self.bundle.directory / file)
-        return self.bundle
+    def write(self, kept: Collection[str]) -> RoundedModels:
+        """Replace the bundle's model files, some weights in floating point."""
+        made = self.rounding.apply(kept, again=True)
+        for file, model in made.models.items():
+            for name, value in model.graph.initializers.items():
+                known = [self._floats[file].get(name), self._codes[file].get(name)]
+                for tensor in known:
+                    now = value.const_value
+                    if tensor is not None and now is not None and tensor.dtype == now.dtype:
+                        value.const_value = tensor
+                        break
+            ir.save(model, self.bundle.directory / file)
+        return made
 
 
 class Meter:
@@ -134,53 +144,47 @@ class Meter:
 
 
 def fit(
-    limits: Thresholds,
-    bundle: Bundle,
-    models: Mapping[str, ir.Model],
-    floats: Mapping[str, Mapping[str, ir.TensorProtocol]],
-    meter: Meter,
-    progress: Progress,
-) -> tuple[list[Cost], PredictionErrors]:
-    """Take products of 8-bit graphs back to floating point, in place, until limits hold.
+    limits: Thresholds, rounding: Rounding, directory: Path, meter: Meter, progress: Stages
+) -> tuple[RoundedModels, list[Cost], PredictionErrors]:
+    """Round all weights but those that cost too much for limits to hold.
 
     Args:
         limits: what must hold.
-        bundle: in a directory of one's own; its model files are replaced, and float weights lie
-            there for a while.
-        models: its graphs by file name, their weights written.
-        floats: float weights by graph and name.
-        meter: measures the bundle.
+        rounding: what rounds them.
+        directory: one's own; codes and floats lie there for a while, the models' to the end.
+        meter: measures a bundle.
         progress: told how far it is.
 
     Returns:
-        The cost of every product, if not all could stay in 8 bits, and what was measured in the
-        end.
+        The models, their weights in the directory; the cost of every product, if not all could be
+        rounded; and what was measured in the end.
 
     Raises:
         QuantizeError: if the limits do not even hold with all products in floating point.
     """
-    with _written(floats, bundle.directory / _FLOATS) as tensors:
-        mixture = Mixture(bundle, models, tensors)
-        errors = meter.whole(mixture.write([]))
-        costs: list[Cost] = []
-        if _failures(limits, errors):
-            costs = measure_costs(mixture, meter, progress)
-            costs, errors = _keep(limits, mixture, meter, costs, errors)
-    kept = {cost.name for cost in costs if cost.kept}
-    for file, model in models.items():
-        run_passes(model, [], [Restore(kept, floats[file])])
-    return costs, errors
+    names = list(rounding.models)
+    mixture = Mixture(Bundle(directory, directory / names[-1], rounding.manifest), rounding)
+    progress.stage("measure")
+    made = mixture.write([])
+    errors = meter.whole(mixture.bundle)
+    costs: list[Cost] = []
+    if _failures(limits, errors):
+        costs = measure_costs(mixture, meter, progress)
+        costs, errors = _keep(limits, mixture, meter, costs, errors)
+        made = mixture.write({cost.name for cost in costs if cost.kept})
+    return made, costs, errors
 
 
 def measure_costs(mixture: Mixture, meter: Meter, progress: Progress) -> list[Cost]:
     """The cost of every product, in graph order."""
     names = list(mixture.bytes)
-    table = meter.divergence(mixture.write(names))
+    mixture.write(names)
+    table = meter.divergence(mixture.bundle)
     costs = []
     for index, name in enumerate(names):
         progress.advance(index, len(names))
-        alone = mixture.write([other for other in names if other != name])
-        costs.append(Cost(name, meter.divergence(alone) - table, mixture.bytes[name]))
+        mixture.write([other for other in names if other != name])
+        costs.append(Cost(name, meter.divergence(mixture.bundle) - table, mixture.bytes[name]))
     return costs
 
 
@@ -198,7 +202,8 @@ def _keep(
         removed += cost.kl * scale
         if removed < wanted and index < len(order) - 1:
             continue
-        errors = meter.whole(mixture.write(kept))
+        mixture.write(kept)
+        errors = meter.whole(mixture.bundle)
         if not _failures(limits, errors):
             return [replace(cost, kept=cost.name in kept) for cost in costs], errors
         wanted = removed + max(
@@ -233,27 +238,18 @@ def _share(limits: Thresholds, errors: PredictionErrors) -> float:
     return max(0.0, min(shares))
 
 
-@contextmanager
-def _written(
-    floats: Mapping[str, Mapping[str, ir.TensorProtocol]], path: Path
-) -> Iterator[dict[str, dict[str, ir.TensorProtocol]]]:
-    """The same tensors in a file, which is gone afterwards."""
-    found: dict[str, dict[str, ir.TensorProtocol]] = {file: {} for file in floats}
-    with path.open("wb") as stream:
-        for file, tensors in floats.items():
-            for name, tensor in tensors.items():
-                stream.write(bytes(-stream.tell() % _ALIGN))
-                found[file][name] = ir.ExternalTensor(
-                    path.name,
-                    stream.tell(),
-                    tensor.nbytes,
-                    tensor.dtype,
-                    name=name,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    base_dir=path.parent,
-                )
-                stream.write(np.ascontiguousarray(tensor.numpy()).data)
-    try:
-        yield found
-    finally:
-        path.unlink()
+def _written(stream: BinaryIO, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    """The same tensor in a file."""
+    path = Path(stream.name)
+    stream.write(bytes(-stream.tell() % _ALIGN))
+    start = stream.tell()
+    stream.write(np.ascontiguousarray(tensor.numpy()).data)
+    return ir.ExternalTensor(
+        path.name,
+        start,
+        tensor.nbytes,
+        tensor.dtype,
+        name=name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        base_dir=path.parent,
+    )

@@ -1,0 +1,63 @@
+"""What is computed from small constants alone, computed once and stored."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgetie.content import MIN_ELEMENTS
+from edgetie.passes._base import GraphPass, initializer, prune, replace
+
+
+class Fold(GraphPass):
+    """Replaces nodes that read constants only, as ONNX Runtime does when a session starts.
+
+    A session may then start without optimizing the graph. Leaves alone what reads a weight of some
+    size: the result would be a copy of it.
+    """
+
+    name = "fold"
+
+    def rewrite(self, model: ir.Model) -> None:
+        known: set[ir.Value] = set()
+        for node in model.graph:
+            if node.domain == "" and node.inputs and all(_is_small(v, known) for v in node.inputs):
+                known.update(node.outputs)
+        wanted = [
+            value
+            for value in known
+            if any(not known.issuperset(user.outputs) for user, _ in value.uses())
+        ]
+        if not wanted:
+            return
+        results = _run(model, [str(value.name) for value in wanted])
+        for value, result in zip(wanted, results, strict=True):
+            replace(value, initializer(model.graph, f"{value.name}.folded", result))
+            self.changed += 1
+
+
+def _is_small(value: ir.Value | None, known: set[ir.Value]) -> bool:
+    if value is None or value in known:
+        return True
+    tensor = value.const_value
+    return value.is_initializer() and tensor is not None and tensor.size < MIN_ELEMENTS
+
+
+def _run(model: ir.Model, names: list[str]) -> list[object]:
+    """The values of these names, which depend on no input."""
+    import onnxruntime
+
+    model.graph.sort()
+    copy = model.clone()
+    made = {value.name: value for node in copy.graph for value in node.outputs}
+    copy.graph.inputs.clear()
+    copy.graph.outputs[:] = [made[name] for name in names]
+    prune(copy)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        ir.serde.serialize_model(copy).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+    results: list[object] = session.run(names, {})
+    return results

@@ -1,0 +1,415 @@
+"""Matrices of a float graph, found and replaced: shared ones first, and once.
+
+How a matrix is stored and computed with is said by a :class:`Form`; which of two forms a matrix
+takes depends on whether rows are looked up in it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.content import MIN_ELEMENTS
+from edgetie.errors import QuantizeError
+from edgetie.passes._base import (
+    GraphPass,
+    initializer,
+    insert,
+    last_dimension,
+    only_user,
+    producer,
+    replace,
+    weight,
+)
+from edgetie.quantize.compensate import compensated
+from edgetie.quantize.grid import Array, Grid, Rounded, require_finite, to_nearest
+from edgetie.quantize.rotate import PREFIX
+from edgetie.quantize.short_list import LENGTH, candidates, corrected
+
+
+class Matrix:
+    """A weight ``(rows, columns)``, one row an output channel or a token, to be stored rounded.
+
+    Codes and scales are made together, when the first of them is read. Scales and zero points are
+    kept until they are read as well: they are small, and written behind the codes.
+
+    Attributes:
+        graph: that its initializers are registered in.
+        name: of the float weight.
+        label: what names of its initializers begin with.
+        grid: how it is rounded.
+        codes: the initializer of its codes.
+    """
+
+    codes: ir.Value
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        name: str,
+        label: str,
+        shape: tuple[int, int],
+        grid: Grid,
+        read: Callable[[], Array],
+        gram: Callable[[], Array] | None,
+    ) -> None:
+        self.graph, self.name, self.label, self.grid = graph, name, label, grid
+        self.rows, self.columns = shape
+        self._read, self._gram = read, gram
+        self._small: Rounded | None = None
+
+    @property
+    def blocks(self) -> int:
+        return self.grid.count(self.columns)
+
+    def rounded(self) -> Rounded:
+        """Codes, scales and zero points, made anew."""
+        rows = self._read()
+        require_finite(rows, self.name)
+        if self._gram is None:
+            made = to_nearest(rows, self.grid)
+        else:
+            made = compensated(rows, self.grid, self._gram())
+        self._small = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
+        return made
+
+    def small(self) -> Rounded:
+        """Scales and zero points without the codes."""
+        self._small = self._small or self.rounded()
+        return self._small
+
+    def initializer(
+        self,
+        suffix: str,
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        make: Callable[[], Array],
+    ) -> ir.Value:
+        """An initializer of this matrix, made when it is read."""
+        name = f"{self.label}.{suffix}"
+        kind = dtype if dtype.bitwidth < 8 else None
+
+        def tensor() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(make()), dtype=kind)
+
+        return initializer(
+            self.graph, name, ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
+        )
+
+    def row_scales(self, *, lookup: bool = False) -> ir.Value:
+        """One scale for each row ``(rows,)``, or ``(rows, 1)`` to be looked up in."""
+        suffix, shape = ("scales.lookup", (self.rows, 1)) if lookup else ("scales", (self.rows,))
+        return self.initializer(
+            suffix, ir.DataType.FLOAT, shape, lambda: self.small().scales.reshape(shape)
+        )
+
+
+class Nodes(list[ir.Node]):
+    """Nodes one after the other; called, it adds one and returns its output."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __call__(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, domain=domain)
+        self.append(node)
+        return node.outputs[0]
+
+
+class Span(Enum):
+    """What shares a scale of rounded activations."""
+
+    BLOCK = "block"
+    TOKEN = "token"
+    TENSOR = "tensor"
+    NONE = "not rounded"
+
+
+class Form(ABC):
+    """How a rounded matrix is stored, looked up in and multiplied with."""
+
+    activations = Span.BLOCK
+    """How activations are rounded in front of a product."""
+
+    short_list = True
+    """Whether the largest logits are computed again (:mod:`edgetie.quantize.short_list`)."""
+
+    opset = 1
+    """The oldest one that has the operators."""
+
+    def __init__(self) -> None:
+        self.aliases: dict[str, str] = {}
+        """Initializers that share another's bytes, for the writer."""
+
+    @abstractmethod
+    def grid(self, columns: int) -> Grid:
+        """How a row of so many columns is rounded."""
+
+    @abstractmethod
+    def store(self, matrix: Matrix) -> None:
+        """Give ``matrix`` its codes."""
+
+    @abstractmethod
+    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Sequence[ir.Node]:
+        """Rows of a matrix, ``ids`` having ``rank`` axes; the last node's output are the rows."""
+
+    @abstractmethod
+    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> Sequence[ir.Node]:
+        """``x Wᵀ + bias``, the output of the last node."""
+
+    def takes(self, x: ir.Value) -> bool:
+        """Whether it multiplies with such an activation."""
+        return True
+
+
+@dataclass(frozen=True)
+class _Product:
+    """``result = x Wᵀ``, and the node that this is."""
+
+    node: ir.Node
+    x: ir.Value
+    result: ir.Value
+    transposed: bool
+    """Whether W is stored ``(in, out)``."""
+
+
+class MatrixPass(GraphPass):
+    """Replaces MatMul and Gather over fp32 matrices.
+
+    Args:
+        table: the form of matrices that rows are looked up in.
+        layer: of all others.
+        grams: makes how the inputs of a matrix vary together, by its name; what it says is
+            rounded with its errors compensated (:mod:`edgetie.quantize.compensate`), the rest to
+            nearest.
+        kept: names of matrices to leave as they are.
+
+    Attributes:
+        aliases: initializers that share another's bytes, for the writer.
+        blocks: how many matrices have which block size.
+        products: the matrices that became rounded products alone, by the names of their
+            initializers.
+    """
+
+    name = "quantize"
+
+    def __init__(
+        self,
+        table: Form,
+        layer: Form,
+        grams: Mapping[str, Callable[[], Array]],
+        kept: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
+        self.aliases: dict[str, str] = {}
+        self.blocks: dict[str, int] = {}
+        self._matrices: dict[str, Matrix] = {}
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the weights that rows are not looked up in, and that are rounded."""
+        return [m.name for m in self._matrices.values() if not self._is_table.get(m.name)]
+
+    def rewrite(self, model: ir.Model) -> None:
+        graph = model.graph
+        needed, opset = max(self.table.opset, self.layer.opset), graph.opset_imports.get("", 1)
+        if opset < needed:
+            raise QuantizeError(
+                f"the model's opset is {opset} and this scheme's operators need {needed}; "
+                "export it with a newer opset, or choose the scheme int8"
+            )
+        values = [v for v in graph.initializers.values() if is_matrix(v)]
+        values.sort(key=lambda value: len(value.uses()) < 2)  # the tied ones first
+        self._is_table = {str(v.name): any(map(_is_lookup, v.uses())) for v in values}
+        for value in values:
+            if value.name not in self.kept and not _is_read_both_ways(value):
+                self._replace(graph, value)
+        self.aliases = self.table.aliases | self.layer.aliases
+        self.blocks = dict(Counter(str(m.grid.block or "row") for m in self._matrices.values()))
+        self._take_over_names(graph, values)
+        graph.sort()  # what several products read stands in front of the first one replaced
+        for value in values:
+            if value.uses() and value.name not in self.kept:
+                users = ", ".join(sorted({node.op_type for node, _ in value.uses()}))
+                self.skipped.append(f"{value.name}: used by {users}")
+
+    def _take_over_names(self, graph: ir.Graph, values: list[ir.Value]) -> None:
+        """Codes carry the name of the weight they replace: a tie group stays the same by name."""
+        replaced = {str(value.name) for value in values if not value.uses()}
+        for matrix in self._matrices.values():
+            if matrix.name not in replaced or matrix.name not in graph.initializers:
+                continue
+            graph.initializers.pop(matrix.name)
+            old = str(graph.initializers.pop(str(matrix.codes.name)).name)
+            matrix.codes.name = matrix.name
+            graph.register_initializer(matrix.codes)
+            # what belongs to it comes behind it, as the writer takes them
+            for name in [n for n in graph.initializers if n.startswith(f"{matrix.label}.")]:
+                graph.register_initializer(graph.initializers.pop(name))
+            for name in [name for name, target in self.aliases.items() if target == old]:
+                self.aliases[name] = matrix.name
+
+    def _replace(self, graph: ir.Graph, value: ir.Value) -> None:
+        """Take the place of every use that is known of a matrix."""
+        form = self.table if self._is_table[str(value.name)] else self.layer
+        products = _products(value)
+        if not all(form.takes(product.x) for product in products):
+            return
+        for node, index in list(value.uses()):
+            if _is_lookup((node, index)):
+                self._lookup(graph, node, self._matrix(graph, value, transposed=False))
+        for product in products:
+            matrix = self._matrix(graph, value, transposed=product.transposed)
+            self._product(product, matrix)
+        for node, _ in list(value.uses()):
+            if node.op_type == "Transpose" and not node.outputs[0].uses():
+                _forget(node)
+
+    def _form(self, matrix: Matrix) -> Form:
+        return self.table if self._is_table[matrix.name] else self.layer
+
+    def _matrix(self, graph: ir.Graph, value: ir.Value, *, transposed: bool) -> Matrix:
+        """A weight to be rounded, made once; ``transposed`` if it is stored ``(in, out)``."""
+        label = f"{value.name}{'.T' if transposed else ''}"
+        if label in self._matrices:
+            return self._matrices[label]
+        tensor, name = value.const_value, str(value.name)
+        assert tensor is not None
+        shape = list(tensor.shape.numpy())
+        rows, columns = shape[::-1] if transposed else shape
+
+        def read() -> Array:
+            array = tensor.numpy()
+            return np.ascontiguousarray(array.T) if transposed else array
+
+        form = self.table if self._is_table[name] else self.layer
+        matrix = Matrix(
+            graph, name, label, (rows, columns), form.grid(columns), read, self.grams.get(name)
+        )
+        form.store(matrix)
+        self._matrices[label] = matrix
+        return matrix
+
+    def _lookup(self, graph: ir.Graph, node: ir.Node, matrix: Matrix) -> None:
+        """``Gather(W, ids)``: the rows, dequantized."""
+        ids, result = node.inputs[1], node.outputs[0]
+        assert ids is not None
+        rank = len(ids.shape) if ids.shape is not None else 2
+        nodes = self._form(matrix).lookup(matrix, ids, rank)
+        nodes[0].name = node.name
+        insert(node, *nodes)
+        replace(result, nodes[-1].outputs[0])
+        _forget(node)
+        self.changed += 1
+
+    def _product(self, product: _Product, matrix: Matrix) -> None:
+        """``x Wᵀ``, with a bias behind it taken in."""
+        node, x, result = product.node, product.x, product.result
+        if not product.transposed and node.inputs[0] is not x:
+            x, result = _unflattened(x, result, matrix)
+        bias: ir.Value | None = None
+        add = only_user(result, "Add")
+        if add is not None:
+            added = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
+            tensor = weight(added)
+            if tensor is not None and tuple(tensor.shape) == (matrix.rows,):
+                bias = added
+                result = add.outputs[0]
+        form = self._form(matrix)
+        nodes = list(form.product(matrix, x, bias))
+        next(n for n in nodes if matrix.codes in n.inputs).name = node.name
+        made = result.producer()
+        assert made is not None
+        wide = result.is_graph_output() and x.shape is not None and matrix.rows > 4 * LENGTH
+        if wide and form.short_list:
+            nodes += self._short_list(made, nodes[-1].outputs[0], x, matrix, bias)
+        insert(made, *[n for n in nodes if n.graph is None])
+        replace(result, nodes[-1].outputs[0])
+        _forget(node)
+        self.changed += 1
+
+    def _short_list(
+        self, made: ir.Node, logits: ir.Value, x: ir.Value, matrix: Matrix, bias: ir.Value | None
+    ) -> list[ir.Node]:
+        """The largest of a head's logits computed again (:mod:`edgetie.quantize.short_list`)."""
+        graph = made.graph
+        assert isinstance(graph, ir.Graph)
+        assert x.shape is not None
+        found = candidates(graph, logits)
+        tokens = found.outputs[1]
+        rows = self._form(matrix).lookup(matrix, tokens, len(x.shape))
+        return [found, *rows, *corrected(graph, logits, tokens, x, rows[-1].outputs[0], bias)]
+
+
+def is_matrix(value: ir.Value) -> bool:
+    """Whether it is a float weight of two axes and some size."""
+    tensor = weight(value)
+    return (
+        tensor is not None
+        and tensor.dtype == ir.DataType.FLOAT
+        and len(tensor.shape) == 2
+        and tensor.size >= MIN_ELEMENTS
+        and not str(value.name).startswith(PREFIX)
+    )
+
+
+def _products(value: ir.Value) -> list[_Product]:
+    """``MatMul(x, W)``, ``MatMul(x, Transpose(W))`` and ``Transpose(MatMul(W, Transpose(x)))``."""
+    found = []
+    for node, index in value.uses():
+        if node.op_type == "MatMul" and index == 1:
+            found.append((node, node.inputs[0], node.outputs[0], True))
+        elif node.op_type == "MatMul" and index == 0:
+            turned = producer(node.inputs[1], "Transpose")
+            back = only_user(node.outputs[0], "Transpose")
+            if turned is not None and back is not None:
+                found.append((node, turned.inputs[0], back.outputs[0], False))
+        elif node.op_type == "Transpose":
+            found += [
+                (user, user.inputs[0], user.outputs[0], False)
+                for user, position in node.outputs[0].uses()
+                if user.op_type == "MatMul" and position == 1
+            ]
+    return [_Product(node, x, y, transposed) for node, x, y, transposed in found if x is not None]
+
+
+def _is_lookup(use: tuple[ir.Node, int]) -> bool:
+    node, index = use
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    return node.op_type == "Gather" and index == 0 and axis == 0
+
+
+def _is_read_both_ways(value: ir.Value) -> bool:
+    """Whether a matrix is multiplied with as it is and transposed: blocks of its rows serve one of
+    the two, so that rounding would part it. It stays in floating point.
+    """
+    return len({node.op_type == "MatMul" and index == 1 for node, index in value.uses()}) > 1
+
+
+def _unflattened(x: ir.Value, result: ir.Value, matrix: Matrix) -> tuple[ir.Value, ir.Value]:
+    """Undo the head's ``Reshape(…, (-1, K))`` and the Reshape back, where both are there."""
+    flat, restored = producer(x, "Reshape"), only_user(result, "Reshape")
+    if flat is None or restored is None or flat.inputs[0] is None:
+        return x, result
+    inner, outer = flat.inputs[0], restored.outputs[0]
+    ranks = [len(v.shape) if v.shape is not None else 0 for v in (inner, outer)]
+    if ranks == [3, 3] and last_dimension(inner) == matrix.columns:
+        return inner, outer
+    return x, result
+
+
+def _forget(node: ir.Node) -> None:
+    """Detach a replaced node from its inputs, so an unused weight shows as unused."""
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)

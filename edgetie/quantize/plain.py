@@ -1,0 +1,76 @@
+"""Operators of the ONNX standard alone: any runtime runs them.
+
+A product is MatMulInteger; its activations are rounded when the model runs, by
+DynamicQuantizeLinear. ONNX Runtime makes one operator of these four on its CPU. A token table lies
+as :mod:`edgetie.quantize.mapped` has it and is looked up in by row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.passes._base import initializer
+from edgetie.quantize.grid import Array, Grid
+from edgetie.quantize.mapped import Mapped, token_peaks
+from edgetie.quantize.matrices import Form, Matrix, Nodes, Span
+
+
+class Dynamic(Form):
+    """8 bits with a scale for each output channel; activations with one for each token.
+
+    DynamicQuantizeLinear knows one scale for a whole tensor, so each token is divided by its
+    largest magnitude in front of it.
+    """
+
+    activations = Span.TOKEN
+    opset = 18  # ReduceMax along an input
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rounded: dict[ir.Value, tuple[ir.Value, ...]] = {}
+
+    def grid(self, columns: int) -> Grid:
+        return Grid()
+
+    def store(self, matrix: Matrix) -> None:
+        matrix.codes = matrix.initializer(
+            "int8", ir.DataType.INT8, (matrix.columns, matrix.rows), lambda: columns_first(matrix)
+        )
+
+    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> list[ir.Node]:
+        raise NotImplementedError  # tables have a form of their own
+
+    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> Nodes:
+        nodes = Nodes(matrix.graph)
+        if x not in self._rounded:
+            peak = token_peaks(nodes, x)
+            rounded = ir.node("DynamicQuantizeLinear", [nodes("Div", x, peak)], num_outputs=3)
+            nodes.append(rounded)
+            self._rounded[x] = (peak, *rounded.outputs)
+        peak, codes, scale, zero = self._rounded[x]
+        sums = nodes("MatMulInteger", codes, matrix.codes, zero)
+        floats = nodes("Cast", sums, to=ir.DataType.FLOAT)
+        result = nodes("Mul", floats, nodes("Mul", scale, matrix.row_scales()))
+        result = nodes("Mul", result, peak)
+        if bias is not None:
+            nodes("Add", result, bias)
+        return nodes
+
+
+class PlainTable(Mapped):
+    """A mapped table that rows are looked up in by operators of the standard."""
+
+    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:
+        """``(row - 128) · scale``."""
+        nodes = Nodes(matrix.graph)
+        rows = nodes("Cast", nodes("Gather", matrix.codes, ids), to=ir.DataType.FLOAT)
+        middle = initializer(matrix.graph, "table.middle", np.array(128, np.float32))
+        scales = nodes("Gather", matrix.row_scales(lookup=True), ids)
+        nodes("Mul", nodes("Sub", rows, middle), scales)
+        return nodes
+
+
+def columns_first(matrix: Matrix) -> Array:
+    """Signed codes, one column an output channel: int8 ``(columns, rows)``."""
+    return (matrix.rounded().codes ^ np.uint8(128)).view(np.int8).T

@@ -1,0 +1,174 @@
+"""A model on its way from floats to codes: prepared once, rounded as often as is asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgetie.bundle import Bundle
+from edgetie.errors import QuantizeError
+from edgetie.passes import run_passes
+from edgetie.passes.fold import Fold
+from edgetie.passes.linear import Linear
+from edgetie.quantize.matrices import MatrixPass
+from edgetie.quantize.prepare import Preparation, prepare
+from edgetie.quantize.ranges import find_ranges
+from edgetie.quantize.recording import Input
+from edgetie.quantize.schemes import Ranges, forms
+from edgetie.quantize.store import Store
+from edgetie.quantize.unflatten import Unflatten
+from edgetie.targets import Scheme
+from edgetie.ties import TieGroup
+
+
+@dataclass(frozen=True)
+class RoundedModels:
+    """What rounding made.
+
+    Attributes:
+        models: by file name.
+        same: initializers over the bytes of others.
+        layers: names of the rounded weights of each model that no rows are looked up in.
+        blocks: how many matrices have which block size.
+        skipped: matrices that stayed in floating point, and why.
+    """
+
+    models: dict[str, ir.Model]
+    same: dict[ir.Value, ir.Value]
+    layers: dict[str, list[str]]
+    blocks: dict[str, int]
+    skipped: list[str]
+
+
+class Rounding:
+    """Float graphs, smoothed and rotated, and how their matrices are rounded.
+
+    Args:
+        scheme: says how.
+        bundle: what the models are part of.
+        models: by file name, in the order of the bundle's; they are changed in place.
+        ties: of each model, verified after each pass.
+        given: what to calibrate on.
+        store: where what is measured waits.
+        shared: names of weights that several models read; they are left as they are.
+        calibrator: how ranges are found, where the scheme fixes them.
+
+    Attributes:
+        models: the prepared graphs.
+        manifest: the bundle's.
+        note: why nothing was calibrated, if so.
+        smoothed, rotated, compensated: how many activations and matrices.
+
+    Raises:
+        QuantizeError: if ranges are wanted and the model cannot be run.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        bundle: Bundle,
+        models: Mapping[str, ir.Model],
+        ties: Mapping[str, Sequence[TieGroup]],
+        given: Input,
+        store: Store,
+        *,
+        shared: Collection[str],
+        calibrator: str,
+    ) -> None:
+        self.scheme, self.models, self._shared = scheme, models, shared
+        self.manifest = bundle.manifest
+        self._prepared: dict[str, Preparation] = {}
+        self._ranges: dict[str, Ranges] = {}
+        table, layer = forms(scheme)
+        for (file, model), path in zip(models.items(), bundle.model_paths, strict=True):
+            run_passes(model, ties[file], [Linear(), Unflatten()])
+            found = prepare(
+                model,
+                ties[file],
+                bundle,
+                path,
+                given,
+                lambda product: table if product.table else layer,
+                store,
+                fixed=shared,
+            )
+            self._prepared[file], self._ranges[file] = found, {}
+            if scheme.ranges:
+                if not found.changes:
+                    raise QuantizeError(
+                        f"{path}: ranges of its activations are not known ({found.note}); "
+                        "choose a scheme without them"
+                    )
+                ranges = find_ranges(bundle, path, found.changes, given, calibrator)
+                self._ranges[file] = {
+                    reader: ranges[name]
+                    for name, readers in found.readers.items()
+                    for reader in readers
+                }
+        every = self._prepared.values()
+        self.note = "; ".join(each.note for each in every if each.note)
+        self.smoothed = sum(each.smoothed for each in every)
+        self.rotated = sum(each.rotated for each in every)
+        self.compensated = sum(len(each.grams) for each in every)
+
+    def apply(self, kept: Collection[str] = (), *, again: bool = False) -> RoundedModels:
+        """Round all matrices but ``kept``.
+
+        Args:
+            kept: names of weights that stay in floating point.
+            again: leave the float graphs as they are, to be rounded once more.
+
+        Raises:
+            QuantizeError: if there is nothing to round.
+        """
+        models: dict[str, ir.Model] = {}
+        passes: dict[str, MatrixPass] = {}
+        for file, model in self.models.items():
+            if again:
+                model.graph.sort()  # copies are made node by node
+            models[file] = model.clone() if again else model
+            grams = self._prepared[file].grams
+            passes[file] = MatrixPass(*forms(self.scheme, self._ranges[file]), grams, kept)
+            fold = [Fold()] if self.scheme.layout == "mapped" else []
+            run_passes(models[file], [], [passes[file], *fold])
+            models[file].graph.opset_imports.setdefault("com.microsoft", 1)
+        if not any(step.changed for step in passes.values()):
+            raise QuantizeError("no MatMul or Gather over a constant fp32 matrix")
+        return RoundedModels(
+            models,
+            _same_codes(models, {f: step.aliases for f, step in passes.items()}, self._shared),
+            {file: step.layers for file, step in passes.items()},
+            dict(sum((Counter(step.blocks) for step in passes.values()), Counter())),
+            [note for step in passes.values() for note in step.skipped],
+        )
+
+
+def _same_codes(
+    models: Mapping[str, ir.Model],
+    aliases: Mapping[str, Mapping[str, str]],
+    shared: Collection[str],
+) -> dict[ir.Value, ir.Value]:
+    """Initializers over the bytes of others: a model's own aliases, and codes and scales of weights
+    that an earlier model has too. Those were rounded alike: nothing was done to them in either.
+    """
+    same: dict[ir.Value, ir.Value] = {}
+    across: dict[str, ir.Value] = {}
+    suffixes = ("scales", "scales.lookup", "zeros", "zeros.lookup")
+    labels = [label for base in shared for label in (base, f"{base}.T")]
+    wanted = {*shared, *(f"{label}.{suffix}" for label in labels for suffix in suffixes)}
+    for file, model in models.items():
+        own, within = aliases[file], dict[str, ir.Value]()
+        initializers = sorted(model.graph.initializers.items(), key=lambda item: item[0] in own)
+        for name, value in initializers:
+            name = own.get(name, name)
+            first = (across if name in wanted else within).setdefault(name, value)
+            if first is not value and _bytes(first) == _bytes(value):
+                same[value] = first
+    return same
+
+
+def _bytes(value: ir.Value) -> int | None:
+    return value.const_value.nbytes if value.const_value is not None else None

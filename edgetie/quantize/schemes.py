@@ -1,0 +1,35 @@
+"""The forms that matrices take in each scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from edgetie.quantize.mapped import Mapped
+from edgetie.quantize.matrices import Form
+from edgetie.quantize.packed import Packed
+from edgetie.quantize.plain import Dynamic, PlainTable
+from edgetie.quantize.static import Range, Static
+from edgetie.targets import Scheme
+
+Ranges = Mapping[str, Range]
+
+_FORMS: dict[str, Callable[[Ranges], tuple[Form, Form]]] = {
+    "int8": lambda _: (Packed(8), Packed(8)),
+    "int8-aliased": lambda _: (Packed(8, aliased=True), Packed(8)),
+    "int8-mapped": lambda _: (Mapped(), Mapped()),
+    "int8-mapped-table": lambda _: (Mapped(), Packed(8)),
+    "int8-dynamic": lambda _: (PlainTable(), Dynamic()),
+    "int8-static": lambda ranges: (Static(ranges, table=True), Static(ranges)),
+    "int4": lambda _: (Packed(8), Packed(4)),
+    "int4-all": lambda _: (Packed(4), Packed(4)),
+}
+
+
+def forms(scheme: Scheme, ranges: Ranges | None = None) -> tuple[Form, Form]:
+    """New forms: of matrices that rows are looked up in, and of all others.
+
+    Args:
+        scheme: a row of :data:`edgetie.targets.SCHEMES`.
+        ranges: of what each matrix is multiplied by, by its name, where they are fixed.
+    """
+    return _FORMS[scheme.name](ranges or {})

@@ -1,0 +1,144 @@
+"""Targets and the quantization schemes for them: tables that a reader can check.
+
+A row of :data:`SCHEMES` is made real in :mod:`edgetie.quantize.schemes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgetie.errors import QuantizeError
+
+CALIBRATORS = ("minmax", "percentile", "entropy")
+"""How ranges of activations are found, by schemes that fix them beforehand."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way to quantize a model.
+
+    Attributes:
+        name: what it is called.
+        words: what it is.
+        precision: as manifests say it.
+        layout: what products read: ``packed`` copies that ONNX Runtime makes when a session
+            starts, weights where they are ``mapped``, or ``mixed``: the tied table mapped, the
+            others packed.
+        ranges: whether ranges of activations are fixed beforehand, by calibration.
+    """
+
+    name: str
+    words: str
+    precision: str
+    layout: str
+    ranges: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model runs, the scheme for it, and why that one."""
+
+    name: str
+    scheme: str
+    why: str
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme(
+            "int8",
+            "8 bits by blocks of a row: MatMulNBits, GatherBlockQuantized",
+            "int8",
+            "packed",
+        ),
+        Scheme(
+            "int8-aliased",
+            "the same, the tied table as two entries over the same bytes, for apps that cannot "
+            "release a file's pages",
+            "int8",
+            "packed",
+        ),
+        Scheme(
+            "int8-mapped",
+            "8 bits by rows, read where the file is mapped: MatMulInteger",
+            "int8",
+            "mapped",
+        ),
+        Scheme(
+            "int8-mapped-table",
+            "the tied table mapped, all other weights as in int8",
+            "int8",
+            "mixed",
+        ),
+        Scheme(
+            "int8-dynamic",
+            "8 bits by rows in operators of the ONNX standard: DynamicQuantizeLinear, "
+            "MatMulInteger; activations of 8 bits by token",
+            "int8",
+            "mixed",
+        ),
+        Scheme(
+            "int8-static",
+            "8 bits by rows, activations of 8 bits with calibrated ranges: QuantizeLinear, "
+            "DequantizeLinear",
+            "int8",
+            "packed",
+            ranges=True,
+        ),
+        Scheme("int4", "layers of 4 bits by blocks, the tied table as in int8", "int4", "packed"),
+        Scheme("int4-all", "all weights of 4 bits by blocks", "int4", "packed"),
+    )
+}
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("cpu", "int8", "the fastest and closest on ONNX Runtime's CPU provider"),
+        Target("cuda", "int8", "both operators exist there"),
+        Target("webgpu", "int8", "both operators exist in native builds with WebGPU"),
+        Target("mobile-cpu", "int8-mapped", "nothing private in memory, ready at once"),
+        Target("mobile-npu", "int8-static", "compilers of integer graphs read QDQ"),
+        Target("openvino", "int8-static", "reads QDQ, lacks GatherBlockQuantized"),
+        Target("web", "int8-dynamic", "each build of onnxruntime-web lacks some other operator"),
+    )
+}
+
+_BY_FORM = {("packed", 8): "int8", ("mapped", 8): "int8-mapped", ("packed", 4): "int4"}
+
+
+def find_scheme(
+    target: str = "cpu",
+    *,
+    scheme: str | None = None,
+    layout: str | None = None,
+    bits: int | None = None,
+) -> Scheme:
+    """The scheme of a target, or the one that is asked for.
+
+    Args:
+        target: a name of :data:`TARGETS`.
+        scheme: a name of :data:`SCHEMES`, instead of the target's.
+        layout: ``packed`` or ``mapped``, weight-only, instead of the target's scheme.
+        bits: 8 or 4 of a layer's weight, weight-only, instead of the target's scheme.
+
+    Raises:
+        QuantizeError: if there is no such target or scheme, or none of this layout and bits.
+    """
+    if target not in TARGETS:
+        raise QuantizeError(f"--target {target}: unknown; one of {', '.join(TARGETS)}")
+    asked = layout is not None or bits is not None
+    if scheme is not None and asked:
+        raise QuantizeError("--scheme: says layout and bits already; leave out --layout and --bits")
+    name = scheme or TARGETS[target].scheme
+    if asked:
+        form = layout or "packed", bits or 8
+        if form not in _BY_FORM:
+            raise QuantizeError(
+                f"--layout {form[0]} --bits {form[1]}: there is no such scheme; "
+                "see edgetie quantize --list-targets"
+            )
+        name = _BY_FORM[form]
+    if name not in SCHEMES:
+        raise QuantizeError(f"--scheme {name}: unknown; one of {', '.join(SCHEMES)}")
+    return SCHEMES[name]
