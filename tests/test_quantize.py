@@ -25,9 +25,11 @@ from edgetie.passes import run_passes
 from edgetie.passes.linear import Linear
 from edgetie.quantize import quantize
 from edgetie.quantize.calibrate import measure
+from edgetie.quantize.recording import Input
 from edgetie.quantize.rotate import Rotate, hadamard, rotation_size
 from edgetie.quantize.sites import find_sites
 from edgetie.quantize.smooth import Smooth, smoothable
+from edgetie.quantize.store import Store
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.sources import Source, load_source
 from edgetie.ties import verify_ties
@@ -108,7 +110,7 @@ def test_every_optimization_level_agrees(exported: Any, tmp_path: Path) -> None:
 
 def test_aliased_table_gives_the_same_logits(exported: Any, tmp_path: Path) -> None:
     shared = quantize(exported("Llama"), tmp_path / "shared")
-    aliased = quantize(exported("Llama"), tmp_path / "aliased", table="aliased")
+    aliased = quantize(exported("Llama"), tmp_path / "aliased", scheme="int8-aliased")
     np.testing.assert_allclose(
         logits(shared.bundle.model_path), logits(aliased.bundle.model_path), atol=1e-5
     )
@@ -131,7 +133,8 @@ def test_smoothing_and_rotation_keep_fp32(exported: Any, tmp_path: Path, kind: s
     sites = find_sites(model)
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, models.VOCAB, 64).tolist()
-    found = measure(open_bundle(path), path, list(sites), tokens)
+    given, store = Input(tokens), Store(tmp_path)
+    found = measure(open_bundle(path), path, list(sites), given, store)
     smooth = Smooth({n: a.magnitudes for n, a in found.items()}, dict.fromkeys(found, 0.5))
     rotate = Rotate(list(sites))
     run_passes(model, [], [smooth, rotate])

@@ -14,30 +14,64 @@ from onnx import TensorProto, helper, numpy_helper
 from edgetie.external_data import write_models
 from edgetie.passes import run_passes
 from edgetie.passes.linear import Linear
-from edgetie.quantize.blockwise import block_codes, block_scales, choose_block
 from edgetie.quantize.compensate import compensated, gram, regions
+from edgetie.quantize.grid import Grid, Rounded, choose_block, to_nearest
+from edgetie.quantize.matrices import MatrixPass
+from edgetie.quantize.packed import Packed
 from edgetie.quantize.rotate import Rotate
 from edgetie.quantize.sites import find_sites
-from edgetie.quantize.weight_only import WeightOnly
 
 
-def dequantized(codes: np.ndarray, scales: np.ndarray, columns: int) -> np.ndarray:
-    values = (codes.astype(np.float32) - 128) * scales[..., None]
-    return values.reshape(len(codes), -1)[:, :columns]
+def dequantized(rounded: Rounded, grid: Grid, columns: int) -> np.ndarray:
+    width = grid.block or columns
+    blocks = rounded.codes.reshape(len(rounded.codes), -1, width).astype(np.float32)
+    zeros = grid.middle if rounded.zeros is None else rounded.zeros[..., None].astype(np.float32)
+    values = (blocks - zeros) * rounded.scales[..., None]
+    return values.reshape(len(values), -1)[:, :columns]
 
 
 @pytest.mark.parametrize("columns", [64, 70, 448, 576, 1536])
-def test_compensated_rounding_errs_less_in_the_product(columns: int) -> None:
+@pytest.mark.parametrize("kind", ["blocks", "rows", "four bits", "four bits of both signs"])
+def test_compensated_rounding_errs_less_in_the_product(columns: int, kind: str) -> None:
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=(columns // 4, columns)).astype(np.float32)
     x = (rng.normal(size=(2000, columns // 4)) @ mixed).astype(np.float32)  # correlated channels
     rows = rng.normal(size=(50, columns)).astype(np.float32)
-    block = choose_block(columns)
-    scales = block_scales(rows, block, "w")
-    plain = dequantized(block_codes(rows, scales, block), scales, columns)
-    better = dequantized(*compensated(rows, block, gram(x)), columns)
+    block = choose_block(columns, 64 if kind == "blocks" else 32)
+    grid = {
+        "blocks": Grid(8, block),
+        "rows": Grid(8),
+        "four bits": Grid(4, block, asymmetric=True, clip=True),
+        "four bits of both signs": Grid(4, block),
+    }[kind]
+    plain = dequantized(to_nearest(rows, grid), grid, columns)
+    rounded = compensated(rows, grid, gram(x))
+    better = dequantized(rounded, grid, columns)
     assert np.linalg.norm(x @ (rows - better).T) < 0.9 * np.linalg.norm(x @ (rows - plain).T)
-    assert np.abs(rows - better).max() < 8 * scales.max()  # every weight stays near its own value
+    # every weight stays near its own value
+    assert np.abs(rows - better).max() < 8 * rounded.scales.max()
+
+
+@pytest.mark.parametrize("block", [None, 16])
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_nearest_is_within_half_a_step(block: int | None, asymmetric: bool) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 48)).astype(np.float32)
+    rows[3] = 0  # a row of zeros
+    rows[5] = np.abs(rows[5])
+    grid = Grid(8, block, asymmetric=asymmetric)
+    rounded = to_nearest(rows, grid)
+    errors = np.abs(dequantized(rounded, grid, 48) - rows).reshape(40, grid.count(48), -1)
+    assert (errors <= 0.501 * rounded.scales[..., None]).all()
+    assert (errors[3] == 0).all()
+
+
+def test_clipping_lowers_the_squared_error() -> None:
+    rows = np.random.default_rng(0).standard_t(3, size=(200, 64)).astype(np.float32)
+    errors = [
+        np.square(dequantized(to_nearest(rows, grid), grid, 64) - rows).sum()
+        for grid in (Grid(4, 32), Grid(4, 32, clip=True))
+    ]
+    assert errors[1] < 0.97 * errors[0]
 
 
 def test_regions_are_whole_blocks_and_hold_every_column() -> None:
@@ -50,10 +84,11 @@ def test_regions_are_whole_blocks_and_hold_every_column() -> None:
 
 def test_what_is_never_active_is_rounded_to_nearest() -> None:
     rows = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
-    codes, scales = compensated(rows, 64, np.zeros((1, 64, 64), np.float32))
-    expected = block_scales(rows, 64, "w")
-    np.testing.assert_allclose(scales, expected, rtol=1e-6)
-    assert np.abs(dequantized(codes, scales, 64) - rows).max() <= expected.max() * 0.501
+    rounded = compensated(rows, Grid(8, 64), np.zeros((1, 64, 64), np.float32))
+    expected = to_nearest(rows, Grid(8, 64))
+    np.testing.assert_allclose(rounded.scales, expected.scales, rtol=1e-6)
+    errors = np.abs(dequantized(rounded, Grid(8, 64), 64) - rows)
+    assert errors.max() <= expected.scales.max() * 0.501
 
 
 def head_model(path: Path, *, bias: bool) -> np.ndarray:
@@ -89,13 +124,14 @@ def test_largest_logits_come_from_unrounded_activations(
 ) -> None:
     offset = head_model(tmp_path / "head.onnx", bias=bias)
     model = ir.load(tmp_path / "head.onnx")
-    scheme = WeightOnly(aliased=aliased, grams={})
+    scheme = MatrixPass(Packed(), Packed(aliased=aliased), {})
     run_passes(model, [], [scheme])
     values = model.graph.initializers
     same = {values[a]: values[b] for a, b in scheme.aliases.items() if a in values}
     (path,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same=same)
     written = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}  # type: ignore[union-attr]
-    matrix = dequantized(written["w"].reshape(400, 2, 64), written["w.T.scales"], 128)
+    rounded = Rounded(written["w"].reshape(400, 128), written["w.T.scales"])
+    matrix = dequantized(rounded, Grid(8, 64), 128)
     x = np.random.default_rng(1).normal(size=(2, 3, 128)).astype(np.float32)
     exact = x @ matrix.T + offset
     errors = np.abs(run(path, {"x": x}) - exact)

@@ -110,17 +110,16 @@ def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]
                 shape = _shape(node, index)
                 if shape is None:
                     return None
-                integers = "Gather" in node.op_type
-                kind = ir.DataType.INT64 if integers else ir.DataType.FLOAT
+                kind = _dtype(node, index, value)
                 name = f"in.{len(inputs)}"
                 inputs.append(ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind)))
-                feeds[name] = {"shape": shape, "integers": integers}
+                feeds[name] = {"shape": shape, "dtype": kind.numpy().name}
                 taken.append(inputs[-1])
         made_node = ir.Node(
             node.domain, node.op_type, taken, list(node.attributes.values()), num_outputs=1
         )
         made_node.outputs[0].name = f"out.{len(nodes)}"
-        made_node.outputs[0].type = ir.TensorType(node.outputs[0].dtype or ir.DataType.FLOAT)
+        made_node.outputs[0].type = node.outputs[0].type
         nodes.append(made_node)
         return made_node
 
@@ -138,6 +137,14 @@ def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]
     return ir.Model(graph, ir_version=model.ir_version), feeds
 
 
+def _dtype(node: ir.Node, index: int, value: ir.Value) -> ir.DataType:
+    if "Gather" in node.op_type:
+        return ir.DataType.INT64
+    if node.op_type == "MatMulInteger":
+        return value.dtype or (ir.DataType.UINT8 if index == 0 else ir.DataType.INT8)
+    return ir.DataType.FLOAT
+
+
 def _shape(node: ir.Node, index: int) -> list[int] | None:
     """A shape that one row of activations, or one token, has at this input."""
     if node.op_type in ("Gather", "GatherBlockQuantized"):
@@ -145,7 +152,7 @@ def _shape(node: ir.Node, index: int) -> list[int] | None:
     if node.op_type == "MatMulNBits":
         return [1, node.attributes["K"].as_int()]
     other = node.inputs[1 - index] if index < 2 else None
-    if node.op_type not in ("MatMul", "Gemm", "FusedMatMul") or other is None:
+    if node.op_type not in ("MatMul", "MatMulInteger", "Gemm", "FusedMatMul") or other is None:
         return None
     if other.shape is None or len(other.shape) != 2:
         return None
@@ -191,7 +198,7 @@ def _worker() -> None:
     )
     release_file_pages([request["data"]])
     feeds = {
-        name: np.zeros(feed["shape"], np.int64 if feed["integers"] else np.float32)
+        name: np.zeros(feed["shape"], feed["dtype"])
         for name, feed in request["feeds"].items()
     }
     session.run(None, feeds)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import onnx_ir.passes.common
 
 from edgetie.atomic import atomic_directory, check_destination
 from edgetie.bundle import (
@@ -124,6 +125,8 @@ def quantize(
     models = {path.name: _load(path) for path in bundle.model_paths}
     for model in models.values():
         _require_float(bundle, model)
+        if bundle.manifest is None:
+            ir.passes.common.ShapeInferencePass()(model)  # other exporters may leave shapes out
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
     before = find_shared_ties(models, parameters)
     text = calibration_text(bundle, calibration, _vocabulary(bundle, models))

@@ -1,0 +1,241 @@
+"""Every quantization scheme: close to fp32, one table in the file, ties known; and the tables that
+name schemes and targets.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from test_quantize import LEVELS, error, exported, logits, plain
+
+from edgetie.errors import QuantizeError
+from edgetie.harness.thresholds import Thresholds
+from edgetie.passes import run_passes
+from edgetie.passes.fold import Fold
+from edgetie.quantize import quantize
+from edgetie.quantize.schemes import forms
+from edgetie.runtime.generation import generate
+from edgetie.runtime.session import Session, open_session
+from edgetie.targets import CALIBRATORS, SCHEMES, TARGETS, find_scheme
+from edgetie.ties import verify_ties
+from edgetie_cli.main import cli
+
+__all__ = ["exported"]
+
+TOLERANCE = {"int8-static": 0.08, "int4": 0.3, "int4-all": 0.4}
+OPERATORS = {
+    "int8": {"MatMulNBits", "GatherBlockQuantized"},
+    "int8-aliased": {"MatMulNBits", "GatherBlockQuantized"},
+    "int8-mapped": {"MatMulInteger", "GatherBlockQuantized"},
+    "int8-mapped-table": {"MatMulInteger", "GatherBlockQuantized"},
+    "int8-dynamic": {"MatMulInteger", "Gather"},
+    "int8-static": {"DequantizeLinear", "Gather"},
+    "int4": {"MatMulNBits", "GatherBlockQuantized"},
+    "int4-all": {"MatMulNBits", "GatherBlockQuantized"},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text"])
+def test_close_to_fp32_with_one_table(
+    exported: Any, tmp_path: Path, scheme: str, kind: str
+) -> None:
+    source = exported(kind)
+    report = quantize(source, tmp_path / "out", scheme=scheme)
+    reference = logits(source / "model.onnx")
+    assert error(reference, logits(report.bundle.model_path)) < TOLERANCE.get(scheme, 0.05)
+    assert report.kept == ()
+    manifest = report.manifest
+    table = manifest.ties[0]
+    assert {use.op_type for use in table.uses} == OPERATORS[scheme]
+    assert (manifest.precision, manifest.layout, manifest.quantization["scheme"]) == (
+        SCHEMES[scheme].precision,
+        SCHEMES[scheme].layout,
+        scheme,
+    )
+    verify_ties(ir.load(report.bundle.model_path), manifest.ties)
+    # weights' bytes: at most one copy of any, of one byte each, and small scales
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    names = [
+        tensor.name
+        for tensor in graph.initializer
+        if models.VOCAB in tensor.dims and len(tensor.dims) > 1 and np.prod(tensor.dims) > 4000
+    ]
+    assert names.count(table.name) == 1
+    lookups = [name for name in names if name.endswith("lookup") and "scales" not in name]
+    assert len(lookups) == (scheme == "int8-aliased")
+    if scheme == "int8-aliased":  # over the same bytes
+        places = {t.name: t.external_data[1].value for t in graph.initializer if t.name in names}
+        assert places[lookups[0]] == places[table.name]
+
+
+@pytest.mark.parametrize("scheme", ["int8-mapped", "int8-dynamic", "int8-static", "int4"])
+def test_every_optimization_level_agrees(exported: Any, tmp_path: Path, scheme: str) -> None:
+    report = quantize(exported("Llama"), tmp_path / "out", scheme=scheme)
+    first, *others = [logits(report.bundle.model_path, level) for level in LEVELS]
+    for other in others:
+        assert error(first, other) < 0.01
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_generates_the_same_step_by_step(exported: Any, tmp_path: Path, scheme: str) -> None:
+    """Rounded activations of a prompt and of single tokens give the same tokens, nearly always."""
+    report = quantize(exported("Llama"), tmp_path / "out", scheme=scheme)
+    session = open_session(report.bundle)
+    prompts = np.random.default_rng(3).integers(3, models.VOCAB, (3, 9)).tolist()
+    together = _greedy(session, prompts)
+    alone = np.concatenate([_greedy(session, [prompt]) for prompt in prompts])
+    same = np.mean(together == alone)
+    assert same > 0.6
+
+
+def _greedy(session: Session, prompts: list[list[int]]) -> np.ndarray:
+    steps = generate(session, prompts, max_new_tokens=6, stop_token_ids=frozenset())
+    return np.stack([step.tokens for step in steps], axis=1)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [64, 70])
+def test_plain_file_of_any_width(tmp_path: Path, scheme: str, width: int) -> None:
+    path = plain(tmp_path, width=width)
+    report = quantize(path, tmp_path / "out", scheme=scheme)
+    bound = TOLERANCE.get(scheme, 0.03)
+    assert error(logits(path), logits(report.bundle.model_path)) < bound
+    assert [group.name for group in report.manifest.ties] == ["table"]
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_calibrators(exported: Any, tmp_path: Path, calibrator: str) -> None:
+    report = quantize(exported("Llama"), tmp_path / "out", target="openvino", calibrator=calibrator)
+    assert error(logits(exported("Llama") / "model.onnx"), logits(report.bundle.model_path)) < 0.2
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    scales = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.name.endswith("input.scale")
+    }
+    assert len(scales) == 4 * 2 + 1  # of each layer, and of the head
+    assert all(scale > 0 for scale in scales.values())
+
+
+def test_limits_hold_for_other_schemes(exported: Any, tmp_path: Path) -> None:
+    found = quantize(
+        exported("Llama"), tmp_path / "a", scheme="int8-static", limits=Thresholds(max_kl=1.0)
+    ).manifest.quantization["measured"]["kl"]
+    report = quantize(
+        exported("Llama"), tmp_path / "b", scheme="int8-static", limits=Thresholds(max_kl=found / 2)
+    )
+    assert report.manifest.quantization["measured"]["kl"] <= found / 2
+    kept = [cost.name for cost in report.costs if cost.kept]
+    assert 0 < len(kept) < len(report.costs)
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert {kinds[name] for name in kept} == {TensorProto.FLOAT}
+    report.bundle.verify_files(hashes=True)
+
+
+def test_mapped_session_is_ready_without_optimizing(exported: Any, tmp_path: Path) -> None:
+    """Nothing is left to fold: the graph runs as it is written."""
+    report = quantize(exported("Llama"), tmp_path / "out", layout="mapped")
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    foldable = [n.op_type for n in graph.node if n.input and constants.issuperset(n.input)]
+    assert foldable == []
+    session = open_session(report.bundle)
+    assert sum(session.nodes_per_provider.values()) == len(graph.node)
+
+
+def test_fold_keeps_weights_and_what_depends_on_inputs() -> None:
+    values = {
+        "w": np.ones((64, 64), np.float32),
+        "start": np.array(0, np.int64),
+        "end": np.array(4096, np.int64),
+        "step": np.array(1, np.int64),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["turned"]),
+        helper.make_node("Range", ["start", "end", "step"], ["numbers"]),
+        helper.make_node("Cast", ["numbers"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Sin", ["floats"], ["waves"]),
+        helper.make_node("MatMul", ["x", "turned"], ["product"]),
+        helper.make_node("Gather", ["waves", "i"], ["wave"]),
+        helper.make_node("Add", ["product", "wave"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "fold",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 64]),
+            helper.make_tensor_value_info("i", TensorProto.INT64, [1]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 64])],
+        [numpy_helper.from_array(array, name) for name, array in values.items()],
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    run_passes(model, [], [Fold()])
+    assert [node.op_type for node in model.graph] == ["Transpose", "MatMul", "Gather", "Add"]
+    table = next(n for n in model.graph if n.op_type == "Gather").inputs[0]
+    assert table is not None
+    assert table.const_value is not None
+    np.testing.assert_allclose(table.const_value.numpy(), np.sin(np.arange(4096)), atol=1e-4)
+
+
+def test_an_opset_without_the_operators_is_refused(tmp_path: Path) -> None:
+    path = plain(tmp_path)
+    model = onnx.load(path)
+    model.opset_import[0].version = 17
+    onnx.save(model, path)
+    with pytest.raises(QuantizeError, match=r"opset is 17 .* need 18"):
+        quantize(path, tmp_path / "out", layout="mapped")
+    assert not (tmp_path / "out").exists()
+    quantize(path, tmp_path / "out")
+
+
+def test_every_target_has_a_scheme_and_every_scheme_forms() -> None:
+    assert {target.scheme for target in TARGETS.values()} <= SCHEMES.keys()
+    for scheme in SCHEMES.values():
+        assert len(forms(scheme)) == 2
+    assert find_scheme("web").name == "int8-dynamic"
+    assert find_scheme(layout="mapped").name == "int8-mapped"
+    assert find_scheme(bits=4).name == "int4"
+    assert find_scheme("web", scheme="int4").name == "int4"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"target": "moon"}, "--target moon: unknown; one of cpu"),
+        ({"scheme": "int3"}, "--scheme int3: unknown; one of int8"),
+        ({"layout": "mapped", "bits": 4}, "there is no such scheme"),
+        ({"scheme": "int8", "bits": 8}, "says layout and bits already"),
+    ],
+)
+def test_what_there_is_not(tmp_path: Path, asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(QuantizeError, match=words):
+        quantize(plain(tmp_path), tmp_path / "out", **asked)
+
+
+def test_from_the_command_line(exported: Any, tmp_path: Path) -> None:
+    listed = CliRunner().invoke(cli, ["quantize", "--list-targets"])
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in [*TARGETS, *SCHEMES])
+    source, out = str(exported("Llama")), str(tmp_path / "out")
+    done = CliRunner().invoke(
+        cli, ["quantize", source, "-o", out, "--target", "mobile-cpu", "--json"]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["quantization"]["scheme"] == "int8-mapped"
+    both = CliRunner().invoke(
+        cli, ["quantize", source, "-o", out, "--layout", "mapped", "--bits", "4"]
+    )
+    assert "there is no such scheme" in str(both.exception)
