@@ -198,8 +198,7 @@ def _worker() -> None:
     )
     release_file_pages([request["data"]])
     feeds = {
-        name: np.zeros(feed["shape"], feed["dtype"])
-        for name, feed in request["feeds"].items()
+        name: np.zeros(feed["shape"], feed["dtype"]) for name, feed in request["feeds"].items()
     }
     session.run(None, feeds)
     release_heap()

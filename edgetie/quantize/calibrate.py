@@ -103,15 +103,13 @@ def measure(
         QuantizeError: if the model cannot be run on the CPU.
     """
     found: dict[str, Activation] = {}
-    grams: dict[str, Array] = {}
-    rows: defaultdict[str, list[Array]] = defaultdict(list)
+    windows: defaultdict[str, list[Array]] = defaultdict(list)
     for name, values, last in record(bundle, model_path, names, given):
-        grams[name] = grams[name] + gram(values) if name in grams else gram(values)
-        rows[name].append(values.copy())
+        windows[name].append(values)
         if last:
-            every = np.concatenate(rows.pop(name))
-            energy = np.einsum("rjj->rj", grams[name]).reshape(-1)[: every.shape[1]]
-            some = every[:: max(1, len(every) // _KEPT)].copy()
-            kept = store.put(grams.pop(name))
-            found[name] = Activation(np.sqrt(energy / len(every)), some, kept)
+            rows = np.concatenate(windows.pop(name))
+            together = gram(rows)
+            energy = np.einsum("rjj->rj", together).reshape(-1)[: rows.shape[1]]
+            some = rows[:: max(1, len(rows) // _KEPT)].copy()
+            found[name] = Activation(np.sqrt(energy / len(rows)), some, store.put(together))
     return found

@@ -1,7 +1,7 @@
 """Rounding that makes up for its own errors (GPTQ, Frantar et al. 2022).
 
-Columns of a matrix are rounded one after the other; each makes up for the errors of those before
-it, weighted by how much their inputs vary together on the calibration text. The codes have the
+Columns of a matrix are rounded a few at a time; each few make up for the errors of those before
+them, weighted by how much their inputs vary together on the calibration text. The codes have the
 form of plainly rounded ones and cost nothing at run time.
 
 Errors are made up for within regions of up to 768 columns, all of which are worked on at once: the
@@ -10,12 +10,9 @@ Gram matrices of wide layers stay small, and a short text says enough about them
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from edgetie.quantize.grid import Grid, Rounded, Steps, choose_block
 
@@ -27,8 +24,7 @@ _DAMPING = 0.5
 better and other texts worse."""
 
 _ROWS = 2048  # rows at a time: scratch memory stays small
-_FEWEST = 256  # rows that a core works on
-_INNER = 16  # columns rounded between two products with all that came before
+_GROUP = 16  # columns rounded at once; it divides every block
 
 
 def regions(columns: int) -> tuple[int, int]:
@@ -54,10 +50,12 @@ def split(rows: Array) -> Array:
 
 
 def _feedback(gram: Array) -> Array:
-    """How much of the error of column i is made up for by column j > i: ``[region, j, i]``.
+    """How much of the error of column i is made up for by column j of a later group:
+    ``[region, j, i]``.
 
-    With ``H = (U + I) D (U + I)ᵀ``, U strictly upper, that is U transposed: the form of GPTQ that
-    needs no inverse (LDLQ, QuIP, Chee et al. 2023).
+    With ``H = (U + I) D (U + I)ᵀ``, U strictly upper by blocks of a group, that is U transposed:
+    the form of GPTQ that needs no inverse of H (LDLQ, QuIP, Chee et al. 2023; by blocks, QuIP#,
+    Tseng et al. 2024).
     """
     matrix = np.array(gram, np.float32)
     diagonal = np.einsum("rjj->rj", matrix)
@@ -65,8 +63,11 @@ def _feedback(gram: Array) -> Array:
     diagonal += np.where(level > 0, _DAMPING * level, 1.0)
     # the upper factor, from the Cholesky factor of the matrix read backwards
     upper = np.linalg.cholesky(matrix[:, ::-1, ::-1])[:, ::-1, ::-1]
-    upper = upper / np.einsum("rjj->rj", upper)[:, None, :]
-    return np.ascontiguousarray(upper.transpose(0, 2, 1))
+    count, width, _ = upper.shape
+    groups = width // _GROUP
+    columns = np.ascontiguousarray(upper.transpose(0, 2, 1)).reshape(count, groups, _GROUP, width)
+    own = np.stack([columns[:, g, :, g * _GROUP : (g + 1) * _GROUP] for g in range(groups)], axis=1)
+    return np.asarray((np.linalg.inv(own) @ columns).reshape(count, width, width))
 
 
 def compensated(rows: Array, grid: Grid, gram: Array) -> Rounded:
@@ -85,8 +86,8 @@ def compensated(rows: Array, grid: Grid, gram: Array) -> Rounded:
     scales = np.empty((n, count), np.float32)
     zeros = np.empty((n, count), np.uint8) if grid.asymmetric else None
 
-    def work(start: int) -> None:
-        part = slice(start, min(n, start + step))
+    for start in range(0, n, _ROWS):
+        part = slice(start, min(n, start + _ROWS))
         values = np.asarray(rows[part], np.float32)
         fixed = grid.fit(values, axis=1) if grid.block is None else None
         rounded, steps, offsets = _round(values, grid, feedback, fixed)
@@ -94,12 +95,6 @@ def compensated(rows: Array, grid: Grid, gram: Array) -> Rounded:
         scales[part] = steps.reshape(-1, len(values))[:count].T
         if zeros is not None:
             zeros[part] = offsets.reshape(-1, len(values))[:count].T
-
-    cores = os.cpu_count() or 1
-    step = min(_ROWS, max(_FEWEST, -(-n // cores)))
-    with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
-        for _ in pool.map(work, range(0, n, step)):
-            pass
     return Rounded(codes, scales, zeros)
 
 
@@ -113,35 +108,30 @@ def _round(
     exact = np.ascontiguousarray(split(rows).transpose(0, 2, 1))
     count, width, n = exact.shape
     block = grid.block or choose_block(rows.shape[1])
-    least, most = grid.codes
     codes = np.empty(exact.shape, np.uint8)
     scales = np.empty((count, width // block, n), np.float32)
     zeros = np.empty((count, width // block, n), np.uint8)
     errors = np.zeros(exact.shape, np.float32)  # of a column to come: what it has to make up for
     for start in range(0, width, block):
         stop = start + block
+        values, missing = exact[:, start:stop], errors[:, start:stop]
         if start:
-            np.matmul(feedback[:, start:stop, :start], errors[:, :start], out=errors[:, start:stop])
-        steps = fixed or grid.fit(exact[:, start:stop] + errors[:, start:stop], axis=1)
-        scale, zero = steps.scale, steps.zero
-        scales[:, start // block], zeros[:, start // block] = scale, zero
-        inverse = 1 / scale
-        for left in range(start, stop, _INNER):
-            inner = slice(left, left + _INNER)
+            np.matmul(feedback[:, start:stop, :start], errors[:, :start], out=missing)
+        steps = fixed or grid.fit(values + missing, axis=1)
+        scale, zero = steps.scale[..., None, :], steps.zero
+        scales[:, start // block], zeros[:, start // block] = steps.scale, zero
+        zero = zero[..., None, :] if isinstance(zero, np.ndarray) else zero
+        # within the block in steps of the grid
+        values *= 1 / scale
+        values += zero
+        missing *= 1 / scale
+        for left in range(start, stop, _GROUP):
+            group = slice(left, left + _GROUP)
             if left > start:
-                errors[:, inner] += feedback[:, inner, start:left] @ errors[:, start:left]
-            for j in range(left, left + _INNER):
-                error = errors[:, j]
-                if j > left:
-                    error += (feedback[:, j, None, left:j] @ errors[:, left:j])[:, 0]
-                code = exact[:, j] + error
-                code *= inverse
-                code += zero
-                np.rint(code, out=code)
-                np.maximum(code, least, out=code)
-                np.minimum(code, most, out=code)
-                codes[:, j] = code
-                code -= zero
-                code *= scale
-                np.subtract(exact[:, j], code, out=error)
+                errors[:, group] += feedback[:, group, start:left] @ errors[:, start:left]
+            found = np.rint(exact[:, group] + errors[:, group])
+            np.clip(found, *grid.codes, out=found)
+            codes[:, group] = found
+            np.subtract(exact[:, group], found, out=errors[:, group])
+        missing *= scale
     return codes, scales, zeros

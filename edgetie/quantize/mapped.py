@@ -47,7 +47,7 @@ class Mapped(Form):
     def store(self, matrix: Matrix) -> None:
         shape = (matrix.rows, matrix.columns)
         matrix.codes = matrix.initializer(
-            "int8", ir.DataType.UINT8, shape, lambda: matrix.rounded().codes
+            "int8", ir.DataType.UINT8, shape, lambda: matrix.take_codes()
         )
 
     def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Matrix:
     """A weight ``(rows, columns)``, one row an output channel or a token, to be stored rounded.
 
     Codes and scales are made together, when the first of them is read. Scales and zero points are
-    kept until they are read as well: they are small, and written behind the codes.
+    kept, codes until they are read: a writer takes one after the other, perhaps in threads.
 
     Attributes:
         graph: that its initializers are registered in.
@@ -59,31 +60,43 @@ class Matrix:
         grid: Grid,
         read: Callable[[], Array],
         gram: Callable[[], Array] | None,
+        release: Callable[[], object],
     ) -> None:
         self.graph, self.name, self.label, self.grid = graph, name, label, grid
         self.rows, self.columns = shape
-        self._read, self._gram = read, gram
-        self._small: Rounded | None = None
+        self._read, self._gram, self._release = read, gram, release
+        self._made: Rounded | None = None
+        self._lock = Lock()
 
     @property
     def blocks(self) -> int:
         return self.grid.count(self.columns)
 
-    def rounded(self) -> Rounded:
-        """Codes, scales and zero points, made anew."""
+    def take_codes(self) -> Array:
+        """Codes ``(rows, columns)``, forgotten here."""
+        with self._lock:
+            made = self._made if self._made is not None and self._made.codes.size else None
+            made = made or self._round()
+            self._made = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
+        return made.codes
+
+    def small(self) -> Rounded:
+        """Scales and zero points; codes only if nobody has taken them."""
+        with self._lock:
+            self._made = self._made or self._round()
+        return self._made
+
+    def _round(self) -> Rounded:
         rows = self._read()
+        self._release()  # what rows were made of
         require_finite(rows, self.name)
         if self._gram is None:
             made = to_nearest(rows, self.grid)
         else:
             made = compensated(rows, self.grid, self._gram())
-        self._small = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
+        del rows
+        self._release()
         return made
-
-    def small(self) -> Rounded:
-        """Scales and zero points without the codes."""
-        self._small = self._small or self.rounded()
-        return self._small
 
     def initializer(
         self,
@@ -193,6 +206,7 @@ class MatrixPass(GraphPass):
             rounded with its errors compensated (:mod:`edgetie.quantize.compensate`), the rest to
             nearest.
         kept: names of matrices to leave as they are.
+        release: called when a matrix has been read and rounded.
 
     Attributes:
         aliases: initializers that share another's bytes, for the writer.
@@ -209,9 +223,11 @@ class MatrixPass(GraphPass):
         layer: Form,
         grams: Mapping[str, Callable[[], Array]],
         kept: Collection[str] = (),
+        release: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__()
         self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
+        self.release = release
         self.aliases: dict[str, str] = {}
         self.blocks: dict[str, int] = {}
         self._matrices: dict[str, Matrix] = {}
@@ -295,7 +311,14 @@ class MatrixPass(GraphPass):
 
         form = self.table if self._is_table[name] else self.layer
         matrix = Matrix(
-            graph, name, label, (rows, columns), form.grid(columns), read, self.grams.get(name)
+            graph,
+            name,
+            label,
+            (rows, columns),
+            form.grid(columns),
+            read,
+            self.grams.get(name),
+            self.release,
         )
         form.store(matrix)
         self._matrices[label] = matrix

@@ -38,7 +38,7 @@ class Packed(Form):
         shape = (matrix.rows, matrix.blocks, _width(matrix))
 
         def codes() -> Array:
-            found = matrix.rounded().codes
+            found = matrix.take_codes()
             packed = found if self.bits == 8 else found[:, ::2] | found[:, 1::2] << 4
             return packed.reshape(shape)
 

@@ -73,4 +73,4 @@ class PlainTable(Mapped):
 
 def columns_first(matrix: Matrix) -> Array:
     """Signed codes, one column an output channel: int8 ``(columns, rows)``."""
-    return (matrix.rounded().codes ^ np.uint8(128)).view(np.int8).T
+    return (matrix.take_codes() ^ np.uint8(128)).view(np.int8).T

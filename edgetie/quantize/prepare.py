@@ -63,6 +63,7 @@ def prepare(
     given: Input,
     form: Callable[[Product], Form],
     store: Store,
+    release: Callable[[], object],
     *,
     fixed: Collection[str] = (),
 ) -> Preparation:
@@ -76,6 +77,7 @@ def prepare(
         given: what to calibrate on.
         form: the form that a product will take.
         store: where what was measured waits.
+        release: called when a weight has been read.
         fixed: names of matrices that must stay as they are, because other models read them too.
     """
     sites = {
@@ -90,14 +92,22 @@ def prepare(
     except QuantizeError as error:
         return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
     found = {name: a for name, a in found.items() if np.isfinite(a.magnitudes).all()}
+    samples = {}
+    for name in found:
+        samples[name] = [_some(product) for product in sites[name].products]
+        release()
     smooth = Smooth(
         {name: a.magnitudes for name, a in found.items()},
         {name: TABLE_STRENGTH if sites[name].tables else STRENGTH for name in found},
     )
     run_passes(model, ties, [smooth])
     scales = smooth.scales
-    rows = {name: a.rows / scales.get(name, np.float32(1)) for name, a in found.items()}
-    worth = {name for name in found if _pays(sites[name], rows[name], form)}
+    worth = set()
+    for name, activation in found.items():
+        factors = scales.get(name, np.float32(1))
+        rows = [some * factors for some in samples[name]]
+        if _pays(sites[name], activation.rows / factors, rows, form):
+            worth.add(name)
     sizes = {name: site_rotation(sites[name]) if name in worth else 1 for name in found}
     rotate = Rotate(worth)
     run_passes(model, ties, [rotate])
@@ -143,17 +153,29 @@ def _gram(activation: Activation, scales: Array | None, size: int) -> Callable[[
     return make
 
 
-def _pays(site: Site, x: Array, form: Callable[[Product], Form]) -> bool:
-    """Whether rotation leaves little enough of the noise in the site's products."""
+def _some(product: Product) -> Array:
+    """A few rows of a matrix."""
+    every = product.rows
+    return np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
+
+
+def _pays(site: Site, x: Array, samples: list[Array], form: Callable[[Product], Form]) -> bool:
+    """Whether rotation leaves little enough of the noise in the site's products.
+
+    Args:
+        site: the activation.
+        x: some of its rows.
+        samples: some rows of each of its products' matrices.
+        form: of a product.
+    """
     size = site_rotation(site)
     if size < 2:
         return False
     matrix = hadamard(size)
     turned = rotated(x.copy(), matrix)
     before = after = 0.0
-    for product in site.products:
-        every, made = product.rows, form(product)
-        rows = np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
+    for product, rows in zip(site.products, samples, strict=True):
+        made = form(product)
         grid = made.grid(site.channels)
         before += noise(Sample(x, rows), grid, made.activations)
         after += noise(Sample(turned, rotated(rows, matrix)), grid, made.activations)

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgetie.bundle import AUDIO, LAST_TOKEN_NODE, Bundle, external_data_files
+from edgetie.bundle import AUDIO, LAST_TOKEN_NODE, Bundle
 from edgetie.errors import QuantizeError
 from edgetie.runtime.graph import without_last_token
 from edgetie.runtime.hearing import with_sound
-from edgetie.runtime.memory import release_file_pages
 
 _PIECE_BYTES = 48 << 20  # weights of a piece
 _WINDOW = 256  # tokens of one run: keeps the recorded activations small
@@ -63,7 +62,6 @@ def record(
     try:
         graph = _every_token(model_path)
         feeds = list(given.feeds) or _windows(bundle, model_path, graph, given)
-        data = external_data_files(model_path)
         for piece in _pieces(graph, names, model_path):
             _declare(piece.model.graph, feeds[0])
             session = _open(piece.model, model_path)
@@ -78,8 +76,7 @@ def record(
                 live.append({n: a for n, a in window.items() if n in piece.passed} | kept)
                 del made, results
             feeds = live
-            del session
-            release_file_pages(data)
+            del session  # and its mapping of the weights
     except QuantizeError:
         raise
     except Exception as error:
@@ -197,7 +194,6 @@ def _open(model: onnx.ModelProto, model_path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model_path.parent.resolve())
     )
@@ -233,8 +229,6 @@ def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: In
             ids, known[AUDIO] = with_sound(ids, known[AUDIO], token, ids.shape[1])
             ids = ids[:, :limit]
         made.append(_feeds(_signature(model), ids, known))
-    if encoder is not None:
-        release_file_pages(external_data_files(first))
     return made
 
 

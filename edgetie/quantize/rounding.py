@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from edgetie.quantize.recording import Input
 from edgetie.quantize.schemes import Ranges, forms
 from edgetie.quantize.store import Store
 from edgetie.quantize.unflatten import Unflatten
+from edgetie.runtime.memory import release_heap
 from edgetie.targets import Scheme
 from edgetie.ties import TieGroup
 
@@ -80,6 +82,12 @@ class Rounding:
     ) -> None:
         self.scheme, self.models, self._shared = scheme, models, shared
         self.manifest = bundle.manifest
+        self._sources = [
+            value.const_value
+            for model in models.values()
+            for value in model.graph.initializers.values()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        ]
         self._prepared: dict[str, Preparation] = {}
         self._ranges: dict[str, Ranges] = {}
         table, layer = forms(scheme)
@@ -93,6 +101,7 @@ class Rounding:
                 given,
                 lambda product: table if product.table else layer,
                 store,
+                self._release,
                 fixed=shared,
             )
             self._prepared[file], self._ranges[file] = found, {}
@@ -108,6 +117,7 @@ class Rounding:
                     for name, readers in found.readers.items()
                     for reader in readers
                 }
+        release_heap()
         every = self._prepared.values()
         self.note = "; ".join(each.note for each in every if each.note)
         self.smoothed = sum(each.smoothed for each in every)
@@ -131,7 +141,9 @@ class Rounding:
                 model.graph.sort()  # copies are made node by node
             models[file] = model.clone() if again else model
             grams = self._prepared[file].grams
-            passes[file] = MatrixPass(*forms(self.scheme, self._ranges[file]), grams, kept)
+            passes[file] = MatrixPass(
+                *forms(self.scheme, self._ranges[file]), grams, kept, self._release
+            )
             fold = [Fold()] if self.scheme.layout == "mapped" else []
             run_passes(models[file], [], [passes[file], *fold])
             models[file].graph.opset_imports.setdefault("com.microsoft", 1)
@@ -144,6 +156,12 @@ class Rounding:
             dict(sum((Counter(step.blocks) for step in passes.values()), Counter())),
             [note for step in passes.values() for note in step.skipped],
         )
+
+    def _release(self) -> None:
+        """Unmap the files: what was read of a weight is not needed again soon."""
+        for tensor in self._sources:
+            with contextlib.suppress(BufferError):  # somebody is still reading it
+                tensor.release()
 
 
 def _same_codes(

@@ -35,6 +35,13 @@ class Product:
         assert tensor is not None
         return tensor.numpy() if self.table else tensor.numpy().T
 
+    @property
+    def columns(self) -> int:
+        """Channels of what it reads."""
+        tensor = weight(self.matrix)
+        assert tensor is not None
+        return int(tensor.shape.numpy()[1 if self.table else 0])
+
 
 @dataclass(frozen=True)
 class Site:
@@ -45,7 +52,7 @@ class Site:
 
     @property
     def channels(self) -> int:
-        return int(self.products[0].rows.shape[1])
+        return self.products[0].columns
 
     @property
     def tables(self) -> list[ir.Value]:
