@@ -71,6 +71,11 @@ Examples:
     show_default=True,
     help="How ranges of activations are found, by schemes that fix them.",
 )
+@click.option(
+    "--cache-bits",
+    type=click.Choice(["8"]),
+    help="Keep the KV cache in int8 too [default: in floating point].",
+)
 @limit_options
 @click.option(
     "--plot",
@@ -88,6 +93,7 @@ def command(
     bits: str | None,
     calibration: str | None,
     calibrator: str,
+    cache_bits: str | None,
     max_kl: float | None,
     min_top1: float | None,
     max_perplexity_increase: float | None,
@@ -123,6 +129,7 @@ def command(
             bits=int(bits) if bits else None,
             calibration=text,
             calibrator=calibrator,
+            cache_bits=int(cache_bits) if cache_bits else None,
             limits=limits if limits != Thresholds() else None,
             force=force,
             progress=progress,

@@ -25,6 +25,7 @@ class Scheme:
             starts, weights where they are ``mapped``, or ``mixed``: the tied table mapped, the
             others packed.
         ranges: whether ranges of activations are fixed beforehand, by calibration.
+        half: whether activations, and weights that are not quantized, have 16 bits.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Scheme:
     precision: str
     layout: str
     ranges: bool = False
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ SCHEMES = {
         ),
         Scheme("int4", "layers of 4 bits by blocks, the tied table as in int8", "int4", "packed"),
         Scheme("int4-all", "all weights of 4 bits by blocks", "int4", "packed"),
+        Scheme("int8-fp16", "int8 with activations of 16 bits", "int8", "packed", half=True),
+        Scheme("int4-fp16", "int4 with activations of 16 bits", "int4", "packed", half=True),
+        Scheme("fp16", "nothing quantized, everything of 16 bits", "fp16", "packed", half=True),
     )
 }
 
@@ -95,8 +100,8 @@ TARGETS = {
     target.name: target
     for target in (
         Target("cpu", "int8", "the fastest and closest on ONNX Runtime's CPU provider"),
-        Target("cuda", "int8", "both operators exist there"),
-        Target("webgpu", "int8", "both operators exist in native builds with WebGPU"),
+        Target("cuda", "int8-fp16", "both operators exist there, for 16 bits"),
+        Target("webgpu", "int8-fp16", "both operators exist in native builds with WebGPU"),
         Target("mobile-cpu", "int8-mapped", "nothing private in memory, ready at once"),
         Target("mobile-npu", "int8-static", "compilers of integer graphs read QDQ"),
         Target("openvino", "int8-static", "reads QDQ, lacks GatherBlockQuantized"),

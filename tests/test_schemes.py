@@ -17,12 +17,15 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from test_quantize import LEVELS, error, exported, logits, plain
 
+from edgetie.bundle import open_bundle
 from edgetie.errors import QuantizeError
+from edgetie.harness.references import BundleReference
 from edgetie.harness.thresholds import Thresholds
 from edgetie.passes import run_passes
 from edgetie.passes.fold import Fold
 from edgetie.quantize import quantize
 from edgetie.quantize.schemes import forms
+from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.generation import generate
 from edgetie.runtime.session import Session, open_session
 from edgetie.targets import CALIBRATORS, SCHEMES, TARGETS, find_scheme
@@ -31,7 +34,9 @@ from edgetie_cli.main import cli
 
 __all__ = ["exported"]
 
+IDS = np.random.default_rng(4).integers(3, models.VOCAB, (1, 24))
 TOLERANCE = {"int8-static": 0.08, "int4": 0.3, "int4-all": 0.4}
+ROUNDED = [name for name, row in SCHEMES.items() if not row.half]
 OPERATORS = {
     "int8": {"MatMulNBits", "GatherBlockQuantized"},
     "int8-aliased": {"MatMulNBits", "GatherBlockQuantized"},
@@ -44,7 +49,7 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ROUNDED)
 @pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text"])
 def test_close_to_fp32_with_one_table(
     exported: Any, tmp_path: Path, scheme: str, kind: str
@@ -86,7 +91,7 @@ def test_every_optimization_level_agrees(exported: Any, tmp_path: Path, scheme: 
         assert error(first, other) < 0.01
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ROUNDED)
 def test_generates_the_same_step_by_step(exported: Any, tmp_path: Path, scheme: str) -> None:
     """Rounded activations of a prompt and of single tokens give the same tokens, nearly always."""
     report = quantize(exported("Llama"), tmp_path / "out", scheme=scheme)
@@ -103,7 +108,7 @@ def _greedy(session: Session, prompts: list[list[int]]) -> np.ndarray:
     return np.stack([step.tokens for step in steps], axis=1)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ROUNDED)
 @pytest.mark.parametrize("width", [64, 70])
 def test_plain_file_of_any_width(tmp_path: Path, scheme: str, width: int) -> None:
     path = plain(tmp_path, width=width)
@@ -203,8 +208,7 @@ def test_an_opset_without_the_operators_is_refused(tmp_path: Path) -> None:
 
 def test_every_target_has_a_scheme_and_every_scheme_forms() -> None:
     assert {target.scheme for target in TARGETS.values()} <= SCHEMES.keys()
-    for scheme in SCHEMES.values():
-        assert len(forms(scheme)) == 2
+    assert [name for name, row in SCHEMES.items() if forms(row) is None] == ["fp16"]
     assert find_scheme("web").name == "int8-dynamic"
     assert find_scheme(layout="mapped").name == "int8-mapped"
     assert find_scheme(bits=4).name == "int4"
@@ -239,3 +243,57 @@ def test_from_the_command_line(exported: Any, tmp_path: Path) -> None:
         cli, ["quantize", source, "-o", out, "--layout", "mapped", "--bits", "4"]
     )
     assert "there is no such scheme" in str(both.exception)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text"])
+@pytest.mark.parametrize("scheme", ["fp16", "int8-fp16"])
+def test_half_precision_keeps_the_tie(
+    exported: Any, tmp_path: Path, kind: str, scheme: str
+) -> None:
+    report = quantize(exported(kind), tmp_path / "out", scheme=scheme)
+    reference = BundleReference(exported(kind)).logits(IDS)
+    found = BundleReference(report.bundle).logits(IDS)
+    assert error(reference, found) < (0.01 if scheme == "fp16" else 0.05)
+    assert [group.name for group in report.manifest.ties][:1] == [
+        group.name for group in open_bundle(exported(kind)).manifest.ties
+    ][:1]  # type: ignore[union-attr]
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    kinds = [t.data_type for t in graph.initializer if np.prod(t.dims) >= 1024]
+    assert TensorProto.FLOAT not in kinds
+    logits_type = next(o for o in graph.output if o.name == "logits").type.tensor_type.elem_type
+    assert logits_type == TensorProto.FLOAT16
+
+
+def test_a_weight_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
+    path = plain(tmp_path)
+    model = onnx.load(path)
+    middle = next(t for t in model.graph.initializer if t.name == "middle")
+    middle.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(middle) * 1e6, "middle"))
+    onnx.save(model, path)
+    with pytest.raises(QuantizeError, match="middle: a value is too large"):
+        quantize(path, tmp_path / "out", scheme="fp16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma3Text"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-fp16"])
+def test_cache_of_8_bits(exported: Any, tmp_path: Path, kind: str, scheme: str) -> None:
+    report = quantize(exported(kind), tmp_path / "out", scheme=scheme, cache_bits=8)
+    session = open_session(report.bundle)
+    assert session.cache_dtype == "int8"
+    assert session.cache_in_place
+    cached = [i for i in report.manifest.signature.inputs if i["name"].startswith("past")]
+    assert {entry["dtype"] for entry in cached} == {"int8"}
+    reference = BundleReference(exported(kind)).logits(IDS)
+    assert error(reference, BundleReference(report.bundle).logits(IDS)) < 0.06
+    # what was cached is read again: a prompt, then single tokens, against all at once
+    decoder = Decoder(session, 1, 30)
+    one = [decoder.prefill(IDS[:, :12])[0]]
+    one += [decoder.step(IDS[:, index])[0] for index in range(12, 20)]
+    assert error(reference[11:20], np.stack(one).reshape(9, -1)) < 0.06
+
+
+def test_a_cache_that_no_operator_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="no GroupQueryAttention"):
+        quantize(plain(tmp_path), tmp_path / "out", cache_bits=8)
+    assert not (tmp_path / "out").exists()

@@ -33,7 +33,9 @@ from edgetie.errors import BundleError, QuantizeError
 from edgetie.external_data import write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.thresholds import Thresholds
+from edgetie.passes import run_passes
 from edgetie.passes._base import weight
+from edgetie.quantize.cache import QuantizeCache, cache_scales
 from edgetie.quantize.calibrate import Text, calibration_text
 from edgetie.quantize.recording import Input
 from edgetie.quantize.rounding import Rounding
@@ -84,6 +86,7 @@ def quantize(
     bits: int | None = None,
     calibration: str | None = None,
     calibrator: str = "percentile",
+    cache_bits: int | None = None,
     limits: Thresholds | None = None,
     force: bool = False,
     progress: Stages | None = None,
@@ -106,6 +109,8 @@ def quantize(
             random tokens where there is no tokenizer.
         calibrator: how ranges of activations are found where they are fixed beforehand
             (:func:`~edgetie.quantize.ranges.find_ranges`).
+        cache_bits: 8 for a KV cache of int8, where attention is GroupQueryAttention; by default it
+            stays in floating point.
         limits: what must hold against the float model on what follows the first 1,024 tokens of
             the text. Where rounding everything breaks them, the weights that cost most for their
             size stay in floating point; the tied table never does.
@@ -140,12 +145,13 @@ def quantize(
     with atomic_directory(output, force=force) as directory:
         stages.stage("calibrate")
         clips, heard = calibration_clips(bundle)
+        given = Input(text.calibrated, clips)
         rounding = Rounding(
             row,
             bundle,
             _named(models),
             {file: find_ties(model, parameters) for file, model in _named(models).items()},
-            Input(text.calibrated, clips),
+            given,
             Store(directory),
             shared=_shared_names(models),
             calibrator=calibrator,
@@ -161,6 +167,8 @@ def quantize(
             paths = write_models(made.models, directory, data=DATA, same={}, progress=stages)
             for name in (CODES, FLOATS):
                 (directory / name).unlink()
+        if cache_bits is not None:
+            _quantize_cache(bundle, made.models, directory, given)
         after = find_shared_ties(made.models, parameters)
         _require_kept(before, after)
         for path in paths:
@@ -169,6 +177,12 @@ def quantize(
         stages.stage("hash")
         kept = [*made.skipped, *(f"{c.name}: costs {c.kl:.1e}" for c in costs if c.kept)]
         manifest = _manifest(bundle, made.models, directory)
+        *_, last = made.models.values()
+        manifest.signature = replace(
+            manifest.signature,
+            inputs=describe(last.graph.inputs),
+            outputs=describe(last.graph.outputs),
+        )
         manifest.ties, manifest.accuracy = after, {}
         manifest.precision, manifest.layout = row.precision, row.layout
         manifest.quantization = {
@@ -179,6 +193,7 @@ def quantize(
             "rotated": rounding.rotated,
             "compensated": rounding.compensated,
             "kept": kept,
+            "cache_bits": cache_bits,
             "measured": _found(measured),
         }
         write_manifest(directory, manifest)
@@ -195,6 +210,17 @@ def quantize(
 def _named(models: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
     """Models by the file names of a bundle."""
     return dict(zip([MODEL] if len(models) == 1 else models, models.values(), strict=True))
+
+
+def _quantize_cache(
+    bundle: Bundle, models: Mapping[str, ir.Model], directory: Path, given: Input
+) -> None:
+    """Give the last model, which has one, a cache of 8 bits."""
+    *_, (file, model) = models.items()
+    written = Bundle(directory, directory / file, bundle.manifest)
+    scales = cache_scales(written, model, directory / file, given)
+    run_passes(model, [], [QuantizeCache(scales)])
+    ir.save(model, directory / file)
 
 
 def _calibrated_on(text: Text, heard: str) -> str:

@@ -232,13 +232,23 @@ def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: In
     return made
 
 
-def _signature(model: onnx.ModelProto) -> dict[str, list[int | None]]:
-    """Inputs and their shapes; ``None`` where a dimension is symbolic."""
+@dataclass(frozen=True)
+class _Empty:
+    """An input of a graph; ``None`` where a dimension is symbolic."""
+
+    shape: list[int | None]
+    half: bool
+
+
+def _signature(model: onnx.ModelProto) -> dict[str, _Empty]:
     return {
-        value.name: [
-            d.dim_value if d.HasField("dim_value") else None
-            for d in value.type.tensor_type.shape.dim
-        ]
+        value.name: _Empty(
+            [
+                d.dim_value if d.HasField("dim_value") else None
+                for d in value.type.tensor_type.shape.dim
+            ],
+            value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16,
+        )
         for value in model.graph.input
     }
 
@@ -246,11 +256,13 @@ def _signature(model: onnx.ModelProto) -> dict[str, list[int | None]]:
 def _encoded(encoder: Any, ids: Array, clip: Feeds) -> Feeds:
     """What an encoder makes, for the decoder, of a sound; or else of the text that both read."""
     names = [value.name for value in encoder.get_outputs()]
-    shapes = {
-        value.name: [d if isinstance(d, int) else None for d in value.shape]
+    inputs = {
+        value.name: _Empty(
+            [d if isinstance(d, int) else None for d in value.shape], "float16" in value.type
+        )
         for value in encoder.get_inputs()
     }
-    results = encoder.run(names, _feeds(shapes, ids, clip))
+    results = encoder.run(names, _feeds(inputs, ids, clip))
     made = {
         name.replace("present.", "past_key_values.", 1): result
         for name, result in zip(names, results, strict=True)
@@ -258,10 +270,10 @@ def _encoded(encoder: Any, ids: Array, clip: Feeds) -> Feeds:
     return made | {"encoder_attention_mask": np.ones_like(ids)}
 
 
-def _feeds(shapes: dict[str, list[int | None]], ids: Array, given: Feeds) -> Feeds:
+def _feeds(inputs: dict[str, _Empty], ids: Array, given: Feeds) -> Feeds:
     """One window of tokens, nothing cached but what is given."""
     feeds: Feeds = {}
-    for name, dims in shapes.items():
+    for name, value in inputs.items():
         if name in given:
             feeds[name] = given[name]
         elif name == "input_ids":
@@ -273,6 +285,6 @@ def _feeds(shapes: dict[str, list[int | None]], ids: Array, given: Feeds) -> Fee
         elif name == "token_type_ids":
             feeds[name] = np.zeros_like(ids)
         else:
-            shape = [1 if axis == 0 else d or 0 for axis, d in enumerate(dims)]
-            feeds[name] = np.zeros(shape, np.float32)
+            shape = [1 if axis == 0 else d or 0 for axis, d in enumerate(value.shape)]
+            feeds[name] = np.zeros(shape, np.float16 if value.half else np.float32)
     return feeds

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -14,11 +15,13 @@ from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
 from edgetie.passes.fold import Fold
 from edgetie.passes.linear import Linear
-from edgetie.quantize.matrices import MatrixPass
+from edgetie.quantize.half import to_half
+from edgetie.quantize.matrices import Form, MatrixPass
 from edgetie.quantize.prepare import Preparation, prepare
 from edgetie.quantize.ranges import find_ranges
 from edgetie.quantize.recording import Input
 from edgetie.quantize.schemes import Ranges, forms
+from edgetie.quantize.sites import Product
 from edgetie.quantize.store import Store
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.runtime.memory import release_heap
@@ -90,39 +93,59 @@ class Rounding:
         ]
         self._prepared: dict[str, Preparation] = {}
         self._ranges: dict[str, Ranges] = {}
-        table, layer = forms(scheme)
         for (file, model), path in zip(models.items(), bundle.model_paths, strict=True):
-            run_passes(model, ties[file], [Linear(), Unflatten()])
-            found = prepare(
-                model,
-                ties[file],
-                bundle,
-                path,
-                given,
-                lambda product: table if product.table else layer,
-                store,
-                self._release,
-                fixed=shared,
-            )
-            self._prepared[file], self._ranges[file] = found, {}
-            if scheme.ranges:
-                if not found.changes:
-                    raise QuantizeError(
-                        f"{path}: ranges of its activations are not known ({found.note}); "
-                        "choose a scheme without them"
-                    )
-                ranges = find_ranges(bundle, path, found.changes, given, calibrator)
-                self._ranges[file] = {
-                    reader: ranges[name]
-                    for name, readers in found.readers.items()
-                    for reader in readers
-                }
+            self._prepared[file], self._ranges[file] = Preparation(), {}
+            if forms(scheme) is not None:
+                run_passes(model, ties[file], [Linear(), Unflatten()])
+                self._prepare(file, path, bundle, ties[file], given, store, calibrator)
         release_heap()
         every = self._prepared.values()
         self.note = "; ".join(each.note for each in every if each.note)
+        if forms(scheme) is None:
+            self.note = "nothing: there is nothing to round"
         self.smoothed = sum(each.smoothed for each in every)
         self.rotated = sum(each.rotated for each in every)
         self.compensated = sum(len(each.grams) for each in every)
+
+    def _prepare(
+        self,
+        file: str,
+        path: Path,
+        bundle: Bundle,
+        ties: Sequence[TieGroup],
+        given: Input,
+        store: Store,
+        calibrator: str,
+    ) -> None:
+        found = prepare(
+            self.models[file],
+            ties,
+            bundle,
+            path,
+            given,
+            self._form,
+            store,
+            self._release,
+            fixed=self._shared,
+        )
+        self._prepared[file] = found
+        if not self.scheme.ranges:
+            return
+        if not found.changes:
+            raise QuantizeError(
+                f"{path}: ranges of its activations are not known ({found.note}); "
+                "choose a scheme without them"
+            )
+        ranges = find_ranges(bundle, path, found.changes, given, calibrator)
+        self._ranges[file] = {
+            reader: ranges[name] for name, readers in found.readers.items() for reader in readers
+        }
+
+    def _form(self, product: Product) -> Form:
+        """The form that a product will take."""
+        made = forms(self.scheme)
+        assert made is not None
+        return made[0] if product.table else made[1]
 
     def apply(self, kept: Collection[str] = (), *, again: bool = False) -> RoundedModels:
         """Round all matrices but ``kept``.
@@ -140,18 +163,22 @@ class Rounding:
             if again:
                 model.graph.sort()  # copies are made node by node
             models[file] = model.clone() if again else model
-            grams = self._prepared[file].grams
-            passes[file] = MatrixPass(
-                *forms(self.scheme, self._ranges[file]), grams, kept, self._release
-            )
-            fold = [Fold()] if self.scheme.layout == "mapped" else []
-            run_passes(models[file], [], [passes[file], *fold])
-            models[file].graph.opset_imports.setdefault("com.microsoft", 1)
-        if not any(step.changed for step in passes.values()):
+            made = forms(self.scheme, self._ranges[file])
+            if made is not None:
+                grams = self._prepared[file].grams
+                passes[file] = MatrixPass(*made, grams, kept, self._release)
+                run_passes(models[file], [], [passes[file]])
+                models[file].graph.opset_imports.setdefault("com.microsoft", 1)
+            if self.scheme.layout == "mapped" or self.scheme.half:
+                run_passes(models[file], [], [Fold()])
+            if self.scheme.half:
+                models[file] = to_half(models[file])
+        if passes and not any(step.changed for step in passes.values()):
             raise QuantizeError("no MatMul or Gather over a constant fp32 matrix")
+        aliases = {file: passes[file].aliases if file in passes else {} for file in models}
         return RoundedModels(
             models,
-            _same_codes(models, {f: step.aliases for f, step in passes.items()}, self._shared),
+            _same_codes(models, aliases, self._shared),
             {file: step.layers for file, step in passes.items()},
             dict(sum((Counter(step.blocks) for step in passes.values()), Counter())),
             [note for step in passes.values() for note in step.skipped],

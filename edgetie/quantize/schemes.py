@@ -22,14 +22,18 @@ _FORMS: dict[str, Callable[[Ranges], tuple[Form, Form]]] = {
     "int8-static": lambda ranges: (Static(ranges, table=True), Static(ranges)),
     "int4": lambda _: (Packed(8), Packed(4)),
     "int4-all": lambda _: (Packed(4), Packed(4)),
+    "int8-fp16": lambda _: (Packed(8), Packed(8)),
+    "int4-fp16": lambda _: (Packed(8), Packed(4)),
 }
 
 
-def forms(scheme: Scheme, ranges: Ranges | None = None) -> tuple[Form, Form]:
-    """New forms: of matrices that rows are looked up in, and of all others.
+def forms(scheme: Scheme, ranges: Ranges | None = None) -> tuple[Form, Form] | None:
+    """New forms: of matrices that rows are looked up in, and of all others; ``None`` where all stay
+    in floating point.
 
     Args:
         scheme: a row of :data:`edgetie.targets.SCHEMES`.
         ranges: of what each matrix is multiplied by, by its name, where they are fixed.
     """
-    return _FORMS[scheme.name](ranges or {})
+    made = _FORMS.get(scheme.name)
+    return made(ranges or {}) if made is not None else None

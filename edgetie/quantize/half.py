@@ -1,0 +1,87 @@
+"""Activations of 16 bits, for GPUs: the graph by ONNX Runtime's converter, weights by reference.
+
+The converter copies what it is given, so weights are left out of the graph it sees and cast when
+they are written; a tied one stays one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.content import MIN_ELEMENTS
+from edgetie.errors import QuantizeError
+
+_LARGEST = 65504.0
+_POSITIONS = ("Cos", "Sin")
+"""What is computed of positions: 16 bits do not count beyond 2,048."""
+
+
+def to_half(model: ir.Model) -> ir.Model:
+    """The same model with inputs, outputs and weights of 16 bits instead of 32.
+
+    Raises:
+        QuantizeError: if a weight is too large for 16 bits, naming it.
+    """
+    from onnxruntime.transformers.float16 import (
+        DEFAULT_OP_BLOCK_LIST,
+        convert_float_to_float16,
+    )
+
+    graph = model.graph
+    kept = {
+        name: value.const_value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None
+        and (value.dtype == ir.DataType.FLOAT or value.const_value.size >= MIN_ELEMENTS)
+    }
+    order = list(graph.initializers)
+    for name in kept:
+        graph.inputs.append(graph.initializers.pop(name))
+        graph.inputs[-1].const_value = None
+    blocked = [str(node.name) for node in _made_of_positions(graph)]
+    proto = convert_float_to_float16(
+        ir.to_proto(model),
+        disable_shape_infer=True,
+        op_block_list=[op for op in DEFAULT_OP_BLOCK_LIST if op not in ("TopK", "Max", "Min")],
+        node_block_list=blocked,
+    )
+    made: ir.Model = ir.from_proto(proto)
+    inputs = {value.name: value for value in made.graph.inputs}
+    for name, tensor in kept.items():
+        value = inputs[name]
+        made.graph.inputs.remove(value)
+        value.const_value = _cast(name, tensor) if value.dtype == ir.DataType.FLOAT16 else tensor
+        made.graph.register_initializer(value)
+    for name in order:  # codes in front of their scales, as the writer takes them
+        if name in made.graph.initializers:
+            made.graph.register_initializer(made.graph.initializers.pop(name))
+    return made
+
+
+def _made_of_positions(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that cosines and sines are computed by."""
+    found: dict[int, ir.Node] = {}
+    waiting = [node for node in graph if node.op_type in _POSITIONS]
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in found:
+            found[id(node)] = node
+            makers = [value.producer() for value in node.inputs if value is not None]
+            waiting += [maker for maker in makers if maker is not None]
+    return list(found.values())
+
+
+def _cast(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if tensor.dtype != ir.DataType.FLOAT:
+        return tensor
+
+    def make() -> ir.TensorProtocol:
+        array = tensor.numpy()
+        if not np.abs(array).max(initial=0) <= _LARGEST:
+            raise QuantizeError(f"{name}: a value is too large for 16 bits; choose another scheme")
+        return ir.tensor(array.astype(np.float16))
+
+    return ir.LazyTensor(
+        make, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape.numpy()), name=name
+    )
