@@ -170,6 +170,41 @@ def test_outliers_are_smoothed_and_rotated_away(tmp_path: Path) -> None:
     assert error(logits(path), logits(report.bundle.model_path)) < 0.02
 
 
+def test_massive_activations_are_found_and_kept_precise(tmp_path: Path) -> None:
+    """A few tokens with one value thousands of times the others, as large models have them."""
+    path = plain(tmp_path)
+    model = onnx.load(path)
+    boost = np.zeros((models.VOCAB, 1), np.float32)
+    boost[::3] = 5000
+    one = np.eye(64, dtype=np.float32)[5]
+    weights = np.array(
+        numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "middle"))
+    )
+    weights[5] *= 1e-4  # they say little
+    for tensor in list(model.graph.initializer):
+        if tensor.name == "middle":
+            model.graph.initializer.remove(tensor)
+    new = {"boost": boost, "one": one, "middle": weights}
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in new.items())
+    model.graph.node[1].input[0] = "boosted"
+    for index, node in enumerate(
+        [
+            helper.make_node("Gather", ["boost", "input_ids"], ["b"]),
+            helper.make_node("Mul", ["b", "one"], ["c"]),
+            helper.make_node("Add", ["x", "c"], ["boosted"]),
+        ]
+    ):
+        model.graph.node.insert(1 + index, node)
+    onnx.save(model, path)
+    report = quantize(path, tmp_path / "int8")
+    assert report.manifest.quantization["massive"] == ["middle"]
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    middle = next(node for node in graph.node if node.name == "middle")
+    maker = next(node for node in graph.node if middle.input[0] in node.output)
+    assert (middle.op_type, maker.op_type) == ("MatMulNBits", "Concat")
+    assert error(logits(path), logits(report.bundle.model_path)) < 0.03
+
+
 def plain(
     directory: Path,
     *,

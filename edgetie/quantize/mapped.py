@@ -31,7 +31,6 @@ class Mapped(Form):
     """8 bits with a scale for each row, read in place."""
 
     activations = Span.NONE  # they are hardly rounded
-    short_list = False
     opset = 18  # Split into a number of parts, ReduceMax along an input
 
     def __init__(self) -> None:
@@ -65,7 +64,7 @@ class Mapped(Form):
         )
         return nodes
 
-    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> Nodes:
+    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
         assert x.shape is not None
         nodes = Nodes(matrix.graph)
         rank = len(x.shape)

@@ -32,7 +32,8 @@ from edgetie.passes._base import (
 from edgetie.quantize.compensate import compensated
 from edgetie.quantize.grid import Array, Grid, Rounded, require_finite, to_nearest
 from edgetie.quantize.rotate import PREFIX
-from edgetie.quantize.short_list import LENGTH, candidates, corrected
+
+_FEW = 32  # output channels of what is no head: a classifier's
 
 
 class Matrix:
@@ -154,9 +155,6 @@ class Form(ABC):
     activations = Span.BLOCK
     """How activations are rounded in front of a product."""
 
-    short_list = True
-    """Whether the largest logits are computed again (:mod:`edgetie.quantize.short_list`)."""
-
     opset = 1
     """The oldest one that has the operators."""
 
@@ -177,8 +175,13 @@ class Form(ABC):
         """Rows of a matrix, ``ids`` having ``rank`` axes; the last node's output are the rows."""
 
     @abstractmethod
-    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> Sequence[ir.Node]:
-        """``x Wᵀ + bias``, the output of the last node."""
+    def product(
+        self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool
+    ) -> Sequence[ir.Node]:
+        """``x Wᵀ + bias``, the output of the last node.
+
+        ``exact`` asks that ``x`` be hardly rounded, where that can be had.
+        """
 
     def takes(self, x: ir.Value) -> bool:
         """Whether it multiplies with such an activation."""
@@ -206,6 +209,7 @@ class MatrixPass(GraphPass):
             rounded with its errors compensated (:mod:`edgetie.quantize.compensate`), the rest to
             nearest.
         kept: names of matrices to leave as they are.
+        exact: names of matrices whose inputs must hardly be rounded.
         release: called when a matrix has been read and rounded.
 
     Attributes:
@@ -223,9 +227,11 @@ class MatrixPass(GraphPass):
         layer: Form,
         grams: Mapping[str, Callable[[], Array]],
         kept: Collection[str] = (),
+        exact: Collection[str] = (),
         release: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__()
+        self.exact = exact
         self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
         self.release = release
         self.aliases: dict[str, str] = {}
@@ -349,30 +355,16 @@ class MatrixPass(GraphPass):
             if tensor is not None and tuple(tensor.shape) == (matrix.rows,):
                 bias = added
                 result = add.outputs[0]
-        form = self._form(matrix)
-        nodes = list(form.product(matrix, x, bias))
+        # what is rounded away in front of the head goes into the logits as it is
+        head = result.is_graph_output() and matrix.rows > _FEW
+        nodes = self._form(matrix).product(matrix, x, bias, exact=head or matrix.name in self.exact)
         next(n for n in nodes if matrix.codes in n.inputs).name = node.name
         made = result.producer()
         assert made is not None
-        wide = result.is_graph_output() and x.shape is not None and matrix.rows > 4 * LENGTH
-        if wide and form.short_list:
-            nodes += self._short_list(made, nodes[-1].outputs[0], x, matrix, bias)
-        insert(made, *[n for n in nodes if n.graph is None])
+        insert(made, *nodes)
         replace(result, nodes[-1].outputs[0])
         _forget(node)
         self.changed += 1
-
-    def _short_list(
-        self, made: ir.Node, logits: ir.Value, x: ir.Value, matrix: Matrix, bias: ir.Value | None
-    ) -> list[ir.Node]:
-        """The largest of a head's logits computed again (:mod:`edgetie.quantize.short_list`)."""
-        graph = made.graph
-        assert isinstance(graph, ir.Graph)
-        assert x.shape is not None
-        found = candidates(graph, logits)
-        tokens = found.outputs[1]
-        rows = self._form(matrix).lookup(matrix, tokens, len(x.shape))
-        return [found, *rows, *corrected(graph, logits, tokens, x, rows[-1].outputs[0], bias)]
 
 
 def is_matrix(value: ir.Value) -> bool:

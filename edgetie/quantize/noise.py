@@ -1,8 +1,12 @@
-"""An estimate of the error that rounding adds to a product, from a few rows of its operands."""
+"""Estimates of the error that rounding adds to a product, from a few rows of its operands.
+
+A step is proportional to the largest value that shares it and the error is uniform within the step,
+so the energy of the error grows with the square of that value, and with the energy of what it is
+multiplied by.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,41 +16,28 @@ from edgetie.quantize.matrices import Span
 
 Array = np.ndarray[Any, Any]
 
-
-@dataclass(frozen=True)
-class Sample:
-    """Some rows of a product's activations ``(tokens, K)`` and of its matrix ``(N, K)``."""
-
-    x: Array
-    rows: Array
+_STEPS = 127  # of the largest activation
 
 
-def noise(sample: Sample, grid: Grid, activations: Span) -> float:
-    """Energy of the error in the output, up to a factor, both operands rounded.
-
-    A step is proportional to the largest value that shares it and the error is uniform within the
-    step, so it grows with the square of that value, and with the energy of what it is multiplied
-    by.
+def noise_of_rows(x: Array, rows: Array, grid: Grid) -> float:
+    """From rounding the matrix ``(N, K)`` that ``x`` ``(tokens, K)`` is multiplied by, in the
+    output of an average token.
     """
-    x, rows = sample.x, sample.rows
     block = grid.block or x.shape[1]
-    # steps of a weight that are wider than an activation's of 8 bits by so much
-    coarser = (255 / ((1 << grid.bits) - 1)) ** 2
-    of_rows = coarser * (_peaks(rows, block) ** 2).sum(axis=0) @ _sums(_energy(x), block)
-    if activations is Span.NONE:
-        return float(of_rows)
-    if activations is Span.BLOCK:
-        of_each = (_peaks(x, block) ** 2).mean(axis=0)
+    steps = 2 * _peaks(rows, block) / ((1 << grid.bits) - 1)
+    return float((steps**2).sum(axis=0) @ _sums(np.square(x).mean(axis=0), block)) / 12
+
+
+def noise_of_activations(x: Array, rows: Array, grid: Grid, span: Span) -> Array:
+    """From rounding ``x`` to 8 bits, for each of its tokens."""
+    block = grid.block or x.shape[1]
+    if span is Span.BLOCK:
+        peaks = _peaks(x, block)
     else:
-        peaks = np.abs(x).max(axis=1 if activations is Span.TOKEN else None)
-        of_each = np.full(-(-x.shape[1] // block), np.square(peaks).mean())
-    of_x = of_each @ _sums(np.square(rows).sum(axis=0), block)
-    return float(of_x + of_rows)
-
-
-def _energy(x: Array) -> Array:
-    """Mean square of each channel."""
-    return np.asarray(np.square(x).mean(axis=0))
+        every = np.abs(x).max(axis=1 if span is Span.TOKEN else None, initial=0)
+        peaks = np.broadcast_to(every.reshape(-1, 1), (len(x), -(-x.shape[1] // block)))
+    steps = (peaks * (span is not Span.NONE) / _STEPS) ** 2
+    return np.asarray(steps @ _sums(np.square(rows).sum(axis=0), block) / 12)
 
 
 def _blocks(array: Array, block: int) -> Array:

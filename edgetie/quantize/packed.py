@@ -16,6 +16,8 @@ from edgetie.quantize.matrices import Form, Matrix, Nodes
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
 _LARGEST_BLOCK = {8: 64, 4: 32}
+_COUNTED_SPLIT = 18  # the opset from which on Split counts its parts and ReduceMax reads its axes
+_TINY = 1e-30  # in the place of zero, of blocks that are all zeros
 
 
 class Packed(Form):
@@ -77,14 +79,22 @@ class Packed(Form):
             nodes("Slice", rows, start, end, _ints(matrix, f"axis.{rank}", [rank]))
         return nodes
 
-    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> Nodes:
-        inputs: list[ir.Value | None] = [x, matrix.codes, _scales(matrix)]
+    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
+        """MatMulNBits; where activations must hardly be rounded, of two parts of them at once."""
+        nodes = Nodes(matrix.graph)
+        rank = len(x.shape) if x.shape is not None else 0
+        padded = matrix.blocks * _block(matrix) != matrix.columns
+        parts = exact and rank > 1 and not padded
+        inputs: list[ir.Value | None] = [
+            _in_two(nodes, x, rank, matrix) if parts else x,
+            matrix.codes,
+            _scales(matrix),
+        ]
         if matrix.grid.asymmetric:
             inputs.append(_zeros(matrix))
-        if bias is not None:
+        if bias is not None and not parts:
             inputs += [None] * (5 - len(inputs)) + [bias]
-        nodes = Nodes(matrix.graph)
-        nodes(
+        result = nodes(
             "MatMulNBits",
             *inputs,
             domain=MICROSOFT,
@@ -94,6 +104,14 @@ class Packed(Form):
             block_size=_block(matrix),
             accuracy_level=_ACCURACY_LEVEL,
         )
+        if parts:
+            halves = ir.node("Split", [result], {"axis": rank - 2}, num_outputs=2)
+            if matrix.graph.opset_imports.get("", 1) >= _COUNTED_SPLIT:
+                halves.attributes["num_outputs"] = ir.AttrInt64("num_outputs", 2)
+            nodes.append(halves)
+            result = nodes("Add", *halves.outputs)
+            if bias is not None:
+                nodes("Add", result, bias)
         return nodes
 
     def _alias(self, matrix: Matrix, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
@@ -119,6 +137,29 @@ class Packed(Form):
             return zeros.reshape(shape)
 
         return matrix.initializer("zeros.lookup", ir.DataType.UINT8, shape, make)
+
+
+def _in_two(nodes: Nodes, x: ir.Value, rank: int, matrix: Matrix) -> ir.Value:
+    """``x`` as rows that MatMulNBits rounds to themselves, and behind them what is left of it.
+
+    The operator rounds activations to int8 by blocks, to steps of the largest magnitude over 127.
+    What is already a multiple of the step stays as it is; the rest is 254 times smaller, and so is
+    the error of rounding it.
+    """
+    blocks = [0] * (rank - 1) + [matrix.blocks, _block(matrix)]
+    cut = nodes("Reshape", x, _ints(matrix, f"blocks.{rank}.{matrix.columns}", blocks))
+    magnitudes = nodes("Abs", cut)
+    last = _ints(matrix, "last", [-1])
+    if matrix.graph.opset_imports.get("", 1) >= _COUNTED_SPLIT:
+        peak = nodes("ReduceMax", magnitudes, last, keepdims=1)
+    else:
+        peak = nodes("ReduceMax", magnitudes, axes=[-1], keepdims=1)
+    peak = nodes("Max", peak, _number(matrix, "tiny", _TINY))
+    step = nodes("Mul", peak, _number(matrix, "step", 1 / 127))
+    coarse = nodes("Mul", nodes("Round", nodes("Div", cut, step)), step)
+    whole = [0] * (rank - 1) + [matrix.columns]
+    flat = nodes("Reshape", coarse, _ints(matrix, f"whole.{rank}.{matrix.columns}", whole))
+    return nodes("Concat", flat, nodes("Sub", x, flat), axis=rank - 2)
 
 
 def _block(matrix: Matrix) -> int:
@@ -150,4 +191,8 @@ def _zeros(matrix: Matrix) -> ir.Value:
 
 
 def _ints(matrix: Matrix, label: str, numbers: list[int]) -> ir.Value:
-    return initializer(matrix.graph, f"lookup.{label}", np.array(numbers, np.int64))
+    return initializer(matrix.graph, f"packed.{label}", np.array(numbers, np.int64))
+
+
+def _number(matrix: Matrix, label: str, number: float) -> ir.Value:
+    return initializer(matrix.graph, f"packed.{label}", np.array(number, np.float32))

@@ -41,7 +41,7 @@ class Dynamic(Form):
     def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> list[ir.Node]:
         raise NotImplementedError  # tables have a form of their own
 
-    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> Nodes:
+    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
         nodes = Nodes(matrix.graph)
         if x not in self._rounded:
             peak = token_peaks(nodes, x)

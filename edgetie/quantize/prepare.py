@@ -15,7 +15,7 @@ from edgetie.passes import run_passes
 from edgetie.quantize.calibrate import Activation, measure
 from edgetie.quantize.compensate import regions
 from edgetie.quantize.matrices import Form
-from edgetie.quantize.noise import Sample, noise
+from edgetie.quantize.noise import noise_of_activations, noise_of_rows
 from edgetie.quantize.recording import Input
 from edgetie.quantize.rotate import Rotate, hadamard, rotated, site_rotation
 from edgetie.quantize.sites import Array, Product, Site, find_sites
@@ -33,6 +33,12 @@ TABLE_STRENGTH = 0.2
 WORTH = 0.9
 """A rotation may cost three small operators at run time: the share of the noise it may leave."""
 
+MASSIVE = 1e-3
+"""The share of a product's energy that rounding activations may add, mean over tokens; where they
+are normally distributed it is a thirtieth of that."""
+
+_TINY = 1e-20
+
 _ROWS = 256  # rows of a matrix that its noise is estimated from
 
 
@@ -45,6 +51,8 @@ class Preparation:
         changes: what became of each activation, by its name: what turns its rows
             ``(tokens, channels)`` into those that products read now.
         readers: the matrices behind each activation, by its name.
+        massive: matrices whose inputs have values so large that rounding these costs the others
+            their precision, even when smoothed and rotated (massive activations, Sun et al. 2024).
     """
 
     smoothed: int = 0
@@ -53,6 +61,7 @@ class Preparation:
     grams: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     changes: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
     readers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    massive: Sequence[str] = ()
 
 
 def prepare(
@@ -102,12 +111,26 @@ def prepare(
     )
     run_passes(model, ties, [smooth])
     scales = smooth.scales
-    worth = set()
+    worth: set[str] = set()
+    massive: list[str] = []
     for name, activation in found.items():
-        factors = scales.get(name, np.float32(1))
-        rows = [some * factors for some in samples[name]]
-        if _pays(sites[name], activation.rows / factors, rows, form):
-            worth.add(name)
+        factors, site = scales.get(name, np.float32(1)), sites[name]
+        size = site_rotation(site)
+        x, rows = activation.rows / factors, [some * factors for some in samples[name]]
+        plain = _noise(site, x, rows, form)
+        if size > 1:
+            matrix = hadamard(size)
+            turned = rotated(x.copy(), matrix), [rotated(some, matrix) for some in rows]
+            noise = _noise(site, *turned, form)
+            if noise < (WORTH if find_values(site) is None else 1.0) * plain:
+                worth.add(name)
+                plain = noise
+                x, rows = turned
+        massive += [
+            str(product.matrix.name)
+            for product, some in zip(site.products, rows, strict=True)
+            if _is_massive(x, some, form(product))
+        ]
     sizes = {name: site_rotation(sites[name]) if name in worth else 1 for name in found}
     rotate = Rotate(worth)
     run_passes(model, ties, [rotate])
@@ -119,7 +142,12 @@ def prepare(
         for reader in readers[name]
     }
     return Preparation(
-        smooth.changed, rotate.changed, grams=grams, changes=changes, readers=readers
+        smooth.changed,
+        rotate.changed,
+        grams=grams,
+        changes=changes,
+        readers=readers,
+        massive=massive,
     )
 
 
@@ -159,8 +187,8 @@ def _some(product: Product) -> Array:
     return np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
 
 
-def _pays(site: Site, x: Array, samples: list[Array], form: Callable[[Product], Form]) -> bool:
-    """Whether rotation leaves little enough of the noise in the site's products.
+def _noise(site: Site, x: Array, samples: list[Array], form: Callable[[Product], Form]) -> float:
+    """The noise of all products of a site.
 
     Args:
         site: the activation.
@@ -168,15 +196,16 @@ def _pays(site: Site, x: Array, samples: list[Array], form: Callable[[Product], 
         samples: some rows of each of its products' matrices.
         form: of a product.
     """
-    size = site_rotation(site)
-    if size < 2:
-        return False
-    matrix = hadamard(size)
-    turned = rotated(x.copy(), matrix)
-    before = after = 0.0
+    total = 0.0
     for product, rows in zip(site.products, samples, strict=True):
         made = form(product)
-        grid = made.grid(site.channels)
-        before += noise(Sample(x, rows), grid, made.activations)
-        after += noise(Sample(turned, rotated(rows, matrix)), grid, made.activations)
-    return after < (WORTH if find_values(site) is None else 1.0) * before
+        total += noise_of_rows(x, rows, made.grid(site.channels))
+        of_x = noise_of_activations(x, rows, made.grid(site.channels), made.activations)
+        total += float(of_x.mean())
+    return total
+
+
+def _is_massive(x: Array, rows: Array, form: Form) -> bool:
+    """Whether rounding activations takes too much of a product."""
+    noise = noise_of_activations(x, rows, form.grid(x.shape[1]), form.activations)
+    return float((noise / (np.square(x @ rows.T).sum(axis=1) + _TINY)).mean()) > MASSIVE

@@ -192,6 +192,7 @@ def quantize(
             "smoothed": rounding.smoothed,
             "rotated": rounding.rotated,
             "compensated": rounding.compensated,
+            "massive": rounding.massive,
             "kept": kept,
             "cache_bits": cache_bits,
             "measured": _found(measured),

@@ -66,6 +66,7 @@ class Rounding:
         manifest: the bundle's.
         note: why nothing was calibrated, if so.
         smoothed, rotated, compensated: how many activations and matrices.
+        massive: matrices whose inputs have massive activations.
 
     Raises:
         QuantizeError: if ranges are wanted and the model cannot be run.
@@ -106,6 +107,7 @@ class Rounding:
         self.smoothed = sum(each.smoothed for each in every)
         self.rotated = sum(each.rotated for each in every)
         self.compensated = sum(len(each.grams) for each in every)
+        self.massive = [name for each in every for name in each.massive]
 
     def _prepare(
         self,
@@ -165,8 +167,8 @@ class Rounding:
             models[file] = model.clone() if again else model
             made = forms(self.scheme, self._ranges[file])
             if made is not None:
-                grams = self._prepared[file].grams
-                passes[file] = MatrixPass(*made, grams, kept, self._release)
+                found = self._prepared[file]
+                passes[file] = MatrixPass(*made, found.grams, kept, found.massive, self._release)
                 run_passes(models[file], [], [passes[file]])
                 models[file].graph.opset_imports.setdefault("com.microsoft", 1)
             if self.scheme.layout == "mapped" or self.scheme.half:

@@ -29,7 +29,6 @@ class Static(Form):
     """
 
     activations = Span.TENSOR
-    short_list = False
     opset = 13  # DequantizeLinear along an axis
 
     def __init__(self, ranges: Mapping[str, Range], *, table: bool = False) -> None:
@@ -54,7 +53,7 @@ class Static(Form):
         nodes("Mul", rows, nodes("Gather", matrix.row_scales(lookup=True), ids))
         return nodes
 
-    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> Nodes:
+    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
         nodes = Nodes(matrix.graph)
         if x not in self._rounded and matrix.name in self.ranges:
             scale, zero = self._steps(matrix)

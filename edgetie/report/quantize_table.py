@@ -23,11 +23,21 @@ def print_quantize(report: QuantizeReport) -> None:
         f"\nfiles        {size / 1e6:,.1f} MB, {size / report.source_bytes:.3f} × the source, "
         f"{size / max(1, manifest.unique_parameters):.3f} bytes a parameter"
     )
-    blocks = ", ".join(f"{n} of block {b}" for b, n in manifest.quantization["blocks"].items())
-    console.print(f"matrices     {blocks}")
+    blocks = ", ".join(
+        f"{n} by {'rows' if b == 'row' else f'blocks of {b}'}"
+        for b, n in manifest.quantization["blocks"].items()
+    )
     done = manifest.quantization
+    console.print(f"scheme       {done['scheme']}")
+    console.print(f"matrices     {blocks or 'none rounded'}")
     console.print(f"calibrated   on {done['calibration']}")
     console.print(f"smoothed     {done['smoothed']} inputs of products, {done['rotated']} rotated")
+    if done["massive"]:
+        some = ", ".join(done["massive"][:3]) + (", …" if len(done["massive"]) > 3 else "")
+        console.print(
+            f"massive      activations in front of {len(done['massive'])} products ({some}), "
+            "kept precise where the scheme can"
+        )
     if done["measured"]:
         found = done["measured"]
         console.print(
