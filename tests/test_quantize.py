@@ -171,11 +171,11 @@ def test_outliers_are_smoothed_and_rotated_away(tmp_path: Path) -> None:
 
 
 def test_massive_activations_are_found_and_kept_precise(tmp_path: Path) -> None:
-    """A few tokens with one value thousands of times the others, as large models have them."""
+    """A few tokens with one value hundreds of times the others, as large models have them."""
     path = plain(tmp_path)
     model = onnx.load(path)
     boost = np.zeros((models.VOCAB, 1), np.float32)
-    boost[::3] = 5000
+    boost[::3] = 300
     one = np.eye(64, dtype=np.float32)[5]
     weights = np.array(
         numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "middle"))
