@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,8 +63,8 @@ Examples:
 @click.option(
     "--calibration",
     type=click.Path(),
-    help="A text file like what the model will read, to measure activations on "
-    "[default: a built-in text].",
+    help="A text file like what the model will read, to measure activations on, or an .npz file "
+    "of its inputs with a run for each entry [default: a built-in text].",
 )
 @click.option(
     "--calibrator",
@@ -115,7 +117,7 @@ def command(
 
     if plot:
         plots.require_matplotlib()
-    text = read_text(Path(calibration), "--calibration") if calibration else None
+    given = _read(Path(calibration)) if calibration else None
     limits = Thresholds(
         max_kl=max_kl, min_top1=min_top1, max_perplexity_increase=max_perplexity_increase
     )
@@ -127,7 +129,7 @@ def command(
             scheme=scheme,
             layout=layout,
             bits=int(bits) if bits else None,
-            calibration=text,
+            calibration=given,
             calibrator=calibrator,
             cache_bits=int(cache_bits) if cache_bits else None,
             limits=limits if limits != Thresholds() else None,
@@ -155,3 +157,12 @@ def command(
         from edgetie.report.quantize_table import print_quantize
 
         print_quantize(report)
+
+
+def _read(path: Path) -> str | Sequence[Mapping[str, Any]]:
+    """A text, or the runs of an .npz file."""
+    from edgetie.quantize.calibrate import CHARACTERS, read_feeds
+
+    return (
+        read_feeds(path) if path.suffix == ".npz" else read_text(path, "--calibration", CHARACTERS)
+    )

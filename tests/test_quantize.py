@@ -18,13 +18,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from edgetie.bundle import open_bundle
-from edgetie.errors import QuantizeError
+from edgetie.errors import BundleError, QuantizeError
 from edgetie.export.exporter import export
 from edgetie.external_data import write_models
+from edgetie.harness.thresholds import Thresholds
 from edgetie.passes import run_passes
 from edgetie.passes.linear import Linear
 from edgetie.quantize import quantize
-from edgetie.quantize.calibrate import measure
+from edgetie.quantize.calibrate import measure, read_feeds
 from edgetie.quantize.recording import Input
 from edgetie.quantize.rotate import Rotate, hadamard, rotation_size
 from edgetie.quantize.sites import find_sites
@@ -319,3 +320,90 @@ def test_a_matrix_read_both_ways_stays_one(tmp_path: Path) -> None:
     assert [(group.name, group.dtype) for group in report.manifest.ties] == [("w", "FLOAT")]
     assert any("w: used by" in text for text in report.kept)
     assert report.manifest.quantization["blocks"] == {"64": 1}
+
+
+def test_calibration_on_inputs_of_ones_own(exported: Any, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(3, models.VOCAB, (5, 1, 40))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    np.savez(tmp_path / "runs.npz", **feeds)
+    report = quantize(
+        exported("Llama"), tmp_path / "out", calibration=read_feeds(tmp_path / "runs.npz")
+    )
+    assert report.manifest.quantization["calibration"] == "5 runs on own inputs"
+    reference = logits(exported("Llama") / "model.onnx")
+    assert error(reference, logits(report.bundle.model_path)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"input_ids": np.zeros((2, 1, 4), np.int64)}, "input attention_mask is missing"),
+        ({"ids": np.zeros((2, 1, 4), np.int64)}, "ids is no input"),
+        ({"input_ids": np.zeros((2, 4)), "attention_mask": np.zeros((3, 4))}, "one axis in front"),
+        ({"input_ids": np.array(3)}, "one axis in front"),
+        (
+            {n: np.full((1, 1, 4), 10**6) for n in ("input_ids", "attention_mask")},
+            "calibration cannot run it",
+        ),
+    ],
+)
+def test_calibration_inputs_that_do_not_fit(
+    exported: Any, tmp_path: Path, arrays: dict[str, np.ndarray], words: str
+) -> None:
+    np.savez(tmp_path / "runs.npz", **arrays)
+
+    def attempt() -> None:
+        runs = read_feeds(tmp_path / "runs.npz")
+        quantize(exported("Llama"), tmp_path / "out", calibration=runs)
+
+    with pytest.raises(QuantizeError, match=words):
+        attempt()
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_npz_file(tmp_path: Path) -> None:
+    (tmp_path / "runs.npz").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(QuantizeError, match=r"runs\.npz: not a readable \.npz file"):
+        read_feeds(tmp_path / "runs.npz")
+
+
+def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:
+    """The graph cannot be run here: weights are rounded all the same, and it is said."""
+    path = plain(tmp_path)
+    model = onnx.load(path)
+    model.graph.node[3].op_type, model.graph.node[3].domain = "Secret", "elsewhere"
+    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    onnx.save(model, path)
+    report = quantize(path, tmp_path / "int8")
+    assert report.manifest.quantization["calibration"].startswith("nothing: ")
+    assert {node.op_type for node in onnx.load(report.bundle.model_path).graph.node} >= {
+        "Secret",
+        "MatMulNBits",
+    }
+    with pytest.raises(QuantizeError, match="ranges of its activations are not known"):
+        quantize(path, tmp_path / "static", scheme="int8-static")
+    with pytest.raises(BundleError, match="cannot load it"):
+        quantize(path, tmp_path / "limits", limits=Thresholds(max_kl=1.0))
+    assert not (tmp_path / "static").exists()
+    assert not (tmp_path / "limits").exists()
+
+
+def test_a_table_of_one_row(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(1, 2048)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("Transpose", ["table"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["logits"]),
+    ]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 1])
+    graph = helper.make_graph(nodes, "row", [ids], [out], [numpy_helper.from_array(table, "table")])
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    for scheme in ("int8", "int8-mapped", "int8-dynamic", "int4-all"):
+        report = quantize(tmp_path / "m.onnx", tmp_path / scheme, scheme=scheme)
+        session = onnxruntime.InferenceSession(str(report.bundle.model_path))
+        (found,) = session.run(None, {"input_ids": np.zeros((1, 3), np.int64)})
+        exact = float(np.square(table).sum())
+        np.testing.assert_allclose(found, np.full((1, 3, 1), exact), rtol=0.05)

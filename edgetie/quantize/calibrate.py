@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ import numpy as np
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.quantize.compensate import gram
-from edgetie.quantize.recording import Input, record
+from edgetie.quantize.recording import Feeds, Input, record
 from edgetie.quantize.store import Store
 
 _TOKENS = 1024  # four times as many lower the divergence by a thirtieth
 _MEASURED = 20480  # tokens at most that limits are held against
-_CHARACTERS = 16 * _MEASURED  # of a text that are read: words may be long
+CHARACTERS = 16 * _MEASURED
+"""Of a text that are read at most: words may be long."""
+
 _KEPT = 64  # rows kept
 _TEXT = "calibration.txt"
 _SEED = 20240229
@@ -79,12 +82,31 @@ def calibration_text(bundle: Bundle, text: str | None, vocabulary: int) -> Text:
     from tokenizers import Tokenizer
 
     read = files("edgetie.quantize").joinpath(_TEXT).read_text("utf-8") if text is None else text
-    tokens = Tokenizer.from_file(str(path)).encode(read[:_CHARACTERS]).ids
+    tokens = Tokenizer.from_file(str(path)).encode(read[:CHARACTERS]).ids
     tokens = [token for token in tokens if token < vocabulary]
     if len(tokens) < 16:
         raise QuantizeError("the calibration text has fewer than 16 tokens; give a longer one")
     words = "built-in text" if text is None else "own text"
     return Text(tokens[:_TOKENS], tokens[_TOKENS : _TOKENS + _MEASURED], words)
+
+
+def read_feeds(path: Path) -> list[Feeds]:
+    """A model's inputs to calibrate on, from an ``.npz`` file.
+
+    Each array carries the name of an input and has one axis in front: a run for each entry.
+
+    Raises:
+        QuantizeError: if it is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise QuantizeError(f"{path}: not a readable .npz file ({error})") from error
+    lengths = {len(array) if array.ndim else 0 for array in found.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise QuantizeError(f"{path}: its arrays need one axis in front, a run for each entry")
+    return [{n: array[run] for n, array in found.items()} for run in range(lengths.pop())]
 
 
 def measure(

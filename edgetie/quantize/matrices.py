@@ -190,13 +190,25 @@ class Form(ABC):
 
 @dataclass(frozen=True)
 class _Product:
-    """``result = x Wᵀ``, and the node that this is."""
+    """``result = x Wᵀ``.
+
+    Attributes:
+        node: that multiplies.
+        reader: the node whose first input is x.
+        result: what comes of it.
+        transposed: whether W is stored ``(in, out)``.
+    """
 
     node: ir.Node
-    x: ir.Value
+    reader: ir.Node
     result: ir.Value
     transposed: bool
-    """Whether W is stored ``(in, out)``."""
+
+    @property
+    def x(self) -> ir.Value:
+        x = self.reader.inputs[0]
+        assert x is not None
+        return x
 
 
 class MatrixPass(GraphPass):
@@ -288,12 +300,12 @@ class MatrixPass(GraphPass):
         products = _products(value)
         if not all(form.takes(product.x) for product in products):
             return
-        for node, index in list(value.uses()):
-            if _is_lookup((node, index)):
-                self._lookup(graph, node, self._matrix(graph, value, transposed=False))
         for product in products:
             matrix = self._matrix(graph, value, transposed=product.transposed)
             self._product(product, matrix)
+        for node, index in list(value.uses()):
+            if _is_lookup((node, index)):
+                self._lookup(graph, node, self._matrix(graph, value, transposed=False))
         for node, _ in list(value.uses()):
             if node.op_type == "Transpose" and not node.outputs[0].uses():
                 _forget(node)
@@ -345,7 +357,7 @@ class MatrixPass(GraphPass):
     def _product(self, product: _Product, matrix: Matrix) -> None:
         """``x Wᵀ``, with a bias behind it taken in."""
         node, x, result = product.node, product.x, product.result
-        if not product.transposed and node.inputs[0] is not x:
+        if product.reader is not node:
             x, result = _unflattened(x, result, matrix)
         bias: ir.Value | None = None
         add = only_user(result, "Add")
@@ -381,22 +393,22 @@ def is_matrix(value: ir.Value) -> bool:
 
 def _products(value: ir.Value) -> list[_Product]:
     """``MatMul(x, W)``, ``MatMul(x, Transpose(W))`` and ``Transpose(MatMul(W, Transpose(x)))``."""
-    found = []
+    found: list[_Product] = []
     for node, index in value.uses():
         if node.op_type == "MatMul" and index == 1:
-            found.append((node, node.inputs[0], node.outputs[0], True))
+            found.append(_Product(node, node, node.outputs[0], True))
         elif node.op_type == "MatMul" and index == 0:
             turned = producer(node.inputs[1], "Transpose")
             back = only_user(node.outputs[0], "Transpose")
             if turned is not None and back is not None:
-                found.append((node, turned.inputs[0], back.outputs[0], False))
+                found.append(_Product(node, turned, back.outputs[0], False))
         elif node.op_type == "Transpose":
             found += [
-                (user, user.inputs[0], user.outputs[0], False)
+                _Product(user, user, user.outputs[0], False)
                 for user, position in node.outputs[0].uses()
                 if user.op_type == "MatMul" and position == 1
             ]
-    return [_Product(node, x, y, transposed) for node, x, y, transposed in found if x is not None]
+    return found
 
 
 def _is_lookup(use: tuple[ir.Node, int]) -> bool:

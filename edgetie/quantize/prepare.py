@@ -99,6 +99,8 @@ def prepare(
     try:
         found = measure(bundle, model_path, list(sites), given, store)
     except QuantizeError as error:
+        if given.feeds:
+            raise  # somebody wanted these
         return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
     found = {name: a for name, a in found.items() if np.isfinite(a.magnitudes).all()}
     samples = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ from edgetie.passes import run_passes
 from edgetie.passes._base import weight
 from edgetie.quantize.cache import QuantizeCache, cache_scales
 from edgetie.quantize.calibrate import Text, calibration_text
-from edgetie.quantize.recording import Input
+from edgetie.quantize.recording import Feeds, Input
 from edgetie.quantize.rounding import Rounding
 from edgetie.quantize.sensitivity import CODES, FLOATS, Cost, Meter, fit
 from edgetie.quantize.sound import calibration_clips
@@ -84,7 +84,7 @@ def quantize(
     scheme: str | None = None,
     layout: str | None = None,
     bits: int | None = None,
-    calibration: str | None = None,
+    calibration: str | Sequence[Mapping[str, Any]] | None = None,
     calibrator: str = "percentile",
     cache_bits: int | None = None,
     limits: Thresholds | None = None,
@@ -106,7 +106,8 @@ def quantize(
         layout: ``packed`` or ``mapped``, instead of what the target's scheme has.
         bits: 8 or 4 a layer's weight, instead of what the target's scheme has.
         calibration: a text like those the model will read; a built-in one by default, and
-            random tokens where there is no tokenizer.
+            random tokens where there is no tokenizer. Or the model's inputs themselves, run by run
+            (:func:`~edgetie.quantize.calibrate.read_feeds`).
         calibrator: how ranges of activations are found where they are fixed beforehand
             (:func:`~edgetie.quantize.ranges.find_ranges`).
         cache_bits: 8 for a KV cache of int8, where attention is GroupQueryAttention; by default it
@@ -134,7 +135,11 @@ def quantize(
             ir.passes.common.ShapeInferencePass()(model)  # other exporters may leave shapes out
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
     before = find_shared_ties(models, parameters)
-    text = calibration_text(bundle, calibration, _vocabulary(bundle, models))
+    if calibration is None or isinstance(calibration, str):
+        text = calibration_text(bundle, calibration, _vocabulary(bundle, models))
+        runs: list[Feeds] = []
+    else:
+        text, runs = Text([], [], "own inputs"), [dict(feeds) for feeds in calibration]
     if limits is not None and not text.rest:
         raise QuantizeError(
             f"the calibration text has {len(text.calibrated)} tokens, all of them calibrated on, "
@@ -145,7 +150,7 @@ def quantize(
     with atomic_directory(output, force=force) as directory:
         stages.stage("calibrate")
         clips, heard = calibration_clips(bundle)
-        given = Input(text.calibrated, clips)
+        given = Input(text.calibrated, clips, runs)
         rounding = Rounding(
             row,
             bundle,
@@ -188,7 +193,7 @@ def quantize(
         manifest.quantization = {
             "scheme": row.name,
             "blocks": made.blocks,
-            "calibration": rounding.note or _calibrated_on(text, heard),
+            "calibration": rounding.note or _calibrated_on(text, heard, len(runs)),
             "smoothed": rounding.smoothed,
             "rotated": rounding.rotated,
             "compensated": rounding.compensated,
@@ -224,7 +229,9 @@ def _quantize_cache(
     ir.save(model, directory / file)
 
 
-def _calibrated_on(text: Text, heard: str) -> str:
+def _calibrated_on(text: Text, heard: str, runs: int) -> str:
+    if runs:
+        return f"{runs} runs on {text.words}"
     return " and ".join(filter(None, [f"{len(text.calibrated)} tokens of {text.words}", heard]))
 
 

@@ -35,8 +35,8 @@ class Input:
     Attributes:
         tokens: a text, read in windows of 256 tokens.
         clips: what an encoder reads of sounds, for one that hears.
-        feeds: the model's inputs themselves, by name, one after the other; then the others are
-            not used.
+        feeds: the model's inputs themselves, by name, run by run; then the others are not used.
+            Inputs of a cache may be left out.
     """
 
     tokens: Sequence[int] = ()
@@ -61,7 +61,7 @@ def record(
     """
     try:
         graph = _every_token(model_path)
-        feeds = list(given.feeds) or _windows(bundle, model_path, graph, given)
+        feeds = _runs(graph, given) or _windows(bundle, model_path, graph, given)
         for piece in _pieces(graph, names, model_path):
             _declare(piece.model.graph, feeds[0])
             session = _open(piece.model, model_path)
@@ -204,6 +204,18 @@ def _open(model: onnx.ModelProto, model_path: Path) -> Any:
 
 def _chosen(session: Any, feeds: Feeds) -> Feeds:
     return {value.name: feeds[value.name] for value in session.get_inputs()}
+
+
+def _runs(model: onnx.ModelProto, given: Input) -> list[Feeds]:
+    """What was given for each run, and empty caches."""
+    inputs = _signature(model)
+    for feeds in given.feeds:
+        unknown = sorted(feeds.keys() - inputs.keys())
+        missing = sorted(n for n in inputs.keys() - feeds.keys() if not n.startswith("past_"))
+        if unknown or missing:
+            what = f"{unknown[0]} is no input" if unknown else f"input {missing[0]} is missing"
+            raise QuantizeError(f"calibration inputs: {what} of the model ({', '.join(inputs)})")
+    return [_feeds(inputs, np.zeros((1, 1), np.int64), dict(feeds)) for feeds in given.feeds]
 
 
 def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: Input) -> list[Feeds]:
