@@ -76,9 +76,8 @@ ENVIRONMENTS = {
     ),
     # Its quantizers import onnx and onnx-ir without requiring them.
     "onnxruntime": Environment(("onnxruntime onnx onnx-ir",), ("onnxruntime",)),
-    # Its converter imports torch and transformers without requiring them; the checkpoint that it
-    # reads is the one for transformers 4.
-    "ctranslate2": Environment((TORCH, "ctranslate2 transformers<5"), ("ctranslate2",)),
+    # Its converter imports torch and transformers without requiring them.
+    "ctranslate2": Environment((TORCH, "ctranslate2 transformers>=5"), ("ctranslate2",)),
 }
 
 _GENAI = (
@@ -153,7 +152,7 @@ MODELS = {
     "onnxruntime-nbits-untied": _onnxruntime("onnxruntime_nbits", "optimum-fp32-untied"),
     "ctranslate2-int8": Model(
         "ctranslate2",
-        "weights-for-transformers-4",
+        WEIGHTS,
         "ct2-transformers-converter --force --model {source} --output_dir {output}"
         " --quantization int8",
     ),
