@@ -66,7 +66,7 @@ def count_copies(session: Session) -> dict[str, int]:
 
 
 @click.command(help=__doc__)
-@command_options(SCHEMES, gigabytes=25)
+@command_options(SCHEMES, gigabytes=18)
 @click.option(
     "--tokens",
     type=click.IntRange(2 * WINDOW),
