@@ -24,6 +24,9 @@ WEIGHTS = "weights"
 TEXT = "text"
 """The name of the directory with the token ids of the text that accuracy is measured on."""
 
+CLIPS = "clips"
+"""The name of the directory with the sounds that speech models write down, and what they say."""
+
 TORCH = "torch==2.13.0"
 
 
@@ -90,6 +93,10 @@ _OPTIMUM_INT8 = (
     "optimum-cli onnxruntime quantize --avx512_vnni --onnx_model {source} --output {output}"
 )
 
+_CTRANSLATE2 = (
+    "ct2-transformers-converter --force --model {source} --output_dir {output} --quantization int8"
+)
+
 EDGETIE_SCHEMES = (
     "int8",
     "int8-aliased",
@@ -101,6 +108,7 @@ EDGETIE_SCHEMES = (
     "int4-all",
     "fp16",
 )
+SPEECH_SCHEMES = ("int8", "int8-mapped", "int8-dynamic", "int8-static", "int4")
 _EDGETIE_QUANTIZE = "edgetie quantize {source} --output {output}"
 
 
@@ -153,8 +161,19 @@ MODELS = {
     "ctranslate2-int8": Model(
         "ctranslate2",
         WEIGHTS,
-        "ct2-transformers-converter --force --model {source} --output_dir {output}"
-        " --quantization int8",
+        _CTRANSLATE2,
+    ),
+    CLIPS: Model("edgetie", DOWNLOAD, "python {prepare}/clips.py {output}"),
+    "whisper": Model("edgetie", DOWNLOAD, "python {prepare}/whisper.py {output}"),
+    "whisper-fp32": Model("edgetie", "whisper", "edgetie export {source} --output {output}"),
+    **{
+        f"whisper-{scheme}": Model(
+            "edgetie", "whisper-fp32", f"{_EDGETIE_QUANTIZE} --scheme {scheme}"
+        )
+        for scheme in SPEECH_SCHEMES
+    },
+    "whisper-ctranslate2": Model(
+        "ctranslate2", "whisper", f"{_CTRANSLATE2} --copy_files tokenizer.json"
     ),
     TEXT: Model("edgetie", "edgetie-fp32", "python {prepare}/text_ids.py {source} {output}"),
     "gpt2-untied": Model("onnxsim", DOWNLOAD, "python {prepare}/untied_gpt2.py {output}"),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import table
 from rows import PEERS, REFERENCE_PEER
-from session import Session, Settings, command_options, open_session
+from session import Session, Settings, command_options, open_session, prompt_options
 
 
 def count_same_tokens(session: Session) -> dict[str, int]:
@@ -28,12 +28,19 @@ def count_same_tokens(session: Session) -> dict[str, int]:
 
 @click.command(help=__doc__)
 @command_options(PEERS, gigabytes=11)
-def main(**options: Any) -> None:
+@prompt_options
+def main(prompt_tokens: int, new_tokens: int, **options: Any) -> None:
     with open_session(Settings(**options), PEERS) as session:
+        session.ask(prompt_tokens, new_tokens)
         session.prepare()
         session.measure()
         same_tokens = count_same_tokens(session)
-    report = {**session.report(), "same_tokens": same_tokens}
+    report = {
+        **session.report(),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "same_tokens": same_tokens,
+    }
     session.publish(table.render(report), report)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from catalogue import EDGETIE_SCHEMES, WEIGHTS
+from catalogue import EDGETIE_SCHEMES, SPEECH_SCHEMES, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,15 @@ ROWS = {
     "ctranslate2-int8": Row(
         "CTranslate2", "int8", "ctranslate2", "peer_ctranslate2.py", "ctranslate2-int8"
     ),
+    **{
+        f"whisper-{scheme}": Row(
+            "edgetie", scheme, "edgetie", "speech_edgetie.py", f"whisper-{scheme}"
+        )
+        for scheme in ("fp32", *SPEECH_SCHEMES)
+    },
+    "whisper-ctranslate2": Row(
+        "CTranslate2", "int8", "ctranslate2", "speech_ctranslate2.py", "whisper-ctranslate2"
+    ),
 }
 
 PEERS = (
@@ -108,3 +117,10 @@ SCHEMES = (
     "ctranslate2-int8",
 )
 """The rows of `schemes.py`."""
+
+SPEECH = (
+    "whisper-fp32",
+    *(f"whisper-{scheme}" for scheme in SPEECH_SCHEMES),
+    "whisper-ctranslate2",
+)
+"""The rows of `speech.py`; transcripts are compared with the first one's."""

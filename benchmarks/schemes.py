@@ -10,8 +10,7 @@ import catalogue
 import click
 import table
 from rows import ROWS, SCHEMES
-from session import Session, Settings, command_options, open_session
-from workshop import UnavailableError
+from session import Session, Settings, command_options, open_session, prompt_options
 
 WINDOW = 512
 """Tokens that are read at once, with nothing before them."""
@@ -19,11 +18,7 @@ WINDOW = 512
 
 def write_text(session: Session, tokens: int) -> Path:
     """The first token ids of the text, in whole windows."""
-    try:
-        text = session.workshop.model(catalogue.TEXT)
-    except UnavailableError as error:
-        raise click.ClickException(f"no text to measure accuracy on: {error}") from None
-    ids = json.loads((text / "ids.json").read_text("utf-8"))
+    ids = json.loads((session.needed(catalogue.TEXT) / "ids.json").read_text("utf-8"))
     file = session.workshop.directory / "text.json"
     file.write_text(json.dumps(ids[: tokens // WINDOW * WINDOW]), encoding="utf-8")
     return file
@@ -74,14 +69,23 @@ def count_copies(session: Session) -> dict[str, int]:
     show_default=True,
     help=f"Tokens of the text that accuracy is measured on, in windows of {WINDOW}.",
 )
-def main(tokens: int, **options: Any) -> None:
+@prompt_options
+def main(tokens: int, prompt_tokens: int, new_tokens: int, **options: Any) -> None:
     with open_session(Settings(**options), SCHEMES) as session:
+        session.ask(prompt_tokens, new_tokens)
         text = write_text(session, tokens)
         session.prepare()
         session.measure()
         accuracy = measure_accuracy(session, text)
         copies = count_copies(session)
-    report = {**session.report(), "window": WINDOW, "accuracy": accuracy, "copies": copies}
+    report = {
+        **session.report(),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "window": WINDOW,
+        "accuracy": accuracy,
+        "copies": copies,
+    }
     session.publish(table.render_schemes(report), report)
 
 

@@ -41,7 +41,7 @@ def machine(threads: int) -> str:
     )
 
 
-def command_options(names: Sequence[str], gigabytes: int) -> Callable[[Any], Any]:
+def command_options(names: Iterable[str], gigabytes: int) -> Callable[[Any], Any]:
     """The options of every script whose rows have these names."""
     file = click.Path(dir_okay=False, path_type=Path)
     options = [
@@ -54,24 +54,32 @@ def command_options(names: Sequence[str], gigabytes: int) -> Callable[[Any], Any
         ),
         click.option("--rounds", type=click.IntRange(1), default=5, show_default=True),
         click.option("--threads", type=click.IntRange(1), default=2, show_default=True),
-        click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True),
-        click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True),
         click.option(
             "--only",
             multiple=True,
-            type=click.Choice(names),
+            type=click.Choice(list(names)),
             help="Measure this row; repeat for more. Default: all of them.",
         ),
         click.option("--json", "json_file", type=file, help="Write every single run to this file."),
         click.option("--output", type=file, help="Write the table to this Markdown file as well."),
     ]
 
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
+    return lambda command: _decorated(command, options)
 
-    return decorate
+
+def prompt_options(command: Any) -> Any:
+    """The options of a script that measures how a prompt is continued."""
+    options = [
+        click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True),
+        click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True),
+    ]
+    return _decorated(command, options)
+
+
+def _decorated(command: Any, options: Sequence[Callable[[Any], Any]]) -> Any:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,6 @@ class Settings:
     work: Path
     rounds: int
     threads: int
-    prompt_tokens: int
-    new_tokens: int
     only: tuple[str, ...]
     json_file: Path | None
     output: Path | None
@@ -98,17 +104,12 @@ class Session:
         self.workshop = Workshop(settings.work.resolve(), self.announce)
         self.console = console
         self.status = status
-        only = settings.only
         self.runs: dict[str, list[dict[str, Any]]] = {
-            name: [] for name in names if not only or name in only
+            name: [] for name in names if not settings.only or name in settings.only
         }
         self.versions: dict[str, str] = {}
         self.failures: dict[str, str] = {}
-        self.options = [
-            *("--prompt", str(self._write_prompt())),
-            *("--new-tokens", str(settings.new_tokens)),
-            *("--threads", str(settings.threads)),
-        ]
+        self.options = ["--threads", str(settings.threads)]
 
     def announce(self, what: str) -> None:
         """Show what is being made, and leave a line of it."""
@@ -150,8 +151,8 @@ class Session:
                 with self.noting(name, f"round {number} of {rounds}"):
                     run = self.work_once(name, "run")
                     self.runs[name].append(run)
-                    speed = f"{run['decode_tokens_per_second']:.1f} tokens/s"
-                    self.console.print(f"round {number}: {name}: {speed}", style="dim")
+                    seconds = f"loaded in {run['load_seconds']:.2f} s"
+                    self.console.print(f"round {number}: {name}: {seconds}", style="dim")
 
     def work_once(self, name: str, log: str, *options: str) -> dict[str, Any]:
         """One run of a row's worker, in a process of its own."""
@@ -173,11 +174,8 @@ class Session:
         """What every table is made of."""
         settings = self.settings
         return {
-            "model": catalogue.SOURCE_TITLE,
             "machine": machine(settings.threads),
             "rounds": settings.rounds,
-            "prompt_tokens": settings.prompt_tokens,
-            "new_tokens": settings.new_tokens,
             "versions": self.versions,
             "failures": self.failures,
             "runs": self.runs,
@@ -194,17 +192,20 @@ class Session:
         if self.settings.json_file:
             self.settings.json_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
-    def _write_prompt(self) -> Path:
-        """Cut the prompt out of the long text, or repeat the text until it is long enough."""
+    def needed(self, model: str) -> Path:
+        """The directory of a model without which nothing can be measured."""
         try:
-            weights = self.workshop.model(catalogue.WEIGHTS)
+            return self.workshop.model(model)
         except UnavailableError as error:
-            raise click.ClickException(f"no weights to start from: {error}") from None
-        ids = json.loads((weights / "prompt_ids.json").read_text("utf-8"))
-        prompt = list(itertools.islice(itertools.cycle(ids), self.settings.prompt_tokens))
+            raise click.ClickException(f"nothing to measure with: {error}") from None
+
+    def ask(self, prompt_tokens: int, new_tokens: int) -> None:
+        """Cut the prompt out of the long text, or repeat the text until it is long enough."""
+        ids = json.loads((self.needed(catalogue.WEIGHTS) / "prompt_ids.json").read_text("utf-8"))
+        prompt = list(itertools.islice(itertools.cycle(ids), prompt_tokens))
         file = self.workshop.directory / "prompt.json"
         file.write_text(json.dumps(prompt), encoding="utf-8")
-        return file
+        self.options += ["--prompt", str(file), "--new-tokens", str(new_tokens)]
 
 
 @contextmanager

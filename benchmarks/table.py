@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from catalogue import SOURCE_TITLE
 from rows import OWN_PEERS, ROWS
 
 Run = dict[str, Any]
@@ -37,18 +38,29 @@ class Column:
         return f"{median(self.value(run) for run in runs) / divisor:.2f}" if divisor else "–"
 
 
+FILES = Column("files MB", lambda run: run["file_bytes"] / MEGABYTE, 0)
+LOAD = Column("load s", lambda run: run["load_seconds"], 2)
+PRIVATE = Column("private MB", lambda run: run["anonymous_bytes"] / MEGABYTE, 0)
+RESIDENT = Column("resident MB", lambda run: run["rss_bytes"] / MEGABYTE, 0)
 COLUMNS = (
-    Column("files MB", lambda run: run["file_bytes"] / MEGABYTE, 0),
-    Column("load s", lambda run: run["load_seconds"], 2),
+    FILES,
+    LOAD,
     Column("prefill ms", lambda run: run["prefill_ms"], 0),
     Column("decode tok/s", lambda run: run["decode_tokens_per_second"], 1, max),
-    Column("private MB", lambda run: run["anonymous_bytes"] / MEGABYTE, 0),
-    Column("resident MB", lambda run: run["rss_bytes"] / MEGABYTE, 0),
+    PRIVATE,
+    RESIDENT,
     Column("peak MB", lambda run: run["peak_rss_bytes"] / MEGABYTE, 0),
 )
 
 
 SCHEME_COLUMNS = COLUMNS[:-1]
+SPEECH_COLUMNS = (
+    FILES,
+    LOAD,
+    Column("transcription s", lambda run: run["transcription_seconds"], 2),
+    PRIVATE,
+    RESIDENT,
+)
 ACCURACY_HEADINGS = ("perplexity +%", "KL nats", "top-1 %")
 
 
@@ -84,9 +96,24 @@ def render_schemes(report: Report) -> str:
     return _joined(parts, report)
 
 
+def render_speech(report: Report, headings: list[str]) -> str:
+    """The table of `speech.py` and what is needed to read it, as Markdown."""
+    runs, errors = report["runs"], report["errors"]
+    more = {
+        name: [str(found.get(heading, "–")) for heading in headings]
+        for name, found in errors.items()
+    }
+    seconds = max((run["audio_seconds"] for found in runs.values() for run in found), default=0)
+    introduction = (
+        f"Whisper tiny.en, {seconds:.1f} s of speech, {report['words']} words;"
+        f" {report['rounds']} interleaved rounds; median (best). {report['machine']}."
+    )
+    return _joined([introduction, _values(runs, SPEECH_COLUMNS, headings, more)], report)
+
+
 def _introduction(report: Report) -> str:
     return (
-        f"{report['model']}, prompt of {report['prompt_tokens']} tokens, {report['new_tokens']}"
+        f"{SOURCE_TITLE}, prompt of {report['prompt_tokens']} tokens, {report['new_tokens']}"
         f" greedy tokens, {report['rounds']} interleaved rounds; median (best)."
         f" {report['machine']}."
     )
