@@ -1,4 +1,4 @@
-"""Whisper tiny.en as a checkpoint of transformers, out of the package that the tests take it from."""
+"""Whisper tiny.en as a checkpoint of transformers, out of the package that the tests use."""
 
 from __future__ import annotations
 

@@ -62,4 +62,5 @@ def read(file: Path) -> Samples:
         kind = (clip.getframerate(), clip.getnchannels(), clip.getsampwidth())
         if kind != (RATE, 1, 2):
             raise ValueError(f"{file}: not {RATE} Hz, one channel, 16 bits")
-        return np.frombuffer(clip.readframes(clip.getnframes()), "<i2").astype(np.float32) / 32768
+        samples = np.frombuffer(clip.readframes(clip.getnframes()), "<i2")
+        return samples.astype(np.float32) / np.float32(32768)

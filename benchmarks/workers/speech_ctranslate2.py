@@ -1,4 +1,4 @@
-"""CTranslate2: its Whisper, greedy; features by transformers' numpy extractor."""
+"""CTranslate2: its Whisper, greedy, with the features that transformers computes."""
 
 from __future__ import annotations
 
