@@ -1,4 +1,4 @@
-"""What is measured: environments, models and peers, as data.
+"""What is measured: environments and models, as data; `rows.py` has the rows of the tables.
 
 A command is what one would type in its environment. In it, `{source}` and `{output}` stand for
 the directories of the model it starts from and of the one it makes, and `{prepare}` for the folder
@@ -21,6 +21,12 @@ DOWNLOAD = "download"
 WEIGHTS = "weights"
 """The name of the fp32 checkpoint, whose directory also holds the token ids of the prompt."""
 
+TEXT = "text"
+"""The name of the directory with the token ids of the text that accuracy is measured on."""
+
+CLIPS = "clips"
+"""The name of the directory with the sounds that speech models write down, and what they say."""
+
 TORCH = "torch==2.13.0"
 
 
@@ -29,6 +35,8 @@ class Environment:
     """A virtual environment: what pip installs, one call after the other."""
 
     installs: tuple[str, ...]
+    distributions: tuple[str, ...] = ()
+    """The distributions whose versions are reported."""
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -41,19 +49,6 @@ class Model:
     command: str
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A row of the table: a worker, run in an environment, measures a model."""
-
-    label: str
-    precision: str
-    environment: str
-    worker: str
-    model: str
-    distributions: tuple[str, ...]
-    """The distributions whose versions are reported."""
-
-
 # Built for AMX its Q8_0 crashed (signal 11) in the one virtual machine with AMX that it was tried
 # in, and without AMX it ran; where AMX works, this build may be slower than it could be.
 _NO_AMX = "-mno-amx-tile -mno-amx-int8"
@@ -61,21 +56,31 @@ _NO_AMX = "-mno-amx-tile -mno-amx-int8"
 # torch comes first and alone wherever it is needed, so that no other requirement can pull in
 # another build of it.
 ENVIRONMENTS = {
-    "edgetie": Environment((TORCH, "{repository}[export]")),
-    "torch": Environment((TORCH, "transformers gguf accelerate")),
+    "edgetie": Environment((TORCH, "{repository}[export]"), ("edgetie", "onnxruntime")),
+    "torch": Environment((TORCH, "transformers gguf accelerate"), ("torch", "transformers")),
     "genai-builder": Environment(
         (TORCH, "onnxruntime-genai onnxruntime onnx onnx-ir transformers")
     ),
-    "genai": Environment(("onnxruntime-genai onnxruntime",)),
+    "genai": Environment(("onnxruntime-genai onnxruntime",), ("onnxruntime-genai", "onnxruntime")),
     "llama.cpp": Environment(
         ("--no-cache-dir --no-binary llama-cpp-python llama-cpp-python",),
+        ("llama-cpp-python",),
         {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CFLAGS": _NO_AMX, "CXXFLAGS": _NO_AMX},
     ),
     # Without accelerate, optimum silently keeps two copies of a tied weight.
-    "optimum": Environment((TORCH, "optimum-onnx[onnxruntime] accelerate")),
+    "optimum": Environment(
+        (TORCH, "optimum-onnx[onnxruntime] accelerate"),
+        ("optimum-onnx", "transformers", "onnxruntime"),
+    ),
     "onnxsim": Environment((TORCH, "transformers onnx onnxscript onnxsim")),
     # Its optimizer imports sympy without requiring it.
-    "onnxruntime-tools": Environment(("onnxruntime-tools==1.7.0 sympy onnxruntime",)),
+    "onnxruntime-tools": Environment(
+        ("onnxruntime-tools==1.7.0 sympy onnxruntime",), ("onnxruntime-tools", "onnxruntime")
+    ),
+    # Its quantizers import onnx and onnx-ir without requiring them.
+    "onnxruntime": Environment(("onnxruntime onnx onnx-ir",), ("onnxruntime",)),
+    # Its converter imports torch and transformers without requiring them.
+    "ctranslate2": Environment((TORCH, "ctranslate2 transformers>=5"), ("ctranslate2",)),
 }
 
 _GENAI = (
@@ -88,21 +93,58 @@ _OPTIMUM_INT8 = (
     "optimum-cli onnxruntime quantize --avx512_vnni --onnx_model {source} --output {output}"
 )
 
+_CTRANSLATE2 = (
+    "ct2-transformers-converter --force --model {source} --output_dir {output} --quantization int8"
+)
+
+EDGETIE_SCHEMES = (
+    "int8",
+    "int8-aliased",
+    "int8-mapped",
+    "int8-mapped-table",
+    "int8-dynamic",
+    "int8-static",
+    "int4",
+    "int4-all",
+    "fp16",
+)
+SPEECH_SCHEMES = ("int8", "int8-mapped", "int8-dynamic", "int8-static", "int4")
+_EDGETIE_QUANTIZE = "edgetie quantize {source} --output {output}"
+
+
+def _edgetie(options: str) -> Model:
+    return Model("edgetie", "edgetie-fp32", f"{_EDGETIE_QUANTIZE} {options}")
+
+
+def _genai(options: str) -> Model:
+    return Model("genai-builder", WEIGHTS, f"{_GENAI} {options}")
+
+
+def _requantized(precision: str) -> Model:
+    command = f"python {{prepare}}/requantize_gguf.py {{source}} {{output}} {precision}"
+    return Model("torch", DOWNLOAD, command)
+
+
+def _onnxruntime(quantizer: str, source: str) -> Model:
+    command = f"python {{prepare}}/{quantizer}.py {{source}} {{output}}"
+    return Model("onnxruntime", source, command)
+
+
 MODELS = {
     WEIGHTS: Model("torch", DOWNLOAD, "python {prepare}/weights.py {source} {output}"),
     "edgetie-fp32": Model("edgetie", WEIGHTS, "edgetie export {source} --output {output}"),
-    "edgetie-int8": Model("edgetie", "edgetie-fp32", "edgetie quantize {source} --output {output}"),
-    "genai-fp32": Model("genai-builder", WEIGHTS, f"{_GENAI} -p fp32"),
-    "genai-int8": Model("genai-builder", WEIGHTS, f"{_GENAI} -p int8"),
-    "genai-int8-pruned": Model(
-        "genai-builder", WEIGHTS, f"{_GENAI} -p int8 --extra_options prune_lm_head=true"
+    **{f"edgetie-{scheme}": _edgetie(f"--scheme {scheme}") for scheme in EDGETIE_SCHEMES},
+    "edgetie-int8-cache8": _edgetie("--scheme int8 --cache-bits 8"),
+    "genai-fp32": _genai("-p fp32"),
+    "genai-int8": _genai("-p int8"),
+    "genai-int8-pruned": _genai("-p int8 --extra_options prune_lm_head=true"),
+    "genai-int4-rtn": _genai("-p int4 --extra_options algo_config=rtn_last shared_embeddings=true"),
+    "genai-int4-k-quant": _genai(
+        "-p int4 --extra_options algo_config=k_quant_last shared_embeddings=true"
     ),
-    "llama.cpp-f32": Model(
-        "torch", DOWNLOAD, "python {prepare}/requantize_gguf.py {source} {output} F32"
-    ),
-    "llama.cpp-q8_0": Model(
-        "torch", DOWNLOAD, "python {prepare}/requantize_gguf.py {source} {output} Q8_0"
-    ),
+    "llama.cpp-f32": _requantized("F32"),
+    "llama.cpp-q8_0": _requantized("Q8_0"),
+    "llama.cpp-q4_0": _requantized("Q4_0"),
     "weights-for-transformers-4": Model(
         "optimum", WEIGHTS, "python {prepare}/older_config.py {source} {output}"
     ),
@@ -112,6 +154,28 @@ MODELS = {
     ),
     "optimum-int8": Model("optimum", "optimum-fp32", _OPTIMUM_INT8),
     "optimum-int8-untied": Model("optimum", "optimum-fp32-untied", _OPTIMUM_INT8),
+    "onnxruntime-dynamic": _onnxruntime("onnxruntime_dynamic", "optimum-fp32"),
+    "onnxruntime-dynamic-untied": _onnxruntime("onnxruntime_dynamic", "optimum-fp32-untied"),
+    "onnxruntime-nbits": _onnxruntime("onnxruntime_nbits", "optimum-fp32"),
+    "onnxruntime-nbits-untied": _onnxruntime("onnxruntime_nbits", "optimum-fp32-untied"),
+    "ctranslate2-int8": Model(
+        "ctranslate2",
+        WEIGHTS,
+        _CTRANSLATE2,
+    ),
+    CLIPS: Model("edgetie", DOWNLOAD, "python {prepare}/clips.py {output}"),
+    "whisper": Model("edgetie", DOWNLOAD, "python {prepare}/whisper.py {output}"),
+    "whisper-fp32": Model("edgetie", "whisper", "edgetie export {source} --output {output}"),
+    **{
+        f"whisper-{scheme}": Model(
+            "edgetie", "whisper-fp32", f"{_EDGETIE_QUANTIZE} --scheme {scheme}"
+        )
+        for scheme in SPEECH_SCHEMES
+    },
+    "whisper-ctranslate2": Model(
+        "ctranslate2", "whisper", f"{_CTRANSLATE2} --copy_files tokenizer.json"
+    ),
+    TEXT: Model("edgetie", "edgetie-fp32", "python {prepare}/text_ids.py {source} {output}"),
     "gpt2-untied": Model("onnxsim", DOWNLOAD, "python {prepare}/untied_gpt2.py {output}"),
     "t5": Model("optimum", DOWNLOAD, "python {prepare}/t5.py {output}"),
     "t5-optimum": Model(
@@ -129,106 +193,6 @@ MODELS = {
         " --hidden_size 576 --input {source}/model.onnx --output {output}/model.onnx",
     ),
 }
-
-_GENAI_VERSIONS = ("onnxruntime-genai", "onnxruntime")
-_OPTIMUM_VERSIONS = ("optimum-onnx", "transformers", "onnxruntime")
-
-PEERS = {
-    "edgetie-fp32": Peer(
-        label="edgetie",
-        precision="fp32",
-        environment="edgetie",
-        worker="peer_edgetie.py",
-        model="edgetie-fp32",
-        distributions=("edgetie", "onnxruntime"),
-    ),
-    "torch-fp32": Peer(
-        label="torch, transformers generate",
-        precision="fp32",
-        environment="torch",
-        worker="peer_torch.py",
-        model=WEIGHTS,
-        distributions=("torch", "transformers"),
-    ),
-    "genai-fp32": Peer(
-        label="onnxruntime-genai",
-        precision="fp32",
-        environment="genai",
-        worker="peer_genai.py",
-        model="genai-fp32",
-        distributions=_GENAI_VERSIONS,
-    ),
-    "llama.cpp-f32": Peer(
-        label="llama.cpp F32",
-        precision="fp32",
-        environment="llama.cpp",
-        worker="peer_llama_cpp.py",
-        model="llama.cpp-f32",
-        distributions=("llama-cpp-python",),
-    ),
-    "onnxruntime-tools-fp32": Peer(
-        label="onnxruntime-tools optimizer",
-        precision="fp32",
-        environment="onnxruntime-tools",
-        worker="peer_onnx.py",
-        model="onnxruntime-tools-fp32",
-        distributions=("onnxruntime-tools", "onnxruntime"),
-    ),
-    "edgetie-int8": Peer(
-        label="edgetie",
-        precision="int8",
-        environment="edgetie",
-        worker="peer_edgetie.py",
-        model="edgetie-int8",
-        distributions=("edgetie", "onnxruntime"),
-    ),
-    "genai-int8": Peer(
-        label="onnxruntime-genai",
-        precision="int8",
-        environment="genai",
-        worker="peer_genai.py",
-        model="genai-int8",
-        distributions=_GENAI_VERSIONS,
-    ),
-    "genai-int8-pruned": Peer(
-        label="onnxruntime-genai, prune_lm_head",
-        precision="int8",
-        environment="genai",
-        worker="peer_genai.py",
-        model="genai-int8-pruned",
-        distributions=_GENAI_VERSIONS,
-    ),
-    "llama.cpp-q8_0": Peer(
-        label="llama.cpp Q8_0",
-        precision="int8",
-        environment="llama.cpp",
-        worker="peer_llama_cpp.py",
-        model="llama.cpp-q8_0",
-        distributions=("llama-cpp-python",),
-    ),
-    "optimum-int8": Peer(
-        label="optimum-onnx avx512_vnni, tied",
-        precision="int8",
-        environment="optimum",
-        worker="peer_onnx.py",
-        model="optimum-int8",
-        distributions=_OPTIMUM_VERSIONS,
-    ),
-    "optimum-int8-untied": Peer(
-        label="optimum-onnx avx512_vnni, untied",
-        precision="int8",
-        environment="optimum",
-        worker="peer_onnx.py",
-        model="optimum-int8-untied",
-        distributions=_OPTIMUM_VERSIONS,
-    ),
-}
-
-REFERENCE_PEER = "torch-fp32"
-"""The peer whose tokens the others' are compared with."""
-
-OWN_PEERS = {"fp32": "edgetie-fp32", "int8": "edgetie-int8"}
-"""The row of each precision by which the other rows are divided."""
 
 BROKEN = {
     "gpt2-untied": "GPT-2's shape, `torch.onnx.export`, untied by onnxsim",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import catalogue
 import click
-from peers import default_work
+from session import default_work
 from workshop import UnavailableError, Workshop
 
 

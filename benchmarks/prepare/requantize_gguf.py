@@ -12,6 +12,12 @@ from pathlib import Path
 import gguf
 from gguf.quants import dequantize, quantize
 
+FILE_TYPES = {
+    "F32": gguf.LlamaFileType.ALL_F32,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+}
+
 
 def copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
     written_by_itself = {gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE}
@@ -27,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("source", type=Path, help="directory with one .gguf file")
     parser.add_argument("output", type=Path)
-    parser.add_argument("precision", choices=["F32", "Q8_0"])
+    parser.add_argument("precision", choices=list(FILE_TYPES))
     options = parser.parse_args()
 
     (file,) = options.source.glob("*.gguf")
@@ -36,11 +42,7 @@ def main() -> None:
     writer = gguf.GGUFWriter(options.output / "model.gguf", architecture)
     copy_metadata(reader, writer)
     matrix_type = gguf.GGMLQuantizationType[options.precision]
-    writer.add_file_type(
-        {"F32": gguf.LlamaFileType.ALL_F32, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[
-            options.precision
-        ]
-    )
+    writer.add_file_type(FILE_TYPES[options.precision])
     for tensor in reader.tensors:
         kind = matrix_type if len(tensor.shape) > 1 else gguf.GGMLQuantizationType.F32
         values = quantize(dequantize(tensor.data, tensor.tensor_type), kind)

@@ -6,7 +6,8 @@ generation, then the timed one, and memory at its last token with the cache stil
 
 Given the tokens of a reference instead, a worker says how many of them its model would choose
 too, each after the reference's own tokens before it: one near-tie then costs one token, not all
-that follow.
+that follow. Given a text and a file of a reference's logits, it compares its model's with them, or
+writes that file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _accuracy import Logits
 
 WARM_UP_TOKENS = 8
 
@@ -28,6 +33,9 @@ Generate = Callable[[list[int], int, Emit], None]
 
 Open = Callable[[Path, int, int], Generate]
 """Opens a model, given its path, the number of threads and the longest sequence."""
+
+OpenLogits = Callable[[Path, int, int], "Logits"]
+"""Opens a model for its logits, given its path, the number of threads and the longest sequence."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +78,32 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--reference", type=Path, help="JSON list of token ids: compare only")
+    parser.add_argument("--accuracy", type=Path, help="JSON list of token ids: compare logits only")
+    parser.add_argument("--window", type=int, default=512, help="tokens read at once")
+    parser.add_argument("--reference-logits", type=Path, help="file of the reference's logits")
+    parser.add_argument("--write-logits", action="store_true", help="write that file")
     return parser.parse_args()
 
 
-def main(open_model: Open) -> None:
+def main(open_model: Open, open_logits: OpenLogits | None = None) -> None:
     """Measure, or compare, once and print one line of JSON."""
     options = arguments()
     prompt = read_ids(options.prompt)
     length = len(prompt) + options.new_tokens
-    if options.reference:
+    result: dict[str, object]
+    if options.accuracy:
+        import _accuracy
+
+        if open_logits is None:
+            raise SystemExit("this worker gives no logits")
+        result = _accuracy.measure(
+            open_logits(options.model, options.threads, options.window),
+            read_ids(options.accuracy),
+            options.window,
+            options.reference_logits,
+            write=options.write_logits,
+        )
+    elif options.reference:
         generate = open_model(options.model, options.threads, length)
         result = compare(generate, prompt, read_ids(options.reference))
     else:

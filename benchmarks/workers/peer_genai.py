@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import onnxruntime_genai as og  # type: ignore[import-not-found, unused-ignore]
+from _accuracy import Logits
 from _measure import Emit, Generate, main
+from _onnx import Decoder
 
 
 def open_model(path: Path, threads: int, length: int) -> Generate:
@@ -27,4 +29,10 @@ def open_model(path: Path, threads: int, length: int) -> Generate:
     return generate
 
 
-main(open_model)
+def open_logits(path: Path, threads: int, length: int) -> Logits:
+    """Its generator gives logits of the last position only, so the file runs without it."""
+    config = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))
+    return Decoder(path, threads, config["model"]["decoder"]["head_size"]).logits
+
+
+main(open_model, open_logits)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
+from _accuracy import Logits
 from _measure import Emit, Generate, main
 
 
-def open_model(path: Path, threads: int, length: int) -> Generate:
+def _open(path: Path, threads: int, length: int, **options: Any) -> llama_cpp.Llama:
     (gguf,) = path.glob("*.gguf")
-    model = llama_cpp.Llama(
-        str(gguf), n_ctx=length, n_threads=threads, n_threads_batch=threads, verbose=False
+    return llama_cpp.Llama(
+        str(gguf),
+        n_ctx=length,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+        **options,
     )
+
+
+def open_model(path: Path, threads: int, length: int) -> Generate:
+    model = _open(path, threads, length)
 
     def generate(prompt: list[int], count: int, emit: Emit) -> None:
         model.reset()  # type: ignore[no-untyped-call, unused-ignore]
@@ -28,4 +40,16 @@ def open_model(path: Path, threads: int, length: int) -> Generate:
     return generate
 
 
-main(open_model)
+def open_logits(path: Path, threads: int, length: int) -> Logits:
+    model = _open(path, threads, length, logits_all=True, n_batch=length)
+
+    def logits(ids: list[int]) -> npt.NDArray[np.float32]:
+        model.reset()  # type: ignore[no-untyped-call, unused-ignore]
+        model.eval(ids)
+        rows: npt.NDArray[np.float32] = model.scores[: len(ids)]
+        return rows
+
+    return logits
+
+
+main(open_model, open_logits)
