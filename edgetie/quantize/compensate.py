@@ -70,15 +70,16 @@ def _feedback(gram: Array) -> Array:
     return np.asarray((np.linalg.inv(own) @ columns).reshape(count, width, width))
 
 
-def compensated(rows: Array, grid: Grid, gram: Array) -> Rounded:
+def compensated(matrix: Array, grid: Grid, gram: Array, *, turned: bool = False) -> Rounded:
     """Round a float matrix, the errors of each column made up for by later ones.
 
     Args:
-        rows: ``(N, K)``.
+        matrix: ``(N, K)``.
         grid: its blocks must divide the regions of K columns, as those of :func:`choose_block` do.
         gram: :func:`gram` of what it is multiplied by.
+        turned: whether the matrix is given as ``(K, N)``.
     """
-    n, k = rows.shape
+    n, k = matrix.shape[::-1] if turned else matrix.shape
     count = grid.count(k)
     width = count * (grid.block or k)
     feedback = _feedback(gram)
@@ -88,26 +89,35 @@ def compensated(rows: Array, grid: Grid, gram: Array) -> Rounded:
 
     for start in range(0, n, _ROWS):
         part = slice(start, min(n, start + _ROWS))
-        values = np.asarray(rows[part], np.float32)
-        fixed = grid.fit(values, axis=1) if grid.block is None else None
-        rounded, steps, offsets = _round(values, grid, feedback, fixed)
-        codes[part] = rounded.reshape(-1, len(values))[:width].T
-        scales[part] = steps.reshape(-1, len(values))[:count].T
+        columns = np.array(matrix[:, part] if turned else matrix[part].T, np.float32, order="C")
+        fixed = grid.fit(columns, axis=0) if grid.block is None else None
+        rounded, steps, offsets = _round(_padded(columns), grid, feedback, fixed)
+        many = columns.shape[1]
+        codes[part] = rounded.reshape(-1, many)[:width].T
+        scales[part] = steps.reshape(-1, many)[:count].T
         if zeros is not None:
-            zeros[part] = offsets.reshape(-1, len(values))[:count].T
+            zeros[part] = offsets.reshape(-1, many)[:count].T
     return Rounded(codes, scales, zeros)
 
 
+def _padded(columns: Array) -> Array:
+    """Columns ``(K, n)`` by region, zeros behind the last: ``(regions, width, n)``."""
+    count, width = regions(len(columns))
+    if len(columns) != count * width:
+        columns = np.pad(columns, [(0, count * width - len(columns)), (0, 0)])
+    return columns.reshape(count, width, -1)
+
+
 def _round(
-    rows: Array, grid: Grid, feedback: Array, fixed: Steps | None
+    exact: Array, grid: Grid, feedback: Array, fixed: Steps | None
 ) -> tuple[Array, Array, Array]:
-    """Codes ``(regions, width, n)``, scales and zero points ``(regions, blocks, n)`` of some rows.
+    """Codes ``(regions, width, n)``, scales and zero points ``(regions, blocks, n)`` of values
+    ``(regions, width, n)``, which are lost.
 
     ``fixed`` are those of whole rows ``(n,)``; of blocks they are found as their turn comes.
     """
-    exact = np.ascontiguousarray(split(rows).transpose(0, 2, 1))
     count, width, n = exact.shape
-    block = grid.block or choose_block(rows.shape[1])
+    block = grid.block or _GROUP
     codes = np.empty(exact.shape, np.uint8)
     scales = np.empty((count, width // block, n), np.float32)
     zeros = np.empty((count, width // block, n), np.uint8)

@@ -60,12 +60,14 @@ class Matrix:
         shape: tuple[int, int],
         grid: Grid,
         read: Callable[[], Array],
+        turned: bool,
         gram: Callable[[], Array] | None,
         release: Callable[[], object],
     ) -> None:
         self.graph, self.name, self.label, self.grid = graph, name, label, grid
         self.rows, self.columns = shape
-        self._read, self._gram, self._release = read, gram, release
+        self._read, self._turned, self._gram = read, turned, gram
+        self._release = release
         self._made: Rounded | None = None
         self._lock = Lock()
 
@@ -88,14 +90,15 @@ class Matrix:
         return self._made
 
     def _round(self) -> Rounded:
-        rows = self._read()
-        self._release()  # what rows were made of
+        matrix = self._read()
+        self._release()  # what it was made of
+        rows = matrix.T if self._turned else matrix
         require_finite(rows, self.name)
         if self._gram is None:
             made = to_nearest(rows, self.grid)
         else:
-            made = compensated(rows, self.grid, self._gram())
-        del rows
+            made = compensated(matrix, self.grid, self._gram(), turned=self._turned)
+        del matrix, rows
         self._release()
         return made
 
@@ -323,10 +326,6 @@ class MatrixPass(GraphPass):
         shape = list(tensor.shape.numpy())
         rows, columns = shape[::-1] if transposed else shape
 
-        def read() -> Array:
-            array = tensor.numpy()
-            return np.ascontiguousarray(array.T) if transposed else array
-
         form = self.table if self._is_table[name] else self.layer
         matrix = Matrix(
             graph,
@@ -334,7 +333,8 @@ class MatrixPass(GraphPass):
             label,
             (rows, columns),
             form.grid(columns),
-            read,
+            tensor.numpy,
+            transposed,
             self.grams.get(name),
             self.release,
         )

@@ -17,7 +17,7 @@ from edgetie.quantize.compensate import regions
 from edgetie.quantize.matrices import Form
 from edgetie.quantize.noise import noise_of_activations, noise_of_rows
 from edgetie.quantize.recording import Input
-from edgetie.quantize.rotate import Rotate, hadamard, rotated, site_rotation
+from edgetie.quantize.rotate import Rotate, hadamard, rotated, rotated_columns, site_rotation
 from edgetie.quantize.sites import Array, Product, Site, find_sites
 from edgetie.quantize.smooth import Smooth
 from edgetie.quantize.store import Store
@@ -177,8 +177,9 @@ def _gram(activation: Activation, scales: Array | None, size: int) -> Callable[[
         if size < 2:
             return gram
         matrix = hadamard(size)
-        half = rotated(gram, matrix).transpose(0, 2, 1)
-        return rotated(np.ascontiguousarray(half), matrix)
+        count, width, _ = gram.shape
+        half = rotated_columns(gram.reshape(count * width, width), matrix)
+        return rotated(half, matrix).reshape(gram.shape)
 
     return make
 

@@ -78,7 +78,7 @@ class Rotate(GraphPass):
                 self._activations(model.graph, site, size)
             for product in site.products:
                 if not product.table:
-                    transform(product.matrix, lambda w, h=matrix: rotated(w.T, h).T)  # type: ignore[misc]
+                    transform(product.matrix, lambda w, h=matrix: rotated_columns(w, h))  # type: ignore[misc]
                     continue
                 for node, index in list(product.matrix.uses()):
                     if node.op_type == "Gather" and index == 0:
@@ -117,6 +117,12 @@ def rotated(rows: Array, matrix: Array) -> Array:
     for start in range(0, len(blocks), _STEP):
         blocks[start : start + _STEP] = blocks[start : start + _STEP] @ matrix
     return result
+
+
+def rotated_columns(columns: Array, matrix: Array) -> Array:
+    """``(channels, n)`` with each block of channels multiplied by a symmetric ``matrix``."""
+    blocks = columns.reshape(-1, len(matrix), columns.shape[1])
+    return np.asarray((matrix @ blocks).reshape(columns.shape))
 
 
 def _nodes(graph: ir.Graph, value: ir.Value, channels: int, size: int) -> list[ir.Node]:
