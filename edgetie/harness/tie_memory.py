@@ -142,7 +142,9 @@ def _dtype(node: ir.Node, index: int, value: ir.Value) -> ir.DataType:
         return ir.DataType.INT64
     if node.op_type == "MatMulInteger":
         return value.dtype or (ir.DataType.UINT8 if index == 0 else ir.DataType.INT8)
-    return ir.DataType.FLOAT
+    constants = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
+    half = any(tensor.dtype == ir.DataType.FLOAT16 for tensor in constants)
+    return ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
 
 
 def _shape(node: ir.Node, index: int) -> list[int] | None:
