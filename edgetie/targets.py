@@ -63,7 +63,7 @@ SCHEMES = {
         ),
         Scheme(
             "int8-mapped",
-            "8 bits by rows, read where the file is mapped: MatMulInteger",
+            "8 bits by rows, read where the file is mapped: MatMulIntegerToFloat",
             "int8",
             "mapped",
         ),

@@ -40,8 +40,8 @@ ROUNDED = [name for name, row in SCHEMES.items() if not row.half]
 OPERATORS = {
     "int8": {"MatMulNBits", "GatherBlockQuantized"},
     "int8-aliased": {"MatMulNBits", "GatherBlockQuantized"},
-    "int8-mapped": {"MatMulInteger", "GatherBlockQuantized"},
-    "int8-mapped-table": {"MatMulInteger", "GatherBlockQuantized"},
+    "int8-mapped": {"MatMulIntegerToFloat", "GatherBlockQuantized"},
+    "int8-mapped-table": {"MatMulIntegerToFloat", "GatherBlockQuantized"},
     "int8-dynamic": {"MatMulInteger", "Gather"},
     "int8-static": {"DequantizeLinear", "Gather"},
     "int4": {"MatMulNBits", "GatherBlockQuantized"},

@@ -140,7 +140,7 @@ def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]
 def _dtype(node: ir.Node, index: int, value: ir.Value) -> ir.DataType:
     if "Gather" in node.op_type:
         return ir.DataType.INT64
-    if node.op_type == "MatMulInteger":
+    if node.op_type.startswith("MatMulInteger"):
         return value.dtype or (ir.DataType.UINT8 if index == 0 else ir.DataType.INT8)
     constants = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
     half = any(tensor.dtype == ir.DataType.FLOAT16 for tensor in constants)
@@ -154,7 +154,11 @@ def _shape(node: ir.Node, index: int) -> list[int] | None:
     if node.op_type == "MatMulNBits":
         return [1, node.attributes["K"].as_int()]
     other = node.inputs[1 - index] if index < 2 else None
-    if node.op_type not in ("MatMul", "MatMulInteger", "Gemm", "FusedMatMul") or other is None:
+    if (
+        node.op_type
+        not in ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "Gemm", "FusedMatMul")
+        or other is None
+    ):
         return None
     if other.shape is None or len(other.shape) != 2:
         return None

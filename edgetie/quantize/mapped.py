@@ -73,9 +73,7 @@ class Mapped(Form):
             self._columns[x] = _split(nodes, x, turn)
         columns, scale = self._columns[x]
         zero = initializer(matrix.graph, "mapped.zero", np.array(128, np.uint8))
-        sums = nodes("MatMulInteger", matrix.codes, columns, zero)
-        floats = nodes("Cast", sums, to=ir.DataType.FLOAT)
-        rows = nodes("Transpose", floats, perm=turn)
+        rows = nodes("Transpose", self._sums(nodes, matrix, columns, zero), perm=turn)
         split = ir.node("Split", [rows], {"axis": rank - 2, "num_outputs": 2}, num_outputs=2)
         nodes.append(split)
         rest = nodes("Mul", split.outputs[1], _number(matrix.graph, "rest", 1 / _FINER))
@@ -85,6 +83,12 @@ class Mapped(Form):
         if bias is not None:
             nodes("Add", result, bias)
         return nodes
+
+    def _sums(self, nodes: Nodes, matrix: Matrix, columns: ir.Value, zero: ir.Value) -> ir.Value:
+        """The integer product, as floats."""
+        one = _number(matrix.graph, "one", 1)
+        inputs = (matrix.codes, columns, one, one, zero)
+        return nodes("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
 
 
 def _number(graph: ir.Graph, name: str, number: float) -> ir.Value:

@@ -70,6 +70,10 @@ class PlainTable(Mapped):
         nodes("Mul", nodes("Sub", rows, middle), scales)
         return nodes
 
+    def _sums(self, nodes: Nodes, matrix: Matrix, columns: ir.Value, zero: ir.Value) -> ir.Value:
+        sums = nodes("MatMulInteger", matrix.codes, columns, zero)
+        return nodes("Cast", sums, to=ir.DataType.FLOAT)
+
 
 def columns_first(matrix: Matrix) -> Array:
     """Signed codes, one column an output channel: int8 ``(columns, rows)``."""
