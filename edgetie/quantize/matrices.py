@@ -230,8 +230,6 @@ class MatrixPass(GraphPass):
     Attributes:
         aliases: initializers that share another's bytes, for the writer.
         blocks: how many matrices have which block size.
-        products: the matrices that became rounded products alone, by the names of their
-            initializers.
     """
 
     name = "quantize"

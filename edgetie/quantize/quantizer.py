@@ -164,7 +164,15 @@ def quantize(
         stages.stage("quantize")
         if limits is None:
             made = rounding.apply()
-            paths = write_models(made.models, directory, data=DATA, same=made.same, progress=stages)
+            threads = os.cpu_count() or 1
+            paths = write_models(
+                made.models,
+                directory,
+                data=DATA,
+                same=made.same,
+                threads=threads,
+                progress=stages,
+            )
         else:
             meter = Meter(bundle, text.rest)
             made, costs, measured = fit(limits, rounding, directory, meter, stages)
