@@ -1,21 +1,17 @@
 """External data: weights in one file beside the model, each tensor written once, streamed.
 
 ``onnx.save`` and ``onnx_ir.save`` split byte ranges that two tensors share; this writer keeps them,
-and evaluates a lazy tensor only when its turn comes, so memory holds one tensor at a time, or a
-few where threads make them ahead.
+and evaluates a lazy tensor only when its turn comes, so memory holds one tensor at a time.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
-from threadpoolctl import threadpool_limits
 
 from edgetie.content import byte_range
 from edgetie.report.progress import Progress
@@ -32,7 +28,6 @@ def write_models(
     *,
     data: str,
     same: Mapping[ir.Value, ir.Value],
-    threads: int = 1,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write some models whose weights lie in one data file.
@@ -42,7 +37,6 @@ def write_models(
         directory: must exist; files of these names are replaced.
         data: name of the data file.
         same: initializers that share the bytes of another, of the same model or another one.
-        threads: how many tensors are made at once.
         progress: told how many bytes are written.
 
     Returns:
@@ -61,20 +55,19 @@ def write_models(
     ranges: dict[ir.Value, tuple[int, int]] = {}
     copied: dict[tuple[str, int, int], tuple[int, int]] = {}
     with (directory / data).open("wb") as file:
-        for value, made in _in_order([v for v in values if v not in same], threads):
+        for value in values:
+            tensor = value.const_value
+            assert tensor is not None
+            if value in same:
+                continue
             where = byte_range(value)
             if where in copied:  # entries over the same bytes stay that
                 ranges[value] = copied[where]
                 continue
-            tensor = value.const_value
-            assert tensor is not None
             align = _ALIGN_LARGE if tensor.nbytes >= _LARGE_BYTES else _ALIGN
             file.write(bytes(-file.tell() % align))
             start = file.tell()
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.tofile(file)  # copied without being mapped
-            elif made is not None:
-                file.write(made)
+            _write_tensor(file, tensor)
             ranges[value] = start, file.tell() - start
             if where is not None:
                 copied[where] = ranges[value]
@@ -92,29 +85,14 @@ def write_models(
     return [directory / name for name in models]
 
 
-def _in_order(
-    values: Iterable[ir.Value], threads: int
-) -> Iterator[tuple[ir.Value, bytes | memoryview | None]]:
-    """Initializers and their bytes, some made ahead; ``None`` for those that lie in a file."""
-    waiting: deque[tuple[ir.Value, Future[bytes | memoryview] | None]] = deque()
-    limit = threadpool_limits(1) if threads > 1 else nullcontext()  # each has a core to itself
-    with limit, ThreadPoolExecutor(2 * threads) as pool:  # some wait for others
-        for value in values:
-            tensor = value.const_value
-            assert tensor is not None
-            lies = isinstance(tensor, ir.ExternalTensor)
-            waiting.append((value, None if lies else pool.submit(_bytes, tensor)))
-            while len(waiting) >= (2 * threads if threads > 1 else 1):
-                value, made = waiting.popleft()
-                yield value, made.result() if made is not None else None
-        for value, made in waiting:
-            yield value, made.result() if made is not None else None
-
-
-def _bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
-    if tensor.dtype.bitwidth < 8:
-        return tensor.tobytes()  # packed
-    return np.ascontiguousarray(tensor.numpy()).view(np.uint8).data
+def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
+    """A tensor's bytes; those of another file are copied without being mapped."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(file)
+    elif tensor.dtype.bitwidth < 8:
+        file.write(tensor.tobytes())  # packed
+    else:
+        file.write(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
 
 
 def _refer(value: ir.Value, path: Path, offset: int, length: int) -> None:

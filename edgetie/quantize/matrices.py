@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class Matrix:
     """A weight ``(rows, columns)``, one row an output channel or a token, to be stored rounded.
 
     Codes and scales are made together, when the first of them is read. Scales and zero points are
-    kept, codes until they are read: a writer takes one after the other, perhaps in threads.
+    kept, codes until they are read: a writer takes one after the other.
 
     Attributes:
         graph: that its initializers are registered in.
@@ -69,7 +68,6 @@ class Matrix:
         self._read, self._turned, self._gram = read, turned, gram
         self._release = release
         self._made: Rounded | None = None
-        self._lock = Lock()
 
     @property
     def blocks(self) -> int:
@@ -77,16 +75,13 @@ class Matrix:
 
     def take_codes(self) -> Array:
         """Codes ``(rows, columns)``, forgotten here."""
-        with self._lock:
-            made = self._made if self._made is not None and self._made.codes.size else None
-            made = made or self._round()
-            self._made = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
+        made = self._made if self._made is not None and self._made.codes.size else self._round()
+        self._made = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
         return made.codes
 
     def small(self) -> Rounded:
         """Scales and zero points; codes only if nobody has taken them."""
-        with self._lock:
-            self._made = self._made or self._round()
+        self._made = self._made or self._round()
         return self._made
 
     def _round(self) -> Rounded:

@@ -164,13 +164,11 @@ def quantize(
         stages.stage("quantize")
         if limits is None:
             made = rounding.apply()
-            threads = os.cpu_count() or 1
             paths = write_models(
                 made.models,
                 directory,
                 data=DATA,
                 same=made.same,
-                threads=threads,
                 progress=stages,
             )
         else:

@@ -9,7 +9,6 @@ until the sum fits, and what was chosen is measured again, on the whole of the t
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -74,8 +73,7 @@ class Mixture:
     def __init__(self, bundle: Bundle, rounding: Rounding) -> None:
         self.bundle, self.rounding = bundle, rounding
         first = rounding.apply(again=True)
-        cores = os.cpu_count() or 1
-        write_models(first.models, bundle.directory, data=CODES, same=first.same, threads=cores)
+        write_models(first.models, bundle.directory, data=CODES, same=first.same)
         self._codes = {
             file: {str(v.name): v.const_value for v in model.graph.initializers.values()}
             for file, model in first.models.items()
