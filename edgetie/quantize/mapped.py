@@ -18,8 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.passes._base import MICROSOFT, initializer
+from edgetie.quantize.forms import Form, Matrix, Nodes, Span
 from edgetie.quantize.grid import Grid
-from edgetie.quantize.matrices import Form, Matrix, Nodes, Span
 
 _LARGEST = 64  # of either part of an activation
 _FINER = 128  # steps of the second part in one of the first

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from edgetie.quantize.forms import Span
 from edgetie.quantize.grid import Grid
-from edgetie.quantize.matrices import Span
 
 Array = np.ndarray[Any, Any]
 

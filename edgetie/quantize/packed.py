@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.passes._base import MICROSOFT, initializer
+from edgetie.quantize.forms import Form, Matrix, Nodes
 from edgetie.quantize.grid import Array, Grid, choose_block
-from edgetie.quantize.matrices import Form, Matrix, Nodes
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
 _LARGEST_BLOCK = {8: 64, 4: 32}

@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.passes._base import initializer
+from edgetie.quantize.forms import Form, Matrix, Nodes, Span
 from edgetie.quantize.grid import Array, Grid
 from edgetie.quantize.mapped import Mapped, token_peaks
-from edgetie.quantize.matrices import Form, Matrix, Nodes, Span
 
 
 class Dynamic(Form):

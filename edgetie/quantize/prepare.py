@@ -14,7 +14,7 @@ from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
 from edgetie.quantize.calibrate import Activation, measure
 from edgetie.quantize.compensate import regions
-from edgetie.quantize.matrices import Form
+from edgetie.quantize.forms import Form
 from edgetie.quantize.noise import noise_of_activations, noise_of_rows
 from edgetie.quantize.recording import Input
 from edgetie.quantize.rotate import Rotate, hadamard, rotated, rotated_columns, site_rotation

@@ -15,8 +15,9 @@ from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
 from edgetie.passes.fold import Fold
 from edgetie.passes.linear import Linear
+from edgetie.quantize.forms import Form
 from edgetie.quantize.half import to_half
-from edgetie.quantize.matrices import Form, MatrixPass
+from edgetie.quantize.matrices import MatrixPass
 from edgetie.quantize.prepare import Preparation, prepare
 from edgetie.quantize.ranges import find_ranges
 from edgetie.quantize.recording import Input

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from edgetie.quantize.forms import Form
 from edgetie.quantize.mapped import Mapped
-from edgetie.quantize.matrices import Form
 from edgetie.quantize.packed import Packed
 from edgetie.quantize.plain import Dynamic, PlainTable
 from edgetie.quantize.static import Range, Static

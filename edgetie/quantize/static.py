@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.passes._base import initializer
+from edgetie.quantize.forms import Form, Matrix, Nodes, Span
 from edgetie.quantize.grid import Grid
-from edgetie.quantize.matrices import Form, Matrix, Nodes, Span
 from edgetie.quantize.plain import columns_first
 
 Range = tuple[float, float]

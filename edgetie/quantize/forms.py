@@ -1,0 +1,166 @@
+"""How a rounded matrix is stored, looked up in and multiplied with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.passes._base import initializer
+from edgetie.quantize.compensate import compensated
+from edgetie.quantize.grid import Array, Grid, Rounded, require_finite, to_nearest
+
+
+class Matrix:
+    """A weight ``(rows, columns)``, one row an output channel or a token, to be stored rounded.
+
+    Codes and scales are made together, when the first of them is read. Scales and zero points are
+    kept, codes until they are read: a writer takes one after the other.
+
+    Attributes:
+        graph: that its initializers are registered in.
+        name: of the float weight.
+        label: what names of its initializers begin with.
+        grid: how it is rounded.
+        codes: the initializer of its codes.
+    """
+
+    codes: ir.Value
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        name: str,
+        label: str,
+        shape: tuple[int, int],
+        grid: Grid,
+        read: Callable[[], Array],
+        turned: bool,
+        gram: Callable[[], Array] | None,
+        release: Callable[[], object],
+    ) -> None:
+        self.graph, self.name, self.label, self.grid = graph, name, label, grid
+        self.rows, self.columns = shape
+        self._read, self._turned, self._gram = read, turned, gram
+        self._release = release
+        self._made: Rounded | None = None
+
+    @property
+    def blocks(self) -> int:
+        return self.grid.count(self.columns)
+
+    def take_codes(self) -> Array:
+        """Codes ``(rows, columns)``, forgotten here."""
+        made = self._made if self._made is not None and self._made.codes.size else self._round()
+        self._made = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
+        return made.codes
+
+    def small(self) -> Rounded:
+        """Scales and zero points; codes only if nobody has taken them."""
+        self._made = self._made or self._round()
+        return self._made
+
+    def _round(self) -> Rounded:
+        matrix = self._read()
+        self._release()  # what it was made of
+        rows = matrix.T if self._turned else matrix
+        require_finite(rows, self.name)
+        if self._gram is None:
+            made = to_nearest(rows, self.grid)
+        else:
+            made = compensated(matrix, self.grid, self._gram(), turned=self._turned)
+        del matrix, rows
+        self._release()
+        return made
+
+    def initializer(
+        self,
+        suffix: str,
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        make: Callable[[], Array],
+    ) -> ir.Value:
+        """An initializer of this matrix, made when it is read."""
+        name = f"{self.label}.{suffix}"
+        kind = dtype if dtype.bitwidth < 8 else None
+
+        def tensor() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(make()), dtype=kind)
+
+        return initializer(
+            self.graph, name, ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
+        )
+
+    def row_scales(self, *, lookup: bool = False) -> ir.Value:
+        """One scale for each row ``(rows,)``, or ``(rows, 1)`` to be looked up in."""
+        suffix, shape = ("scales.lookup", (self.rows, 1)) if lookup else ("scales", (self.rows,))
+        return self.initializer(
+            suffix, ir.DataType.FLOAT, shape, lambda: self.small().scales.reshape(shape)
+        )
+
+
+class Nodes(list[ir.Node]):
+    """Nodes one after the other; called, it adds one and returns its output."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __call__(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, domain=domain)
+        self.append(node)
+        return node.outputs[0]
+
+
+class Span(Enum):
+    """What shares a scale of rounded activations."""
+
+    BLOCK = "block"
+    TOKEN = "token"
+    TENSOR = "tensor"
+    NONE = "not rounded"
+
+
+class Form(ABC):
+    """How a rounded matrix is stored, looked up in and multiplied with."""
+
+    activations = Span.BLOCK
+    """How activations are rounded in front of a product."""
+
+    opset = 1
+    """The oldest one that has the operators."""
+
+    def __init__(self) -> None:
+        self.aliases: dict[str, str] = {}
+        """Initializers that share another's bytes, for the writer."""
+
+    @abstractmethod
+    def grid(self, columns: int) -> Grid:
+        """How a row of so many columns is rounded."""
+
+    @abstractmethod
+    def store(self, matrix: Matrix) -> None:
+        """Give ``matrix`` its codes."""
+
+    @abstractmethod
+    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Sequence[ir.Node]:
+        """Rows of a matrix, ``ids`` having ``rank`` axes; the last node's output are the rows."""
+
+    @abstractmethod
+    def product(
+        self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool
+    ) -> Sequence[ir.Node]:
+        """``x Wᵀ + bias``, the output of the last node.
+
+        ``exact`` asks that ``x`` be hardly rounded, where that can be had.
+        """
+
+    def takes(self, x: ir.Value) -> bool:
+        """Whether it multiplies with such an activation."""
+        return True
