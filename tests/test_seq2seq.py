@@ -154,7 +154,8 @@ def test_int8_keeps_one_table(
     ])  # fmt: skip
     assert kept > 0.6
     accuracy = check(tmp_path / "int8", str(fp32.bundle.directory))
-    assert accuracy.relative_error < 0.3
+    assert accuracy.relative_error < 0.3  # one logit of many: rounding otherwise, 0.17 to 0.24
+    assert accuracy.mean_kl_divergence < 4e-3
 
 
 def test_inspect_counts_over_both_files(exported: Callable[[str], ExportReport]) -> None:
