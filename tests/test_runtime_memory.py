@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgetie.runtime import MemorySampler, open_session, read_memory, release_file_pages
+from edgetie.runtime.memory import MappedFiles
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 SIZE = 32 << 20
@@ -80,3 +82,13 @@ def test_weights_stay_mapped_and_are_not_kept_twice(real_bundle: Path) -> None:
     grown = read_memory().anonymous - before.anonymous
     assert every.packed
     assert grown < data.stat().st_size * 1.1  # packed once, and nothing read into memory besides
+
+
+@linux
+def test_code_that_starts_a_session_is_let_go(real_bundle: Path) -> None:
+    library = MappedFiles([onnxruntime_pybind11_state.__file__])
+    open_session(real_bundle, threads=2, release=False)
+    before = library.resident_bytes()
+    session = open_session(real_bundle, threads=2)
+    assert library.resident_bytes() < before / 2
+    assert len(session.outputs) > 1

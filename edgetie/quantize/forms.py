@@ -95,11 +95,14 @@ class Matrix:
             self.graph, name, ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
         )
 
-    def row_scales(self, *, lookup: bool = False) -> ir.Value:
+    def row_scales(self, *, lookup: bool = False, times: float = 1.0) -> ir.Value:
         """One scale for each row ``(rows,)``, or ``(rows, 1)`` to be looked up in."""
         suffix, shape = ("scales.lookup", (self.rows, 1)) if lookup else ("scales", (self.rows,))
         return self.initializer(
-            suffix, ir.DataType.FLOAT, shape, lambda: self.small().scales.reshape(shape)
+            suffix,
+            ir.DataType.FLOAT,
+            shape,
+            lambda: self.small().scales.reshape(shape) * np.float32(times),
         )
 
 

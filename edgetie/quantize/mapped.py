@@ -21,9 +21,11 @@ from edgetie.passes._base import MICROSOFT, initializer
 from edgetie.quantize.forms import Form, Matrix, Nodes, Span
 from edgetie.quantize.grid import Grid
 
-_LARGEST = 64  # of either part of an activation
+LARGEST = 64
+"""Of either part of an activation."""
+
 _FINER = 128  # steps of the second part in one of the first
-_TINY = 1e-30  # in the place of zero, of tokens that are all zeros
+_TINY = 1e-30  # added to a mean of squares: tokens may be all zeros
 _SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 
@@ -70,19 +72,39 @@ class Mapped(Form):
         rank = len(x.shape)
         turn = [*range(rank - 2), rank - 1, rank - 2]
         if x not in self._columns:
-            self._columns[x] = _split(nodes, x, turn)
-        columns, scale = self._columns[x]
+            steps, in_one = self._steps(nodes, x, matrix.columns)
+            self._columns[x] = _split(nodes, steps, turn), in_one
+        columns, in_one = self._columns[x]
         zero = initializer(matrix.graph, "mapped.zero", np.array(128, np.uint8))
         rows = nodes("Transpose", self._sums(nodes, matrix, columns, zero), perm=turn)
         split = ir.node("Split", [rows], {"axis": rank - 2, "num_outputs": 2}, num_outputs=2)
         nodes.append(split)
         rest = nodes("Mul", split.outputs[1], _number(matrix.graph, "rest", 1 / _FINER))
         both = nodes("Add", split.outputs[0], rest)
-        scaled = nodes("Mul", both, scale)
-        result = nodes("Mul", scaled, matrix.row_scales())
+        result = nodes("Mul", nodes("Div", both, in_one), self._scales(matrix))
         if bias is not None:
             nodes("Add", result, bias)
         return nodes
+
+    def _steps(self, nodes: Nodes, x: ir.Value, columns: int) -> tuple[ir.Value, ir.Value]:
+        """``x`` of each token in steps of which 64 hold the largest it can be, and what one is
+        multiplied with for that, but for what :meth:`_scales` knows.
+
+        No number is larger than the root of the sum of squares, which one operator divides by.
+        """
+        gain = np.full(columns, LARGEST / np.sqrt(columns), np.float32)
+        gains = initializer(nodes.graph, f"mapped.steps.{columns}", gain)
+        norm = ir.node(
+            "SimplifiedLayerNormalization",
+            [x, gains],
+            {"axis": -1, "epsilon": _TINY},
+            num_outputs=2,
+        )
+        nodes.append(norm)
+        return norm.outputs[0], norm.outputs[1]
+
+    def _scales(self, matrix: Matrix) -> ir.Value:
+        return matrix.row_scales(times=float(np.sqrt(matrix.columns)) / LARGEST)
 
     def _sums(self, nodes: Nodes, matrix: Matrix, columns: ir.Value, zero: ir.Value) -> ir.Value:
         """The integer product, as floats."""
@@ -95,22 +117,12 @@ def _number(graph: ir.Graph, name: str, number: float) -> ir.Value:
     return initializer(graph, f"mapped.{name}", np.array(number, np.float32))
 
 
-def token_peaks(nodes: Nodes, x: ir.Value) -> ir.Value:
-    """The largest magnitude of each token, never zero: ``(…, 1)`` of ``(…, K)``."""
-    last = initializer(nodes.graph, "mapped.last", np.array([-1], np.int64))
-    peak = nodes("ReduceMax", nodes("Abs", x), last, keepdims=1)
-    return nodes("Max", peak, _number(nodes.graph, "tiny", _TINY))
-
-
-def _split(nodes: Nodes, x: ir.Value, turn: list[int]) -> tuple[ir.Value, ir.Value]:
-    """The two parts of an activation ``(…, tokens, K)`` as columns ``(…, K, 2 tokens)``, int8, and
-    the scale of the first ``(…, tokens, 1)``.
-    """
+def _split(nodes: Nodes, steps: ir.Value, turn: list[int]) -> ir.Value:
+    """The two parts of ``(…, tokens, K)`` as columns ``(…, K, 2 tokens)``, int8."""
     graph = nodes.graph
-    peak = token_peaks(nodes, x)
-    scale = nodes("Mul", peak, _number(graph, "step", 1 / _LARGEST))
-    steps = nodes("Div", x, scale)
-    coarse = nodes("Round", steps)
-    rest = nodes("Mul", nodes("Sub", steps, coarse), _number(graph, "finer", _FINER))
-    rows = nodes("Concat", coarse, nodes("Round", rest), axis=len(turn) - 2)
-    return nodes("Transpose", nodes("Cast", rows, to=ir.DataType.INT8), perm=turn), scale
+    rest = nodes("Sub", steps, nodes("Round", steps))
+    fine = nodes("Mul", rest, _number(graph, "finer", _FINER))
+    rows = nodes("Concat", steps, fine, axis=len(turn) - 2)
+    whole = initializer(graph, "mapped.whole", np.array(0, np.int8))
+    codes = nodes("QuantizeLinear", rows, _number(graph, "one", 1), whole)
+    return nodes("Transpose", codes, perm=turn)

@@ -13,7 +13,9 @@ import onnx_ir as ir
 from edgetie.passes._base import initializer
 from edgetie.quantize.forms import Form, Matrix, Nodes, Span
 from edgetie.quantize.grid import Array, Grid
-from edgetie.quantize.mapped import Mapped, token_peaks
+from edgetie.quantize.mapped import LARGEST, Mapped
+
+_TINY = 1e-30  # in the place of zero, of tokens that are all zeros
 
 
 class Dynamic(Form):
@@ -44,7 +46,7 @@ class Dynamic(Form):
     def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
         nodes = Nodes(matrix.graph)
         if x not in self._rounded:
-            peak = token_peaks(nodes, x)
+            peak = _peaks(nodes, x)
             rounded = ir.node("DynamicQuantizeLinear", [nodes("Div", x, peak)], num_outputs=3)
             nodes.append(rounded)
             self._rounded[x] = (peak, *rounded.outputs)
@@ -70,9 +72,25 @@ class PlainTable(Mapped):
         nodes("Mul", nodes("Sub", rows, middle), scales)
         return nodes
 
+    def _steps(self, nodes: Nodes, x: ir.Value, columns: int) -> tuple[ir.Value, ir.Value]:
+        largest = initializer(nodes.graph, "table.largest", np.array(LARGEST, np.float32))
+        in_one = nodes("Div", largest, _peaks(nodes, x))
+        return nodes("Mul", x, in_one), in_one
+
+    def _scales(self, matrix: Matrix) -> ir.Value:
+        return matrix.row_scales()
+
     def _sums(self, nodes: Nodes, matrix: Matrix, columns: ir.Value, zero: ir.Value) -> ir.Value:
         sums = nodes("MatMulInteger", matrix.codes, columns, zero)
         return nodes("Cast", sums, to=ir.DataType.FLOAT)
+
+
+def _peaks(nodes: Nodes, x: ir.Value) -> ir.Value:
+    """The largest magnitude of each token, never zero: ``(…, 1)`` of ``(…, K)``."""
+    graph = nodes.graph
+    last = initializer(graph, "plain.last", np.array([-1], np.int64))
+    peak = nodes("ReduceMax", nodes("Abs", x), last, keepdims=1)
+    return nodes("Max", peak, initializer(graph, "plain.tiny", np.array(_TINY, np.float32)))
 
 
 def columns_first(matrix: Matrix) -> Array:

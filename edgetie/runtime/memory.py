@@ -113,6 +113,10 @@ class MappedFiles:
                 ]
         return result
 
+    def keep_written(self) -> None:
+        """Leave out mappings that this process has written to."""
+        self._ranges = [row for row in self._ranges if row[2] == mmap.MADV_DONTNEED]
+
     def release(self) -> None:
         """Let go of the resident pages; those that are needed again are read again."""
         if self._ranges:
@@ -141,6 +145,17 @@ def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
     before = files.resident_bytes()
     files.release()
     return max(0, before - files.resident_bytes())
+
+
+def release_code(library: str | os.PathLike[str]) -> None:
+    """Let go of a loaded library's code; what is needed again is read again.
+
+    Two thirds of ONNX Runtime's code that is resident when a session has started only starts one:
+    10 MB.
+    """
+    files = MappedFiles([library])
+    files.keep_written()
+    files.release()
 
 
 def release_heap() -> None:

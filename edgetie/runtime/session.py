@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgetie.bundle import Bundle, external_data_files, open_bundle
 from edgetie.errors import BundleError, ProviderError
 from edgetie.runtime.graph import without_last_token
-from edgetie.runtime.memory import MappedFiles, release_heap
+from edgetie.runtime.memory import MappedFiles, release_code, release_heap
 from edgetie.runtime.providers import Provider, resolve
 
 PAST = "past_key_values."
@@ -164,6 +165,7 @@ def open_session(
     files = MappedFiles(external_data_files(bundle.model_path)) if release else None
     if files is not None:
         files.release()
+        release_code(onnxruntime_pybind11_state.__file__)
         release_heap()  # weights are packed in memory of which some is left over
     return Session(
         bundle=bundle,
