@@ -6,10 +6,7 @@ that both meet the same state of the machine; results are medians over the runs.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from edgetie.bundle import Bundle, open_bundle
-from edgetie.errors import BundleError
+from edgetie.harness.environments import ask, environment_of
 from edgetie.harness.proof import TieStatus, tie_status
 from edgetie.harness.thresholds import precision_of
-from edgetie.harness.worker import Job, Run, raise_error
+from edgetie.harness.worker import Job, Run
 from edgetie.report.progress import Progress, Stages
-from edgetie.runtime.providers import resolve
+from edgetie.runtime.providers import find
 
 _RATIOS = (
     "load_seconds",
@@ -147,7 +144,8 @@ def bench(
             ever measured on another one instead.
     """
     progress = progress or Stages()
-    row = resolve(provider)
+    row = find(provider)
+    environment_of(row)  # raises where there is none
     paths = [Path(path) for path in (bundle, against) if path is not None]
     opened = [open_bundle(path) for path in paths]
     jobs = [Job(str(path), row.name, threads, prompt_tokens, new_tokens) for path in paths]
@@ -189,23 +187,7 @@ def run_worker(job: Job) -> Run:
         EdgetieError: what the process reported.
         BundleError: if it ended without reporting anything.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "edgetie.harness.worker"],
-        input=json.dumps(asdict(job)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        lines = done.stderr.strip().splitlines()
-        how = f"signal {-done.returncode}" if done.returncode < 0 else (lines or ["no output"])[-1]
-        hint = " (out of memory?)" if done.returncode == -9 else ""
-        raise BundleError(f"{job.path}: the measuring process ended with {how}{hint}") from None
-    if "error" in answer:
-        raise_error(answer["error"])
-    return Run(**answer)
+    return Run(**ask(job.provider, "edgetie.harness.worker", asdict(job), job.path))
 
 
 def _values(run: Run) -> dict[str, float]:

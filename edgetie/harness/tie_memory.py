@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.errors import BundleError
+from edgetie.harness.environments import ask
 from edgetie.ties import TieGroup
 
 MIN_BYTES = 8 << 20
@@ -59,19 +58,8 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
         "folder": str(Path(tensor.base_dir).resolve()),
         "data": str((Path(tensor.base_dir) / tensor.location).resolve()),
         "feeds": feeds,
-        "provider": provider,
     }
-    answer = subprocess.run(
-        [sys.executable, "-m", "edgetie.harness.tie_memory"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if answer.returncode != 0:
-        reason = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BundleError(f"{group.name}: its memory cannot be measured ({reason})")
-    return TieMemory(**json.loads(answer.stdout))
+    return TieMemory(**ask(provider, "edgetie.harness.tie_memory", request, group.name))
 
 
 def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]] | None:

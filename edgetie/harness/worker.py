@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import edgetie.errors
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.environment import latency_problem
 from edgetie.harness.samples import random_ids
@@ -210,11 +209,6 @@ def main() -> None:
         answer = {"error": {"type": type(error).__name__, "message": str(error)}}
     with result:
         json.dump(answer, result)
-
-
-def raise_error(answer: dict[str, str]) -> None:
-    """Raise in the calling process what the worker reported."""
-    raise getattr(edgetie.errors, answer["type"], BundleError)(answer["message"])
 
 
 if __name__ == "__main__":

@@ -60,7 +60,10 @@ class Static(Form):
             codes = nodes("QuantizeLinear", x, scale, zero)
             self._rounded[x] = nodes("DequantizeLinear", codes, scale, zero)
         axis = 0 if self.table else 1
-        weights = nodes("DequantizeLinear", matrix.codes, matrix.row_scales(), axis=axis)
+        zeros = initializer(
+            matrix.graph, f"{matrix.label}.zeros", np.zeros(matrix.rows, np.int8)
+        )  # that are left out, some runtimes take for uint8
+        weights = nodes("DequantizeLinear", matrix.codes, matrix.row_scales(), zeros, axis=axis)
         if self.table:
             weights = nodes("Transpose", weights, perm=[1, 0])
         result = nodes("MatMul", self._rounded.get(x, x), weights)

@@ -1,0 +1,237 @@
+"""Environments of their own, for providers whose packages exclude each other or this machine.
+
+Each wheel of ONNX Runtime (plain, OpenVINO's, CUDA's) installs the same module, so a process has
+one of them. A provider that this process lacks runs in the interpreter of another environment,
+below the cache directory, which :func:`install` makes once from the package index. edgetie's own
+code is read from where it lies here; it needs numpy, onnx, tokenizers and an onnxruntime there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import edgetie.errors
+from edgetie.errors import BundleError, ProviderError
+from edgetie.report.progress import Progress, Stages
+from edgetie.runtime.providers import PROVIDERS, Provider, find, missing
+from edgetie.sources.demo import cache_directory
+
+_FLAGS = "{flags}"
+_FILE = "environment.json"
+
+_START = """
+import importlib.util, runpy, sys
+folder = sys.argv[1]
+spec = importlib.util.spec_from_file_location(
+    "edgetie", folder + "/__init__.py", submodule_search_locations=[folder]
+)
+sys.modules["edgetie"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["edgetie"])
+runpy.run_module(sys.argv[2], run_name="__main__")
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """How a Python is started.
+
+    Attributes:
+        command: of its interpreter; ``{flags}`` stands where a provider's flags go.
+        variables: of the environment, besides those of this process.
+    """
+
+    command: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, module: str, flags: tuple[str, ...] = ()) -> tuple[list[str], dict[str, str]]:
+        """The command that runs a module of edgetie, and its environment variables."""
+        command: list[str] = []
+        for part in self.command:
+            command += flags if part == _FLAGS else (part,)
+        folder = str(Path(edgetie.__file__).resolve().parent)
+        return [*command, "-c", _START, folder, module], {**os.environ, **self.variables}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an environment is made.
+
+    Attributes:
+        words: what it is.
+        make: makes it in an empty directory.
+    """
+
+    words: str
+    make: Callable[[Path, Progress], Environment]
+
+
+def wheels(*packages: str) -> Callable[[Path, Progress], Environment]:
+    """A recipe: a virtual environment with these packages."""
+
+    def make(directory: Path, progress: Progress) -> Environment:
+        progress.stage(f"Installing {packages[0]}")
+        folder = "Scripts" if sys.platform == "win32" else "bin"
+        python = directory / "python" / folder / "python"
+        needed = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2")
+        for command in (
+            [sys.executable, "-m", "venv", str(directory / "python")],
+            [str(python), "-m", "pip", "install", "--quiet", *packages, *needed],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise ProviderError(f"{packages[0]}: cannot be installed ({last})")
+        return Environment((str(python),))
+
+    return make
+
+
+RECIPES: dict[str, Recipe] = {
+    "openvino": Recipe("onnxruntime with OpenVINO", wheels("onnxruntime-openvino>=1.24")),
+}
+"""By the names that :data:`edgetie.runtime.PROVIDERS` use."""
+
+
+def directory(name: str) -> Path:
+    """Where the environment called ``name`` is, or would be."""
+    return cache_directory() / "environments" / name
+
+
+def install(provider: str, progress: Progress | None = None) -> Environment:
+    """Make the environment of a provider; one that is there already is made anew.
+
+    Raises:
+        ProviderError: if the provider has none, or it cannot be made.
+    """
+    row = find(provider)
+    if not row.environment:
+        raise ProviderError(
+            f"--install {row.name}: has no environment that can be made; it comes with "
+            f"{row.package}"
+        )
+    target = directory(row.environment)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    try:
+        made = RECIPES[row.environment].make(target, progress or Stages())
+        (target / _FILE).write_text(json.dumps(asdict(made)), encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return made
+
+
+def environment_of(row: Provider) -> Environment | None:
+    """Where ``row`` can be had: ``None`` is this process's own interpreter.
+
+    Raises:
+        ProviderError: if it can be had nowhere; the message says what to do.
+    """
+    why = missing(row)
+    if why is None:
+        return None
+    try:
+        found = json.loads((directory(row.environment) / _FILE).read_text(encoding="utf-8"))
+    except OSError:
+        raise ProviderError(f"--provider {row.name}: {why}") from None
+    return Environment(tuple(found["command"]), found["variables"])
+
+
+def start(
+    provider: str, module: str, *, interactive: bool = False
+) -> tuple[subprocess.Popen[str], str]:
+    """A process that runs a module of edgetie where a provider can be had.
+
+    Its stdin and stdout are pipes, its stderr is one unless it is ``interactive``.
+
+    Returns:
+        It, and what the provider is called there.
+
+    Raises:
+        ProviderError: if it can be had nowhere.
+    """
+    row = find(provider)
+    environment = environment_of(row)
+    if environment is None:
+        command, variables = [sys.executable, "-m", module], dict(os.environ)
+    else:
+        command, variables = environment.run(module, row.flags)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if interactive else subprocess.PIPE,
+        text=True,
+        env=variables,
+    )
+    return process, row.inside or row.name
+
+
+def ask(provider: str, module: str, request: dict[str, Any], what: str) -> Any:
+    """Start a module, give it a request as JSON and read its answer.
+
+    Args:
+        provider: where it runs; the request's ``provider`` becomes what that is called there.
+        module: reads JSON on stdin, writes JSON on stdout, or ``{"error": {"type", "message"}}``.
+        request: for it.
+        what: what was asked about, for errors.
+
+    Raises:
+        EdgetieError: what the process reported.
+        BundleError: if it ended without reporting anything.
+    """
+    process, name = start(provider, module)
+    out, err = process.communicate(json.dumps({**request, "provider": name}))
+    try:
+        answer = json.loads(out)
+    except ValueError:
+        lines, code = err.strip().splitlines(), process.returncode
+        how = f"signal {-code}" if code < 0 else (lines or ["no output"])[-1]
+        hint = " (out of memory?)" if code == -9 else ""
+        raise BundleError(f"{what}: the measuring process ended with {how}{hint}") from None
+    if isinstance(answer, dict) and "error" in answer:
+        raise_error(answer["error"])
+    return answer
+
+
+def raise_error(error: Mapping[str, str]) -> None:
+    """Raise in this process what another one reported."""
+    raise getattr(edgetie.errors, error["type"], BundleError)(error["message"])
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a provider can be had.
+
+    Attributes:
+        row: the provider.
+        where: ``here``, ``its own environment``, or empty.
+        problem: why it cannot; empty if it can.
+    """
+
+    row: Provider
+    where: str
+    problem: str
+
+
+def availability() -> list[Availability]:
+    """Every provider: whether and where it can be had, and why not."""
+    found = []
+    for row in PROVIDERS.values():
+        try:
+            environment = environment_of(row)
+        except ProviderError as error:
+            found.append(Availability(row, "", str(error).partition(": ")[2]))
+        else:
+            where = "here" if environment is None else "its own environment"
+            found.append(Availability(row, where, ""))
+    return found
