@@ -12,13 +12,14 @@ from . import common
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@common.provider_option
+@common.providers_options
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
-    default=128,
+    multiple=True,
+    default=[128],
     show_default=True,
-    help="Tokens of the prompt.",
+    help="Tokens of the prompt; several times for a sweep.",
 )
 @click.option(
     "--new-tokens",
@@ -26,6 +27,14 @@ from . import common
     default=64,
     show_default=True,
     help="Tokens to generate; decode speed counts from the second on.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=[1],
+    show_default=True,
+    help="Prompts at a time; several times for a sweep.",
 )
 @common.threads_option
 @click.option(
@@ -42,6 +51,17 @@ from . import common
     help="Another bundle, ONNX directory or .onnx file, measured in turn with BUNDLE.",
 )
 @click.option(
+    "--reference",
+    metavar="REF",
+    help="Measure accuracy on each provider as well, against this bundle or torch model.",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Write tables and plots into one page that needs nothing else.",
+)
+@click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.png",
@@ -50,12 +70,16 @@ from . import common
 @common.output_options
 def command(
     bundle: Path,
-    provider: str,
-    prompt_tokens: int,
+    providers: tuple[str, ...],
+    strict: bool,
+    prompt_tokens: tuple[int, ...],
     new_tokens: int,
+    batch: tuple[int, ...],
     threads: int | None,
     repeat: int,
     against: Path | None,
+    reference: str | None,
+    html: Path | None,
     plot: Path | None,
     as_json: bool,
     quiet: bool,
@@ -64,39 +88,64 @@ def command(
 
     Every run is a fresh process. Memory is counted over what the process had after imports; the
     first run is timed apart and a warm-up is not counted. An absent provider is an error: nothing
-    is measured on the CPU instead.
+    is measured on the CPU instead. Under emulation no time is reported.
 
     \b
     edgetie bench int8
     edgetie bench int8 --against fp32 --plot bench.png
-    edgetie bench int8 --threads 4 --prompt-tokens 512 --json
+    edgetie bench int8 --provider cpu --provider openvino --reference fp32 --html report.html
+    edgetie bench int8 --prompt-tokens 128 --prompt-tokens 1024 --batch 1 --batch 4
     """
+    from edgetie.harness.accuracy import check
     from edgetie.harness.latency import bench
+    from edgetie.harness.references import resolve_reference
     from edgetie.report import plots
+    from edgetie.report.html import write_html
     from edgetie.report.progress import live
-    from edgetie.report.tables import print_tables, resource_table, speed_table
+    from edgetie.report.tables import accuracy_table, print_tables, resource_table, speed_table
+    from edgetie.runtime.session import placed
 
-    if plot is not None:
-        plots.require_matplotlib()
-        if not os.access(plot.parent, os.W_OK):
-            raise click.UsageError(f"--plot {plot}: {plot.parent} is no directory to write to")
+    for option, file in (("--plot", plot), ("--html", html)):
+        if file is not None:
+            plots.require_matplotlib()
+            if not os.access(file.parent, os.W_OK):
+                raise click.UsageError(
+                    f"{option} {file}: {file.parent} is no directory to write to"
+                )
     with live(quiet) as progress:
+        right = None if reference is None else resolve_reference(reference)
         report = bench(
             bundle,
-            provider=provider,
+            provider=providers,
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
+            batch=batch,
             threads=threads,
             repeat=repeat,
             against=against,
-            timeline=plot is not None,
+            strict=strict,
+            timeline=plot is not None or html is not None,
             progress=progress,
         )
+        accuracy = [
+            check(bundle, right, provider=provider, threads=threads, progress=progress)
+            for provider in providers
+            if right is not None
+        ]
     if plot is not None:
         plots.plot_latency(report, plot)
+    if html is not None:
+        write_html(report, accuracy, html)
     if as_json:
-        common.print_json(report.to_dict())
+        found = [each.to_dict() for each in accuracy]
+        common.print_json(report.to_dict() | ({"accuracy": found} if found else {}))
     elif not quiet:
-        print_tables(speed_table(report), resource_table(report))
-    if report.latency_problem and not quiet:
-        click.echo(f"edgetie: speeds are not valid: {report.latency_problem}", err=True)
+        tables = [accuracy_table(*accuracy)] if accuracy else []
+        print_tables(speed_table(report), resource_table(report), *tables)
+    for each in (report, *report.others):
+        if each.elsewhere and not quiet:
+            left = placed(each.nodes_per_provider, each.elsewhere)
+            click.echo(f"edgetie: {each.provider} leaves {left}", err=True)
+        if each.latency_problem and not quiet:
+            problem = each.latency_problem
+            click.echo(f"edgetie: {each.provider}: speeds are not valid: {problem}", err=True)

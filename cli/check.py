@@ -21,7 +21,7 @@ _CHARACTERS_PER_TOKEN = 16
     help="What is right: a torch model (directory, hub id, .gguf, module:function), "
     "another bundle or an .onnx file.",
 )
-@common.provider_option
+@common.providers_options
 @common.threads_option
 @click.option(
     "--text",
@@ -53,7 +53,8 @@ _CHARACTERS_PER_TOKEN = 16
 def command(
     bundle: Path,
     reference: str,
-    provider: str,
+    providers: tuple[str, ...],
+    strict: bool,
     threads: int | None,
     text: Path | None,
     max_tokens: int,
@@ -75,7 +76,7 @@ def command(
     \b
     edgetie check fp32 --reference SmolLM2-135M
     edgetie check int8 --reference fp32 --text book.txt --max-tokens 8192
-    edgetie check int8 --reference fp32 --min-top1 0.97 --json
+    edgetie check int8 --reference fp32 --provider cpu --provider openvino
     """
     from edgetie.bundle import open_bundle
     from edgetie.harness.accuracy import check
@@ -98,24 +99,32 @@ def command(
     )
     with live(quiet) as progress:
         progress.stage("Opening the reference")
-        report = check(
-            opened,
-            resolve_reference(
-                reference, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-            ),
-            provider=provider,
-            threads=threads,
-            text=words,
-            max_tokens=max_tokens,
-            thresholds=thresholds,
-            progress=progress,
+        right = resolve_reference(
+            reference, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
         )
+        reports = [
+            check(
+                opened,
+                right,
+                provider=provider,
+                threads=threads,
+                strict=strict,
+                text=words,
+                max_tokens=max_tokens,
+                thresholds=thresholds,
+                progress=progress,
+            )
+            for provider in providers
+        ]
+    report, *others = reports
     if as_json:
-        common.print_json(report.to_dict())
+        common.print_json(report.to_dict() | {"others": [each.to_dict() for each in others]})
     elif not quiet:
         click.echo(f"{report.bundle} ({report.precision}) against {report.reference}")
         click.echo(f"on {report.data}")
-        print_tables(accuracy_table(report))
-    for failure in report.failures.values():
-        click.echo(f"edgetie: {failure}", err=True)
-    return 0 if report.passed else 1
+        print_tables(accuracy_table(report, *others))
+    for each in reports:
+        for failure in each.failures.values():
+            where = f"{each.provider}: " if others else ""
+            click.echo(f"edgetie: {where}{failure}", err=True)
+    return 0 if all(each.passed for each in reports) else 1

@@ -46,6 +46,22 @@ def provider_option(function: F) -> F:
     )(function)
 
 
+def providers_options(function: F) -> F:
+    """Add ``--provider``, several times (``providers``), and ``--strict``."""
+    function = click.option(
+        "--strict", is_flag=True, help="Fail where a provider leaves nodes to another one."
+    )(function)
+    return click.option(
+        "--provider",
+        "providers",
+        multiple=True,
+        default=["cpu"],
+        show_default=True,
+        help="Execution provider to run on, several times for a comparison; an absent one is an "
+        "error, never a fallback. See edgetie providers.",
+    )(function)
+
+
 def threads_option(function: F) -> F:
     """Add ``--threads``."""
     return click.option(

@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "Tie groups, copies of shared weights, sizes.",
     "check": "Accuracy against torch or another bundle.",
     "bench": "Load time, latency, tokens per second, memory.",
+    "providers": "Execution providers: which can be had, and why not.",
     "generate": "Stream text from a bundle.",
 }
 """Each command lives in the file of its name; it is imported when it is called."""

@@ -20,11 +20,13 @@ from edgetie.errors import BundleError, SourceError
 from edgetie.harness import samples
 from edgetie.harness.metrics import LogitErrors, PredictionErrors, common_prefix
 from edgetie.harness.references import BundleReference, Reference, resolve_reference
+from edgetie.harness.remote import RemoteReference, open_reference
 from edgetie.harness.thresholds import Thresholds, default_thresholds, precision_of
 from edgetie.report.progress import Progress, Stages
 from edgetie.runtime.tokenizer import TOKENIZER, Tokenizer
 
 Ids = npt.NDArray[np.int64]
+_Model = BundleReference | RemoteReference
 
 _PROMPT_TOKENS = 32
 _SMALLEST_WINDOW = 16
@@ -57,6 +59,8 @@ class AccuracyReport:
             encoder-decoder model all of them, the text being what both sides read.
         perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction.
         perplexity_increase_error: its standard error over the choice of text.
+        nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
+        elsewhere: by operator, those that run elsewhere than on ``provider``.
         thresholds: the limits applied.
         failures: a sentence for each metric that broke its limit, by field name; a list in JSON.
     """
@@ -79,6 +83,8 @@ class AccuracyReport:
     reference_perplexity: float
     perplexity_increase: float
     perplexity_increase_error: float
+    nodes_per_provider: dict[str, int]
+    elsewhere: dict[str, int]
     thresholds: Thresholds
     failures: dict[str, str]
 
@@ -101,6 +107,7 @@ def check(
     *,
     provider: str = "cpu",
     threads: int | None = None,
+    strict: bool = False,
     text: str | None = None,
     max_tokens: int = 2048,
     window: int = 512,
@@ -115,8 +122,11 @@ def check(
         bundle: a bundle or ONNX decoder, or a path to one.
         reference: a :class:`~edgetie.harness.references.Reference`, or text that
             :func:`~edgetie.harness.references.resolve_reference` opens.
-        provider: execution provider of the bundle; the reference chose its own.
+        provider: execution provider of the bundle; the reference chose its own. One that this
+            onnxruntime lacks runs in an environment of its own
+            (:mod:`edgetie.harness.environments`).
         threads: intra-op threads of the bundle.
+        strict: fail where the provider leaves nodes to another one.
         text: what to measure on, cut into windows of ``window`` tokens. Without it: a built-in
             text for everything, and seeded random ids for the logit errors. A bundle without
             tokenizer is measured on the random ids alone. A model that hears reads noise before
@@ -139,7 +149,27 @@ def check(
         progress.stage("Opening the reference")
         reference = resolve_reference(reference)
     progress.stage("Opening the bundle")
-    actual = BundleReference(opened, provider=provider, threads=threads)
+    with open_reference(opened, provider=provider, threads=threads, strict=strict) as actual:
+        return _compare(
+            actual, reference, provider, text, max_tokens, window, greedy_prompts, greedy_tokens,
+            thresholds or Thresholds(), progress,
+        )  # fmt: skip
+
+
+def _compare(
+    actual: _Model,
+    reference: Reference,
+    provider: str,
+    text: str | None,
+    max_tokens: int,
+    window: int,
+    greedy_prompts: int,
+    greedy_tokens: int,
+    thresholds: Thresholds,
+    progress: Progress,
+) -> AccuracyReport:
+    """Run both and hold the one against the other."""
+    opened = actual.bundle
     vocab_size = _common_vocabulary(actual, reference)
     window = _usable_window(actual, reference, window)
     data = _choose_data(opened, text, max_tokens, vocab_size)
@@ -161,7 +191,7 @@ def check(
 
     precision = precision_of(opened)
     sure = data.is_text and not actual.hears  # nothing is said in noise
-    limits = default_thresholds(precision, on_text=sure).override(thresholds or Thresholds())
+    limits = default_thresholds(precision, on_text=sure).override(thresholds)
     failures = limits.failures(
         relative_error=errors.relative_error,
         mean_kl_divergence=predictions.mean_kl_divergence,
@@ -192,6 +222,8 @@ def check(
         reference_perplexity=predictions.reference_perplexity,
         perplexity_increase=predictions.perplexity_increase,
         perplexity_increase_error=predictions.perplexity_increase_error,
+        nodes_per_provider=actual.nodes_per_provider,
+        elsewhere=actual.elsewhere,
         thresholds=limits,
         failures=failures,
     )
@@ -284,7 +316,7 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
     return _Data(words, True, ids, random, *special)
 
 
-def _usable_window(bundle: BundleReference, reference: Reference, window: int) -> int:
+def _usable_window(bundle: _Model, reference: Reference, window: int) -> int:
     """The window, or what both models take: the manifest tells, else it is halved until it fits."""
     longest = bundle.longest
     if longest is not None:
@@ -301,7 +333,7 @@ def _usable_window(bundle: BundleReference, reference: Reference, window: int) -
             return window
 
 
-def _common_vocabulary(bundle: BundleReference, reference: Reference) -> int:
+def _common_vocabulary(bundle: _Model, reference: Reference) -> int:
     one = np.zeros((1, 1), np.int64)
     mine, theirs = len(bundle.logits(one)[0]), len(reference.logits(one)[0])
     if mine != theirs:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import edgetie.errors
-from edgetie.errors import BundleError, ProviderError
+from edgetie.errors import BundleError, EdgetieError, ProviderError
 from edgetie.report.progress import Progress, Stages
 from edgetie.runtime.providers import PROVIDERS, Provider, find, missing
 from edgetie.sources.demo import cache_directory
@@ -214,7 +214,7 @@ class Availability:
 
     Attributes:
         row: the provider.
-        where: ``here``, ``its own environment``, or empty.
+        where: it starts: ``here``, ``in its environment``, or empty: nowhere.
         problem: why it cannot; empty if it can.
     """
 
@@ -222,16 +222,21 @@ class Availability:
     where: str
     problem: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
 
 def availability() -> list[Availability]:
-    """Every provider: whether and where it can be had, and why not."""
+    """Every provider: whether it starts, where, and why not. Those at hand are tried."""
     found = []
     for row in PROVIDERS.values():
         try:
             environment = environment_of(row)
-        except ProviderError as error:
-            found.append(Availability(row, "", str(error).partition(": ")[2]))
+            ask(row.name, "edgetie.harness.probe", {}, row.name)
+        except EdgetieError as error:
+            found.append(Availability(row, "", str(error).removeprefix(f"--provider {row.name}: ")))
         else:
-            where = "here" if environment is None else "its own environment"
+            where = "here" if environment is None else "in its environment"
             found.append(Availability(row, where, ""))
     return found

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgetie.bundle import Bundle, open_bundle
 from edgetie.content import byte_range, equal_groups
+from edgetie.errors import EdgetieError
 from edgetie.harness.tie_memory import TieMemory, measure_tie
 from edgetie.report.progress import Stages
 from edgetie.runtime.session import write_optimized
@@ -109,8 +110,7 @@ def inspect(
         resident = _resident(models, group, provider)
         memory = None
         if resident is not None:
-            total = resident.anonymous + resident.file_mapped
-            memory = max(1, round(total / group.bytes))
+            memory = _times(resident, group)
             private = resident.anonymous / group.bytes
             if memory > 1 or private > 0.5:
                 kernels = ", ".join(
@@ -133,6 +133,28 @@ def inspect(
 
 def _packs(op_type: str) -> bool:
     return "MatMul" in op_type or op_type == "Gemm"
+
+
+def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
+    """Copies of the largest tied weight that a session on ``provider`` keeps, measured.
+
+    ``None`` if the manifest names none, or it cannot be measured: see
+    :func:`~edgetie.harness.tie_memory.measure_tie`.
+    """
+    groups = bundle.manifest.ties if bundle.manifest is not None else ()
+    if not groups:
+        return None
+    group = max(groups, key=lambda each: each.bytes)
+    try:
+        models = {path.name: ir.load(path) for path in bundle.model_paths}
+        resident = _resident(models, group, provider)
+    except EdgetieError:  # the provider does not take the piece, or the file is broken
+        return None
+    return None if resident is None else _times(resident, group)
+
+
+def _times(resident: TieMemory, group: TieGroup) -> int:
+    return max(1, round((resident.anonymous + resident.file_mapped) / group.bytes))
 
 
 def _resident(models: Mapping[str, ir.Model], group: TieGroup, provider: str) -> TieMemory | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +147,29 @@ class PredictionErrors:
         mean = (self._nats - self._reference_nats) / self.tokens
         variance = (self._squared_differences - self.tokens * mean**2) / (self.tokens - 1)
         return _exp(mean) * math.sqrt(max(variance, 0.0) / self.tokens)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a value lies, with probability ``level``."""
+
+    low: float
+    high: float
+    level: float
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The confidence interval of a median that needs no distribution, from order statistics.
+
+    The narrowest pair of values as far from either end that hold the true median with at least
+    ``level``; of fewer than six values that is out of reach, and the interval is their range with
+    the level it has. Values must be independent (Conover, Practical Nonparametric Statistics).
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    tails = np.cumsum([math.comb(count, k) for k in range(count)]) / 2.0**count
+    out = max(int(np.searchsorted(2 * tails, 1 - level, side="right")) - 1, 0)  # at either end
+    return Interval(ordered[out], ordered[count - 1 - out], 1 - 2 * float(tails[out]))
 
 
 def common_prefix(expected: list[int], actual: list[int]) -> int:

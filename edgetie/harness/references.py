@@ -58,6 +58,7 @@ class BundleReference:
         bundle: it, or a path to it.
         provider: execution provider.
         threads: intra-op threads; ``None`` takes ONNX Runtime's default.
+        strict: take no provider that leaves nodes to another one.
 
     Raises:
         BundleError: if the bundle cannot be read.
@@ -65,10 +66,17 @@ class BundleReference:
     """
 
     def __init__(
-        self, bundle: str | Path | Bundle, *, provider: str = "cpu", threads: int | None = None
+        self,
+        bundle: str | Path | Bundle,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self.session = open_session(self.bundle, provider=provider, threads=threads, logits="all")
+        self.session = open_session(
+            self.bundle, provider=provider, threads=threads, logits="all", strict=strict
+        )
         if self.bundle.task != "masked-lm":
             decoder_for(self.session, 1, 1, 1)  # raises where the model is no decoder
 
@@ -76,6 +84,16 @@ class BundleReference:
     def name(self) -> str:
         whole = self.bundle.manifest is not None
         return str(self.bundle.directory if whole else self.bundle.model_path)
+
+    @property
+    def nodes_per_provider(self) -> dict[str, int]:
+        """Nodes of the optimized graph, by ONNX Runtime's provider name."""
+        return self.session.nodes_per_provider
+
+    @property
+    def elsewhere(self) -> dict[str, int]:
+        """By operator, nodes that run elsewhere than asked."""
+        return self.session.elsewhere
 
     @property
     def hears(self) -> bool:

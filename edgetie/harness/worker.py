@@ -36,13 +36,17 @@ _SEED = 20240229
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure. ``sample_memory`` adds a timeline, at the price of disturbed latencies."""
+    """What to measure. ``batch`` rows read as many prompts of one length. ``sample_memory`` adds a
+    timeline, at the price of disturbed latencies.
+    """
 
     path: str
     provider: str
     threads: int | None
     prompt_tokens: int
     new_tokens: int
+    batch: int = 1
+    strict: bool = False
     sample_memory: bool = False
 
 
@@ -62,6 +66,7 @@ class Run:
         peak_rss_bytes: largest resident size up to then.
         threads: intra-op threads.
         nodes_per_provider: nodes of the optimized graph, by ONNX Runtime's provider name.
+        elsewhere: by operator, those that run elsewhere than asked.
         latency_problem: why the latencies mean nothing, or ``None``.
         timeline: ``(seconds, anonymous, file-mapped)`` over the baseline, if sampled.
     """
@@ -79,6 +84,7 @@ class Run:
     peak_rss_bytes: int
     threads: int
     nodes_per_provider: dict[str, int]
+    elsewhere: dict[str, int]
     latency_problem: str | None
     timeline: list[tuple[float, int, int]] = field(default_factory=list)
 
@@ -93,7 +99,9 @@ def measure(job: Job) -> Run:
     before = read_memory()
     sampler = MemorySampler() if job.sample_memory else None
     with sampler or nullcontext():
-        session = open_session(job.path, provider=job.provider, threads=job.threads)
+        session = open_session(
+            job.path, provider=job.provider, threads=job.threads, strict=job.strict
+        )
         prompt = _Prompt(session, job)
         try:
             first_run_ms = _generate(prompt, 1)[0]
@@ -122,6 +130,7 @@ def measure(job: Job) -> Run:
         peak_rss_bytes=after.peak - before.rss,
         threads=session.threads,
         nodes_per_provider=session.nodes_per_provider,
+        elsewhere=session.elsewhere,
         latency_problem=latency_problem(job.provider),
         timeline=timeline,
     )
@@ -143,17 +152,20 @@ class _Prompt:
 
     def __init__(self, session: Session, job: Job) -> None:
         self._session = session
-        self._ids = random_ids(job.prompt_tokens, _vocabulary(session))[None]
+        count = job.batch * job.prompt_tokens
+        self._ids = random_ids(count, _vocabulary(session)).reshape(job.batch, -1)
         self._length = job.prompt_tokens + job.new_tokens
         self._source: dict[str, npt.NDArray[Any]] = {}
         self._hears = False
         if session.encoder is not None:
             self._hears = session.encoder.get_inputs()[0].name != "input_ids"
             self._source = {"input_ids": self._ids, "attention_mask": np.ones_like(self._ids)}
+        if self._hears and job.batch > 1:
+            raise BundleError(f"{job.path}: hears; --batch above 1 is for models that read text")
         if self._hears:
             self._source = noise(session.encoder, np.random.default_rng(_SEED))
         ids = self._ids if session.encoder is None or session.cross else self._heard()[0]
-        self.decoder = decoder_for(session, 1, ids.shape[1], job.new_tokens)
+        self.decoder = decoder_for(session, job.batch, ids.shape[1], job.new_tokens)
         self.tokens = int(ids.shape[1])
         if self._hears and isinstance(self.decoder, Seq2SeqDecoder):
             self.tokens = len(self.decoder.start)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.report.tables import models_of, short_name
+from edgetie.report.tables import models_of, titles
 
 if TYPE_CHECKING:
     from edgetie.harness.latency import LatencyReport
 
-DARK = ("#0f766e", "#b45309")
-_LIGHT = ("#7cc6bf", "#f0c089")
+DARK = ("#0f766e", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#6d28d9")
+_LIGHT = ("#7cc6bf", "#f0c089", "#a3bdf7", "#f3a8cb", "#c3dd93", "#c9b3f5")
 _INK = "#1f2933"
 _FAINT = "#e3e7eb"
 
@@ -62,7 +62,7 @@ def plot_latency(report: LatencyReport, path: Path) -> None:
         EdgetieError: if matplotlib is not installed.
         BundleError: if the file cannot be written.
     """
-    models = models_of(report)
+    models = models_of(report)[: len(DARK)]
     with figure_for(path, width=15, height=4.8) as figure:
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
         left, middle, right = figure.subfigures(1, 3, width_ratios=(1.05, 1.05, 0.9))
@@ -70,6 +70,37 @@ def plot_latency(report: LatencyReport, path: Path) -> None:
         _draw_memory(middle, models)
         _draw_bars(right, models)
         figure.suptitle(_title(report), x=0.012, ha="left", fontsize=10, color="#52606d")
+
+
+def plot_sweep(report: LatencyReport, path: Path) -> None:
+    """Draw how speeds change with the prompt's length, a line for each batch and model.
+
+    Raises:
+        EdgetieError: if matplotlib is not installed.
+        BundleError: if the file cannot be written.
+    """
+    models = models_of(report)[: len(DARK)]
+    with figure_for(path, width=12, height=4) as figure:
+        for axes, (field, name) in zip(
+            figure.subplots(1, 2),
+            (("prefill_tokens_per_second", "Prefill"), ("decode_tokens_per_second", "Decode")),
+            strict=True,
+        ):
+            for index, model in enumerate(models):
+                points = [model, *model.sweep]
+                for turn, batch in enumerate(sorted({point.batch for point in points})):
+                    line = sorted((p.prompt_tokens, getattr(p, field)) for p in points
+                                  if p.batch == batch)  # fmt: skip
+                    axes.plot(
+                        *zip(*line, strict=True),
+                        color=DARK[index],
+                        marker="os^Dv"[turn % 5],
+                        ls=("-", "--", ":", "-.")[turn % 4],
+                        label=f"{titles(models)[index]}, batch {batch}",
+                    )
+            axes.set(title=name, xlabel="tokens of the prompt", ylabel="tokens/s")
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+            axes.legend(fontsize=8.5)
 
 
 @contextmanager
@@ -111,7 +142,7 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
         if len(model.runs) > 1:
             axes.fill_between(positions, low, high, color=_LIGHT[index], alpha=0.35, lw=0)
         medians = [statistics.median(column) for column in columns]
-        axes.plot(positions, medians, color=DARK[index], lw=1.8, label=short_name(model.model))
+        axes.plot(positions, medians, color=DARK[index], lw=1.8, label=titles(models)[index])
     axes.set(title="Latency of a token", xlabel="position in the sequence", ylabel="ms")
     axes.margins(x=0.01)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
@@ -132,7 +163,7 @@ def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
             seconds,
             [max(value, 0) / 1e6 for value in anonymous],
             [max(value, 0) / 1e6 for value in mapped],
-            labels=(f"{short_name(model.model)}, private", "file-mapped"),
+            labels=(f"{titles(models)[index]}, private", "file-mapped"),
             colors=(DARK[index], _LIGHT[index]),
         )
         axes.axvline(model.sampled.load_seconds, ymax=0.8, color=_INK, lw=1, ls=":")
@@ -167,7 +198,7 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
                 start += value
             axes.text(start + longest * 0.02, index, f"{start:,.1f} {unit}", va="center")
         axes.set_xlim(0, longest * 1.4)
-        axes.set_yticks(range(len(models)), [short_name(model.model) for model in models])
+        axes.set_yticks(range(len(models)), titles(models))
         axes.set_ylim(len(models) - 0.2, -0.8)
         axes.grid(False)
         axes.xaxis.set_visible(False)

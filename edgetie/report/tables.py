@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 
+_TIMES = {
+    "load_seconds",
+    "first_run_ms",
+    "encode_ms",
+    "prefill_ms",
+    "decode_tokens_per_second",
+}
+"""Fields that say nothing where hardware is emulated."""
+
 
 @dataclass
 class Table:
@@ -75,51 +84,62 @@ def print_tables(*tables: Table) -> None:
 _STYLES = {"ok": "green", "FAIL": "bold red"}
 
 
-def accuracy_table(report: AccuracyReport) -> Table:
-    """One line a metric: its value, its limit and whether it is kept."""
-    limits = report.thresholds
-    increase = _percent(report.perplexity_increase)
-    if not math.isnan(report.perplexity_increase_error):
-        increase += f" ± {_percent(report.perplexity_increase_error)}"
-    rows = []
-    for field, name, value, sign, limit in (
-        ("max_abs_error", "largest logit error", _scientific(report.max_abs_error), "", ""),
-        ("", "mean logit error", _scientific(report.mean_abs_error), "", ""),
+def accuracy_table(*reports: AccuracyReport) -> Table:
+    """One line a metric: its value on each provider, its limit and whether all keep it."""
+    limits = reports[0].thresholds
+    metrics: list[tuple[str, str, Callable[[AccuracyReport], str], str, str]] = [
+        ("max_abs_error", "largest logit error", lambda r: _scientific(r.max_abs_error), "", ""),
+        ("", "mean logit error", lambda r: _scientific(r.mean_abs_error), "", ""),
         (
             "relative_error",
             "largest error / largest logit",
-            _scientific(report.relative_error),
+            lambda r: _scientific(r.relative_error),
             "≤",
             _limit(limits.max_relative_error, _scientific),
         ),
         (
             "mean_kl_divergence",
             "KL divergence, nats a token",
-            _scientific(report.mean_kl_divergence),
+            lambda r: _scientific(r.mean_kl_divergence),
             "≤",
             _limit(limits.max_kl, _scientific),
         ),
         (
             "top1_agreement",
             "top-1 agreement",
-            f"{_percent(report.top1_agreement)} ± {_percent(report.top1_agreement_error)}",
+            lambda r: _with_error(r.top1_agreement, r.top1_agreement_error),
             "≥",
             _limit(limits.min_top1, _percent),
         ),
-        ("", "greedy agreement", _percent(report.greedy_agreement), "", ""),
-        ("", "perplexity", f"{report.perplexity:.6g}", "", ""),
-        ("", "perplexity, reference", f"{report.reference_perplexity:.6g}", "", ""),
+        ("", "greedy agreement", lambda r: _percent(r.greedy_agreement), "", ""),
+        ("", "perplexity", lambda r: f"{r.perplexity:.6g}", "", ""),
+        ("", "perplexity, reference", lambda r: f"{r.reference_perplexity:.6g}", "", ""),
         (
             "perplexity_increase",
             "perplexity increase",
-            increase,
+            lambda r: _with_error(r.perplexity_increase, r.perplexity_increase_error),
             "≤",
             _limit(limits.max_perplexity_increase, _percent),
         ),
-    ):
-        state = "FAIL" if field in report.failures else "ok" if limit else ""
-        rows.append([name, value, f"{sign} {limit}" if limit else "", state])
-    return Table(["metric", ">value", ">limit", ""], rows)
+    ]
+    rows = []
+    for field, name, value, sign, limit in metrics:
+        failed = any(field in report.failures for report in reports)
+        state = "FAIL" if failed else "ok" if limit else ""
+        cells = [value(report) for report in reports]
+        rows.append([name, *cells, f"{sign} {limit}" if limit else "", state])
+    if len(reports) > 1:
+        rows.append(["nodes", *(_nodes(report.nodes_per_provider) for report in reports), "", ""])
+    names = [report.provider for report in reports] if len(reports) > 1 else ["value"]
+    return Table(["metric", *(f">{name}" for name in names), ">limit", ""], rows)
+
+
+def _with_error(value: float, error: float) -> str:
+    return _percent(value) if math.isnan(error) else f"{_percent(value)} ± {_percent(error)}"
+
+
+def _nodes(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in counts.items())
 
 
 def _limit(limit: float | None, form: Callable[[float], str]) -> str:
@@ -129,11 +149,12 @@ def _limit(limit: float | None, form: Callable[[float], str]) -> str:
 def speed_table(report: LatencyReport) -> Table:
     """Prefill (``pp``) and decode (``tg``) tokens per second: median ± deviation over the runs."""
     rows = []
-    for each in models_of(report):
+    for each in (point for model in models_of(report) for point in (model, *model.sweep)):
         name = short_name(each.model)
+        rows_of = f" × {each.batch}" if each.batch > 1 else ""
         for test, field in (
-            (f"pp{each.prompt_tokens}", "prefill_tokens_per_second"),
-            (f"tg{each.new_tokens}", "decode_tokens_per_second"),
+            (f"pp{each.prompt_tokens}{rows_of}", "prefill_tokens_per_second"),
+            (f"tg{each.new_tokens}{rows_of}", "decode_tokens_per_second"),
         ):
             speed = f"{getattr(each, field):.1f} ± {each.deviation[field]:.1f}"
             rows.append(
@@ -144,7 +165,7 @@ def speed_table(report: LatencyReport) -> Table:
                     each.provider,
                     str(each.threads),
                     test,
-                    speed if each.latency_valid else f"{speed} (not valid)",
+                    speed if each.latency_valid else "not measured",
                 ]
             )
     return Table(["model", ">size", ">params", "provider", ">threads", "test", ">t/s"], rows)
@@ -153,10 +174,12 @@ def speed_table(report: LatencyReport) -> Table:
 def resource_table(report: LatencyReport) -> Table:
     """Load time, latencies, memory and ties: a column for each model, and their ratio."""
     models = models_of(report)
-    columns = ["", *(f">{short_name(each.model)}" for each in models)]
+    columns = ["", *(f">{name}" for name in titles(models))]
 
     def row(label: str, name: str, form: Callable[[float], str]) -> list[str]:
         cells = [form(getattr(each, name)) for each in models]
+        if name in _TIMES:
+            cells = [c if m.latency_valid else MISSING for c, m in zip(cells, models, strict=True)]
         if report.against is not None:
             cells.append(f"{report.ratios[name]:.2f}" if name in report.ratios else "")
         return [label, *cells]
@@ -170,8 +193,11 @@ def resource_table(report: LatencyReport) -> Table:
         row("decode, tokens/s", "decode_tokens_per_second", "{:.1f}".format),
     ]
     filler = [""] if report.against is not None else []
+    rows.append(["its median lies in", *(_interval(each) for each in models), *filler])
     for name in ("p50", "p90", "p99"):
-        cells = [f"{each.latency_ms[name]:.1f} ms" for each in models]
+        cells = [
+            f"{each.latency_ms[name]:.1f} ms" if each.latency_valid else MISSING for each in models
+        ]
         rows.append([f"token latency {name}", *cells, *filler])
     rows += [
         row("memory, anonymous", "anonymous_bytes", _bytes),
@@ -180,24 +206,38 @@ def resource_table(report: LatencyReport) -> Table:
         row("memory, peak", "peak_rss_bytes", _bytes),
         row("files", "file_bytes", _bytes),
     ]
-    nodes = [
-        ", ".join(
-            f"{count} {name.removesuffix('ExecutionProvider')}"
-            for name, count in each.nodes_per_provider.items()
-        )
-        for each in models
-    ]
+    nodes = [_nodes(each.nodes_per_provider) for each in models]
     rows.append(["nodes", *nodes, *filler])
     ties = {True: "intact", False: "BROKEN", None: "none"}
     rows.append(["ties", *(ties[each.ties.intact] for each in models), *filler])
+    copies = [MISSING if m.copies_in_memory is None else str(m.copies_in_memory) for m in models]
+    rows.append(["copies in memory", *copies, *filler])
     if report.against is not None:
         columns.append(">ratio")
     return Table(columns, rows)
 
 
 def models_of(report: LatencyReport) -> list[LatencyReport]:
-    """The model measured and, where there is one, the other it was measured against."""
-    return [report] if report.against is None else [report, report.against]
+    """The model measured, on each provider, and the other one it was measured against."""
+    mine = [report, *report.others]
+    return mine if report.against is None else [*mine, report.against, *report.against.others]
+
+
+def titles(models: list[LatencyReport]) -> list[str]:
+    """Names of models that tell them apart: with the provider, where there are several."""
+    several = len({each.provider for each in models}) > 1
+    return [
+        f"{short_name(each.model)} {each.provider}" if several else short_name(each.model)
+        for each in models
+    ]
+
+
+def _interval(report: LatencyReport) -> str:
+    """Where the median of the decode speed lies, and how surely."""
+    found = report.confidence["decode_tokens_per_second"]
+    if not report.latency_valid or not found.level:
+        return MISSING
+    return f"{found.low:.1f}–{found.high:.1f} ({found.level:.0%})"
 
 
 def short_name(path: str) -> str:

@@ -79,6 +79,7 @@ class Session:
             (``(batch, sequence, vocabulary)``).
         packed: whether logits of ``all`` tokens come with each row's tokens moved to the left.
         nodes_per_provider: how many nodes of the optimized graph run where.
+        elsewhere: how many of each operator run elsewhere than on ``provider``.
         lookups: the mapped files of a model that only looks rows up in them once its weights are
             packed; prompts fill their pages again. ``None`` for other models.
         device: device where inputs and outputs are bound, as IOBinding names it.
@@ -99,6 +100,7 @@ class Session:
     logits: Literal["last", "all"]
     packed: bool
     nodes_per_provider: dict[str, int]
+    elsewhere: dict[str, int]
     lookups: MappedFiles | None
     device: str
     ort: Any
@@ -113,6 +115,7 @@ def open_session(
     threads: int | None = None,
     logits: Literal["default", "all"] = "default",
     release: bool = True,
+    strict: bool = False,
 ) -> Session:
     """Open a bundle, a directory with one ONNX model, or an ``.onnx`` file.
 
@@ -122,10 +125,12 @@ def open_session(
         threads: threads an operator runs on; ``None`` takes every physical core.
         logits: ``all`` gives the logits of every token, where the model keeps the last only.
         release: let go of file pages whose weights ONNX Runtime has packed into memory of its own.
+        strict: take no provider that leaves nodes to another one.
 
     Raises:
         BundleError: if it cannot be opened or ONNX Runtime rejects it.
-        ProviderError: if the provider is unknown, absent, or takes no node of the model.
+        ProviderError: if the provider is unknown, absent, or takes no node of the model, or not
+            every one and it must.
     """
     start = time.perf_counter()
     row = resolve(provider)
@@ -156,11 +161,16 @@ def open_session(
     made = outputs if encoder is None else [_info(value) for value in encoder.get_outputs()]
     cross = _cache(inputs, made, bundle.model_path, CROSS) if encoder is not None else []
     cache = _cache(inputs, outputs, bundle.model_path, OWN if cross else "")
-    nodes = _nodes_per_provider(session, encoder)
+    nodes, elsewhere = _placement(row.ort_name, session, encoder)
     if not nodes.get(row.ort_name):
         raise ProviderError(
             f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of "
             f"{bundle.model_path}; use another provider"
+        )
+    if strict and elsewhere:
+        raise ProviderError(
+            f"--strict: {bundle.model_path}: {row.name} leaves {placed(nodes, elsewhere)}; allow "
+            f"that, or quantize for it: edgetie quantize --target {row.target}"
         )
     files = MappedFiles(external_data_files(bundle.model_path)) if release else None
     if files is not None:
@@ -180,6 +190,7 @@ def open_session(
         logits=kind,
         packed=graph is not None,
         nodes_per_provider=nodes,
+        elsewhere=elsewhere,
         lookups=files if _is_packed(bundle) else None,
         device=row.device,
         ort=session,
@@ -244,7 +255,8 @@ def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> di
     }
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    return _nodes_per_provider(_create(model_path, None, options, resolve(provider)))
+    row = resolve(provider)
+    return _placement(row.ort_name, _create(model_path, None, options, row))[0]
 
 
 def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -> Any:
@@ -311,9 +323,20 @@ def _cache(
     return tensors
 
 
-def _nodes_per_provider(*sessions: Any) -> dict[str, int]:
-    counts: Counter[str] = Counter()
+def placed(nodes: dict[str, int], elsewhere: dict[str, int]) -> str:
+    """How many nodes run elsewhere than asked, in words: ``2 of 9 nodes to others (Abs 2)``."""
+    operators = ", ".join(f"{name} {count}" for name, count in elsewhere.items())
+    return f"{sum(elsewhere.values())} of {sum(nodes.values())} nodes to others ({operators})"
+
+
+def _placement(wanted: str, *sessions: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Nodes by provider, and by operator those of any other than ``wanted``, most first."""
+    nodes: Counter[str] = Counter()
+    elsewhere: Counter[str] = Counter()
     for session in sessions:
         for part in session.get_provider_graph_assignment_info() if session is not None else ():
-            counts[part.ep_name] += len(part.get_nodes())
-    return dict(counts)
+            found = part.get_nodes()
+            nodes[part.ep_name] += len(found)
+            if part.ep_name != wanted:
+                elsewhere.update(node.op_type for node in found)
+    return dict(nodes), dict(elsewhere.most_common())

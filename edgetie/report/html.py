@@ -1,0 +1,111 @@
+"""A latency report as one page of HTML, pictures inside: nothing else is needed to read it."""
+
+from __future__ import annotations
+
+import base64
+import platform
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from edgetie.errors import BundleError
+from edgetie.report.plots import plot_latency, plot_sweep
+from edgetie.report.tables import Table, accuracy_table, resource_table, short_name, speed_table
+from edgetie.runtime.session import placed
+
+if TYPE_CHECKING:
+    from edgetie.harness.accuracy import AccuracyReport
+    from edgetie.harness.latency import LatencyReport
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 75rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+p { color: #52606d; } img { width: 100%; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; }
+th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #e3e7eb; text-align: left;
+  white-space: nowrap; }
+th { background: #f5f7fa; } .right { text-align: right; font-variant-numeric: tabular-nums; }
+"""
+
+
+def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: Path) -> None:
+    """Write a report, and what accuracy was measured beside it, into ``path``.
+
+    Raises:
+        EdgetieError: if matplotlib is not installed.
+        BundleError: if the file cannot be written.
+    """
+    parts = [
+        f"<h1>{escape(short_name(report.model))}</h1>",
+        f"<p>{escape(_protocol(report))}</p>",
+        *(f"<p>{escape(line)}</p>" for line in _remarks(report)),
+        "<h2>Latency, memory, size</h2>",
+        _picture(report, "plot"),
+        _table(resource_table(report)),
+        "<h2>Tokens per second</h2>",
+        *([_picture(report, "sweep")] if report.sweep else []),
+        _table(speed_table(report)),
+    ]
+    if accuracy:
+        parts += [
+            f"<h2>Accuracy against {escape(short_name(accuracy[0].reference))}</h2>",
+            f"<p>on {escape(accuracy[0].data)}</p>",
+            _table(accuracy_table(*accuracy)),
+        ]
+    page = (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width'>"
+        f"<title>{escape(short_name(report.model))}: edgetie bench</title>"
+        f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
+    )
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise BundleError(f"--html {path}: cannot be written ({error})") from error
+
+
+def _protocol(report: LatencyReport) -> str:
+    return (
+        f"{report.repeat} runs in processes of their own, in turn; a warm-up does not count. "
+        f"Prompt of {report.prompt_tokens} tokens, {report.new_tokens} new ones, "
+        f"batch {report.batch}, {report.threads} threads; {platform.system()} on "
+        f"{platform.machine()}. Medians; memory "
+        "over what a process has after imports."
+    )
+
+
+def _remarks(report: LatencyReport) -> list[str]:
+    lines = []
+    for each in (report, *report.others):
+        if each.elsewhere:
+            lines.append(
+                f"{each.provider} leaves {placed(each.nodes_per_provider, each.elsewhere)}."
+            )
+        if each.latency_problem:
+            lines.append(f"{each.provider}: no times, {each.latency_problem}.")
+    return lines
+
+
+def _picture(report: LatencyReport, kind: str) -> str:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"{kind}.png"
+        (plot_sweep if kind == "sweep" else plot_latency)(report, file)
+        data = base64.b64encode(file.read_bytes()).decode("ascii")
+    return f"<img alt='{kind}' src='data:image/png;base64,{data}'>"
+
+
+def _table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        sides = (" class=right" if name.startswith(">") else "" for name in table.columns)
+        inner = (
+            f"<{tag}{side}>{escape(cell)}</{tag}>" for cell, side in zip(cells, sides, strict=True)
+        )
+        return f"<tr>{''.join(inner)}</tr>"
+
+    head = row([name.removeprefix(">") for name in table.columns], "th")
+    return (
+        f"<div class=scroll><table>{head}{''.join(row(r, 'td') for r in table.rows)}</table></div>"
+    )
