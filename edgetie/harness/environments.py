@@ -95,6 +95,9 @@ def wheels(*packages: str) -> Callable[[Path, Progress], Environment]:
 
 
 RECIPES: dict[str, Recipe] = {
+    "cuda": Recipe(
+        "onnxruntime with CUDA and its libraries", wheels("onnxruntime-gpu[cuda,cudnn]")
+    ),
     "openvino": Recipe("onnxruntime with OpenVINO", wheels("onnxruntime-openvino>=1.24")),
 }
 """By the names that :data:`edgetie.runtime.PROVIDERS` use."""

@@ -64,7 +64,13 @@ PROVIDERS = {
     for row in (
         Provider("cpu", "CPUExecutionProvider", "onnxruntime", "every machine", "cpu"),
         Provider(
-            "cuda", "CUDAExecutionProvider", "onnxruntime-gpu", "NVIDIA GPUs", "cuda", device="cuda"
+            "cuda",
+            "CUDAExecutionProvider",
+            "onnxruntime-gpu",
+            "NVIDIA GPUs",
+            "cuda",
+            device="cuda",
+            environment="cuda",
         ),
         Provider(
             "openvino",
