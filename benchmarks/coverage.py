@@ -129,7 +129,7 @@ def measure(row: Row, directory: Path) -> None:
         row.causes["parity"] = f"logits differ by {row.parity:.1e} of the largest"
     with row.noting("int8"):
         quantize(fp32, int8)
-        row.int8_tied = _int8_tied(fp32, int8)
+        row.int8_tied = row.kept and _int8_tied(fp32, int8)
         row.top1, row.top1_unread = top1(fp32, int8)
 
 
@@ -164,7 +164,7 @@ def _int8_tied(fp32: Path, int8: Path) -> bool:
     assert before is not None
     assert after is not None
     lost = {tie.name for tie in before.ties} - {tie.name for tie in after.ties}
-    return not lost and tie_status(open_bundle(int8)).intact is True
+    return not lost and tie_status(open_bundle(int8)).intact is not False
 
 
 def top1(fp32: Path, int8: Path) -> tuple[float, float]:
