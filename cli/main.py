@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "Load time, latency, tokens per second, memory.",
     "providers": "Execution providers: which can be had, and why not.",
     "generate": "Stream text from a bundle.",
+    "deploy": "A folder an app starts from: model, tokenizer, program.",
 }
 """Each command lives in the file of its name; it is imported when it is called."""
 
@@ -40,6 +41,7 @@ HELP = """From a PyTorch language model with tied embeddings to a small, fast ON
   edgetie check int8 --reference fp32      logits, KL divergence, perplexity
   edgetie bench int8 --against fp32        load, prefill, decode, memory
   edgetie generate int8 --prompt "Hello"   stream text
+  edgetie deploy int8 --for c --output app an app to start from: python, c, node, web, …
 """
 
 

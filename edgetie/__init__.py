@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgetie.bundle import Bundle, Manifest, open_bundle
+    from edgetie.deploy import deploy as deploy_model
     from edgetie.errors import EdgetieError
     from edgetie.export.exporter import export as export_model
     from edgetie.harness.accuracy import check as check_model
@@ -46,6 +47,7 @@ _HOME = {
     "Tokenizer": "runtime.tokenizer:Tokenizer",
     "bench_model": "harness.latency:bench",
     "check_model": "harness.accuracy:check",
+    "deploy_model": "deploy:deploy",
     "export_model": "export.exporter:export",
     "find_ties": "ties:find_ties",
     "generate": "runtime.generation:generate",
@@ -70,6 +72,7 @@ __all__ = [
     "Tokenizer",
     "bench_model",
     "check_model",
+    "deploy_model",
     "export_model",
     "find_ties",
     "generate",

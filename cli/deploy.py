@@ -1,0 +1,44 @@
+"""``edgetie deploy``: what an app developer copies into an app."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgetie.deploy.targets import DEPLOY_TARGETS
+
+from . import common
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "target",
+    required=True,
+    type=click.Choice(list(DEPLOY_TARGETS)),
+    help="Where the app runs.",
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@common.output_options
+def command(bundle: Path, target: str, output: Path, as_json: bool, quiet: bool) -> None:
+    """Write a folder that runs as it is: the model, its tokenizer, a starter program, a README.
+
+    \b
+    edgetie deploy int8 --for c --output app
+    edgetie quantize fp32 --target web --output web8
+    edgetie deploy web8 --for web --output site
+    """
+    from edgetie.deploy import deploy
+    from edgetie.report.progress import live
+
+    with live(quiet) as progress:
+        made = deploy(bundle, target, output, progress=progress)
+    if as_json:
+        common.print_json(made.to_dict())
+    elif not quiet:
+        size = sum(made.files.values()) / 1e6
+        click.echo(f"{output}: {made.scheme} for {target}, {size:.1f} MB; start it with")
+        for line in (f"cd {output}", *made.target.start):
+            click.echo(f"  {line}")

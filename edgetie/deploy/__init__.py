@@ -1,0 +1,197 @@
+"""``deploy``: a folder that an app developer starts from: model, tokenizer, a program that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from edgetie.atomic import atomic_directory
+from edgetie.bundle import MANIFEST, Bundle, open_bundle
+from edgetie.deploy.header import c_header
+from edgetie.deploy.targets import DEPLOY_TARGETS, DeployTarget
+from edgetie.deploy.tokens import write_tables
+from edgetie.errors import BundleError, EdgetieError
+from edgetie.report.progress import Progress, Stages
+from edgetie.runtime.generation import stop_tokens
+from edgetie.runtime.tokenizer import Tokenizer
+
+APP = "app.json"
+"""What a starter must know of the model."""
+
+_PLACE = "\ue000"  # of the user's words in a rendered chat
+_NOT_SHIPPED = {MANIFEST, "genai_config.json"}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What :func:`deploy` wrote.
+
+    Attributes:
+        directory: where.
+        target: for what.
+        scheme: of the model's quantization, or ``fp32``.
+        files: every file and its bytes, by its path in the folder.
+    """
+
+    directory: Path
+    target: DeployTarget
+    scheme: str
+    files: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "directory": str(self.directory),
+            "target": self.target.name,
+            "scheme": self.scheme,
+            "start": list(self.target.start),
+            "files": self.files,
+            "bytes": sum(self.files.values()),
+        }
+
+
+def deploy(
+    bundle: str | os.PathLike[str],
+    target: str,
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+) -> Deployment:
+    """Write a folder that runs as it is: the model in ``model/``, a starter program, a README.
+
+    Args:
+        bundle: a decoder (causal-lm) with a tokenizer, quantized for the target.
+        target: a name of :data:`edgetie.deploy.targets.DEPLOY_TARGETS`.
+        output: the folder; must not exist.
+        progress: told about each step.
+
+    Raises:
+        EdgetieError: if there is no such target.
+        BundleError: if the bundle cannot be read, is no decoder of text, or is not in a form that
+            runs there.
+    """
+    stages = progress or Stages()
+    row = DEPLOY_TARGETS.get(target)
+    if row is None:
+        raise EdgetieError(f"--for {target}: unknown; one of {', '.join(DEPLOY_TARGETS)}")
+    stages.stage("Reading")
+    opened = open_bundle(bundle, hashes=True)
+    scheme = _scheme(opened)
+    _require(opened, row, scheme)
+    tokenizer = Tokenizer.from_bundle(opened)
+    with atomic_directory(output) as folder:
+        stages.stage("Copying")
+        model = folder / "model"
+        model.mkdir()
+        left_out = {*_NOT_SHIPPED, *(("tokenizer.json",) if row.tables else ())}
+        for file in opened.files:
+            if file.name not in left_out:
+                shutil.copyfile(file, model / file.name)
+        if row.tables:
+            write_tables(opened.directory / "tokenizer.json", model / "tokenizer.bin")
+        with as_file(files(__name__) / "templates" / row.name) as template:
+            shutil.copytree(template, folder, dirs_exist_ok=True)
+        app = _app(opened, tokenizer)
+        if row.header:
+            (folder / "app.h").write_text(c_header(app), encoding="utf-8")
+        else:
+            text = json.dumps(app, indent=1, ensure_ascii=False)
+            (folder / APP).write_text(text + "\n", encoding="utf-8")
+        _fill_in(folder / "README.md", opened, row, scheme)
+        sizes = {
+            file.relative_to(folder).as_posix(): file.stat().st_size
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+    return Deployment(Path(output), row, scheme, sizes)
+
+
+def _scheme(bundle: Bundle) -> str:
+    if bundle.manifest is None:
+        raise BundleError(f"{bundle.model_path}: no bundle; export the model with edgetie")
+    return str(bundle.manifest.quantization.get("scheme", bundle.manifest.precision))
+
+
+def _require(bundle: Bundle, row: DeployTarget, scheme: str) -> None:
+    """Refuse what would not run there."""
+    assert bundle.manifest is not None
+    where = bundle.directory
+    if bundle.manifest.task != "causal-lm":
+        raise BundleError(
+            f"{where}: a bundle for {bundle.manifest.task}; starters are for decoders (causal-lm)"
+        )
+    if not (where / "tokenizer.json").is_file():
+        raise BundleError(f"{where}: no tokenizer.json, which a starter needs; export with one")
+    if scheme not in row.schemes:
+        raise BundleError(
+            f"{where}: {scheme} does not run there; for {row.name} quantize with: edgetie quantize "
+            f"--target {row.quantize}"
+        )
+    cache = [v for v in bundle.manifest.signature.inputs if v["name"].startswith("past_key_values")]
+    if not cache or not bundle.manifest.signature.cache_in_place:
+        raise BundleError(
+            f"{where}: its attention keeps no cache in place, which starters rely on; run it with "
+            "edgetie generate"
+        )
+
+
+def _app(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a starter must know: prompt, stop tokens, inputs and cache."""
+    assert bundle.manifest is not None
+    signature = bundle.manifest.signature
+    before, after = "", ""
+    if tokenizer.chat_template is not None:
+        message = {"role": "user", "content": _PLACE}
+        before, _, after = tokenizer.apply_chat_template([message]).partition(_PLACE)
+    else:
+        start = tokenizer.surrounding[0]
+        before = tokenizer.decode(start, skip_special_tokens=False) if start else ""
+    caches = [v for v in signature.inputs if v["name"].startswith("past_key_values")]
+    names = [v["name"] for v in caches]
+    shape = caches[0]["shape"]
+    return {
+        "model": f"model/{bundle.model_path.name}",
+        "before_prompt": before,
+        "after_prompt": after,
+        "stop_tokens": sorted(stop_tokens(bundle)),
+        "max_positions": signature.max_positions,
+        "vocabulary": signature.vocab_size,
+        "logits": signature.logits,
+        "inputs": [v["name"] for v in signature.inputs if v not in caches],
+        "cache": [name.removeprefix("past_key_values.") for name in names],
+        "cache_dtype": caches[0]["dtype"],
+        "cache_heads": shape[1],
+        "cache_size": shape[3],
+        "packed": bundle.manifest.layout == "packed",
+        "optimize": bundle.manifest.layout != "mapped",
+    }
+
+
+def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str) -> None:
+    """Put the model's own figures into the README of a starter."""
+    assert bundle.manifest is not None
+    weights = sum(file.stat().st_size for file in bundle.files)
+    text = path.read_text(encoding="utf-8")
+    memory = {
+        "packed": "about its file size: ONNX Runtime packs the weights when it starts, and the "
+        "starter lets go of the file's pages",
+        "mixed": "about its file size",
+        "mapped": "pages of the file, which processes share and the system can drop, and some "
+        "15 MB of its own",
+    }[bundle.manifest.layout]
+    for name, value in {
+        "name": str(bundle.manifest.source.get("name", bundle.directory.name)),
+        "scheme": scheme,
+        "megabytes": f"{weights / 1e6:.0f}",
+        "memory": memory,
+        "start": "\n".join(row.start),
+        "checked": row.checked,
+        "target": row.name,
+    }.items():
+        text = text.replace("{{" + name + "}}", value)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,44 @@
+"""What a starter in C must know of a model, as a header."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_TYPES = {"float": ("FLOAT", 4), "int8": ("INT8", 1), "uint8": ("UINT8", 1)}
+
+
+def c_header(app: Mapping[str, Any]) -> str:
+    """``app.h``: the settings of ``app.json`` as constants."""
+    kind, size = _TYPES[app["cache_dtype"]]
+    rows = {
+        "MODEL": _string(app["model"]),
+        "BEFORE": _string(app["before_prompt"]),
+        "AFTER": _string(app["after_prompt"]),
+        "INPUTS": _string(" ".join(app["inputs"])),
+        "VOCABULARY": app["vocabulary"],
+        "LOGITS_OF_ALL": int(app["logits"] == "all"),
+        "PACKED": int(app["packed"]),
+        "OPTIMIZE": int(app["optimize"]),
+        "CACHE_HEADS": app["cache_heads"],
+        "CACHE_SIZE": app["cache_size"],
+        "CACHE_BYTES": size,
+        "CACHE_TYPE": f"ONNX_TENSOR_ELEMENT_DATA_TYPE_{kind}",
+    }
+    lines = [f"#define APP_{name} {value}" for name, value in rows.items()]
+    stops = ", ".join(map(str, app["stop_tokens"])) or "-1"
+    caches = ", ".join(_string(name) for name in app["cache"])
+    lines += [
+        f"static const long long APP_STOP[] = {{{stops}}};",
+        f"static const char *const APP_CACHE[] = {{{caches}}};",
+    ]
+    return "/* Of this model; written by edgetie deploy. */\n" + "\n".join(lines) + "\n"
+
+
+def _string(text: str) -> str:
+    """A C string literal; what is not plain ASCII is written in octal, which ends by itself."""
+    plain = (
+        chr(byte) if 32 <= byte < 127 and byte not in b'"\\?' else f"\\{byte:03o}"
+        for byte in text.encode()
+    )
+    return f'"{"".join(plain)}"'

@@ -1,0 +1,62 @@
+"""What a model can be deployed for: a table; each row has a folder of its name in ``templates``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_ANY = ("fp32", "int8", "int8-aliased", "int8-mapped", "int8-mapped-table", "int8-dynamic",
+        "int8-static", "int4", "int4-all")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DeployTarget:
+    """Where an app runs.
+
+    Attributes:
+        name: as in ``--for python``.
+        words: what the folder holds.
+        schemes: rows of :data:`edgetie.targets.SCHEMES`, or ``fp32``, that run there, the best
+            first.
+        quantize: row of :data:`edgetie.targets.TARGETS` that makes the best.
+        start: commands that start it.
+        checked: how far it was seen to work.
+        tables: whether the starter reads ``tokenizer.bin`` (:mod:`edgetie.deploy.tokens`) instead
+            of ``tokenizer.json``.
+        header: whether what it must know of the model is a C header instead of JSON.
+    """
+
+    name: str
+    words: str
+    schemes: tuple[str, ...]
+    quantize: str
+    start: tuple[str, ...]
+    checked: str
+    tables: bool = False
+    header: bool = False
+
+
+_RUN = "run by edgetie's tests; its tokens are those of edgetie generate"
+
+DEPLOY_TARGETS = {
+    row.name: row
+    for row in (
+        DeployTarget(
+            "python",
+            "one file on onnxruntime, tokenizers and numpy",
+            _ANY,
+            "cpu",
+            ("pip install -r requirements.txt", 'python app.py "What is the capital of France?"'),
+            _RUN,
+        ),
+        DeployTarget(
+            "c",
+            "one C program on ONNX Runtime's C API, tokenizer included",
+            _ANY,
+            "cpu",
+            ("make ORT=path/to/onnxruntime", './app "What is the capital of France?"'),
+            _RUN,
+            tables=True,
+            header=True,
+        ),
+    )
+}

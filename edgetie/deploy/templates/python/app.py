@@ -1,0 +1,113 @@
+"""Answers a prompt: python app.py "What is the capital of France?" [most tokens]"""
+
+import json
+import mmap
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+
+
+class Model:
+    """The model, opened once; its cache holds one conversation.
+
+    Args:
+        length: most tokens of prompt and answer together.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.app = json.loads((HERE / "app.json").read_text("utf-8"))
+        self.tokenizer = Tokenizer.from_file(str(HERE / "model" / "tokenizer.json"))
+        options = ort.SessionOptions()
+        options.enable_mem_pattern = False  # one would be kept for every length
+        if not self.app["optimize"]:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.session = ort.InferenceSession(
+            str(HERE / self.app["model"]), options, providers=["CPUExecutionProvider"]
+        )
+        if self.app["packed"]:
+            release(str(HERE / self.app["model"]) + ".data")
+        self.length = min(length, self.app["max_positions"] or length)
+        self.binding = self.session.io_binding()
+        # past and present are one buffer of the full length: a step writes one row into it
+        shape = (1, self.app["cache_heads"], self.length, self.app["cache_size"])
+        types = {value.name: value.type for value in self.session.get_inputs()}
+        self.cache = []
+        for name in self.app["cache"]:
+            dtype = {"tensor(float)": np.float32, "tensor(int8)": np.int8}[
+                types[f"past_key_values.{name}"]
+            ]
+            buffer = np.zeros(shape, dtype)
+            self.cache.append(buffer)
+            place = ("cpu", 0, dtype, shape, buffer.ctypes.data)
+            self.binding.bind_input(f"past_key_values.{name}", *place)
+            self.binding.bind_output(f"present.{name}", *place)
+
+    def tokens(self, prompt: list[int], most: int) -> Iterator[int]:
+        """The likeliest tokens behind a prompt, one by one, up to one that ends the text."""
+        ids, seen = np.array([prompt], np.int64), 0
+        while most > 0 and seen + ids.shape[1] <= self.length:
+            seen += ids.shape[1]
+            feeds = {
+                "input_ids": ids,
+                "attention_mask": np.ones((1, seen), np.int64),
+                "position_ids": np.arange(seen - ids.shape[1], seen)[None],
+            }
+            for name in self.app["inputs"]:
+                self.binding.bind_cpu_input(name, feeds[name])
+            self.binding.bind_output("logits", "cpu")
+            self.session.run_with_iobinding(self.binding)
+            logits = self.binding.get_outputs()[-1].numpy()  # bound last
+            token = int(logits[0, -1].argmax())
+            yield token
+            if token in self.app["stop_tokens"]:
+                return
+            ids, most = np.array([[token]], np.int64), most - 1
+
+    def answer(self, prompt: str, most: int) -> Iterator[str]:
+        """The answer to a prompt, in pieces."""
+        text = self.app["before_prompt"] + prompt + self.app["after_prompt"]
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        made: list[int] = []
+        shown = ""
+        for token in self.tokens(ids, most):
+            made.append(token)
+            text = self.tokenizer.decode(made)
+            if not text.endswith("\ufffd"):  # half a character
+                yield text[len(shown) :]
+                shown = text
+
+
+def release(path: str) -> None:
+    """Let go of the pages of a mapped file, whose weights ONNX Runtime has packed (Linux)."""
+    import ctypes
+
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        fields = line.split(None, 5)
+        if len(fields) == 6 and fields[5] == path:
+            start, end = (int(part, 16) for part in fields[0].split("-"))
+            ctypes.CDLL(None).madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
+            )
+
+
+def main() -> None:
+    prompt = sys.argv[1] if len(sys.argv) > 1 else input("Prompt: ")
+    most = int(sys.argv[2]) if len(sys.argv) > 2 else 128
+    model = Model(length=2048)
+    for piece in model.answer(prompt, most):
+        print(piece, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()

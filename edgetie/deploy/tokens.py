@@ -1,0 +1,122 @@
+"""Tokenizers as plain tables, for programs that have no tokenizer library.
+
+``tokenizer.bin`` holds a byte-level BPE tokenizer (GPT-2; Radford et al. 2019) and what its
+pre-tokenizer must know of Unicode, as little-endian uint32 unless said otherwise::
+
+    "EDT1"                                magic
+    tokens, merges, added, letters, numbers, spaces: how many; digits: 1 if each stands alone
+    bytes      256                        token of each byte; 2**32 - 1: none, it is left out
+    merges     merges x (left, right, rank, merged)             sorted by left, right
+    added      added x (token, hidden)    longest text first; hidden: 1 if text leaves it out
+    letters, numbers, spaces              ranges of code points (first, last)
+    starts     tokens + 1                 where the bytes of each token begin in the text; its end
+    text                                  bytes of all tokens, one after the other
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from edgetie.errors import BundleError
+
+_SPACES = [*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F,
+           0x205F, 0x3000]  # fmt: skip
+
+_NONE = 2**32 - 1
+
+
+def write_tables(source: Path, target: Path) -> None:
+    """Write ``tokenizer.bin`` for a ``tokenizer.json``.
+
+    Raises:
+        BundleError: if it is not byte-level BPE with the pre-tokenizer of GPT-2, or has steps that
+            the tables do not know.
+    """
+    data = json.loads(source.read_text(encoding="utf-8"))
+    digits = _require_known(source, data)
+    model = data["model"]
+    ids: dict[str, int] = model["vocab"]
+    added = {token["content"]: token for token in data["added_tokens"]}
+    ids = ids | {text: token["id"] for text, token in added.items()}
+    byte_of = {character: byte for byte, character in byte_alphabet().items()}
+    texts = [b""] * (max(ids.values()) + 1)
+    for text, number in ids.items():
+        raw = text.encode() if text in added else bytes(byte_of[c] for c in text)
+        texts[number] = raw
+    merges = []
+    for rank, pair in enumerate(model["merges"]):
+        left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
+        merges.append((ids[left], ids[right], rank, ids[left + right]))
+    special = sorted(added.values(), key=lambda token: -len(token["content"].encode()))
+    tables: list[Any] = [
+        [ids.get(character, _NONE) for _, character in sorted(byte_alphabet().items())],
+        sorted(merges),
+        [(token["id"], int(token["special"])) for token in special],
+        *(ranges := [_ranges("L"), _ranges("N"), _groups(_SPACES)]),
+        list(accumulate(map(len, texts), initial=0)),
+    ]
+    counts = [len(texts), len(merges), len(special), *map(len, ranges), int(digits)]
+    with target.open("wb") as file:
+        file.write(b"EDT1" + np.array(counts, "<u4").tobytes())
+        for table in tables:
+            file.write(np.array(table, "<u4").tobytes())
+        file.write(b"".join(texts))
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that stands for each byte in a byte-level vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + index) for index, byte in enumerate(others)
+    }
+
+
+def _require_known(source: Path, data: dict[str, Any]) -> bool:
+    """Whether each digit stands alone, of a tokenizer that the tables can say."""
+
+    def refuse(what: str) -> NoReturn:
+        raise BundleError(
+            f"{source}: {what}; the tables of this starter know byte-level BPE as in GPT-2, deploy "
+            "--for python, node or web instead"
+        )
+
+    model = data["model"]
+    if model.get("type") != "BPE" or model.get("ignore_merges") or model.get("byte_fallback"):
+        refuse(f"a {model.get('type')} model")
+    if data.get("normalizer"):
+        refuse(f"a normalizer ({data['normalizer'].get('type')})")
+    steps = data.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    kinds = [step.get("type") for step in steps]
+    if kinds not in (["ByteLevel"], ["Digits", "ByteLevel"]):
+        refuse(f"a pre-tokenizer of {', '.join(map(str, kinds))}")
+    if steps[-1].get("add_prefix_space") or not steps[-1].get("use_regex", True):
+        refuse("a pre-tokenizer with a space in front, or another pattern")
+    if len(steps) > 1 and not steps[0].get("individual_digits"):
+        refuse("a pre-tokenizer of whole numbers")
+    for token in data["added_tokens"]:
+        if token["lstrip"] or token["rstrip"] or token["single_word"]:
+            refuse(f"a token that takes spaces ({token['content']})")
+    return len(steps) > 1
+
+
+def _ranges(category: str) -> list[tuple[int, int]]:
+    """Code points of a general category, as ranges."""
+    points = range(sys.maxunicode + 1)
+    return _groups([p for p in points if unicodedata.category(chr(p))[0] == category])
+
+
+def _groups(points: list[int]) -> list[tuple[int, int]]:
+    found = []
+    for _, run in groupby(enumerate(points), lambda pair: pair[1] - pair[0]):
+        numbers = [point for _, point in run]
+        found.append((numbers[0], numbers[-1]))
+    return found

@@ -1,0 +1,214 @@
+"""``deploy``: folders that run as they are, held against ``generate``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import venv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from test_bad_input import edgetie, refused
+from tokenizers import Tokenizer as Backend
+from tokenizers import pre_tokenizers
+
+from edgetie import Tokenizer, deploy_model, generate, open_bundle, open_session
+from edgetie.deploy.targets import DEPLOY_TARGETS
+from edgetie.deploy.tokens import write_tables
+from edgetie.errors import BundleError
+from edgetie.export.exporter import ExportReport
+from edgetie.sources.demo import cache_directory, demo_text
+
+PROMPT = "Explain in one sentence why the sky is blue."
+TOKENS = 32
+
+
+def expected(bundle: Path, count: int = TOKENS) -> list[int]:
+    """The greedy tokens behind the prompt, past those that end a text."""
+    opened = open_bundle(bundle)
+    tokenizer = Tokenizer.from_bundle(opened)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}])
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    session = open_session(opened, threads=2)
+    steps = generate(session, [ids], max_new_tokens=count, stop_token_ids=frozenset())
+    return [int(step.tokens[0]) for step in steps]
+
+
+def run(command: Sequence[object], folder: Path, **variables: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def headers() -> Path:
+    """Headers of ONNX Runtime's C API, as Debian packages them, fetched once."""
+    where = cache_directory() / "onnxruntime-headers"
+    if not (where / "onnxruntime_c_api.h").is_file():
+        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+            pytest.skip("needs Debian's package of ONNX Runtime's headers")
+        fetch_debian("libonnxruntime-dev", "trixie", where.parent / "debian")
+        shutil.copytree(where.parent / "debian" / "usr" / "include" / "onnxruntime", where)
+    return where
+
+
+def fetch_debian(package: str, suite: str, target: Path) -> None:
+    """Unpack a package of another release of Debian, from the mirror this system uses."""
+    listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], Path("/"))
+    mirrors = [line for line in listed.splitlines() if line.rstrip("/").endswith("/debian")]
+    if not mirrors:
+        pytest.skip("no mirror of Debian is configured")
+    state = target.parent / "apt"
+    for folder in ("lists/partial", "archives/partial"):
+        (state / folder).mkdir(parents=True, exist_ok=True)
+    (state / "status").touch()
+    keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (state / "sources.list").write_text(f"deb [signed-by={keys}] {mirrors[0]} {suite} main\n")
+    options = [
+        "-o", f"Dir::Etc::sourcelist={state}/sources.list", "-o", "Dir::Etc::sourceparts=/dev/null",
+        "-o", f"Dir::State={state}", "-o", f"Dir::State::status={state}/status",
+        "-o", f"Dir::Cache={state}",
+    ]  # fmt: skip
+    run(["apt-get", *options, "update"], state)
+    run(["apt-get", *options, "download", package], state)
+    run(["dpkg-deb", "-x", next(state.glob(f"{package}_*.deb")), target], state)
+
+
+@pytest.fixture(scope="session")
+def c_starter(real_int8: Path, headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter in C, built against the library of the Python package."""
+    if shutil.which("make") is None or shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    import onnxruntime
+
+    folder = tmp_path_factory.mktemp("c")
+    library = next((Path(onnxruntime.__path__[0]) / "capi").glob("libonnxruntime.so.1*"), None)
+    if library is None:
+        pytest.skip("this onnxruntime package has no library beside its module")
+    (folder / "ort" / "lib").mkdir(parents=True)
+    (folder / "ort" / "include").symlink_to(headers)
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (folder / "ort" / "lib" / name).symlink_to(library)
+    deploy_model(real_int8, "c", folder / "app")
+    flags = "-O1 -g -Wall -Wextra -Werror"
+    run(["make", f"ORT={folder / 'ort'}", f"CFLAGS={flags}"], folder / "app")
+    return folder / "app"
+
+
+def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Path) -> None:
+    made = deploy_model(real_int8, "python", tmp_path / "app")
+    assert made.files["model/model.onnx.data"] > 100e6
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    run([python, "-m", "pip", "install", "-q", "-r", "requirements.txt"], tmp_path / "app")
+    program = "import app; model = app.Model(256); text = model.app['before_prompt'] + {!r} + "
+    program += "model.app['after_prompt']; model.app['stop_tokens'] = []; "
+    program += "ids = model.tokenizer.encode(text, add_special_tokens=False).ids; "
+    program += "print(*model.tokens(ids, {}))"
+    found = run([python, "-c", program.format(PROMPT, TOKENS)], tmp_path / "app")
+    assert [int(token) for token in found.split()] == expected(real_int8)
+    answer = run([python, "app.py", PROMPT, TOKENS], tmp_path / "app")
+    assert answer.startswith("The sky is blue because")
+
+
+def test_c_starter_gives_the_same_tokens_in_its_files_memory(
+    c_starter: Path, real_int8: Path
+) -> None:
+    done = subprocess.run(
+        ["./app", PROMPT, str(TOKENS), "--tokens"],
+        cwd=c_starter, env=os.environ | {"APP_MEMORY": "1"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert [int(token) for token in done.stdout.split()] == expected(real_int8)
+    files = sum(file.stat().st_size for file in (c_starter / "model").iterdir())
+    resident = int(re.findall(r"VmRSS:\s+(\d+) kB", done.stderr)[0]) * 1024
+    assert resident / files < 1.33  # of the whole process, library and tokenizer included
+    assert run(["./app", PROMPT, TOKENS], c_starter).startswith("The sky is blue because")
+
+
+def test_c_tokenizer_is_the_models(c_starter: Path, real_int8: Path, tmp_path: Path) -> None:
+    program = tmp_path / "encode.c"
+    program.write_text(
+        '#include "tokenizer.h"\n#include <stdio.h>\n#include <stdlib.h>\n'
+        "int main(int n, char **v) {\n"
+        "  static char text[1 << 20];\n"
+        '  FILE *file = fopen(v[2], "rb");\n'
+        "  Tokenizer *t = tokenizer_open(v[1]);\n"
+        "  if (n < 3 || !file || !t) return 1;\n"
+        "  text[fread(text, 1, sizeof text - 1, file)] = 0;\n"
+        "  size_t count;\n"
+        "  int64_t *ids = tokenizer_encode(t, text, &count);\n"
+        '  for (size_t i = 0; i < count; i++) printf("%ld\\n", (long)ids[i]);\n'
+        "  free(ids), tokenizer_close(t), fclose(file);\n"
+        "}\n",
+        "utf-8",
+    )
+    flags = ["-std=c11", "-g", "-fsanitize=address,undefined", f"-I{c_starter}"]
+    run(["cc", *flags, program, c_starter / "tokenizer.c", "-o", tmp_path / "encode"], tmp_path)
+    backend = Backend.from_file(str(real_int8 / "tokenizer.json"))
+    texts = [
+        demo_text()[:100000],
+        "Héllo  wörld\n\n\t x 123 4½ ²³ Ⅷ 日本語 😀👩‍👧 don't we'll I'M"
+        " \u00a0n\u2003em  \n <|im_start|>a",
+        "".join(map(chr, range(1, 0x600))) + " \u0300e\u0301 \u0378",
+        "   ", "a", " a  b   c    ", "\n\n\na\n \n b",
+    ]  # fmt: skip
+    for number, text in enumerate(texts):
+        (tmp_path / "text").write_bytes(text.encode())
+        for digits in (False, True):
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True)] * digits
+                + [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
+            backend.save(str(tmp_path / "tokenizer.json"))
+            write_tables(tmp_path / "tokenizer.json", tmp_path / "tokenizer.bin")
+            found = run([tmp_path / "encode", "tokenizer.bin", "text"], tmp_path)
+            wanted = backend.encode(text, add_special_tokens=False).ids
+            assert [int(token) for token in found.split()] == wanted, (number, digits)
+
+
+def test_broken_tables_are_refused(c_starter: Path, tmp_path: Path) -> None:
+    whole = (c_starter / "model" / "tokenizer.bin").read_bytes()
+    shutil.copy(c_starter / "app", tmp_path / "app")
+    (tmp_path / "model").mkdir()
+    for text in (b"", b"EDT1", whole[:1000], b"EDT1" + b"\xff" * 1000, whole[:-10]):
+        (tmp_path / "model" / "tokenizer.bin").write_bytes(text)
+        done = subprocess.run(["./app", "a"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "tokenizer.bin cannot be read" in done.stderr
+
+
+def test_tokenizers_that_tables_cannot_say_are_refused(tmp_path: Path) -> None:
+    backend = {"model": {"type": "Unigram"}, "added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(backend), "utf-8")
+    with pytest.raises(BundleError, match=r"a Unigram model; .*deploy --for python"):
+        write_tables(tmp_path / "tokenizer.json", tmp_path / "tokenizer.bin")
+    assert not (tmp_path / "tokenizer.bin").exists()
+
+
+def test_what_cannot_be_deployed_is_refused(
+    real_int8: Path, exported: Callable[[str], ExportReport], tmp_path: Path
+) -> None:
+    small = exported("Llama").bundle.directory
+    for bundle, target, said in (
+        (small, "python", "no tokenizer.json"),
+        (exported("cacheless").bundle.directory, "python", "no tokenizer.json"),
+        (tmp_path / "nothing", "c", "no such file"),
+        (small / "model.onnx", "c", "no bundle"),
+    ):
+        done = edgetie("deploy", bundle, "--for", target, "--output", "out", cwd=tmp_path)
+        refused(done, said)
+    (tmp_path / "out").mkdir()
+    refused(
+        edgetie("deploy", real_int8, "--for", "c", "--output", "out", cwd=tmp_path), "out", "exists"
+    )
+    refused(edgetie("deploy", real_int8, "--for", "mars", "--output", "x", cwd=tmp_path), "--for")
+    assert not list((tmp_path / "out").iterdir())
+    assert all(row.name == name for name, row in DEPLOY_TARGETS.items())
