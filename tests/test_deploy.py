@@ -196,6 +196,10 @@ def test_tokenizers_that_tables_cannot_say_are_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_deployed_is_refused(
     real_int8: Path, exported: Callable[[str], ExportReport], tmp_path: Path
 ) -> None:
+    def to_out(bundle: Path, target: str) -> subprocess.CompletedProcess[str]:
+        options = ("--for", target, "--output", "out", "--quiet")
+        return edgetie("deploy", bundle, *options, cwd=tmp_path)
+
     small = exported("Llama").bundle.directory
     for bundle, target, said in (
         (small, "python", "no tokenizer.json"),
@@ -203,12 +207,9 @@ def test_what_cannot_be_deployed_is_refused(
         (tmp_path / "nothing", "c", "no such file"),
         (small / "model.onnx", "c", "no bundle"),
     ):
-        done = edgetie("deploy", bundle, "--for", target, "--output", "out", cwd=tmp_path)
-        refused(done, said)
+        refused(to_out(bundle, target), said)
     (tmp_path / "out").mkdir()
-    refused(
-        edgetie("deploy", real_int8, "--for", "c", "--output", "out", cwd=tmp_path), "out", "exists"
-    )
-    refused(edgetie("deploy", real_int8, "--for", "mars", "--output", "x", cwd=tmp_path), "--for")
+    refused(to_out(real_int8, "c"), "out", "exists")
+    refused(to_out(real_int8, "mars"), "--for")
     assert not list((tmp_path / "out").iterdir())
     assert all(row.name == name for name, row in DEPLOY_TARGETS.items())
