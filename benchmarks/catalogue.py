@@ -102,6 +102,7 @@ EDGETIE_SCHEMES = (
     "int8-aliased",
     "int8-mapped",
     "int8-mapped-table",
+    "int8-plain",
     "int8-dynamic",
     "int8-static",
     "int4",

@@ -74,6 +74,12 @@ SCHEMES = {
             "mixed",
         ),
         Scheme(
+            "int8-plain",
+            "int8-mapped in operators of the ONNX standard: MatMulInteger",
+            "int8",
+            "mapped",
+        ),
+        Scheme(
             "int8-dynamic",
             "8 bits by rows in operators of the ONNX standard: DynamicQuantizeLinear, "
             "MatMulInteger; activations of 8 bits by token",
@@ -105,7 +111,7 @@ TARGETS = {
         Target("mobile-cpu", "int8-mapped", "nothing private in memory, ready at once"),
         Target("mobile-npu", "int8-static", "compilers of integer graphs read QDQ"),
         Target("openvino", "int8-static", "reads QDQ, lacks GatherBlockQuantized"),
-        Target("web", "int8-dynamic", "each build of onnxruntime-web lacks some other operator"),
+        Target("web", "int8-plain", "each build of onnxruntime-web lacks some other operator"),
     )
 }
 

@@ -42,6 +42,7 @@ OPERATORS = {
     "int8-aliased": {"MatMulNBits", "GatherBlockQuantized"},
     "int8-mapped": {"MatMulIntegerToFloat", "GatherBlockQuantized"},
     "int8-mapped-table": {"MatMulIntegerToFloat", "GatherBlockQuantized"},
+    "int8-plain": {"MatMulInteger", "Gather"},
     "int8-dynamic": {"MatMulInteger", "Gather"},
     "int8-static": {"DequantizeLinear", "Gather"},
     "int4": {"MatMulNBits", "GatherBlockQuantized"},
@@ -83,7 +84,9 @@ def test_close_to_fp32_with_one_table(
         assert places[lookups[0]] == places[table.name]
 
 
-@pytest.mark.parametrize("scheme", ["int8-mapped", "int8-dynamic", "int8-static", "int4"])
+@pytest.mark.parametrize(
+    "scheme", ["int8-mapped", "int8-plain", "int8-dynamic", "int8-static", "int4"]
+)
 def test_every_optimization_level_agrees(exported: Any, tmp_path: Path, scheme: str) -> None:
     report = quantize(exported("Llama"), tmp_path / "out", scheme=scheme)
     first, *others = [logits(report.bundle.model_path, level) for level in LEVELS]
@@ -209,7 +212,7 @@ def test_an_opset_without_the_operators_is_refused(tmp_path: Path) -> None:
 def test_every_target_has_a_scheme_and_every_scheme_forms() -> None:
     assert {target.scheme for target in TARGETS.values()} <= SCHEMES.keys()
     assert [name for name, row in SCHEMES.items() if forms(row) is None] == ["fp16"]
-    assert find_scheme("web").name == "int8-dynamic"
+    assert find_scheme("web").name == "int8-plain"
     assert find_scheme(layout="mapped").name == "int8-mapped"
     assert find_scheme(bits=4).name == "int4"
     assert find_scheme("web", scheme="int4").name == "int4"

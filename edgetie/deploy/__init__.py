@@ -24,6 +24,7 @@ APP = "app.json"
 """What a starter must know of the model."""
 
 _PLACE = "\ue000"  # of the user's words in a rendered chat
+_FILLED_IN = {".md", ".html", ".mjs"}
 _NOT_SHIPPED = {MANIFEST, "genai_config.json"}
 
 
@@ -94,15 +95,18 @@ def deploy(
                 shutil.copyfile(file, model / file.name)
         if row.tables:
             write_tables(opened.directory / "tokenizer.json", model / "tokenizer.bin")
-        with as_file(files(__name__) / "templates" / row.name) as template:
-            shutil.copytree(template, folder, dirs_exist_ok=True)
+        for name in (*row.shared, row.name):
+            with as_file(files(__name__) / "templates" / name) as template:
+                shutil.copytree(template, folder, dirs_exist_ok=True)
         app = _app(opened, tokenizer)
         if row.header:
             (folder / "app.h").write_text(c_header(app), encoding="utf-8")
         else:
             text = json.dumps(app, indent=1, ensure_ascii=False)
             (folder / APP).write_text(text + "\n", encoding="utf-8")
-        _fill_in(folder / "README.md", opened, row, scheme)
+        for file in folder.iterdir():
+            if file.suffix in _FILLED_IN:
+                _fill_in(file, opened, row, scheme)
         sizes = {
             file.relative_to(folder).as_posix(): file.stat().st_size
             for file in sorted(folder.rglob("*"))
@@ -173,7 +177,7 @@ def _app(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str) -> None:
-    """Put the model's own figures into the README of a starter."""
+    """Put the model's own figures into a file of a starter."""
     assert bundle.manifest is not None
     weights = sum(file.stat().st_size for file in bundle.files)
     text = path.read_text(encoding="utf-8")

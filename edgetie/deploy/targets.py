@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_ANY = ("fp32", "int8", "int8-aliased", "int8-mapped", "int8-mapped-table", "int8-dynamic",
-        "int8-static", "int4", "int4-all")  # fmt: skip
+_ANY = ("fp32", "int8", "int8-aliased", "int8-mapped", "int8-mapped-table", "int8-plain",
+        "int8-dynamic", "int8-static", "int4", "int4-all")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class DeployTarget:
         checked: how far it was seen to work.
         tables: whether the starter reads ``tokenizer.bin`` (:mod:`edgetie.deploy.tokens`) instead
             of ``tokenizer.json``.
+        shared: more folders of ``templates`` that it is made of.
         header: whether what it must know of the model is a C header instead of JSON.
     """
 
@@ -31,6 +32,7 @@ class DeployTarget:
     quantize: str
     start: tuple[str, ...]
     checked: str
+    shared: tuple[str, ...] = ()
     tables: bool = False
     header: bool = False
 
@@ -57,6 +59,27 @@ DEPLOY_TARGETS = {
             _RUN,
             tables=True,
             header=True,
+        ),
+        DeployTarget(
+            "node",
+            "one program on onnxruntime-node and Hugging Face's tokenizer",
+            _ANY,
+            "cpu",
+            (
+                "ONNXRUNTIME_NODE_INSTALL=skip npm install",
+                'node app.mjs "What is the capital of France?"',
+            ),
+            _RUN,
+            shared=("javascript",),
+        ),
+        DeployTarget(
+            "web",
+            "a page on onnxruntime-web",
+            ("int8-plain", "int8-mapped", "int8-dynamic", "fp32"),
+            "web",
+            ("npm install", "node serve.mjs"),
+            _RUN,
+            shared=("javascript",),
         ),
     )
 }

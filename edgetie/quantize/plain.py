@@ -60,8 +60,8 @@ class Dynamic(Form):
         return nodes
 
 
-class PlainTable(Mapped):
-    """A mapped table that rows are looked up in by operators of the standard."""
+class Plain(Mapped):
+    """The mapped form in operators of the standard."""
 
     def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:
         """``(row - 128) · scale``."""

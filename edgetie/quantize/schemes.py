@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from edgetie.quantize.forms import Form
 from edgetie.quantize.mapped import Mapped
 from edgetie.quantize.packed import Packed
-from edgetie.quantize.plain import Dynamic, PlainTable
+from edgetie.quantize.plain import Dynamic, Plain
 from edgetie.quantize.static import Range, Static
 from edgetie.targets import Scheme
 
@@ -18,7 +18,8 @@ _FORMS: dict[str, Callable[[Ranges], tuple[Form, Form]]] = {
     "int8-aliased": lambda _: (Packed(8, aliased=True), Packed(8)),
     "int8-mapped": lambda _: (Mapped(), Mapped()),
     "int8-mapped-table": lambda _: (Mapped(), Packed(8)),
-    "int8-dynamic": lambda _: (PlainTable(), Dynamic()),
+    "int8-plain": lambda _: (Plain(), Plain()),
+    "int8-dynamic": lambda _: (Plain(), Dynamic()),
     "int8-static": lambda ranges: (Static(ranges, table=True), Static(ranges)),
     "int4": lambda _: (Packed(8), Packed(4)),
     "int4-all": lambda _: (Packed(4), Packed(4)),

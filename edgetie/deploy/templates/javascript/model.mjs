@@ -1,0 +1,87 @@
+/* The model: prompt in, text out, in pieces. Takes onnxruntime-node's or onnxruntime-web's module
+   as `ort`, and the Tokenizer class of @huggingface/tokenizers. */
+
+export class Model {
+  /** `app`, `tokenizer`, `config`: app.json, tokenizer.json and tokenizer_config.json, parsed. */
+  constructor(ort, session, Tokenizer, app, tokenizer, config) {
+    this.ort = ort;
+    this.session = session;
+    this.app = app;
+    this.tokenizer = new Tokenizer(tokenizer, config);
+  }
+
+  /** What a session should be told, besides where it runs. */
+  static options(app) {
+    const level = app.optimize ? {} : { graphOptimizationLevel: "disabled" };
+    return { enableMemPattern: false, ...level };
+  }
+
+  /** Token ids of a prompt, with the text that the model expects around it. */
+  encode(prompt) {
+    const text = this.app.before_prompt + prompt + this.app.after_prompt;
+    return this.tokenizer.encode(text, { add_special_tokens: false }).ids;
+  }
+
+  /** The likeliest tokens behind a prompt, one by one, up to one of `stops`. */
+  async *tokens(prompt, most, stops = this.app.stop_tokens) {
+    let ids = prompt, seen = 0;
+    let cache = this.#emptyCache();
+    const longest = this.app.max_positions ?? Infinity;
+    for (let made = 0; made < most && seen + ids.length <= longest; made++) {
+      const first = seen;
+      seen += ids.length;
+      const feeds = { ...cache };
+      const given = {
+        input_ids: () => ids,
+        attention_mask: () => Array(seen).fill(1),
+        position_ids: () => ids.map((_, i) => first + i),
+      };
+      for (const name of this.app.inputs) feeds[name] = this.#row(given[name]());
+      const results = await this.session.run(feeds);
+      for (const name of this.app.cache) {
+        feeds[`past_key_values.${name}`].dispose?.();
+        cache[`past_key_values.${name}`] = results[`present.${name}`];
+      }
+      const { data } = results.logits;
+      const token = likeliest(data, data.length - this.app.vocabulary);
+      results.logits.dispose?.();
+      yield token;
+      if (stops.includes(token)) break;
+      ids = [token];
+    }
+    for (const tensor of Object.values(cache)) tensor.dispose?.();
+  }
+
+  /** The answer to a prompt, in pieces of text. */
+  async *answer(prompt, most) {
+    const made = [];
+    let shown = 0;
+    for await (const token of this.tokens(this.encode(prompt), most)) {
+      made.push(token);
+      const text = this.tokenizer.decode(made, { skip_special_tokens: true });
+      if (text.endsWith("\ufffd")) continue; // half a character
+      yield text.slice(shown);
+      shown = text.length;
+    }
+  }
+
+  #row(values) {
+    return new this.ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
+  }
+
+  #emptyCache() {
+    const { cache, cache_heads: heads, cache_size: size, cache_dtype: dtype } = this.app;
+    const [type, Values] = { float: ["float32", Float32Array], int8: ["int8", Int8Array] }[dtype];
+    const empty = (name) => [
+      `past_key_values.${name}`,
+      new this.ort.Tensor(type, new Values(0), [1, heads, 0, size]),
+    ];
+    return Object.fromEntries(cache.map(empty));
+  }
+}
+
+function likeliest(values, start) {
+  let best = start;
+  for (let i = start + 1; i < values.length; i++) if (values[i] > values[best]) best = i;
+  return best - start;
+}

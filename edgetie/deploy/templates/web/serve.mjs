@@ -1,0 +1,30 @@
+/* Serves this folder: node serve.mjs [port]. The two headers let the page use several threads. */
+import { createReadStream, statSync } from "node:fs";
+import { createServer } from "node:http";
+import { extname, join, normalize, sep } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = fileURLToPath(new URL("./", import.meta.url));
+const types = { ".html": "text/html", ".mjs": "text/javascript", ".js": "text/javascript",
+  ".json": "application/json", ".wasm": "application/wasm" };
+
+const server = createServer((request, response) => {
+  const path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
+  const file = normalize(join(root, path.endsWith("/") ? `${path}index.html` : path));
+  const stat = file.startsWith(root.endsWith(sep) ? root : root + sep)
+    ? statSync(file, { throwIfNoEntry: false })
+    : undefined;
+  if (!stat?.isFile()) {
+    response.writeHead(404).end("not found\n");
+    return;
+  }
+  response.writeHead(200, {
+    "content-type": types[extname(file)] ?? "application/octet-stream",
+    "content-length": stat.size,
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-embedder-policy": "require-corp",
+  });
+  createReadStream(file).pipe(response);
+});
+server.listen(+(process.argv[2] ?? 8080), "127.0.0.1", () =>
+  console.log(`http://127.0.0.1:${server.address().port}/`));

@@ -1,0 +1,90 @@
+/* The model, beside the page: it downloads once, and answers without holding the page up. */
+import { Tokenizer } from "./node_modules/@huggingface/tokenizers/dist/tokenizers.mjs";
+import { Model } from "./model.mjs";
+
+const DIST = new URL("./node_modules/onnxruntime-web/dist/", self.location.href).href;
+const BUNDLES = { wasm: "ort.wasm.bundle.min.mjs", webgpu: "ort.webgpu.bundle.min.mjs" };
+const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
+let model;
+
+self.onmessage = async ({ data }) => {
+  try {
+    await (data.device ? start(data.device) : answer(data.prompt, data.most));
+  } catch (error) {
+    self.postMessage({ state: `Failed: ${error.message ?? error}`, ready: Boolean(model) });
+  }
+};
+
+async function start(device) {
+  if (!BUNDLES[device]) throw new Error(`no device ${device}; one of ${Object.keys(BUNDLES)}`);
+  if (device === "webgpu" && !navigator.gpu) throw new Error("this browser has no WebGPU");
+  const ort = await import(DIST + BUNDLES[device]);
+  ort.env.wasm.wasmPaths = DIST;
+  const json = async (name) => (await fetched(name)).json();
+  const app = await json("app.json");
+  const files = await Promise.all(["model/tokenizer.json", "model/tokenizer_config.json"].map(json));
+  const graph = await bytes(app.model);
+  const weights = await bytes(`${app.model}.data`, true);
+  self.postMessage({ state: "Preparing the model…", progress: 1 });
+  const session = await ort.InferenceSession.create(graph, {
+    ...Model.options(app),
+    executionProviders: [device],
+    externalData: [{ path: `${app.model.split("/").pop()}.data`, data: weights }],
+  });
+  model = new Model(ort, session, Tokenizer, app, ...files);
+  const threads = self.crossOriginIsolated ? "" : " on one thread (serve with COOP and COEP for more)";
+  self.postMessage({ state: `Ready: ${device}${threads}`, ready: true });
+}
+
+async function answer(prompt, most) {
+  const begin = performance.now();
+  const made = [];
+  let shown = 0, first;
+  for await (const token of model.tokens(model.encode(prompt), most)) {
+    first ??= performance.now();
+    made.push(token);
+    const text = model.tokenizer.decode(made, { skip_special_tokens: true });
+    if (text.endsWith("\ufffd")) continue; // half a character
+    self.postMessage({ piece: text.slice(shown) });
+    shown = text.length;
+  }
+  const speed = ((made.length - 1) / (performance.now() - first)) * 1000;
+  const wait = ((first - begin) / 1000).toFixed(1);
+  const state = `${made.length} tokens, the first after ${wait} s, then ${speed.toFixed(1)} a second`;
+  self.postMessage({ state, tokens: made, ready: true });
+}
+
+async function fetched(name) {
+  const response = await fetch(name);
+  if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}`);
+  return response;
+}
+
+/* A file, told about as it arrives; the browser keeps it, so that it is downloaded once. */
+async function bytes(name, telling = false) {
+  const store = await caches?.open?.("{{name}} {{scheme}}").catch(() => undefined);
+  const kept = await store?.match(name);
+  const response = kept ?? (await fetched(name));
+  const total = +response.headers.get("content-length");
+  const parts = [];
+  let loaded = 0;
+  for await (const part of response.body) {
+    parts.push(part);
+    loaded += part.length;
+    if (telling) {
+      const state = `${kept ? "Reading" : "Downloading"} ${megabytes(loaded)} of ${megabytes(total)} MB`;
+      self.postMessage({ state, progress: loaded / total });
+    }
+  }
+  const whole = new Uint8Array(loaded);
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  if (!kept) {
+    const headers = { "content-length": String(loaded) };
+    await store?.put(name, new Response(whole, { headers })).catch(() => undefined); // no room: no cache
+  }
+  return whole;
+}
