@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,12 @@ from edgetie.report.progress import Progress, Stages
 from edgetie.runtime.providers import PROVIDERS, Provider, find, missing
 from edgetie.sources.demo import cache_directory
 
-_FLAGS = "{flags}"
+FLAGS = "{flags}"
+"""Stands in a command where a provider's flags go."""
+
+NEEDED = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2")
+"""What edgetie's runtime needs besides onnxruntime."""
+
 _FILE = "environment.json"
 
 _START = """
@@ -55,7 +61,7 @@ class Environment:
         """The command that runs a module of edgetie, and its environment variables."""
         command: list[str] = []
         for part in self.command:
-            command += flags if part == _FLAGS else (part,)
+            command += flags if part == FLAGS else (part,)
         folder = str(Path(edgetie.__file__).resolve().parent)
         return [*command, "-c", _START, folder, module], {**os.environ, **self.variables}
 
@@ -80,10 +86,9 @@ def wheels(*packages: str) -> Callable[[Path, Progress], Environment]:
         progress.stage(f"Installing {packages[0]}")
         folder = "Scripts" if sys.platform == "win32" else "bin"
         python = directory / "python" / folder / "python"
-        needed = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2")
         for command in (
             [sys.executable, "-m", "venv", str(directory / "python")],
-            [str(python), "-m", "pip", "install", "--quiet", *packages, *needed],
+            [str(python), "-m", "pip", "install", "--quiet", *packages, *NEEDED],
         ):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -94,11 +99,18 @@ def wheels(*packages: str) -> Callable[[Path, Progress], Environment]:
     return make
 
 
+def _arm64(directory: Path, progress: Progress) -> Environment:
+    from edgetie.harness.arm64 import make_arm64
+
+    return make_arm64(directory, progress)
+
+
 RECIPES: dict[str, Recipe] = {
     "cuda": Recipe(
         "onnxruntime with CUDA and its libraries", wheels("onnxruntime-gpu[cuda,cudnn]")
     ),
     "openvino": Recipe("onnxruntime with OpenVINO", wheels("onnxruntime-openvino>=1.24")),
+    "arm64": Recipe("ARM64, emulated by QEMU", _arm64),
 }
 """By the names that :data:`edgetie.runtime.PROVIDERS` use."""
 
@@ -232,14 +244,14 @@ class Availability:
 
 def availability() -> list[Availability]:
     """Every provider: whether it starts, where, and why not. Those at hand are tried."""
-    found = []
-    for row in PROVIDERS.values():
-        try:
-            environment = environment_of(row)
-            ask(row.name, "edgetie.harness.probe", {}, row.name)
-        except EdgetieError as error:
-            found.append(Availability(row, "", str(error).removeprefix(f"--provider {row.name}: ")))
-        else:
-            where = "here" if environment is None else "in its environment"
-            found.append(Availability(row, where, ""))
-    return found
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(_try, PROVIDERS.values()))
+
+
+def _try(row: Provider) -> Availability:
+    try:
+        environment = environment_of(row)
+        ask(row.name, "edgetie.harness.probe", {}, row.name)
+    except EdgetieError as error:
+        return Availability(row, "", str(error).removeprefix(f"--provider {row.name}: "))
+    return Availability(row, "here" if environment is None else "in its environment", "")

@@ -11,29 +11,31 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
+import onnx
 
 from edgetie.errors import EdgetieError
-from edgetie.runtime.session import write_optimized
+from edgetie.runtime.session import open_session
 
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    x = ir.Value(name="x", shape=ir.Shape([1, 16]), type=ir.TensorType(ir.DataType.FLOAT))
-    weight = ir.Value(
-        name="weight", const_value=ir.tensor(np.eye(16, dtype=np.float32), name="weight")
+    shape, float32 = [1, 16], onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])],
+        "probe",
+        [onnx.helper.make_tensor_value_info("x", float32, shape)],
+        [onnx.helper.make_tensor_value_info("y", float32, shape)],
+        [onnx.numpy_helper.from_array(np.eye(16, dtype=np.float32), "weight")],
     )
-    node = ir.node("MatMul", [x, weight])
-    y = node.outputs[0]
-    y.name, y.type, y.shape = "y", x.type, x.shape
-    graph = ir.Graph([x], [y], nodes=[node], initializers=[weight], opset_imports={"": 17})
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=opset)
     answer: dict[str, object]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.onnx"
-        ir.save(ir.Model(graph, ir_version=8), path)
+        onnx.save(model, path)
         try:
-            optimized = Path(folder) / "optimized.onnx"
-            answer = {"nodes": write_optimized(path, optimized, request["provider"])}
+            session = open_session(path, provider=request["provider"])
+            answer = {"nodes": session.nodes_per_provider}
         except EdgetieError as error:
             answer = {"error": {"type": type(error).__name__, "message": str(error)}}
     print(json.dumps(answer))

@@ -1,0 +1,62 @@
+"""ARM64, emulated core by core: the tokens and the logits are those of this machine."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgetie.export.exporter import ExportReport
+from edgetie.harness import bench, check
+from edgetie.harness.environments import directory, install
+from edgetie.quantize import quantize
+
+CORES = ("arm64-a53", "arm64-a76", "arm64-n2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def arm64() -> None:
+    """The environment of ARM64, made once."""
+    if sys.platform != "linux" or shutil.which("apt-get") is None:
+        pytest.skip("the environment is made of Debian's packages")
+    if not (directory("arm64") / "environment.json").is_file():
+        install("arm64-a76")
+
+
+@pytest.fixture(scope="module")
+def small_int8(
+    exported: Callable[[str], ExportReport], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    target = tmp_path_factory.mktemp("arm64") / "int8"
+    quantize(exported("Llama").bundle.directory, target)
+    return target
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_logits_are_those_of_this_machine(
+    exported: Callable[[str], ExportReport], small_int8: Path, core: str
+) -> None:
+    bundle = exported("Llama").bundle.directory
+    report = check(bundle, str(bundle), provider=core, max_tokens=32, greedy_prompts=1)
+    assert report.relative_error < 1e-5
+    assert report.greedy_agreement == 1.0
+    rounded = check(small_int8, str(small_int8), provider=core, max_tokens=32, greedy_prompts=0)
+    assert rounded.relative_error < 0.05  # kernels differ in how they round activations
+
+
+def test_the_real_model_gives_the_tokens_of_this_machine(real_int8: Path) -> None:
+    report = check(
+        real_int8, str(real_int8), provider="arm64-n2", max_tokens=32, greedy_prompts=1,
+        greedy_tokens=16,
+    )  # fmt: skip
+    assert report.greedy_agreement == 1.0
+    assert report.mean_kl_divergence < 2e-3
+
+
+def test_nothing_is_timed_in_an_emulator(small_int8: Path) -> None:
+    report = bench(small_int8, provider="arm64-a76", prompt_tokens=8, new_tokens=2, repeat=1)
+    assert report.to_dict()["latency_valid"] is False
+    assert report.nodes_per_provider["CPUExecutionProvider"] > 10
