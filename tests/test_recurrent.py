@@ -82,7 +82,7 @@ def test_states_are_inputs_and_outputs(case: Case) -> None:
     assert states == _STATES[kind]
     for name in states:
         batch, *sizes = inputs[f"past_key_values.{name}"]
-        assert batch == "batch"
+        assert batch == "batch_size"
         assert all(isinstance(size, int) for size in sizes)
         assert f"present.{name}" in outputs
     assert signature.cache_in_place == (kind != "Mamba")  # keys and values are, where there are any

@@ -129,7 +129,7 @@ def test_one_table_in_the_files(heard: tuple[Any, ExportReport]) -> None:
     encoder = report.manifest.encoder
     assert encoder is not None
     assert [(i["name"], i["shape"]) for i in encoder.inputs] == [
-        ("input_features", ["batch", 16, 100])
+        ("input_features", ["batch_size", 16, 100])
     ]
     assert "encoder_attention_mask" not in {i["name"] for i in report.manifest.signature.inputs}
 

@@ -38,20 +38,23 @@ class Bounds:
             for name, (_, high) in self.ranges.items()
             if high is not None and name != FRAMES
         }
-        if "batch" in upper:
-            raise Unfusable(f"holds for batches of up to {upper['batch']} only")
+        if "batch_size" in upper:
+            raise Unfusable(f"holds for batches of up to {upper['batch_size']} only")
         # past + sequence <= limit shows as a bound of each, less the smallest size of the other
         joint = {
             upper[name] + self.ranges[other][0]
-            for name, other in (("sequence", "past_sequence"), ("past_sequence", "sequence"))
+            for name, other in (
+                ("sequence_length", "past_sequence_length"),
+                ("past_sequence_length", "sequence_length"),
+            )
             if name in upper and other in upper
         }
         if len(joint) == 1:
-            del upper["sequence"], upper["past_sequence"]
-            joint.add(upper.get("total_sequence", *joint))
-            upper["total_sequence"] = min(joint)
-        if "past_sequence" in upper:
-            upper["past_sequence"] += 1  # one more token is read than what is cached
+            del upper["sequence_length"], upper["past_sequence_length"]
+            joint.add(upper.get("total_sequence_length", *joint))
+            upper["total_sequence_length"] = min(joint)
+        if "past_sequence_length" in upper:
+            upper["past_sequence_length"] += 1  # one more token is read than what is cached
         if upper and min(upper.values()) < min(_FEWEST, configured or _FEWEST):
             raise Unfusable(f"holds for up to {min(upper.values())} tokens only")
         return min([*upper.values(), *([configured] if configured else [])], default=None)

@@ -262,7 +262,7 @@ class _Builder:
         return math.prod(size if isinstance(size, int) else 0 for size in shape[1:])
 
     def _body_value(self, value: ir.Value) -> ir.Value:
-        shape = ir.Shape(["batch", *self._sizes(value)])
+        shape = ir.Shape(["batch_size", *self._sizes(value)])
         return ir.Value(name=f"{self.name}.{value.name}", shape=shape, type=value.type)
 
     def _sequence(self, value: ir.Value) -> ir.Value:
@@ -282,7 +282,7 @@ class _Builder:
         """A value of the body as an output of it alone."""
         copy = ir.node("Identity", [self.inside.get(value, value)], name=f"{value.name}.each")
         copy.outputs[0].name, copy.outputs[0].type = copy.name, value.type
-        copy.outputs[0].shape = ir.Shape(["batch", *self._sizes(value)])
+        copy.outputs[0].shape = ir.Shape(["batch_size", *self._sizes(value)])
         return copy
 
     def _constant(self, numbers: list[int]) -> ir.Value:

@@ -14,10 +14,11 @@ from edgetie.errors import SourceError
 from edgetie.sources import Source
 from edgetie.sources.families import auto_class, task_of
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZERS = ("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "vocab.json")
 _PREPROCESSORS = ("preprocessor_config.json", PROCESSOR)
 _HEARING = (SPEECH, "seq2seq-lm")  # some models that hear are listed among those that read
-_SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG)
 _HUB_SECONDS = 10.0
 
 
@@ -227,8 +228,18 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def save_tokenizer(tokenizer: Any, target: Path) -> None:
-    """Save a tokenizer, its JSON without the indentation that doubles its size."""
-    tokenizer.save_pretrained(target)
+    """Save a tokenizer as transformers 4 and transformers.js read it too.
+
+    Its chat template is kept in ``tokenizer_config.json``, its class has the name that all of them
+    know, and its JSON is without the indentation that doubles its size.
+    """
+    tokenizer.save_pretrained(target, save_jinja_files=False)
+    path = target / _TOKENIZER_CONFIG
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     path = target / "tokenizer.json"
     if path.is_file():
         text = json.dumps(

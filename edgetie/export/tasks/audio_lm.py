@@ -73,7 +73,7 @@ class AudioTask(CausalTask):
         clips = 2 if self.window is None else 1
         features = torch.zeros(clips, *self.shape, dtype=dtype)
         dynamic = torch.export.Dim.DYNAMIC
-        dimensions = {0: "batch"} if self.window is None else {}
+        dimensions = {0: "batch_size"} if self.window is None else {}
         dimensions |= {self.axis + 1: FRAMES} if self.varies else {}
         mask = {(1 if axis else 0): dynamic for axis in dimensions}
         inputs = self._features(features)
@@ -99,7 +99,7 @@ class AudioTask(CausalTask):
         size: tuple[int, ...] = (_ROWS,)
         dimensions = [(AUDIO, 0, "rows")]
         if self.audio_token_id is None:
-            size, dimensions = ids.shape, [(AUDIO, 0, "batch"), (AUDIO, 1, "sequence")]
+            size, dimensions = ids.shape, [(AUDIO, 0, "batch_size"), (AUDIO, 1, "sequence_length")]
         dtype = next(module.parameters()).dtype
         return replace(
             decoder,

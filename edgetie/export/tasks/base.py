@@ -44,7 +44,9 @@ class CacheShape:
 
     def dimensions(self) -> tuple[tuple[str, int, str], ...]:
         """Names of its dynamic dimensions as an input, as :class:`Graph` takes them."""
-        names = {0: "batch"} | {i: "past_sequence" for i, n in enumerate(self.sizes, 1) if not n}
+        names = {0: "batch_size"} | {
+            i: "past_sequence_length" for i, n in enumerate(self.sizes, 1) if not n
+        }
         return tuple((f"{PAST}.{self.name}", axis, name) for axis, name in names.items())
 
 

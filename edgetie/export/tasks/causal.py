@@ -109,9 +109,9 @@ class CausalTask(Task):
             *((tuple(map(_dynamic, self.cache)),) if past else ()),
         )
         dimensions = [
-            ("input_ids", 0, "batch"),
-            ("input_ids", 1, "sequence"),
-            ("attention_mask", 1, "total_sequence"),
+            ("input_ids", 0, "batch_size"),
+            ("input_ids", 1, "sequence_length"),
+            ("attention_mask", 1, "total_sequence_length"),
             *chain.from_iterable(tensor.dimensions() for tensor in self.cache),
         ]
         return [

@@ -64,7 +64,7 @@ class MaskedTask(Task):
                 shapes=(tuple({0: dynamic, 1: dynamic} for _ in ids),),
                 inputs=list(self.inputs),
                 outputs=["logits"],
-                dimensions=(("input_ids", 0, "batch"), ("input_ids", 1, "sequence")),
+                dimensions=(("input_ids", 0, "batch_size"), ("input_ids", 1, "sequence_length")),
             )
         ]
 

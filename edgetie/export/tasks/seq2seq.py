@@ -120,7 +120,7 @@ class Seq2SeqTask(Task):
             inputs=list(reading.inputs),
             outputs=["last_hidden_state", *cache_names(self.cross, PRESENT)],
             dimensions=tuple(
-                (reading.inputs[0], axis, "encoder_sequence" if axis else "batch")
+                (reading.inputs[0], axis, "encoder_sequence_length" if axis else "batch_size")
                 for axis in reading.shapes[0]
             ),
         )
@@ -143,10 +143,10 @@ class Seq2SeqTask(Task):
             inputs=["input_ids", *masks, *crossed, *passed],
             outputs=["logits", *cache_names(self.cache, PRESENT)],
             dimensions=(
-                ("input_ids", 0, "batch"),
-                ("input_ids", 1, "sequence"),
-                *((name, 2, "encoder_sequence") for name in crossed),
-                *((name, 2, "past_sequence") for name in passed),
+                ("input_ids", 0, "batch_size"),
+                ("input_ids", 1, "sequence_length"),
+                *((name, 2, "encoder_sequence_length") for name in crossed),
+                *((name, 2, "past_sequence_length") for name in passed),
             ),
         )  # fmt: skip
         return [encoder, decoder]
