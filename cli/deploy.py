@@ -21,12 +21,21 @@ from . import common
     help="Where the app runs.",
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option(
+    "--ort",
+    "ort_format",
+    is_flag=True,
+    help="The model as one .ort file, with the operators that a reduced build needs.",
+)
 @common.output_options
-def command(bundle: Path, target: str, output: Path, as_json: bool, quiet: bool) -> None:
+def command(
+    bundle: Path, target: str, output: Path, ort_format: bool, as_json: bool, quiet: bool
+) -> None:
     """Write a folder that runs as it is: the model, its tokenizer, a starter program, a README.
 
     \b
     edgetie deploy int8 --for c --output app
+    edgetie deploy int8 --for c --ort --output small
     edgetie quantize fp32 --target web --output web8
     edgetie deploy web8 --for web --output site
     """
@@ -34,7 +43,7 @@ def command(bundle: Path, target: str, output: Path, as_json: bool, quiet: bool)
     from edgetie.report.progress import live
 
     with live(quiet) as progress:
-        made = deploy(bundle, target, output, progress=progress)
+        made = deploy(bundle, target, output, ort_format=ort_format, progress=progress)
     if as_json:
         common.print_json(made.to_dict())
     elif not quiet:

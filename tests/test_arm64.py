@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgetie.export.exporter import ExportReport
-from edgetie.harness import bench, check
+from edgetie.harness import bench, check, debian
 from edgetie.harness.environments import directory, install
 from edgetie.quantize import quantize
 
@@ -20,7 +18,7 @@ CORES = ("arm64-a53", "arm64-a76", "arm64-n2")
 @pytest.fixture(scope="module", autouse=True)
 def arm64() -> None:
     """The environment of ARM64, made once."""
-    if sys.platform != "linux" or shutil.which("apt-get") is None:
+    if not debian.available():
         pytest.skip("the environment is made of Debian's packages")
     if not (directory("arm64") / "environment.json").is_file():
         install("arm64-a76")

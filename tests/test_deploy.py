@@ -16,11 +16,20 @@ from test_bad_input import edgetie, refused
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
-from edgetie import Tokenizer, deploy_model, generate, open_bundle, open_session
+from edgetie import (
+    Tokenizer,
+    deploy_model,
+    generate,
+    open_bundle,
+    open_session,
+    quantize_model,
+)
+from edgetie.deploy.ort_format import weights_of
 from edgetie.deploy.targets import DEPLOY_TARGETS
 from edgetie.deploy.tokens import write_tables
 from edgetie.errors import BundleError
 from edgetie.export.exporter import ExportReport
+from edgetie.harness import debian
 from edgetie.sources.demo import cache_directory, demo_text
 
 PROMPT = "Explain in one sentence why the sky is blue."
@@ -52,54 +61,54 @@ def headers() -> Path:
     """Headers of ONNX Runtime's C API, as Debian packages them, fetched once."""
     where = cache_directory() / "onnxruntime-headers"
     if not (where / "onnxruntime_c_api.h").is_file():
-        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        if not debian.available():
             pytest.skip("needs Debian's package of ONNX Runtime's headers")
-        fetch_debian("libonnxruntime-dev", "trixie", where.parent / "debian")
+        debian.unpack(["libonnxruntime-dev"], where.parent / "debian")
         shutil.copytree(where.parent / "debian" / "usr" / "include" / "onnxruntime", where)
     return where
 
 
-def fetch_debian(package: str, suite: str, target: Path) -> None:
-    """Unpack a package of another release of Debian, from the mirror this system uses."""
-    listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], Path("/"))
-    mirrors = [line for line in listed.splitlines() if line.rstrip("/").endswith("/debian")]
-    if not mirrors:
-        pytest.skip("no mirror of Debian is configured")
-    state = target.parent / "apt"
-    for folder in ("lists/partial", "archives/partial"):
-        (state / folder).mkdir(parents=True, exist_ok=True)
-    (state / "status").touch()
-    keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (state / "sources.list").write_text(f"deb [signed-by={keys}] {mirrors[0]} {suite} main\n")
-    options = [
-        "-o", f"Dir::Etc::sourcelist={state}/sources.list", "-o", "Dir::Etc::sourceparts=/dev/null",
-        "-o", f"Dir::State={state}", "-o", f"Dir::State::status={state}/status",
-        "-o", f"Dir::Cache={state}",
-    ]  # fmt: skip
-    run(["apt-get", *options, "update"], state)
-    run(["apt-get", *options, "download", package], state)
-    run(["dpkg-deb", "-x", next(state.glob(f"{package}_*.deb")), target], state)
-
-
 @pytest.fixture(scope="session")
-def c_starter(real_int8: Path, headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The starter in C, built against the library of the Python package."""
+def library(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX Runtime as its releases come: these headers, the library of the Python package."""
     if shutil.which("make") is None or shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
     import onnxruntime
 
-    folder = tmp_path_factory.mktemp("c")
-    library = next((Path(onnxruntime.__path__[0]) / "capi").glob("libonnxruntime.so.1*"), None)
-    if library is None:
+    found = next((Path(onnxruntime.__path__[0]) / "capi").glob("libonnxruntime.so.1*"), None)
+    if found is None:
         pytest.skip("this onnxruntime package has no library beside its module")
-    (folder / "ort" / "lib").mkdir(parents=True)
-    (folder / "ort" / "include").symlink_to(headers)
+    folder = tmp_path_factory.mktemp("onnxruntime")
+    (folder / "lib").mkdir(parents=True)
+    (folder / "include").symlink_to(headers)
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
-        (folder / "ort" / "lib" / name).symlink_to(library)
-    deploy_model(real_int8, "c", folder / "app")
-    flags = "-O1 -g -Wall -Wextra -Werror"
-    run(["make", f"ORT={folder / 'ort'}", f"CFLAGS={flags}"], folder / "app")
-    return folder / "app"
+        (folder / "lib" / name).symlink_to(found)
+    return folder
+
+
+def build(folder: Path, library: Path) -> Path:
+    run(["make", f"ORT={library}", "CFLAGS=-O2 -g -Wall -Wextra -Werror"], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def c_starter(real_int8: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter in C."""
+    folder = tmp_path_factory.mktemp("c") / "app"
+    deploy_model(real_int8, "c", folder)
+    return build(folder, library)
+
+
+def c_tokens_and_memory(folder: Path) -> tuple[list[int], float]:
+    """Its tokens, and what the process holds at its end, in bytes of the model's folder."""
+    done = subprocess.run(
+        ["./app", PROMPT, str(TOKENS), "--tokens"],
+        cwd=folder, env=os.environ | {"APP_MEMORY": "1"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    files = sum(file.stat().st_size for file in (folder / "model").iterdir())
+    resident = int(re.findall(r"VmRSS:\s+(\d+) kB", done.stderr)[0]) * 1024
+    return [int(token) for token in done.stdout.split()], resident / files
 
 
 def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Path) -> None:
@@ -121,16 +130,37 @@ def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Pat
 def test_c_starter_gives_the_same_tokens_in_its_files_memory(
     c_starter: Path, real_int8: Path
 ) -> None:
-    done = subprocess.run(
-        ["./app", PROMPT, str(TOKENS), "--tokens"],
-        cwd=c_starter, env=os.environ | {"APP_MEMORY": "1"}, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    assert [int(token) for token in done.stdout.split()] == expected(real_int8)
-    files = sum(file.stat().st_size for file in (c_starter / "model").iterdir())
-    resident = int(re.findall(r"VmRSS:\s+(\d+) kB", done.stderr)[0]) * 1024
-    assert resident / files < 1.33  # of the whole process, library and tokenizer included
+    tokens, memory = c_tokens_and_memory(c_starter)
+    assert tokens == expected(real_int8)
+    assert memory < 1.33  # of the whole process, library and tokenizer included
     assert run(["./app", PROMPT, TOKENS], c_starter).startswith("The sky is blue because")
+
+
+def test_ort_format_keeps_one_table(real_int8: Path, library: Path, tmp_path: Path) -> None:
+    made = deploy_model(real_int8, "c", tmp_path / "app", ort_format=True)
+    bundle = open_bundle(real_int8)
+    assert made.files["model/model.ort"] < 1.02 * sum(x.stat().st_size for x in bundle.files)
+    weights = weights_of(tmp_path / "app" / "model" / "model.ort")
+    assert bundle.manifest is not None
+    (tied,) = bundle.manifest.ties
+    assert list(weights.values()).count(weights[tied.name]) == 1
+    tokens, memory = c_tokens_and_memory(build(tmp_path / "app", library))
+    assert tokens == expected(real_int8)
+    assert memory < 1.35
+    operators = (tmp_path / "app" / "required_operators.config").read_text("utf-8")
+    assert "com.microsoft;1;GatherBlockQuantized,GroupQueryAttention,MatMulNBits" in operators
+    assert str(tmp_path) not in operators
+
+
+def test_ort_format_that_parts_a_table_is_refused(
+    real_bundle: Path, real_int8: Path, tmp_path: Path
+) -> None:
+    quantize_model(real_bundle, tmp_path / "aliased", scheme="int8-aliased")
+    options = ("--ort", "--output", "app", "--quiet")
+    done = edgetie("deploy", "aliased", "--for", "python", *options, cwd=tmp_path)
+    refused(done, "would be in the .ort file 2 times", "--scheme int8")
+    refused(edgetie("deploy", real_int8, "--for", "web", *options, cwd=tmp_path), "--ort")
+    assert not (tmp_path / "app").exists()
 
 
 def test_c_tokenizer_is_the_models(c_starter: Path, real_int8: Path, tmp_path: Path) -> None:
@@ -182,7 +212,7 @@ def test_broken_tables_are_refused(c_starter: Path, tmp_path: Path) -> None:
         (tmp_path / "model" / "tokenizer.bin").write_bytes(text)
         done = subprocess.run(["./app", "a"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 1
-        assert "tokenizer.bin cannot be read" in done.stderr
+        assert "tokenizer.bin: cannot be read" in done.stderr
 
 
 def test_tokenizers_that_tables_cannot_say_are_refused(tmp_path: Path) -> None:

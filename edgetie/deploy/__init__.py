@@ -13,8 +13,10 @@ from typing import Any
 from edgetie.atomic import atomic_directory
 from edgetie.bundle import MANIFEST, Bundle, open_bundle
 from edgetie.deploy.header import c_header
+from edgetie.deploy.ort_format import MODEL, OPERATORS, write_operators, write_ort
 from edgetie.deploy.targets import DEPLOY_TARGETS, DeployTarget
 from edgetie.deploy.tokens import write_tables
+from edgetie.deploy.usability import usability
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.report.progress import Progress, Stages
 from edgetie.runtime.generation import stop_tokens
@@ -24,6 +26,10 @@ APP = "app.json"
 """What a starter must know of the model."""
 
 _PLACE = "\ue000"  # of the user's words in a rendered chat
+_REDUCED = (
+    f"`{OPERATORS}` names its operators, for a build of ONNX Runtime with no others "
+    "(`--include_ops_by_config`)"
+)
 _FILLED_IN = {".md", ".html", ".mjs"}
 _NOT_SHIPPED = {MANIFEST, "genai_config.json"}
 
@@ -61,6 +67,7 @@ def deploy(
     target: str,
     output: str | os.PathLike[str],
     *,
+    ort_format: bool = False,
     progress: Progress | None = None,
 ) -> Deployment:
     """Write a folder that runs as it is: the model in ``model/``, a starter program, a README.
@@ -69,10 +76,12 @@ def deploy(
         bundle: a decoder (causal-lm) with a tokenizer, quantized for the target.
         target: a name of :data:`edgetie.deploy.targets.DEPLOY_TARGETS`.
         output: the folder; must not exist.
+        ort_format: the model as one file of the format ``.ort``, with the operators that a reduced
+            build of ONNX Runtime needs for it (:mod:`edgetie.deploy.ort_format`).
         progress: told about each step.
 
     Raises:
-        EdgetieError: if there is no such target.
+        EdgetieError: if there is no such target, or its starter does not read ``.ort``.
         BundleError: if the bundle cannot be read, is no decoder of text, or is not in a form that
             runs there.
     """
@@ -80,6 +89,9 @@ def deploy(
     row = DEPLOY_TARGETS.get(target)
     if row is None:
         raise EdgetieError(f"--for {target}: unknown; one of {', '.join(DEPLOY_TARGETS)}")
+    if ort_format and not row.ort_format:
+        able = ", ".join(each.name for each in DEPLOY_TARGETS.values() if each.ort_format)
+        raise EdgetieError(f"--ort: the starter for {target} reads .onnx; those for {able} read it")
     stages.stage("Reading")
     opened = open_bundle(bundle, hashes=True)
     scheme = _scheme(opened)
@@ -90,6 +102,10 @@ def deploy(
         model = folder / "model"
         model.mkdir()
         left_out = {*_NOT_SHIPPED, *(("tokenizer.json",) if row.tables else ())}
+        if ort_format:
+            left_out |= {opened.model_path.name, f"{opened.model_path.name}.data"}
+            write_ort(opened, model / MODEL)
+            write_operators(model / MODEL, folder / OPERATORS)
         for file in opened.files:
             if file.name not in left_out:
                 shutil.copyfile(file, model / file.name)
@@ -98,7 +114,7 @@ def deploy(
         for name in (*row.shared, row.name):
             with as_file(files(__name__) / "templates" / name) as template:
                 shutil.copytree(template, folder, dirs_exist_ok=True)
-        app = _app(opened, tokenizer)
+        app = _app(opened, tokenizer, ort_format)
         if row.header:
             (folder / "app.h").write_text(c_header(app), encoding="utf-8")
         else:
@@ -106,7 +122,7 @@ def deploy(
             (folder / APP).write_text(text + "\n", encoding="utf-8")
         for file in folder.iterdir():
             if file.suffix in _FILLED_IN:
-                _fill_in(file, opened, row, scheme)
+                _fill_in(file, opened, row, scheme, ort_format)
         sizes = {
             file.relative_to(folder).as_posix(): file.stat().st_size
             for file in sorted(folder.rglob("*"))
@@ -144,7 +160,7 @@ def _require(bundle: Bundle, row: DeployTarget, scheme: str) -> None:
         )
 
 
-def _app(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, Any]:
+def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, Any]:
     """What a starter must know: prompt, stop tokens, inputs and cache."""
     assert bundle.manifest is not None
     signature = bundle.manifest.signature
@@ -158,8 +174,11 @@ def _app(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, Any]:
     caches = [v for v in signature.inputs if v["name"].startswith("past_key_values")]
     names = [v["name"] for v in caches]
     shape = caches[0]["shape"]
+    model = f"model/{MODEL if ort_format else bundle.model_path.name}"
     return {
-        "model": f"model/{bundle.model_path.name}",
+        "model": model,
+        "weights": model if ort_format else f"{model}.data",
+        "ort_format": ort_format,
         "before_prompt": before,
         "after_prompt": after,
         "stop_tokens": sorted(stop_tokens(bundle)),
@@ -176,11 +195,14 @@ def _app(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str) -> None:
+def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_format: bool) -> None:
     """Put the model's own figures into a file of a starter."""
     assert bundle.manifest is not None
     weights = sum(file.stat().st_size for file in bundle.files)
     text = path.read_text(encoding="utf-8")
+    files = f"from `model/{bundle.model_path.name}.data`, which stays beside the model"
+    if ort_format:
+        files = f"from `model/{MODEL}`; {_REDUCED}"
     memory = {
         "packed": "about its file size: ONNX Runtime packs the weights when it starts, and the "
         "starter lets go of the file's pages",
@@ -193,6 +215,10 @@ def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str) -> None
         "scheme": scheme,
         "megabytes": f"{weights / 1e6:.0f}",
         "memory": memory,
+        "files": files,
+        "usability": "\n".join(f"- {each.sentence()}" for each in usability(bundle.model_path))
+        if row.mobile
+        else "",
         "start": "\n".join(row.start),
         "checked": row.checked,
         "target": row.name,

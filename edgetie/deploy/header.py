@@ -13,6 +13,8 @@ def c_header(app: Mapping[str, Any]) -> str:
     kind, size = _TYPES[app["cache_dtype"]]
     rows = {
         "MODEL": _string(app["model"]),
+        "WEIGHTS": _string(app["weights"]),
+        "ORT_FORMAT": int(app["ort_format"]),
         "BEFORE": _string(app["before_prompt"]),
         "AFTER": _string(app["after_prompt"]),
         "INPUTS": _string(" ".join(app["inputs"])),

@@ -24,6 +24,8 @@ class DeployTarget:
             of ``tokenizer.json``.
         shared: more folders of ``templates`` that it is made of.
         header: whether what it must know of the model is a C header instead of JSON.
+        ort_format: whether the starter reads a model as ``.ort`` too.
+        mobile: whether its README says what mobile execution providers would take.
     """
 
     name: str
@@ -35,6 +37,8 @@ class DeployTarget:
     shared: tuple[str, ...] = ()
     tables: bool = False
     header: bool = False
+    ort_format: bool = False
+    mobile: bool = False
 
 
 _RUN = "run by edgetie's tests; its tokens are those of edgetie generate"
@@ -49,6 +53,7 @@ DEPLOY_TARGETS = {
             "cpu",
             ("pip install -r requirements.txt", 'python app.py "What is the capital of France?"'),
             _RUN,
+            ort_format=True,
         ),
         DeployTarget(
             "c",
@@ -58,7 +63,9 @@ DEPLOY_TARGETS = {
             ("make ORT=path/to/onnxruntime", './app "What is the capital of France?"'),
             _RUN,
             tables=True,
+            shared=("native",),
             header=True,
+            ort_format=True,
         ),
         DeployTarget(
             "node",

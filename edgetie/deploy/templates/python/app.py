@@ -31,7 +31,7 @@ class Model:
             str(HERE / self.app["model"]), options, providers=["CPUExecutionProvider"]
         )
         if self.app["packed"]:
-            release(str(HERE / self.app["model"]) + ".data")
+            release(str(HERE / self.app["weights"]))
         self.length = min(length, self.app["max_positions"] or length)
         self.binding = self.session.io_binding()
         # past and present are one buffer of the full length: a step writes one row into it

@@ -1,0 +1,102 @@
+"""The format ``.ort``: one file with graph and weights, for builds of ONNX Runtime made small.
+
+`ORT format <https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html>`_
+models are written by a session as it starts. Its optimizer would fold and copy weights on the way
+(onnxruntime's own converter lets it), so it is off here: edgetie's graphs are fused already, and
+one matrix stays one initializer. The finished file is read back and held against the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edgetie.bundle import Bundle
+from edgetie.errors import BundleError
+from edgetie.runtime.session import one_line
+
+MODEL, OPERATORS = "model.ort", "required_operators.config"
+
+_LIMIT = 2**31 - 1  # a flatbuffer's offsets are signed 32-bit integers
+
+
+def write_ort(bundle: Bundle, target: Path) -> None:
+    """Write a bundle's model as one file, ties kept.
+
+    Raises:
+        BundleError: if ONNX Runtime cannot write it, it is too large, or a tied weight would be
+            in it more than once.
+    """
+    path = bundle.model_path
+    size = sum(file.stat().st_size for file in bundle.files if file.name.startswith(path.name))
+    if size > _LIMIT:
+        raise BundleError(f"{path}: {size / 1e9:.1f} GB; the format .ort holds less than 2 GB")
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(target)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # pybind11 classes without a common base
+        raise BundleError(f"{path}: cannot be written as .ort: {one_line(error)}") from error
+    _require_ties(bundle, target)
+
+
+def write_operators(model: Path, target: Path) -> None:
+    """Write which operators, with which types, a reduced build needs for a ``.ort`` file.
+
+    The file is what ``--include_ops_by_config`` of ONNX Runtime's build reads.
+    """
+    from onnxruntime.tools.ort_format_model import utils  # configures logging as it is imported
+
+    utils.log.setLevel(logging.WARNING)
+    utils.create_config_from_models([model], target, enable_type_reduction=True)
+    lines = target.read_text(encoding="utf-8").splitlines()
+    text = "\n".join([f"# Generated from {model.name}", *(x for x in lines if x[:1] != "#")])
+    target.write_text(text + "\n", encoding="utf-8")
+
+
+def weights_of(model: Path) -> dict[str, bytes]:
+    """SHA-256 of each initializer's bytes in a ``.ort`` file, by name.
+
+    Raises:
+        BundleError: if it is no such file.
+    """
+    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import (
+        InferenceSession,
+    )
+
+    data = np.memmap(model, np.uint8, "r")
+    if bytes(data[4:8]) != b"ORTM":
+        raise BundleError(f"{model}: no file of the format .ort")
+    graph: Any = InferenceSession.GetRootAs(data, 0).Model().Graph()
+    found = {}
+    for index in range(graph.InitializersLength()):
+        tensor = graph.Initializers(index)
+        if tensor.RawDataLength():
+            digest = hashlib.sha256(tensor.RawDataAsNumpy()).digest()
+            found[tensor.Name().decode()] = digest
+    return found
+
+
+def _require_ties(bundle: Bundle, model: Path) -> None:
+    assert bundle.manifest is not None
+    weights = weights_of(model)
+    copies = Counter(weights.values())
+    for group in bundle.manifest.ties:
+        digest = weights.get(group.name)
+        if digest is not None and copies[digest] > 1:
+            raise BundleError(
+                f"{bundle.directory}: {group.name} would be in the .ort file "
+                f"{copies[digest]} times; quantize with --scheme int8 or int8-mapped"
+            )
+        if digest is None:
+            raise BundleError(f"{bundle.directory}: {group.name} is lost in the .ort file")
