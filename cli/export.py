@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from edgetie.targets import TARGETS
+
 from .common import output_options, print_json
 
 
@@ -23,10 +25,9 @@ Examples:
 )
 @click.option(
     "--target",
-    type=click.Choice(["cpu"]),
+    type=click.Choice(list(TARGETS)),
     default="cpu",
     show_default=True,
-    expose_value=False,
     help="Where the bundle will run; it chooses the forms of the graph.",
 )
 @click.option(
@@ -59,6 +60,7 @@ Examples:
 def command(
     source: str,
     output: str,
+    target: str,
     task: str,
     precision: str,
     logits: str,
@@ -80,6 +82,7 @@ def command(
         report = export(
             source,
             output,
+            target=target,
             task=task,
             precision=precision,
             logits=logits,

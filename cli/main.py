@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "PyTorch to an ONNX bundle, tied weights kept as one.",
     "tie": "An .onnx file whose shared weights were stored apart, repaired.",
     "quantize": "A bundle or .onnx file to int8, ties kept.",
+    "fix-shapes": "Graphs of fixed shapes over one file of weights, for NPUs.",
     "inspect": "Tie groups, copies of shared weights, sizes.",
     "check": "Accuracy against torch or another bundle.",
     "bench": "Load time, latency, tokens per second, memory.",
@@ -54,7 +55,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f".{cmd_name}", __package__).command
+        command = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__).command
         assert isinstance(command, click.Command)
         return command
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgetie.deploy import deploy as deploy_model
     from edgetie.errors import EdgetieError
     from edgetie.export.exporter import export as export_model
+    from edgetie.fixed_shapes import fix_shapes
     from edgetie.harness.accuracy import check as check_model
     from edgetie.harness.inspection import inspect as inspect_model
     from edgetie.harness.latency import bench as bench_model
@@ -50,6 +51,7 @@ _HOME = {
     "deploy_model": "deploy:deploy",
     "export_model": "export.exporter:export",
     "find_ties": "ties:find_ties",
+    "fix_shapes": "fixed_shapes:fix_shapes",
     "generate": "runtime.generation:generate",
     "generate_text": "runtime.generation:generate_text",
     "inspect_model": "harness.inspection:inspect",
@@ -75,6 +77,7 @@ __all__ = [
     "deploy_model",
     "export_model",
     "find_ties",
+    "fix_shapes",
     "generate",
     "generate_text",
     "inspect_model",

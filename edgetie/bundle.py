@@ -25,6 +25,8 @@ MODEL = "model.onnx"
 ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
 DATA = "model.onnx.data"
+PREFILL = "prefill_model.onnx"
+"""Beside a decoder of fixed shapes, the graph that reads prompts; both share their weights."""
 PROCESSOR = "processor_config.json"
 """How a model that hears is asked about a sound."""
 ENCODER_MASK = "encoder_attention_mask"
@@ -150,10 +152,19 @@ class Bundle:
 
     @property
     def model_paths(self) -> list[Path]:
-        """Every ONNX file: the encoder, where there is one, before the decoder."""
+        """Every ONNX file: the decoder behind its encoder, or its graph for prompts."""
         if self.manifest is not None and self.manifest.encoder is not None:
             return [self.directory / ENCODER, self.model_path]
+        if (self.directory / PREFILL).is_file():
+            return [self.directory / PREFILL, self.model_path]
         return [self.model_path]
+
+    @property
+    def has_fixed_shapes(self) -> bool:
+        """Whether every input has a fixed shape, as :mod:`edgetie.fixed_shapes` gives them."""
+        inputs = self.manifest.signature.inputs if self.manifest is not None else []
+        sizes = [size for value in inputs for size in value["shape"]]
+        return bool(sizes) and all(isinstance(size, int) for size in sizes)
 
     @property
     def task(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgetie.errors import QuantizeError
+from edgetie.errors import EdgetieError, QuantizeError
 
 CALIBRATORS = ("minmax", "percentile", "entropy")
 """How ranges of activations are found, by schemes that fix them beforehand."""
@@ -38,11 +38,20 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model runs, the scheme for it, and why that one."""
+    """Where a model runs.
+
+    Attributes:
+        name: as in ``--target cpu``.
+        scheme: to quantize with.
+        why: that one.
+        fused: whether ``export`` emits ONNX Runtime's own fused operators; compilers for NPUs know
+            those of the ONNX standard, at fixed shapes (:func:`edgetie.fix_shapes`).
+    """
 
     name: str
     scheme: str
     why: str
+    fused: bool = True
 
 
 SCHEMES = {
@@ -109,11 +118,28 @@ TARGETS = {
         Target("cuda", "int8-fp16", "both operators exist there, for 16 bits"),
         Target("webgpu", "int8-fp16", "both operators exist in native builds with WebGPU"),
         Target("mobile-cpu", "int8-mapped", "nothing private in memory, ready at once"),
-        Target("mobile-npu", "int8-static", "compilers of integer graphs read QDQ"),
+        Target(
+            "mobile-npu",
+            "int8",
+            "Qualcomm's provider runs MatMulNBits on the NPU, and computes weights of QDQ anew",
+            fused=False,
+        ),
         Target("openvino", "int8-static", "reads QDQ, lacks GatherBlockQuantized"),
         Target("web", "int8-plain", "each build of onnxruntime-web lacks some other operator"),
     )
 }
+
+
+def find_target(name: str) -> Target:
+    """The row called ``name``.
+
+    Raises:
+        EdgetieError: if there is none.
+    """
+    if name not in TARGETS:
+        raise EdgetieError(f"--target {name}: unknown; one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
 
 _BY_FORM = {("packed", 8): "int8", ("mapped", 8): "int8-mapped", ("packed", 4): "int4"}
 

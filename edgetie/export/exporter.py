@@ -33,6 +33,7 @@ from edgetie.export.tasks import Agreement, Expected, Task, probe
 from edgetie.export.trace import trace
 from edgetie.external_data import write_models
 from edgetie.passes import PassReport, run_passes
+from edgetie.passes._base import GraphPass
 from edgetie.passes.activation import Activation
 from edgetie.passes.head import Head
 from edgetie.passes.last_token import LastToken
@@ -47,6 +48,7 @@ from edgetie.passes.skip_norm import SkipNorm
 from edgetie.report.progress import Stages
 from edgetie.runtime.memory import read_memory
 from edgetie.sources import Source, load_source
+from edgetie.targets import find_target
 from edgetie.ties import (
     find_shared_ties,
     find_ties,
@@ -106,6 +108,7 @@ def export(
     source: str | Source,
     output: str | os.PathLike[str],
     *,
+    target: str = "cpu",
     precision: str = "fp32",
     logits: str = "last",
     task: str = "auto",
@@ -119,6 +122,8 @@ def export(
     Args:
         source: what :func:`edgetie.sources.load_source` takes, or an already loaded source.
         output: directory to write; complete or not at all.
+        target: where the bundle will run (:data:`edgetie.targets.TARGETS`); it chooses the forms of
+            the graph.
         precision: ``fp32`` or ``fp16`` (for GPUs: ONNX Runtime's CPU kernels would copy the
             weights to fp32).
         logits: ``last``, of each row's last token, or ``all``; masked language models have all.
@@ -131,10 +136,13 @@ def export(
 
     Raises:
         SourceError: if the source is no model.
-        ExportError: if torch or ONNX Runtime cannot handle it, or its logits are wrong.
+        ExportError: if torch or ONNX Runtime cannot handle it, not as the target needs it, or its
+            logits are wrong.
+        EdgetieError: if there is no such target.
         TieError: if a pass parted a tied weight.
         BundleError: if ``output`` is in the way or the disk is full.
     """
+    fused = find_target(target).fused
     check_destination(output, force=force)
     stages = progress or Stages()
 
@@ -160,7 +168,7 @@ def export(
             f"{name}: its logits in torch are NaN or infinite, so it cannot be verified; "
             "look for NaN in its weights"
         )
-    job = _Job(expected, Path(output), precision, logits == "last", force, stages)
+    job = _Job(expected, Path(output), precision, logits == "last", fused, force, stages)
     try:
         return job.run(held, plan)
     except _Disagreement as error:
@@ -190,6 +198,7 @@ class _Job:
     output: Path
     precision: str
     last_only: bool
+    fused: bool
     force: bool
     stages: Stages
 
@@ -209,10 +218,10 @@ class _Job:
         if precision == "fp16":
             for parameter in source.module.parameters():
                 parameter.data = parameter.data.half()
-        traced = trace(source, plan, last_only=self.last_only, progress=stages)
+        traced = trace(source, plan, last_only=self.last_only, fused=self.fused, progress=stages)
         plan = traced.task
         stages.stage("passes")
-        passes = optimize(traced.models, plan, parameters)
+        passes = optimize(traced.models, plan, parameters, fused=self.fused)
         unfused = [
             *partial_ties(source.module),
             *traced.unfused,
@@ -269,7 +278,11 @@ class _Job:
 
 
 def optimize(
-    models: Mapping[str, ir.Model], task: Task, parameters: list[tuple[str, ...]]
+    models: Mapping[str, ir.Model],
+    task: Task,
+    parameters: list[tuple[str, ...]],
+    *,
+    fused: bool,
 ) -> list[PassReport]:
     """Run the graph passes on traced models, in place; their ties hold after each.
 
@@ -287,18 +300,11 @@ def optimize(
         reports += run_passes(model, [], [Normalize(), Retie(), Normalize(fold=False)])
     _require_module_ties(models, shared)
     for model in models.values():
-        fusions = [
-            Linear(),
-            RmsNorm(),
-            Rotary(task.max_positions),
-            Layout(),
-            LastToken(),
-            SkipNorm(),
-            Activation(),
-            PackProjections(),
-            Head(),
-            Normalize(fold=False),
-        ]
+        fusions: list[GraphPass] = [Linear(), RmsNorm()]
+        fusions += [Rotary(task.max_positions)] if fused else []
+        fusions += [Layout(), LastToken()]
+        fusions += [SkipNorm(), Activation(), PackProjections()] if fused else []
+        fusions += [Head(), Normalize(fold=False)]
         reports += run_passes(model, find_ties(model, parameters), fusions)
     return reports
 

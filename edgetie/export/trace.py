@@ -49,13 +49,27 @@ class Traced:
     unfused: list[str]
 
 
-def trace(source: Source, task: Task, *, last_only: bool, progress: Progress) -> Traced:
+_EAGER = "eager"  # as transformers calls attention written out
+
+
+def trace(
+    source: Source, task: Task, *, last_only: bool, fused: bool, progress: Progress
+) -> Traced:
     """Trace ``source`` with fused attention; or without, where that cannot be expressed; or without
     a cache, where the model's cache cannot be traced either.
 
+    Args:
+        source: the model.
+        task: what to trace.
+        last_only: logits of each row's last token only.
+        fused: whether attention may be one operator; otherwise it is written out.
+        progress: told about each stage.
+
     Raises:
-        ExportError: if torch cannot trace or convert the model at all.
+        ExportError: if torch cannot trace or convert the model at all, or not as it is asked for.
     """
+    if not fused:
+        return _trace_plain(source, task, last_only, progress)
     unfused: list[str] = []
     if task.why_plain:
         unfused.append(f"KV cache: {task.why_plain}")
@@ -81,6 +95,18 @@ def trace(source: Source, task: Task, *, last_only: bool, progress: Progress) ->
             return _trace_all(source, plain, True, last_only, progress, unfused)
         except (Unfusable, ExportError) as error:
             raise ExportError(f"{source.name}: {_reason(source, error)}") from error
+
+
+def _trace_plain(source: Source, task: Task, last_only: bool, progress: Progress) -> Traced:
+    """Attention as transformers writes it out, the cache as inputs and outputs of their own."""
+    hint = f"{source.name}: cannot be exported in operators of the standard with a cache"
+    if not task.replaces_attention:
+        raise ExportError(f"{hint}: its attention cannot be chosen; leave out --target")
+    try:
+        with announced_export(source), attention_implementation(source, _EAGER):
+            return _trace_all(source, task, False, last_only, progress, ["attention: written out"])
+    except Unfusable as error:
+        raise ExportError(f"{hint}: {error}") from error
 
 
 def _reason(source: Source, error: Exception) -> str:

@@ -110,6 +110,7 @@ RECIPES: dict[str, Recipe] = {
         "onnxruntime with CUDA and its libraries", wheels("onnxruntime-gpu[cuda,cudnn]")
     ),
     "openvino": Recipe("onnxruntime with OpenVINO", wheels("onnxruntime-openvino>=1.24")),
+    "qnn": Recipe("onnxruntime and Qualcomm's QNN", wheels("onnxruntime-qnn", "onnxruntime")),
     "arm64": Recipe("ARM64, emulated by QEMU", _arm64),
 }
 """By the names that :data:`edgetie.runtime.PROVIDERS` use."""

@@ -14,10 +14,12 @@ import numpy as np
 import onnx
 
 from edgetie.errors import EdgetieError
+from edgetie.harness.answers import answer_stream
 from edgetie.runtime.session import open_session
 
 
 def _main() -> None:
+    result = answer_stream()
     request = json.load(sys.stdin)
     shape, float32 = [1, 16], onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
@@ -38,7 +40,8 @@ def _main() -> None:
             answer = {"nodes": session.nodes_per_provider}
         except EdgetieError as error:
             answer = {"error": {"type": type(error).__name__, "message": str(error)}}
-    print(json.dumps(answer))
+    with result:
+        json.dump(answer, result)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from edgetie.bundle import AUDIO, MANIFEST, SPEECH, Bundle, open_bundle
 from edgetie.errors import BundleError, SourceError
 from edgetie.runtime.decoder import Decoder
+from edgetie.runtime.fixed import FixedDecoder
 from edgetie.runtime.generation import decoder_for
 from edgetie.runtime.hearing import hear, noise, with_sound
 from edgetie.runtime.session import one_line, open_session
@@ -112,6 +113,11 @@ class BundleReference:
         return most + 1 - int(self._with_sound(one, 1)[0].shape[1])
 
     def logits(self, ids: Ids) -> Floats:
+        if self.bundle.has_fixed_shapes:
+            decoder = decoder_for(self.session, 1, ids.shape[1], 0)
+            rows = [decoder.prefill(ids[:, :1])]
+            rows += [decoder.step(ids[0, place : place + 1]) for place in range(1, ids.shape[1])]
+            return np.concatenate(rows)
         feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids}
         if self.session.cross:
             source = self._sound(ids) if self.hears else {"input_ids": ids}
@@ -166,7 +172,7 @@ class BundleReference:
         if self.hears and not self.session.cross:
             ids, heard = self._with_sound(ids, ids.shape[1] + n)
         decoder = decoder_for(self.session, 1, ids.shape[1], n)
-        if isinstance(decoder, Decoder):
+        if isinstance(decoder, Decoder | FixedDecoder):
             logits = decoder.prefill(ids, heard=heard)
         else:
             logits = decoder.prefill(next(iter(self._sound(ids).values())) if self.hears else ids)

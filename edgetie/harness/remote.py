@@ -7,7 +7,6 @@ JSON each; logits, which are large, go through a file.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 
 from edgetie.bundle import Bundle
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.harness.answers import answer_stream
 from edgetie.harness.environments import environment_of, raise_error, start
 from edgetie.harness.references import BundleReference, Floats, Ids
 from edgetie.runtime.providers import find
@@ -122,9 +122,7 @@ def _answer(model: BundleReference | None, question: dict[str, Any]) -> dict[str
 
 
 def _main() -> None:
-    # stdout is kept for the answers: libraries that print to it write to stderr from here on
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    answers = answer_stream()
     model: BundleReference | None = None
     for line in sys.stdin:
         question = json.loads(line)

@@ -12,7 +12,6 @@ the measured one, with an empty cache. Memory is read at its last token, the cac
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.harness.answers import answer_stream
 from edgetie.harness.environment import latency_problem
 from edgetie.harness.samples import random_ids
 from edgetie.runtime import MemorySampler, Session, hear, open_session, read_memory
@@ -211,9 +211,7 @@ def _generate(prompt: _Prompt, count: int) -> list[float]:
 
 
 def main() -> None:
-    # stdout is kept for the result: libraries that print to it write to stderr from here on
-    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    result = answer_stream()
     answer: dict[str, object]
     try:
         answer = asdict(measure(Job(**json.load(sys.stdin))))

@@ -128,6 +128,8 @@ def quantize(
     stages = progress or Stages()
     stages.stage("read")
     bundle = source if isinstance(source, Bundle) else open_bundle(source, hashes=True)
+    if bundle.has_fixed_shapes:
+        raise QuantizeError(f"{bundle.directory}: has fixed shapes; quantize first, then fix them")
     models = {path.name: _load(path) for path in bundle.model_paths}
     for model in models.values():
         _require_float(bundle, model)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgetie.bundle import SPEECH, Bundle, suppressed_token_ids
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoder import Decoder
+from edgetie.runtime.fixed import FixedDecoder
 from edgetie.runtime.sampling import Sampling, sample
 from edgetie.runtime.seq2seq import Seq2SeqDecoder
 from edgetie.runtime.session import Session
@@ -132,7 +133,7 @@ def generate(
 
 
 def continued(
-    decoder: Decoder | Seq2SeqDecoder,
+    decoder: Decoder | Seq2SeqDecoder | FixedDecoder,
     logits: NDArray[np.float32],
     max_new_tokens: int,
     sampling: Sampling,
@@ -177,7 +178,7 @@ def continued(
 
 def decoder_for(
     session: Session, batch: int, prompt_tokens: int, new_tokens: int
-) -> Decoder | Seq2SeqDecoder:
+) -> Decoder | Seq2SeqDecoder | FixedDecoder:
     """A decoder with room for so many tokens, fewer new ones where the model's limit is nearer.
 
     Raises:
@@ -191,6 +192,8 @@ def decoder_for(
     room = first + new_tokens
     if signature is not None and signature.max_positions is not None:
         room = max(first, min(room, signature.max_positions))
+    if session.bundle.has_fixed_shapes:
+        return FixedDecoder(session, batch, room)
     kind = Seq2SeqDecoder if session.cross else Decoder
     return kind(session, batch, room)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgetie.errors import ProviderError
 
@@ -25,6 +27,8 @@ class Provider:
             (:data:`edgetie.harness.environments.RECIPES`).
         flags: what that environment's command is told.
         inside: the row that stands for it there; empty if that is itself.
+        plugin: the module whose library holds the provider, where onnxruntime's own does not.
+        fixed_shapes: whether it takes nodes of fixed shapes only.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Provider:
     environment: str = ""
     flags: tuple[str, ...] = ()
     inside: str = ""
+    plugin: str = ""
+    fixed_shapes: bool = False
 
 
 _ANDROID = "the onnxruntime-android library"
@@ -87,19 +93,22 @@ PROVIDERS = {
             "onnxruntime-qnn",
             "Snapdragon NPUs (HTP)",
             "mobile-npu",
-            "measured on the device; on x86-64 a simulator: not measured",
-            options={"backend_type": "htp", "htp_performance_mode": "burst"},
+            "on x86-64 a simulator: not measured",
+            options={"backend_type": "htp", "soc_model": "57", "htp_performance_mode": "burst"},
+            environment="qnn",
+            plugin="onnxruntime_qnn",
+            fixed_shapes=True,
         ),
         Provider(
             "coreml",
             "CoreMLExecutionProvider",
             "the onnxruntime wheel for macOS",
             "Apple's CPUs, GPUs and neural engines",
-            "mobile-npu",
+            "mobile-cpu",
             options={"ModelFormat": "MLProgram"},
         ),
         Provider("xnnpack", "XnnpackExecutionProvider", _ANDROID, "ARM CPUs", "mobile-cpu"),
-        Provider("nnapi", "NnapiExecutionProvider", _ANDROID, "Android's drivers", "mobile-npu"),
+        Provider("nnapi", "NnapiExecutionProvider", _ANDROID, "Android's drivers", "mobile-cpu"),
         Provider(
             "webgpu", "WebGpuExecutionProvider", "onnxruntime-webgpu", "GPUs, natively", "webgpu"
         ),
@@ -136,6 +145,8 @@ def missing(row: Provider) -> str | None:
         return f"runs in an environment of its own; make it: edgetie providers --install {row.name}"
     import onnxruntime
 
+    if row.plugin and importlib.util.find_spec(row.plugin) is not None:
+        return None
     available = onnxruntime.get_available_providers()
     if row.ort_name in available:
         return None
@@ -146,6 +157,23 @@ def missing(row: Provider) -> str | None:
         f"not in the installed onnxruntime {onnxruntime.__version__} (it has {has}); "
         f"it comes with {row.package}{how}"
     )
+
+
+def add_plugin(row: Provider, options: Any) -> None:
+    """Have a session use a provider that comes in a library of its own.
+
+    Raises:
+        ProviderError: if the library does not load, or finds no device.
+    """
+    import onnxruntime
+
+    module = importlib.import_module(row.plugin)
+    if not any(device.ep_name == row.ort_name for device in onnxruntime.get_ep_devices()):
+        onnxruntime.register_execution_provider_library(row.ort_name, module.get_library_path())
+    devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == row.ort_name]
+    if not devices:
+        raise ProviderError(f"--provider {row.name}: {row.package} finds no device here")
+    options.add_provider_for_devices(devices[:1], dict(row.options))
 
 
 def resolve(name: str) -> Provider:

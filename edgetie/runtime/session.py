@@ -16,7 +16,7 @@ from edgetie.bundle import Bundle, external_data_files, open_bundle
 from edgetie.errors import BundleError, ProviderError
 from edgetie.runtime.graph import without_last_token
 from edgetie.runtime.memory import MappedFiles, release_code, release_heap
-from edgetie.runtime.providers import Provider, resolve
+from edgetie.runtime.providers import Provider, add_plugin, resolve
 
 PAST = "past_key_values."
 PRESENT = "present."
@@ -85,6 +85,7 @@ class Session:
         device: device where inputs and outputs are bound, as IOBinding names it.
         ort: the ``onnxruntime.InferenceSession``; of the decoder, where there is an encoder.
         encoder: the encoder's; ``None`` for other models.
+        prefill: the graph for prompts of a bundle of fixed shapes, where it has one.
         cross: the cache of cross-attention, which the encoder makes and the decoder reads.
     """
 
@@ -105,6 +106,7 @@ class Session:
     device: str
     ort: Any
     encoder: Any = None
+    prefill: Any = None
     cross: list[CacheTensor] = field(default_factory=list)
 
 
@@ -136,8 +138,11 @@ def open_session(
     row = resolve(provider)
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     signature = bundle.manifest.signature if bundle.manifest is not None else None
-    graph = without_last_token(bundle.model_path) if logits == "all" else None
+    fixed = bundle.has_fixed_shapes
+    graph = without_last_token(bundle.model_path) if logits == "all" and not fixed else None
     options = session_options(threads or default_threads())
+    if row.plugin:
+        add_plugin(row, options)
     if bundle.manifest is not None and bundle.manifest.layout == "mapped":
         # made to run as it is: nothing is gained, and a session takes twice as long to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -146,14 +151,15 @@ def open_session(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", folder
         )
-    encoder = None
+    beside = None
     if len(bundle.model_paths) > 1:
-        encoder = _create(bundle.model_paths[0], None, options, row)
+        beside = _create(bundle.model_paths[0], None, options, row)
+    encoder, prefill = (None, beside) if fixed else (beside, None)
     session = _create(bundle.model_path, graph, options, row)
     inputs = [_info(value) for value in session.get_inputs()]
     outputs = [_info(value) for value in session.get_outputs()]
     kind = _logits_kind(outputs)
-    if logits == "all" and kind == "last":
+    if logits == "all" and kind == "last" and not fixed:
         raise BundleError(
             f"{bundle.model_path}: gives logits of the last token only, and the node that keeps it "
             "cannot be told; export the model again with edgetie"
@@ -161,11 +167,14 @@ def open_session(
     made = outputs if encoder is None else [_info(value) for value in encoder.get_outputs()]
     cross = _cache(inputs, made, bundle.model_path, CROSS) if encoder is not None else []
     cache = _cache(inputs, outputs, bundle.model_path, OWN if cross else "")
-    nodes, elsewhere = _placement(row.ort_name, session, encoder)
+    nodes, elsewhere = _placement(row.ort_name, session, beside)
     if not nodes.get(row.ort_name):
+        advice = "use another provider"
+        if row.fixed_shapes and not fixed:
+            advice = "it needs fixed shapes, which edgetie fix-shapes gives"
         raise ProviderError(
             f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of "
-            f"{bundle.model_path}; use another provider"
+            f"{bundle.model_path}; {advice}"
         )
     if strict and elsewhere:
         raise ProviderError(
@@ -195,6 +204,7 @@ def open_session(
         device=row.device,
         ort=session,
         encoder=encoder,
+        prefill=prefill,
         cross=cross,
     )
 
@@ -256,18 +266,17 @@ def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> di
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     row = resolve(provider)
+    if row.plugin:
+        add_plugin(row, options)
     return _placement(row.ort_name, _create(model_path, None, options, row))[0]
 
 
 def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -> Any:
     """An InferenceSession on ``provider``, with ONNX Runtime's own fallbacks switched off."""
+    source = str(path) if graph is None else graph
+    chosen = [] if provider.plugin else [(provider.ort_name, dict(provider.options))]
     try:
-        session = ort.InferenceSession(
-            str(path) if graph is None else graph,
-            options,
-            providers=[(provider.ort_name, dict(provider.options))],
-            enable_fallback=0,
-        )
+        session = ort.InferenceSession(source, options, providers=chosen or None, enable_fallback=0)
     except Exception as error:  # pybind11 classes without a common base
         message = one_line(error)
         if provider.name == "cpu":
