@@ -58,8 +58,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-def logits(model: Path, level: str = "ORT_ENABLE_ALL", length: int = 24) -> np.ndarray:
+def logits(
+    model: Path, level: str = "ORT_ENABLE_ALL", length: int = 24, *, exact: bool = True
+) -> np.ndarray:
     options = onnxruntime.SessionOptions()
+    if exact:  # on x86 processors without VNNI, int8-static is not, otherwise
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

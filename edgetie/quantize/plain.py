@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from edgetie.passes._base import initializer
 from edgetie.quantize.forms import Form, Matrix, Nodes, Span
-from edgetie.quantize.grid import Array, Grid
+from edgetie.quantize.grid import Grid
 from edgetie.quantize.mapped import LARGEST, Mapped
 
 _TINY = 1e-30  # in the place of zero, of tokens that are all zeros
@@ -22,7 +22,8 @@ class Dynamic(Form):
     """8 bits with a scale for each output channel; activations with one for each token.
 
     DynamicQuantizeLinear knows one scale for a whole tensor, so each token is divided by its
-    largest magnitude in front of it.
+    largest magnitude in front of it. Codes are uint8, as x86 processors without VNNI add pairs of
+    products of uint8 and int8 in 16 bits, which are too few, and of two uint8 in 32.
     """
 
     activations = Span.TOKEN
@@ -37,7 +38,7 @@ class Dynamic(Form):
 
     def store(self, matrix: Matrix) -> None:
         matrix.codes = matrix.initializer(
-            "int8", ir.DataType.INT8, (matrix.columns, matrix.rows), lambda: columns_first(matrix)
+            "int8", ir.DataType.UINT8, (matrix.columns, matrix.rows), lambda: matrix.take_codes().T
         )
 
     def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> list[ir.Node]:
@@ -51,7 +52,8 @@ class Dynamic(Form):
             nodes.append(rounded)
             self._rounded[x] = (peak, *rounded.outputs)
         peak, codes, scale, zero = self._rounded[x]
-        sums = nodes("MatMulInteger", codes, matrix.codes, zero)
+        middle = initializer(matrix.graph, "plain.middle", np.array(128, np.uint8))
+        sums = nodes("MatMulInteger", codes, matrix.codes, zero, middle)
         floats = nodes("Cast", sums, to=ir.DataType.FLOAT)
         result = nodes("Mul", floats, nodes("Mul", scale, matrix.row_scales()))
         result = nodes("Mul", result, peak)
@@ -91,8 +93,3 @@ def _peaks(nodes: Nodes, x: ir.Value) -> ir.Value:
     last = initializer(graph, "plain.last", np.array([-1], np.int64))
     peak = nodes("ReduceMax", nodes("Abs", x), last, keepdims=1)
     return nodes("Max", peak, initializer(graph, "plain.tiny", np.array(_TINY, np.float32)))
-
-
-def columns_first(matrix: Matrix) -> Array:
-    """Signed codes, one column an output channel: int8 ``(columns, rows)``."""
-    return (matrix.take_codes() ^ np.uint8(128)).view(np.int8).T

@@ -14,8 +14,7 @@ import onnx_ir as ir
 
 from edgetie.passes._base import initializer
 from edgetie.quantize.forms import Form, Matrix, Nodes, Span
-from edgetie.quantize.grid import Grid
-from edgetie.quantize.plain import columns_first
+from edgetie.quantize.grid import Array, Grid
 
 Range = tuple[float, float]
 
@@ -41,9 +40,9 @@ class Static(Form):
 
     def store(self, matrix: Matrix) -> None:
         if self.table:
-            shape, make = (matrix.rows, matrix.columns), lambda: columns_first(matrix).T
+            shape, make = (matrix.rows, matrix.columns), lambda: _columns_first(matrix).T
         else:
-            shape, make = (matrix.columns, matrix.rows), lambda: columns_first(matrix)
+            shape, make = (matrix.columns, matrix.rows), lambda: _columns_first(matrix)
         matrix.codes = matrix.initializer("int8", ir.DataType.INT8, shape, make)
 
     def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:
@@ -80,3 +79,8 @@ class Static(Form):
             initializer(matrix.graph, f"{matrix.label}.input.scale", np.array(scale, np.float32)),
             initializer(matrix.graph, f"{matrix.label}.input.zero", np.array(zero, np.uint8)),
         )
+
+
+def _columns_first(matrix: Matrix) -> Array:
+    """Signed codes, one column an output channel: int8 ``(columns, rows)``."""
+    return (matrix.take_codes() ^ np.uint8(128)).view(np.int8).T

@@ -236,12 +236,14 @@ def session_options(threads: int) -> Any:
     Threads wait actively for the next operator (a quarter more tokens per second than asleep), but
     hardly longer than it takes to wake one: on a busy machine that makes prompts 40 % and tokens
     20 % faster than the default, on a quiet one it changes nothing. Memory patterns are off: one is
-    kept for every length a sequence has had, 27 KB a token on a model of 135 M parameters.
+    kept for every length a sequence has had, 27 KB a token on a model of 135 M parameters. Products
+    of uint8 and int8 are exact also on x86 processors without VNNI, whose own sums overflow.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
