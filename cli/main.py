@@ -19,6 +19,7 @@ COMMANDS = {
     "tie": "An .onnx file whose shared weights were stored apart, repaired.",
     "quantize": "A bundle or .onnx file to int8, ties kept.",
     "fix-shapes": "Graphs of fixed shapes over one file of weights, for NPUs.",
+    "compile": "Graphs of fixed shapes made ready for an NPU beforehand.",
     "inspect": "Tie groups, copies of shared weights, sizes.",
     "check": "Accuracy against torch or another bundle.",
     "bench": "Load time, latency, tokens per second, memory.",

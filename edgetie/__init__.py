@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgetie.export.exporter import export as export_model
     from edgetie.fixed_shapes import fix_shapes
     from edgetie.harness.accuracy import check as check_model
+    from edgetie.harness.compilation import compile_bundle
     from edgetie.harness.inspection import inspect as inspect_model
     from edgetie.harness.latency import bench as bench_model
     from edgetie.quantize.quantizer import quantize as quantize_model
@@ -48,6 +49,7 @@ _HOME = {
     "Tokenizer": "runtime.tokenizer:Tokenizer",
     "bench_model": "harness.latency:bench",
     "check_model": "harness.accuracy:check",
+    "compile_bundle": "harness.compilation:compile_bundle",
     "deploy_model": "deploy:deploy",
     "export_model": "export.exporter:export",
     "find_ties": "ties:find_ties",
@@ -74,6 +76,7 @@ __all__ = [
     "Tokenizer",
     "bench_model",
     "check_model",
+    "compile_bundle",
     "deploy_model",
     "export_model",
     "find_ties",

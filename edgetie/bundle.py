@@ -95,6 +95,7 @@ class Manifest:
     unique_parameters: int
     encoder: Signature | None = None
     layout: str = "packed"
+    compiled: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     fusion: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)

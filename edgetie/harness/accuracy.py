@@ -23,6 +23,7 @@ from edgetie.harness.references import BundleReference, Reference, resolve_refer
 from edgetie.harness.remote import RemoteReference, open_reference
 from edgetie.harness.thresholds import Thresholds, default_thresholds, precision_of
 from edgetie.report.progress import Progress, Stages
+from edgetie.runtime.providers import find
 from edgetie.runtime.tokenizer import TOKENIZER, Tokenizer
 
 Ids = npt.NDArray[np.int64]
@@ -39,7 +40,7 @@ class AccuracyReport:
     Attributes:
         bundle, reference: what was compared.
         provider: execution provider of the bundle.
-        precision: of the bundle; it chose the default thresholds.
+        precision: of the bundle; it chose the default thresholds, or its provider's did.
         data: what the tokens were, in words.
         tokens: scored tokens, those the perplexities are taken over.
         positions: positions whose logits were compared.
@@ -191,7 +192,8 @@ def _compare(
 
     precision = precision_of(opened)
     sure = data.is_text and not actual.hears  # nothing is said in noise
-    limits = default_thresholds(precision, on_text=sure).override(thresholds)
+    computed = "fp16" if precision == "fp32" and find(provider).half else precision
+    limits = default_thresholds(computed, on_text=sure).override(thresholds)
     failures = limits.failures(
         relative_error=errors.relative_error,
         mean_kl_divergence=predictions.mean_kl_divergence,

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from edgetie.bundle import Bundle, open_bundle
 from edgetie.content import byte_range, equal_groups
-from edgetie.errors import EdgetieError
+from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.tie_memory import TieMemory, measure_tie
 from edgetie.report.progress import Stages
 from edgetie.runtime.session import write_optimized
@@ -91,6 +91,11 @@ def inspect(
     """
     stages = progress or Stages()
     bundle = open_bundle(path, hashes=True)
+    if bundle.manifest is not None and bundle.manifest.compiled:
+        raise BundleError(
+            f"{bundle.directory}: is compiled for {bundle.manifest.compiled}, its weights are in a "
+            "context binary; inspect the bundle it was made of"
+        )
     stages.stage("read")
     models = {path.name: ir.load(path) for path in bundle.model_paths}
     manifest = bundle.manifest

@@ -29,6 +29,8 @@ class Provider:
         inside: the row that stands for it there; empty if that is itself.
         plugin: the module whose library holds the provider, where onnxruntime's own does not.
         fixed_shapes: whether it takes nodes of fixed shapes only.
+        half: whether it computes with 16 bits what is stored with 32.
+        contexts: whether what it compiles can be kept (:mod:`edgetie.harness.compilation`).
     """
 
     name: str
@@ -44,6 +46,8 @@ class Provider:
     inside: str = ""
     plugin: str = ""
     fixed_shapes: bool = False
+    half: bool = False
+    contexts: bool = False
 
 
 _ANDROID = "the onnxruntime-android library"
@@ -98,6 +102,8 @@ PROVIDERS = {
             environment="qnn",
             plugin="onnxruntime_qnn",
             fixed_shapes=True,
+            half=True,
+            contexts=True,
         ),
         Provider(
             "coreml",

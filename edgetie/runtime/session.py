@@ -22,7 +22,7 @@ PAST = "past_key_values."
 PRESENT = "present."
 OWN, CROSS = ".decoder.", ".encoder."
 """Of a decoder behind an encoder: its own cache, and that of cross-attention."""
-
+_SHARE, _LAST_SHARED = "ep.share_ep_contexts", "ep.stop_share_ep_contexts"
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -143,6 +143,11 @@ def open_session(
     options = session_options(threads or default_threads())
     if row.plugin:
         add_plugin(row, options)
+    compiled = bundle.manifest.compiled if bundle.manifest is not None else ""
+    if compiled and compiled != row.name:
+        raise ProviderError(
+            f"{bundle.directory}: is compiled for {compiled}; run it with --provider {compiled}"
+        )
     if bundle.manifest is not None and bundle.manifest.layout == "mapped":
         # made to run as it is: nothing is gained, and a session takes twice as long to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -153,7 +158,11 @@ def open_session(
         )
     beside = None
     if len(bundle.model_paths) > 1:
+        if compiled:
+            options.add_session_config_entry(_SHARE, "1")
         beside = _create(bundle.model_paths[0], None, options, row)
+        if compiled:
+            options.add_session_config_entry(_LAST_SHARED, "1")
     encoder, prefill = (None, beside) if fixed else (beside, None)
     session = _create(bundle.model_path, graph, options, row)
     inputs = [_info(value) for value in session.get_inputs()]
@@ -168,13 +177,15 @@ def open_session(
     cross = _cache(inputs, made, bundle.model_path, CROSS) if encoder is not None else []
     cache = _cache(inputs, outputs, bundle.model_path, OWN if cross else "")
     nodes, elsewhere = _placement(row.ort_name, session, beside)
+    if row.fixed_shapes and any(isinstance(size, str) for info in inputs for size in info.shape):
+        raise ProviderError(
+            f"--provider {row.name}: {bundle.model_path} has open shapes, of which it compiles "
+            "nothing; edgetie fix-shapes fixes them"
+        )
     if not nodes.get(row.ort_name):
-        advice = "use another provider"
-        if row.fixed_shapes and not fixed:
-            advice = "it needs fixed shapes, which edgetie fix-shapes gives"
         raise ProviderError(
             f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of "
-            f"{bundle.model_path}; {advice}"
+            f"{bundle.model_path}; use another provider"
         )
     if strict and elsewhere:
         raise ProviderError(
@@ -271,6 +282,30 @@ def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> di
     if row.plugin:
         add_plugin(row, options)
     return _placement(row.ort_name, _create(model_path, None, options, row))[0]
+
+
+def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
+    """Compile graphs and write what came of them: each as a graph of the same name, and one context
+    binary beside them, which holds the weights they share once.
+
+    Raises:
+        BundleError: if ONNX Runtime rejects a graph, or the provider takes none of its nodes.
+        ProviderError: if the provider is unknown or absent.
+    """
+    row = resolve(provider)
+    for place, path in enumerate(graphs):
+        options = session_options(default_threads())
+        options.add_session_config_entry("ep.context_enable", "1")
+        options.add_session_config_entry("ep.context_embed_mode", "0")
+        options.add_session_config_entry("ep.context_file_path", str(folder / path.name))
+        if len(graphs) > 1:
+            options.add_session_config_entry(_SHARE, "1")
+            if place == len(graphs) - 1:
+                options.add_session_config_entry(_LAST_SHARED, "1")
+        add_plugin(row, options)
+        _create(path, None, options, row)
+        if not (folder / path.name).is_file():
+            raise BundleError(f"{path}: {row.name} takes none of its nodes; run it as it is")
 
 
 def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -> Any:

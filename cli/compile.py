@@ -1,0 +1,42 @@
+"""``edgetie compile``: context binaries for NPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import common
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="A new bundle."
+)
+@click.option(
+    "--provider", default="qnn", show_default=True, help="Execution provider that compiles it."
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@common.output_options
+def command(
+    bundle: Path, output: Path, provider: str, force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Compile a BUNDLE of fixed shapes, so that a device need not when a session starts.
+
+    The graphs for prompts and for tokens go into one context binary and share their weights in it.
+    The simulator of QNN loads binaries of one graph, as with --prompt-tokens 1; devices load both.
+
+    \b
+    edgetie fix-shapes npu8 --output fixed --prompt-tokens 1
+    edgetie compile fixed --output compiled
+    edgetie check compiled --reference npu --provider qnn
+    """
+    from edgetie.harness.compilation import compile_bundle
+
+    made = compile_bundle(bundle, output, provider=provider, force=force)
+    files = {path.name: path.stat().st_size for path in made.files}
+    if as_json:
+        common.print_json({"bundle": str(output), "provider": provider, "files": files})
+    elif not quiet:
+        click.echo(f"{output}: compiled for {provider}, {made.file_bytes / 1e6:.1f} MB")

@@ -1,0 +1,186 @@
+"""Graphs of fixed shapes, on the CPU and on the simulator of Qualcomm's NPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnx
+import pytest
+import runtime_models
+import torch
+
+from edgetie.bundle import MODEL, PREFILL, open_bundle
+from edgetie.errors import BundleError, EdgetieError, ProviderError
+from edgetie.export.exporter import export
+from edgetie.fixed_shapes import fix_shapes
+from edgetie.harness import check
+from edgetie.harness.compilation import compile_bundle
+from edgetie.harness.environments import directory, install
+from edgetie.harness.samples import BUILT_IN_TEXT
+from edgetie.quantize import quantize
+from edgetie.runtime.generation import generate
+from edgetie.runtime.session import open_session
+from edgetie.sources import Source
+
+CONTEXT = 64
+TEXT = BUILT_IN_TEXT[:300]
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tied Llama that has learned a text, so that it is sure of its tokens."""
+    root = tmp_path_factory.mktemp("npu")
+    tokenizer = runtime_models.byte_tokenizer()
+    ids = torch.tensor(tokenizer.encode(TEXT).ids)
+    model = models.transformers_model("Llama")
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    starts = torch.arange(len(ids) - CONTEXT)
+    for _ in range(120):
+        rows = starts[torch.randperm(len(starts))[:8]][:, None] + torch.arange(CONTEXT)
+        optimizer.zero_grad()
+        model(input_ids=ids[rows], labels=ids[rows]).loss.backward()
+        optimizer.step()
+
+    def save(target: Path) -> None:
+        tokenizer.save(str(target / "tokenizer.json"))
+
+    source = Source("factory", "learned", model.eval(), model.config, save)
+    export(source, root / "fp32", target="mobile-npu")
+    quantize(root / "fp32", root / "int8", target="mobile-npu")
+    return root
+
+
+@pytest.fixture(scope="module")
+def fixed(decoder: Path) -> Path:
+    """Both graphs, a piece of a prompt with 16 tokens."""
+    fix_shapes(decoder / "fp32", decoder / "fixed", prompt_tokens=16, context=CONTEXT)
+    return decoder / "fixed"
+
+
+def test_two_graphs_share_one_file_and_one_table(decoder: Path, fixed: Path) -> None:
+    bundle = open_bundle(fixed, hashes=True)
+    assert [path.name for path in bundle.model_paths] == [PREFILL, MODEL]
+    graphs = [onnx.load(path, load_external_data=False).graph for path in bundle.model_paths]
+    data = decoder / "fp32" / "model.onnx.data"
+    assert (fixed / "model.onnx.data").stat().st_size == data.stat().st_size
+    tables = [
+        [tensor for tensor in graph.initializer if models.VOCAB in tensor.dims] for graph in graphs
+    ]
+    assert [len(table) for table in tables] == [1, 1]
+    assert tables[0][0].external_data == tables[1][0].external_data
+    for graph, tokens in zip(graphs, (16, 1), strict=True):
+        sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
+        assert sizes["input_ids"] == [1, tokens]
+        assert all(size for shape in sizes.values() for size in shape)
+    assert bundle.manifest is not None
+    (tie,) = (group for group in bundle.manifest.ties if group.shape[0] == models.VOCAB)
+    assert {(use.op_type, use.file) for use in tie.uses} == {
+        (operator, file) for operator in ("Gather", "Gemm") for file in (PREFILL, MODEL)
+    }
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
+def test_same_tokens_as_with_open_shapes(decoder: Path, fixed: Path, length: int) -> None:
+    ids = np.random.default_rng(length).integers(3, models.VOCAB, length).tolist()
+    open_shapes, in_pieces = open_session(decoder / "fp32"), open_session(fixed)
+    expected = [s.tokens for s in generate(open_shapes, [ids], max_new_tokens=20)]
+    assert [s.tokens for s in generate(in_pieces, [ids], max_new_tokens=20)] == expected
+
+
+def test_the_window_ends(fixed: Path) -> None:
+    with pytest.raises(EdgetieError, match=f"takes {CONTEXT} tokens"):
+        list(generate(open_session(fixed), [[5] * (CONTEXT + 1)], max_new_tokens=1))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((64, 64), "is shorter than the context"),
+        ((0, 64), "at least one token"),
+        ((16, 4096), "which has at most 128"),
+    ],
+)
+def test_sizes_that_do_not_fit(
+    decoder: Path, tmp_path: Path, sizes: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(EdgetieError, match=message):
+        fix_shapes(decoder / "fp32", tmp_path / "out", prompt_tokens=sizes[0], context=sizes[1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_fixed(decoder: Path, fixed: Path, exported: Any, tmp_path: Path) -> None:
+    for source, message in (
+        (exported("Llama").bundle.directory, "export it with --target mobile-npu"),
+        (fixed, "fixed already"),
+        (exported("cacheless").bundle.directory, "no decoder with a cache"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            fix_shapes(source, tmp_path / "out", prompt_tokens=1, context=64)
+    with pytest.raises(EdgetieError, match="quantize first, then fix"):
+        quantize(fixed, tmp_path / "out")
+    with pytest.raises(BundleError, match="first run edgetie fix-shapes"):
+        compile_bundle(decoder / "fp32", tmp_path / "out")
+    with pytest.raises(ProviderError, match="keeps nothing"):
+        compile_bundle(fixed, tmp_path / "out", provider="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def qnn() -> None:
+    """The environment of QNN, made once."""
+    if not (directory("qnn") / "environment.json").is_file():
+        try:
+            install("qnn")
+        except ProviderError as error:
+            pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("qnn")
+@pytest.mark.parametrize(("kind", "piece"), [("fp32", 16), ("int8", 1)])
+def test_the_npu_finds_the_same_tokens(decoder: Path, kind: str, piece: int) -> None:
+    target = decoder / f"{kind}-{piece}"
+    fix_shapes(decoder / kind, target, prompt_tokens=piece, context=CONTEXT)
+    report = check(
+        target, str(decoder / kind), provider="qnn", text=TEXT, max_tokens=48, greedy_prompts=1,
+        greedy_tokens=16,
+    )  # fmt: skip
+    nodes = report.nodes_per_provider
+    assert nodes["QNNExecutionProvider"] >= 0.9 * sum(nodes.values())
+    assert report.top1_agreement == 1.0
+    assert report.greedy_agreement == 1.0
+    assert report.relative_error < 0.02
+
+
+@pytest.mark.usefixtures("qnn")
+def test_what_is_compiled_loads_and_agrees(decoder: Path, fixed: Path, tmp_path: Path) -> None:
+    fix_shapes(decoder / "int8", tmp_path / "one", prompt_tokens=1, context=CONTEXT)
+    one = compile_bundle(tmp_path / "one", tmp_path / "compiled")
+    assert any(node.op_type == "EPContext" for node in onnx.load(one.model_path).graph.node)
+    report = check(
+        one, str(tmp_path / "one"), provider="qnn", text=TEXT, max_tokens=48, greedy_prompts=1,
+        greedy_tokens=16,
+    )  # fmt: skip
+    assert report.top1_agreement == report.greedy_agreement == 1.0
+
+    both = compile_bundle(fixed, tmp_path / "both")
+    binaries = [path for path in both.directory.iterdir() if path.suffix == ".bin"]
+    fix_shapes(decoder / "fp32", tmp_path / "alone", prompt_tokens=1, context=CONTEXT)
+    alone = compile_bundle(tmp_path / "alone", tmp_path / "alone-compiled")
+    (least,) = (p.stat().st_size for p in alone.directory.iterdir() if p.suffix == ".bin")
+    assert len(binaries) == 1
+    assert binaries[0].stat().st_size < 1.25 * least  # the weights of two graphs, once
+
+    with pytest.raises(ProviderError, match="run it with --provider qnn"):
+        open_session(one)
+    with pytest.raises(BundleError, match="compiled already"):
+        compile_bundle(one, tmp_path / "again")
+
+
+@pytest.mark.usefixtures("qnn")
+def test_open_shapes_on_an_npu_are_refused_in_one_line(decoder: Path) -> None:
+    with pytest.raises(ProviderError, match="edgetie fix-shapes fixes them") as raised:
+        check(decoder / "fp32", str(decoder / "fp32"), provider="qnn", max_tokens=8)
+    assert "\n" not in str(raised.value)
