@@ -99,8 +99,8 @@ def deploy(
     tokenizer = Tokenizer.from_bundle(opened)
     with atomic_directory(output) as folder:
         stages.stage("Copying")
-        model = folder / "model"
-        model.mkdir()
+        model = folder / row.assets / "model"
+        model.mkdir(parents=True)
         left_out = {*_NOT_SHIPPED, *(("tokenizer.json",) if row.tables else ())}
         if ort_format:
             left_out |= {opened.model_path.name, f"{opened.model_path.name}.data"}
@@ -112,11 +112,12 @@ def deploy(
         if row.tables:
             write_tables(opened.directory / "tokenizer.json", model / "tokenizer.bin")
         for name in (*row.shared, row.name):
+            place = folder / (row.native if name == "native" else ".")
             with as_file(files(__name__) / "templates" / name) as template:
-                shutil.copytree(template, folder, dirs_exist_ok=True)
+                shutil.copytree(template, place, dirs_exist_ok=True)
         app = _app(opened, tokenizer, ort_format)
         if row.header:
-            (folder / "app.h").write_text(c_header(app), encoding="utf-8")
+            (folder / row.native / "app.h").write_text(c_header(app), encoding="utf-8")
         else:
             text = json.dumps(app, indent=1, ensure_ascii=False)
             (folder / APP).write_text(text + "\n", encoding="utf-8")
@@ -216,9 +217,7 @@ def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_for
         "megabytes": f"{weights / 1e6:.0f}",
         "memory": memory,
         "files": files,
-        "usability": "\n".join(f"- {each.sentence()}" for each in usability(bundle.model_path))
-        if row.mobile
-        else "",
+        "usability": usability(bundle.model_path, row.mobile).sentence() if row.mobile else "",
         "start": "\n".join(row.start),
         "checked": row.checked,
         "target": row.name,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _ANY = ("fp32", "int8", "int8-aliased", "int8-mapped", "int8-mapped-table", "int8-plain",
         "int8-dynamic", "int8-static", "int4", "int4-all")  # fmt: skip
+_PHONE = ("int8-mapped", *(name for name in _ANY if name != "int8-mapped"))
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,11 @@ class DeployTarget:
         tables: whether the starter reads ``tokenizer.bin`` (:mod:`edgetie.deploy.tokens`) instead
             of ``tokenizer.json``.
         shared: more folders of ``templates`` that it is made of.
+        native: where in the folder C code goes.
+        assets: where in the folder ``model/`` is.
         header: whether what it must know of the model is a C header instead of JSON.
         ort_format: whether the starter reads a model as ``.ort`` too.
-        mobile: whether its README says what mobile execution providers would take.
+        mobile: the execution provider of its phones, of which its README says what it would take.
     """
 
     name: str
@@ -35,10 +38,12 @@ class DeployTarget:
     start: tuple[str, ...]
     checked: str
     shared: tuple[str, ...] = ()
+    native: str = "."
+    assets: str = "."
     tables: bool = False
     header: bool = False
     ort_format: bool = False
-    mobile: bool = False
+    mobile: str = ""
 
 
 _RUN = "run by edgetie's tests; its tokens are those of edgetie generate"
@@ -87,6 +92,40 @@ DEPLOY_TARGETS = {
             ("npm install", "node serve.mjs"),
             _RUN,
             shared=("javascript",),
+        ),
+        DeployTarget(
+            "android",
+            "an app in Kotlin over the same C, on onnxruntime-android",
+            _PHONE,
+            "mobile-cpu",
+            ("gradle installDebug",),
+            "the C and Kotlin of the model are built by edgetie's tests with this CMakeLists.txt, "
+            "and run on a desktop's Java machine, where their tokens are those of edgetie "
+            "generate; MainActivity.kt is checked for its syntax, Gradle's files and a device "
+            "were not at hand",
+            shared=("native",),
+            native="app/src/main/cpp",
+            assets="app/src/main/assets",
+            tables=True,
+            header=True,
+            ort_format=True,
+            mobile="NNAPI",
+        ),
+        DeployTarget(
+            "ios",
+            "an app in Swift over the same C, on the pod onnxruntime-c",
+            _PHONE,
+            "mobile-cpu",
+            ("xcodegen", "pod install", "open Starter.xcworkspace"),
+            "the C is run by edgetie's tests on Linux, and compiled for Apple's processors against "
+            "macOS's headers; the Swift is checked for its syntax; Xcode and a device were not at "
+            "hand",
+            shared=("native",),
+            native="Native",
+            tables=True,
+            header=True,
+            ort_format=True,
+            mobile="CoreML",
         ),
     )
 }

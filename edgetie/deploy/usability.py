@@ -5,10 +5,8 @@ onnxruntime's own checker reads the graph and its lists of operators; nothing is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnxruntime.tools.mobile_helpers import usability_checker as checker
@@ -51,23 +49,20 @@ class Usability:
         )
 
 
-def usability(model_path: Path) -> list[Usability]:
-    """Ask onnxruntime's mobile usability checker about NNAPI and CoreML, without the weights."""
+def usability(model_path: Path, provider: str) -> Usability:
+    """Ask onnxruntime's mobile usability checker, without the weights.
+
+    Args:
+        model_path: an ``.onnx`` file.
+        provider: ``NNAPI`` or ``CoreML``.
+    """
     model = onnx.load(model_path, load_external_data=False)
     model = onnx.shape_inference.infer_shapes(model)
-
-    def nnapi() -> Any:
-        return checker.check_nnapi_partitions(model, True)
-
-    def coreml() -> Any:
+    if provider == "NNAPI":
+        found = checker.check_nnapi_partitions(model, True)
+    else:
         file = "coreml_supported_mlprogram_ops.md"
-        return checker.check_coreml_partitions(model, False, file)
-
-    return [_ask("NNAPI", nnapi), _ask("CoreML", coreml)]
-
-
-def _ask(provider: str, question: Callable[[], Any]) -> Usability:
-    found = question()
+        found = checker.check_coreml_partitions(model, False, file)
     return Usability(
         provider,
         found.num_nodes,

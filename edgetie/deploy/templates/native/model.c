@@ -13,7 +13,11 @@
 #endif
 
 #include "app.h"
+#if defined(__APPLE__) && __has_include(<onnxruntime/onnxruntime_c_api.h>) /* of the framework */
+#include <onnxruntime/onnxruntime_c_api.h>
+#else
 #include "onnxruntime_c_api.h"
+#endif
 #include "tokenizer.h"
 
 enum { CACHES = sizeof APP_CACHE / sizeof *APP_CACHE, STOPS = sizeof APP_STOP / sizeof *APP_STOP };

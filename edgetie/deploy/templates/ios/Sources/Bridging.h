@@ -1,0 +1,1 @@
+#include "../Native/model.h"
