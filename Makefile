@@ -13,7 +13,7 @@ quickstart: $(VENV)/.installed  ## the whole journey on a real model
 	$(BIN)/edgetie quickstart --output $(OUTPUT)
 
 test: $(VENV)/.tested lint  ## linting, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

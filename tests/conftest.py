@@ -13,11 +13,18 @@ import pytest
 from edgetie.export.exporter import ExportReport, export
 from edgetie.quantize import quantize
 from edgetie.sources import Source
-from edgetie.sources.demo import demo_model
+from edgetie.sources.demo import demo_model, demo_text
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell starts what runs in its background so, and every process below would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the downloads that several files need, before tests run beside each other."""
+    if not hasattr(config, "workerinput"):
+        demo_model()
+        demo_text()
 
 
 @pytest.fixture(scope="session")

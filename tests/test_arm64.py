@@ -33,14 +33,15 @@ def small_int8(
     return target
 
 
-@pytest.mark.parametrize("core", CORES)
-def test_logits_are_those_of_this_machine(
-    exported: Callable[[str], ExportReport], small_int8: Path, core: str
-) -> None:
+def test_logits_are_those_of_this_machine(exported: Callable[[str], ExportReport]) -> None:
     bundle = exported("Llama").bundle.directory
-    report = check(bundle, str(bundle), provider=core, max_tokens=32, greedy_prompts=1)
+    report = check(bundle, str(bundle), provider="arm64-a76", max_tokens=32, greedy_prompts=1)
     assert report.relative_error < 1e-5
     assert report.greedy_agreement == 1.0
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_int8_is_that_of_this_machine(small_int8: Path, core: str) -> None:
     rounded = check(small_int8, str(small_int8), provider=core, max_tokens=32, greedy_prompts=0)
     assert rounded.relative_error < 0.05  # kernels differ in how they round activations
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from test_bad_input import edgetie, refused
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
@@ -60,11 +61,12 @@ def run(command: Sequence[object], folder: Path, **variables: str) -> str:
 def headers() -> Path:
     """Headers of ONNX Runtime's C API, as Debian packages them, fetched once."""
     where = cache_directory() / "onnxruntime-headers"
-    if not (where / "onnxruntime_c_api.h").is_file():
-        if not debian.available():
-            pytest.skip("needs Debian's package of ONNX Runtime's headers")
-        debian.unpack(["libonnxruntime-dev"], where.parent / "debian")
-        shutil.copytree(where.parent / "debian" / "usr" / "include" / "onnxruntime", where)
+    with FileLock(where.with_suffix(".lock")):
+        if not (where / "onnxruntime_c_api.h").is_file():
+            if not debian.available():
+                pytest.skip("needs Debian's package of ONNX Runtime's headers")
+            debian.unpack(["libonnxruntime-dev"], where.parent / "debian")
+            shutil.copytree(where.parent / "debian" / "usr" / "include" / "onnxruntime", where)
     return where
 
 

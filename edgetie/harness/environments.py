@@ -8,6 +8,7 @@ code is read from where it lies here; it needs numpy, onnx, tokenizers and an on
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -15,7 +16,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -244,15 +246,38 @@ class Availability:
 
 
 def availability() -> list[Availability]:
-    """Every provider: whether it starts, where, and why not. Those at hand are tried."""
+    """Every provider: whether it starts, where, and why not. Those at hand are tried, of those that
+    are one environment with other flags the first.
+    """
+    first = {row.environment or row.name: row for row in reversed(PROVIDERS.values())}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(_try, PROVIDERS.values()))
+        tried = dict(zip(first, pool.map(_try, first.values()), strict=True))
+    return [replace(tried[row.environment or row.name], row=row) for row in PROVIDERS.values()]
+
+
+@cache
+def _product() -> str:
+    """A model of one product, as base64."""
+    import numpy as np
+    import onnx
+
+    shape, float32 = [1, 16], onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])],
+        "probe",
+        [onnx.helper.make_tensor_value_info("x", float32, shape)],
+        [onnx.helper.make_tensor_value_info("y", float32, shape)],
+        [onnx.numpy_helper.from_array(np.eye(16, dtype=np.float32), "weight")],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=opset)
+    return base64.b64encode(model.SerializeToString()).decode()
 
 
 def _try(row: Provider) -> Availability:
     try:
         environment = environment_of(row)
-        ask(row.name, "edgetie.harness.probe", {}, row.name)
+        ask(row.name, "edgetie.harness.probe", {"model": _product()}, row.name)
     except EdgetieError as error:
         return Availability(row, "", str(error).removeprefix(f"--provider {row.name}: "))
     return Availability(row, "here" if environment is None else "in its environment", "")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
-
 from edgetie.bundle import LAST_TOKEN_NODE
 from edgetie.errors import BundleError
 
@@ -22,6 +20,8 @@ def without_last_token(model_path: Path) -> bytes | None:
     Raises:
         BundleError: if the file cannot be read.
     """
+    import onnx  # of all that a session needs, the slowest to import
+
     try:
         model = onnx.load(str(model_path), load_external_data=False)
     except Exception as error:
