@@ -6,18 +6,24 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime_genai as og
 import pytest
 from test_deploy import run
+from test_seq2seq import make
 
 from edgetie.bundle import open_bundle
+from edgetie.export.exporter import export
+from edgetie.quantize import quantize
 from edgetie.runtime import Tokenizer, generate, open_session
+from edgetie.sources import Source
 from edgetie.sources.demo import cache_directory
 
 TOKENS = 64
 PROMPT = "Tell me a long story about a fox and a river."
+SOURCE = [5, 6, 7, 8, 9, 10, 1]
 SCRIPTS = Path(__file__).parent
 OPTIMUM = ("optimum", "optimum-onnx", "transformers<5", "huggingface-hub<1", "tokenizers<0.23")
 
@@ -54,7 +60,8 @@ def test_onnxruntime_genai(bundle: Path) -> None:
     assert theirs == ours(bundle)
 
 
-def test_optimum(bundle: Path) -> None:
+@pytest.fixture(scope="session")
+def optimum() -> Path:
     """optimum needs transformers 4, which is put before the newer one on the path."""
     folder = cache_directory() / "optimum"
     if not (folder / "optimum").is_dir():
@@ -63,12 +70,12 @@ def test_optimum(bundle: Path) -> None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
         subprocess.run([*command, str(scratch), *OPTIMUM], check=True)
         scratch.rename(folder)
-    command = [sys.executable, str(SCRIPTS / "optimum_model.py"), str(bundle), PROMPT, str(TOKENS)]
-    found = run(command, folder, PYTHONPATH=str(folder))
-    assert json.loads(found) == ours(bundle)
+    return folder
 
 
-def test_transformers_js(bundle: Path) -> None:
+@pytest.fixture(scope="session")
+def node() -> Path:
+    """The modules of transformers.js."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("needs Node.js and npm")
     folder = cache_directory() / "transformers.js"
@@ -77,6 +84,51 @@ def test_transformers_js(bundle: Path) -> None:
         (folder / "package.json").write_text("{}")
         command = ["npm", "install", "--no-audit", "--ignore-scripts", "@huggingface/transformers"]
         run([*command[:-1], f"{command[-1]}@^4.3.0"], folder)
-    script = SCRIPTS / "transformers_js.mjs"
-    found = run(["node", script, folder / "node_modules", bundle, PROMPT, TOKENS], folder)
+    return folder / "node_modules"
+
+
+def test_optimum(bundle: Path, optimum: Path) -> None:
+    command = [sys.executable, SCRIPTS / "optimum_model.py", bundle, PROMPT, TOKENS]
+    found = run(command, optimum, PYTHONPATH=str(optimum))
     assert json.loads(found) == ours(bundle)
+
+
+def test_transformers_js(bundle: Path, node: Path) -> None:
+    command = ["node", SCRIPTS / "transformers_js.mjs", node, bundle, PROMPT, TOKENS]
+    assert json.loads(run(command, node.parent)) == ours(bundle)
+
+
+@pytest.fixture(scope="module")
+def translators(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Small encoder-decoder models in fp32 and int8."""
+    root = tmp_path_factory.mktemp("translators")
+
+    def get(kind: str) -> Path:
+        if not (root / kind).is_dir():
+            model = make(kind)
+            source = Source("transformers", kind, model, model.config, model.config.save_pretrained)
+            export(source, root / kind / "fp32")
+            quantize(root / kind / "fp32", root / kind / "int8")
+        return root / kind
+
+    return get
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", ["T5", "Bart", "Marian"])
+def test_encoder_decoder_models(
+    kind: str, precision: str, translators: Callable[[str], Path], optimum: Path, node: Path
+) -> None:
+    """In optimum and transformers.js; past the last token, which some models are made to end at."""
+    bundle = translators(kind) / precision
+    data = (bundle / "model.onnx.data").stat().st_size
+    assert bundle.joinpath("decoder_model_merged.onnx").stat().st_size < data / 2
+    steps = generate(open_session(bundle), [SOURCE], max_new_tokens=32, stop_token_ids=frozenset())
+    tokens = [int(step.tokens[0]) for step in steps]
+    told = [bundle, 33, json.dumps(SOURCE)]
+    found = run(
+        [sys.executable, SCRIPTS / "optimum_seq2seq.py", *told], optimum, PYTHONPATH=str(optimum)
+    )
+    assert json.loads(found)[1:33] == tokens
+    found = run(["node", SCRIPTS / "seq2seq_js.mjs", node, *told], node.parent)
+    assert json.loads(found)[1:33] == tokens

@@ -32,6 +32,7 @@ from edgetie.export.memory import release_freed_memory
 from edgetie.export.tasks import Agreement, Expected, Task, probe
 from edgetie.export.trace import trace
 from edgetie.external_data import write_models
+from edgetie.merged import write_merged
 from edgetie.passes import PassReport, run_passes
 from edgetie.passes._base import GraphPass
 from edgetie.passes.activation import Activation
@@ -261,6 +262,8 @@ class _Job:
             except ExportError as error:
                 raise _Disagreement(str(error), plain=not plan.cache) from error
             _require_agreement(agreement, precision, plain=not plan.cache)
+            if manifest.encoder is not None:
+                write_merged(directory)
             manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
             stages.stage("hash")
             write_manifest(directory, manifest)

@@ -33,6 +33,7 @@ from edgetie.errors import BundleError, QuantizeError
 from edgetie.external_data import write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.thresholds import Thresholds
+from edgetie.merged import write_merged
 from edgetie.passes import run_passes
 from edgetie.passes._base import weight
 from edgetie.quantize.cache import QuantizeCache, cache_scales
@@ -187,6 +188,8 @@ def quantize(
         for path in paths:
             verify_ties(_load(path), ties_of_file(after, path.name), where=f"the file {path.name}")
         _copy_extras(bundle, directory)
+        if cache_bits is None and len(made.models) > 1:
+            write_merged(directory)
         stages.stage("hash")
         kept = [*made.skipped, *(f"{c.name}: costs {c.kl:.1e}" for c in costs if c.kept)]
         manifest = _manifest(bundle, made.models, directory)
