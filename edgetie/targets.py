@@ -24,7 +24,8 @@ class Scheme:
         layout: what products read: ``packed`` copies that ONNX Runtime makes when a session
             starts, weights where they are ``mapped``, or ``mixed``: the tied table mapped, the
             others packed.
-        ranges: whether ranges of activations are fixed beforehand, by calibration.
+        ranges: bits of activations whose ranges are fixed beforehand, by calibration; 0 where none
+            are.
         half: whether activations, and weights that are not quantized, have 16 bits.
     """
 
@@ -32,7 +33,7 @@ class Scheme:
     words: str
     precision: str
     layout: str
-    ranges: bool = False
+    ranges: int = 0
     half: bool = False
 
 
@@ -101,7 +102,14 @@ SCHEMES = {
             "DequantizeLinear",
             "int8",
             "packed",
-            ranges=True,
+            ranges=8,
+        ),
+        Scheme(
+            "int8-static16",
+            "the same with activations of 16 bits, in front of products and behind them",
+            "int8",
+            "packed",
+            ranges=16,
         ),
         Scheme("int4", "layers of 4 bits by blocks, the tied table as in int8", "int4", "packed"),
         Scheme("int4-all", "all weights of 4 bits by blocks", "int4", "packed"),
@@ -120,8 +128,8 @@ TARGETS = {
         Target("mobile-cpu", "int8-mapped", "nothing private in memory, ready at once"),
         Target(
             "mobile-npu",
-            "int8",
-            "Qualcomm's provider runs MatMulNBits on the NPU, and computes weights of QDQ anew",
+            "int8-static16",
+            "what Qualcomm's compiler makes integer products of, without rounding activations much",
             fused=False,
         ),
         Target("openvino", "int8-static", "reads QDQ, lacks GatherBlockQuantized"),

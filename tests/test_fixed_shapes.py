@@ -50,6 +50,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Source("factory", "learned", model.eval(), model.config, save)
     export(source, root / "fp32", target="mobile-npu")
     quantize(root / "fp32", root / "int8", target="mobile-npu")
+    quantize(root / "fp32", root / "weights", scheme="int8")
     return root
 
 
@@ -139,7 +140,7 @@ def qnn() -> None:
 
 
 @pytest.mark.usefixtures("qnn")
-@pytest.mark.parametrize(("kind", "piece"), [("fp32", 16), ("int8", 1)])
+@pytest.mark.parametrize(("kind", "piece"), [("fp32", 16), ("int8", 8), ("weights", 1)])
 def test_the_npu_finds_the_same_tokens(decoder: Path, kind: str, piece: int) -> None:
     target = decoder / f"{kind}-{piece}"
     fix_shapes(decoder / kind, target, prompt_tokens=piece, context=CONTEXT)
@@ -151,7 +152,7 @@ def test_the_npu_finds_the_same_tokens(decoder: Path, kind: str, piece: int) -> 
     assert nodes["QNNExecutionProvider"] >= 0.9 * sum(nodes.values())
     assert report.top1_agreement == 1.0
     assert report.greedy_agreement == 1.0
-    assert report.relative_error < 0.02
+    assert report.relative_error < 0.05
 
 
 @pytest.mark.usefixtures("qnn")

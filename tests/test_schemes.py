@@ -45,6 +45,7 @@ OPERATORS = {
     "int8-plain": {"MatMulInteger", "Gather"},
     "int8-dynamic": {"MatMulInteger", "Gather"},
     "int8-static": {"DequantizeLinear", "Gather"},
+    "int8-static16": {"DequantizeLinear", "Gather"},
     "int4": {"MatMulNBits", "GatherBlockQuantized"},
     "int4-all": {"MatMulNBits", "GatherBlockQuantized"},
 }

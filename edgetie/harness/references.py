@@ -115,8 +115,9 @@ class BundleReference:
     def logits(self, ids: Ids) -> Floats:
         if self.bundle.has_fixed_shapes:
             decoder = decoder_for(self.session, 1, ids.shape[1], 0)
-            rows = [decoder.prefill(ids[:, :1])]
-            rows += [decoder.step(ids[0, place : place + 1]) for place in range(1, ids.shape[1])]
+            rows = [decoder.step(token) for token in ids.T]
+            decoder.reset()
+            rows[-1] = decoder.prefill(ids)  # so that both graphs are looked at
             return np.concatenate(rows)
         feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids}
         if self.session.cross:

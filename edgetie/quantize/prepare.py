@@ -50,7 +50,7 @@ class Preparation:
         grams: makes how the inputs of each matrix vary together, by the matrix's name.
         changes: what became of each activation, by its name: what turns its rows
             ``(tokens, channels)`` into those that products read now.
-        readers: the matrices behind each activation, by its name.
+        readers: the products that read each activation, by its name.
         massive: matrices whose inputs have values so large that rounding these costs the others
             their precision, even when smoothed and rotated (massive activations, Sun et al. 2024).
     """
@@ -60,7 +60,7 @@ class Preparation:
     note: str = ""
     grams: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     changes: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
-    readers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    readers: Mapping[str, Sequence[Product]] = field(default_factory=dict)
     massive: Sequence[str] = ()
 
 
@@ -137,11 +137,11 @@ def prepare(
     rotate = Rotate(worth)
     run_passes(model, ties, [rotate])
     changes = {name: _change(scales.get(name), sizes[name]) for name in found}
-    readers = {name: [str(p.matrix.name) for p in sites[name].products] for name in found}
+    readers = {name: sites[name].products for name in found}
     grams = {
-        reader: _gram(a, scales.get(name), sizes[name])
+        str(product.matrix.name): _gram(a, scales.get(name), sizes[name])
         for name, a in found.items()
-        for reader in readers[name]
+        for product in readers[name]
     }
     return Preparation(
         smooth.changed,

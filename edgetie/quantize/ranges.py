@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ _PERCENTILE = 99.999
 _CODES = 128  # of the positive half, as entropy compares distributions
 
 Array = np.ndarray[Any, Any]
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Smallest and largest value of what a product reads, and of what it makes, where that is
+    rounded too."""
+
+    input: Range
+    output: Range | None = None
 
 
 def find_ranges(
@@ -26,8 +37,9 @@ def find_ranges(
     changes: Mapping[str, Callable[[Array], Array]],
     given: Input,
     calibrator: str,
-) -> dict[str, tuple[float, float]]:
-    """The range of each activation that codes should span.
+    products: Mapping[str, Mapping[str, Callable[[], Array]]],
+) -> dict[str, Range]:
+    """The range of each activation, and of each product, that codes should span.
 
     Args:
         bundle: what the model is part of.
@@ -37,16 +49,19 @@ def find_ranges(
         calibrator: one of :data:`edgetie.targets.CALIBRATORS`: ``minmax``, the whole range;
             ``percentile``, all but the outermost 0.001 %; or ``entropy``, the range whose codes
             tell most about the values (onnxruntime.quantization's histograms for both).
+        products: makes the matrices ``(rows, channels)`` that an activation is multiplied with, by
+            their names; products have their whole range.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
     """
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, Range] = {}
     collectors: dict[str, Any] = {}
     for name, values, last in record(bundle, model_path, list(changes), given):
         rows = changes[name](values)
-        low, high = found.get(name, (np.inf, -np.inf))
-        found[name] = min(low, float(rows.min())), max(high, float(rows.max()))
+        found[name] = _widened(found.get(name), rows)
+        for matrix, make in products.get(name, {}).items():
+            found[matrix] = _widened(found.get(matrix), rows @ make().T)
         if calibrator == "minmax":
             continue
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
@@ -56,6 +71,11 @@ def find_ranges(
                 low, high = (float(np.asarray(end).item()) for end in result[:2])
                 found[name] = max(low, found[name][0]), min(high, found[name][1])
     return found
+
+
+def _widened(known: Range | None, values: Array) -> Range:
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if known is None else (min(known[0], low), max(known[1], high))
 
 
 def _collector(method: str) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from edgetie.quantize.forms import Form
 from edgetie.quantize.half import to_half
 from edgetie.quantize.matrices import MatrixPass
 from edgetie.quantize.prepare import Preparation, prepare
-from edgetie.quantize.ranges import find_ranges
+from edgetie.quantize.ranges import Fixed, find_ranges
 from edgetie.quantize.recording import Input
 from edgetie.quantize.schemes import Ranges, forms
 from edgetie.quantize.sites import Product
@@ -139,9 +140,20 @@ class Rounding:
                 f"{path}: ranges of its activations are not known ({found.note}); "
                 "choose a scheme without them"
             )
-        ranges = find_ranges(bundle, path, found.changes, given, calibrator)
+        wide = self.scheme.ranges > 8
+        products = {
+            name: {
+                str(product.matrix.name): partial(getattr, product, "rows") for product in readers
+            }
+            for name, readers in found.readers.items()
+            if wide
+        }
+        method = "minmax" if wide else calibrator  # many codes: none need be cut off
+        ranges = find_ranges(bundle, path, found.changes, given, method, products)
         self._ranges[file] = {
-            reader: ranges[name] for name, readers in found.readers.items() for reader in readers
+            name: Fixed(ranges[activation], ranges.get(name))
+            for activation, readers in found.readers.items()
+            for name in (str(each.matrix.name) for each in readers)
         }
 
     def _form(self, product: Product) -> Form:

@@ -3,6 +3,9 @@
 NPUs and OpenVINO make integer products of them. Activations have one scale and zero point for each
 tensor, fixed beforehand from what a calibration text shows; weights one scale for each output
 channel. A token table is looked up in by row, in the codes; its product reads the same ones.
+
+With 16 bits, what a product makes is rounded too: only then do NPUs take the product whole, its
+weights as they are stored.
 """
 
 from __future__ import annotations
@@ -15,24 +18,27 @@ import onnx_ir as ir
 from edgetie.passes._base import initializer
 from edgetie.quantize.forms import Form, Matrix, Nodes, Span
 from edgetie.quantize.grid import Array, Grid
+from edgetie.quantize.ranges import Fixed, Range
 
-Range = tuple[float, float]
+_MARGIN = 1.5  # of 16 bits: codes are many, and other texts have larger values
 
 
 class Static(Form):
     """8 bits with a scale for each output channel.
 
     Args:
-        ranges: smallest and largest value of what each matrix is multiplied by, by its name.
+        bits: of activations.
+        ranges: around the product with each matrix, by its name.
         table: whether rows are looked up in the matrices: they stay ``(rows, columns)``.
     """
 
-    activations = Span.TENSOR
-    opset = 13  # DequantizeLinear along an axis
-
-    def __init__(self, ranges: Mapping[str, Range], *, table: bool = False) -> None:
+    def __init__(self, bits: int, ranges: Mapping[str, Fixed], *, table: bool = False) -> None:
         super().__init__()
         self.ranges, self.table = ranges, table
+        self.activations = Span.TENSOR if bits == 8 else Span.NONE
+        self.opset = 13 if bits == 8 else 21  # DequantizeLinear along an axis; uint16
+        self._codes = np.dtype(f"uint{bits}")
+        self._margin = 1.0 if bits == 8 else _MARGIN
         self._rounded: dict[ir.Value, ir.Value] = {}
 
     def grid(self, columns: int) -> Grid:
@@ -54,31 +60,34 @@ class Static(Form):
 
     def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
         nodes = Nodes(matrix.graph)
-        if x not in self._rounded and matrix.name in self.ranges:
-            scale, zero = self._steps(matrix)
-            codes = nodes("QuantizeLinear", x, scale, zero)
-            self._rounded[x] = nodes("DequantizeLinear", codes, scale, zero)
-        axis = 0 if self.table else 1
+        fixed = self.ranges.get(matrix.name)
+        if x not in self._rounded and fixed is not None:
+            self._rounded[x] = self._round(nodes, matrix, x, "input", fixed.input)
         zeros = initializer(
             matrix.graph, f"{matrix.label}.zeros", np.zeros(matrix.rows, np.int8)
         )  # that are left out, some runtimes take for uint8
-        weights = nodes("DequantizeLinear", matrix.codes, matrix.row_scales(), zeros, axis=axis)
-        if self.table:
-            weights = nodes("Transpose", weights, perm=[1, 0])
+        codes = nodes("Transpose", matrix.codes, perm=[1, 0]) if self.table else matrix.codes
+        weights = nodes("DequantizeLinear", codes, matrix.row_scales(), zeros, axis=1)
         result = nodes("MatMul", self._rounded.get(x, x), weights)
+        if fixed is not None and fixed.output is not None:
+            result = self._round(nodes, matrix, result, "output", fixed.output)
         if bias is not None:
             nodes("Add", result, bias)
         return nodes
 
-    def _steps(self, matrix: Matrix) -> tuple[ir.Value, ir.Value]:
-        """Scale and zero point of an activation of uint8; zero has a code of its own."""
-        low, high = (min(self.ranges[matrix.name][0], 0.0), max(self.ranges[matrix.name][1], 0.0))
-        scale = max((high - low) / 255, 1e-12)
-        zero = np.clip(round(-low / scale), 0, 255)
-        return (
-            initializer(matrix.graph, f"{matrix.label}.input.scale", np.array(scale, np.float32)),
-            initializer(matrix.graph, f"{matrix.label}.input.zero", np.array(zero, np.uint8)),
-        )
+    def _round(
+        self, nodes: Nodes, matrix: Matrix, value: ir.Value, side: str, limits: Range
+    ) -> ir.Value:
+        """An activation in steps of fixed size; zero has a code of its own."""
+        low, high = (end * self._margin for end in (min(limits[0], 0.0), max(limits[1], 0.0)))
+        most = np.iinfo(self._codes).max
+        step = max((high - low) / most, 1e-12)
+        middle = np.clip(round(-low / step), 0, most)
+        name = f"{matrix.label}.{side}"
+        scale = initializer(matrix.graph, f"{name}.scale", np.array(step, np.float32))
+        zero = initializer(matrix.graph, f"{name}.zero", np.array(middle, self._codes))
+        codes = nodes("QuantizeLinear", value, scale, zero)
+        return nodes("DequantizeLinear", codes, scale, zero)
 
 
 def _columns_first(matrix: Matrix) -> Array:
