@@ -124,6 +124,13 @@ def test_plain_file_of_any_width(tmp_path: Path, scheme: str, width: int) -> Non
     assert [group.name for group in report.manifest.ties] == ["table"]
 
 
+@pytest.mark.parametrize("scheme", ROUNDED)
+def test_nan_is_named(tmp_path: Path, scheme: str) -> None:
+    with pytest.raises(QuantizeError, match="middle: NaN or infinity"):
+        quantize(plain(tmp_path, bad=True), tmp_path / "out", scheme=scheme)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_calibrators(exported: Any, tmp_path: Path, calibrator: str) -> None:
     report = quantize(exported("Llama"), tmp_path / "out", target="openvino", calibrator=calibrator)

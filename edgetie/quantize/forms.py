@@ -136,6 +136,9 @@ class Form(ABC):
     activations = Span.BLOCK
     """How activations are rounded in front of a product."""
 
+    rotates = True
+    """Whether its products may read activations that are rotated when the model runs."""
+
     opset = 1
     """The oldest one that has the operators."""
 

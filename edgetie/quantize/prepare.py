@@ -117,7 +117,8 @@ def prepare(
     massive: list[str] = []
     for name, activation in found.items():
         factors, site = scales.get(name, np.float32(1)), sites[name]
-        size = site_rotation(site)
+        turns = all(form(product).rotates for product in site.products)
+        size = site_rotation(site) if turns else 1
         x, rows = activation.rows / factors, [some * factors for some in samples[name]]
         plain = _noise(site, x, rows, form)
         if size > 1:

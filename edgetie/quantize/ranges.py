@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgetie.bundle import Bundle
+from edgetie.quantize.grid import require_finite
 from edgetie.quantize.recording import Input, record
 
 _BINS = 2048
@@ -53,7 +54,7 @@ def find_ranges(
             their names; products have their whole range.
 
     Raises:
-        QuantizeError: if the model cannot be run on the CPU.
+        QuantizeError: if the model cannot be run on the CPU, or a matrix holds NaN or infinity.
     """
     found: dict[str, Range] = {}
     collectors: dict[str, Any] = {}
@@ -61,7 +62,9 @@ def find_ranges(
         rows = changes[name](values)
         found[name] = _widened(found.get(name), rows)
         for matrix, make in products.get(name, {}).items():
-            found[matrix] = _widened(found.get(matrix), rows @ make().T)
+            weights = make()
+            require_finite(weights, matrix)
+            found[matrix] = _widened(found.get(matrix), rows @ weights.T)
         if calibrator == "minmax":
             continue
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
