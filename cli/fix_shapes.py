@@ -46,7 +46,7 @@ def command(
     \b
     edgetie export ./SmolLM2-135M --target mobile-npu --output npu
     edgetie quantize npu --target mobile-npu --output npu8
-    edgetie fix-shapes npu8 --output fixed --prompt-tokens 1
+    edgetie fix-shapes npu8 --output fixed --prompt-tokens 64 --context 512
     edgetie check fixed --reference npu --provider qnn
     """
     from edgetie.fixed_shapes import fix_shapes

@@ -74,7 +74,7 @@ DEFAULTS = {
     "fp32": Thresholds(1e-4, 1e-6, 0.999, 1e-4),
     "fp16": Thresholds(1e-2, 1e-3, 0.99, 1e-3),
     "int8-dynamic": Thresholds(None, 3e-2, 0.95, 1e-2),
-    "int8-static16": Thresholds(None, 2e-2, 0.95, 1e-2),
+    "int8-static16": Thresholds(None, 3e-2, 0.93, 2e-2),
     "int8-static": Thresholds(None, 1e-1, 0.85, 5e-2),
     "int8": Thresholds(None, 2e-2, 0.98, 3e-3),
     "int4": Thresholds(None, 3e-1, 0.7, 2e-1),

@@ -117,7 +117,8 @@ def prepare(
     massive: list[str] = []
     for name, activation in found.items():
         factors, site = scales.get(name, np.float32(1)), sites[name]
-        turns = all(form(product).rotates for product in site.products)
+        free = find_values(site) is not None
+        turns = free or all(form(product).rotates for product in site.products)
         size = site_rotation(site) if turns else 1
         x, rows = activation.rows / factors, [some * factors for some in samples[name]]
         plain = _noise(site, x, rows, form)
@@ -125,7 +126,7 @@ def prepare(
             matrix = hadamard(size)
             turned = rotated(x.copy(), matrix), [rotated(some, matrix) for some in rows]
             noise = _noise(site, *turned, form)
-            if noise < (WORTH if find_values(site) is None else 1.0) * plain:
+            if noise < (1.0 if free else WORTH) * plain:
                 worth.add(name)
                 plain = noise
                 x, rows = turned

@@ -36,7 +36,7 @@ class Static(Form):
         super().__init__()
         self.ranges, self.table = ranges, table
         self.activations = Span.TENSOR if bits == 8 else Span.NONE
-        self.rotates = bits == 8  # 16 are enough, and rotations do not fit QNN's simulator
+        self.rotates = bits == 8  # a real model's rotations did not fit QNN's simulator
         self.opset = 13 if bits == 8 else 21  # DequantizeLinear along an axis; uint16
         self._codes = np.dtype(f"uint{bits}")
         self._margin = 1.0 if bits == 8 else _MARGIN
