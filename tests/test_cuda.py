@@ -12,7 +12,6 @@ from edgetie.harness.environments import directory, install
 from edgetie.harness.samples import BUILT_IN_TEXT
 from edgetie.quantize import quantize
 
-
 pytestmark = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs an NVIDIA GPU")
 
 
