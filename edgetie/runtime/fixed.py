@@ -37,7 +37,10 @@ class FixedDecoder:
         if batch != rows:
             raise EdgetieError(f"{self._path}: its shapes are fixed for one sequence, not {batch}")
         if max_length > self.max_length:
-            raise EdgetieError(f"{self._path}: takes {self.max_length} tokens, not {max_length}")
+            raise EdgetieError(
+                f"{self._path}: takes {self.max_length} tokens, not {max_length}; "
+                "fix the shapes with a longer --context"
+            )
         self._piece = 1
         if session.prefill is not None:
             self._piece = int(session.prefill.get_inputs()[0].shape[1])
