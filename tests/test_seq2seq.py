@@ -92,10 +92,11 @@ def test_one_table_for_both_files(exported: Callable[[str], ExportReport], name:
     assert report.agreement.relative < 1e-5
     assert min(report.agreement.cached, report.agreement.padded) > 0
     assert {p.name for p in directory.glob("*.onnx*")} == {
-        "encoder_model.onnx", "decoder_model.onnx", "model.onnx.data",
+        "encoder_model.onnx", "decoder_model.onnx", "decoder_model_merged.onnx", "model.onnx.data",
     }  # fmt: skip
-    found = [ranges(directory / f"{side}_model.onnx", [512, 64]) for side in ("encoder", "decoder")]
-    assert found[0] == found[1]
+    names = ("encoder_model", "decoder_model", "decoder_model_merged")
+    found = [ranges(directory / f"{name}.onnx", [512, 64]) for name in names]
+    assert found[0] == found[1] == found[2]
     assert len(found[0]) == 1
     table = next(group for group in report.manifest.ties if group.shape == (512, 64))
     assert len(table.parameters) >= 3
