@@ -38,7 +38,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = models.transformers_model("Llama")
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     starts = torch.arange(len(ids) - CONTEXT)
-    for _ in range(120):
+    for _ in range(180):
         rows = starts[torch.randperm(len(starts))[:8]][:, None] + torch.arange(CONTEXT)
         optimizer.zero_grad()
         model(input_ids=ids[rows], labels=ids[rows]).loss.backward()
