@@ -18,7 +18,15 @@ import onnx_ir as ir
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from edgetie.atomic import atomic_directory
-from edgetie.bundle import MANIFEST, PREFILL, Bundle, Manifest, open_bundle, write_manifest
+from edgetie.bundle import (
+    MANIFEST,
+    PREFILL,
+    Bundle,
+    Manifest,
+    describe,
+    open_bundle,
+    write_manifest,
+)
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.ties import find_shared_ties
 
@@ -62,18 +70,17 @@ def fix_shapes(
                 shutil.copyfile(file, directory / file.name)
         if prompt_tokens > 1:
             _write(bundle.model_path, directory / PREFILL, prompt_tokens, context)
-        model = _write(bundle.model_path, directory / bundle.model_path.name, 1, context)
+        _write(bundle.model_path, directory / bundle.model_path.name, 1, context)
+        paths = Bundle(directory, directory / bundle.model_path.name, manifest).model_paths
+        models = {path.name: ir.load(path) for path in paths}
+        graph = models[bundle.model_path.name].graph
         signature = replace(
             manifest.signature,
-            inputs=_describe(model.graph.input),
-            outputs=_describe(model.graph.output),
+            inputs=describe(graph.inputs),
+            outputs=describe(graph.outputs),
             max_positions=context,
         )
-        paths = Bundle(directory, directory / bundle.model_path.name, manifest).model_paths
-        ties = find_shared_ties(
-            {path.name: ir.load(path) for path in paths},
-            [group.parameters for group in manifest.ties],
-        )
+        ties = find_shared_ties(models, [group.parameters for group in manifest.ties])
         manifest = replace(manifest, signature=signature, ties=ties)
         write_manifest(directory, manifest)
     return open_bundle(output)
@@ -96,7 +103,7 @@ def _require_open_shapes(bundle: Bundle) -> Manifest:
     return manifest
 
 
-def _write(source: Path, target: Path, tokens: int, context: int) -> onnx.ModelProto:
+def _write(source: Path, target: Path, tokens: int, context: int) -> None:
     """Write the graph for so many tokens at once; its weights stay where they are."""
     model = onnx.load(source, load_external_data=False)
     for name, size in (
@@ -112,15 +119,3 @@ def _write(source: Path, target: Path, tokens: int, context: int) -> onnx.ModelP
                 size.dim_value = (1, tokens, context)[axis]
     del model.graph.value_info[:]  # what is between follows from the inputs
     onnx.save(model, target)
-    return model
-
-
-def _describe(values: object) -> list[dict[str, object]]:
-    return [
-        {
-            "name": value.name,
-            "dtype": onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower(),
-            "shape": [size.dim_value for size in value.type.tensor_type.shape.dim],
-        }
-        for value in values  # type: ignore[attr-defined]
-    ]
