@@ -8,18 +8,16 @@ environment of its own where this process lacks it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgetie.atomic import atomic_directory
 from edgetie.bundle import MANIFEST, Bundle, external_data_files, open_bundle, write_manifest
-from edgetie.errors import BundleError, EdgetieError, ProviderError
-from edgetie.harness.answers import answer_stream
+from edgetie.errors import BundleError, ProviderError
+from edgetie.harness.answers import reply
 from edgetie.harness.environments import ask
 from edgetie.runtime.providers import find
 from edgetie.runtime.session import write_contexts
@@ -66,18 +64,11 @@ def compile_bundle(
     return open_bundle(output)
 
 
-def _main() -> None:
-    result = answer_stream()
-    request = json.load(sys.stdin)
+def _compile(request: dict[str, Any]) -> dict[str, Any]:
     graphs = [Path(path) for path in request["graphs"]]
-    answer: dict[str, Any] = {}
-    try:
-        write_contexts(graphs, Path(request["folder"]), request["provider"])
-    except EdgetieError as error:
-        answer = {"error": {"type": type(error).__name__, "message": str(error)}}
-    with result:
-        json.dump(answer, result)
+    write_contexts(graphs, Path(request["folder"]), request["provider"])
+    return {}
 
 
 if __name__ == "__main__":
-    _main()
+    reply(_compile)

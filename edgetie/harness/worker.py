@@ -11,8 +11,6 @@ the measured one, with an empty cache. Memory is read at its last token, the cac
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -21,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetie.errors import BundleError, EdgetieError
-from edgetie.harness.answers import answer_stream
+from edgetie.errors import BundleError
+from edgetie.harness.answers import reply
 from edgetie.harness.environment import latency_problem
 from edgetie.harness.samples import random_ids
 from edgetie.runtime import MemorySampler, Session, hear, open_session, read_memory
@@ -211,14 +209,7 @@ def _generate(prompt: _Prompt, count: int) -> list[float]:
 
 
 def main() -> None:
-    result = answer_stream()
-    answer: dict[str, object]
-    try:
-        answer = asdict(measure(Job(**json.load(sys.stdin))))
-    except EdgetieError as error:
-        answer = {"error": {"type": type(error).__name__, "message": str(error)}}
-    with result:
-        json.dump(answer, result)
+    reply(lambda request: asdict(measure(Job(**request))))
 
 
 if __name__ == "__main__":
