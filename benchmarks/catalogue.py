@@ -105,6 +105,7 @@ EDGETIE_SCHEMES = (
     "int8-plain",
     "int8-dynamic",
     "int8-static",
+    "int8-static16",
     "int4",
     "int4-all",
     "fp16",
