@@ -28,6 +28,22 @@ class Number(click.FloatRange):
         return number
 
 
+class Share(Number):
+    """A share of something: 0.003, or 0.3%."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = value.strip() if isinstance(value, str) else ""
+        if not text.endswith("%"):
+            return super().convert(value, param, ctx)
+        try:
+            share = float(text[:-1]) / 100
+        except ValueError:
+            self.fail(f"{value!r} is no number and no percentage", param, ctx)
+        return super().convert(share, param, ctx)
+
+
 def output_options(function: F) -> F:
     """Add ``--json`` (``as_json``) and ``--quiet`` to a command."""
     function = click.option(
@@ -79,13 +95,13 @@ def limit_options(function: F) -> F:
         ),
         click.option(
             "--min-top1",
-            type=Number(0, 1),
-            help="Least fraction of positions with the same likeliest token.",
+            type=Share(0, 1),
+            help="Least share of positions with the same likeliest token: 0.98, or 98%.",
         ),
         click.option(
             "--max-perplexity-increase",
-            type=Number(),
-            help="Limit of the perplexity's increase, as a fraction: 0.003 is 0.3 %. "
+            type=Share(min=-1),
+            help="Limit of the perplexity's increase: 0.003, or 0.3%. "
             "Twice its standard error is granted.",
         ),
     ]

@@ -27,7 +27,7 @@ Examples:
   edgetie quantize smol --output smol-int8
   edgetie quantize smol --output smol-web --target web
   edgetie quantize model.onnx --output model-mapped --layout mapped
-  edgetie quantize smol --output smol-int8 --calibration book.txt --max-perplexity-increase 0.001"""
+  edgetie quantize smol --output smol-int8 --calibration book.txt --max-perplexity-increase 0.1%"""
 )
 @click.argument("bundle", type=click.Path())
 @click.option(

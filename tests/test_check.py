@@ -19,6 +19,7 @@ from edgetie.bundle import Manifest, Signature, write_manifest
 from edgetie.errors import BundleError, ProviderError, SourceError
 from edgetie.harness import Thresholds, TorchReference, check
 from edgetie.harness.samples import BUILT_IN_TEXT, RANDOM_TOKENS, random_ids
+from edgetie_cli.common import Share
 
 BYTES = 257  # 256 bytes and a token that begins every text
 
@@ -226,6 +227,12 @@ def test_command_exit_codes_and_json(tmp_path: Path) -> None:
     assert "| FAIL |" in done.stdout
     limits = ["--max-kl", 100, "--min-top1", 0, "--max-perplexity-increase", 100]
     assert edgetie(*arguments, *limits).returncode == 0
+    limits = ["--max-kl", 100, "--min-top1", "0%", "--max-perplexity-increase", "10000%"]
+    assert edgetie(*arguments, *limits).returncode == 0
+    assert Share(0, 1).convert("98%", None, None) == Share(0, 1).convert("0.98", None, None) == 0.98
+    for wrong in ("101%", "much%", "nan%"):
+        done = edgetie(*arguments, "--min-top1", wrong)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     text.write_bytes(b"\xff\xfe\xff")
     done = edgetie(*arguments, "--quiet")
     assert done.returncode == 2
