@@ -25,12 +25,11 @@ from edgetie.harness.thresholds import Thresholds
 from edgetie.passes import run_passes
 from edgetie.passes.linear import Linear
 from edgetie.quantize import quantize
-from edgetie.quantize.calibrate import measure, read_feeds
+from edgetie.quantize.calibrate import activations, read_feeds
 from edgetie.quantize.recording import Input
 from edgetie.quantize.rotate import Rotate, hadamard, rotation_size
 from edgetie.quantize.sites import find_sites
-from edgetie.quantize.smooth import Smooth, smoothable
-from edgetie.quantize.store import Store
+from edgetie.quantize.smooth import Smooth, smoothable, smoothing
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.sources import Source, load_source
 from edgetie.ties import verify_ties
@@ -138,9 +137,8 @@ def test_smoothing_and_rotation_keep_fp32(exported: Any, tmp_path: Path, kind: s
     sites = find_sites(model)
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, models.VOCAB, 64).tolist()
-    given, store = Input(tokens), Store(tmp_path)
-    found = measure(open_bundle(path), path, list(sites), given, store)
-    smooth = Smooth({n: a.magnitudes for n, a in found.items()}, dict.fromkeys(found, 0.5))
+    found = activations(open_bundle(path), path, list(sites), Input(tokens))
+    smooth = Smooth({name: smoothing(np.abs(rows).mean(axis=0), 0.5) for name, rows in found})
     rotate = Rotate(list(sites))
     run_passes(model, [], [smooth, rotate])
     assert smooth.changed >= 3

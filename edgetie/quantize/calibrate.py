@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,35 +14,17 @@ import numpy as np
 
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
-from edgetie.quantize.compensate import gram
 from edgetie.quantize.recording import Feeds, Input, record
-from edgetie.quantize.store import Store
 
 _TOKENS = 1024  # four times as many lower the divergence by a thirtieth
 _MEASURED = 20480  # tokens at most that limits are held against
 CHARACTERS = 16 * _MEASURED
 """Of a text that are read at most: words may be long."""
 
-_KEPT = 64  # rows kept
 _TEXT = "calibration.txt"
 _SEED = 20240229
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Activation:
-    """One activation on the calibration text.
-
-    Attributes:
-        magnitudes: root mean square of each channel.
-        rows: a few tokens' values ``(tokens, channels)``.
-        gram: makes how channels vary together (:func:`edgetie.quantize.compensate.gram`).
-    """
-
-    magnitudes: Array
-    rows: Array
-    gram: Callable[[], Array]
 
 
 @dataclass(frozen=True)
@@ -109,29 +91,22 @@ def read_feeds(path: Path) -> list[Feeds]:
     return [{n: array[run] for n, array in found.items()} for run in range(lengths.pop())]
 
 
-def measure(
-    bundle: Bundle, model_path: Path, names: Sequence[str], given: Input, store: Store
-) -> dict[str, Activation]:
-    """Run a model and look at the named activations.
+def activations(
+    bundle: Bundle, model_path: Path, names: Sequence[str], given: Input
+) -> Iterator[tuple[str, Array]]:
+    """Run a model; each of the named activations on all that it ran on, ``(tokens, channels)``.
 
     Args:
         bundle: what the model is part of.
         model_path: the model.
         names: values of the graph, ``(batch, sequence, channels)``.
         given: what to run it on.
-        store: where Gram matrices are kept.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
     """
-    found: dict[str, Activation] = {}
     windows: defaultdict[str, list[Array]] = defaultdict(list)
     for name, values, last in record(bundle, model_path, names, given):
         windows[name].append(values)
         if last:
-            rows = np.concatenate(windows.pop(name))
-            together = gram(rows)
-            energy = np.einsum("rjj->rj", together).reshape(-1)[: rows.shape[1]]
-            some = rows[:: max(1, len(rows) // _KEPT)].copy()
-            found[name] = Activation(np.sqrt(energy / len(rows)), some, store.put(together))
-    return found
+            yield name, np.concatenate(windows.pop(name))

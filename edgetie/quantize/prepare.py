@@ -12,14 +12,14 @@ import onnx_ir as ir
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
-from edgetie.quantize.calibrate import Activation, measure
-from edgetie.quantize.compensate import regions
+from edgetie.quantize.calibrate import activations
+from edgetie.quantize.compensate import gram
 from edgetie.quantize.forms import Form
 from edgetie.quantize.noise import noise_of_activations, noise_of_rows
 from edgetie.quantize.recording import Input
-from edgetie.quantize.rotate import Rotate, hadamard, rotated, rotated_columns, site_rotation
+from edgetie.quantize.rotate import Rotate, hadamard, rotated, site_rotation
 from edgetie.quantize.sites import Array, Product, Site, find_sites
-from edgetie.quantize.smooth import Smooth
+from edgetie.quantize.smooth import Smooth, smoothable, smoothing
 from edgetie.quantize.store import Store
 from edgetie.quantize.values import find_values
 from edgetie.ties import TieGroup
@@ -38,8 +38,8 @@ MASSIVE = 1e-3
 are normally distributed it is a thirtieth of that."""
 
 _TINY = 1e-20
-
 _ROWS = 256  # rows of a matrix that its noise is estimated from
+_TOKENS = 64  # and of an activation
 
 
 @dataclass(frozen=True)
@@ -96,94 +96,97 @@ def prepare(
     }
     if not sites:
         return Preparation(note="nothing: no product whose input nothing else reads")
+    smoothed = smoothable(model)
+    settled: dict[str, _Settled] = {}
     try:
-        found = measure(bundle, model_path, list(sites), given, store)
+        for name, rows in activations(bundle, model_path, list(sites), given):
+            found = _settle(sites[name], rows, form, store, smooth=name in smoothed)
+            if found is not None:
+                settled[name] = found
+            release()
     except QuantizeError as error:
         if given.feeds:
             raise  # somebody wanted these
         return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
-    found = {name: a for name, a in found.items() if np.isfinite(a.magnitudes).all()}
-    samples = {}
-    for name in found:
-        samples[name] = [_some(product) for product in sites[name].products]
-        release()
-    smooth = Smooth(
-        {name: a.magnitudes for name, a in found.items()},
-        {name: TABLE_STRENGTH if sites[name].tables else STRENGTH for name in found},
-    )
-    run_passes(model, ties, [smooth])
-    scales = smooth.scales
-    worth: set[str] = set()
-    massive: list[str] = []
-    for name, activation in found.items():
-        factors, site = scales.get(name, np.float32(1)), sites[name]
-        free = find_values(site) is not None
-        turns = free or all(form(product).rotates for product in site.products)
-        size = site_rotation(site) if turns else 1
-        x, rows = activation.rows / factors, [some * factors for some in samples[name]]
-        plain = _noise(site, x, rows, form)
-        if size > 1:
-            matrix = hadamard(size)
-            turned = rotated(x.copy(), matrix), [rotated(some, matrix) for some in rows]
-            noise = _noise(site, *turned, form)
-            if noise < (1.0 if free else WORTH) * plain:
-                worth.add(name)
-                plain = noise
-                x, rows = turned
-        massive += [
-            str(product.matrix.name)
-            for product, some in zip(site.products, rows, strict=True)
-            if _is_massive(x, some, form(product))
-        ]
-    sizes = {name: site_rotation(sites[name]) if name in worth else 1 for name in found}
-    rotate = Rotate(worth)
-    run_passes(model, ties, [rotate])
-    changes = {name: _change(scales.get(name), sizes[name]) for name in found}
-    readers = {name: sites[name].products for name in found}
-    grams = {
-        str(product.matrix.name): _gram(a, scales.get(name), sizes[name])
-        for name, a in found.items()
-        for product in readers[name]
-    }
+    smooth = Smooth({n: each.scales for n, each in settled.items() if each.scales is not None})
+    rotate = Rotate([name for name, each in settled.items() if each.size > 1])
+    run_passes(model, ties, [smooth, rotate])
+    readers = {name: sites[name].products for name in settled}
     return Preparation(
         smooth.changed,
         rotate.changed,
-        grams=grams,
-        changes=changes,
+        grams={str(p.matrix.name): settled[name].gram for name, ps in readers.items() for p in ps},
+        changes={name: each.change for name, each in settled.items()},
         readers=readers,
-        massive=massive,
+        massive=[name for each in settled.values() for name in each.massive],
     )
 
 
-def _change(scales: Array | None, size: int) -> Callable[[Array], Array]:
-    """What smoothing and rotating does to rows of an activation."""
+@dataclass(frozen=True)
+class _Settled:
+    """What is to become of an activation.
 
-    def change(rows: Array) -> Array:
-        divided = rows if scales is None else rows / scales
-        return divided if size < 2 else rotated(np.array(divided, np.float32), hadamard(size))
+    Attributes:
+        scales: that its channels are divided by; ``None`` where they cannot be.
+        size: of the blocks that are rotated; 1 where they are not.
+        massive: matrices of its products whose inputs are massive all the same.
+        gram: makes the Gram matrix of what comes of it.
+    """
 
-    return change
+    scales: Array | None
+    size: int
+    massive: Sequence[str]
+    gram: Callable[[], Array]
+
+    def change(self, rows: Array) -> Array:
+        """Rows ``(tokens, channels)``, smoothed and rotated."""
+        divided = np.array(rows if self.scales is None else rows / self.scales, np.float32)
+        return divided if self.size < 2 else rotated(divided, hadamard(self.size))
 
 
-def _gram(activation: Activation, scales: Array | None, size: int) -> Callable[[], Array]:
-    """The Gram matrix of an activation, had it been divided, and its blocks rotated."""
+def _settle(
+    site: Site, rows: Array, form: Callable[[Product], Form], store: Store, *, smooth: bool
+) -> _Settled | None:
+    """Decide what is done to an activation.
 
-    def make() -> Array:
-        gram = activation.gram()
-        if scales is not None:
-            count, width = regions(len(scales))
-            padded = np.zeros(count * width, np.float32)  # what pads a region is zero
-            padded[: len(scales)] = 1 / scales
-            factors = padded.reshape(count, width)
-            gram = gram * factors[:, :, None] * factors[:, None, :]
-        if size < 2:
-            return gram
+    Args:
+        site: the activation.
+        rows: its values ``(tokens, channels)``, which are lost.
+        form: of a product.
+        store: where the Gram matrix is kept.
+        smooth: whether its channels can be scaled for nothing.
+
+    Returns:
+        ``None`` where it is not finite.
+    """
+    magnitudes = np.sqrt(np.einsum("ij,ij->j", rows, rows) / len(rows))
+    if not np.isfinite(magnitudes).all():
+        return None
+    samples = [_some(product) for product in site.products]
+    scales = None
+    if smooth:
+        scales = smoothing(magnitudes, TABLE_STRENGTH if site.tables else STRENGTH)
+        rows /= scales
+        samples = [some * scales for some in samples]
+    x = rows[:: max(1, len(rows) // _TOKENS)].copy()
+    free = find_values(site) is not None
+    turns = free or all(form(product).rotates for product in site.products)
+    size = site_rotation(site) if turns else 1
+    if size > 1:
         matrix = hadamard(size)
-        count, width, _ = gram.shape
-        half = rotated_columns(gram.reshape(count * width, width), matrix)
-        return rotated(half, matrix).reshape(gram.shape)
-
-    return make
+        turned = rotated(x.copy(), matrix), [rotated(some.copy(), matrix) for some in samples]
+        worth = 1.0 if free else WORTH
+        if _noise(site, *turned, form) < worth * _noise(site, x, samples, form):
+            x, samples = turned
+            rows = rotated(rows, matrix)
+        else:
+            size = 1
+    massive = [
+        str(product.matrix.name)
+        for product, some in zip(site.products, samples, strict=True)
+        if _is_massive(x, some, form(product))
+    ]
+    return _Settled(scales, size, massive, store.put(gram(rows)))
 
 
 def _some(product: Product) -> Array:

@@ -40,28 +40,21 @@ class Smooth(GraphPass):
     """Divides activations and multiplies the weights that read them.
 
     Args:
-        magnitudes: typical magnitude of each channel, by name of the activation.
-        strengths: exponents on them: 0 changes nothing, 1 makes all channels alike.
-
-    Attributes:
-        scales: what each smoothed activation was divided by.
+        scales: what each activation is divided by, channel by channel, by its name
+            (:func:`smoothing`).
     """
 
     name = "smooth"
 
-    def __init__(self, magnitudes: Mapping[str, Array], strengths: Mapping[str, float]) -> None:
+    def __init__(self, scales: Mapping[str, Array]) -> None:
         super().__init__()
-        self.magnitudes = magnitudes
-        self.strengths = strengths
-        self.scales: dict[str, Array] = {}
+        self.scales = scales
 
     def rewrite(self, model: ir.Model) -> None:
         for name, site in smoothable(model).items():
-            magnitude = self.magnitudes.get(name)
-            if magnitude is None:
+            scales = self.scales.get(name)
+            if scales is None:
                 continue
-            scales = _scales(magnitude, self.strengths[name])
-            self.scales[name] = scales
             norm, half = _norm(site), _linear_half(site)
             if norm is not None:
                 for index in _NORMS[norm.op_type]:
@@ -78,8 +71,13 @@ class Smooth(GraphPass):
             self.changed += 1
 
 
-def _scales(magnitudes: Array, strength: float) -> Array:
-    """Divisors of an activation; their geometric mean is 1."""
+def smoothing(magnitudes: Array, strength: float) -> Array:
+    """Divisors of an activation; their geometric mean is 1.
+
+    Args:
+        magnitudes: typical magnitude of each channel.
+        strength: exponent on them: 0 changes nothing, 1 makes all channels alike.
+    """
     floor = max(float(magnitudes.max()) * 1e-4, 1e-12)
     scales = np.maximum(magnitudes, floor) ** strength
     return np.asarray(scales / np.exp(np.log(scales).mean()), np.float32)
