@@ -177,7 +177,14 @@ class Bundle:
         """All files that belong to it; for a bare ONNX file, that file and its data."""
         if self.manifest is not None:
             return sorted(path for path in self.directory.iterdir() if path.is_file())
-        return [self.model_path, *external_data_files(self.model_path)]
+        return [self.model_path, *self.data_files]
+
+    @property
+    def data_files(self) -> list[Path]:
+        """The files that weights lie in."""
+        if self.manifest is None:
+            return external_data_files(self.model_path)
+        return [self.directory / n for n in self.manifest.files if n.endswith(Path(DATA).suffix)]
 
     @property
     def file_bytes(self) -> int:
@@ -239,9 +246,10 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = False) -> Bundle
     else:
         what = "neither a file nor a directory" if where.exists() else "no such file or directory"
         raise BundleError(f"{where}: {what}; name a bundle or an .onnx file")
-    bundle.verify_files(hashes=hashes)
-    for model_path in bundle.model_paths:
-        check_external_data(model_path)
+    if bundle.manifest is None:
+        check_external_data(bundle.model_path)
+    else:  # it knows the files' sizes, so that the graph need not be read
+        bundle.verify_files(hashes=hashes)
     return bundle
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from edgetie.bundle import Bundle, external_data_files, open_bundle
+from edgetie.bundle import Bundle, open_bundle
 from edgetie.errors import BundleError, ProviderError
 from edgetie.runtime.graph import without_last_token
 from edgetie.runtime.memory import MappedFiles, release_code, release_heap
@@ -192,7 +192,7 @@ def open_session(
             f"--strict: {bundle.model_path}: {row.name} leaves {placed(nodes, elsewhere)}; allow "
             f"that, or quantize for it: edgetie quantize --target {row.target}"
         )
-    files = MappedFiles(external_data_files(bundle.model_path)) if release else None
+    files = MappedFiles(bundle.data_files) if release else None
     if files is not None:
         files.release()
         release_code(onnxruntime_pybind11_state.__file__)
