@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,41 @@ _INLINE_BYTES = 1024  # smaller tensors stay in the model file
 _ALIGN = 64
 _ALIGN_LARGE = 4096  # a page: large tensors can be mapped and released on their own
 _LARGE_BYTES = 1 << 20
+
+
+class Unkept(ir.ExternalTensor):
+    """External data that is mapped anew for each read: its pages go with the array that reads them,
+    and threads may read at once.
+    """
+
+    __slots__ = ()
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        return ir.ExternalTensor(
+            self.location,
+            self.offset,
+            self.length,
+            self.dtype,
+            shape=self.shape,
+            name=str(self.name),
+            base_dir=self.base_dir,
+        ).numpy()
+
+
+def read_unkept(model: ir.Model) -> None:
+    """Make every external initializer one that is read so."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = Unkept(
+                tensor.location,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=str(tensor.name),
+                base_dir=tensor.base_dir,
+            )
 
 
 def write_models(

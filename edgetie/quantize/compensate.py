@@ -25,7 +25,11 @@ _DAMPING = 0.5
 """Share of the mean diagonal added to a Gram matrix: with less, the errors fit the calibration text
 better and other texts worse."""
 
+CORES = min(8, os.cpu_count() or 1)
+"""Threads that round; BLAS is told to start none of its own."""
+
 _ROWS = 2048  # rows at a time, of all threads: scratch memory stays small
+_BLOCK = 64  # columns that are factored at once
 _GROUP = 16  # columns rounded at once; it divides every block
 
 
@@ -58,17 +62,31 @@ def _feedback(gram: Array) -> Array:
     the form of GPTQ that needs no inverse of H (LDLQ, QuIP, Chee et al. 2023; by blocks, QuIP#,
     Tseng et al. 2024).
     """
-    matrix = np.array(gram, np.float32)
+    matrix = np.array(gram[:, ::-1, ::-1], np.float32)  # backwards: the upper factor is wanted
     diagonal = np.einsum("rjj->rj", matrix)
     level = diagonal.mean(axis=1, keepdims=True)
     diagonal += np.where(level > 0, _DAMPING * level, 1.0)
-    # the upper factor, from the Cholesky factor of the matrix read backwards
-    upper = np.linalg.cholesky(matrix[:, ::-1, ::-1])[:, ::-1, ::-1]
+    upper = _cholesky(matrix)[:, ::-1, ::-1]
     count, width, _ = upper.shape
     groups = width // _GROUP
     columns = np.ascontiguousarray(upper.transpose(0, 2, 1)).reshape(count, groups, _GROUP, width)
     own = np.stack([columns[:, g, :, g * _GROUP : (g + 1) * _GROUP] for g in range(groups)], axis=1)
     return np.asarray((np.linalg.inv(own) @ columns).reshape(count, width, width))
+
+
+def _cholesky(matrix: Array) -> Array:
+    """The lower factor of each matrix ``(regions, width, width)``, in its place: most of it are
+    products, which makes it several times as fast as numpy's.
+    """
+    for start in range(0, matrix.shape[1], _BLOCK):
+        own, done = slice(start, start + _BLOCK), matrix[:, start:, :start]
+        columns = matrix[:, start:, own]
+        columns -= done @ done[:, :_BLOCK].transpose(0, 2, 1)
+        factor = np.linalg.cholesky(columns[:, :_BLOCK])
+        columns[:, :_BLOCK] = factor
+        columns[:, _BLOCK:] = columns[:, _BLOCK:] @ np.linalg.inv(factor).transpose(0, 2, 1)
+        matrix[:, own, start + _BLOCK :] = 0
+    return matrix
 
 
 def compensated(matrix: Array, grid: Grid, gram: Array, *, turned: bool = False) -> Rounded:
@@ -99,10 +117,9 @@ def compensated(matrix: Array, grid: Grid, gram: Array, *, turned: bool = False)
         if zeros is not None:
             zeros[part] = offsets.reshape(-1, many)[:count].T
 
-    workers = os.cpu_count() or 1
-    step = max(1, min(_ROWS, n) // workers)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, range(0, n, step)))
+    step = _ROWS // CORES
+    with ThreadPoolExecutor(CORES) as pool:
+        list((pool.map if n > step else map)(work, range(0, n, step)))
     return Rounded(codes, scales, zeros)
 
 

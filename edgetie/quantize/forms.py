@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.passes._base import initializer
-from edgetie.quantize.compensate import compensated
+from edgetie.quantize.compensate import CORES, compensated
 from edgetie.quantize.grid import Array, Grid, Rounded, require_finite, to_nearest
+
+_THREADS = ThreadPoolExecutor(CORES)
+_AHEAD = 64 << 20  # bytes of float weights that are rounded before they are wanted
 
 
 class Matrix:
@@ -41,12 +45,12 @@ class Matrix:
         read: Callable[[], Array],
         turned: bool,
         gram: Callable[[], Array] | None,
-        release: Callable[[], object],
     ) -> None:
         self.graph, self.name, self.label, self.grid = graph, name, label, grid
         self.rows, self.columns = shape
         self._read, self._turned, self._gram = read, turned, gram
-        self._release = release
+        self._following: Sequence[Matrix] = ()
+        self._coming: Future[Rounded] | None = None
         self._made: Rounded | None = None
 
     @property
@@ -55,27 +59,31 @@ class Matrix:
 
     def take_codes(self) -> Array:
         """Codes ``(rows, columns)``, forgotten here."""
-        made = self._made if self._made is not None and self._made.codes.size else self._round()
+        made = self._made if self._made is not None and self._made.codes.size else self._await()
         self._made = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
         return made.codes
 
     def small(self) -> Rounded:
         """Scales and zero points; codes only if nobody has taken them."""
-        self._made = self._made or self._round()
+        self._made = self._made or self._await()
         return self._made
+
+    def _await(self) -> Rounded:
+        """What a thread makes, as others begin with those that are wanted next."""
+        coming = self._coming or _THREADS.submit(self._round)
+        for other in self._following:
+            if other._made is None and other._coming is None:
+                other._coming = _THREADS.submit(other._round)
+        self._coming = None
+        return coming.result()
 
     def _round(self) -> Rounded:
         matrix = self._read()
-        self._release()  # what it was made of
         rows = matrix.T if self._turned else matrix
         require_finite(rows, self.name)
         if self._gram is None:
-            made = to_nearest(rows, self.grid)
-        else:
-            made = compensated(matrix, self.grid, self._gram(), turned=self._turned)
-        del matrix, rows
-        self._release()
-        return made
+            return to_nearest(rows, self.grid)
+        return compensated(matrix, self.grid, self._gram(), turned=self._turned)
 
     def initializer(
         self,
@@ -104,6 +112,18 @@ class Matrix:
             shape,
             lambda: self.small().scales.reshape(shape) * np.float32(times),
         )
+
+
+def look_ahead(matrices: Sequence[Matrix]) -> None:
+    """Round small matrices while earlier ones are."""
+    for index, matrix in enumerate(matrices):
+        room, following = _AHEAD, []
+        for other in matrices[index + 1 : index + 1 + 2 * CORES]:
+            room -= 4 * other.rows * other.columns
+            if room < 0:
+                break
+            following.append(other)
+        matrix._following = following
 
 
 class Nodes(list[ir.Node]):

@@ -23,7 +23,7 @@ from edgetie.passes._base import (
     replace,
     weight,
 )
-from edgetie.quantize.forms import Form, Matrix
+from edgetie.quantize.forms import Form, Matrix, look_ahead
 from edgetie.quantize.grid import Array
 from edgetie.quantize.rotate import PREFIX
 
@@ -64,7 +64,6 @@ class MatrixPass(GraphPass):
             nearest.
         kept: names of matrices to leave as they are.
         exact: names of matrices whose inputs must hardly be rounded.
-        release: called when a matrix has been read and rounded.
 
     Attributes:
         aliases: initializers that share another's bytes, for the writer.
@@ -80,12 +79,10 @@ class MatrixPass(GraphPass):
         grams: Mapping[str, Callable[[], Array]],
         kept: Collection[str] = (),
         exact: Collection[str] = (),
-        release: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__()
         self.exact = exact
         self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
-        self.release = release
         self.aliases: dict[str, str] = {}
         self.blocks: dict[str, int] = {}
         self._matrices: dict[str, Matrix] = {}
@@ -112,6 +109,7 @@ class MatrixPass(GraphPass):
         self.aliases = self.table.aliases | self.layer.aliases
         self.blocks = dict(Counter(str(m.grid.block or "row") for m in self._matrices.values()))
         self._take_over_names(graph, values)
+        look_ahead(list(self._matrices.values()))
         graph.sort()  # what several products read stands in front of the first one replaced
         for value in values:
             if value.uses() and value.name not in self.kept:
@@ -173,7 +171,6 @@ class MatrixPass(GraphPass):
             tensor.numpy,
             transposed,
             self.grams.get(name),
-            self.release,
         )
         form.store(matrix)
         self._matrices[label] = matrix

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.passes import run_passes
 from edgetie.quantize.calibrate import activations
-from edgetie.quantize.compensate import gram
+from edgetie.quantize.compensate import CORES, gram
 from edgetie.quantize.forms import Form
 from edgetie.quantize.noise import noise_of_activations, noise_of_rows
 from edgetie.quantize.recording import Input
@@ -39,6 +41,7 @@ are normally distributed it is a thirtieth of that."""
 
 _TINY = 1e-20
 _ROWS = 256  # rows of a matrix that its noise is estimated from
+_WAITING = 2 * CORES  # activations at most that wait to be looked at: they are large
 _TOKENS = 64  # and of an activation
 
 
@@ -72,7 +75,6 @@ def prepare(
     given: Input,
     form: Callable[[Product], Form],
     store: Store,
-    release: Callable[[], object],
     *,
     fixed: Collection[str] = (),
 ) -> Preparation:
@@ -86,7 +88,6 @@ def prepare(
         given: what to calibrate on.
         form: the form that a product will take.
         store: where what was measured waits.
-        release: called when a weight has been read.
         fixed: names of matrices that must stay as they are, because other models read them too.
     """
     sites = {
@@ -97,13 +98,17 @@ def prepare(
     if not sites:
         return Preparation(note="nothing: no product whose input nothing else reads")
     smoothed = smoothable(model)
-    settled: dict[str, _Settled] = {}
+    found: dict[str, Future[_Settled | None]] = {}
+    waiting: deque[Future[_Settled | None]] = deque()
     try:
-        for name, rows in activations(bundle, model_path, list(sites), given):
-            found = _settle(sites[name], rows, form, store, smooth=name in smoothed)
-            if found is not None:
-                settled[name] = found
-            release()
+        with ThreadPoolExecutor(CORES) as threads:  # decides while the model runs on
+            for name, rows in activations(bundle, model_path, list(sites), given):
+                smooths = name in smoothed
+                found[name] = threads.submit(_settle, sites[name], rows, form, store, smooths)
+                waiting.append(found[name])
+                if len(waiting) > _WAITING:
+                    waiting.popleft().result()
+            settled = {n: each for n, f in found.items() if (each := f.result()) is not None}
     except QuantizeError as error:
         if given.feeds:
             raise  # somebody wanted these
@@ -145,7 +150,7 @@ class _Settled:
 
 
 def _settle(
-    site: Site, rows: Array, form: Callable[[Product], Form], store: Store, *, smooth: bool
+    site: Site, rows: Array, form: Callable[[Product], Form], store: Store, smooth: bool
 ) -> _Settled | None:
     """Decide what is done to an activation.
 

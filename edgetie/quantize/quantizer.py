@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common
+from threadpoolctl import threadpool_limits
 
 from edgetie.atomic import atomic_directory, check_destination
 from edgetie.bundle import (
@@ -150,7 +151,8 @@ def quantize(
         )
     costs: list[Cost] = []
     measured: PredictionErrors | None = None
-    with atomic_directory(output, force=force) as directory:
+    one_thread = threadpool_limits(1, user_api="blas")  # matrices are what threads share out
+    with atomic_directory(output, force=force) as directory, one_thread:
         stages.stage("calibrate")
         clips, heard = calibration_clips(bundle)
         given = Input(text.calibrated, clips, runs)

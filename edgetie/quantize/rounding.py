@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import onnx_ir as ir
 
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
+from edgetie.external_data import read_unkept
 from edgetie.passes import run_passes
 from edgetie.passes.fold import Fold
 from edgetie.passes.linear import Linear
@@ -88,15 +88,10 @@ class Rounding:
     ) -> None:
         self.scheme, self.models, self._shared = scheme, models, shared
         self.manifest = bundle.manifest
-        self._sources = [
-            value.const_value
-            for model in models.values()
-            for value in model.graph.initializers.values()
-            if isinstance(value.const_value, ir.ExternalTensor)
-        ]
         self._prepared: dict[str, Preparation] = {}
         self._ranges: dict[str, Ranges] = {}
         for (file, model), path in zip(models.items(), bundle.model_paths, strict=True):
+            read_unkept(model)
             self._prepared[file], self._ranges[file] = Preparation(), {}
             if forms(scheme) is not None:
                 run_passes(model, ties[file], [Linear(), Unflatten()])
@@ -129,7 +124,6 @@ class Rounding:
             given,
             self._form,
             store,
-            self._release,
             fixed=self._shared,
         )
         self._prepared[file] = found
@@ -181,7 +175,7 @@ class Rounding:
             made = forms(self.scheme, self._ranges[file])
             if made is not None:
                 found = self._prepared[file]
-                passes[file] = MatrixPass(*made, found.grams, kept, found.massive, self._release)
+                passes[file] = MatrixPass(*made, found.grams, kept, found.massive)
                 run_passes(models[file], [], [passes[file]])
                 models[file].graph.opset_imports.setdefault("com.microsoft", 1)
             if self.scheme.layout == "mapped" or self.scheme.half:
@@ -198,12 +192,6 @@ class Rounding:
             dict(sum((Counter(step.blocks) for step in passes.values()), Counter())),
             [note for step in passes.values() for note in step.skipped],
         )
-
-    def _release(self) -> None:
-        """Unmap the files: what was read of a weight is not needed again soon."""
-        for tensor in self._sources:
-            with contextlib.suppress(BufferError):  # somebody is still reading it
-                tensor.release()
 
 
 def _same_codes(
