@@ -65,6 +65,15 @@ def test_nearest_is_within_half_a_step(block: int | None, asymmetric: bool) -> N
     assert (errors[3] == 0).all()
 
 
+def test_zero_points_lower_the_squared_error() -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
+    errors = [
+        np.square(dequantized(to_nearest(rows, grid), grid, 64) - rows).sum()
+        for grid in (Grid(8, 64), Grid(8, 64, asymmetric=True))
+    ]
+    assert errors[1] < 0.87 * errors[0]
+
+
 def test_clipping_lowers_the_squared_error() -> None:
     rows = np.random.default_rng(0).standard_t(3, size=(200, 64)).astype(np.float32)
     errors = [
@@ -132,8 +141,8 @@ def test_logits_come_from_activations_hardly_rounded(
     same = {values[a]: values[b] for a, b in scheme.aliases.items() if a in values}
     (path,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same=same)
     written = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}  # type: ignore[union-attr]
-    rounded = Rounded(written["w"].reshape(400, 128), written["w.T.scales"])
-    matrix = dequantized(rounded, Grid(8, 64), 128)
+    rounded = Rounded(written["w"].reshape(400, 128), written["w.T.scales"], written["w.T.zeros"])
+    matrix = dequantized(rounded, Grid(8, 64, asymmetric=True), 128)
     x = np.random.default_rng(1).normal(size=(2, 3, 128)).astype(np.float32)
     x[0, 1, :64] = 0  # a block of zeros
     exact = x @ matrix.T + offset

@@ -21,10 +21,13 @@ _TINY = 1e-30  # in the place of zero, of blocks that are all zeros
 
 
 class Packed(Form):
-    """8 or 4 bits with a scale for each block.
+    """8 or 4 bits with a scale and a zero point for each block.
+
+    Zero points cost a byte for each block and nothing at run time, as products read unsigned codes
+    in any case, and take a fifth from the error of 8 bits.
 
     Args:
-        bits: of a code; of 4 bits each block has a zero point too.
+        bits: of a code.
         aliased: give lookup and product entries of their own over the same bytes.
     """
 
@@ -34,7 +37,7 @@ class Packed(Form):
 
     def grid(self, columns: int) -> Grid:
         block = choose_block(columns, _LARGEST_BLOCK[self.bits])
-        return Grid(self.bits, block, asymmetric=self.bits < 8, clip=self.bits < 8)
+        return Grid(self.bits, block, asymmetric=True, clip=self.bits < 8)
 
     def store(self, matrix: Matrix) -> None:
         shape = (matrix.rows, matrix.blocks, _width(matrix))
@@ -126,10 +129,12 @@ class Packed(Form):
         return made
 
     def _lookup_zeros(self, matrix: Matrix, *, flat: bool) -> ir.Value:
-        """Zero points as lookups read them: like the scales, two in a byte along the last axis."""
+        """Zero points as lookups read them: like the scales; those of 4 bits each in a byte."""
         if flat:
             return _zeros(matrix)
         shape = (matrix.rows, matrix.blocks, 1)
+        if self.bits == 8:
+            return self._alias(matrix, _zeros(matrix), shape)
 
         def make() -> Array:
             zeros = matrix.small().zeros
@@ -178,16 +183,19 @@ def _scales(matrix: Matrix) -> ir.Value:
 
 
 def _zeros(matrix: Matrix) -> ir.Value:
-    """Zero points of 4 bits, two in a byte, each row filled up."""
-    count = matrix.blocks
+    """Zero points; those of 4 bits two in a byte, each row filled up."""
+    count, whole = matrix.blocks, matrix.grid.bits == 8
 
     def make() -> Array:
         zeros = matrix.small().zeros
         assert zeros is not None
+        if whole:
+            return zeros
         even = np.pad(zeros, [(0, 0), (0, count % 2)])
         return np.asarray(even[:, ::2] | even[:, 1::2] << 4)
 
-    return matrix.initializer("zeros", ir.DataType.UINT8, (matrix.rows, -(-count // 2)), make)
+    shape = matrix.rows, count if whole else -(-count // 2)
+    return matrix.initializer("zeros", ir.DataType.UINT8, shape, make)
 
 
 def _ints(matrix: Matrix, label: str, numbers: list[int]) -> ir.Value:
