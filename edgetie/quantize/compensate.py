@@ -74,6 +74,15 @@ def _feedback(gram: Array) -> Array:
     return np.asarray((np.linalg.inv(own) @ columns).reshape(count, width, width))
 
 
+def _order(gram: Array, block: int) -> Array:
+    """Columns of each region ``(regions, width)`` as they are rounded: blocks of much energy first,
+    whose errors cost most and then have most columns to make up for them.
+    """
+    energy = np.einsum("rjj->rj", gram)
+    blocks = np.argsort(-energy.reshape(len(gram), -1, block).sum(axis=2), axis=1, kind="stable")
+    return np.asarray(blocks[:, :, None] * block + np.arange(block)).reshape(energy.shape)
+
+
 def _cholesky(matrix: Array) -> Array:
     """The lower factor of each matrix ``(regions, width, width)``, in its place: most of it are
     products, which makes it several times as fast as numpy's.
@@ -101,34 +110,32 @@ def compensated(matrix: Array, grid: Grid, gram: Array, *, turned: bool = False)
     n, k = matrix.shape[::-1] if turned else matrix.shape
     count = grid.count(k)
     width = count * (grid.block or k)
-    feedback = _feedback(gram)
+    block = grid.block or _GROUP
+    order = _order(gram, block)
+    feedback = _feedback(np.stack([g[np.ix_(o, o)] for g, o in zip(gram, order, strict=True)]))
+    order += order.shape[1] * np.arange(len(order))[:, None]
+    place = np.argsort(order, axis=None)
     codes = np.empty((n, width), np.uint8)
     scales = np.empty((n, count), np.float32)
     zeros = np.empty((n, count), np.uint8) if grid.asymmetric else None
 
     def work(start: int) -> None:
         part = slice(start, min(n, start + step))
-        columns = np.array(matrix[:, part] if turned else matrix[part].T, np.float32, order="C")
+        columns = np.asarray(matrix[:, part] if turned else matrix[part].T, np.float32)
         fixed = grid.fit(columns, axis=0) if grid.block is None else None
-        rounded, steps, offsets = _round(_padded(columns), grid, feedback, fixed)
-        many = columns.shape[1]
-        codes[part] = rounded.reshape(-1, many)[:width].T
-        scales[part] = steps.reshape(-1, many)[:count].T
+        exact = np.pad(columns, [(0, order.size - k), (0, 0)]) if k < order.size else columns
+        made = _round(exact[order], grid, feedback, fixed)
+        rounded, steps, offsets = (array.reshape(-1, array.shape[-1]) for array in made)
+        codes[part] = rounded[place[:width]].T
+        blocks = place[::block][:count] // block
+        scales[part] = steps[blocks].T
         if zeros is not None:
-            zeros[part] = offsets.reshape(-1, many)[:count].T
+            zeros[part] = offsets[blocks].T
 
     step = _ROWS // CORES
     with ThreadPoolExecutor(CORES) as pool:
         list((pool.map if n > step else map)(work, range(0, n, step)))
     return Rounded(codes, scales, zeros)
-
-
-def _padded(columns: Array) -> Array:
-    """Columns ``(K, n)`` by region, zeros behind the last: ``(regions, width, n)``."""
-    count, width = regions(len(columns))
-    if len(columns) != count * width:
-        columns = np.pad(columns, [(0, count * width - len(columns)), (0, 0)])
-    return columns.reshape(count, width, -1)
 
 
 def _round(
