@@ -60,7 +60,7 @@ SCHEMES = {
     for scheme in (
         Scheme(
             "int8",
-            "8 bits by blocks of a row: MatMulNBits, GatherBlockQuantized",
+            "8 bits by blocks of a row, with zero points: MatMulNBits, GatherBlockQuantized",
             "int8",
             "packed",
         ),

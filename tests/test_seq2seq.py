@@ -65,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
 
 
 def ranges(path: Path, shape: list[int]) -> set[tuple[str, str, str]]:
-    """File, offset and length of every initializer of a shape, as ONNX itself tells them."""
+    """File, offset and length of initializers of a shape in a data file, as ONNX tells them."""
     graph = onnx.load(path, load_external_data=False).graph
     return {
         tuple(
@@ -73,7 +73,7 @@ def ranges(path: Path, shape: list[int]) -> set[tuple[str, str, str]]:
             for k in ("location", "offset", "length")
         )
         for tensor in graph.initializer
-        if list(tensor.dims) == shape
+        if list(tensor.dims) == shape and tensor.external_data
     }  # type: ignore[misc]
 
 
