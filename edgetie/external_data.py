@@ -30,31 +30,26 @@ class Unkept(ir.ExternalTensor):
     __slots__ = ()
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        return ir.ExternalTensor(
-            self.location,
-            self.offset,
-            self.length,
-            self.dtype,
-            shape=self.shape,
-            name=str(self.name),
-            base_dir=self.base_dir,
-        ).numpy()
+        return _as(ir.ExternalTensor, self).numpy()
 
 
 def read_unkept(model: ir.Model) -> None:
     """Make every external initializer one that is read so."""
     for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = Unkept(
-                tensor.location,
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=str(tensor.name),
-                base_dir=tensor.base_dir,
-            )
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _as(Unkept, value.const_value)
+
+
+def _as(kind: type[ir.ExternalTensor], tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    return kind(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=str(tensor.name),
+        base_dir=tensor.base_dir,
+    )
 
 
 def write_models(
