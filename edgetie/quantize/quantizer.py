@@ -151,8 +151,8 @@ def quantize(
         )
     costs: list[Cost] = []
     measured: PredictionErrors | None = None
-    one_thread = threadpool_limits(1, user_api="blas")  # matrices are what threads share out
-    with atomic_directory(output, force=force) as directory, one_thread:
+    # threads share out matrices: BLAS needs none of its own
+    with threadpool_limits(1, user_api="blas"), atomic_directory(output, force=force) as directory:
         stages.stage("calibrate")
         clips, heard = calibration_clips(bundle)
         given = Input(text.calibrated, clips, runs)
