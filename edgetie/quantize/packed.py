@@ -95,8 +95,6 @@ class Packed(Form):
         ]
         if matrix.grid.asymmetric:
             inputs.append(_zeros(matrix))
-        if bias is not None and not parts:
-            inputs += [None] * (5 - len(inputs)) + [bias]
         result = nodes(
             "MatMulNBits",
             *inputs,
@@ -113,8 +111,8 @@ class Packed(Form):
                 halves.attributes["num_outputs"] = ir.AttrInt64("num_outputs", 2)
             nodes.append(halves)
             result = nodes("Add", *halves.outputs)
-            if bias is not None:
-                nodes("Add", result, bias)
+        if bias is not None:  # ONNX Runtime's CPU provider takes it in; others' kernels cannot
+            nodes("Add", result, bias)
         return nodes
 
     def _alias(self, matrix: Matrix, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
