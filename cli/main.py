@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -114,7 +115,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{where}{what}; see `{error.ctx.command_path} --help`", 2
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "not enough memory; close other programs or take a smaller model", 2
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'writing'}: {error.strerror}", 2

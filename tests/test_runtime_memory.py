@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
 import sys
 from pathlib import Path
 
@@ -92,3 +93,20 @@ def test_code_that_starts_a_session_is_let_go(real_bundle: Path) -> None:
     session = open_session(real_bundle, threads=2)
     assert library.resident_bytes() < before / 2
     assert len(session.outputs) > 1
+
+
+@linux
+def test_memory_that_ends_is_one_line(real_bundle: Path) -> None:
+    """Room to map the weights, and none to pack them."""
+    script = """if True:
+        import resource, numpy.random, onnxruntime, psutil, tokenizers
+        from edgetie_cli.main import main
+        most = psutil.Process().memory_info().data + (200 << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        main()"""
+    command = [sys.executable, "-c", script, "generate", str(real_bundle), "--prompt", "Hello"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "not enough memory; take" in line

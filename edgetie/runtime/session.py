@@ -23,6 +23,8 @@ PRESENT = "present."
 OWN, CROSS = ".decoder.", ".encoder."
 """Of a decoder behind an encoder: its own cache, and that of cross-attention."""
 _SHARE, _LAST_SHARED = "ep.share_ep_contexts", "ep.stop_share_ep_contexts"
+_EXHAUSTED = ("bad_alloc", "Failed to allocate memory", "out of memory")
+"""What ONNX Runtime says where the memory of a machine or device ends."""
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -255,7 +257,7 @@ def session_options(threads: int) -> Any:
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised, once is enough
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 
@@ -332,6 +334,8 @@ def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -
 def one_line(error: BaseException) -> str:
     """The message of an ONNX Runtime exception on one line, without its code and source file."""
     text = " ".join(str(error).split())
+    if any(words in text for words in _EXHAUSTED):
+        return "not enough memory; take a smaller batch, a shorter prompt or a smaller model"
     head, separator, rest = text.partition(" : ")
     if separator and head.startswith("[ONNXRuntimeError]"):
         text = rest.split(" : ", 2)[-1]
