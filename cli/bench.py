@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -107,11 +106,7 @@ def command(
 
     for option, file in (("--plot", plot), ("--html", html)):
         if file is not None:
-            plots.require_matplotlib()
-            if not os.access(file.parent, os.W_OK):
-                raise click.UsageError(
-                    f"{option} {file}: {file.parent} is no directory to write to"
-                )
+            common.require_drawable(option, file)
     with live(quiet) as progress:
         right = None if reference is None else resolve_reference(reference)
         report = bench(

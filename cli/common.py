@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,17 @@ class Share(Number):
         except ValueError:
             self.fail(f"{value!r} is no number and no percentage", param, ctx)
         return super().convert(share, param, ctx)
+
+
+def require_drawable(option: str, file: Path) -> None:
+    """Refuse, before anything is done, a plot or report that could not be written in the end."""
+    from edgetie.report import plots
+
+    known = plots.formats()
+    if option == "--plot" and file.suffix.lower() not in known:
+        raise click.UsageError(f"{option} {file}: no image; let it end in .png, .svg or .pdf")
+    if not os.access(file.parent, os.W_OK):
+        raise click.UsageError(f"{option} {file}: {file.parent} is no directory to write to")
 
 
 def output_options(function: F) -> F:

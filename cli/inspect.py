@@ -18,7 +18,8 @@ Examples:
 @click.option(
     "--require-tied",
     is_flag=True,
-    help="Exit 1 unless every tied weight is one in file, optimized graph and memory.",
+    help="Exit 1 unless every tied weight is one in file, optimized graph and, from 8 MB on, "
+    "memory.",
 )
 @provider_option
 @output_options
@@ -27,6 +28,7 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
     optimizations, and in the memory of a loaded session.
     """
     from edgetie.harness.inspection import inspect
+    from edgetie.harness.tie_memory import MIN_BYTES
     from edgetie.report.progress import live
 
     with live(quiet) as progress:
@@ -49,7 +51,14 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
         from edgetie.report.inspect_table import print_inspection
 
         print_inspection(found)
-    copied = [
-        proof for proof in found.ties if max(proof.file, proof.optimized, proof.memory or 1) > 1
-    ]
-    return 1 if require_tied and (copied or not found.ties) else 0
+    if not require_tied:
+        return 0
+    for proof in found.ties:
+        if proof.memory is None and proof.group.bytes >= MIN_BYTES:
+            click.echo(
+                f"edgetie: {proof.group.name}: its copies in memory cannot be counted here",
+                err=True,
+            )
+            return 1
+    single = all(max(each.file, each.optimized, each.memory or 1) == 1 for each in found.ties)
+    return 0 if found.ties and single else 1

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import NoReturn
 
@@ -99,7 +100,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if os.environ.get(TRACEBACK):
-            raise
+            traceback.print_exc()
         _fail(*_explain(error))
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -10,7 +10,7 @@ import click
 
 from edgetie.targets import CALIBRATORS, SCHEMES, TARGETS
 
-from .common import limit_options, output_options, print_json, read_text
+from .common import limit_options, output_options, print_json, read_text, require_drawable
 
 
 def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -112,11 +112,10 @@ def command(
     """
     from edgetie.harness.thresholds import Thresholds
     from edgetie.quantize import quantize
-    from edgetie.report import plots
     from edgetie.report.progress import live
 
     if plot:
-        plots.require_matplotlib()
+        require_drawable("--plot", plot)
     given = _read(Path(calibration)) if calibration else None
     limits = Thresholds(
         max_kl=max_kl, min_top1=min_top1, max_perplexity_increase=max_perplexity_increase

@@ -17,12 +17,15 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def atomic_directory(destination: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    destination: str | os.PathLike[str], *, force: bool | None = False
+) -> Iterator[Path]:
     """Write a directory under a temporary name; rename it when the block succeeds.
 
     Args:
         destination: where it will be; must not exist unless ``force`` and it is a bundle.
-        force: replace an existing bundle (never a directory that is something else).
+        force: replace an existing bundle (never a directory that is something else); ``None``
+            where nothing is ever replaced.
 
     Raises:
         BundleError: if the destination is in the way or cannot be written, or the disk is full.
@@ -145,7 +148,7 @@ def _swap(staging: Path, target: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def check_destination(destination: str | os.PathLike[str], *, force: bool = False) -> None:
+def check_destination(destination: str | os.PathLike[str], *, force: bool | None = False) -> None:
     """Refuse a destination that exists, unless it is empty, or a bundle and ``force``.
 
     Raises:
@@ -167,4 +170,5 @@ def check_destination(destination: str | os.PathLike[str], *, force: bool = Fals
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"{name}: cannot be used ({reason}); choose another output") from error
     if not force:
-        raise BundleError(f"{name}: already exists; choose another output or pass --force")
+        how = "" if force is None else " or pass --force"
+        raise BundleError(f"{name}: already exists; choose another output{how}")

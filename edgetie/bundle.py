@@ -388,7 +388,10 @@ def _setting(directory: Path, name: str) -> Any:
     for file in ("generation_config.json", "config.json"):
         path = directory / file
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8")).get(name)
+            try:
+                found = json.loads(path.read_text(encoding="utf-8")).get(name)
+            except (ValueError, AttributeError) as error:
+                raise BundleError(f"{path}: not valid JSON ({error})") from error
             if found is not None:
                 return found
     return None

@@ -75,7 +75,8 @@ def equal_groups(values: Iterable[ir.Value]) -> list[list[Twin]]:
         if len(shape) != 2 or shape[0] > shape[1]:
             continue  # of a matrix and its transpose, the one with fewer rows is turned
         turned = tensor.dtype, _hash(_turned_pieces(tensor))
-        if turned != key and turned in hashed:
+        done = any(is_turned for _, is_turned in hashed[key])  # a square one's other side did it
+        if turned != key and turned in hashed and not done:
             # an entry of these elements in another shape is not the transpose of anything
             alike_shape = [m for m in hashed[key] if tensors[m[0]][1].shape == tensor.shape]
             hashed[key] = [m for m in hashed[key] if m not in alike_shape]

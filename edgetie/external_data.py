@@ -14,12 +14,37 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.content import byte_range
+from edgetie.errors import BundleError
 from edgetie.report.progress import Progress
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file
 _ALIGN = 64
 _ALIGN_LARGE = 4096  # a page: large tensors can be mapped and released on their own
 _LARGE_BYTES = 1 << 20
+
+
+def load_model(path: Path) -> ir.Model:
+    """An ONNX file, its weights left in theirs.
+
+    Symbolic links to data are followed, as ONNX Runtime does: caches of downloads are made of them.
+
+    Raises:
+        BundleError: if it cannot be read, or its data has several hard links, which onnx refuses.
+    """
+    try:
+        model = ir.load(path)
+    except Exception as error:
+        raise BundleError(f"{path}: not a readable ONNX model ({error})") from error
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor) or not Path(tensor.path).is_file():
+                continue
+            if Path(tensor.path).stat().st_nlink > 1:
+                raise BundleError(f"{tensor.path}: has several hard links, copy it and its model")
+            if Path(tensor.path).is_symlink():
+                value.const_value = _as(ir.ExternalTensor, tensor, Path(tensor.path).resolve())
+    return model
 
 
 class Unkept(ir.ExternalTensor):
@@ -40,15 +65,17 @@ def read_unkept(model: ir.Model) -> None:
             value.const_value = _as(Unkept, value.const_value)
 
 
-def _as(kind: type[ir.ExternalTensor], tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+def _as(
+    kind: type[ir.ExternalTensor], tensor: ir.ExternalTensor, path: Path | None = None
+) -> ir.ExternalTensor:
     return kind(
-        tensor.location,
+        tensor.location if path is None else path.name,
         tensor.offset,
         tensor.length,
         tensor.dtype,
         shape=tensor.shape,
         name=str(tensor.name),
-        base_dir=tensor.base_dir,
+        base_dir=tensor.base_dir if path is None else path.parent,
     )
 
 

@@ -32,6 +32,8 @@ from edgetie.ties import find_shared_ties
 
 _LEFT_OUT = {MANIFEST, "genai_config.json"}
 
+_AXES = 4  # of a KV cache: (batch, kv_heads, length, head_size)
+
 
 def fix_shapes(
     source: str | os.PathLike[str] | Bundle,
@@ -100,6 +102,11 @@ def _require_open_shapes(bundle: Bundle) -> Manifest:
         )
     if bundle.has_fixed_shapes:
         raise BundleError(f"{where}: its shapes are fixed already")
+    if any(len(v["shape"]) != _AXES or isinstance(v["shape"][2], int) for v in cache):
+        raise BundleError(
+            f"{where}: some of its layers keep a state of one size, which has no window; run it as "
+            "it is"
+        )
     return manifest
 
 

@@ -22,7 +22,7 @@ from edgetie.atomic import atomic_directory, atomic_files
 from edgetie.bundle import DATA, Bundle, open_bundle
 from edgetie.content import MIN_ELEMENTS, equal_groups
 from edgetie.errors import BundleError, TieError
-from edgetie.external_data import write_models
+from edgetie.external_data import load_model, write_models
 from edgetie.harness.equivalence import Equivalence, compare_files
 from edgetie.passes import run_passes
 from edgetie.passes.head import Head
@@ -102,7 +102,7 @@ def tie(
     bytes_before = sum(p.stat().st_size for p in {p for b in bundles for p in b.files})
     if not several and target.suffix != ".onnx":
         raise BundleError(f"{target}: name a file that ends in .onnx")
-    place = atomic_directory(target) if several else atomic_files(target, force=force)
+    place = atomic_directory(target, force=None) if several else atomic_files(target, force=force)
     with place as directory:
         with _sound(bundles):
             models = [_Model(name, b.model_path) for name, b in zip(names, bundles, strict=True)]
@@ -164,7 +164,7 @@ class _Model:
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
-        self.graph = _load(path)
+        self.graph = load_model(path)
         self.vocabulary = min(_table_rows(self.graph), default=2)
         self.merged: dict[str, str] = {}
         self.shared: dict[str, str] = {}
@@ -225,7 +225,7 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
 
 def _verified(path: Path, copies_left: bool) -> list[TieGroup]:
     """The ties of a written file, which has no copy of one unless copies had to stay."""
-    model = _load(path)
+    model = load_model(path)
     ties = find_ties(model)
     if not copies_left:
         verify_ties(model, ties, where=path.name)
@@ -241,13 +241,6 @@ def _compare(model: _Model, before: Path, after: Path) -> Equivalence:
             f"the largest ({outputs.reason or 'they should not'}); nothing was written"
         )
     return outputs
-
-
-def _load(path: Path) -> ir.Model:
-    try:
-        return ir.load(path)
-    except Exception as error:
-        raise BundleError(f"{path}: not a readable ONNX model ({error})") from error
 
 
 def _table_rows(model: ir.Model) -> Iterator[int]:

@@ -217,6 +217,7 @@ def test_error_nobody_thought_of(bundle: Path) -> None:
     shown = os.environ | {"EDGETIE_TRACEBACK": "1"}
     done = subprocess.run(command, **run, env=shown)
     assert "Traceback" in done.stderr
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

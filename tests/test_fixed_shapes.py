@@ -21,6 +21,8 @@ from edgetie.harness.compilation import compile_bundle
 from edgetie.harness.environments import directory, install
 from edgetie.harness.samples import BUILT_IN_TEXT
 from edgetie.quantize import quantize
+from edgetie.runtime.decoder import Decoder
+from edgetie.runtime.fixed import FixedDecoder
 from edgetie.runtime.generation import generate
 from edgetie.runtime.session import open_session
 from edgetie.sources import Source
@@ -89,6 +91,18 @@ def test_same_tokens_as_with_open_shapes(decoder: Path, fixed: Path, length: int
     open_shapes, in_pieces = open_session(decoder / "fp32"), open_session(fixed)
     expected = [s.tokens for s in generate(open_shapes, [ids], max_new_tokens=20)]
     assert [s.tokens for s in generate(in_pieces, [ids], max_new_tokens=20)] == expected
+
+
+@pytest.mark.parametrize("lengths", [(5, 1, 18), (16, 3), (7, 40)])
+def test_a_prompt_in_several_parts(decoder: Path, fixed: Path, lengths: tuple[int, ...]) -> None:
+    ids = np.random.default_rng(1).integers(3, models.VOCAB, (1, sum(lengths)))
+    there = Decoder(open_session(decoder / "fp32"), 1, CONTEXT)
+    here = FixedDecoder(open_session(fixed), 1, CONTEXT)
+    expected = there.prefill(ids)
+    for part in np.split(ids, np.cumsum(lengths)[:-1], axis=1):
+        found = here.prefill(part)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert here.length == sum(lengths)
 
 
 def test_the_window_ends(fixed: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper, save_model
@@ -65,3 +66,21 @@ def test_command_gates_on_ties(folding: Path, real_int8: Path) -> None:
         cli, ["inspect", str(real_int8), "--require-tied", "--quiet"], standalone_mode=False
     )
     assert kept.return_value == 0
+
+
+def test_memory_that_was_not_counted_proves_nothing(folding: Path) -> None:
+    from edgetie_cli.main import cli
+
+    inline = folding.with_name("inline.onnx")
+    model = onnx.load(folding)
+    del model.graph.node[1:]
+    model.graph.node.append(
+        helper.make_node("Gemm", ["flat", "table"], ["logits"], transB=1, name="head")
+    )
+    model.graph.node.insert(1, helper.make_node("Reshape", ["x", "shape"], ["flat"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 64]), "shape"))
+    del model.graph.output[0].type.tensor_type.shape.dim[0]
+    onnx.save(model, inline)
+    run = CliRunner().invoke(cli, ["inspect", str(inline), "--require-tied"], standalone_mode=False)
+    assert run.return_value == 1
+    assert "table: its copies in memory cannot be counted here" in run.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from conftest import source_of
 from onnx import TensorProto, helper, numpy_helper
+from runtime_models import byte_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -21,6 +24,9 @@ from edgetie.bundle import open_bundle
 from edgetie.errors import BundleError, QuantizeError
 from edgetie.export.exporter import export
 from edgetie.external_data import write_models
+from edgetie.harness import check
+from edgetie.harness.inspection import inspect
+from edgetie.harness.samples import BUILT_IN_TEXT
 from edgetie.harness.thresholds import Thresholds
 from edgetie.passes import run_passes
 from edgetie.passes.linear import Linear
@@ -409,3 +415,43 @@ def test_a_table_of_one_row(tmp_path: Path) -> None:
         (found,) = session.run(None, {"input_ids": np.zeros((1, 3), np.int64)})
         exact = float(np.square(table).sum())
         np.testing.assert_allclose(found, np.full((1, 3, 1), exact), rtol=0.05)
+
+
+def test_a_tokenizer_beside_a_plain_file_is_read_without_its_truncation(tmp_path: Path) -> None:
+    model = models.transformers_model("Llama")
+    model.config.max_position_embeddings = 512
+    export(source_of(model), tmp_path / "fp32")
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / "fp32" / name).rename(tmp_path / name)
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(32)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}', encoding="utf-8")
+    report = quantize(tmp_path / "model.onnx", tmp_path / "int8", calibration=BUILT_IN_TEXT)
+    count = len(byte_tokenizer().encode(BUILT_IN_TEXT).ids)
+    told = report.manifest.quantization["calibration"]
+    assert told == f"{min(1024, count)} tokens of own text"
+    assert report.manifest.signature.eos_token_ids == [2, 7]
+
+
+def test_files_that_are_links_as_in_a_cache_of_downloads(exported: Any, tmp_path: Path) -> None:
+    source: Path = exported("Llama")
+    blobs, links = tmp_path / "blobs", tmp_path / "links"
+    blobs.mkdir()
+    links.mkdir()
+    for number, file in enumerate(sorted(source.iterdir())):
+        shutil.copyfile(file, blobs / f"{number}")
+        (links / file.name).symlink_to(blobs / f"{number}")
+    linked = quantize(links, tmp_path / "linked").bundle
+    plain = quantize(source, tmp_path / "plain").bundle
+    assert linked.manifest is not None
+    assert linked.manifest.quantization["compensated"] > 0
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (linked.directory / name).read_bytes() == (plain.directory / name).read_bytes()
+    assert check(links, str(source)).max_abs_error == 0
+    assert len(inspect(links).ties) == 1
+    data = (links / "model.onnx.data").resolve()
+    (links / "model.onnx.data").unlink()
+    (links / "model.onnx.data").hardlink_to(data)
+    with pytest.raises(BundleError, match=r"model\.onnx\.data: has several hard links, copy it"):
+        quantize(links, tmp_path / "hard")

@@ -11,13 +11,18 @@ import onnx_ir as ir
 import pytest
 import torch
 from conftest import source_of
+from runtime_models import byte_tokenizer
 
+from edgetie.deploy import deploy
+from edgetie.errors import BundleError
 from edgetie.export.exporter import ExportReport, export
+from edgetie.fixed_shapes import fix_shapes
 from edgetie.harness.references import BundleReference
 from edgetie.quantize import quantize
 from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.generation import generate
 from edgetie.runtime.session import open_session
+from edgetie.sources import Source
 
 _COMMON = {
     "vocab_size": models.VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
@@ -135,3 +140,17 @@ def test_int8_keeps_states_and_ties(case: Case, tmp_path: Path) -> None:
     assert manifest.signature.inputs == report.manifest.signature.inputs
     session = open_session(quantized.bundle, threads=1)
     assert len(list(generate(session, _PROMPTS, max_new_tokens=3, stop_token_ids=frozenset()))) == 3
+
+
+def test_starters_and_windows_are_for_attention_alone(tmp_path: Path) -> None:
+    def save(target: Path) -> None:
+        byte_tokenizer().save(str(target / "tokenizer.json"))
+
+    for kind in ("Lfm2", "Mamba"):
+        model = make(kind)
+        export(Source("transformers", kind, model, model.config, save), tmp_path / kind)
+    with pytest.raises(BundleError, match="caches of several kinds"):
+        deploy(tmp_path / "Lfm2", "python", tmp_path / "app")
+    with pytest.raises(BundleError, match="keep a state of one size"):
+        fix_shapes(tmp_path / "Mamba", tmp_path / "fixed", prompt_tokens=1, context=32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Lfm2", "Mamba"]

@@ -132,6 +132,25 @@ def test_one_table_is_left_and_the_outputs_stay(tmp_path: Path, form: str) -> No
     assert group.name == "table"
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_a_square_matrix_and_its_transpose(tmp_path: Path, names: tuple[str, str]) -> None:
+    w = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    values = dict(zip(names, (w, np.ascontiguousarray(w.T)), strict=True))
+    nodes = [
+        helper.make_node("Gather", ["a", "input_ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "b"], ["logits"]),
+    ]
+    path = save(tmp_path / "square.onnx", nodes, values)
+    ids = np.array([[5, 7, 63, 0]])
+    report = tie(path, tmp_path / "fixed.onnx")
+    assert copies(report.path, 64 * 64) == 1
+    before, after = (
+        onnxruntime.InferenceSession(str(file)).run(["logits"], {"input_ids": ids})[0]
+        for file in (path, report.path)
+    )
+    np.testing.assert_array_equal(before, after)
+
+
 def test_half_precision_and_external_data(tmp_path: Path) -> None:
     w = table().astype(np.float16)
     nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]

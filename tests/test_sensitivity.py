@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
 import onnx
 import pytest
+import torch
+import transformers
 from click.testing import CliRunner
 from onnx import TensorProto
+from runtime_models import byte_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from edgetie.bundle import open_bundle
 from edgetie.errors import QuantizeError
 from edgetie.export.exporter import export
+from edgetie.harness import check
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.proof import tie_status
 from edgetie.harness.references import BundleReference
+from edgetie.harness.samples import BUILT_IN_TEXT
 from edgetie.harness.thresholds import Thresholds
 from edgetie.quantize import QuantizeReport, quantize
+from edgetie.quantize.calibrate import calibration_text
 from edgetie.sources import Source
 from edgetie_cli.main import cli
+
+TEXT = BUILT_IN_TEXT * 2
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +117,58 @@ def test_limits_from_the_command_line(fp32: Path, plain: QuantizeReport, tmp_pat
     text = CliRunner().invoke(cli, [*arguments, "--force", "--plot", str(picture)])
     assert "measured     KL" in text.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cache_of_8_bits_is_held_to_the_limits_too(
+    fp32: Path, plain: QuantizeReport, tmp_path: Path
+) -> None:
+    both = quantize(fp32, tmp_path / "both", limits=Thresholds(max_kl=1.0), cache_bits=8)
+    alone = plain.manifest.quantization["measured"]["kl"]
+    together = both.manifest.quantization["measured"]["kl"]
+    assert together == pytest.approx(divergence(fp32, both.bundle.directory), rel=0.5)
+    assert together > alone
+    limits = Thresholds(max_kl=(alone + together) / 2)
+    with pytest.raises(QuantizeError, match=r"with a KV cache of int8, KL .* leave out --cache"):
+        quantize(fp32, tmp_path / "int8", limits=limits, cache_bits=8)
+    assert not (tmp_path / "int8").exists()
+
+
+def masked_model() -> Any:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=models.VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128, max_position_embeddings=128,
+    )  # fmt: skip
+    return transformers.BertForMaskedLM(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Bert"])
+def test_limits_are_measured_as_check_measures(tmp_path: Path, kind: str) -> None:
+    """Special tokens around each window, and masked tokens for a masked language model."""
+    tokenizer = byte_tokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
+    )
+
+    def save(target: Path) -> None:
+        tokenizer.save(str(target / "tokenizer.json"))
+        named = {"mask_token": "<pad>", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        (target / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+
+    model = models.transformers_model(kind) if kind == "Llama" else masked_model()
+    export(Source("transformers", kind, model, model.config, save), tmp_path / "fp32")
+    limits = Thresholds(max_kl=10.0)
+    report = quantize(tmp_path / "fp32", tmp_path / "int8", limits=limits, calibration=TEXT)
+    text = calibration_text(open_bundle(tmp_path / "fp32"), TEXT, models.VOCAB)
+    assert (text.prefix, text.suffix, text.mask) == ([1], [2], 0)
+    rest = tokenizer.decode(text.rest, skip_special_tokens=False)
+    assert tokenizer.encode(rest, add_special_tokens=False).ids == text.rest
+    longest = open_bundle(tmp_path / "fp32").manifest.signature.max_positions
+    window = min(256, longest or 256)
+    checked = check(
+        report.bundle, str(tmp_path / "fp32"), text=rest, window=window, max_tokens=len(rest)
+    )
+    measured = report.manifest.quantization["measured"]
+    assert measured["positions"] == checked.positions
+    assert measured["kl"] == pytest.approx(checked.mean_kl_divergence, rel=1e-3)
+    assert measured["perplexity_increase"] == pytest.approx(checked.perplexity_increase, rel=1e-3)

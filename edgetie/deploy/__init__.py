@@ -97,7 +97,7 @@ def deploy(
     scheme = _scheme(opened)
     _require(opened, row, scheme)
     tokenizer = Tokenizer.from_bundle(opened)
-    with atomic_directory(output) as folder:
+    with atomic_directory(output, force=None) as folder:
         stages.stage("Copying")
         model = folder / row.assets / "model"
         model.mkdir(parents=True)
@@ -157,6 +157,11 @@ def _require(bundle: Bundle, row: DeployTarget, scheme: str) -> None:
     if not cache or not bundle.manifest.signature.cache_in_place:
         raise BundleError(
             f"{where}: its attention keeps no cache in place, which starters rely on; run it with "
+            "edgetie generate"
+        )
+    if len({(len(v["shape"]), *v["shape"][1::2]) for v in cache}) > 1:
+        raise BundleError(
+            f"{where}: its layers keep caches of several kinds, and starters know one; run it with "
             "edgetie generate"
         )
 

@@ -241,22 +241,14 @@ def _compare_logits(
 ) -> tuple[LogitErrors, PredictionErrors]:
     """Run both over every window, keeping the logits of one window at a time."""
     errors, predictions = LogitErrors(), PredictionErrors()
-    scored = list(
-        samples.windows(data.ids, window, data.prefix, () if task == "causal-lm" else data.suffix)
-    )
+    scored = list(samples.scored(task, data.ids, window, data.prefix, data.suffix, data.mask))
     logits_only = list(samples.windows(data.random, window))
-    for index, ids in enumerate([*scored, *logits_only]):
-        progress.advance(index, len(scored) + len(logits_only))
-        if task == "causal-lm":
-            targets = samples.next_tokens(ids)
-        elif task == "masked-lm" and data.mask is not None:
-            special = frozenset([*data.prefix, *data.suffix])
-            ids, targets = samples.masked(ids, data.mask, special, index)
-        else:  # an encoder and a decoder that both read the text
-            targets = ids if task == "seq2seq-lm" else np.full_like(ids, -1)
+    count = len(scored) + len(logits_only)
+    for index, (ids, targets) in enumerate([*scored, *((ids, None) for ids in logits_only)]):
+        progress.advance(index, count)
         ref, act = reference.logits(ids[None]), actual.logits(ids[None])
         errors.add(ref, act)
-        if index < len(scored):
+        if targets is not None:
             predictions.add(ref, act, targets)
     return errors, predictions
 

@@ -124,7 +124,8 @@ def directory(name: str) -> Path:
 
 
 def install(provider: str, progress: Progress | None = None) -> Environment:
-    """Make the environment of a provider; one that is there already is made anew.
+    """Make the environment of a provider; one that is there already is made anew, and kept where
+    that fails.
 
     Raises:
         ProviderError: if the provider has none, or it cannot be made.
@@ -136,15 +137,21 @@ def install(provider: str, progress: Progress | None = None) -> Environment:
             f"{row.package}"
         )
     target = directory(row.environment)
+    old = target.with_name(f"{target.name}.old")  # an environment cannot be moved in
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
     try:
+        target.mkdir()
         made = RECIPES[row.environment].make(target, progress or Stages())
         (target / _FILE).write_text(json.dumps(asdict(made)), encoding="utf-8")
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
+        if old.exists():
+            old.rename(target)
         raise
+    shutil.rmtree(old, ignore_errors=True)
     return made
 
 
@@ -208,7 +215,12 @@ def ask(provider: str, module: str, request: dict[str, Any], what: str) -> Any:
         BundleError: if it ended without reporting anything.
     """
     process, name = start(provider, module)
-    out, err = process.communicate(json.dumps({**request, "provider": name}))
+    try:
+        out, err = process.communicate(json.dumps({**request, "provider": name}))
+    except BaseException:  # interrupted: a worker left alone would go on
+        process.kill()
+        process.wait()
+        raise
     try:
         answer = json.loads(out)
     except ValueError:

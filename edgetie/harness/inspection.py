@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgetie.bundle import Bundle, open_bundle
 from edgetie.content import byte_range, equal_groups
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.external_data import load_model
 from edgetie.harness.tie_memory import TieMemory, measure_tie
 from edgetie.report.progress import Stages
 from edgetie.runtime.session import write_optimized
@@ -31,7 +32,8 @@ class TieProof:
         file: how many times its values stand in the file.
         optimized: how many times in the graph as ONNX Runtime rewrites it at start.
         memory: resident bytes of a loaded session over the weight's size, rounded; ``None`` where
-            it is too small to measure.
+            it is too small to measure, or cannot be
+            (:func:`~edgetie.harness.tie_memory.measure_tie`).
         resident: the bytes behind ``memory``.
         made_by: who made each copy beyond the first.
     """
@@ -97,7 +99,7 @@ def inspect(
             "context binary; inspect the bundle it was made of"
         )
     stages.stage("read")
-    models = {path.name: ir.load(path) for path in bundle.model_paths}
+    models = {path.name: load_model(path) for path in bundle.model_paths}
     manifest = bundle.manifest
     known = [tuple(group.parameters) for group in manifest.ties] if manifest else []
     groups = find_shared_ties(models, known)
@@ -151,7 +153,7 @@ def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
         return None
     group = max(groups, key=lambda each: each.bytes)
     try:
-        models = {path.name: ir.load(path) for path in bundle.model_paths}
+        models = {path.name: load_model(path) for path in bundle.model_paths}
         resident = _resident(models, group, provider)
     except EdgetieError:  # the provider does not take the piece, or the file is broken
         return None

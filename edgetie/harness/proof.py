@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
 from edgetie.bundle import Bundle
 from edgetie.errors import TieError
+from edgetie.external_data import load_model
 from edgetie.ties import equal_initializers, find_ties, ties_of_file, verify_ties
 
 
@@ -35,11 +34,11 @@ def tie_status(bundle: Bundle) -> TieStatus:
         groups = bundle.manifest.ties
         try:
             for path in bundle.model_paths:
-                verify_ties(ir.load(path), ties_of_file(groups, path.name), path.name)
+                verify_ties(load_model(path), ties_of_file(groups, path.name), path.name)
         except TieError as error:
             return TieStatus(len(groups), False, str(error))
     else:
-        model = ir.load(bundle.model_path)
+        model = load_model(bundle.model_path)
         groups = find_ties(model)
         copies = equal_initializers(model)
         if copies:

@@ -50,7 +50,13 @@ class RemoteReference:
         self._process, name = start(provider, __name__, interactive=True)
         whole = bundle.manifest is not None
         path = bundle.directory if whole else bundle.model_path
-        told = self._ask(path=str(path.resolve()), provider=name, threads=threads, strict=strict)
+        try:
+            told = self._ask(
+                path=str(path.resolve()), provider=name, threads=threads, strict=strict
+            )
+        except BaseException:
+            self.close()
+            raise
         self.name: str = str(path)
         self.hears: bool = told["hears"]
         self.longest: int | None = told["longest"]

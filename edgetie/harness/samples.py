@@ -94,6 +94,36 @@ def next_tokens(window: Ids) -> Ids:
     return np.append(window[1:], -1)
 
 
+def scored(
+    task: str,
+    ids: Sequence[int],
+    length: int,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+    mask: int | None = None,
+) -> Iterator[tuple[Ids, Ids]]:
+    """A text in windows, each with what a model should predict at its tokens: -1 for nothing.
+
+    Args:
+        task: of the model. A decoder reads each window without ``suffix`` and predicts the next
+            token, a masked language model those that are masked, an encoder-decoder model all of
+            them, which both sides read.
+        ids: tokens of the text.
+        length: tokens in a window.
+        prefix: special tokens in front of a text.
+        suffix: those behind it.
+        mask: the mask token, if there is one.
+    """
+    cut = windows(ids, length, prefix, () if task == "causal-lm" else suffix)
+    for index, window in enumerate(cut):
+        if task == "causal-lm":
+            yield window, next_tokens(window)
+        elif task == "masked-lm" and mask is not None:
+            yield masked(window, mask, frozenset([*prefix, *suffix]), index)
+        else:
+            yield window, window if task == "seq2seq-lm" else np.full_like(window, -1)
+
+
 def masked(window: Ids, mask: int, keep: frozenset[int], seed: int) -> tuple[Ids, Ids]:
     """A window with 15 % of its tokens masked, as BERT was trained (Devlin et al. 2018).
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetie.errors import BundleError
+from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.answers import reply
 from edgetie.harness.environment import latency_problem
 from edgetie.harness.samples import random_ids
@@ -100,13 +100,13 @@ def measure(job: Job) -> Run:
         session = open_session(
             job.path, provider=job.provider, threads=job.threads, strict=job.strict
         )
-        prompt = _Prompt(session, job)
         try:
+            prompt = _Prompt(session, job)
             first_run_ms = _generate(prompt, 1)[0]
             _generate(prompt, min(_WARM_UP_TOKENS, job.new_tokens))
             encode_ms = prompt.encode()
             prefill_ms, *step_ms = _generate(prompt, job.new_tokens)
-        except BundleError as error:
+        except EdgetieError as error:
             hint = "if the model takes fewer tokens, lower --prompt-tokens and --new-tokens"
             raise BundleError(f"{error}; {hint}") from error
         after = read_memory()

@@ -15,6 +15,7 @@ import numpy as np
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.quantize.recording import Feeds, Input, record
+from edgetie.runtime.tokenizer import TOKENIZER, Tokenizer
 
 _TOKENS = 1024  # four times as many lower the divergence by a thirtieth
 _MEASURED = 20480  # tokens at most that limits are held against
@@ -35,11 +36,17 @@ class Text:
         calibrated: the first ones, to calibrate on.
         rest: those behind, to measure on.
         words: what the text is.
+        prefix: special tokens in front of each piece that is read.
+        suffix: those behind it.
+        mask: the token that stands for one to be predicted, if there is one.
     """
 
     calibrated: list[int]
     rest: list[int]
     words: str
+    prefix: Sequence[int] = ()
+    suffix: Sequence[int] = ()
+    mask: int | None = None
 
 
 def calibration_text(bundle: Bundle, text: str | None, vocabulary: int) -> Text:
@@ -51,25 +58,24 @@ def calibration_text(bundle: Bundle, text: str | None, vocabulary: int) -> Text:
         vocabulary: number of rows of the embedding table.
 
     Raises:
+        BundleError: if the tokenizer cannot be read.
         QuantizeError: if there is a text and no tokenizer to read it, or nothing in it.
     """
-    path = bundle.directory / "tokenizer.json"
-    if bundle.manifest is None or not path.is_file():
+    if not (bundle.directory / TOKENIZER).is_file():
         if text is not None:
-            raise QuantizeError(
-                f"{bundle.directory}: no tokenizer.json to read the calibration text"
-            )
+            raise QuantizeError(f"{bundle.directory}: no {TOKENIZER} to read the calibration text")
         random = np.random.default_rng(_SEED).integers(0, vocabulary, 2 * _TOKENS).tolist()
         return Text(random[:_TOKENS], random[_TOKENS:], "random tokens")
-    from tokenizers import Tokenizer
-
+    tokenizer = Tokenizer.from_bundle(bundle)
     read = files("edgetie.quantize").joinpath(_TEXT).read_text("utf-8") if text is None else text
-    tokens = Tokenizer.from_file(str(path)).encode(read[:CHARACTERS]).ids
+    tokens = tokenizer.encode(read[:CHARACTERS], add_special_tokens=False)
     tokens = [token for token in tokens if token < vocabulary]
     if len(tokens) < 16:
         raise QuantizeError("the calibration text has fewer than 16 tokens; give a longer one")
     words = "built-in text" if text is None else "own text"
-    return Text(tokens[:_TOKENS], tokens[_TOKENS : _TOKENS + _MEASURED], words)
+    prefix, suffix = tokenizer.surrounding
+    rest = tokens[_TOKENS : _TOKENS + _MEASURED]
+    return Text(tokens[:_TOKENS], rest, words, prefix, suffix, tokenizer.mask_token_id)
 
 
 def read_feeds(path: Path) -> list[Feeds]:

@@ -30,8 +30,8 @@ from edgetie.bundle import (
     write_manifest,
 )
 from edgetie.content import MIN_ELEMENTS, byte_range
-from edgetie.errors import BundleError, QuantizeError
-from edgetie.external_data import write_models
+from edgetie.errors import QuantizeError
+from edgetie.external_data import load_model, write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.thresholds import Thresholds
 from edgetie.merged import write_merged
@@ -41,7 +41,7 @@ from edgetie.quantize.cache import QuantizeCache, cache_scales
 from edgetie.quantize.calibrate import Text, calibration_text
 from edgetie.quantize.recording import Feeds, Input
 from edgetie.quantize.rounding import Rounding
-from edgetie.quantize.sensitivity import CODES, FLOATS, Cost, Meter, fit
+from edgetie.quantize.sensitivity import CODES, FLOATS, Cost, Meter, fit, require_kept
 from edgetie.quantize.sound import calibration_clips
 from edgetie.quantize.store import Store
 from edgetie.report.progress import Stages
@@ -132,7 +132,7 @@ def quantize(
     bundle = source if isinstance(source, Bundle) else open_bundle(source, hashes=True)
     if bundle.has_fixed_shapes:
         raise QuantizeError(f"{bundle.directory}: has fixed shapes; quantize first, then fix them")
-    models = {path.name: _load(path) for path in bundle.model_paths}
+    models = {path.name: load_model(path) for path in bundle.model_paths}
     for model in models.values():
         _require_float(bundle, model)
         if bundle.manifest is None:
@@ -155,7 +155,7 @@ def quantize(
     with threadpool_limits(1, user_api="blas"), atomic_directory(output, force=force) as directory:
         stages.stage("calibrate")
         clips, heard = calibration_clips(bundle)
-        given = Input(text.calibrated, clips, runs)
+        given = Input(text.calibrated, clips, runs, text.prefix, text.suffix)
         rounding = Rounding(
             row,
             bundle,
@@ -177,24 +177,30 @@ def quantize(
                 progress=stages,
             )
         else:
-            meter = Meter(bundle, text.rest)
+            meter = Meter(bundle, text)
             made, costs, measured = fit(limits, rounding, directory, meter, stages)
             stages.stage("write")
             paths = write_models(made.models, directory, data=DATA, same={}, progress=stages)
             for name in (CODES, FLOATS):
                 (directory / name).unlink()
         if cache_bits is not None:
-            _quantize_cache(bundle, made.models, directory, given)
+            written = _quantize_cache(bundle, made.models, directory, given)
+            if limits is not None:
+                measured = meter.whole(written)
+                remedy = "leave out --cache-bits or allow more"
+                require_kept(limits, measured, "with a KV cache of int8", remedy)
         after = find_shared_ties(made.models, parameters)
         _require_kept(before, after)
         for path in paths:
-            verify_ties(_load(path), ties_of_file(after, path.name), where=f"the file {path.name}")
+            verify_ties(
+                load_model(path), ties_of_file(after, path.name), where=f"the file {path.name}"
+            )
         _copy_extras(bundle, directory)
         if cache_bits is None and len(made.models) > 1:
             write_merged(directory)
         stages.stage("hash")
         kept = [*made.skipped, *(f"{c.name}: costs {c.kl:.1e}" for c in costs if c.kept)]
-        manifest = _manifest(bundle, made.models, directory)
+        manifest = _manifest(bundle, made.models)
         *_, last = made.models.values()
         manifest.signature = replace(
             manifest.signature,
@@ -233,13 +239,14 @@ def _named(models: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
 
 def _quantize_cache(
     bundle: Bundle, models: Mapping[str, ir.Model], directory: Path, given: Input
-) -> None:
-    """Give the last model, which has one, a cache of 8 bits."""
+) -> Bundle:
+    """Give the last model, which has one, a cache of 8 bits; returns what is written."""
     *_, (file, model) = models.items()
     written = Bundle(directory, directory / file, bundle.manifest)
     scales = cache_scales(written, model, directory / file, given)
     run_passes(model, [], [QuantizeCache(scales)])
     ir.save(model, directory / file)
+    return written
 
 
 def _calibrated_on(text: Text, heard: str, runs: int) -> str:
@@ -277,13 +284,6 @@ def _vocabulary(bundle: Bundle, models: Mapping[str, ir.Model]) -> int:
         and tensor.size >= MIN_ELEMENTS
     ]
     return min(tables, default=1)
-
-
-def _load(path: Path) -> ir.Model:
-    try:
-        return ir.load(path)
-    except Exception as error:
-        raise BundleError(f"{path}: not a readable ONNX model ({error})") from error
 
 
 def _require_float(bundle: Bundle, model: ir.Model) -> None:
@@ -328,7 +328,7 @@ def _copy_extras(bundle: Bundle, directory: Path) -> None:
             shutil.copyfile(path, directory / path.name)
 
 
-def _manifest(bundle: Bundle, models: Mapping[str, ir.Model], directory: Path) -> Manifest:
+def _manifest(bundle: Bundle, models: Mapping[str, ir.Model]) -> Manifest:
     """The source's manifest, or one read off a bare ONNX graph."""
     if bundle.manifest is not None:
         return replace(bundle.manifest)
@@ -345,7 +345,7 @@ def _manifest(bundle: Bundle, models: Mapping[str, ir.Model], directory: Path) -
             outputs=outputs,
             logits="last" if last else "all",
             vocab_size=width if isinstance(width, int) else 0,
-            eos_token_ids=eos_token_ids(directory),
+            eos_token_ids=eos_token_ids(bundle.directory),
         ),
         ties=[],
         unique_parameters=_parameters(bundle),
@@ -354,7 +354,7 @@ def _manifest(bundle: Bundle, models: Mapping[str, ir.Model], directory: Path) -
 
 
 def _parameters(bundle: Bundle) -> int:
-    model = ir.load(bundle.model_path)
+    model = load_model(bundle.model_path)
     return sum(
         value.const_value.size
         for value in model.graph.initializers.values()

@@ -18,7 +18,8 @@ import onnx
 
 from edgetie.bundle import AUDIO, LAST_TOKEN_NODE, Bundle
 from edgetie.errors import QuantizeError
-from edgetie.runtime.graph import without_last_token
+from edgetie.harness.samples import windows
+from edgetie.runtime.graph import FOLDER, read_graph, without_last_token
 from edgetie.runtime.hearing import with_sound
 
 _PIECE_BYTES = 48 << 20  # weights of a piece
@@ -37,11 +38,15 @@ class Input:
         clips: what an encoder reads of sounds, for one that hears.
         feeds: the model's inputs themselves, by name, run by run; then the others are not used.
             Inputs of a cache may be left out.
+        prefix: special tokens in front of each window.
+        suffix: those behind it, which decoders are not given.
     """
 
     tokens: Sequence[int] = ()
     clips: Sequence[Feeds] = ()
     feeds: Sequence[Feeds] = ()
+    prefix: Sequence[int] = ()
+    suffix: Sequence[int] = ()
 
 
 def record(
@@ -60,11 +65,11 @@ def record(
         QuantizeError: if the model cannot be run on the CPU.
     """
     try:
-        graph = _every_token(model_path)
+        graph, folder = without_last_token(model_path) or read_graph(model_path)
         feeds = _runs(graph, given) or _windows(bundle, model_path, graph, given)
         for piece in _pieces(graph, names, model_path):
             _declare(piece.model.graph, feeds[0])
-            session = _open(piece.model, model_path)
+            session = _open(piece.model, folder)
             live: list[Feeds] = []
             for index, window in enumerate(feeds):
                 results = session.run(piece.outputs, _chosen(session, window))
@@ -100,14 +105,6 @@ class _Piece:
     recorded: dict[str, str]
     live: set[str]
     passed: set[str]
-
-
-def _every_token(model_path: Path) -> onnx.ModelProto:
-    """The graph for logits of all tokens; weights stay in their file."""
-    every = without_last_token(model_path)
-    if every is not None:
-        return onnx.load_from_string(every)
-    return onnx.load(str(model_path), load_external_data=False)
 
 
 def _pieces(model: onnx.ModelProto, names: Sequence[str], path: Path) -> Iterator[_Piece]:
@@ -188,15 +185,13 @@ def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
         graph.initializer.remove(tensor)
 
 
-def _open(model: onnx.ModelProto, model_path: Path) -> Any:
-    """A session over a graph whose weights lie beside ``model_path``."""
+def _open(model: onnx.ModelProto, folder: Path) -> Any:
+    """A session over a graph whose weights lie in ``folder``."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(model_path.parent.resolve())
-    )
+    options.add_session_config_entry(FOLDER, str(folder))
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -225,12 +220,10 @@ def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: In
     first = bundle.model_paths[0]
     encoder = None
     if first != model_path:
-        encoder = _open(onnx.load(str(first), load_external_data=False), first)
-    tokens, clips = given.tokens, given.clips
-    texts = [
-        np.array(tokens[start : start + window], np.int64)[None]
-        for start in range(0, len(tokens), window)
-    ]
+        encoder = _open(*read_graph(first))
+    clips = given.clips
+    suffix = () if bundle.task == "causal-lm" else given.suffix
+    texts = [ids[None] for ids in windows(given.tokens, window, given.prefix, suffix)]
     made = []
     for index in range(len(clips) if clips and encoder is None else len(texts)):
         ids = texts[index % len(texts)]

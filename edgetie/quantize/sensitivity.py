@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,9 @@ from edgetie.errors import QuantizeError
 from edgetie.external_data import write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.references import BundleReference
+from edgetie.harness.samples import scored
 from edgetie.harness.thresholds import Thresholds
+from edgetie.quantize.calibrate import Text
 from edgetie.quantize.rounding import RoundedModels, Rounding
 from edgetie.report.progress import Progress, Stages
 
@@ -107,40 +109,35 @@ class Mixture:
 
 
 class Meter:
-    """Measures a mixture against the float model.
+    """Measures a mixture against the float model, as :func:`~edgetie.harness.accuracy.check` does.
 
     Args:
         float_bundle: what it is held against.
-        tokens: a text that nothing was calibrated on.
+        text: nothing was calibrated on its rest.
     """
 
-    def __init__(self, float_bundle: Bundle, tokens: Sequence[int]) -> None:
+    def __init__(self, float_bundle: Bundle, text: Text) -> None:
         self._reference = BundleReference(float_bundle)
         window = min(_WINDOW, self._reference.longest or _WINDOW)
-        self._windows = [
-            np.array(tokens[start : start + window], np.int64)
-            for start in range(0, len(tokens), window)
-        ]
-        self._shift = 0 if self._reference.session.cross else 1
-        self._known = [self._reference.logits(w[None]) for w in self._windows[:_RANKED_ON]]
+        self._windows = list(
+            scored(float_bundle.task, text.rest, window, text.prefix, text.suffix, text.mask)
+        )
+        self._known = [self._reference.logits(ids[None]) for ids, _ in self._windows[:_RANKED_ON]]
 
     def divergence(self, bundle: Bundle) -> float:
         """On the first windows, which is quick."""
         candidate, errors = BundleReference(bundle), PredictionErrors()
-        for window, known in zip(self._windows, self._known, strict=False):
-            errors.add(known, candidate.logits(window[None]), self._targets(window))
+        for (ids, targets), known in zip(self._windows, self._known, strict=False):
+            errors.add(known, candidate.logits(ids[None]), targets)
         return errors.mean_kl_divergence
 
     def whole(self, bundle: Bundle) -> PredictionErrors:
         """On all of them."""
         candidate, errors = BundleReference(bundle), PredictionErrors()
-        for window in self._windows:
-            first, second = (m.logits(window[None]) for m in (self._reference, candidate))
-            errors.add(first, second, self._targets(window))
+        for ids, targets in self._windows:
+            first, second = (m.logits(ids[None]) for m in (self._reference, candidate))
+            errors.add(first, second, targets)
         return errors
-
-    def _targets(self, window: Array) -> Array:
-        return np.append(window[self._shift :], [-1] * self._shift).astype(np.int64)
 
 
 def fit(
@@ -209,10 +206,23 @@ def _keep(
         wanted = removed + max(
             0.0, _STEP * (1 - _share(limits, errors)) * errors.mean_kl_divergence
         )
-    raise QuantizeError(
-        "the limits cannot be kept: with every product in floating point, from the tied table "
-        f"alone, {'; '.join(_failures(limits, errors).values())}; allow more"
-    )
+    where = "with every product in floating point, from the tied table alone"
+    raise QuantizeError(_broken(limits, errors, where, "allow more"))
+
+
+def require_kept(limits: Thresholds, errors: PredictionErrors, where: str, remedy: str) -> None:
+    """Refuse what breaks a limit.
+
+    Raises:
+        QuantizeError: naming each that is broken.
+    """
+    if _failures(limits, errors):
+        raise QuantizeError(_broken(limits, errors, where, remedy))
+
+
+def _broken(limits: Thresholds, errors: PredictionErrors, where: str, remedy: str) -> str:
+    found = "; ".join(_failures(limits, errors).values())
+    return f"the limits cannot be kept: {where}, {found}; {remedy}"
 
 
 def _failures(limits: Thresholds, errors: PredictionErrors) -> dict[str, str]:

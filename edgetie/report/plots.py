@@ -47,6 +47,14 @@ def require_matplotlib() -> None:
         raise EdgetieError("plots need matplotlib; install it with: pip install 'edgetie[plot]'")
 
 
+def formats() -> set[str]:
+    """Endings of image files that can be drawn, with their dot."""
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return {f".{name}" for name in FigureCanvasBase.filetypes}
+
+
 def plot_latency(report: LatencyReport, path: Path) -> None:
     """Draw ``report``, and what it was measured against, into an image file.
 

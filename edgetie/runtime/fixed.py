@@ -75,8 +75,10 @@ class FixedDecoder:
             raise EdgetieError("sequence 0 has no token; give at least one")
         logits = None
         while tokens.size:  # the first piece is the short one: its padding is the first to go
-            count = tokens.shape[1] % self._piece or self._piece
-            logits = self._run(tokens[:, :count], self._piece)
+            short = tokens.shape[1] % self._piece
+            whole = not short or not self.length  # padding would push other tokens out
+            count = (short or self._piece) if whole else 1
+            logits = self._run(tokens[:, :count], self._piece if whole else 1)
             tokens = tokens[:, count:]
         assert logits is not None
         return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle import SPEECH, Bundle, suppressed_token_ids
+from edgetie.bundle import SPEECH, Bundle, eos_token_ids, suppressed_token_ids
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.fixed import FixedDecoder
@@ -79,18 +78,8 @@ def stop_tokens(bundle: Bundle) -> frozenset[int]:
     Raises:
         BundleError: if one of these files is no JSON.
     """
-    if bundle.manifest is not None and bundle.manifest.signature.eos_token_ids:
-        return frozenset(bundle.manifest.signature.eos_token_ids)
-    for name in ("generation_config.json", "config.json"):
-        path = bundle.directory / name
-        if path.is_file():
-            try:
-                ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            except ValueError as error:
-                raise BundleError(f"{path}: not valid JSON ({error})") from error
-            if ids is not None:
-                return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()
+    known = bundle.manifest.signature.eos_token_ids if bundle.manifest is not None else []
+    return frozenset(known or eos_token_ids(bundle.directory))
 
 
 def generate(

@@ -1,21 +1,24 @@
-"""The one change made to a graph when it is loaded: logits of all tokens, not of the last."""
+"""Graphs loaded from memory, and the change made to them: logits of all tokens, not of the last."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgetie.bundle import LAST_TOKEN_NODE
 from edgetie.errors import BundleError
 
+if TYPE_CHECKING:
+    import onnx
 
-def without_last_token(model_path: Path) -> bytes | None:
-    """The model at ``model_path`` without the node that keeps each row's last token.
+FOLDER = "session.model_external_initializers_file_folder_path"
+"""What tells a session where the weights of a graph from memory lie."""
 
-    External data stays where it is: only the graph is read.
 
-    Returns:
-        The serialized graph, whose logits are ``(batch, sequence, vocabulary)`` with each row's
-        tokens packed to the left, or ``None`` if there is no such node.
+def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
+    """A graph without its weights, and the folder that these lie in.
+
+    Symbolic links to the weights are followed, which ONNX Runtime does for files only.
 
     Raises:
         BundleError: if the file cannot be read.
@@ -26,6 +29,26 @@ def without_last_token(model_path: Path) -> bytes | None:
         model = onnx.load(str(model_path), load_external_data=False)
     except Exception as error:
         raise BundleError(f"{model_path}: not a readable ONNX model ({error})") from error
+    folder = model_path.parent.resolve()
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            data = model_path.parent / entry.value
+            if entry.key == "location" and data.is_symlink():
+                folder, entry.value = data.resolve().parent, data.resolve().name
+    return model, folder
+
+
+def without_last_token(model_path: Path) -> tuple[onnx.ModelProto, Path] | None:
+    """A graph without the node that keeps each row's last token, as :func:`read_graph` gives it.
+
+    Returns:
+        The graph, whose logits are ``(batch, sequence, vocabulary)`` with each row's tokens packed
+        to the left, or ``None`` if there is no such node.
+
+    Raises:
+        BundleError: if the file cannot be read.
+    """
+    model, folder = read_graph(model_path)
     graph = model.graph
     found = next((node for node in graph.node if node.name == LAST_TOKEN_NODE), None)
     if found is None:
@@ -42,5 +65,4 @@ def without_last_token(model_path: Path) -> bytes | None:
     sequence = next(i for i in graph.input if i.name == "input_ids").type.tensor_type.shape.dim[1]
     outputs["logits"].type.tensor_type.shape.dim[1].CopyFrom(sequence)
     del graph.value_info[:]  # shapes behind the node have changed; ONNX Runtime infers them anew
-    data: bytes = model.SerializeToString()
-    return data
+    return model, folder

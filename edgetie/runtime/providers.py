@@ -191,5 +191,7 @@ def resolve(name: str) -> Provider:
     row = find(name)
     why = missing(row)
     if why is not None:
+        if row.environment:
+            why += ", and check, bench and compile run there; this does not"
         raise ProviderError(f"--provider {row.name}: {why}")
     return row

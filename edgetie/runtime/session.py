@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgetie.bundle import Bundle, open_bundle
 from edgetie.errors import BundleError, ProviderError
-from edgetie.runtime.graph import without_last_token
+from edgetie.runtime.graph import FOLDER, without_last_token
 from edgetie.runtime.memory import MappedFiles, release_code, release_heap
 from edgetie.runtime.providers import Provider, add_plugin, resolve
 
@@ -141,7 +141,7 @@ def open_session(
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     signature = bundle.manifest.signature if bundle.manifest is not None else None
     fixed = bundle.has_fixed_shapes
-    graph = without_last_token(bundle.model_path) if logits == "all" and not fixed else None
+    every = without_last_token(bundle.model_path) if logits == "all" and not fixed else None
     options = session_options(threads or default_threads())
     if row.plugin:
         add_plugin(row, options)
@@ -153,11 +153,10 @@ def open_session(
     if bundle.manifest is not None and bundle.manifest.layout == "mapped":
         # made to run as it is: nothing is gained, and a session takes twice as long to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if graph is not None:
-        folder = str(bundle.model_path.parent)
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", folder
-        )
+    graph = None
+    if every is not None:
+        graph = every[0].SerializeToString()
+        options.add_session_config_entry(FOLDER, str(every[1]))
     beside = None
     if len(bundle.model_paths) > 1:
         if compiled:

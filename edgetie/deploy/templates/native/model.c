@@ -101,6 +101,8 @@ static int start_session(Model *model, const char *path) {
   TRY(CreateSessionOptions(&options));
   TRY(DisableMemPattern(options));
   TRY(AddSessionConfigEntry(options, "session.intra_op.spin_duration_us", "50"));
+  /* exact sums of int8 products also on x86 processors without VNNI */
+  TRY(AddSessionConfigEntry(options, "session.x64quantprecision", "1"));
   if (!APP_OPTIMIZE) TRY(SetSessionGraphOptimizationLevel(options, ORT_DISABLE_ALL));
   if (APP_ORT_FORMAT) { /* weights are read where the file is mapped, as those of .onnx are */
     if (map_file(model, path)) goto done;

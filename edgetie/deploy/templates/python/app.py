@@ -23,8 +23,12 @@ class Model:
     def __init__(self, length: int) -> None:
         self.app = json.loads((HERE / "app.json").read_text("utf-8"))
         self.tokenizer = Tokenizer.from_file(str(HERE / "model" / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
         options = ort.SessionOptions()
         options.enable_mem_pattern = False  # one would be kept for every length
+        # exact sums of int8 products also on x86 processors without VNNI
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if not self.app["optimize"]:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = ort.InferenceSession(
