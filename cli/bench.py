@@ -95,20 +95,34 @@ def command(
     edgetie bench int8 --provider cpu --provider openvino --reference fp32 --html report.html
     edgetie bench int8 --prompt-tokens 128 --prompt-tokens 1024 --batch 1 --batch 4
     """
+    from edgetie.bundle import open_bundle
     from edgetie.harness.accuracy import check
     from edgetie.harness.latency import bench
     from edgetie.harness.references import resolve_reference
     from edgetie.report import plots
     from edgetie.report.html import write_html
     from edgetie.report.progress import live
-    from edgetie.report.tables import accuracy_table, print_tables, resource_table, speed_table
+    from edgetie.report.tables import (
+        accuracy_table,
+        models_of,
+        print_tables,
+        resource_table,
+        speed_table,
+        titles,
+    )
     from edgetie.runtime.session import placed
 
     for option, file in (("--plot", plot), ("--html", html)):
         if file is not None:
             common.require_drawable(option, file)
     with live(quiet) as progress:
-        right = None if reference is None else resolve_reference(reference)
+        opened = open_bundle(bundle)
+        right = None if reference is None else resolve_reference(reference, task=opened.task)
+        accuracy = [
+            check(opened, right, provider=provider, threads=threads, progress=progress)
+            for provider in providers
+            if right is not None
+        ]
         report = bench(
             bundle,
             provider=providers,
@@ -122,11 +136,6 @@ def command(
             timeline=plot is not None or html is not None,
             progress=progress,
         )
-        accuracy = [
-            check(bundle, right, provider=provider, threads=threads, progress=progress)
-            for provider in providers
-            if right is not None
-        ]
     if plot is not None:
         plots.plot_latency(report, plot)
     if html is not None:
@@ -137,10 +146,11 @@ def command(
     elif not quiet:
         tables = [accuracy_table(*accuracy)] if accuracy else []
         print_tables(speed_table(report), resource_table(report), *tables)
-    for each in (report, *report.others):
+    models = models_of(report)
+    for name, each in zip(titles(models), models, strict=True):
         if each.elsewhere and not quiet:
             left = placed(each.nodes_per_provider, each.elsewhere)
-            click.echo(f"edgetie: {each.provider} leaves {left}", err=True)
+            click.echo(f"edgetie: {name}: {each.provider} leaves {left}", err=True)
         if each.latency_problem and not quiet:
             problem = each.latency_problem
-            click.echo(f"edgetie: {each.provider}: speeds are not valid: {problem}", err=True)
+            click.echo(f"edgetie: {name}: speeds are not valid: {problem}", err=True)

@@ -100,7 +100,10 @@ def command(
     with live(quiet) as progress:
         progress.stage("Opening the reference")
         right = resolve_reference(
-            reference, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+            reference,
+            task=opened.task,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
         )
         reports = [
             check(

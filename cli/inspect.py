@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .common import output_options, print_json, provider_option
+
+if TYPE_CHECKING:
+    from edgetie.harness.inspection import Inspection
 
 
 @click.command(
@@ -28,7 +33,6 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
     optimizations, and in the memory of a loaded session.
     """
     from edgetie.harness.inspection import inspect
-    from edgetie.harness.tie_memory import MIN_BYTES
     from edgetie.report.progress import live
 
     with live(quiet) as progress:
@@ -51,14 +55,27 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
         from edgetie.report.inspect_table import print_inspection
 
         print_inspection(found)
-    if not require_tied:
-        return 0
+    problems = _problems(found) if require_tied else []
+    for text in problems:
+        click.echo(f"edgetie: {text}", err=True)
+    return 1 if problems else 0
+
+
+def _problems(found: Inspection) -> list[str]:
+    """What keeps the weights from being proven one each."""
+    from edgetie.harness.tie_memory import MIN_BYTES
+
+    if not found.ties:
+        return [f"{found.bundle.model_path}: no tied weights"]
+    problems = []
     for proof in found.ties:
-        if proof.memory is None and proof.group.bytes >= MIN_BYTES:
-            click.echo(
-                f"edgetie: {proof.group.name}: its copies in memory cannot be counted here",
-                err=True,
+        name = proof.group.name
+        if max(proof.file, proof.optimized, proof.memory or 1) > 1:
+            memory = "not measured" if proof.memory is None else proof.memory
+            problems.append(
+                f"{name}: copies in the file {proof.file}, optimized {proof.optimized}, in memory "
+                f"{memory}"
             )
-            return 1
-    single = all(max(each.file, each.optimized, each.memory or 1) == 1 for each in found.ties)
-    return 0 if found.ties and single else 1
+        elif proof.memory is None and proof.group.bytes >= MIN_BYTES:
+            problems.append(f"{name}: its copies in memory cannot be counted here")
+    return problems

@@ -29,7 +29,7 @@ Examples:
     help="Also merge copies that differ by no more than this share of the table (Frobenius norm); "
     "0.01 is 1 %. By default they are only reported.",
 )
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option("--force", is_flag=True, help="Replace files that are there, never a directory.")
 @output_options
 def command(
     sources: tuple[str, ...],

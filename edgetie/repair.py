@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.atomic import atomic_directory, atomic_files
-from edgetie.bundle import DATA, Bundle, open_bundle
+from edgetie.bundle import DATA, Bundle, external_data_files, open_bundle
 from edgetie.content import MIN_ELEMENTS, equal_groups
 from edgetie.errors import BundleError, TieError
 from edgetie.external_data import load_model, write_models
@@ -83,7 +83,7 @@ def tie(
             ``model.onnx.data`` for all.
         max_distance: also merge copies whose relative distance (Frobenius norm of the difference
             over that of the table) is no more; this changes what the model computes.
-        force: replace files that are there (never a directory).
+        force: replace files that are there; not with several files, a directory is never replaced.
         progress: told about each stage.
 
     Raises:
@@ -93,13 +93,16 @@ def tie(
     stages = progress or Stages()
     stages.stage("read")
     several = not isinstance(sources, (str, os.PathLike)) and len(sources) > 1
+    if several and force:
+        raise BundleError(f"{output}: a directory is never replaced; choose another, without force")
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     bundles = [open_bundle(path) for path in paths]
     target = Path(output)
     names = [bundle.model_path.name for bundle in bundles] if several else [target.name]
     if len({*names, DATA}) != len(names) + 1:
         raise BundleError(f"two of the files, or one and {DATA}, have the same name; rename one")
-    bytes_before = sum(p.stat().st_size for p in {p for b in bundles for p in b.files})
+    files = {p for b in bundles for p in (b.model_path, *external_data_files(b.model_path))}
+    bytes_before = sum(path.stat().st_size for path in files)
     if not several and target.suffix != ".onnx":
         raise BundleError(f"{target}: name a file that ends in .onnx")
     place = atomic_directory(target, force=None) if several else atomic_files(target, force=force)

@@ -120,9 +120,9 @@ def partial_ties(module: torch.nn.Module) -> list[str]:
     return found
 
 
-def uses_of(value: ir.Value) -> list[Use]:
+def _uses(value: ir.Value) -> list[tuple[ir.Node, Use]]:
     """Every use of an initializer, followed through operators that only change its form."""
-    found: list[Use] = []
+    found: list[tuple[ir.Node, Use]] = []
 
     def follow(current: ir.Value, swapped: bool) -> None:
         for node, index in current.uses():
@@ -133,7 +133,8 @@ def uses_of(value: ir.Value) -> list[Use]:
                 own = node.op_type in ("Gemm", "FusedMatMul") and _flag(
                     node, "transA" if index == 0 else "transB"
                 )
-                found.append(Use(node.op_type, node.name or "", index, swapped != own))
+                use = Use(node.op_type, node.name or "", index, swapped != own)
+                found.append((node, use))
 
     follow(value, False)
     return found
@@ -159,15 +160,22 @@ def _aliases(model: ir.Model) -> dict[str, list[ir.Value]]:
     return {str(v.name): group for group in by_range.values() if len(group) > 1 for v in group}
 
 
-def _all_uses(value: ir.Value, aliases: dict[str, list[ir.Value]]) -> list[Use]:
+def _all_uses(value: ir.Value, aliases: dict[str, list[ir.Value]]) -> list[tuple[ir.Node, Use]]:
     """Uses of a value and of every other entry over its bytes, scales of codes left out."""
     values = aliases.get(str(value.name), [value])
     return [
-        use
+        (node, use)
         for entry in values
-        for use in uses_of(entry)
+        for node, use in _uses(entry)
         if not (use.op_type in _CODE_READERS and use.input >= 2)
     ]
+
+
+def nodes_using(model: ir.Model, name: str) -> list[ir.Node]:
+    """The nodes that use an initializer, or another entry over its bytes, in graph order."""
+    uses = _all_uses(model.graph.initializers[name], _aliases(model))
+    wanted = {id(node) for node, _ in uses}
+    return [node for node in model.graph if id(node) in wanted]
 
 
 def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> list[TieGroup]:
@@ -195,7 +203,7 @@ def _weights(model: ir.Model) -> Iterator[tuple[str, ir.Value, tuple[Use, ...]]]
         if tensor is None or not _may_be_tied(name, tensor):
             continue
         if name not in aliases or aliases[name][0] is value:
-            yield name, value, tuple(_all_uses(value, aliases))
+            yield name, value, tuple(use for _, use in _all_uses(value, aliases))
 
 
 def _data(value: ir.Value) -> dict[str, Any] | None:
@@ -326,7 +334,7 @@ def verify_ties(model: ir.Model, ties: Iterable[TieGroup], where: str = "the gra
             raise TieError(f"{where}: the tied weight {group.name} is gone from the graph")
         uses = _all_uses(value, aliases)
         if len(uses) < len(group.uses):
-            kept = ", ".join(f"{use.op_type} {use.node}" for use in uses) or "none"
+            kept = ", ".join(f"{use.op_type} {use.node}" for _, use in uses) or "none"
             raise TieError(
                 f"{where}: {group.name} had {len(group.uses)} uses and has {len(uses)} ({kept}); "
                 "the others got a copy"

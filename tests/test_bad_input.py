@@ -305,6 +305,17 @@ def test_gguf_that_is_damaged(tmp_path: Path, data: bytes, message: str) -> None
         load_source(str(path))
 
 
+def test_directory_of_several_ggufs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(SourceError, match=r"several \.gguf files; name one of them: a\.gguf, b"):
+        load_source(str(tmp_path))
+    (tmp_path / "b.gguf").unlink()
+    with pytest.raises(SourceError, match=r"a\.gguf"):
+        load_source(str(tmp_path))
+
+
 def test_gguf_that_is_truncated(real_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     with real_gguf.open("rb") as file:

@@ -59,6 +59,7 @@ def test_command_gates_on_ties(folding: Path, real_int8: Path) -> None:
         cli, ["inspect", str(folding), "--require-tied", "--json"], standalone_mode=False
     )
     assert broken.return_value == 1
+    assert "table: copies in the file 1, optimized 2, in memory" in broken.stderr
     (group,) = json.loads(broken.stdout)["tie_groups"]
     assert group["copies"]["optimized"] == 2
     assert {use["op_type"] for use in group["uses"]} == {"Gather", "MatMul"}
@@ -84,3 +85,25 @@ def test_memory_that_was_not_counted_proves_nothing(folding: Path) -> None:
     run = CliRunner().invoke(cli, ["inspect", str(inline), "--require-tied"], standalone_mode=False)
     assert run.return_value == 1
     assert "table: its copies in memory cannot be counted here" in run.stderr
+
+
+def test_nodes_without_names_are_measured(tmp_path: Path) -> None:
+    rows, columns = 40_000, 64
+    table = np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
+    shape = numpy_helper.from_array(np.array([-1, columns]), "shape")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+            helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+            helper.make_node("Relu", ["flat"], ["h"]),
+            helper.make_node("Gemm", ["h", "table"], ["logits"], transB=1),
+        ],
+        "tied",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", rows])],
+        [numpy_helper.from_array(table, "table"), shape],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    (proof,) = inspect(tmp_path / "m.onnx").ties
+    assert proof.memory == 1

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.errors import BundleError
+from edgetie.harness.equivalence import compare_files
 from edgetie.repair import tie
 
 ROWS, WIDTH = 300, 48
@@ -476,3 +477,27 @@ def test_an_input_with_a_default_is_still_read(tmp_path: Path) -> None:
             for file in (path, report.path)
         )
         np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+def test_outputs_with_infinities_and_integers_are_compared_too(tmp_path: Path) -> None:
+    """Banned tokens have logits of minus infinity: no scale to hold an error against."""
+    banned = np.zeros(ROWS, np.float32)
+    banned[7] = -np.inf
+    nodes = [
+        LOOKUP,
+        helper.make_node("MatMul", ["x", "head"], ["y"]),
+        helper.make_node("Add", ["y", "banned"], ["logits"]),
+    ]
+    values = {"table": table(), "head": np.ascontiguousarray(table().T), "banned": banned}
+    before = save(tmp_path / "before.onnx", nodes, values)
+    wrong = save(tmp_path / "wrong.onnx", nodes, values | {"head": values["head"] + 0.05})
+    assert compare_files(before, before, ROWS).identical
+    assert compare_files(before, wrong, ROWS).relative_error > 1e-3
+    first = helper.make_node("ArgMax", ["y"], ["logits"], axis=-1)
+    integers = [*nodes[:2], first]
+    right, other = (
+        save(tmp_path / f"{name}.onnx", integers, values | {"head": head}, kind=TensorProto.INT64)
+        for name, head in (("right", values["head"]), ("other", -values["head"]))
+    )
+    assert compare_files(right, right, ROWS).relative_error == 0
+    assert compare_files(right, other, ROWS).relative_error == np.inf

@@ -26,7 +26,7 @@ from edgetie.bundle import (
     start_token_ids,
     write_manifest,
 )
-from edgetie.errors import ExportError, TieError
+from edgetie.errors import EdgetieError, ExportError, TieError
 from edgetie.export.genai import write_genai_config
 from edgetie.export.memory import release_freed_memory
 from edgetie.export.tasks import Agreement, Expected, Task, probe
@@ -139,11 +139,16 @@ def export(
         SourceError: if the source is no model.
         ExportError: if torch or ONNX Runtime cannot handle it, not as the target needs it, or its
             logits are wrong.
-        EdgetieError: if there is no such target.
+        EdgetieError: if there is no such target, precision or kind of logits.
         TieError: if a pass parted a tied weight.
         BundleError: if ``output`` is in the way or the disk is full.
     """
     fused = find_target(target).fused
+    for name, value, known in (
+        ("precision", precision, ("fp32", "fp16")), ("logits", logits, ("last", "all")),
+    ):  # fmt: skip
+        if value not in known:
+            raise EdgetieError(f"{name} {value!r}: unknown; one of {', '.join(known)}")
     check_destination(output, force=force)
     stages = progress or Stages()
 
@@ -274,7 +279,7 @@ class _Job:
             seconds=dict(stages.seconds),
             passes=passes,
             agreement=agreement,
-            weights_bytes=(bundle.directory / DATA).stat().st_size,
+            weights_bytes=sum(path.stat().st_size for path in bundle.data_files),
             unique_parameter_bytes=count * np.dtype(dtype).itemsize,
             peak_bytes=read_memory().peak,
         )

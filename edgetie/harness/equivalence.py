@@ -20,6 +20,7 @@ from edgetie.runtime.memory import release_file_pages
 
 _LENGTH = 8  # of every axis that is not fixed, batch and past aside
 _SEED = 20240229
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Equivalence:
     Attributes:
         identical: every output equal bit for bit.
         max_abs_error: largest difference of any output.
-        relative_error: the same over the largest value of the first model's outputs.
+        relative_error: the largest, of all outputs, of an output's largest difference over its
+            largest finite value in the first model. Integers are equal or infinitely far apart.
         reason: why there is nothing to compare, if so; the rest then says nothing.
         runs_before: whether the first model could be run.
     """
@@ -77,23 +79,25 @@ def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
 
 
 def _compared(before: list[Any], after: list[Any]) -> Equivalence:
-    identical, error, largest = len(before) == len(after), 0.0, 0.0
+    identical, error, relative = len(before) == len(after), 0.0, 0.0
     for a, b in zip(before, after, strict=False):
         if a.shape != b.shape:
             return Equivalence(False, float("inf"), float("inf"))
         if not a.size:
             continue
-        if a.dtype.kind not in "fiub":
-            identical = identical and np.array_equal(a, b)
-            error = error if np.array_equal(a, b) else float("inf")
+        if a.dtype.kind != "f":
+            if not np.array_equal(a, b):
+                identical, error, relative = False, float("inf"), float("inf")
             continue
-        identical = identical and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        identical = identical and np.array_equal(a, b, equal_nan=True)
         x, y = a.astype(np.float64), b.astype(np.float64)
         alike = (x == y) | (np.isnan(x) & np.isnan(y))
-        difference = np.abs(np.where(alike, 0, x - y)).max()
-        error = max(error, float(difference) if np.isfinite(difference) else float("inf"))
-        largest = max(largest, float(np.abs(np.nan_to_num(x)).max()))
-    return Equivalence(identical, error, error / max(largest, 1e-12))
+        differences = np.abs(np.subtract(x, y, out=np.zeros_like(x), where=~alike))
+        difference = float(differences.max()) if np.isfinite(differences).all() else float("inf")
+        largest = float(np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max())
+        error = max(error, difference)
+        relative = max(relative, difference / max(largest, _TINY))
+    return Equivalence(identical, error, relative)
 
 
 def _run(model: str, vocabulary: int, target: str) -> None:

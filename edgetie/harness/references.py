@@ -261,12 +261,22 @@ class TorchReference:
 
 
 def resolve_reference(
-    text: str, *, trust_remote_code: bool = False, allow_pickle: bool = False
+    text: str,
+    *,
+    task: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> Reference:
     """Open what ``--reference`` names.
 
     A bundle, an ``.onnx`` file or a directory with one and no torch weights runs in ONNX Runtime
     on the CPU; anything else is a torch model, see :func:`edgetie.sources.load_source`.
+
+    Args:
+        text: as it was named.
+        task: of the bundle that is compared with it: the same weights may serve several.
+        trust_remote_code: allow a model directory to run Python code of its own.
+        allow_pickle: allow pickled weights.
 
     Raises:
         BundleError: if it is ONNX and cannot be read.
@@ -276,8 +286,14 @@ def resolve_reference(
     if _is_onnx(path):
         return BundleReference(path)
     from edgetie.sources import load_source
+    from edgetie.sources.families import TASKS
 
-    source = load_source(text, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    source = load_source(
+        text,
+        task=task if task in TASKS else "auto",
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
     if source.task == SPEECH or hasattr(source.module, "get_audio_features"):
         raise SourceError(f"{text}: hears; compare a bundle of it with another bundle of it")
     start = _start_tokens(source.module) if source.task == "seq2seq-lm" else None

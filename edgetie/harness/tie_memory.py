@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.harness.environments import ask
-from edgetie.ties import TieGroup
+from edgetie.ties import TieGroup, nodes_using
 
 MIN_BYTES = 8 << 20
 """Of smaller weights the measurement would show the session, not the weight."""
@@ -64,8 +64,7 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
 
 def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]] | None:
     """The nodes that use the weight, their other inputs open; and shapes and dtypes to feed."""
-    wanted = {use.node for use in group.uses}
-    users = [node for node in model.graph if node.name in wanted]
+    users = nodes_using(model, group.name)
     mapping: dict[ir.Value, ir.Value] = {}
     inputs: list[ir.Value] = []
     feeds: dict[str, Any] = {}

@@ -100,8 +100,8 @@ def measure(job: Job) -> Run:
         session = open_session(
             job.path, provider=job.provider, threads=job.threads, strict=job.strict
         )
+        prompt = _Prompt(session, job)
         try:
-            prompt = _Prompt(session, job)
             first_run_ms = _generate(prompt, 1)[0]
             _generate(prompt, min(_WARM_UP_TOKENS, job.new_tokens))
             encode_ms = prompt.encode()

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from edgetie.errors import BundleError
 from edgetie.report.plots import plot_latency, plot_sweep
-from edgetie.report.tables import Table, accuracy_table, resource_table, short_name, speed_table
+from edgetie.report.tables import (
+    Table,
+    accuracy_table,
+    models_of,
+    resource_table,
+    short_name,
+    speed_table,
+    titles,
+)
 from edgetie.runtime.session import placed
 
 if TYPE_CHECKING:
@@ -79,13 +87,13 @@ def _protocol(report: LatencyReport) -> str:
 
 def _remarks(report: LatencyReport) -> list[str]:
     lines = []
-    for each in (report, *report.others):
+    models = models_of(report)
+    for name, each in zip(titles(models), models, strict=True):
         if each.elsewhere:
-            lines.append(
-                f"{each.provider} leaves {placed(each.nodes_per_provider, each.elsewhere)}."
-            )
+            left = placed(each.nodes_per_provider, each.elsewhere)
+            lines.append(f"{name}: {each.provider} leaves {left}.")
         if each.latency_problem:
-            lines.append(f"{each.provider}: no times, {each.latency_problem}.")
+            lines.append(f"{name}: no times, {each.latency_problem}.")
     return lines
 
 

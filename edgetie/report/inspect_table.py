@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from edgetie.harness.tie_memory import MIN_BYTES
 from edgetie.report.export_table import uses_in_words
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def print_inspection(found: Inspection) -> None:
             group = proof.group
             uses = uses_in_words(group)
             size = f"{'×'.join(map(str, group.shape))} {group.dtype} {group.bytes / 1e6:.1f} MB"
-            memory = "too small" if proof.memory is None else _count(proof.memory)
+            unknown = "too small" if group.bytes < MIN_BYTES else "not measured"
+            memory = unknown if proof.memory is None else _count(proof.memory)
             if proof.resident is not None:
                 private, mapped = proof.resident.anonymous, proof.resident.file_mapped
                 memory += f" ({private / 1e6:.0f} private + {mapped / 1e6:.0f} file MB)"

@@ -64,7 +64,7 @@ def render_chat(
             add_generation_prompt=add_generation_prompt,
             **(special_tokens or {}),
         )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise BundleError(
             f"chat template: {' '.join(str(error).split())}; change the messages or use --no-chat"
         ) from error

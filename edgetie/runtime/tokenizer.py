@@ -199,7 +199,10 @@ def _content(token: Any) -> str | None:
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise BundleError(f"{file}: not UTF-8 ({error}); copy it again") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in template}

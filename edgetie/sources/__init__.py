@@ -84,11 +84,15 @@ def load_source(
         raise SourceError(f"{text}: not a model (expected a directory, .gguf or module:function)")
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
-        if not (path / "config.json").is_file():
-            if len(ggufs) == 1:
-                from edgetie.sources.gguf import load_gguf
+        others = [each for kind in _WEIGHTS for each in path.glob(kind)]
+        if ggufs and not others:
+            if len(ggufs) > 1:
+                names = ", ".join(file.name for file in ggufs)
+                raise SourceError(f"{text}: holds several .gguf files; name one of them: {names}")
+            from edgetie.sources.gguf import load_gguf
 
-                return _of_task(load_gguf(ggufs[0]), task)
+            return _of_task(load_gguf(ggufs[0]), task)
+        if not (path / "config.json").is_file():
             raise SourceError(f"{text}: no config.json in this directory, so it is no model")
         from edgetie.sources.pretrained import load_pretrained
 
@@ -105,6 +109,9 @@ def load_source(
         f"{text}: no such file or directory; name a model's directory, a hub id, a .gguf file or "
         "module:function"
     )
+
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def _of_task(source: Source, task: str) -> Source:

@@ -106,6 +106,9 @@ def require_weights(text: str, loading: dict[str, Any]) -> None:
             )
 
 
+_NOT_THERE = (401, 403, 404)  # HTTP: not for everyone, or nothing of that name
+
+
 def _why_unreachable(text: str) -> str | None:
     """Ask the hub once for a model, before transformers asks for each file again and again.
 
@@ -121,6 +124,9 @@ def _why_unreachable(text: str) -> str | None:
     try:
         HfApi().model_info(text, timeout=_HUB_SECONDS)
     except (HfHubHTTPError, HFValidationError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None and status not in _NOT_THERE:
+            return first_line(error)  # busy or broken for now: what was downloaded before is here
         raise SourceError(
             f"{text}: neither a directory nor a model on the hub that you may load "
             f"({first_line(error)})"
