@@ -117,7 +117,7 @@ def command(
             common.require_drawable(option, file)
     with live(quiet) as progress:
         opened = open_bundle(bundle)
-        right = None if reference is None else resolve_reference(reference, task=opened.task)
+        right = None if reference is None else resolve_reference(reference, bundle=opened)
         accuracy = [
             check(opened, right, provider=provider, threads=threads, progress=progress)
             for provider in providers

@@ -101,7 +101,7 @@ def command(
         progress.stage("Opening the reference")
         right = resolve_reference(
             reference,
-            task=opened.task,
+            bundle=opened,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )

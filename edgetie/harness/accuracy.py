@@ -148,7 +148,7 @@ def check(
     progress = progress or Stages()
     if isinstance(reference, str):
         progress.stage("Opening the reference")
-        reference = resolve_reference(reference, task=opened.task)
+        reference = resolve_reference(reference, bundle=opened)
     progress.stage("Opening the bundle")
     with open_reference(opened, provider=provider, threads=threads, strict=strict) as actual:
         return _compare(

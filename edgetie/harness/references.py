@@ -263,7 +263,7 @@ class TorchReference:
 def resolve_reference(
     text: str,
     *,
-    task: str = "auto",
+    bundle: Bundle | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
@@ -274,7 +274,7 @@ def resolve_reference(
 
     Args:
         text: as it was named.
-        task: of the bundle that is compared with it: the same weights may serve several.
+        bundle: what is compared with it; its manifest says which task torch's weights serve.
         trust_remote_code: allow a model directory to run Python code of its own.
         allow_pickle: allow pickled weights.
 
@@ -288,9 +288,10 @@ def resolve_reference(
     from edgetie.sources import load_source
     from edgetie.sources.families import TASKS
 
+    manifest = bundle.manifest if bundle is not None else None
     source = load_source(
         text,
-        task=task if task in TASKS else "auto",
+        task=manifest.task if manifest is not None and manifest.task in TASKS else "auto",
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
