@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -119,10 +120,8 @@ class MappedFiles:
 
     def release(self) -> None:
         """Let go of the resident pages; those that are needed again are read again."""
-        if self._ranges:
-            madvise = ctypes.CDLL(None).madvise
-            for address, length, advice in self._ranges:
-                madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
+        for address, length, advice in self._ranges:
+            _c_library().madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
 
     def resident_bytes(self) -> int:
         """Resident bytes that are the files' own."""
@@ -164,9 +163,15 @@ def release_heap() -> None:
     A prompt leaves some 2 MB behind on a model of 135 M parameters.
     """
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        trim = getattr(_c_library(), "malloc_trim", None)  # glibc's
         if trim is not None:
             trim(ctypes.c_size_t(0))
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    """The C library of this process; to look it up takes longer than to call it."""
+    return ctypes.CDLL(None)
 
 
 def _mapped_ranges(paths: set[str]) -> Iterator[tuple[int, int]]:
