@@ -12,7 +12,7 @@ import pytest
 
 from edgetie.export.exporter import ExportReport, export
 from edgetie.quantize import quantize
-from edgetie.sources import Source
+from edgetie.sources import Source, load_source
 from edgetie.sources.demo import demo_model, demo_text
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -70,5 +70,25 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
             model = own() if own else models.transformers_model(kind)
             done[kind] = export(source_of(model, kind), directory / kind)
         return done[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a small model's fp32 bundle, by kind, with the logits of all tokens."""
+    root = tmp_path_factory.mktemp("fp32")
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            if kind[0].isupper():
+                model = models.transformers_model(kind)
+                source = Source("transformers", kind, model, model.config, lambda target: None)
+            else:
+                source = load_source(f"models:{kind}")
+            export(source, root / kind, logits="all", force=True)
+            made[kind] = root / kind
+        return made[kind]
 
     return get

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,88 +12,30 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from conftest import source_of
 from onnx import TensorProto, helper, numpy_helper
-from runtime_models import byte_tokenizer
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from quantize_models import KINDS, LEVELS, error, logits, plain
 
 from edgetie.bundle import open_bundle
 from edgetie.errors import BundleError, QuantizeError
-from edgetie.export.exporter import export
 from edgetie.external_data import write_models
 from edgetie.harness import check
 from edgetie.harness.inspection import inspect
-from edgetie.harness.samples import BUILT_IN_TEXT
 from edgetie.harness.thresholds import Thresholds
 from edgetie.passes import run_passes
 from edgetie.passes.linear import Linear
 from edgetie.quantize import quantize
-from edgetie.quantize.calibrate import activations, read_feeds
+from edgetie.quantize.calibrate import activations
 from edgetie.quantize.recording import Input
 from edgetie.quantize.rotate import Rotate, hadamard, rotation_size
 from edgetie.quantize.sites import find_sites
 from edgetie.quantize.smooth import Smooth, smoothable, smoothing
 from edgetie.quantize.unflatten import Unflatten
-from edgetie.sources import Source, load_source
 from edgetie.ties import verify_ties
-
-KINDS = ["Llama", "Qwen3", "Gemma3Text", "GPT2", "OPT"]
-LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """fp32 bundles of small models, each exported once."""
-    root, made = tmp_path_factory.mktemp("fp32"), {}
-
-    def get(kind: str) -> Path:
-        if kind not in made:
-            if kind[0].isupper():
-                model = models.transformers_model(kind)
-                source = Source("transformers", kind, model, model.config, lambda target: None)
-            else:
-                source = load_source(f"models:{kind}")
-            export(source, root / kind, logits="all", force=True)
-            made[kind] = root / kind
-        return made[kind]
-
-    return get
-
-
-def logits(
-    model: Path, level: str = "ORT_ENABLE_ALL", length: int = 24, *, exact: bool = True
-) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    if exact:  # on x86 processors without VNNI, int8-static is not, otherwise
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    ids = np.random.default_rng(1).integers(3, models.VOCAB, (1, length))
-    feeds: dict[str, np.ndarray] = {}
-    for value in session.get_inputs():
-        if value.name == "input_ids":
-            feeds[value.name] = ids
-        elif value.name == "attention_mask":
-            feeds[value.name] = np.ones_like(ids)
-        elif value.name == "position_ids":
-            feeds[value.name] = np.arange(length)[None]
-        else:
-            shape = [1, *(d if isinstance(d, int) else 0 for d in value.shape[1:])]
-            feeds[value.name] = np.zeros(shape, np.float32)
-    return session.run(["logits"], feeds)[0]
-
-
-def error(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative error of centered logits."""
-    return float(np.linalg.norm(a - b) / np.linalg.norm(a - a.mean(-1, keepdims=True)))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "hand_written", "cacheless"])
-def test_close_to_fp32_with_one_table(exported: Any, tmp_path: Path, kind: str) -> None:
-    source = exported(kind)
+def test_close_to_fp32_with_one_table(float_bundle: Any, tmp_path: Path, kind: str) -> None:
+    source = float_bundle(kind)
     report = quantize(source, tmp_path / "int8")
     reference = logits(source / "model.onnx")
     assert error(reference, logits(report.bundle.model_path)) < 0.05
@@ -111,32 +52,35 @@ def test_close_to_fp32_with_one_table(exported: Any, tmp_path: Path, kind: str) 
     assert codes.count(table.name) == 1
 
 
-def test_every_optimization_level_agrees(exported: Any, tmp_path: Path) -> None:
-    report = quantize(exported("Llama"), tmp_path / "int8")
+def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path) -> None:
+    report = quantize(float_bundle("Llama"), tmp_path / "int8")
     first, *others = [logits(report.bundle.model_path, level) for level in LEVELS]
     for other in others:
         np.testing.assert_allclose(other, first, atol=2e-2 * np.abs(first).max())
 
 
-def test_aliased_table_gives_the_same_logits(exported: Any, tmp_path: Path) -> None:
-    shared = quantize(exported("Llama"), tmp_path / "shared")
-    aliased = quantize(exported("Llama"), tmp_path / "aliased", scheme="int8-aliased")
+def test_aliased_table_gives_the_same_logits(float_bundle: Any, tmp_path: Path) -> None:
+    shared = quantize(float_bundle("Llama"), tmp_path / "shared")
+    aliased = quantize(float_bundle("Llama"), tmp_path / "aliased", scheme="int8-aliased")
     np.testing.assert_allclose(
         logits(shared.bundle.model_path), logits(aliased.bundle.model_path), atol=1e-5
     )
     assert abs(aliased.bundle.file_bytes - shared.bundle.file_bytes) < 2000
 
 
-def test_untied_model(exported: Any, tmp_path: Path) -> None:
-    report = quantize(exported("untied"), tmp_path / "int8")
-    assert error(logits(exported("untied") / "model.onnx"), logits(report.bundle.model_path)) < 0.03
+def test_untied_model(float_bundle: Any, tmp_path: Path) -> None:
+    report = quantize(float_bundle("untied"), tmp_path / "int8")
+    assert (
+        error(logits(float_bundle("untied") / "model.onnx"), logits(report.bundle.model_path))
+        < 0.03
+    )
     assert report.manifest.ties == []
     assert report.kept == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_smoothing_and_rotation_keep_fp32(exported: Any, tmp_path: Path, kind: str) -> None:
-    path = exported(kind) / "model.onnx"
+def test_smoothing_and_rotation_keep_fp32(float_bundle: Any, tmp_path: Path, kind: str) -> None:
+    path = float_bundle(kind) / "model.onnx"
     before = logits(path)
     model = ir.load(path)
     run_passes(model, [], [Linear(), Unflatten()])
@@ -154,8 +98,8 @@ def test_smoothing_and_rotation_keep_fp32(exported: Any, tmp_path: Path, kind: s
     np.testing.assert_allclose(after, before, atol=1e-3 * np.abs(before).max())
 
 
-def test_gated_layer_and_table_are_smoothed(exported: Any) -> None:
-    model = ir.load(exported("Llama") / "model.onnx")
+def test_gated_layer_and_table_are_smoothed(float_bundle: Any) -> None:
+    model = ir.load(float_bundle("Llama") / "model.onnx")
     run_passes(model, [], [Linear(), Unflatten()])
     found = smoothable(model)
     made = [site.value.producer().op_type for site in found.values()]  # type: ignore[union-attr]
@@ -214,56 +158,6 @@ def test_massive_activations_are_found_and_kept_precise(tmp_path: Path) -> None:
     assert error(logits(path), logits(report.bundle.model_path)) < 0.03
 
 
-def plain(
-    directory: Path,
-    *,
-    head: str = "Gemm",
-    width: int = 64,
-    outliers: bool = False,
-    bad: bool = False,
-) -> Path:
-    """An .onnx file as other exporters write it: a lookup, a layer and a tied head."""
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(models.VOCAB, width)).astype(np.float32)
-    middle = (rng.normal(size=(width, width)) / np.sqrt(width)).astype(np.float32)
-    if outliers:
-        table[:, ::17] *= 30
-    if bad:
-        middle[3, 5] = np.nan
-    gain = rng.uniform(0.5, 1.5, width).astype(np.float32)
-    bias = rng.normal(size=width).astype(np.float32)
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
-        helper.make_node("MatMul", ["x", "middle"], ["m"], name="middle"),
-        helper.make_node("Add", ["m", "bias"], ["y"]),
-        helper.make_node("LayerNormalization", ["y", "gain", "bias"], ["h"], axis=-1),
-    ]
-    values = {"table": table, "middle": middle, "gain": gain, "bias": bias}
-    if head == "Gemm":
-        values |= {"flat": np.array([-1, width]), "back": np.array([1, -1, models.VOCAB])}
-        nodes += [
-            helper.make_node("Reshape", ["h", "flat"], ["f"]),
-            helper.make_node("Gemm", ["f", "table"], ["g"], transB=1),
-            helper.make_node("Reshape", ["g", "back"], ["logits"]),
-        ]
-    else:
-        nodes += [
-            helper.make_node("Transpose", ["table"], ["t"], perm=[1, 0]),
-            helper.make_node("MatMul", ["h", "t"], ["logits"]),
-        ]
-    graph = helper.make_graph(
-        nodes,
-        "plain",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, None, models.VOCAB])],
-        [numpy_helper.from_array(array, name) for name, array in values.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    path = directory / "plain.onnx"
-    onnx.save(model, path)
-    return path
-
-
 @pytest.mark.parametrize("head", ["Gemm", "Transpose"])
 @pytest.mark.parametrize("width", [64, 80, 70])
 def test_plain_file(tmp_path: Path, head: str, width: int) -> None:
@@ -284,27 +178,6 @@ def test_quantized_model_is_refused(tmp_path: Path) -> None:
     quantize(plain(tmp_path), tmp_path / "int8")
     with pytest.raises(QuantizeError, match="quantized already"):
         quantize(tmp_path / "int8", tmp_path / "again")
-
-
-def test_calibration_text_of_ones_own(exported: Any, tmp_path: Path) -> None:
-    source = tmp_path / "fp32"
-    source.mkdir()
-    for path in exported("Llama").iterdir():
-        (source / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(QuantizeError, match=r"no tokenizer\.json"):
-        quantize(source, tmp_path / "int8", calibration="some text")
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(models.VOCAB)}, unk_token="w0"))
-    words.pre_tokenizer = Whitespace()
-    words.save(str(source / "tokenizer.json"))
-    manifest = json.loads((source / "edgetie.json").read_text())
-    assert open_bundle(source).manifest is not None
-    assert manifest["precision"] == "fp32"
-    with pytest.raises(QuantizeError, match="fewer than 16 tokens"):
-        quantize(source, tmp_path / "int8", calibration="w1 w2")
-    text = " ".join(f"w{i}" for i in range(3, 103))
-    report = quantize(source, tmp_path / "int8", calibration=text)
-    assert report.manifest.quantization["calibration"] == "100 tokens of own text"
-    assert error(logits(source / "model.onnx"), logits(report.bundle.model_path)) < 0.03
 
 
 def test_a_matrix_read_both_ways_stays_one(tmp_path: Path) -> None:
@@ -328,51 +201,6 @@ def test_a_matrix_read_both_ways_stays_one(tmp_path: Path) -> None:
     assert [(group.name, group.dtype) for group in report.manifest.ties] == [("w", "FLOAT")]
     assert any("w: used by" in text for text in report.kept)
     assert report.manifest.quantization["blocks"] == {"64": 1}
-
-
-def test_calibration_on_inputs_of_ones_own(exported: Any, tmp_path: Path) -> None:
-    ids = np.random.default_rng(0).integers(3, models.VOCAB, (5, 1, 40))
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    np.savez(tmp_path / "runs.npz", **feeds)
-    report = quantize(
-        exported("Llama"), tmp_path / "out", calibration=read_feeds(tmp_path / "runs.npz")
-    )
-    assert report.manifest.quantization["calibration"] == "5 runs on own inputs"
-    reference = logits(exported("Llama") / "model.onnx")
-    assert error(reference, logits(report.bundle.model_path)) < 0.05
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        ({"input_ids": np.zeros((2, 1, 4), np.int64)}, "input attention_mask is missing"),
-        ({"ids": np.zeros((2, 1, 4), np.int64)}, "ids is no input"),
-        ({"input_ids": np.zeros((2, 4)), "attention_mask": np.zeros((3, 4))}, "one axis in front"),
-        ({"input_ids": np.array(3)}, "one axis in front"),
-        (
-            {n: np.full((1, 1, 4), 10**6) for n in ("input_ids", "attention_mask")},
-            "calibration cannot run it",
-        ),
-    ],
-)
-def test_calibration_inputs_that_do_not_fit(
-    exported: Any, tmp_path: Path, arrays: dict[str, np.ndarray], words: str
-) -> None:
-    np.savez(tmp_path / "runs.npz", **arrays)
-
-    def attempt() -> None:
-        runs = read_feeds(tmp_path / "runs.npz")
-        quantize(exported("Llama"), tmp_path / "out", calibration=runs)
-
-    with pytest.raises(QuantizeError, match=words):
-        attempt()
-    assert not (tmp_path / "out").exists()
-
-
-def test_no_npz_file(tmp_path: Path) -> None:
-    (tmp_path / "runs.npz").write_bytes(b"PK\x03\x04 not really")
-    with pytest.raises(QuantizeError, match=r"runs\.npz: not a readable \.npz file"):
-        read_feeds(tmp_path / "runs.npz")
 
 
 def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:
@@ -417,25 +245,8 @@ def test_a_table_of_one_row(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, np.full((1, 3, 1), exact), rtol=0.05)
 
 
-def test_a_tokenizer_beside_a_plain_file_is_read_without_its_truncation(tmp_path: Path) -> None:
-    model = models.transformers_model("Llama")
-    model.config.max_position_embeddings = 512
-    export(source_of(model), tmp_path / "fp32")
-    for name in ("model.onnx", "model.onnx.data"):
-        (tmp_path / "fp32" / name).rename(tmp_path / name)
-    tokenizer = byte_tokenizer()
-    tokenizer.enable_truncation(32)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}', encoding="utf-8")
-    report = quantize(tmp_path / "model.onnx", tmp_path / "int8", calibration=BUILT_IN_TEXT)
-    count = len(byte_tokenizer().encode(BUILT_IN_TEXT).ids)
-    told = report.manifest.quantization["calibration"]
-    assert told == f"{min(1024, count)} tokens of own text"
-    assert report.manifest.signature.eos_token_ids == [2, 7]
-
-
-def test_files_that_are_links_as_in_a_cache_of_downloads(exported: Any, tmp_path: Path) -> None:
-    source: Path = exported("Llama")
+def test_files_that_are_links_as_in_a_cache_of_downloads(float_bundle: Any, tmp_path: Path) -> None:
+    source: Path = float_bundle("Llama")
     blobs, links = tmp_path / "blobs", tmp_path / "links"
     blobs.mkdir()
     links.mkdir()

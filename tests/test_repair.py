@@ -9,114 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from broken_models import FORMS, IDS, LOOKUP, ROWS, WIDTH, broken, copies, logits, save, table
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.errors import BundleError
 from edgetie.harness.equivalence import compare_files
 from edgetie.repair import tie
-
-ROWS, WIDTH = 300, 48
-IDS = np.array([[5, 7, 299, 0]])
-
-
-def table(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(ROWS, WIDTH)).astype(np.float32)
-
-
-def save(
-    path: Path, nodes: list[onnx.NodeProto], values: dict[str, np.ndarray], *,
-    external: bool = False, kind: int = TensorProto.FLOAT,
-) -> Path:  # fmt: skip
-    """A graph ``input_ids -> logits`` over some initializers."""
-    graph = helper.make_graph(
-        nodes,
-        "broken",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
-        [helper.make_tensor_value_info("logits", kind, None)],
-        [numpy_helper.from_array(array, name) for name, array in values.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.weights")
-    return path
-
-
-def copies(path: Path, size: int = ROWS * WIDTH) -> int:
-    """Byte ranges, or tensors in the model file, of so many elements."""
-    model = onnx.load(path, load_external_data=False)
-    graphs, found = [model.graph], set()
-    for graph in graphs:
-        graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-        for tensor in graph.initializer:
-            if int(np.prod(tensor.dims)) == size:
-                info = {entry.key: entry.value for entry in tensor.external_data}
-                found.add(info.get("offset", tensor.name))
-    return len(found)
-
-
-def logits(path: Path) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feeds = {value.name: IDS for value in session.get_inputs()}
-    return session.run(["logits"], feeds)[0]
-
-
-LOOKUP = helper.make_node("Gather", ["table", "input_ids"], ["x"])
-
-
-def broken(path: Path, form: str) -> Path:
-    """A tied model as one tool or another leaves it."""
-    w = table()
-    values = {"table": w}
-    if form == "folded Transpose":
-        values["head"] = np.ascontiguousarray(w.T)
-        nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
-    elif form == "duplicate":
-        values["head"] = w.copy()
-        nodes = [
-            LOOKUP,
-            helper.make_node("Transpose", ["head"], ["t"], perm=[1, 0]),
-            helper.make_node("MatMul", ["x", "t"], ["logits"]),
-        ]
-    elif form in ("Gemm", "Gemm transB"):
-        turned = form == "Gemm transB"
-        values |= {"head": w.copy() if turned else np.ascontiguousarray(w.T)}
-        values |= {"flat": np.array([-1, WIDTH])}
-        nodes = [
-            LOOKUP,
-            helper.make_node("Reshape", ["x", "flat"], ["f"]),
-            helper.make_node("Gemm", ["f", "head"], ["logits"], transB=int(turned)),
-        ]
-    elif form == "Constant":
-        constant = numpy_helper.from_array(np.ascontiguousarray(w.T), "value")
-        nodes = [
-            LOOKUP,
-            helper.make_node("Constant", [], ["head"], value=constant),
-            helper.make_node("MatMul", ["x", "head"], ["logits"]),
-        ]
-    elif form == "other shape":
-        values["head"] = w.reshape(ROWS, 3, WIDTH // 3)
-        values |= {"flat": np.array([ROWS, WIDTH])}
-        nodes = [
-            LOOKUP,
-            helper.make_node("Reshape", ["head", "flat"], ["h"]),
-            helper.make_node("Transpose", ["h"], ["t"], perm=[1, 0]),
-            helper.make_node("MatMul", ["x", "t"], ["logits"]),
-        ]
-    else:
-        assert form == "subgraphs"
-        branches = {}
-        for name in ("then", "else"):
-            head = numpy_helper.from_array(np.ascontiguousarray(w.T), f"{name}_head")
-            made = helper.make_node("MatMul", ["x", f"{name}_head"], [f"{name}_logits"])
-            output = helper.make_tensor_value_info(f"{name}_logits", TensorProto.FLOAT, None)
-            branches[f"{name}_branch"] = helper.make_graph([made], name, [], [output], [head])
-        values |= {"yes": np.array(True)}
-        nodes = [LOOKUP, helper.make_node("If", ["yes"], ["logits"], **branches)]
-    return save(path, nodes, values)
-
-
-FORMS = [
-    "folded Transpose", "duplicate", "Gemm", "Gemm transB", "Constant", "other shape", "subgraphs",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -150,18 +47,6 @@ def test_a_square_matrix_and_its_transpose(tmp_path: Path, names: tuple[str, str
         for file in (path, report.path)
     )
     np.testing.assert_array_equal(before, after)
-
-
-def test_half_precision_and_external_data(tmp_path: Path) -> None:
-    w = table().astype(np.float16)
-    nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
-    values = {"table": w, "head": np.ascontiguousarray(w.T)}
-    path = save(tmp_path / "half.onnx", nodes, values, external=True, kind=TensorProto.FLOAT16)
-    report = tie(path, tmp_path / "fixed.onnx")
-    assert copies(tmp_path / "fixed.onnx") == 1
-    assert report.bytes_before > 2 * w.nbytes
-    assert report.bytes_after < 1.2 * w.nbytes + 2000
-    assert not (tmp_path / "fixed.onnx.weights").exists()
 
 
 def quantized(path: Path, *, apart: float) -> Path:
@@ -220,34 +105,6 @@ def test_a_tied_file_stays_as_it_is(tmp_path: Path) -> None:
     ).read_bytes()
 
 
-def test_bad_output_and_bad_input(tmp_path: Path) -> None:
-    path = broken(tmp_path / "broken.onnx", "duplicate")
-    with pytest.raises(BundleError, match=r"ends in \.onnx"):
-        tie(path, tmp_path / "directory")
-    (tmp_path / "there.onnx").write_bytes(b"precious")
-    with pytest.raises(BundleError, match="already exists"):
-        tie(path, tmp_path / "there.onnx")
-    assert (tmp_path / "there.onnx").read_bytes() == b"precious"
-    (tmp_path / "bad.onnx").write_bytes(path.read_bytes()[:500])
-    with pytest.raises(BundleError, match=r"not (a readable|an) ONNX model"):
-        tie(tmp_path / "bad.onnx", tmp_path / "fixed.onnx")
-    with pytest.raises(BundleError, match="no such file"):
-        tie(tmp_path / "absent.onnx", tmp_path / "fixed.onnx")
-    before = sorted(file.name for file in tmp_path.iterdir())
-    report = tie(path, tmp_path / "there.onnx", force=True)
-    assert report.path.read_bytes() != b"precious"
-    after = sorted(file.name for file in tmp_path.iterdir())
-    assert after == sorted([*before, "there.onnx.data"])
-
-
-def test_a_file_may_be_repaired_in_place(tmp_path: Path) -> None:
-    path = broken(tmp_path / "model.onnx", "duplicate")
-    expected = logits(path)
-    tie(path, path, force=True)
-    assert copies(path) == 1
-    np.testing.assert_allclose(logits(path), expected, atol=1e-5)
-
-
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from edgetie_cli.tie import command
 
@@ -259,72 +116,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["merged"] == {"head": "table"}
     assert answer["ties"][0]["name"] == "table"
     assert answer["outputs"][0]["reason"] is None
-
-
-def ranges(path: Path, size: int = ROWS * WIDTH) -> set[tuple[str, str]]:
-    """The places of a file's tensors of so many elements in their data files."""
-    found = set()
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
-        info = {entry.key: entry.value for entry in tensor.external_data}
-        if int(np.prod(tensor.dims)) == size:
-            found.add((info["location"], info["offset"]))
-    return found
-
-
-def test_encoder_and_decoders_share_one_range(tmp_path: Path) -> None:
-    w = table()
-    cross = np.random.default_rng(5).normal(size=(64, 64)).astype(np.float32)
-    encoder = [LOOKUP, helper.make_node("Identity", ["x"], ["logits"])]
-    decoder = [LOOKUP, helper.make_node("MatMul", ["x", "lm_head"], ["logits"])]
-    turned = np.ascontiguousarray(w.T)
-    extra = [
-        helper.make_node("Shape", ["cross"], ["s"]),
-        helper.make_node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceSum", ["f"], ["r"], keepdims=0),
-    ]
-    decoder_nodes = [*extra, *decoder[:1], helper.make_node("Add", ["x", "r"], ["y"])]
-    decoder_nodes.append(helper.make_node("MatMul", ["y", "lm_head"], ["logits"]))
-    files = [
-        save(tmp_path / "encoder.onnx", encoder, {"table": w}),
-        save(tmp_path / "decoder.onnx", decoder, {"table": w, "lm_head": turned}),
-        save(
-            tmp_path / "with_past.onnx",
-            decoder_nodes,
-            {"table": w, "lm_head": turned, "cross": cross},
-        ),
-    ]
-    report = tie(files, tmp_path / "tied")
-    new = [tmp_path / "tied" / path.name for path in files]
-    assert len(set.union(*(ranges(path) for path in new))) == 1
-    assert report.bytes_after < report.bytes_before * 0.3
-    for before, after in zip(files, new, strict=True):
-        np.testing.assert_allclose(logits(after), logits(before), atol=1e-4)
-    assert sorted(p.name for p in (tmp_path / "tied").iterdir()) == sorted(
-        [*(path.name for path in files), "model.onnx.data"]
-    )
-    with pytest.raises(BundleError, match="never replaced"):
-        tie(files, tmp_path / "tied")
-    with pytest.raises(BundleError, match="same name"):
-        tie([files[0], files[0]], tmp_path / "twice")
-
-
-def test_a_decoder_that_has_the_head_alone_reads_the_encoders_table(tmp_path: Path) -> None:
-    """The head's transposed copy is in another file than the table."""
-    w = table()
-    encoder = [LOOKUP, helper.make_node("Identity", ["x"], ["logits"])]
-    cast = helper.make_node("Cast", ["input_ids"], ["c"], to=TensorProto.FLOAT)
-    ones = np.ones((4, WIDTH), np.float32)
-    decoder = [cast, helper.make_node("MatMul", ["c", "ones"], ["x"])]
-    decoder.append(helper.make_node("MatMul", ["x", "head"], ["logits"]))
-    files = [
-        save(tmp_path / "encoder.onnx", encoder, {"table": w}),
-        save(tmp_path / "decoder.onnx", decoder, {"head": np.ascontiguousarray(w.T), "ones": ones}),
-    ]
-    report = tie(files, tmp_path / "tied")
-    assert report.shared == {"decoder.onnx: head": "encoder.onnx: table"}
-    new = [tmp_path / "tied" / path.name for path in files]
-    assert len(set.union(*(ranges(path) for path in new))) == 1
-    np.testing.assert_allclose(logits(new[1]), logits(files[1]), rtol=1e-5, atol=1e-3)
 
 
 def test_equal_bytes_of_another_type_are_no_copy(tmp_path: Path) -> None:
@@ -358,15 +149,6 @@ def test_an_input_with_a_default_stays(tmp_path: Path) -> None:
     assert any("head: is table" in text for text in report.skipped)
     session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"))
     assert [value.name for value in session.get_overridable_initializers()] == ["head"]
-
-
-def test_a_data_file_in_the_way_is_kept(tmp_path: Path) -> None:
-    path = broken(tmp_path / "broken.onnx", "duplicate")
-    (tmp_path / "fixed.onnx.data").write_bytes(b"precious")
-    with pytest.raises(BundleError, match=r"fixed\.onnx\.data: already exists"):
-        tie(path, tmp_path / "fixed.onnx")
-    assert (tmp_path / "fixed.onnx.data").read_bytes() == b"precious"
-    assert not (tmp_path / "fixed.onnx").exists()
 
 
 def test_a_transpose_that_turns_nothing_and_an_empty_sequence(tmp_path: Path) -> None:
@@ -428,23 +210,6 @@ def test_nan_and_packed_types(tmp_path: Path) -> None:
     assert report.outputs[0].reason is None
     session = onnxruntime.InferenceSession(str(report.path))
     np.testing.assert_array_equal(session.run(["wide"], {"input_ids": IDS})[0], four)
-
-
-def test_entries_over_the_same_bytes_stay_that(tmp_path: Path) -> None:
-    report = tie(broken(tmp_path / "broken.onnx", "other shape"), tmp_path / "fixed.onnx")
-    again = tie(report.path, tmp_path / "again.onnx")
-    assert again.bytes_after == report.bytes_after
-    assert copies(again.path) == 1
-
-
-def test_a_malformed_graph_is_the_files_fault(tmp_path: Path) -> None:
-    path = broken(tmp_path / "broken.onnx", "duplicate")
-    model = onnx.load(path)
-    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:100]
-    onnx.save(model, path)
-    with pytest.raises(BundleError, match=r"broken\.onnx: not a valid ONNX model"):
-        tie(path, tmp_path / "fixed.onnx")
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_rows_that_no_sample_sees_are_never_merged_unasked(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
-from test_quantize import LEVELS, error, exported, logits, plain
+from quantize_models import LEVELS, error, logits, plain
 
 from edgetie.bundle import open_bundle
 from edgetie.errors import QuantizeError
@@ -31,8 +31,6 @@ from edgetie.runtime.session import Session, open_session
 from edgetie.targets import CALIBRATORS, SCHEMES, TARGETS, find_scheme
 from edgetie.ties import verify_ties
 from edgetie_cli.main import cli
-
-__all__ = ["exported"]
 
 IDS = np.random.default_rng(4).integers(3, models.VOCAB, (1, 24))
 TOLERANCE = {"int8-static": 0.08, "int4": 0.3, "int4-all": 0.4}
@@ -54,9 +52,9 @@ OPERATORS = {
 @pytest.mark.parametrize("scheme", ROUNDED)
 @pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text"])
 def test_close_to_fp32_with_one_table(
-    exported: Any, tmp_path: Path, scheme: str, kind: str
+    float_bundle: Any, tmp_path: Path, scheme: str, kind: str
 ) -> None:
-    source = exported(kind)
+    source = float_bundle(kind)
     report = quantize(source, tmp_path / "out", scheme=scheme)
     reference = logits(source / "model.onnx")
     exact = scheme == "int8-static"
@@ -90,17 +88,17 @@ def test_close_to_fp32_with_one_table(
 @pytest.mark.parametrize(
     "scheme", ["int8-mapped", "int8-plain", "int8-dynamic", "int8-static", "int4"]
 )
-def test_every_optimization_level_agrees(exported: Any, tmp_path: Path, scheme: str) -> None:
-    report = quantize(exported("Llama"), tmp_path / "out", scheme=scheme)
+def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path, scheme: str) -> None:
+    report = quantize(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
     first, *others = [logits(report.bundle.model_path, level) for level in LEVELS]
     for other in others:
         assert error(first, other) < 0.01
 
 
 @pytest.mark.parametrize("scheme", ROUNDED)
-def test_generates_the_same_step_by_step(exported: Any, tmp_path: Path, scheme: str) -> None:
+def test_generates_the_same_step_by_step(float_bundle: Any, tmp_path: Path, scheme: str) -> None:
     """Rounded activations of a prompt and of single tokens give the same tokens, nearly always."""
-    report = quantize(exported("Llama"), tmp_path / "out", scheme=scheme)
+    report = quantize(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
     session = open_session(report.bundle)
     prompts = np.random.default_rng(3).integers(3, models.VOCAB, (3, 9)).tolist()
     together = _greedy(session, prompts)
@@ -132,9 +130,13 @@ def test_nan_is_named(tmp_path: Path, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
-def test_calibrators(exported: Any, tmp_path: Path, calibrator: str) -> None:
-    report = quantize(exported("Llama"), tmp_path / "out", target="openvino", calibrator=calibrator)
-    assert error(logits(exported("Llama") / "model.onnx"), logits(report.bundle.model_path)) < 0.2
+def test_calibrators(float_bundle: Any, tmp_path: Path, calibrator: str) -> None:
+    report = quantize(
+        float_bundle("Llama"), tmp_path / "out", target="openvino", calibrator=calibrator
+    )
+    assert (
+        error(logits(float_bundle("Llama") / "model.onnx"), logits(report.bundle.model_path)) < 0.2
+    )
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     scales = {
         tensor.name: numpy_helper.to_array(tensor)
@@ -145,12 +147,15 @@ def test_calibrators(exported: Any, tmp_path: Path, calibrator: str) -> None:
     assert all(scale > 0 for scale in scales.values())
 
 
-def test_limits_hold_for_other_schemes(exported: Any, tmp_path: Path) -> None:
+def test_limits_hold_for_other_schemes(float_bundle: Any, tmp_path: Path) -> None:
     found = quantize(
-        exported("Llama"), tmp_path / "a", scheme="int8-static", limits=Thresholds(max_kl=1.0)
+        float_bundle("Llama"), tmp_path / "a", scheme="int8-static", limits=Thresholds(max_kl=1.0)
     ).manifest.quantization["measured"]["kl"]
     report = quantize(
-        exported("Llama"), tmp_path / "b", scheme="int8-static", limits=Thresholds(max_kl=found / 2)
+        float_bundle("Llama"),
+        tmp_path / "b",
+        scheme="int8-static",
+        limits=Thresholds(max_kl=found / 2),
     )
     assert report.manifest.quantization["measured"]["kl"] <= found / 2
     kept = [cost.name for cost in report.costs if cost.kept]
@@ -161,9 +166,9 @@ def test_limits_hold_for_other_schemes(exported: Any, tmp_path: Path) -> None:
     report.bundle.verify_files(hashes=True)
 
 
-def test_mapped_session_is_ready_without_optimizing(exported: Any, tmp_path: Path) -> None:
+def test_mapped_session_is_ready_without_optimizing(float_bundle: Any, tmp_path: Path) -> None:
     """Nothing is left to fold: the graph runs as it is written."""
-    report = quantize(exported("Llama"), tmp_path / "out", layout="mapped")
+    report = quantize(float_bundle("Llama"), tmp_path / "out", layout="mapped")
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
     foldable = [n.op_type for n in graph.node if n.input and constants.issuperset(n.input)]
@@ -242,11 +247,11 @@ def test_what_there_is_not(tmp_path: Path, asked: dict[str, Any], words: str) ->
         quantize(plain(tmp_path), tmp_path / "out", **asked)
 
 
-def test_from_the_command_line(exported: Any, tmp_path: Path) -> None:
+def test_from_the_command_line(float_bundle: Any, tmp_path: Path) -> None:
     listed = CliRunner().invoke(cli, ["quantize", "--list-targets"])
     assert listed.exit_code == 0
     assert all(name in listed.output for name in [*TARGETS, *SCHEMES])
-    source, out = str(exported("Llama")), str(tmp_path / "out")
+    source, out = str(float_bundle("Llama")), str(tmp_path / "out")
     done = CliRunner().invoke(
         cli, ["quantize", source, "-o", out, "--target", "mobile-cpu", "--json"]
     )
@@ -261,14 +266,14 @@ def test_from_the_command_line(exported: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text"])
 @pytest.mark.parametrize("scheme", ["fp16", "int8-fp16"])
 def test_half_precision_keeps_the_tie(
-    exported: Any, tmp_path: Path, kind: str, scheme: str
+    float_bundle: Any, tmp_path: Path, kind: str, scheme: str
 ) -> None:
-    report = quantize(exported(kind), tmp_path / "out", scheme=scheme)
-    reference = BundleReference(exported(kind)).logits(IDS)
+    report = quantize(float_bundle(kind), tmp_path / "out", scheme=scheme)
+    reference = BundleReference(float_bundle(kind)).logits(IDS)
     found = BundleReference(report.bundle).logits(IDS)
     assert error(reference, found) < (0.01 if scheme == "fp16" else 0.05)
     assert [group.name for group in report.manifest.ties][:1] == [
-        group.name for group in open_bundle(exported(kind)).manifest.ties
+        group.name for group in open_bundle(float_bundle(kind)).manifest.ties
     ][:1]  # type: ignore[union-attr]
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     kinds = [t.data_type for t in graph.initializer if np.prod(t.dims) >= 1024]
@@ -290,14 +295,14 @@ def test_a_weight_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3Text"])
 @pytest.mark.parametrize("scheme", ["int8", "int8-fp16"])
-def test_cache_of_8_bits(exported: Any, tmp_path: Path, kind: str, scheme: str) -> None:
-    report = quantize(exported(kind), tmp_path / "out", scheme=scheme, cache_bits=8)
+def test_cache_of_8_bits(float_bundle: Any, tmp_path: Path, kind: str, scheme: str) -> None:
+    report = quantize(float_bundle(kind), tmp_path / "out", scheme=scheme, cache_bits=8)
     session = open_session(report.bundle)
     assert session.cache_dtype == "int8"
     assert session.cache_in_place
     cached = [i for i in report.manifest.signature.inputs if i["name"].startswith("past")]
     assert {entry["dtype"] for entry in cached} == {"int8"}
-    reference = BundleReference(exported(kind)).logits(IDS)
+    reference = BundleReference(float_bundle(kind)).logits(IDS)
     assert error(reference, BundleReference(report.bundle).logits(IDS)) < 0.06
     # what was cached is read again: a prompt, then single tokens, against all at once
     decoder = Decoder(session, 1, 30)

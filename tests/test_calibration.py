@@ -1,0 +1,107 @@
+"""What ``quantize`` calibrates on: a text or inputs of one's own, a tokenizer beside a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+from conftest import source_of
+from quantize_models import error, logits
+from runtime_models import byte_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from edgetie.bundle import open_bundle
+from edgetie.errors import QuantizeError
+from edgetie.export.exporter import export
+from edgetie.harness.samples import BUILT_IN_TEXT
+from edgetie.quantize import quantize
+from edgetie.quantize.calibrate import read_feeds
+
+
+def test_calibration_text_of_ones_own(float_bundle: Any, tmp_path: Path) -> None:
+    source = tmp_path / "fp32"
+    source.mkdir()
+    for path in float_bundle("Llama").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(QuantizeError, match=r"no tokenizer\.json"):
+        quantize(source, tmp_path / "int8", calibration="some text")
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(models.VOCAB)}, unk_token="w0"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(source / "tokenizer.json"))
+    manifest = json.loads((source / "edgetie.json").read_text())
+    assert open_bundle(source).manifest is not None
+    assert manifest["precision"] == "fp32"
+    with pytest.raises(QuantizeError, match="fewer than 16 tokens"):
+        quantize(source, tmp_path / "int8", calibration="w1 w2")
+    text = " ".join(f"w{i}" for i in range(3, 103))
+    report = quantize(source, tmp_path / "int8", calibration=text)
+    assert report.manifest.quantization["calibration"] == "100 tokens of own text"
+    assert error(logits(source / "model.onnx"), logits(report.bundle.model_path)) < 0.03
+
+
+def test_calibration_on_inputs_of_ones_own(float_bundle: Any, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(3, models.VOCAB, (5, 1, 40))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    np.savez(tmp_path / "runs.npz", **feeds)
+    report = quantize(
+        float_bundle("Llama"), tmp_path / "out", calibration=read_feeds(tmp_path / "runs.npz")
+    )
+    assert report.manifest.quantization["calibration"] == "5 runs on own inputs"
+    reference = logits(float_bundle("Llama") / "model.onnx")
+    assert error(reference, logits(report.bundle.model_path)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"input_ids": np.zeros((2, 1, 4), np.int64)}, "input attention_mask is missing"),
+        ({"ids": np.zeros((2, 1, 4), np.int64)}, "ids is no input"),
+        ({"input_ids": np.zeros((2, 4)), "attention_mask": np.zeros((3, 4))}, "one axis in front"),
+        ({"input_ids": np.array(3)}, "one axis in front"),
+        (
+            {n: np.full((1, 1, 4), 10**6) for n in ("input_ids", "attention_mask")},
+            "calibration cannot run it",
+        ),
+    ],
+)
+def test_calibration_inputs_that_do_not_fit(
+    float_bundle: Any, tmp_path: Path, arrays: dict[str, np.ndarray], words: str
+) -> None:
+    np.savez(tmp_path / "runs.npz", **arrays)
+
+    def attempt() -> None:
+        runs = read_feeds(tmp_path / "runs.npz")
+        quantize(float_bundle("Llama"), tmp_path / "out", calibration=runs)
+
+    with pytest.raises(QuantizeError, match=words):
+        attempt()
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_npz_file(tmp_path: Path) -> None:
+    (tmp_path / "runs.npz").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(QuantizeError, match=r"runs\.npz: not a readable \.npz file"):
+        read_feeds(tmp_path / "runs.npz")
+
+
+def test_a_tokenizer_beside_a_plain_file_is_read_without_its_truncation(tmp_path: Path) -> None:
+    model = models.transformers_model("Llama")
+    model.config.max_position_embeddings = 512
+    export(source_of(model), tmp_path / "fp32")
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / "fp32" / name).rename(tmp_path / name)
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(32)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}', encoding="utf-8")
+    report = quantize(tmp_path / "model.onnx", tmp_path / "int8", calibration=BUILT_IN_TEXT)
+    count = len(byte_tokenizer().encode(BUILT_IN_TEXT).ids)
+    told = report.manifest.quantization["calibration"]
+    assert told == f"{min(1024, count)} tokens of own text"
+    assert report.manifest.signature.eos_token_ids == [2, 7]
