@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgetie.targets import CALIBRATORS, SCHEMES, TARGETS
+from edgetie.targets import BLOCK_SIZES, CALIBRATORS, SCHEMES, TARGETS
 
 from .common import limit_options, output_options, print_json, read_text, require_drawable
 
@@ -53,6 +53,12 @@ Examples:
 )
 @click.option("--bits", type=click.Choice(["8", "4"]), help="Bits of a layer's weight.")
 @click.option(
+    "--block-size",
+    type=click.Choice([str(size) for size in BLOCK_SIZES]),
+    help="Weights of a row that share a scale; smaller is closer and makes the file larger "
+    "[default: 64 with 8 bits, 32 with 4].",
+)
+@click.option(
     "--list-targets",
     is_flag=True,
     is_eager=True,
@@ -93,6 +99,7 @@ def command(
     scheme: str | None,
     layout: str | None,
     bits: str | None,
+    block_size: str | None,
     calibration: str | None,
     calibrator: str,
     cache_bits: str | None,
@@ -128,6 +135,7 @@ def command(
             scheme=scheme,
             layout=layout,
             bits=int(bits) if bits else None,
+            block_size=int(block_size) if block_size else None,
             calibration=given,
             calibrator=calibrator,
             cache_bits=int(cache_bits) if cache_bits else None,

@@ -5,9 +5,12 @@ A row of :data:`SCHEMES` is made real in :mod:`edgetie.quantize.schemes`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgetie.errors import EdgetieError, QuantizeError
+
+BLOCK_SIZES = (16, 32, 64)
+"""Columns of a row that may share a scale."""
 
 CALIBRATORS = ("minmax", "percentile", "entropy")
 """How ranges of activations are found, by schemes that fix them beforehand."""
@@ -27,6 +30,8 @@ class Scheme:
         ranges: bits of activations whose ranges are fixed beforehand, by calibration; 0 where none
             are.
         half: whether activations, and weights that are not quantized, have 16 bits.
+        blocks: whether scales are of blocks of a row, not of whole rows.
+        block: their size; ``None`` for the scheme's own, 64 with 8 bits and 32 with 4.
     """
 
     name: str
@@ -35,6 +40,8 @@ class Scheme:
     layout: str
     ranges: int = 0
     half: bool = False
+    blocks: bool = False
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ SCHEMES = {
             "8 bits by blocks of a row, with zero points: MatMulNBits, GatherBlockQuantized",
             "int8",
             "packed",
+            blocks=True,
         ),
         Scheme(
             "int8-aliased",
@@ -70,6 +78,7 @@ SCHEMES = {
             "release a file's pages",
             "int8",
             "packed",
+            blocks=True,
         ),
         Scheme(
             "int8-mapped",
@@ -82,6 +91,7 @@ SCHEMES = {
             "the tied table mapped, all other weights as in int8",
             "int8",
             "mixed",
+            blocks=True,
         ),
         Scheme(
             "int8-plain",
@@ -111,10 +121,30 @@ SCHEMES = {
             "packed",
             ranges=16,
         ),
-        Scheme("int4", "layers of 4 bits by blocks, the tied table as in int8", "int4", "packed"),
-        Scheme("int4-all", "all weights of 4 bits by blocks", "int4", "packed"),
-        Scheme("int8-fp16", "int8 with activations of 16 bits", "int8", "packed", half=True),
-        Scheme("int4-fp16", "int4 with activations of 16 bits", "int4", "packed", half=True),
+        Scheme(
+            "int4",
+            "layers of 4 bits by blocks, the tied table as in int8",
+            "int4",
+            "packed",
+            blocks=True,
+        ),
+        Scheme("int4-all", "all weights of 4 bits by blocks", "int4", "packed", blocks=True),
+        Scheme(
+            "int8-fp16",
+            "int8 with activations of 16 bits",
+            "int8",
+            "packed",
+            half=True,
+            blocks=True,
+        ),
+        Scheme(
+            "int4-fp16",
+            "int4 with activations of 16 bits",
+            "int4",
+            "packed",
+            half=True,
+            blocks=True,
+        ),
         Scheme("fp16", "nothing quantized, everything of 16 bits", "fp16", "packed", half=True),
     )
 }
@@ -158,6 +188,7 @@ def find_scheme(
     scheme: str | None = None,
     layout: str | None = None,
     bits: int | None = None,
+    block_size: int | None = None,
 ) -> Scheme:
     """The scheme of a target, or the one that is asked for.
 
@@ -166,9 +197,11 @@ def find_scheme(
         scheme: a name of :data:`SCHEMES`, instead of the target's.
         layout: ``packed`` or ``mapped``, weight-only, instead of the target's scheme.
         bits: 8 or 4 of a layer's weight, weight-only, instead of the target's scheme.
+        block_size: one of :data:`BLOCK_SIZES`, instead of the scheme's own.
 
     Raises:
-        QuantizeError: if there is no such target or scheme, or none of this layout and bits.
+        QuantizeError: if there is no such target or scheme, none of this layout and bits, or none
+            with blocks of this size.
     """
     if target not in TARGETS:
         raise QuantizeError(f"--target {target}: unknown; one of {', '.join(TARGETS)}")
@@ -186,4 +219,12 @@ def find_scheme(
         name = _BY_FORM[form]
     if name not in SCHEMES:
         raise QuantizeError(f"--scheme {name}: unknown; one of {', '.join(SCHEMES)}")
-    return SCHEMES[name]
+    found = SCHEMES[name]
+    if block_size is None:
+        return found
+    if not found.blocks:
+        raise QuantizeError(f"--block-size: {name} has no blocks; leave it out")
+    if block_size not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise QuantizeError(f"--block-size {block_size}: not one of {sizes}")
+    return replace(found, block=block_size)

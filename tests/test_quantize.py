@@ -266,3 +266,26 @@ def test_files_that_are_links_as_in_a_cache_of_downloads(float_bundle: Any, tmp_
     (links / "model.onnx.data").hardlink_to(data)
     with pytest.raises(BundleError, match=r"model\.onnx\.data: has several hard links, copy it"):
         quantize(links, tmp_path / "hard")
+
+
+def test_smaller_blocks_are_closer(float_bundle: Any, tmp_path: Path) -> None:
+    reference = logits(float_bundle("Llama") / "model.onnx")
+    errors, sizes = [], []
+    for block in (64, 32, 16):
+        report = quantize(float_bundle("Llama"), tmp_path / str(block), block_size=block)
+        graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+        found = {
+            helper.get_node_attr_value(node, "block_size")
+            for node in graph.node
+            if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
+        }
+        assert found == {block}
+        assert len(report.manifest.ties) == 1
+        errors.append(error(reference, logits(report.bundle.model_path)))
+        sizes.append(report.bundle.file_bytes)
+    assert errors[0] > errors[1] > errors[2]
+    assert sizes[0] < sizes[1] < sizes[2]
+    with pytest.raises(QuantizeError, match="--block-size: int8-mapped has no blocks"):
+        quantize(float_bundle("Llama"), tmp_path / "mapped", layout="mapped", block_size=32)
+    with pytest.raises(QuantizeError, match="--block-size 48: not one of 16, 32, 64"):
+        quantize(float_bundle("Llama"), tmp_path / "odd", block_size=48)

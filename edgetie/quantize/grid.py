@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgetie.errors import QuantizeError
+from edgetie.targets import BLOCK_SIZES
 
 Array = np.ndarray[Any, Any]
 
@@ -24,7 +25,7 @@ def choose_block(columns: int, largest: int = 64) -> int:
 
     Larger blocks save a hundredth of the file and cost a tenth of the accuracy.
     """
-    sizes = [size for size in (16, 32, 64) if size <= largest]
+    sizes = [size for size in BLOCK_SIZES if size <= largest]
     return max(sizes, key=lambda size: (-(-columns // size) * -size, size))
 
 

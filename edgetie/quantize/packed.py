@@ -15,7 +15,7 @@ from edgetie.quantize.forms import Form, Matrix, Nodes
 from edgetie.quantize.grid import Array, Grid, choose_block
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
-_LARGEST_BLOCK = {8: 64, 4: 32}
+_BLOCK = {8: 64, 4: 32}
 _COUNTED_SPLIT = 18  # the opset from which on Split counts its parts and ReduceMax reads its axes
 _TINY = 1e-30  # in the place of zero, of blocks that are all zeros
 
@@ -28,15 +28,18 @@ class Packed(Form):
 
     Args:
         bits: of a code.
+        block: columns that share a scale, fewer where that pads less; ``None`` for 64 of 8 bits
+            and 32 of 4.
         aliased: give lookup and product entries of their own over the same bytes.
     """
 
-    def __init__(self, bits: int = 8, *, aliased: bool = False) -> None:
+    def __init__(self, bits: int = 8, block: int | None = None, *, aliased: bool = False) -> None:
         super().__init__()
         self.bits, self.aliased = bits, aliased
+        self.block = block or _BLOCK[bits]
 
     def grid(self, columns: int) -> Grid:
-        block = choose_block(columns, _LARGEST_BLOCK[self.bits])
+        block = choose_block(columns, self.block)
         return Grid(self.bits, block, asymmetric=True, clip=self.bits < 8)
 
     def store(self, matrix: Matrix) -> None:

@@ -86,6 +86,7 @@ def quantize(
     scheme: str | None = None,
     layout: str | None = None,
     bits: int | None = None,
+    block_size: int | None = None,
     calibration: str | Sequence[Mapping[str, Any]] | None = None,
     calibrator: str = "percentile",
     cache_bits: int | None = None,
@@ -107,6 +108,8 @@ def quantize(
         scheme: a name of :data:`~edgetie.targets.SCHEMES`, instead of the target's.
         layout: ``packed`` or ``mapped``, instead of what the target's scheme has.
         bits: 8 or 4 a layer's weight, instead of what the target's scheme has.
+        block_size: columns that share a scale: 16, 32 or 64, where the scheme has blocks; smaller
+            where that pads less. Smaller blocks are closer and make larger files.
         calibration: a text like those the model will read; a built-in one by default, and
             random tokens where there is no tokenizer. Or the model's inputs themselves, run by run
             (:func:`~edgetie.quantize.calibrate.read_feeds`).
@@ -125,7 +128,7 @@ def quantize(
         QuantizeError: if there is no such scheme, the model is quantized already, a weight holds
             NaN or infinity, or the limits cannot be kept.
     """
-    row = find_scheme(target, scheme=scheme, layout=layout, bits=bits)
+    row = find_scheme(target, scheme=scheme, layout=layout, bits=bits, block_size=block_size)
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")

@@ -14,19 +14,19 @@ from edgetie.targets import Scheme
 
 Ranges = Mapping[str, Fixed]
 
-_FORMS: dict[str, Callable[[Ranges], tuple[Form, Form]]] = {
-    "int8": lambda _: (Packed(8), Packed(8)),
-    "int8-aliased": lambda _: (Packed(8, aliased=True), Packed(8)),
-    "int8-mapped": lambda _: (Mapped(), Mapped()),
-    "int8-mapped-table": lambda _: (Mapped(), Packed(8)),
-    "int8-plain": lambda _: (Plain(), Plain()),
-    "int8-dynamic": lambda _: (Plain(), Dynamic()),
-    "int8-static": lambda ranges: (Static(8, ranges, table=True), Static(8, ranges)),
-    "int8-static16": lambda ranges: (Static(16, ranges, table=True), Static(16, ranges)),
-    "int4": lambda _: (Packed(8), Packed(4)),
-    "int4-all": lambda _: (Packed(4), Packed(4)),
-    "int8-fp16": lambda _: (Packed(8), Packed(8)),
-    "int4-fp16": lambda _: (Packed(8), Packed(4)),
+_FORMS: dict[str, Callable[[int | None, Ranges], tuple[Form, Form]]] = {
+    "int8": lambda block, _: (Packed(8, block), Packed(8, block)),
+    "int8-aliased": lambda block, _: (Packed(8, block, aliased=True), Packed(8, block)),
+    "int8-mapped": lambda *_: (Mapped(), Mapped()),
+    "int8-mapped-table": lambda block, _: (Mapped(), Packed(8, block)),
+    "int8-plain": lambda *_: (Plain(), Plain()),
+    "int8-dynamic": lambda *_: (Plain(), Dynamic()),
+    "int8-static": lambda _, ranges: (Static(8, ranges, table=True), Static(8, ranges)),
+    "int8-static16": lambda _, ranges: (Static(16, ranges, table=True), Static(16, ranges)),
+    "int4": lambda block, _: (Packed(8, block), Packed(4, block)),
+    "int4-all": lambda block, _: (Packed(4, block), Packed(4, block)),
+    "int8-fp16": lambda block, _: (Packed(8, block), Packed(8, block)),
+    "int4-fp16": lambda block, _: (Packed(8, block), Packed(4, block)),
 }
 
 
@@ -35,8 +35,8 @@ def forms(scheme: Scheme, ranges: Ranges | None = None) -> tuple[Form, Form] | N
     in floating point.
 
     Args:
-        scheme: a row of :data:`edgetie.targets.SCHEMES`.
+        scheme: as :func:`edgetie.targets.find_scheme` gives it.
         ranges: around the product with each matrix, by its name, where they are fixed.
     """
     made = _FORMS.get(scheme.name)
-    return made(ranges or {}) if made is not None else None
+    return made(scheme.block, ranges or {}) if made is not None else None
