@@ -150,7 +150,8 @@ def open_session(
         raise ProviderError(
             f"{bundle.directory}: is compiled for {compiled}; run it with --provider {compiled}"
         )
-    if bundle.manifest is not None and bundle.manifest.layout == "mapped":
+    mapped = bundle.manifest is not None and bundle.manifest.layout == "mapped"
+    if mapped:
         # made to run as it is: nothing is gained, and a session takes twice as long to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     graph = None
@@ -193,9 +194,10 @@ def open_session(
             f"--strict: {bundle.model_path}: {row.name} leaves {placed(nodes, elsewhere)}; allow "
             f"that, or quantize for it: edgetie quantize --target {row.target}"
         )
-    files = MappedFiles(bundle.data_files) if release else None
+    files = MappedFiles(bundle.data_files) if release and not mapped else None
     if files is not None:
         files.release()
+    if release:
         release_code(onnxruntime_pybind11_state.__file__)
         release_heap()  # weights are packed in memory of which some is left over
     return Session(
