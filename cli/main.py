@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -33,6 +35,9 @@ COMMANDS = {
 
 TRACEBACK = "EDGETIE_TRACEBACK"
 """Environment variable: if set, errors come with their traceback, as Python shows them."""
+
+_READER_LEFT = 128 + 13
+"""Exit code as shells give it to a program that SIGPIPE has stopped; 1 is a failed check."""
 
 HELP = """From a PyTorch language model with tied embeddings to a small, fast ONNX model.
 
@@ -85,6 +90,9 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # no SIGHUP on Windows
             signal.signal(getattr(signal, name), stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # tables hold signs that not every code page has
     if sys.stdout is None:
         _fail("stdout is closed, so there is nowhere to write", 2)
     try:
@@ -95,9 +103,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; nothing was half-written", 128 + stopped_by)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns most of the first into the second
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left: nothing to say to it
-        sys.exit(1)
+        sys.exit(_READER_LEFT)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
@@ -125,5 +133,6 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"edgetie: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):  # where stderr cannot be written, the code says it
+        click.echo(f"edgetie: {' '.join(message.split())}", err=True)
     sys.exit(code)

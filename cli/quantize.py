@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,6 @@ from edgetie.targets import BLOCK_SIZES, CALIBRATORS, SCHEMES, TARGETS
 from .common import limit_options, output_options, print_json, read_text, require_drawable
 
 
-def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        from edgetie.report.scheme_table import print_schemes
-
-        print_schemes()
-        context.exit()
-
-
 @click.command(
     epilog="""\b
 Examples:
@@ -29,9 +22,9 @@ Examples:
   edgetie quantize model.onnx --output model-mapped --layout mapped
   edgetie quantize smol --output smol-int8 --calibration book.txt --max-perplexity-increase 0.1%"""
 )
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=click.Path(), required=False, metavar="BUNDLE")
 @click.option(
-    "--output", "-o", required=True, type=click.Path(), help="Directory of the bundle to write."
+    "--output", "-o", type=click.Path(), help="Directory of the bundle to write.  [required]"
 )
 @click.option(
     "--target",
@@ -61,10 +54,7 @@ Examples:
 @click.option(
     "--list-targets",
     is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_targets,
-    help="Print which scheme each target gets, and all schemes.",
+    help="Print which scheme each target gets, and all schemes, and do nothing else.",
 )
 @click.option(
     "--calibration",
@@ -92,14 +82,17 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @output_options
+@click.pass_context
 def command(
-    bundle: str,
-    output: str,
+    context: click.Context,
+    bundle: str | None,
+    output: str | None,
     target: str,
     scheme: str | None,
     layout: str | None,
     bits: str | None,
     block_size: str | None,
+    list_targets: bool,
     calibration: str | None,
     calibrator: str,
     cache_bits: str | None,
@@ -117,13 +110,21 @@ def command(
     limit, what int8 costs is measured on the text behind its first 1,024 tokens, and the weights
     that cost most stay in floating point until the limit holds.
     """
+    if list_targets:
+        _list_targets(as_json=as_json)
+        return
+    for given, parameter in zip((bundle, output), context.command.params, strict=False):
+        if given is None:
+            raise click.MissingParameter(ctx=context, param=parameter)
+    assert bundle is not None
+    assert output is not None
     from edgetie.harness.thresholds import Thresholds
     from edgetie.quantize import quantize
     from edgetie.report.progress import live
 
     if plot:
         require_drawable("--plot", plot)
-    given = _read(Path(calibration)) if calibration else None
+    read = _read(Path(calibration)) if calibration else None
     limits = Thresholds(
         max_kl=max_kl, min_top1=min_top1, max_perplexity_increase=max_perplexity_increase
     )
@@ -136,7 +137,7 @@ def command(
             layout=layout,
             bits=int(bits) if bits else None,
             block_size=int(block_size) if block_size else None,
-            calibration=given,
+            calibration=read,
             calibrator=calibrator,
             cache_bits=int(cache_bits) if cache_bits else None,
             limits=limits if limits != Thresholds() else None,
@@ -164,6 +165,20 @@ def command(
         from edgetie.report.quantize_table import print_quantize
 
         print_quantize(report)
+
+
+def _list_targets(*, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "targets": {name: asdict(target) for name, target in TARGETS.items()},
+                "schemes": {name: asdict(scheme) for name, scheme in SCHEMES.items()},
+            }
+        )
+        return
+    from edgetie.report.scheme_table import print_schemes
+
+    print_schemes()
 
 
 def _read(path: Path) -> str | Sequence[Mapping[str, Any]]:

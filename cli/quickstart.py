@@ -47,7 +47,7 @@ def command(
                     "int8": [proof.to_dict() for proof in report.proof_int8.ties],
                 },
                 "check": report.accuracy.to_dict(),
-                "bench": report.latency.to_dict(),
+                "bench": report.latency.to_dict() if report.latency else None,
                 "answers": [{"question": q, "answer": a} for q, a in report.answers],
             }
         )

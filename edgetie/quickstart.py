@@ -25,18 +25,19 @@ QUESTIONS = (
 )
 _ANSWER_TOKENS = 48
 _TEXT_TOKENS = 20_480
+_TIMED = 128, 64
 
 
 @dataclass(frozen=True)
 class QuickstartReport:
-    """Every report of the journey, in order."""
+    """Every report of the journey, in order; a model that generates nothing is not timed."""
 
     exported: ExportReport
     quantized: QuantizeReport
     proof_fp32: Inspection
     proof_int8: Inspection
     accuracy: AccuracyReport
-    latency: LatencyReport
+    latency: LatencyReport | None
     answers: tuple[tuple[str, str], ...]
 
 
@@ -83,11 +84,28 @@ def quickstart(
         max_tokens=_TEXT_TOKENS,
         progress=stages,
     )
-    latency = bench(int8, against=fp32, threads=threads, repeat=repeat, progress=stages)
-    stages.stage("generate")
-    answers = _answers(int8, threads)
+    task, longest = exported.manifest.task, exported.manifest.signature.max_positions
+    latency: LatencyReport | None = None
+    answers: tuple[tuple[str, str], ...] = ()
+    if task != "masked-lm":
+        prompt, new = _lengths(longest)
+        latency = bench(
+            int8, against=fp32, threads=threads, repeat=repeat, prompt_tokens=prompt,
+            new_tokens=new, progress=stages,
+        )  # fmt: skip
+    if task in ("causal-lm", "seq2seq-lm"):
+        stages.stage("generate")
+        answers = _answers(int8, threads)
     stages.finish()
     return QuickstartReport(exported, quantized, proof_fp32, proof_int8, accuracy, latency, answers)
+
+
+def _lengths(longest: int | None) -> tuple[int, int]:
+    """Tokens of the timed prompt, and to generate: fewer where a sequence cannot be so long."""
+    prompt, new = _TIMED
+    if longest is None or longest >= prompt + new:
+        return prompt, new
+    return longest - longest // 3, longest // 3
 
 
 def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:

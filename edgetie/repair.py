@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class RepairReport:
 
     Attributes:
         path: the file it wrote, or the directory.
-        merged: initializers that are gone, and what took the place of each.
+        merged: initializers that are gone, and what took the place of each; of several files
+            with the file's name in front, here and in all that follows.
         shared: initializers that share another's bytes, in another shape or file, and that other.
         near: copies that are nearly equal to a table, whether merged or not.
         merged_near: names of those that were.
@@ -97,6 +98,10 @@ def tie(
         raise BundleError(f"{output}: a directory is never replaced; choose another, without force")
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     bundles = [open_bundle(path) for path in paths]
+    for source, bundle in zip(paths, bundles, strict=True):
+        if len(bundle.model_paths) > 1:
+            held = ", ".join(path.name for path in bundle.model_paths)
+            raise BundleError(f"{source}: holds several models; name the files themselves: {held}")
     target = Path(output)
     names = [bundle.model_path.name for bundle in bundles] if several else [target.name]
     if len({*names, DATA}) != len(names) + 1:
@@ -108,7 +113,10 @@ def tie(
     place = atomic_directory(target, force=None) if several else atomic_files(target, force=force)
     with place as directory:
         with _sound(bundles):
-            models = [_Model(name, b.model_path) for name, b in zip(names, bundles, strict=True)]
+            models = [
+                _Model(name, bundle.model_path, f"{name}: " if several else "")
+                for name, bundle in zip(names, bundles, strict=True)
+            ]
             stages.stage("find copies")
             for model in models:
                 model.merge(max_distance)
@@ -122,7 +130,7 @@ def tie(
         ties = [
             tie
             for model, path in zip(models, written, strict=True)
-            for tie in _verified(path, model.copies_left)
+            for tie in _verified(path, model.copies_left, path.name if several else "")
         ]
         size = sum(file.stat().st_size for file in directory.iterdir())
         stages.stage("compare outputs")
@@ -133,10 +141,14 @@ def tie(
     stages.finish()
     return RepairReport(
         path=target,
-        merged={k: v for model in models for k, v in model.merged.items()},
+        merged={m.label(k): m.label(v) for m in models for k, v in m.merged.items()},
         shared={k: v for model in models for k, v in model.shared.items()},
-        near=tuple(copy for model in models for copy in model.near),
-        merged_near=tuple(name for model in models for name in model.merged_near),
+        near=tuple(
+            replace(copy, name=m.label(copy.name), table=m.label(copy.table))
+            for m in models
+            for copy in m.near
+        ),
+        merged_near=tuple(m.label(name) for m in models for name in m.merged_near),
         skipped=tuple(text for model in models for text in model.skipped),
         ties=tuple(ties),
         bytes_before=bytes_before,
@@ -165,16 +177,21 @@ def _sound(bundles: Sequence[Bundle]) -> Iterator[None]:
 class _Model:
     """One of the files, its graph, and what is merged in it."""
 
-    def __init__(self, name: str, path: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, path: Path, prefix: str) -> None:
+        self.name, self._prefix = name, prefix
         self.graph = load_model(path)
         self.vocabulary = min(_table_rows(self.graph), default=2)
         self.merged: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
         self.shared: dict[str, str] = {}
         self.near: list[NearCopy] = []
         self.merged_near: list[str] = []
         self.skipped: list[str] = []
         self.copies_left = False
+
+    def label(self, text: str) -> str:
+        """A name, or what is said of it, as reports give it."""
+        return f"{self._prefix}{text}"
 
     def merge(self, max_distance: float) -> None:
         """Merge the copies within the file."""
@@ -186,16 +203,17 @@ class _Model:
         nearest = MergeNear(wanted)
         run_passes(self.graph, [], [nearest])
         self.fuse_heads()
-        self.merged, self.shared = retie.merged, retie.aliases
+        self.merged, self.aliases = retie.merged, retie.aliases
+        self.shared = {self.label(k): self.label(v) for k, v in retie.aliases.items()}
         self.merged_near = nearest.merged
-        self.skipped += retie.skipped
+        self.skipped += map(self.label, retie.skipped)
         self.copies_left = bool(retie.skipped)
 
     def fuse_heads(self) -> None:
         """Products with a transposed table in a form that ONNX Runtime does not copy."""
         head = Head()
         run_passes(self.graph, [], [head])  # the written file is held against its ties
-        self.skipped += head.skipped
+        self.skipped += map(self.label, head.skipped)
 
 
 def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
@@ -204,7 +222,7 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
     owners: dict[ir.Value, _Model] = {}
     for model in models:
         initializers = model.graph.graph.initializers
-        same |= {initializers[a]: initializers[b] for a, b in model.shared.items()}
+        same |= {initializers[a]: initializers[b] for a, b in model.aliases.items()}
         owners |= dict.fromkeys(initializers.values(), model)
     if len(models) == 1:
         return same
@@ -212,13 +230,13 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
         for twin in twins:
             owner, value = owners[twin.value], twin.value
             if fixed(value, owner.graph) and twin.form == "transposed":
-                owner.skipped.append(f"{owner.name}: {value.name}: is an input or output itself")
+                owner.skipped.append(owner.label(f"{value.name}: is an input or output itself"))
                 continue
-            label = f"{owners[first.value].name}: {first.value.name}"
+            label = owners[first.value].label(str(first.value.name))
             if twin.form == "transposed" and not can_read_turned(value, first.value):
-                owner.skipped.append(f"{owner.name}: {value.name}: is {label} in another shape")
+                owner.skipped.append(owner.label(f"{value.name}: is {label} in another shape"))
                 continue
-            owner.shared[f"{owner.name}: {value.name}"] = label
+            owner.shared[owner.label(str(value.name))] = label
             if twin.form == "transposed":
                 value = read_turned(owner.graph.graph, value, first.value)
                 owner.fuse_heads()
@@ -226,13 +244,18 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
     return same
 
 
-def _verified(path: Path, copies_left: bool) -> list[TieGroup]:
-    """The ties of a written file, which has no copy of one unless copies had to stay."""
+def _verified(path: Path, copies_left: bool, file: str) -> list[TieGroup]:
+    """The ties of a written file, which has no copy of one unless copies had to stay.
+
+    ``file`` is what their uses are said to be in.
+    """
     model = load_model(path)
     ties = find_ties(model)
     if not copies_left:
         verify_ties(model, ties, where=path.name)
-    return ties
+    return [
+        replace(group, uses=tuple(replace(use, file=file) for use in group.uses)) for group in ties
+    ]
 
 
 def _compare(model: _Model, before: Path, after: Path) -> Equivalence:

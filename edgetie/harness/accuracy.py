@@ -175,8 +175,18 @@ def _compare(
     window = _usable_window(actual, reference, window)
     data = _choose_data(opened, text, max_tokens, vocab_size)
 
+    scored = list(
+        samples.scored(opened.task, data.ids, window, data.prefix, data.suffix, data.mask)
+    )
+    sure = data.is_text and not actual.hears  # nothing is said in noise
+    if sure and samples.too_short(scored, opened.task, data.mask):
+        raise BundleError(
+            f"{len(data.ids)} tokens are too few to measure predictions on; give a longer --text, "
+            "or more --max-tokens"
+        )
+
     progress.stage("Comparing logits")
-    errors, predictions = _compare_logits(actual, reference, data, window, opened.task, progress)
+    errors, predictions = _compare_logits(actual, reference, scored, data.random, window, progress)
     greedy_agreement = math.nan
     if opened.task != "masked-lm":
         progress.stage("Comparing greedy tokens")
@@ -191,7 +201,6 @@ def _compare(
         )
 
     precision = precision_of(opened)
-    sure = data.is_text and not actual.hears  # nothing is said in noise
     computed = "fp16" if precision == "fp32" and find(provider).half else precision
     limits = default_thresholds(computed, on_text=sure).override(thresholds)
     failures = limits.failures(
@@ -234,15 +243,14 @@ def _compare(
 def _compare_logits(
     actual: Reference,
     reference: Reference,
-    data: _Data,
+    scored: list[tuple[Ids, Ids]],
+    random: list[int],
     window: int,
-    task: str,
     progress: Progress,
 ) -> tuple[LogitErrors, PredictionErrors]:
     """Run both over every window, keeping the logits of one window at a time."""
     errors, predictions = LogitErrors(), PredictionErrors()
-    scored = list(samples.scored(task, data.ids, window, data.prefix, data.suffix, data.mask))
-    logits_only = list(samples.windows(data.random, window))
+    logits_only = list(samples.windows(random, window))
     count = len(scored) + len(logits_only)
     for index, (ids, targets) in enumerate([*scored, *((ids, None) for ids in logits_only)]):
         progress.advance(index, count)

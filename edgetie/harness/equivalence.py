@@ -109,7 +109,9 @@ def _run(model: str, vocabulary: int, target: str) -> None:
     options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(_SEED)
-    feeds = {v.name: _feed(v, random, vocabulary) for v in session.get_inputs()}
+    inputs = session.get_inputs()
+    sizes = _sizes(inputs)
+    feeds = {v.name: _feed(v, random, vocabulary, sizes) for v in inputs}
     with _few_pages(external_data_files(Path(model))):
         results = session.run(None, feeds)
     names = [value.name for value in session.get_outputs()]
@@ -141,14 +143,33 @@ def _few_pages(paths: list[Path]) -> Iterator[None]:
         thread.join()
 
 
-def _feed(value: Any, random: np.random.Generator, vocabulary: int) -> Any:
+def _sizes(inputs: list[Any]) -> dict[str, int]:
+    """A size for each dimension that has a name: it may be that of several inputs."""
+    sizes: dict[str, int] = {}
+    for value in sorted(inputs, key=lambda each: _is_past(each.name)):
+        for axis, name in enumerate(value.shape):
+            if isinstance(name, str) and name:
+                sizes.setdefault(name, _open_size(axis, past=_is_past(value.name)))
+    return sizes
+
+
+def _is_past(name: str) -> bool:
+    """Whether an input is a decoder's own cache, which may be empty; an encoder's may not."""
+    name = name.lower()
+    return ("past" in name or "cache" in name) and "encoder" not in name
+
+
+def _open_size(axis: int, *, past: bool) -> int:
+    return 1 if axis == 0 else 0 if past else _LENGTH
+
+
+def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[str, int]) -> Any:
     """Something that an input of this name and type may hold."""
     kind = value.type.removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
     name = value.name.lower()
-    past = "past" in name or "cache" in name
     shape = [
-        size if isinstance(size, int) else 1 if axis == 0 else 0 if past else _LENGTH
+        size if isinstance(size, int) else sizes.get(size, _open_size(axis, past=_is_past(name)))
         for axis, size in enumerate(value.shape)
     ]
     if dtype.kind == "f":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +122,14 @@ def scored(
             yield masked(window, mask, frozenset([*prefix, *suffix]), index)
         else:
             yield window, window if task == "seq2seq-lm" else np.full_like(window, -1)
+
+
+def too_short(windows: Iterable[tuple[Ids, Ids]], task: str, mask: int | None) -> bool:
+    """Whether :func:`scored` windows have fewer than two tokens to predict where they could have
+    more: the error of one alone is not known.
+    """
+    none = task not in ("causal-lm", "seq2seq-lm") and (task != "masked-lm" or mask is None)
+    return not none and sum(int((targets >= 0).sum()) for _, targets in windows) < 2
 
 
 def masked(window: Ids, mask: int, keep: frozenset[int], seed: int) -> tuple[Ids, Ids]:

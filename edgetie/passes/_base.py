@@ -34,6 +34,8 @@ class GraphPass(ir.passes.InPlacePass):
         self.rewrite(model)
         if self.changed:
             prune(model)
+            if any(node.domain == MICROSOFT for node in model.graph):
+                model.graph.opset_imports.setdefault(MICROSOFT, 1)
         return ir.passes.PassResult(model, modified=bool(self.changed))
 
     def rewrite(self, model: ir.Model) -> None:

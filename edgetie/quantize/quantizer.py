@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import Counter
@@ -39,13 +40,13 @@ from edgetie.passes import run_passes
 from edgetie.passes._base import weight
 from edgetie.quantize.cache import QuantizeCache, cache_scales
 from edgetie.quantize.calibrate import Text, calibration_text
-from edgetie.quantize.recording import Feeds, Input
+from edgetie.quantize.recording import Feeds, Input, looks_ahead
 from edgetie.quantize.rounding import Rounding
 from edgetie.quantize.sensitivity import CODES, FLOATS, Cost, Meter, fit, require_kept
 from edgetie.quantize.sound import calibration_clips
 from edgetie.quantize.store import Store
 from edgetie.report.progress import Stages
-from edgetie.targets import find_scheme
+from edgetie.targets import CALIBRATORS, find_scheme
 from edgetie.ties import find_shared_ties, find_ties, ties_of_file, verify_ties
 
 _QUANTIZED = {
@@ -129,17 +130,22 @@ def quantize(
             NaN or infinity, or the limits cannot be kept.
     """
     row = find_scheme(target, scheme=scheme, layout=layout, bits=bits, block_size=block_size)
+    if cache_bits not in (None, 8):
+        raise QuantizeError(f"--cache-bits {cache_bits}: a KV cache can have 8; leave it out")
+    if calibrator not in CALIBRATORS:
+        raise QuantizeError(f"--calibrator {calibrator}: not one of {', '.join(CALIBRATORS)}")
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")
     bundle = source if isinstance(source, Bundle) else open_bundle(source, hashes=True)
+    source_bytes = bundle.file_bytes  # of what may lie where the output will
     if bundle.has_fixed_shapes:
         raise QuantizeError(f"{bundle.directory}: has fixed shapes; quantize first, then fix them")
     models = {path.name: load_model(path) for path in bundle.model_paths}
     for model in models.values():
         _require_float(bundle, model)
         if bundle.manifest is None:
-            ir.passes.common.ShapeInferencePass()(model)  # other exporters may leave shapes out
+            _infer_shapes(model)
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
     before = find_shared_ties(models, parameters)
     if calibration is None or isinstance(calibration, str):
@@ -228,11 +234,21 @@ def quantize(
     stages.finish()
     return QuantizeReport(
         open_bundle(output),
-        bundle.file_bytes,
+        source_bytes,
         tuple(kept),
         tuple(costs),
         dict(stages.seconds),
     )
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Add shapes that other exporters leave out, where they can be told."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # a graph whose shapes cannot be told stays as it is
+    try:
+        ir.passes.common.ShapeInferencePass()(model)
+    finally:
+        logging.disable(level)
 
 
 def _named(models: Mapping[str, ir.Model]) -> dict[str, ir.Model]:
@@ -341,7 +357,7 @@ def _manifest(bundle: Bundle, models: Mapping[str, ir.Model]) -> Manifest:
     last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
     return Manifest(
         source={"kind": "onnx", "name": bundle.model_path.name, "architecture": None},
-        task="causal-lm",
+        task="masked-lm" if looks_ahead(bundle.model_path) else "causal-lm",
         precision="fp32",
         signature=Signature(
             inputs=describe(model.graph.inputs),

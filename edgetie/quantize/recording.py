@@ -23,6 +23,7 @@ from edgetie.runtime.graph import FOLDER, read_graph, without_last_token
 from edgetie.runtime.hearing import with_sound
 
 _PIECE_BYTES = 48 << 20  # weights of a piece
+_CHANGE = 1e-4  # of the largest logit: more than rounding makes
 _WINDOW = 256  # tokens of one run: keeps the recorded activations small
 
 Array = np.ndarray[Any, Any]
@@ -86,6 +87,28 @@ def record(
         raise
     except Exception as error:
         raise QuantizeError(f"{model_path}: calibration cannot run it ({error})") from error
+
+
+def looks_ahead(model_path: Path) -> bool:
+    """Whether what a model says at a token changes with the tokens behind it: it fills in masks.
+
+    A model that cannot be run, or keeps a cache, or says nothing at all tokens, does not.
+    """
+    graph, folder = read_graph(model_path)
+    inputs = _signature(graph)
+    if any(name.startswith("past_") for name in inputs):
+        return False
+    one, other = np.array([[5, 6, 7, 8]]), np.array([[5, 6, 7, 9]])
+    try:
+        session = _open(graph, folder, packed=False)
+        (first,), (second,) = (
+            session.run(["logits"], _feeds(inputs, ids, {})) for ids in (one, other)
+        )
+    except Exception:  # pybind11 classes without a common base
+        return False
+    if first.shape[:2] != one.shape:
+        return False
+    return bool(np.abs(first - second)[:, :-1].max() > _CHANGE * np.abs(first).max())
 
 
 @dataclass(frozen=True)
@@ -185,13 +208,14 @@ def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
         graph.initializer.remove(tensor)
 
 
-def _open(model: onnx.ModelProto, folder: Path) -> Any:
-    """A session over a graph whose weights lie in ``folder``."""
+def _open(model: onnx.ModelProto, folder: Path, *, packed: bool = True) -> Any:
+    """A session over a graph whose weights lie in ``folder``, copied in a faster form if so."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised, once is enough
     options.add_session_config_entry(FOLDER, str(folder))
+    options.add_session_config_entry("session.disable_prepacking", "0" if packed else "1")
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -177,7 +177,6 @@ class Rounding:
                 found = self._prepared[file]
                 passes[file] = MatrixPass(*made, found.grams, kept, found.massive)
                 run_passes(models[file], [], [passes[file]])
-                models[file].graph.opset_imports.setdefault("com.microsoft", 1)
             if self.scheme.layout == "mapped" or self.scheme.half:
                 run_passes(models[file], [], [Fold()])
             if self.scheme.half:

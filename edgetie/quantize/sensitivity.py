@@ -23,7 +23,7 @@ from edgetie.errors import QuantizeError
 from edgetie.external_data import write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.references import BundleReference
-from edgetie.harness.samples import scored
+from edgetie.harness.samples import scored, too_short
 from edgetie.harness.thresholds import Thresholds
 from edgetie.quantize.calibrate import Text
 from edgetie.quantize.rounding import RoundedModels, Rounding
@@ -122,6 +122,11 @@ class Meter:
         self._windows = list(
             scored(float_bundle.task, text.rest, window, text.prefix, text.suffix, text.mask)
         )
+        if too_short(self._windows, float_bundle.task, text.mask):
+            raise QuantizeError(
+                f"the calibration text has {len(text.rest)} tokens behind those calibrated on, too "
+                "few to hold limits against; give a longer one"
+            )
         self._known = [self._reference.logits(ids[None]) for ids, _ in self._windows[:_RANKED_ON]]
 
     def divergence(self, bundle: Bundle) -> float:

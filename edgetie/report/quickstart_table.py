@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from edgetie.harness.inspection import Inspection
+    from edgetie.harness.latency import LatencyReport
     from edgetie.quickstart import QuickstartReport
 
 
@@ -17,32 +19,20 @@ def print_quickstart(report: QuickstartReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for question, answer in report.answers:
         console.print(f"\n[bold]{question}[/bold]\n{answer}")
-    int8 = report.latency
-    fp32 = int8.against
-    assert fp32 is not None
-    accuracy = report.accuracy
+    accuracy, latency = report.accuracy, report.latency
     table = Table("", "fp32", "int8", header_style="bold", title_justify="left")
-    table.title = f"{report.exported.manifest.source['name']}, {int8.threads} threads"
+    threads = f", {latency.threads} threads" if latency is not None else ""
+    table.title = f"{report.exported.manifest.source['name']}{threads}"
     table.add_row(
         "copies of the embedding (file, optimized, memory)",
         _copies(report.proof_fp32),
         _copies(report.proof_int8),
     )
-    table.add_row("files", f"{fp32.file_bytes / 1e6:.1f} MB", f"{int8.file_bytes / 1e6:.1f} MB")
-    table.add_row("load", f"{fp32.load_seconds:.2f} s", f"{int8.load_seconds:.2f} s")
-    table.add_row(
-        f"prefill {int8.prompt_tokens} tokens",
-        f"{fp32.prefill_ms:.0f} ms",
-        f"{int8.prefill_ms:.0f} ms",
-    )
-    table.add_row(
-        "decode",
-        f"{fp32.decode_tokens_per_second:.1f} tokens/s",
-        f"{int8.decode_tokens_per_second:.1f} tokens/s",
-    )
-    table.add_row(
-        "memory over imports", f"{fp32.rss_bytes / 1e6:.0f} MB", f"{int8.rss_bytes / 1e6:.0f} MB"
-    )
+    sizes = (each.bundle.file_bytes for each in (report.exported, report.quantized))
+    table.add_row("files", *(f"{size / 1e6:.1f} MB" for size in sizes))
+    if latency is not None and latency.against is not None:
+        for row in _speeds(latency.against, latency):
+            table.add_row(*row)
     table.add_row(
         "largest logit error against torch",
         f"{report.exported.agreement.relative:.1e}",
@@ -61,6 +51,20 @@ def print_quickstart(report: QuickstartReport) -> None:
     console.print(
         f"bundles: {report.exported.bundle.directory}, {report.quantized.bundle.directory}"
     )
+
+
+def _speeds(fp32: LatencyReport, int8: LatencyReport) -> list[tuple[str, str, str]]:
+    """What was timed, of both."""
+
+    def row(name: str, value: Callable[[LatencyReport], str]) -> tuple[str, str, str]:
+        return name, value(fp32), value(int8)
+
+    return [
+        row("load", lambda r: f"{r.load_seconds:.2f} s"),
+        row(f"prefill {int8.prompt_tokens} tokens", lambda r: f"{r.prefill_ms:.0f} ms"),
+        row("decode", lambda r: f"{r.decode_tokens_per_second:.1f} tokens/s"),
+        row("memory over imports", lambda r: f"{r.rss_bytes / 1e6:.0f} MB"),
+    ]
 
 
 def _copies(proof: Inspection) -> str:
