@@ -27,6 +27,8 @@ DECODER = "decoder_model.onnx"
 DATA = "model.onnx.data"
 PREFILL = "prefill_model.onnx"
 """Beside a decoder of fixed shapes, the graph that reads prompts; both share their weights."""
+CONFIGURATIONS = ("generation_config.json", "config.json")
+"""Where settings of a model are looked for, the first one first."""
 PROCESSOR = "processor_config.json"
 """How a model that hears is asked about a sound."""
 ENCODER_MASK = "encoder_attention_mask"
@@ -385,7 +387,7 @@ def start_token_ids(directory: Path) -> list[int]:
 
 def _setting(directory: Path, name: str) -> Any:
     """A setting of the generation configuration, or else of the configuration."""
-    for file in ("generation_config.json", "config.json"):
+    for file in CONFIGURATIONS:
         path = directory / file
         if path.is_file():
             try:

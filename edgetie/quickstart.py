@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgetie.atomic import check_destination
 from edgetie.export.exporter import ExportReport, export
-from edgetie.harness.accuracy import AccuracyReport, check
+from edgetie.harness.accuracy import AccuracyReport, check, usable_window
 from edgetie.harness.inspection import Inspection, inspect
 from edgetie.harness.latency import LatencyReport, bench
 from edgetie.harness.references import BundleReference
@@ -25,7 +25,7 @@ QUESTIONS = (
 )
 _ANSWER_TOKENS = 48
 _TEXT_TOKENS = 20_480
-_TIMED = 128, 64
+_TIMED_TOKENS = 192  # a third of them generated; fewer where a model takes fewer
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,19 @@ def quickstart(
     quantized = quantize(fp32, int8, force=force, progress=stages)
     proof_fp32 = inspect(fp32, progress=stages)
     proof_int8 = inspect(int8, progress=stages)
+    reference = BundleReference(fp32)
     accuracy = check(
-        int8,
-        BundleReference(fp32),
-        threads=threads,
-        text=text,
-        max_tokens=_TEXT_TOKENS,
-        progress=stages,
+        int8, reference, threads=threads, text=text, max_tokens=_TEXT_TOKENS, progress=stages
     )
-    task, longest = exported.manifest.task, exported.manifest.signature.max_positions
+    task = exported.manifest.task
     latency: LatencyReport | None = None
     answers: tuple[tuple[str, str], ...] = ()
+    length = usable_window(BundleReference(int8), reference, _TIMED_TOKENS)
+    del reference  # and its session
     if task != "masked-lm":
-        prompt, new = _lengths(longest)
+        new = length // 3
         latency = bench(
-            int8, against=fp32, threads=threads, repeat=repeat, prompt_tokens=prompt,
+            int8, against=fp32, threads=threads, repeat=repeat, prompt_tokens=length - new,
             new_tokens=new, progress=stages,
         )  # fmt: skip
     if task in ("causal-lm", "seq2seq-lm"):
@@ -98,14 +96,6 @@ def quickstart(
         answers = _answers(int8, threads)
     stages.finish()
     return QuickstartReport(exported, quantized, proof_fp32, proof_int8, accuracy, latency, answers)
-
-
-def _lengths(longest: int | None) -> tuple[int, int]:
-    """Tokens of the timed prompt, and to generate: fewer where a sequence cannot be so long."""
-    prompt, new = _TIMED
-    if longest is None or longest >= prompt + new:
-        return prompt, new
-    return longest - longest // 3, longest // 3
 
 
 def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:

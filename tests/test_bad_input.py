@@ -196,7 +196,7 @@ def test_reader_that_leaves_and_output_that_is_full(bundle: Path) -> None:
         command, cwd=bundle.parent, stdout=write, stderr=subprocess.PIPE, text=True
     )
     os.close(write)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (141, "")  # as of SIGPIPE; 1 is a failed check
     if Path("/dev/full").exists():
         with Path("/dev/full").open("w", encoding="utf-8") as full:
             done = subprocess.run(
@@ -204,6 +204,20 @@ def test_reader_that_leaves_and_output_that_is_full(bundle: Path) -> None:
             )
         assert done.returncode == 2
         assert done.stderr.startswith("edgetie: writing: No space left")
+        missing = [sys.executable, "-c", MAIN, "inspect", "nothing"]
+        with Path("/dev/full").open("w", encoding="utf-8") as full:
+            assert subprocess.run(missing, cwd=bundle.parent, stderr=full).returncode == 2
+
+
+def test_a_code_page_that_lacks_signs_of_tables(bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "inspect", "bundle"],
+        cwd=bundle.parent,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )
+    assert done.returncode == 0
+    assert b"tied weight" in done.stdout
 
 
 def test_error_nobody_thought_of(bundle: Path) -> None:

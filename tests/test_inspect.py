@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper, save_model
 
 from edgetie.harness.inspection import inspect
+from edgetie.quantize import quantize
 
 
 def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Path) -> None:
@@ -85,6 +86,31 @@ def test_memory_that_was_not_counted_proves_nothing(folding: Path) -> None:
     run = CliRunner().invoke(cli, ["inspect", str(inline), "--require-tied"], standalone_mode=False)
     assert run.return_value == 1
     assert "table: its copies in memory cannot be counted here" in run.stderr
+
+
+def test_copies_of_codes_in_another_form_are_counted(tmp_path: Path) -> None:
+    """ONNX Runtime makes int8 codes uint8, transposes them, and keeps the table for lookups."""
+    rows, columns = 34_000, 256
+    table = np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+            helper.make_node("Relu", ["x"], ["h"]),
+            helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+            helper.make_node("MatMul", ["h", "turned"], ["logits"], name="head"),
+        ],
+        "tied",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "s", rows])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    quantize(tmp_path / "m.onnx", tmp_path / "static", scheme="int8-static")
+    (proof,) = inspect(tmp_path / "static").ties
+    assert (proof.file, proof.optimized) == (1, 2)
+    assert proof.memory in (1, 2)
+    assert any("transposed, for" in text for text in proof.made_by)
 
 
 def test_nodes_without_names_are_measured(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -19,6 +20,8 @@ from edgetie.export import exporter
 from edgetie.export.exporter import ExportReport, export
 from edgetie.harness.accuracy import AccuracyReport, check
 from edgetie.quantize import quantize
+from edgetie.quickstart import quickstart
+from edgetie.report.quickstart_table import print_quickstart
 from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.session import open_session
 from edgetie.runtime.tokenizer import Tokenizer
@@ -155,3 +158,27 @@ def test_families(name: str, tmp_path: Path) -> None:
     assert {use.op_type for use in table.uses} >= {"Gather"}
     assert len(table.uses) == 2
     assert exporter.find_ties(ir.load(report.bundle.model_path))
+    onnx.checker.check_model(report.bundle.model_path)
+
+
+def test_a_bare_file_is_known_to_fill_in_tokens(albert: ExportReport, tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(albert.bundle.directory / name, tmp_path / name)
+    report = quantize(tmp_path / "model.onnx", tmp_path / "int8")
+    assert report.manifest.task == "masked-lm"
+    text = "\n".join(REACTIONS * 8)
+    found = check(report.bundle, str(albert.bundle.directory), text=text)
+    assert isinstance(found, AccuracyReport)
+    assert found.mean_kl_divergence < 0.02
+    with pytest.raises(BundleError, match="3 tokens are too few to measure predictions on"):
+        check(albert.bundle, str(albert.bundle.directory), text=text, max_tokens=3)
+
+
+def test_the_quickstart_times_nothing_that_does_not_generate(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**SIZES, intermediate_size=128)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    report = quickstart(tmp_path / "out", model=str(tmp_path / "bert"))
+    assert (report.latency, report.answers) == (None, ())
+    assert report.accuracy.passed
+    print_quickstart(report)

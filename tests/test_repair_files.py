@@ -90,6 +90,10 @@ def test_encoder_and_decoders_share_one_range(tmp_path: Path) -> None:
     new = [tmp_path / "tied" / path.name for path in files]
     assert len(set.union(*(ranges(path) for path in new))) == 1
     assert report.bytes_after < report.bytes_before * 0.3
+    assert report.merged == {
+        "decoder.onnx: lm_head": "decoder.onnx: table",
+        "with_past.onnx: lm_head": "with_past.onnx: table",
+    }
     for before, after in zip(files, new, strict=True):
         np.testing.assert_allclose(logits(after), logits(before), atol=1e-4)
     assert sorted(p.name for p in (tmp_path / "tied").iterdir()) == sorted(

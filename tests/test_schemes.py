@@ -240,6 +240,8 @@ def test_every_target_has_a_scheme_and_every_scheme_forms() -> None:
         ({"scheme": "int3"}, "--scheme int3: unknown; one of int8"),
         ({"layout": "mapped", "bits": 4}, "there is no such scheme"),
         ({"scheme": "int8", "bits": 8}, "says layout and bits already"),
+        ({"cache_bits": 4}, "--cache-bits 4: a KV cache can have 8"),
+        ({"calibrator": "none"}, "--calibrator none: not one of minmax"),
     ],
 )
 def test_what_there_is_not(tmp_path: Path, asked: dict[str, Any], words: str) -> None:
@@ -251,6 +253,8 @@ def test_from_the_command_line(float_bundle: Any, tmp_path: Path) -> None:
     listed = CliRunner().invoke(cli, ["quantize", "--list-targets"])
     assert listed.exit_code == 0
     assert all(name in listed.output for name in [*TARGETS, *SCHEMES])
+    tables = json.loads(CliRunner().invoke(cli, ["quantize", "--list-targets", "--json"]).stdout)
+    assert (list(tables["targets"]), list(tables["schemes"])) == ([*TARGETS], [*SCHEMES])
     source, out = str(float_bundle("Llama")), str(tmp_path / "out")
     done = CliRunner().invoke(
         cli, ["quantize", source, "-o", out, "--target", "mobile-cpu", "--json"]

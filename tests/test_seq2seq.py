@@ -19,6 +19,7 @@ from edgetie.harness.inspection import inspect
 from edgetie.harness.latency import bench
 from edgetie.harness.references import TorchReference
 from edgetie.quantize import quantize
+from edgetie.repair import tie
 from edgetie.runtime.generation import generate
 from edgetie.runtime.session import open_session
 from edgetie.sources import Source
@@ -107,6 +108,8 @@ def test_one_table_for_both_files(exported: Callable[[str], ExportReport], name:
     ]
     assert table.data is not None
     assert table.data["length"] == 512 * 64 * 4
+    for file in names:
+        onnx.checker.check_model(directory / f"{file}.onnx")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -165,6 +168,18 @@ def test_inspect_counts_over_both_files(exported: Callable[[str], ExportReport])
     assert (table.file, table.optimized) == (1, 1)
     parameters = exported("T5").unique_parameter_bytes
     assert parameters <= found.weight_bytes < 1.02 * parameters
+
+
+def test_tie_runs_a_decoder_behind_an_encoder(
+    exported: Callable[[str], ExportReport], tmp_path: Path
+) -> None:
+    directory = exported("T5").bundle.directory
+    files = [directory / "encoder_model.onnx", directory / "decoder_model.onnx"]
+    report = tie(files, tmp_path / "tied")
+    assert [outputs.reason for outputs in report.outputs] == [None, None]
+    assert {use.file for group in report.ties for use in group.uses} == {"decoder_model.onnx"}
+    with pytest.raises(BundleError, match="holds several models"):
+        tie(directory, tmp_path / "one.onnx")
 
 
 def test_check_against_torch_and_bench(exported: Callable[[str], ExportReport]) -> None:

@@ -172,7 +172,7 @@ def _compare(
     """Run both and hold the one against the other."""
     opened = actual.bundle
     vocab_size = _common_vocabulary(actual, reference)
-    window = _usable_window(actual, reference, window)
+    window = usable_window(actual, reference, window)
     data = _choose_data(opened, text, max_tokens, vocab_size)
 
     scored = list(
@@ -318,8 +318,10 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
     return _Data(words, True, ids, random, *special)
 
 
-def _usable_window(bundle: _Model, reference: Reference, window: int) -> int:
-    """The window, or what both models take: the manifest tells, else it is halved until it fits."""
+def usable_window(bundle: _Model, reference: Reference, window: int) -> int:
+    """A number of tokens, or what both models take: the manifest tells, else it is halved until it
+    fits.
+    """
     longest = bundle.longest
     if longest is not None:
         return min(window, longest)

@@ -120,10 +120,9 @@ def inspect(
             memory = _times(resident, group)
             private = resident.anonymous / group.bytes
             if memory > 1 or private > 0.5:
-                kernels = ", ".join(
-                    dict.fromkeys(u.op_type for u in group.uses if _packs(u.op_type))
-                )
-                made_by = [*made_by, f"memory: {kernels} packs it ({private:.2f} × private)"]
+                kernels = dict.fromkeys(u.op_type for u in group.uses if _packs(u.op_type))
+                words = ", ".join(kernels) or "the product behind it"
+                made_by = [*made_by, f"memory: {words} packs it ({private:.2f} × private)"]
         proofs.append(TieProof(group, file, opt, memory, resident, tuple(made_by)))
     stages.finish()
     return Inspection(
@@ -205,11 +204,8 @@ def _copies(
     ranges: set[Any] = set()
     for file, model in optimized.items():
         for value in model.graph.initializers.values():
-            other = value.const_value
-            if other is None or (other.dtype, other.size) != (tensor.dtype, tensor.size):
-                continue
-            straight = np.array_equal(other.numpy().reshape(-1), array.reshape(-1))
-            if not straight and not (array.ndim == 2 and np.array_equal(other.numpy(), array.T)):
+            form = _form(array, value.const_value)
+            if form is None:
                 continue
             original = models[file].graph.initializers.get(str(value.name))
             where = (byte_range(original) if original else byte_range(value)) or str(value.name)
@@ -218,11 +214,32 @@ def _copies(
             ranges.add(where)
             if original is None:
                 users = ", ".join(f"{node.op_type} {node.name}" for node, _ in value.uses())
-                form = "as it is" if straight else "transposed"
                 made_by.append(
                     f"optimized: constant folding made {value.name}, {form}, for {users}"
                 )
     return max(1, len(twins)), len(ranges), made_by
+
+
+def _form(array: np.ndarray[Any, Any], other: ir.TensorProtocol | None) -> str | None:
+    """In which form a tensor holds the values of a weight; ``None`` where it does not.
+
+    Codes of 8 bits may be counted from another zero: ONNX Runtime makes uint8 of int8.
+    """
+    if other is None or (other.size, other.nbytes) != (array.size, array.nbytes):
+        return None
+    found = other.numpy()
+    if found.dtype != array.dtype:
+        if {found.dtype, array.dtype} != {np.dtype(np.int8), np.dtype(np.uint8)}:
+            return None
+        found = found.view(np.uint8) ^ 128
+        array = array.view(np.uint8)
+    if np.array_equal(found.reshape(-1), array.reshape(-1)):
+        return "as it is"
+    if array.ndim > 1:
+        flat = array.reshape(len(array), -1)
+        if np.array_equal(found.reshape(-1), flat.T.reshape(-1)):
+            return "transposed"
+    return None
 
 
 def _largest(

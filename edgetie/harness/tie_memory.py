@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.harness.environments import ask
+from edgetie.passes._base import attribute_ints, only_user
 from edgetie.ties import TieGroup, nodes_using
 
 MIN_BYTES = 8 << 20
@@ -64,64 +65,122 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
 
 def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]] | None:
     """The nodes that use the weight, their other inputs open; and shapes and dtypes to feed."""
-    users = nodes_using(model, group.name)
-    mapping: dict[ir.Value, ir.Value] = {}
-    inputs: list[ir.Value] = []
-    feeds: dict[str, Any] = {}
-    nodes: list[ir.Node] = []
+    piece = _Piece()
+    results = [piece.user(node) for node in _products(nodes_using(model, group.name))]
+    if not results or any(result is None for result in results):
+        return None
+    graph = ir.Graph(
+        piece.inputs,
+        [result for result in results if result is not None],
+        nodes=piece.nodes,
+        initializers=list(piece.constants.values()),
+        opset_imports=dict(model.graph.opset_imports),
+        name="tied_weight",
+    )
+    return ir.Model(graph, ir_version=model.ir_version), piece.feeds
 
-    def constant(value: ir.Value) -> ir.Value:
-        if value not in mapping:
-            mapping[value] = ir.Value(
-                name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
-            )
-        return mapping[value]
 
-    def copy(node: ir.Node) -> ir.Node | None:
+def _products(users: list[ir.Node]) -> list[ir.Node]:
+    """Users, and in the place of each DequantizeLinear, whose result a session need not keep, what
+    reads that.
+    """
+    found: dict[ir.Node, None] = {}
+    for node in users:
+        if node.op_type in _FORM_CHANGES:
+            found |= dict.fromkeys(_products([user for user, _ in node.outputs[0].uses()]))
+        else:
+            found[node] = None
+    return list(found)
+
+
+class _Piece:
+    """Nodes of a graph copied into one of their own.
+
+    Attributes:
+        inputs: of the new graph.
+        feeds: what to feed for each.
+        nodes: the copies, in order.
+        constants: copied initializers, by the old ones.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: list[ir.Value] = []
+        self.feeds: dict[str, Any] = {}
+        self.nodes: list[ir.Node] = []
+        self.constants: dict[ir.Value, ir.Value] = {}
+
+    def user(self, node: ir.Node) -> ir.Value | None:
+        """Copy a node that reads the weight, and what rounds its result; ``None`` if its inputs
+        cannot be made up.
+        """
+        result = self._copy(node)
+        for op_type in ("QuantizeLinear", "DequantizeLinear"):
+            after = only_user(node.outputs[0], op_type)
+            if result is None or after is None or not _has_constants(after):
+                break
+            result, node = self._put(after, [result, *map(self._constant, after.inputs[1:])]), after
+        return result
+
+    def _copy(self, node: ir.Node) -> ir.Value | None:
         taken: list[ir.Value | None] = []
         for index, value in enumerate(node.inputs):
-            if value is None:
-                taken.append(None)
-            elif value.const_value is not None:
-                taken.append(constant(value))
-            elif (
-                (made := value.producer()) is not None
-                and made.op_type in _FORM_CHANGES
-                and (made.inputs[0] is not None and made.inputs[0].const_value is not None)
-            ):
-                inner = copy(made)
+            made = value.producer() if value is not None else None
+            if value is None or value.const_value is not None:
+                taken.append(self._constant(value))
+            elif made is not None and made.op_type in _FORM_CHANGES and _from_constant(made):
+                inner = self._copy(made)
                 if inner is None:
                     return None
-                taken.append(inner.outputs[0])
+                taken.append(inner)
             else:
                 shape = _shape(node, index)
                 if shape is None:
                     return None
-                kind = _dtype(node, index, value)
-                name = f"in.{len(inputs)}"
-                inputs.append(ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind)))
-                feeds[name] = {"shape": shape, "dtype": kind.numpy().name}
-                taken.append(inputs[-1])
-        made_node = ir.Node(
-            node.domain, node.op_type, taken, list(node.attributes.values()), num_outputs=1
-        )
-        made_node.outputs[0].name = f"out.{len(nodes)}"
-        made_node.outputs[0].type = node.outputs[0].type
-        nodes.append(made_node)
-        return made_node
+                taken.append(self._open(value, shape, _dtype(node, index, value)))
+        return self._put(node, taken)
 
-    results = [copy(node) for node in users]
-    if not results or any(result is None for result in results):
-        return None
-    graph = ir.Graph(
-        inputs,
-        [result.outputs[0] for result in results if result is not None],
-        nodes=nodes,
-        initializers=list(mapping.values()),
-        opset_imports=dict(model.graph.opset_imports),
-        name="tied_weight",
-    )
-    return ir.Model(graph, ir_version=model.ir_version), feeds
+    def _open(self, value: ir.Value, shape: list[int], kind: ir.DataType) -> ir.Value:
+        """An input in the place of ``value``, rounded as that is."""
+        made = value.producer()
+        if made is not None and made.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            first = made.inputs[0]
+            if first is not None and _has_constants(made):
+                rounded = self._open(first, shape, kind)
+                return self._put(made, [rounded, *map(self._constant, made.inputs[1:])])
+        name = f"in.{len(self.inputs)}"
+        self.inputs.append(ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind)))
+        self.feeds[name] = {"shape": shape, "dtype": kind.numpy().name}
+        return self.inputs[-1]
+
+    def _constant(self, value: ir.Value | None) -> ir.Value | None:
+        if value is not None and value not in self.constants:
+            self.constants[value] = ir.Value(
+                name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
+            )
+        return None if value is None else self.constants[value]
+
+    def _put(self, node: ir.Node, inputs: list[ir.Value | None]) -> ir.Value:
+        made = ir.Node(
+            node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=1
+        )
+        made.outputs[0].name = f"out.{len(self.nodes)}"
+        made.outputs[0].type = node.outputs[0].type
+        self.nodes.append(made)
+        return made.outputs[0]
+
+
+def _from_constant(node: ir.Node) -> bool:
+    """Whether a node changes the form of a constant, perhaps behind others that do."""
+    value = node.inputs[0]
+    made = value.producer() if value is not None else None
+    if value is None or value.const_value is not None:
+        return value is not None
+    return made is not None and made.op_type in _FORM_CHANGES and _from_constant(made)
+
+
+def _has_constants(node: ir.Node) -> bool:
+    """Whether all inputs but the first are constants."""
+    return all(value is None or value.const_value is not None for value in node.inputs[1:])
 
 
 def _dtype(node: ir.Node, index: int, value: ir.Value) -> ir.DataType:
@@ -147,14 +206,28 @@ def _shape(node: ir.Node, index: int) -> list[int] | None:
         or other is None
     ):
         return None
-    if other.shape is None or len(other.shape) != 2:
+    known = _known_shape(other)
+    if known is None or len(known) != 2:
         return None
-    rows, columns = other.shape
+    rows, columns = known
     swapped = "transB" in node.attributes and node.attributes["transB"].as_int() != 0
     inner = columns if index == 1 or swapped else rows
     if not isinstance(inner, int):
         return None
     return [inner, 1] if index == 1 else [1, inner]
+
+
+def _known_shape(value: ir.Value) -> list[Any] | None:
+    """A value's shape, told from that of a constant it is made of if need be."""
+    if value.shape is not None:
+        return list(value.shape)
+    node = value.producer()
+    if node is None or node.op_type not in _FORM_CHANGES or node.inputs[0] is None:
+        return None
+    before = _known_shape(node.inputs[0])
+    if node.op_type == "Transpose" and before is not None:
+        return [before[axis] for axis in attribute_ints(node, "perm") or range(len(before))[::-1]]
+    return None if node.op_type == "Reshape" else before
 
 
 def _resident(path: str) -> int:

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from edgetie.atomic import atomic_directory, check_destination
 from edgetie.bundle import (
+    CONFIGURATIONS,
     DATA,
     LAST_TOKEN_NODE,
     MANIFEST,
@@ -46,6 +47,7 @@ from edgetie.quantize.sensitivity import CODES, FLOATS, Cost, Meter, fit, requir
 from edgetie.quantize.sound import calibration_clips
 from edgetie.quantize.store import Store
 from edgetie.report.progress import Stages
+from edgetie.runtime.tokenizer import TOKENIZER_FILES
 from edgetie.targets import CALIBRATORS, find_scheme
 from edgetie.ties import find_shared_ties, find_ties, ties_of_file, verify_ties
 
@@ -339,11 +341,13 @@ def _require_kept(before: list[Any], after: list[Any]) -> None:
 
 
 def _copy_extras(bundle: Bundle, directory: Path) -> None:
-    """Configuration and tokenizer files, as they are."""
+    """Configuration and tokenizer files, as they are; of a bare ONNX file those beside it."""
     if bundle.manifest is None:
-        return
-    for path in bundle.files:
-        if path.suffix != ".onnx" and path.name not in (DATA, MANIFEST):
+        files = [bundle.directory / name for name in (*TOKENIZER_FILES, *CONFIGURATIONS)]
+    else:
+        files = [f for f in bundle.files if f.suffix != ".onnx" and f.name not in (DATA, MANIFEST)]
+    for path in files:
+        if path.is_file():
             shutil.copyfile(path, directory / path.name)
 
 

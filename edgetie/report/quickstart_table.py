@@ -39,7 +39,7 @@ def print_quickstart(report: QuickstartReport) -> None:
         f"{accuracy.relative_error:.1e}",
     )
     table.add_row(
-        "perplexity", f"{accuracy.reference_perplexity:.2f}", f"{accuracy.perplexity:.2f}"
+        "perplexity", f"{accuracy.reference_perplexity:.4g}", f"{accuracy.perplexity:.4g}"
     )
     table.add_row(
         "top-1 agreement with fp32",

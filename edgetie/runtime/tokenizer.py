@@ -14,6 +14,12 @@ from edgetie.bundle import Bundle
 from edgetie.errors import BundleError
 
 TOKENIZER = "tokenizer.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_SPECIAL_TOKENS = "special_tokens_map.json"
+_TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILES = (TOKENIZER, _TOKENIZER_CONFIG, _SPECIAL_TOKENS, _TEMPLATE)
+"""The files that :class:`Tokenizer` reads."""
+
 _SPECIAL = (
     "bos_token",
     "eos_token",
@@ -67,8 +73,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{path}: not a readable tokenizer ({error})") from error
-        names = _read_json(bundle.directory / "special_tokens_map.json")
-        config = _read_json(bundle.directory / "tokenizer_config.json")
+        names = _read_json(bundle.directory / _SPECIAL_TOKENS)
+        config = _read_json(bundle.directory / _TOKENIZER_CONFIG)
         special = {name: _content((names | config).get(name)) for name in _SPECIAL}
         return Tokenizer(
             backend,
@@ -197,7 +203,7 @@ def _content(token: Any) -> str | None:
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
+    file = directory / _TEMPLATE
     if file.is_file():
         try:
             return file.read_text(encoding="utf-8")
