@@ -8,6 +8,7 @@ one side, are reported with their distance and merged on request.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -121,6 +122,8 @@ def tie(
             for model in models:
                 model.merge(max_distance)
             same = _share(models)
+            for model in models:
+                _name_apart(model.graph)
             stages.stage("write")
             data = DATA if several else f"{target.name}.data"
             written = write_models(
@@ -242,6 +245,19 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
                 owner.fuse_heads()
             same[value] = first.value
     return same
+
+
+def _name_apart(model: ir.Model) -> None:
+    """Give values of all graphs different names: new ones may be called as some of a subgraph."""
+    taken: set[str] = set()
+    fresh = itertools.count()
+    for graph in model.graphs():  # the outermost one first, whose outputs are called from outside
+        taken |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
+        for node in graph:
+            for value in node.outputs:
+                while value.name and value.name in taken:
+                    value.name = f"{value.name}.{next(fresh)}"
+                taken.add(str(value.name))
 
 
 def _verified(path: Path, copies_left: bool, file: str) -> list[TieGroup]:

@@ -125,6 +125,8 @@ class MergeNear(GraphPass):
                 node.replace_input_with(index, value)
             self.merged.append(copy.name)
             self.changed += 1
+        if self.changed:
+            model.graph.sort()  # a table may be made behind the first user of its copy
 
 
 def _matrices(model: ir.Model) -> Iterator[_Matrix]:

@@ -9,6 +9,7 @@ ONNX Runtime folds when a session starts. What computes the angles in the model 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -46,7 +47,7 @@ class Rotary(GraphPass):
     def __init__(self, max_positions: int | None) -> None:
         super().__init__()
         self.max_positions = max_positions
-        self._tables: dict[tuple[str, str], tuple[ir.Value, ir.Value] | None] = {}
+        self._tables: dict[tuple[str, str], tuple[ir.Value, ir.Value] | str] = {}
 
     def rewrite(self, model: ir.Model) -> None:
         for node in list(model.graph):
@@ -72,8 +73,8 @@ class Rotary(GraphPass):
         if cache_key not in self._tables:
             self._tables[cache_key] = self._make_tables(model, q)
         tables = self._tables[cache_key]
-        if tables is None:
-            self.skipped.append(f"{attention.name}: angles that depend on more than the position")
+        if isinstance(tables, str):
+            self.skipped.append(f"{attention.name}: {tables}")
             return
         query.replace_input_with(0, q.x)
         key.replace_input_with(0, k.x)
@@ -83,18 +84,22 @@ class Rotary(GraphPass):
         attention.attributes["do_rotary"] = ir.AttrInt64("do_rotary", 1)
         self.changed += 1
 
-    def _make_tables(self, model: ir.Model, rotated: _Rotated) -> tuple[ir.Value, ir.Value] | None:
-        """Tables ``(max_positions, half)`` of cosines and sines, at the start of the graph."""
+    def _make_tables(self, model: ir.Model, rotated: _Rotated) -> tuple[ir.Value, ir.Value] | str:
+        """Tables ``(max_positions, half)`` of cosines and sines, at the start of the graph; or why
+        there can be none.
+        """
         assert self.max_positions is not None
         first = model.graph[0]
         made = []
         for value, kind in ((rotated.cos, "cos"), (rotated.sin, "sin")):
             nodes = _position_expression(value)
             width = last_dimension(value)
-            if nodes is None or width is None or width % 16:
-                return None
+            if width is None or width % 16:
+                return f"rotates {width} channels of a head, no multiple of 16"
+            if nodes is None or not _by_position(nodes, value, self.max_positions):
+                return "angles that depend on more than the position"
             if not _halves_equal(nodes, value, width):
-                return None
+                return "angles whose two halves differ"
             copies, table = _over_all_positions(model.graph, nodes, value, self.max_positions)
             name = f"rotary.{kind}.{len(self._tables)}"
             copies += _half(model.graph, table, width // 2, name)
@@ -272,16 +277,28 @@ def _half(graph: ir.Graph, table: ir.Value, half: int, name: str) -> list[ir.Nod
 
 def _halves_equal(nodes: list[ir.Node], output: ir.Value, width: int) -> bool:
     """Whether both halves of the last axis are the same, computed for a few positions."""
-    from edgetie.passes._evaluate import evaluate
-
-    graph_input = ir.Value(
-        name="positions",
-        shape=ir.Shape((1, _CHECKED_POSITIONS)),
-        type=ir.TensorType(ir.DataType.INT64),
-    )
-    copies, result = _copy(nodes, output, graph_input, "")
-    table = evaluate(copies, graph_input, result, np.arange(_CHECKED_POSITIONS)[None])
+    table = _table(nodes, output, _CHECKED_POSITIONS)
     half = width // 2
     return table.shape == (1, _CHECKED_POSITIONS, width) and bool(
         np.array_equal(table[..., :half], table[..., half:])
     )
+
+
+def _by_position(nodes: list[ir.Node], output: ir.Value, count: int) -> bool:
+    """Whether a position's row is the same among all positions as among the first few: models of
+    long contexts may choose their angles by the longest one (LongRoPE, Ding et al. 2024).
+    """
+    few = min(_CHECKED_POSITIONS, count)
+    alone, among_all = (_table(nodes, output, number) for number in (few, count))
+    return among_all.ndim == 3 and np.array_equal(alone, among_all[:, :few])
+
+
+def _table(nodes: list[ir.Node], output: ir.Value, count: int) -> np.ndarray[Any, Any]:
+    """``output`` for the first ``count`` positions."""
+    from edgetie.passes._evaluate import evaluate
+
+    positions = ir.Value(
+        name="positions", shape=ir.Shape((1, count)), type=ir.TensorType(ir.DataType.INT64)
+    )
+    copies, result = _copy(nodes, output, positions, "")
+    return evaluate(copies, positions, result, np.arange(count)[None])
