@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from edgetie.atomic import atomic_directory, check_destination
 from edgetie.bundle import (
+    AUDIO_LM,
     DATA,
     ENCODER,
     LAST_TOKEN_NODE,
@@ -164,11 +166,19 @@ def export(
     held = [load()]  # emptied by who works with it: the weights go when they are written
     name = held[0].name
     stages.stage("probe")
+    modes = _modes(held[0].module)
     plan = probe(held[0])
     try:
         expected = plan.expect(held[0].module)
     except ExportError as error:
         raise ExportError(f"{name}: {error}") from error
+    for mode, value in _modes(held[0].module).items():
+        if mode in modes and modes[mode] != value:
+            raise ExportError(
+                f"{name}: a few tokens turned {mode} from {modes[mode]} to {value}, so longer "
+                f"texts would be computed in another way; set {mode} to {value} in its "
+                "configuration to export that"
+            )
     if not np.isfinite(expected.logits).all():
         raise ExportError(
             f"{name}: its logits in torch are NaN or infinite, so it cannot be verified; "
@@ -188,6 +198,17 @@ def export(
             raise ExportError(
                 f"{name}: {error}; without a KV cache, {second}; nothing was written"
             ) from second
+
+
+def _modes(module: torch.nn.Module) -> dict[str, str]:
+    """Settings of a model that are words: by name, of its configuration and its parts."""
+    parts = [part for part in (getattr(module, "config", None), *module.modules()) if part]
+    return {
+        name: value
+        for part in parts
+        for name, value in vars(part).items()
+        if isinstance(value, str) and not name.startswith("_")
+    }
 
 
 class _Disagreement(Exception):
@@ -224,8 +245,7 @@ class _Job:
         parameters = tied_parameters(source.module)
         count = sum(parameter.numel() for parameter in source.module.parameters())
         if precision == "fp16":
-            for parameter in source.module.parameters():
-                parameter.data = parameter.data.half()
+            _halve(source.module)
         traced = trace(source, plan, last_only=self.last_only, fused=self.fused, progress=stages)
         plan = traced.task
         stages.stage("passes")
@@ -287,6 +307,17 @@ class _Job:
         )
 
 
+def _halve(module: torch.nn.Module) -> None:
+    """Weights to fp16, and tables kept as buffers, which are added to activations; vectors, such as
+    the frequencies of rotary embeddings, stay as precise as they are.
+    """
+    for parameter in module.parameters():
+        parameter.data = parameter.data.half()
+    for buffer in module.buffers():
+        if buffer.dtype == torch.float32 and buffer.ndim > 1:
+            buffer.data = buffer.data.half()
+
+
 def optimize(
     models: Mapping[str, ir.Model],
     task: Task,
@@ -329,9 +360,18 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
         logits="last" if last else "all",
         cache_in_place=bool(fused) and fused == task.cached_attentions,
         max_positions=task.max_positions,
+        padding=_padding(task, fused),
         vocab_size=task.vocab_size,
         audio_token_id=task.audio_token_id,
     )
+
+
+def _padding(task: Task, fused: int) -> str:
+    """Where a decoder's prompts may be padded before it continues them: without
+    GroupQueryAttention, which moves tokens together, distances count what lies between them.
+    """
+    moves = bool(task.cache) and fused == task.cached_attentions
+    return "both" if moves or task.name not in ("causal-lm", AUDIO_LM) else "left"
 
 
 def _encoder_signature(models: Mapping[str, ir.Model]) -> Signature | None:

@@ -54,6 +54,7 @@ class Decoder:
         limit = manifest.signature.max_positions if manifest is not None else None
         if limit is not None and max_length > limit:
             raise EdgetieError(f"{self._model}: takes {limit} tokens, not {max_length}")
+        self._pads_left = manifest is not None and manifest.signature.padding == "left"
         self._mask = np.zeros((batch, max_length), np.int64)
         self._ids = None if session.cache else np.zeros((batch, max_length), np.int64)
         self._inputs = {
@@ -104,7 +105,8 @@ class Decoder:
             Logits ``(batch, vocabulary)`` of each sequence's last token.
 
         Raises:
-            EdgetieError: if ``max_length`` would be exceeded, or a row is padding only.
+            EdgetieError: if ``max_length`` would be exceeded, a row is padding only, or padded on
+                the right for a model that takes padding on the left only.
             BundleError: if ONNX Runtime fails on the model.
         """
         mask = np.ones_like(ids) if attention_mask is None else attention_mask
@@ -113,6 +115,8 @@ class Decoder:
         empty = np.flatnonzero(~mask.any(axis=1))
         if len(empty):
             raise EdgetieError(f"sequence {empty[0]} has no token; give at least one")
+        if self._pads_left and (np.diff(mask, axis=1) < 0).any():
+            raise EdgetieError(f"{self._model}: takes padding on the left only")
         self._steps = 0
         self._heard = self._silence() if heard is None else heard
         return self._forward(ids, mask, self._after_prefill)
