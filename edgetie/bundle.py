@@ -61,12 +61,12 @@ class Signature:
         cache_in_place: whether keys and values may be bound as input and output in one buffer of
             fixed length (GroupQueryAttention's shared buffer).
         max_positions: longest sequence the model takes, or ``None`` if nothing limits it.
-        padding: where prompts may be padded before a decoder continues them: ``left`` or ``both``.
         vocab_size: number of rows of the logits' last dimension.
         eos_token_ids: tokens that end a generated text.
         start_token_ids: tokens that a decoder behind an encoder starts with.
         audio_token_id: the token whose places the rows of a sound take; without one, where there
             are such rows, one is added to each token.
+        padding: where prompts may be padded before a decoder continues them: ``left`` or ``both``.
     """
 
     inputs: list[dict[str, Any]]
@@ -74,11 +74,11 @@ class Signature:
     logits: str = "last"
     cache_in_place: bool = False
     max_positions: int | None = None
-    padding: str = "both"
     vocab_size: int = 0
     eos_token_ids: list[int] = field(default_factory=list)
     start_token_ids: list[int] = field(default_factory=list)
     audio_token_id: int | None = None
+    padding: str = "both"
 
 
 @dataclass

@@ -266,3 +266,51 @@ def test_outputs_with_infinities_and_integers_are_compared_too(tmp_path: Path) -
     )
     assert compare_files(right, right, ROWS).relative_error == 0
     assert compare_files(right, other, ROWS).relative_error == np.inf
+
+
+def test_names_that_a_subgraph_uses_already(tmp_path: Path) -> None:
+    """``val_0`` is what values without a name are called, by torch.onnx and here."""
+    w = table()
+    output = helper.make_tensor_value_info("branch_logits", TensorProto.FLOAT, None)
+    nodes = [
+        helper.make_node("MatMul", ["x", "branch_head"], ["val_0"]),
+        helper.make_node("Tanh", ["val_0"], ["val_1"]),
+        helper.make_node("Identity", ["val_1"], ["branch_logits"]),
+    ]
+    head = numpy_helper.from_array(np.ascontiguousarray(w.T), "branch_head")
+    branch = helper.make_graph(nodes, "branch", [], [output], [head])
+    graph = [
+        LOOKUP,
+        helper.make_node("MatMul", ["x", "head"], ["whole"]),
+        helper.make_node("If", ["yes"], ["half"], then_branch=branch, else_branch=branch),
+        helper.make_node("Add", ["whole", "half"], ["logits"]),
+    ]
+    values = {"table": w, "yes": np.array(True), "head": np.ascontiguousarray(w.T)}
+    path = save(tmp_path / "names.onnx", graph, values)
+    report = tie(path, tmp_path / "fixed.onnx")
+    assert report.outputs[0].reason is None
+    assert copies(report.path) == 1
+    np.testing.assert_allclose(logits(report.path), logits(path), atol=1e-5)
+
+
+def test_a_table_that_is_made_behind_the_first_user_of_its_copy(tmp_path: Path) -> None:
+    w = table()
+    scale = np.float32(np.abs(w).max() / 127)
+    values = {"codes": np.rint(w / scale).astype(np.int8), "scale": scale, "head": w.T.copy()}
+    values |= {"ones": np.ones((1, 4, WIDTH), np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["ones", "head"], ["first"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["made"]),
+        helper.make_node("Gather", ["made", "input_ids"], ["x"]),
+        helper.make_node("ReduceSum", ["x"], ["sum"]),
+        helper.make_node("Add", ["first", "sum"], ["logits"]),
+    ]
+    path = save(tmp_path / "order.onnx", nodes, values)
+    report = tie(path, tmp_path / "fixed.onnx", max_distance=0.05)
+    assert report.merged_near == ("head",)
+    known: set[str] = {"input_ids"}
+    graph = onnx.load(report.path).graph
+    known |= {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        assert known.issuperset(node.input)
+        known |= set(node.output)

@@ -38,6 +38,7 @@ from edgetie.merged import write_merged
 from edgetie.passes import PassReport, run_passes
 from edgetie.passes._base import GraphPass
 from edgetie.passes.activation import Activation
+from edgetie.passes.bfloat16 import Bfloat16
 from edgetie.passes.head import Head
 from edgetie.passes.last_token import LastToken
 from edgetie.passes.layout import Layout
@@ -338,7 +339,7 @@ def optimize(
     reports: list[PassReport] = []
     shared = [names for names in parameters if _count_uses(models, names) > 1]
     for model in models.values():
-        reports += run_passes(model, [], [Normalize(), Retie(), Normalize(fold=False)])
+        reports += run_passes(model, [], [Normalize(), Bfloat16(), Retie(), Normalize(fold=False)])
     _require_module_ties(models, shared)
     for model in models.values():
         fusions: list[GraphPass] = [Linear(), RmsNorm()]

@@ -130,7 +130,7 @@ def _trace_all(
 
 def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, Bounds]:
     progress.stage("trace")
-    with _quiet(), torch.no_grad(), traceable():
+    with _quiet(), torch.no_grad(), traceable(graph.module):
         try:
             program = torch.export.export(
                 graph.module.eval(), graph.arguments, dynamic_shapes=graph.shapes, strict=False

@@ -11,8 +11,14 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextlib.contextmanager
-def traceable() -> Iterator[None]:
-    """Let a model loop over the experts that were chosen, and ask for the precision that it has."""
+def traceable(module: torch.nn.Module) -> Iterator[None]:
+    """Let a model loop over the experts that were chosen, ask for the precision that it has, and
+    keep the angles of its rotary embeddings: dynamic ones (NTK) change behind the longest sequence
+    that its configuration knows, where exported tables end.
+    """
+    for part in module.modules():
+        if getattr(part, "rope_type", None) == "dynamic":
+            part.rope_type = "default"  # type: ignore[assignment]
     original = torch.nn.Module.to
 
     def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
