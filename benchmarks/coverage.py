@@ -284,7 +284,8 @@ def render(rows: list[Row]) -> str:
         "left-padded batch. *int8*: share of 640 random positions at which int8 and fp32 find the "
         "same token likeliest; in brackets that just read left out, which tied random weights like "
         "best. Random weights leave little between the next two. Speech models hear noise, the "
-        "same for both.",
+        "same for both. BigBird has full attention (`attention_type: original_full`): with its "
+        "sparse one, which short texts switch off, exporting is refused.",
         "",
         "| family | class | model type | exported | copies | logits | int8 top-1 "
         "| operators | s | why not |",

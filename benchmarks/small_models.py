@@ -105,6 +105,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 
 _CAUSAL = ("is_decoder", "causal")  # without, BERT and XLM see what comes after
 _DERIVED = {"per_layer_config"}
+_MODES = {"block_sparse": "original_full"}
+"""Attention that a short text switches to another, so that exporting is refused (BigBird), and what
+it is switched to."""
 _LISTS_OF_SIZES = {"intermediate_size", "attention_window"}
 
 
@@ -154,6 +157,9 @@ def build(family: str, model_type: str) -> torch.nn.Module:
         for name in _CAUSAL if family == "causal-lm" else ():
             if getattr(default, name, None) is False:
                 changes[name] = True
+        attention = getattr(default, "attention_type", None)
+        if attention in _MODES:
+            changes["attention_type"] = _MODES[attention]
         config = type(default)(**changes)
         torch.manual_seed(0)
         class_ = getattr(transformers, model_types(family)[model_type])
