@@ -16,7 +16,6 @@ import transformers
 from packages import rxnmapper
 
 from edgetie.errors import BundleError
-from edgetie.export import exporter
 from edgetie.export.exporter import ExportReport, export
 from edgetie.harness.accuracy import AccuracyReport, check
 from edgetie.quantize import quantize
@@ -26,7 +25,7 @@ from edgetie.runtime.decoder import Decoder
 from edgetie.runtime.session import open_session
 from edgetie.runtime.tokenizer import Tokenizer
 from edgetie.sources import Source
-from edgetie.ties import equal_initializers
+from edgetie.ties import equal_initializers, find_ties
 
 SIZES = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -157,7 +156,7 @@ def test_families(name: str, tmp_path: Path) -> None:
     table = next(group for group in report.manifest.ties if group.shape[0] == 512)
     assert {use.op_type for use in table.uses} >= {"Gather"}
     assert len(table.uses) == 2
-    assert exporter.find_ties(ir.load(report.bundle.model_path))
+    assert find_ties(ir.load(report.bundle.model_path))
     onnx.checker.check_model(report.bundle.model_path)
 
 

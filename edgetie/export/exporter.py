@@ -28,35 +28,21 @@ from edgetie.bundle import (
     start_token_ids,
     write_manifest,
 )
-from edgetie.errors import EdgetieError, ExportError, TieError
+from edgetie.errors import EdgetieError, ExportError
 from edgetie.export.genai import write_genai_config
 from edgetie.export.memory import release_freed_memory
+from edgetie.export.optimize import optimize
 from edgetie.export.tasks import Agreement, Expected, Task, probe
 from edgetie.export.trace import trace
 from edgetie.external_data import write_models
 from edgetie.merged import write_merged
-from edgetie.passes import PassReport, run_passes
-from edgetie.passes._base import GraphPass
-from edgetie.passes.activation import Activation
-from edgetie.passes.bfloat16 import Bfloat16
-from edgetie.passes.head import Head
-from edgetie.passes.last_token import LastToken
-from edgetie.passes.layout import Layout
-from edgetie.passes.linear import Linear
-from edgetie.passes.normalize import Normalize
-from edgetie.passes.pack import PackProjections
-from edgetie.passes.retie import Retie
-from edgetie.passes.rms_norm import RmsNorm
-from edgetie.passes.rotary import Rotary
-from edgetie.passes.skip_norm import SkipNorm
+from edgetie.passes import PassReport
 from edgetie.report.progress import Stages
 from edgetie.runtime.memory import read_memory
 from edgetie.sources import Source, load_source
 from edgetie.targets import find_target
 from edgetie.ties import (
     find_shared_ties,
-    find_ties,
-    is_named,
     partial_ties,
     share_across,
     tied_parameters,
@@ -319,38 +305,6 @@ def _halve(module: torch.nn.Module) -> None:
             buffer.data = buffer.data.half()
 
 
-def optimize(
-    models: Mapping[str, ir.Model],
-    task: Task,
-    parameters: list[tuple[str, ...]],
-    *,
-    fused: bool,
-) -> list[PassReport]:
-    """Run the graph passes on traced models, in place; their ties hold after each.
-
-    Args:
-        models: as :func:`edgetie.export.trace.trace` returns them.
-        task: for the longest sequence, which sizes the rotary tables.
-        parameters: names of tied parameters, group by group.
-
-    Raises:
-        TieError: naming the pass that parted a weight.
-    """
-    reports: list[PassReport] = []
-    shared = [names for names in parameters if _count_uses(models, names) > 1]
-    for model in models.values():
-        reports += run_passes(model, [], [Normalize(), Bfloat16(), Retie(), Normalize(fold=False)])
-    _require_module_ties(models, shared)
-    for model in models.values():
-        fusions: list[GraphPass] = [Linear(), RmsNorm()]
-        fusions += [Rotary(task.max_positions)] if fused else []
-        fusions += [Layout(), LastToken()]
-        fusions += [SkipNorm(), Activation(), PackProjections()] if fused else []
-        fusions += [Head(), Normalize(fold=False)]
-        reports += run_passes(model, find_ties(model, parameters), fusions)
-    return reports
-
-
 def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
     model = list(models.values())[-1]
     fused = sum(1 for node in model.graph if node.op_type == "GroupQueryAttention")
@@ -380,38 +334,6 @@ def _encoder_signature(models: Mapping[str, ir.Model]) -> Signature | None:
         return None
     graph = models[ENCODER].graph
     return Signature(describe(graph.inputs), describe(graph.outputs), logits="all")
-
-
-def _count_uses(models: Mapping[str, ir.Model], names: tuple[str, ...]) -> int:
-    """How often traced graphs use a parameter: once where nothing is computed of its other uses."""
-    return sum(
-        len(value.uses())
-        for model in models.values()
-        for value in model.graph.initializers.values()
-        if is_named(str(value.name), names)
-    )
-
-
-def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[str, ...]]) -> None:
-    """Every parameter tied in torch must be one shared initializer right after the trace: used more
-    than once in a graph, or in more than one graph.
-    """
-    found = {
-        name
-        for model in models.values()
-        for group in find_ties(model, parameters)
-        for name in group.parameters
-    }
-    for names in parameters:
-        holders = sum(
-            any(is_named(name, names) for name in model.graph.initializers)
-            for model in models.values()
-        )
-        if not set(names) & found and holders == 1:  # in none: nothing of it is computed
-            raise TieError(
-                f"torch.onnx: {' = '.join(names)} is one parameter in torch, but no shared "
-                "initializer in the exported graph"
-            )
 
 
 def _count_operators(models: Mapping[str, ir.Model]) -> dict[str, int]:

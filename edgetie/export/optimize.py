@@ -1,0 +1,89 @@
+"""The passes that a traced model goes through, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from edgetie.errors import TieError
+from edgetie.export.tasks import Task
+from edgetie.passes import PassReport, run_passes
+from edgetie.passes._base import GraphPass
+from edgetie.passes.activation import Activation
+from edgetie.passes.bfloat16 import Bfloat16
+from edgetie.passes.head import Head
+from edgetie.passes.last_token import LastToken
+from edgetie.passes.layout import Layout
+from edgetie.passes.linear import Linear
+from edgetie.passes.normalize import Normalize
+from edgetie.passes.pack import PackProjections
+from edgetie.passes.retie import Retie
+from edgetie.passes.rms_norm import RmsNorm
+from edgetie.passes.rotary import Rotary
+from edgetie.passes.skip_norm import SkipNorm
+from edgetie.ties import find_ties, is_named
+
+
+def optimize(
+    models: Mapping[str, ir.Model],
+    task: Task,
+    parameters: list[tuple[str, ...]],
+    *,
+    fused: bool,
+) -> list[PassReport]:
+    """Run the graph passes on traced models, in place; their ties hold after each.
+
+    Args:
+        models: as :func:`edgetie.export.trace.trace` returns them.
+        task: for the longest sequence, which sizes the rotary tables.
+        parameters: names of tied parameters, group by group.
+
+    Raises:
+        TieError: naming the pass that parted a weight.
+    """
+    reports: list[PassReport] = []
+    shared = [names for names in parameters if _count_uses(models, names) > 1]
+    for model in models.values():
+        reports += run_passes(model, [], [Normalize(), Bfloat16(), Retie(), Normalize(fold=False)])
+    _require_module_ties(models, shared)
+    for model in models.values():
+        fusions: list[GraphPass] = [Linear(), RmsNorm()]
+        fusions += [Rotary(task.max_positions)] if fused else []
+        fusions += [Layout(), LastToken()]
+        fusions += [SkipNorm(), Activation(), PackProjections()] if fused else []
+        fusions += [Head(), Normalize(fold=False)]
+        reports += run_passes(model, find_ties(model, parameters), fusions)
+    return reports
+
+
+def _count_uses(models: Mapping[str, ir.Model], names: tuple[str, ...]) -> int:
+    """How often traced graphs use a parameter: once where nothing is computed of its other uses."""
+    return sum(
+        len(value.uses())
+        for model in models.values()
+        for value in model.graph.initializers.values()
+        if is_named(str(value.name), names)
+    )
+
+
+def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[str, ...]]) -> None:
+    """Every parameter tied in torch must be one shared initializer right after the trace: used more
+    than once in a graph, or in more than one graph.
+    """
+    found = {
+        name
+        for model in models.values()
+        for group in find_ties(model, parameters)
+        for name in group.parameters
+    }
+    for names in parameters:
+        holders = sum(
+            any(is_named(name, names) for name in model.graph.initializers)
+            for model in models.values()
+        )
+        if not set(names) & found and holders == 1:  # in none: nothing of it is computed
+            raise TieError(
+                f"torch.onnx: {' = '.join(names)} is one parameter in torch, but no shared "
+                "initializer in the exported graph"
+            )
