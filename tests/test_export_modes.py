@@ -65,6 +65,7 @@ def test_angles_that_change_behind_the_longest_sequence(tmp_path: Path) -> None:
     model = make("Llama", num_key_value_heads=2, rope_parameters=rope)
     report = export(source_of(model), tmp_path / "out")
     assert report.manifest.fusion["operators"]["rotary inside attention"] == 2
+    assert model.model.rotary_emb.rope_type == "dynamic"  # as it was
     assert_long_text_is_as_in_torch(report, model, 256)
 
 

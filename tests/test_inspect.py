@@ -113,6 +113,30 @@ def test_copies_of_codes_in_another_form_are_counted(tmp_path: Path) -> None:
     assert any("transposed, for" in text for text in proof.made_by)
 
 
+def test_a_product_of_what_was_looked_up_in_codes_is_measured(tmp_path: Path) -> None:
+    """A dequantized row is no activation that was rounded: the product takes floats."""
+    rows, columns = 34_000, 256
+    codes = np.random.default_rng(0).integers(-127, 128, (rows, columns)).astype(np.int8)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["codes", "input_ids"], ["looked"]),
+            helper.make_node("DequantizeLinear", ["looked", "scale"], ["x"]),
+            helper.make_node("DequantizeLinear", ["codes", "scale"], ["table"]),
+            helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+            helper.make_node("MatMul", ["x", "turned"], ["logits"], name="head"),
+        ],
+        "tied",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "s", rows])],
+        [numpy_helper.from_array(codes, "codes"), numpy_helper.from_array(np.float32(1), "scale")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    (proof,) = inspect(tmp_path / "m.onnx").ties
+    assert proof.file == 1
+    assert proof.memory is not None
+
+
 def test_nodes_without_names_are_measured(tmp_path: Path) -> None:
     rows, columns = 40_000, 64
     table = np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+_DYNAMIC = "dynamic"
+"""What transformers calls rotary embeddings whose angles follow the length of the text."""
+
 
 @contextlib.contextmanager
 def traceable(module: torch.nn.Module) -> Iterator[None]:
@@ -16,9 +19,7 @@ def traceable(module: torch.nn.Module) -> Iterator[None]:
     keep the angles of its rotary embeddings: dynamic ones (NTK) change behind the longest sequence
     that its configuration knows, where exported tables end.
     """
-    for part in module.modules():
-        if getattr(part, "rope_type", None) == "dynamic":
-            part.rope_type = "default"  # type: ignore[assignment]
+    dynamic = [part for part in module.modules() if getattr(part, "rope_type", None) == _DYNAMIC]
     original = torch.nn.Module.to
 
     def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
@@ -28,11 +29,15 @@ def traceable(module: torch.nn.Module) -> Iterator[None]:
         return original(self, *args, **kwargs)
 
     torch.nn.Module.to = to  # type: ignore[assignment,method-assign]
+    for part in dynamic:
+        vars(part)["rope_type"] = "default"
     try:
         with _EveryIndex():
             yield
     finally:
         torch.nn.Module.to = original  # type: ignore[method-assign]
+        for part in dynamic:
+            vars(part)["rope_type"] = _DYNAMIC
 
 
 class _EveryIndex(TorchFunctionMode):

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.harness.environments import ask
-from edgetie.passes._base import attribute_ints, only_user
+from edgetie.passes._base import attribute_ints, only_user, producer
 from edgetie.ties import TieGroup, nodes_using
 
 MIN_BYTES = 8 << 20
@@ -116,7 +116,7 @@ class _Piece:
         result = self._copy(node)
         for op_type in ("QuantizeLinear", "DequantizeLinear"):
             after = only_user(node.outputs[0], op_type)
-            if result is None or after is None or not _has_constants(after):
+            if result is None or after is None or not _have_constants(after):
                 break
             result, node = self._put(after, [result, *map(self._constant, after.inputs[1:])]), after
         return result
@@ -141,16 +141,16 @@ class _Piece:
 
     def _open(self, value: ir.Value, shape: list[int], kind: ir.DataType) -> ir.Value:
         """An input in the place of ``value``, rounded as that is."""
-        made = value.producer()
-        if made is not None and made.op_type in ("DequantizeLinear", "QuantizeLinear"):
-            first = made.inputs[0]
-            if first is not None and _has_constants(made):
-                rounded = self._open(first, shape, kind)
-                return self._put(made, [rounded, *map(self._constant, made.inputs[1:])])
+        after = producer(value, "DequantizeLinear")
+        before = producer(after.inputs[0], "QuantizeLinear") if after is not None else None
         name = f"in.{len(self.inputs)}"
         self.inputs.append(ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind)))
         self.feeds[name] = {"shape": shape, "dtype": kind.numpy().name}
-        return self.inputs[-1]
+        made = self.inputs[-1]
+        if after is not None and before is not None and _have_constants(before, after):
+            for node in (before, after):
+                made = self._put(node, [made, *map(self._constant, node.inputs[1:])])
+        return made
 
     def _constant(self, value: ir.Value | None) -> ir.Value | None:
         if value is not None and value not in self.constants:
@@ -178,9 +178,10 @@ def _from_constant(node: ir.Node) -> bool:
     return made is not None and made.op_type in _FORM_CHANGES and _from_constant(made)
 
 
-def _has_constants(node: ir.Node) -> bool:
-    """Whether all inputs but the first are constants."""
-    return all(value is None or value.const_value is not None for value in node.inputs[1:])
+def _have_constants(*nodes: ir.Node) -> bool:
+    """Whether all inputs of nodes but the first are constants."""
+    others = [value for node in nodes for value in node.inputs[1:]]
+    return all(value is None or value.const_value is not None for value in others)
 
 
 def _dtype(node: ir.Node, index: int, value: ir.Value) -> ir.DataType:

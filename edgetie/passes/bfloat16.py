@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from edgetie.passes._base import GraphPass, insert
 
-_ONE = ir.DataType.BFLOAT16
+_NARROW = ir.DataType.BFLOAT16
 
 
 class Bfloat16(GraphPass):
@@ -20,16 +20,16 @@ class Bfloat16(GraphPass):
 
     def rewrite(self, model: ir.Model) -> None:
         for node in list(model.graph):
-            results = [value for value in node.outputs if value.dtype == _ONE]
+            results = [value for value in node.outputs if value.dtype == _NARROW]
             if node.op_type in ("Cast", "Constant") or not results:
                 continue
             for index, value in enumerate(node.inputs):
-                if value is not None and value.dtype == _ONE:
+                if value is not None and value.dtype == _NARROW:
                     wide = _cast(value, ir.DataType.FLOAT)
                     insert(node, wide)
                     node.replace_input_with(index, wide.outputs[0])
             for value in results:
-                narrow = _cast(value, _ONE)
+                narrow = _cast(value, _NARROW)
                 value.type = ir.TensorType(ir.DataType.FLOAT)
                 assert node.graph is not None
                 node.graph.insert_after(node, narrow)

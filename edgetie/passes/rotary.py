@@ -8,6 +8,7 @@ ONNX Runtime folds when a session starts. What computes the angles in the model 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,7 +279,7 @@ def _half(graph: ir.Graph, table: ir.Value, half: int, name: str) -> list[ir.Nod
 
 def _halves_equal(nodes: list[ir.Node], output: ir.Value, width: int) -> bool:
     """Whether both halves of the last axis are the same, computed for a few positions."""
-    table = _table(nodes, output, _CHECKED_POSITIONS)
+    table = _rows(nodes, output, range(_CHECKED_POSITIONS))
     half = width // 2
     return table.shape == (1, _CHECKED_POSITIONS, width) and bool(
         np.array_equal(table[..., :half], table[..., half:])
@@ -286,20 +287,20 @@ def _halves_equal(nodes: list[ir.Node], output: ir.Value, width: int) -> bool:
 
 
 def _by_position(nodes: list[ir.Node], output: ir.Value, count: int) -> bool:
-    """Whether a position's row is the same among all positions as among the first few: models of
-    long contexts may choose their angles by the longest one (LongRoPE, Ding et al. 2024).
+    """Whether the rows of the first few positions stay the same where the last one is there too:
+    models of long contexts may choose their angles by the longest (LongRoPE, Ding et al. 2024).
     """
-    few = min(_CHECKED_POSITIONS, count)
-    alone, among_all = (_table(nodes, output, number) for number in (few, count))
-    return among_all.ndim == 3 and np.allclose(alone, among_all[:, :few], rtol=0, atol=_SAME)
+    few = range(min(_CHECKED_POSITIONS, count))
+    alone, with_last = (_rows(nodes, output, chosen) for chosen in (few, [*few, count - 1]))
+    return with_last.ndim == 3 and np.allclose(alone, with_last[:, :-1], rtol=0, atol=_SAME)
 
 
-def _table(nodes: list[ir.Node], output: ir.Value, count: int) -> np.ndarray[Any, Any]:
-    """``output`` for the first ``count`` positions."""
+def _rows(nodes: list[ir.Node], output: ir.Value, chosen: Sequence[int]) -> np.ndarray[Any, Any]:
+    """``output`` at the chosen positions."""
     from edgetie.passes._evaluate import evaluate
 
     positions = ir.Value(
-        name="positions", shape=ir.Shape((1, count)), type=ir.TensorType(ir.DataType.INT64)
+        name="positions", shape=ir.Shape((1, len(chosen))), type=ir.TensorType(ir.DataType.INT64)
     )
     copies, result = _copy(nodes, output, positions, "")
-    return evaluate(copies, positions, result, np.arange(count)[None])
+    return evaluate(copies, positions, result, np.array([chosen], np.int64))
