@@ -107,8 +107,9 @@ def command(
     """Quantize BUNDLE, or an .onnx file, with its tied weights kept as one.
 
     The target chooses how; torch is not needed. With a
-    limit, what int8 costs is measured on the text behind its first 1,024 tokens, and the weights
-    that cost most stay in floating point until the limit holds.
+    limit, what rounding costs is measured on the text behind its first 1,024 tokens, and the
+    weights that cost most get smaller blocks, 8 bits instead of 4, or stay in floating point until
+    the limit holds.
     """
     if list_targets:
         _list_targets(as_json=as_json)

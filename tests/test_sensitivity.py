@@ -73,7 +73,7 @@ def test_nothing_is_kept_where_the_limit_holds(fp32: Path, plain: QuantizeReport
     measured = plain.manifest.quantization["measured"]
     assert measured["kl"] == pytest.approx(divergence(fp32, plain.bundle.directory), rel=0.5)
     names = {path.name for path in plain.bundle.directory.iterdir()}
-    assert not {"codes.data", "floats.data"} & names
+    assert not {"codes.data", "finer.data", "floats.data"} & names
 
 
 def test_the_costliest_weights_are_kept_until_the_limit_holds(
@@ -92,11 +92,48 @@ def test_the_costliest_weights_are_kept_until_the_limit_holds(
     ]
     worth = [cost.kl / cost.bytes for cost in report.costs]
     assert max(worth) == max(c.kl / c.bytes for c in report.costs if c.kept)
-    added = sum(cost.bytes for cost in report.costs if cost.kept)
+    added = sum(c.bytes if c.kept else c.finer_bytes if c.finer else 0 for c in report.costs)
     assert report.bundle.file_bytes - plain.bundle.file_bytes == pytest.approx(added, abs=20_000)
     status = tie_status(open_bundle(report.bundle.directory))
     assert status.intact is True
     report.bundle.verify_files(hashes=True)
+
+
+@pytest.mark.parametrize(("scheme", "share", "block"), [("int8", 0.92, 16), ("int4", 0.3, 64)])
+def test_finer_blocks_or_more_bits_come_before_floats(
+    fp32: Path, tmp_path: Path, scheme: str, share: float, block: int
+) -> None:
+    plain = quantize(fp32, tmp_path / "plain", scheme=scheme, limits=Thresholds(max_kl=10.0))
+    limits = Thresholds(max_kl=share * plain.manifest.quantization["measured"]["kl"])
+    report = quantize(fp32, tmp_path / "finer", scheme=scheme, limits=limits)
+    before = divergence(fp32, plain.bundle.directory)
+    finer = [cost for cost in report.costs if cost.finer]
+    assert finer
+    assert not any(cost.kept for cost in report.costs)
+    assert report.manifest.quantization["finer"]
+    assert report.manifest.quantization["blocks"][str(block)] >= len(finer)
+    assert divergence(fp32, report.bundle.directory) < (share + 1) / 2 * before
+    added = report.bundle.file_bytes - plain.bundle.file_bytes
+    assert added == pytest.approx(sum(cost.finer_bytes for cost in finer), abs=20_000)
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    layers = {node.input[1]: {a.name: a.i for a in node.attribute} for node in products}
+    for cost in finer:
+        assert (layers[cost.name]["bits"], layers[cost.name]["block_size"]) == (8, block)
+    assert not [node for node in graph.node if node.op_type == "If"]
+    assert tie_status(open_bundle(report.bundle.directory)).intact is True
+
+
+@pytest.mark.parametrize(
+    "scheme", ["int8-mapped", "int8-plain", "int8-dynamic", "int8-static", "int8-fp16"]
+)
+def test_limits_hold_in_every_scheme(fp32: Path, tmp_path: Path, scheme: str) -> None:
+    plain = quantize(fp32, tmp_path / "plain", scheme=scheme, limits=Thresholds(max_kl=10.0))
+    limit = plain.manifest.quantization["measured"]["kl"] * 0.7
+    report = quantize(fp32, tmp_path / "kept", scheme=scheme, limits=Thresholds(max_kl=limit))
+    assert report.manifest.quantization["measured"]["kl"] <= limit
+    assert all(cost.kl > 0 for cost in report.costs)
+    assert any(cost.kept or cost.finer for cost in report.costs)
 
 
 def test_a_limit_below_the_cost_of_the_table_is_refused(fp32: Path, tmp_path: Path) -> None:

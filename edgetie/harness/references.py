@@ -61,6 +61,9 @@ class BundleReference:
         threads: intra-op threads; ``None`` takes ONNX Runtime's default.
         strict: take no provider that leaves nodes to another one.
 
+    Attributes:
+        choices: values for inputs with a default, given to every graph that has them.
+
     Raises:
         BundleError: if the bundle cannot be read.
         ProviderError: if the provider is absent or does not take the model.
@@ -78,6 +81,7 @@ class BundleReference:
         self.session = open_session(
             self.bundle, provider=provider, threads=threads, logits="all", strict=strict
         )
+        self.choices: dict[str, npt.NDArray[Any]] = {}
         if self.bundle.task != "masked-lm":
             decoder_for(self.session, 1, 1, 1)  # raises where the model is no decoder
 
@@ -163,6 +167,8 @@ class BundleReference:
     def _run(self, session: Any, outputs: list[str], feeds: dict[str, npt.NDArray[Any]]) -> Any:
         options = ort.RunOptions()
         options.log_severity_level = 4  # an error is raised, it need not be logged too
+        optional = {value.name for value in session.get_overridable_initializers()}
+        feeds = feeds | {name: v for name, v in self.choices.items() if name in optional}
         try:
             return session.run(outputs, feeds, options)
         except Exception as error:  # pybind11 classes without a common base

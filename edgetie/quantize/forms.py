@@ -30,7 +30,9 @@ class Matrix:
         name: of the float weight.
         label: what names of its initializers begin with.
         grid: how it is rounded.
+        turned: whether the float weight is ``(columns, rows)``.
         codes: the initializer of its codes.
+        parts: all its initializers.
     """
 
     codes: ir.Value
@@ -47,8 +49,9 @@ class Matrix:
         gram: Callable[[], Array] | None,
     ) -> None:
         self.graph, self.name, self.label, self.grid = graph, name, label, grid
+        self.parts: list[ir.Value] = []
         self.rows, self.columns = shape
-        self._read, self._turned, self._gram = read, turned, gram
+        self._read, self.turned, self._gram = read, turned, gram
         self._following: Sequence[Matrix] = ()
         self._coming: Future[Rounded] | None = None
         self._made: Rounded | None = None
@@ -79,11 +82,11 @@ class Matrix:
 
     def _round(self) -> Rounded:
         matrix = self._read()
-        rows = matrix.T if self._turned else matrix
+        rows = matrix.T if self.turned else matrix
         require_finite(rows, self.name)
         if self._gram is None:
             return to_nearest(rows, self.grid)
-        return compensated(matrix, self.grid, self._gram(), turned=self._turned)
+        return compensated(matrix, self.grid, self._gram(), turned=self.turned)
 
     def initializer(
         self,
@@ -99,9 +102,11 @@ class Matrix:
         def tensor() -> ir.TensorProtocol:
             return ir.tensor(np.ascontiguousarray(make()), dtype=kind)
 
-        return initializer(
+        part = initializer(
             self.graph, name, ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
         )
+        self.parts.append(part)
+        return part
 
     def row_scales(self, *, lookup: bool = False, times: float = 1.0) -> ir.Value:
         """One scale for each row ``(rows,)``, or ``(rows, 1)`` to be looked up in."""
@@ -139,6 +144,12 @@ class Nodes(list[ir.Node]):
         node = ir.node(op_type, inputs, attributes, domain=domain)
         self.append(node)
         return node.outputs[0]
+
+    def again(self, x: ir.Value) -> ir.Value:
+        """``x`` as a value that only these nodes know."""
+        same = self("Identity", x)
+        same.shape, same.type = x.shape, x.type
+        return same
 
 
 class Span(Enum):
@@ -190,3 +201,7 @@ class Form(ABC):
     def takes(self, x: ir.Value) -> bool:
         """Whether it multiplies with such an activation."""
         return True
+
+    def finer(self) -> Form | None:
+        """A closer form, for weights that this one costs too much; ``None`` if there is none."""
+        return None

@@ -23,7 +23,7 @@ from edgetie.passes._base import (
     replace,
     weight,
 )
-from edgetie.quantize.forms import Form, Matrix, look_ahead
+from edgetie.quantize.forms import Form, Matrix, Nodes, look_ahead
 from edgetie.quantize.grid import Array
 from edgetie.quantize.rotate import PREFIX
 
@@ -63,6 +63,7 @@ class MatrixPass(GraphPass):
             rounded with its errors compensated (:mod:`edgetie.quantize.compensate`), the rest to
             nearest.
         kept: names of matrices to leave as they are.
+        finer: names of others that take a finer form than ``layer``.
         exact: names of matrices whose inputs must hardly be rounded.
 
     Attributes:
@@ -78,23 +79,34 @@ class MatrixPass(GraphPass):
         layer: Form,
         grams: Mapping[str, Callable[[], Array]],
         kept: Collection[str] = (),
+        finer: Collection[str] = (),
         exact: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.exact = exact
+        self.finer, self.exact = finer, exact
         self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
+        self._finer = layer.finer() or layer
         self.aliases: dict[str, str] = {}
         self.blocks: dict[str, int] = {}
         self._matrices: dict[str, Matrix] = {}
 
     @property
-    def layers(self) -> list[str]:
-        """Names of the weights that rows are not looked up in, and that are rounded."""
-        return [m.name for m in self._matrices.values() if not self._is_table.get(m.name)]
+    def layers(self) -> dict[str, list[str]]:
+        """Names of the initializers of each weight that is rounded and not looked up in."""
+        return {
+            m.name: [str(part.name) for part in m.parts]
+            for m in self._matrices.values()
+            if not self._is_table[m.name]
+        }
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the rounded weights that rows are looked up in."""
+        return [m.name for m in self._matrices.values() if self._is_table[m.name]]
 
     def rewrite(self, model: ir.Model) -> None:
         graph = model.graph
-        needed, opset = max(self.table.opset, self.layer.opset), graph.opset_imports.get("", 1)
+        needed, opset = max(form.opset for form in self._forms), graph.opset_imports.get("", 1)
         if opset < needed:
             raise QuantizeError(
                 f"the model's opset is {opset} and this scheme's operators need {needed}; "
@@ -106,7 +118,7 @@ class MatrixPass(GraphPass):
         for value in values:
             if value.name not in self.kept and not _is_read_both_ways(value):
                 self._replace(graph, value)
-        self.aliases = self.table.aliases | self.layer.aliases
+        self.aliases = {name: to for form in self._forms for name, to in form.aliases.items()}
         self.blocks = dict(Counter(str(m.grid.block or "row") for m in self._matrices.values()))
         self._take_over_names(graph, values)
         look_ahead(list(self._matrices.values()))
@@ -134,7 +146,7 @@ class MatrixPass(GraphPass):
 
     def _replace(self, graph: ir.Graph, value: ir.Value) -> None:
         """Take the place of every use that is known of a matrix."""
-        form = self.table if self._is_table[str(value.name)] else self.layer
+        form = self._form(str(value.name))
         products = _products(value)
         if not all(form.takes(product.x) for product in products):
             return
@@ -148,8 +160,14 @@ class MatrixPass(GraphPass):
             if node.op_type == "Transpose" and not node.outputs[0].uses():
                 _forget(node)
 
-    def _form(self, matrix: Matrix) -> Form:
-        return self.table if self._is_table[matrix.name] else self.layer
+    @property
+    def _forms(self) -> tuple[Form, ...]:
+        return self.table, self.layer, self._finer
+
+    def _form(self, name: str) -> Form:
+        if self._is_table[name]:
+            return self.table
+        return self._finer if name in self.finer else self.layer
 
     def _matrix(self, graph: ir.Graph, value: ir.Value, *, transposed: bool) -> Matrix:
         """A weight to be rounded, made once; ``transposed`` if it is stored ``(in, out)``."""
@@ -161,7 +179,7 @@ class MatrixPass(GraphPass):
         shape = list(tensor.shape.numpy())
         rows, columns = shape[::-1] if transposed else shape
 
-        form = self.table if self._is_table[name] else self.layer
+        form = self._form(name)
         matrix = Matrix(
             graph,
             name,
@@ -181,7 +199,7 @@ class MatrixPass(GraphPass):
         ids, result = node.inputs[1], node.outputs[0]
         assert ids is not None
         rank = len(ids.shape) if ids.shape is not None else 2
-        nodes = self._form(matrix).lookup(matrix, ids, rank)
+        nodes = self._form(matrix.name).lookup(matrix, ids, rank)
         nodes[0].name = node.name
         insert(node, *nodes)
         replace(result, nodes[-1].outputs[0])
@@ -203,8 +221,12 @@ class MatrixPass(GraphPass):
                 result = add.outputs[0]
         # what is rounded away in front of the head goes into the logits as it is
         head = result.is_graph_output() and matrix.rows > _FEW
-        nodes = self._form(matrix).product(matrix, x, bias, exact=head or matrix.name in self.exact)
-        next(n for n in nodes if matrix.codes in n.inputs).name = node.name
+        exact = head or matrix.name in self.exact
+        nodes = Nodes(matrix.graph)
+        if node.graph is not matrix.graph:  # others do not see what a form keeps of x
+            x = nodes.again(x)
+        nodes += self._form(matrix.name).product(matrix, x, bias, exact=exact)
+        next((n for n in nodes if matrix.codes in n.inputs), nodes[-1]).name = node.name
         made = result.producer()
         assert made is not None
         insert(made, *nodes)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgetie.passes._base import MICROSOFT, initializer
 from edgetie.quantize.forms import Form, Matrix, Nodes
 from edgetie.quantize.grid import Array, Grid, choose_block
+from edgetie.targets import BLOCK_SIZES
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
 _BLOCK = {8: 64, 4: 32}
@@ -41,6 +42,15 @@ class Packed(Form):
     def grid(self, columns: int) -> Grid:
         block = choose_block(columns, self.block)
         return Grid(self.bits, block, asymmetric=True, clip=self.bits < 8)
+
+    def finer(self) -> Form | None:
+        """8 bits in the place of 4, then the smallest blocks: an eighth more bytes, almost half the
+        error.
+        """
+        if self.bits < 8:
+            return Packed(8)
+        smallest = min(BLOCK_SIZES)
+        return Packed(8, smallest) if self.block > smallest else None
 
     def store(self, matrix: Matrix) -> None:
         shape = (matrix.rows, matrix.blocks, _width(matrix))

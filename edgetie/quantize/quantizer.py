@@ -41,9 +41,10 @@ from edgetie.passes import run_passes
 from edgetie.passes._base import weight
 from edgetie.quantize.cache import QuantizeCache, cache_scales
 from edgetie.quantize.calibrate import Text, calibration_text
+from edgetie.quantize.mixture import CODES, FINER, FLOATS
 from edgetie.quantize.recording import Feeds, Input, looks_ahead
 from edgetie.quantize.rounding import Rounding
-from edgetie.quantize.sensitivity import CODES, FLOATS, Cost, Meter, fit, require_kept
+from edgetie.quantize.sensitivity import Cost, Meter, fit, require_kept
 from edgetie.quantize.sound import calibration_clips
 from edgetie.quantize.store import Store
 from edgetie.report.progress import Stages
@@ -122,7 +123,8 @@ def quantize(
             stays in floating point.
         limits: what must hold against the float model on what follows the first 1,024 tokens of
             the text. Where rounding everything breaks them, the weights that cost most for their
-            size stay in floating point; the tied table never does.
+            size take a finer form, if the scheme has one (8 bits for 4, smaller blocks), or stay in
+            floating point; the tied table never does.
         force: replace an existing bundle.
         progress: told about each stage.
 
@@ -192,8 +194,8 @@ def quantize(
             made, costs, measured = fit(limits, rounding, directory, meter, stages)
             stages.stage("write")
             paths = write_models(made.models, directory, data=DATA, same={}, progress=stages)
-            for name in (CODES, FLOATS):
-                (directory / name).unlink()
+            for name in (CODES, FINER, FLOATS):
+                (directory / name).unlink(missing_ok=True)
         if cache_bits is not None:
             written = _quantize_cache(bundle, made.models, directory, given)
             if limits is not None:
@@ -210,7 +212,7 @@ def quantize(
         if cache_bits is None and len(made.models) > 1:
             write_merged(directory)
         stages.stage("hash")
-        kept = [*made.skipped, *(f"{c.name}: costs {c.kl:.1e}" for c in costs if c.kept)]
+        kept = [*made.skipped, *(_costly(cost) for cost in costs if cost.kept)]
         manifest = _manifest(bundle, made.models)
         *_, last = made.models.values()
         manifest.signature = replace(
@@ -229,6 +231,7 @@ def quantize(
             "compensated": rounding.compensated,
             "massive": rounding.massive,
             "kept": kept,
+            "finer": [_costly(cost) for cost in costs if cost.finer],
             "cache_bits": cache_bits,
             "measured": _found(measured),
         }
@@ -268,6 +271,10 @@ def _quantize_cache(
     run_passes(model, [], [QuantizeCache(scales)])
     ir.save(model, directory / file)
     return written
+
+
+def _costly(cost: Cost) -> str:
+    return f"{cost.name}: costs {cost.kl:.1e}"
 
 
 def _calibrated_on(text: Text, heard: str, runs: int) -> str:

@@ -25,6 +25,7 @@ from edgetie.quantize.recording import Input
 from edgetie.quantize.schemes import Ranges, forms
 from edgetie.quantize.sites import Product
 from edgetie.quantize.store import Store
+from edgetie.quantize.switched import Switched
 from edgetie.quantize.unflatten import Unflatten
 from edgetie.runtime.memory import release_heap
 from edgetie.targets import Scheme
@@ -38,14 +39,17 @@ class RoundedModels:
     Attributes:
         models: by file name.
         same: initializers over the bytes of others.
-        layers: names of the rounded weights of each model that no rows are looked up in.
+        layers: of each model, names of the initializers of each rounded weight that no rows are
+            looked up in, by the weight's name.
+        tables: of each model, names of rounded weights that rows are looked up in.
         blocks: how many matrices have which block size.
         skipped: matrices that stayed in floating point, and why.
     """
 
     models: dict[str, ir.Model]
     same: dict[ir.Value, ir.Value]
-    layers: dict[str, list[str]]
+    layers: dict[str, dict[str, list[str]]]
+    tables: dict[str, list[str]]
     blocks: dict[str, int]
     skipped: list[str]
 
@@ -156,11 +160,20 @@ class Rounding:
         assert made is not None
         return made[0] if product.table else made[1]
 
-    def apply(self, kept: Collection[str] = (), *, again: bool = False) -> RoundedModels:
+    @property
+    def finer(self) -> Form | None:
+        """The closer form that single weights can have, if the scheme knows one."""
+        made = forms(self.scheme)
+        return made[1].finer() if made is not None else None
+
+    def apply(
+        self, kept: Collection[str] = (), finer: Collection[str] = (), *, again: bool = False
+    ) -> RoundedModels:
         """Round all matrices but ``kept``.
 
         Args:
             kept: names of weights that stay in floating point.
+            finer: names of weights that take the closer form.
             again: leave the float graphs as they are, to be rounded once more.
 
         Raises:
@@ -169,13 +182,11 @@ class Rounding:
         models: dict[str, ir.Model] = {}
         passes: dict[str, MatrixPass] = {}
         for file, model in self.models.items():
-            if again:
-                model.graph.sort()  # copies are made node by node
-            models[file] = model.clone() if again else model
+            models[file] = _copy(model) if again else model
             made = forms(self.scheme, self._ranges[file])
             if made is not None:
                 found = self._prepared[file]
-                passes[file] = MatrixPass(*made, found.grams, kept, found.massive)
+                passes[file] = MatrixPass(*made, found.grams, kept, finer, found.massive)
                 run_passes(models[file], [], [passes[file]])
             if self.scheme.layout == "mapped" or self.scheme.half:
                 run_passes(models[file], [], [Fold()])
@@ -188,9 +199,36 @@ class Rounding:
             models,
             _same_codes(models, aliases, self._shared),
             {file: step.layers for file, step in passes.items()},
+            {file: step.tables for file, step in passes.items()},
             dict(sum((Counter(step.blocks) for step in passes.values()), Counter())),
             [note for step in passes.values() for note in step.skipped],
         )
+
+    def switched(
+        self, names: Sequence[str], floats: Mapping[str, Mapping[str, ir.TensorProtocol]]
+    ) -> dict[str, ir.Model]:
+        """The models by file name, all of them in floating point but for one product, which is
+        chosen when they run (:mod:`edgetie.quantize.switched`).
+
+        Args:
+            names: of the weights that can be chosen.
+            floats: of each model, what they were before they are rounded.
+        """
+        models = {}
+        for file, model in self.models.items():
+            models[file] = _copy(model)
+            made = forms(self.scheme, self._ranges[file])
+            assert made is not None
+            found, layer = self._prepared[file], Switched(made[1], names, floats[file])
+            kept = {*model.graph.initializers} - {*names}
+            step = MatrixPass(made[0], layer, found.grams, kept, exact=found.massive)
+            run_passes(models[file], [], [step])
+        return models
+
+
+def _copy(model: ir.Model) -> ir.Model:
+    model.graph.sort()  # copies are made node by node
+    return model.clone()
 
 
 def _same_codes(

@@ -1,43 +1,38 @@
-"""What 8 bits cost, weight by weight, and which weights stay in floating point for it.
+"""What rounding costs, weight by weight, and which weights get more for it.
 
-The cost of a weight is the divergence it adds when it alone is rounded, the tied table apart: the
-mean over positions of KL(float || int8) of the next token. That is measured, on text that was not
-calibrated on. Costs add up well enough to choose by: those with the highest cost a byte are kept
-until the sum fits, and what was chosen is measured again, on the whole of the text.
+The cost of a weight is the divergence it adds when it alone is rounded: the mean over positions of
+KL(float || rounded) of the next token. That is measured, on text that was not calibrated on. Costs
+add up well enough to choose by. Where limits ask for less, weights take a finer form, if the scheme
+has one, or stay in floating point, those first that win the most a byte, until the sum fits; what
+was chosen is measured again, on the whole of the text.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
-from edgetie.external_data import write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.references import BundleReference
 from edgetie.harness.samples import scored, too_short
 from edgetie.harness.thresholds import Thresholds
 from edgetie.quantize.calibrate import Text
+from edgetie.quantize.mixture import Mixture
 from edgetie.quantize.rounding import RoundedModels, Rounding
+from edgetie.quantize.switched import ROUNDED
 from edgetie.report.progress import Progress, Stages
 
 _WINDOW = 256
 _RANKED_ON = 2  # windows; their float logits stay in memory
 _STEP = 0.5  # share of what is still too much that is cut before measuring again
 _TINY = 1e-30
-_ALIGN = 64
-CODES, FLOATS = "codes.data", "floats.data"
-"""Where weights lie while some may yet be taken back."""
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -48,64 +43,20 @@ class Cost:
         name: of the weight.
         kl: the divergence it adds, in nats a token; less than nothing where it happens to help.
         bytes: that keeping it in floating point adds.
-        kept: whether it was.
+        finer_bytes: that its finer form adds; 0 where the scheme has none.
+        kept: whether it stayed in floating point.
+        finer: whether it has the finer form.
     """
 
     name: str
     kl: float
     bytes: int
+    finer_bytes: int = 0
     kept: bool = False
+    finer: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class Mixture:
-    """A quantized bundle, any of whose products can be had in floating point.
-
-    Args:
-        bundle: whose model files are replaced as often as something is tried.
-        rounding: what makes its graphs.
-
-    Attributes:
-        bytes: what keeping a weight in floating point adds, by its name. A weight of several graphs
-            is left out: they would part.
-    """
-
-    def __init__(self, bundle: Bundle, rounding: Rounding) -> None:
-        self.bundle, self.rounding = bundle, rounding
-        first = rounding.apply(again=True)
-        write_models(first.models, bundle.directory, data=CODES, same=first.same)
-        self._codes = {
-            file: {str(v.name): v.const_value for v in model.graph.initializers.values()}
-            for file, model in first.models.items()
-        }
-        count = Counter(name for names in first.layers.values() for name in names)
-        self._floats: dict[str, dict[str, ir.TensorProtocol]] = {}
-        self.bytes: dict[str, int] = {}
-        with (bundle.directory / FLOATS).open("wb") as stream:
-            for file, names in first.layers.items():
-                self._floats[file] = {}
-                for name in (name for name in names if count[name] == 1):
-                    tensor = rounding.models[file].graph.initializers[name].const_value
-                    assert tensor is not None
-                    self._floats[file][name] = _written(stream, name, tensor)
-                    codes = self._codes[file].get(name)
-                    self.bytes[name] = tensor.nbytes - (codes.nbytes if codes is not None else 0)
-
-    def write(self, kept: Collection[str]) -> RoundedModels:
-        """Replace the bundle's model files, some weights in floating point."""
-        made = self.rounding.apply(kept, again=True)
-        for file, model in made.models.items():
-            for name, value in model.graph.initializers.items():
-                known = [self._floats[file].get(name), self._codes[file].get(name)]
-                for tensor in known:
-                    now = value.const_value
-                    if tensor is not None and now is not None and tensor.dtype == now.dtype:
-                        value.const_value = tensor
-                        break
-            ir.save(model, self.bundle.directory / file)
-        return made
 
 
 class Meter:
@@ -129,9 +80,9 @@ class Meter:
             )
         self._known = [self._reference.logits(ids[None]) for ids, _ in self._windows[:_RANKED_ON]]
 
-    def divergence(self, bundle: Bundle) -> float:
+    def divergence(self, candidate: BundleReference) -> float:
         """On the first windows, which is quick."""
-        candidate, errors = BundleReference(bundle), PredictionErrors()
+        errors = PredictionErrors()
         for (ids, targets), known in zip(self._windows, self._known, strict=False):
             errors.add(known, candidate.logits(ids[None]), targets)
         return errors.mean_kl_divergence
@@ -167,52 +118,110 @@ def fit(
     names = list(rounding.models)
     mixture = Mixture(Bundle(directory, directory / names[-1], rounding.manifest), rounding)
     progress.stage("measure")
-    made = mixture.write([])
+    made = mixture.write()
     errors = meter.whole(mixture.bundle)
     costs: list[Cost] = []
     if _failures(limits, errors):
+        mixture.open()
         costs = measure_costs(mixture, meter, progress)
         costs, errors = _keep(limits, mixture, meter, costs, errors)
-        made = mixture.write({cost.name for cost in costs if cost.kept})
+        made = mixture.write(*_chosen(costs))
     return made, costs, errors
 
 
 def measure_costs(mixture: Mixture, meter: Meter, progress: Progress) -> list[Cost]:
     """The cost of every product, in graph order."""
     names = list(mixture.bytes)
-    mixture.write(names)
-    table = meter.divergence(mixture.bundle)
+    mixture.write_switched()
+    model = BundleReference(mixture.bundle)
     costs = []
     for index, name in enumerate(names):
         progress.advance(index, len(names))
-        mixture.write([other for other in names if other != name])
-        costs.append(Cost(name, meter.divergence(mixture.bundle) - table, mixture.bytes[name]))
+        model.choices = {ROUNDED: np.array(index)}
+        finer = mixture.finer_bytes.get(name, 0)
+        costs.append(Cost(name, meter.divergence(model), mixture.bytes[name], finer))
     return costs
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a weight can be given.
+
+    Attributes:
+        name: of the weight.
+        gain: the divergence that goes away.
+        bytes: that it adds.
+        finer: whether this is the finer form; else it is floating point.
+    """
+
+    name: str
+    gain: float
+    bytes: int
+    finer: bool
+
+    @property
+    def worth(self) -> float:
+        return self.gain / max(1, self.bytes)
+
+
+def _steps(costs: Sequence[Cost], left: float) -> list[_Step]:
+    """All of them, the one that wins the most a byte first.
+
+    Args:
+        costs: of the products.
+        left: the share of a cost that the finer form leaves.
+    """
+    steps = []
+    for cost in costs:
+        if cost.finer_bytes:
+            steps.append(_Step(cost.name, cost.kl * (1 - left), cost.finer_bytes, True))
+        share = left if cost.finer_bytes else 1.0
+        steps.append(_Step(cost.name, cost.kl * share, cost.bytes - cost.finer_bytes, False))
+    return sorted(steps, key=lambda step: step.worth, reverse=True)
 
 
 def _keep(
     limits: Thresholds, mixture: Mixture, meter: Meter, costs: list[Cost], errors: PredictionErrors
 ) -> tuple[list[Cost], PredictionErrors]:
-    """Mark what is kept, the highest cost a byte first; ``errors`` are those of keeping nothing."""
-    order = sorted(costs, key=lambda cost: cost.kl / max(1, cost.bytes), reverse=True)
+    """Mark what gets more; ``errors`` are those of the scheme's own form throughout."""
+    steps = _steps(costs, _left_by_finer(mixture, meter))
     total = errors.mean_kl_divergence
     wanted = total - _share(limits, errors) * total  # divergence to get rid of
     scale = total / max(sum(cost.kl for cost in costs), total)
-    removed, kept = 0.0, set[str]()
-    for index, cost in enumerate(order):
-        kept.add(cost.name)
-        removed += cost.kl * scale
-        if removed < wanted and index < len(order) - 1:
+    removed, found = 0.0, {cost.name: cost for cost in costs}
+    for index, step in enumerate(steps):
+        before = found[step.name]
+        found[step.name] = replace(
+            before, finer=step.finer and not before.kept, kept=before.kept or not step.finer
+        )
+        removed += step.gain * scale
+        if removed < wanted and index < len(steps) - 1:
             continue
-        mixture.write(kept)
+        mixture.write(*_chosen(found.values()))
         errors = meter.whole(mixture.bundle)
         if not _failures(limits, errors):
-            return [replace(cost, kept=cost.name in kept) for cost in costs], errors
+            return list(found.values()), errors
         wanted = removed + max(
             0.0, _STEP * (1 - _share(limits, errors)) * errors.mean_kl_divergence
         )
     where = "with every product in floating point, from the tied table alone"
     raise QuantizeError(_broken(limits, errors, where, "allow more"))
+
+
+def _left_by_finer(mixture: Mixture, meter: Meter) -> float:
+    """The share of the products' divergence that their finer form leaves."""
+    if not mixture.finer_bytes:
+        return 1.0
+    found = []
+    for finer in ([], list(mixture.finer_bytes)):
+        mixture.write(mixture.tables, finer)
+        found.append(meter.divergence(BundleReference(mixture.bundle)))
+    return min(1.0, found[1] / max(found[0], _TINY))
+
+
+def _chosen(costs: Collection[Cost]) -> tuple[set[str], set[str]]:
+    """Names of what stays in floating point, and of what has the finer form."""
+    return {c.name for c in costs if c.kept}, {c.name for c in costs if c.finer}
 
 
 def require_kept(limits: Thresholds, errors: PredictionErrors, where: str, remedy: str) -> None:
@@ -251,20 +260,3 @@ def _share(limits: Thresholds, errors: PredictionErrors) -> float:
     if limits.min_top1 is not None:  # the number of other tokens grows like the logits' error
         shares.append(((1 - limits.min_top1) / max(1 - errors.top1_agreement, _TINY)) ** 2)
     return max(0.0, min(shares))
-
-
-def _written(stream: BinaryIO, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-    """The same tensor in a file."""
-    path = Path(stream.name)
-    stream.write(bytes(-stream.tell() % _ALIGN))
-    start = stream.tell()
-    stream.write(np.ascontiguousarray(tensor.numpy()).data)
-    return ir.ExternalTensor(
-        path.name,
-        start,
-        tensor.nbytes,
-        tensor.dtype,
-        name=name,
-        shape=ir.Shape(tensor.shape.numpy()),
-        base_dir=path.parent,
-    )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot_costs(costs: Sequence[Cost], path: Path) -> None:
-    """Draw the divergence that rounding each product adds, in graph order.
+    """Draw the divergence that rounding each product adds, in graph order, and what was done.
 
     Args:
         costs: of :class:`edgetie.quantize.QuantizeReport`.
@@ -25,14 +25,17 @@ def plot_costs(costs: Sequence[Cost], path: Path) -> None:
     """
     with figure_for(path, width=9, height=max(2.5, 1 + 0.16 * len(costs))) as figure:
         axes = figure.subplots()
-        colors = [DARK[1] if cost.kept else DARK[0] for cost in costs]
+        colors = [DARK[1] if c.kept else DARK[2] if c.finer else DARK[0] for c in costs]
         axes.barh(range(len(costs)), [1e3 * max(cost.kl, 0) for cost in costs], color=colors)
         axes.set_yticks(range(len(costs)), [_short(cost.name) for cost in costs], fontsize=6)
         axes.invert_yaxis()
         axes.margins(y=0.01)
-        axes.set_xlabel("KL(float || int8) that rounding it adds, thousandths of a nat a token")
-        kept = sum(cost.kept for cost in costs)
-        axes.set_title(f"{len(costs)} products, {kept} kept in floating point (orange)")
+        axes.set_xlabel("KL(float || rounded) that rounding it adds, thousandths of a nat a token")
+        kept, finer = sum(cost.kept for cost in costs), sum(cost.finer for cost in costs)
+        axes.set_title(
+            f"{len(costs)} products, {kept} kept in floating point (orange), {finer} rounded finer "
+            "(blue)"
+        )
 
 
 def _short(name: str) -> str:

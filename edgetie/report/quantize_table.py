@@ -46,6 +46,10 @@ def print_quantize(report: QuantizeReport) -> None:
         )
     for text in report.kept:
         console.print(f"[yellow]kept fp32    {text}[/yellow]")
+    finer = done["finer"]
+    if finer:
+        some = ", ".join(finer[:3]) + (", …" if len(finer) > 3 else "")
+        console.print(f"finer        {len(finer)} products ({some})")
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
     console.print(f"bundle       {report.bundle.directory}")
