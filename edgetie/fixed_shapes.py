@@ -113,13 +113,15 @@ def _require_open_shapes(bundle: Bundle) -> Manifest:
 def _write(source: Path, target: Path, tokens: int, context: int) -> None:
     """Write the graph for so many tokens at once; its weights stay where they are."""
     model = onnx.load(source, load_external_data=False)
-    for name, size in (
-        ("batch_size", 1),
-        ("sequence_length", tokens),
-        ("past_sequence_length", context - tokens),
-        ("total_sequence_length", context),
-    ):
-        make_dim_param_fixed(model.graph, name, size)
+    shapes = {"input_ids": (1, tokens), "position_ids": (1, tokens), "attention_mask": (1, context)}
+    cache = (1, None, context - tokens, None)
+    for value in model.graph.input:
+        dimensions = value.type.tensor_type.shape.dim
+        for dimension, size in zip(dimensions, shapes.get(value.name, cache), strict=False):
+            if dimension.dim_param and size is not None:
+                make_dim_param_fixed(model.graph, dimension.dim_param, size)
+        if not all(dimension.HasField("dim_value") for dimension in dimensions):
+            raise BundleError(f"{source}: the shape of input {value.name} cannot be fixed")
     for value in model.graph.output:  # keys and values are as long as the window
         for axis, size in enumerate(value.type.tensor_type.shape.dim):
             if not size.HasField("dim_value"):

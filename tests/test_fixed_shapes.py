@@ -105,6 +105,22 @@ def test_a_prompt_in_several_parts(decoder: Path, fixed: Path, lengths: tuple[in
     assert here.length == sum(lengths)
 
 
+def test_inputs_whose_sizes_have_other_names(tmp_path: Path) -> None:
+    """ALiBi makes the length of Bloom's mask a sum."""
+    model = models.transformers_model("Bloom")
+    source = Source("transformers", "Bloom", model, model.config, lambda target: None)
+    export(source, tmp_path / "open", target="mobile-npu")
+    fix_shapes(tmp_path / "open", tmp_path / "fixed", prompt_tokens=4, context=32)
+    ids = [list(range(5, 16))]
+    opened, fixed = (open_session(tmp_path / name) for name in ("open", "fixed"))
+    assert fixed.bundle.has_fixed_shapes
+    found, wanted = (
+        [step.tokens.tolist() for step in generate(session, ids, max_new_tokens=12)]
+        for session in (fixed, opened)
+    )
+    assert found == wanted
+
+
 def test_the_window_ends(fixed: Path) -> None:
     with pytest.raises(EdgetieError, match=f"takes {CONTEXT} tokens"):
         list(generate(open_session(fixed), [[5] * (CONTEXT + 1)], max_new_tokens=1))

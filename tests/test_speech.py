@@ -289,6 +289,22 @@ def truncated(path: Path) -> Path:
     return path
 
 
+def damaged(path: Path) -> Path:
+    """Whose chunk of settings says to be longer than the file."""
+    data = bytearray(write_wav(path, sound(1)).read_bytes())
+    data[17] = 0x80
+    path.write_bytes(data)
+    return path
+
+
+def test_a_file_written_into_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    whole = write_wav(tmp_path / "clip.wav", sound(1))
+    data, samples = bytearray(whole.read_bytes()), read_wav(whole)
+    data[4:8] = data[40:44] = b"\xff" * 4  # it cannot know how long it will be
+    whole.write_bytes(data)
+    np.testing.assert_array_equal(read_wav(whole), samples)
+
+
 def written(data: bytes) -> Callable[[Path], Path]:
     def write(path: Path) -> Path:
         path.write_bytes(data)
@@ -306,6 +322,7 @@ def written(data: bytes) -> Callable[[Path], Path]:
         (truncated, "cut short"),
         (written(b"no sound at all"), "not a readable WAV file"),
         (written(b"RIFF"), "not a readable WAV file"),
+        (damaged, "not a readable WAV file"),
         (written(b""), "not a readable WAV file"),
         (lambda path: path, "not a readable WAV file"),
     ],

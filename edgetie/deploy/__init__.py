@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import dataclass
+from html import escape
+from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -14,23 +17,23 @@ from edgetie.atomic import atomic_directory
 from edgetie.bundle import MANIFEST, Bundle, open_bundle
 from edgetie.deploy.header import c_header
 from edgetie.deploy.ort_format import MODEL, OPERATORS, write_operators, write_ort
-from edgetie.deploy.targets import DEPLOY_TARGETS, DeployTarget
+from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME, DeployTarget
 from edgetie.deploy.tokens import write_tables
 from edgetie.deploy.usability import usability
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.report.progress import Progress, Stages
+from edgetie.runtime.chat import PLACE
 from edgetie.runtime.generation import stop_tokens
 from edgetie.runtime.tokenizer import Tokenizer
 
 APP = "app.json"
 """What a starter must know of the model."""
 
-_PLACE = "\ue000"  # of the user's words in a rendered chat
 _REDUCED = (
     f"`{OPERATORS}` names its operators, for a build of ONNX Runtime with no others "
     "(`--include_ops_by_config`)"
 )
-_FILLED_IN = {".md", ".html", ".mjs"}
+_FILLED_IN = {".md", ".html", ".kts", ".txt", ""}
 _NOT_SHIPPED = {MANIFEST, "genai_config.json"}
 
 
@@ -121,8 +124,8 @@ def deploy(
         else:
             text = json.dumps(app, indent=1, ensure_ascii=False)
             (folder / APP).write_text(text + "\n", encoding="utf-8")
-        for file in folder.iterdir():
-            if file.suffix in _FILLED_IN:
+        for file in folder.rglob("*"):
+            if file.suffix in _FILLED_IN and file.is_file() and model not in file.parents:
                 _fill_in(file, opened, row, scheme, ort_format)
         sizes = {
             file.relative_to(folder).as_posix(): file.stat().st_size
@@ -171,22 +174,24 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
     assert bundle.manifest is not None
     signature = bundle.manifest.signature
     before, after = "", ""
+    prefix, suffix = list[int](), list[int]()
     if tokenizer.chat_template is not None:
-        message = {"role": "user", "content": _PLACE}
-        before, _, after = tokenizer.apply_chat_template([message]).partition(_PLACE)
+        before, after = _around_prompt(bundle, tokenizer)
     else:
-        start = tokenizer.surrounding[0]
-        before = tokenizer.decode(start, skip_special_tokens=False) if start else ""
+        prefix, suffix = tokenizer.surrounding
     caches = [v for v in signature.inputs if v["name"].startswith("past_key_values")]
     names = [v["name"] for v in caches]
     shape = caches[0]["shape"]
     model = f"model/{MODEL if ort_format else bundle.model_path.name}"
     return {
+        "version": _digest(bundle),
         "model": model,
         "weights": model if ort_format else f"{model}.data",
         "ort_format": ort_format,
         "before_prompt": before,
         "after_prompt": after,
+        "prefix": prefix,
+        "suffix": suffix,
         "stop_tokens": sorted(stop_tokens(bundle)),
         "max_positions": signature.max_positions,
         "vocabulary": signature.vocab_size,
@@ -199,6 +204,25 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
         "packed": bundle.manifest.layout == "packed",
         "optimize": bundle.manifest.layout != "mapped",
     }
+
+
+def _around_prompt(bundle: Bundle, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The text that a chat has in front of the user's words, and behind them."""
+    text = tokenizer.apply_chat_template([{"role": "user", "content": PLACE}])
+    parts = text.split(PLACE)
+    if len(parts) != 2:
+        raise BundleError(
+            f"{bundle.directory}: its chat template does not write the user's words once, which "
+            "starters rely on; run it with edgetie generate"
+        )
+    return parts[0], parts[1]
+
+
+def _digest(bundle: Bundle) -> str:
+    """Of graph and weights; another model has another one."""
+    assert bundle.manifest is not None
+    hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(bundle.manifest.files.items())]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_format: bool) -> None:
@@ -224,8 +248,11 @@ def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_for
         "files": files,
         "usability": usability(bundle.model_path, row.mobile).sentence() if row.mobile else "",
         "start": "\n".join(row.start),
+        # later versions may write what earlier ones do not know into an .ort file
+        "runtime": version("onnxruntime") if ort_format else RUNTIME,
         "checked": row.checked,
         "target": row.name,
     }.items():
+        value = escape(value) if path.suffix == ".html" else value
         text = text.replace("{{" + name + "}}", value)
     path.write_text(text, encoding="utf-8")

@@ -19,6 +19,7 @@ def c_header(app: Mapping[str, Any]) -> str:
         "AFTER": _string(app["after_prompt"]),
         "INPUTS": _string(" ".join(app["inputs"])),
         "VOCABULARY": app["vocabulary"],
+        "MAX_POSITIONS": app["max_positions"] or 0,
         "LOGITS_OF_ALL": int(app["logits"] == "all"),
         "PACKED": int(app["packed"]),
         "OPTIMIZE": int(app["optimize"]),
@@ -29,10 +30,17 @@ def c_header(app: Mapping[str, Any]) -> str:
     }
     lines = [f"#define APP_{name} {value}" for name, value in rows.items()]
     stops = ", ".join(map(str, app["stop_tokens"])) or "-1"
+    # a zero behind those in front, so that none is an array too
+    around = {name: ", ".join(map(str, [*app[name], 0])) for name in ("prefix", "suffix")}
     caches = ", ".join(_string(name) for name in app["cache"])
     lines += [
         f"static const long long APP_STOP[] = {{{stops}}};",
         f"static const char *const APP_CACHE[] = {{{caches}}};",
+        *(
+            f"static const long long APP_{name.upper()}[] = {{{ids}}};"
+            for name, ids in around.items()
+        ),
+        *(f"#define APP_{name.upper()}_TOKENS {len(app[name])}" for name in around),
     ]
     return "/* Of this model; written by edgetie deploy. */\n" + "\n".join(lines) + "\n"
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RUNTIME = "1.24.1"
+"""The oldest ONNX Runtime with all operators of these schemes."""
+
 _ANY = ("fp32", "int8", "int8-aliased", "int8-mapped", "int8-mapped-table", "int8-plain",
         "int8-dynamic", "int8-static", "int4", "int4-all")  # fmt: skip
 _EXACT = tuple(name for name in _ANY if name != "int8-static")

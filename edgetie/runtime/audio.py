@@ -20,6 +20,7 @@ from edgetie.errors import AudioError, BundleError
 
 SETTINGS = "preprocessor_config.json"
 _RATE, _HOP, _WINDOW = 16000, 160, 400  # where a bundle has no settings
+_UNKNOWN = 2**32 - 1  # bytes, in the header of a file written into a pipe
 _SPREAD = 8.0  # decades below the loudest value, all under it is as quiet
 
 
@@ -173,7 +174,7 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
             channels, width, found = file.getnchannels(), file.getsampwidth(), file.getframerate()
             count = file.getnframes()
             data = file.readframes(count)
-    except (OSError, EOFError, wave.Error) as error:
+    except (OSError, EOFError, RuntimeError, wave.Error) as error:  # RuntimeError: chunk sizes
         why = str(error) or "it ends in its header"
         raise AudioError(f"{path}: not a readable WAV file ({why})") from error
     if (channels, width, found) != (1, 2, rate):
@@ -182,6 +183,8 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
             f"{rate} Hz, 16 bits, mono: convert it, as with ffmpeg -i in.wav -ar {rate} -ac 1 "
             "-c:a pcm_s16le out.wav"
         )
+    if count == _UNKNOWN // 2:  # written into a pipe: up to the end of the file
+        count = len(data) // 2
     if len(data) != 2 * count or not count:
         raise AudioError(
             f"{path}: holds {len(data) // 2} samples, and its header says {count}; "

@@ -19,6 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgetie.errors import BundleError
 
+PLACE = "\ue000"
+"""A character for private use, of which no template makes anything."""
+
 
 class _GenerationBlock(Extension):
     """``{% generation %}`` … ``{% endgeneration %}`` marks text a model is trained on; it stays."""
@@ -39,6 +42,9 @@ def render_chat(
 ) -> str:
     """Render a chat template.
 
+    Templates of models that also see or hear take a message's content as a list of parts
+    (``{"type": "text", "text": …}``) and would leave out a string: they are given parts.
+
     Args:
         template: the Jinja source.
         messages: ``{"role": ..., "content": ...}`` each.
@@ -56,18 +62,30 @@ def render_chat(
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
+
+    def render(given: Sequence[Mapping[str, Any]]) -> str:
         return environment.from_string(template).render(
-            messages=[dict(message) for message in messages],
+            messages=[dict(message) for message in given],
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **(special_tokens or {}),
         )
+
+    try:
+        if all(isinstance(message.get("content"), str) for message in messages):
+            marked = [{**message, "content": PLACE} for message in messages]
+            if PLACE not in render(marked) and PLACE in render(_in_parts(marked)):
+                messages = _in_parts(messages)
+        return render(messages)
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise BundleError(
             f"chat template: {' '.join(str(error).split())}; change the messages or use --no-chat"
         ) from error
+
+
+def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
 
 
 def _to_json(

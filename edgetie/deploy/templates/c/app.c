@@ -9,7 +9,7 @@
 static int show(void *ids_only, const char *text, size_t length, int64_t token, int ends) {
   if (ids_only)
     printf("%" PRId64 "\n", token);
-  else
+  else if (!ends)
     fwrite(text, 1, length, stdout);
   fflush(stdout);
   return ids_only || !ends;

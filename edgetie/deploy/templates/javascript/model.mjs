@@ -19,7 +19,13 @@ export class Model {
   /** Token ids of a prompt, with the text that the model expects around it. */
   encode(prompt) {
     const text = this.app.before_prompt + prompt + this.app.after_prompt;
-    return this.tokenizer.encode(text, { add_special_tokens: false }).ids;
+    const { ids } = this.tokenizer.encode(text, { add_special_tokens: false });
+    return [...this.app.prefix, ...ids, ...this.app.suffix];
+  }
+
+  /** Whether a token ends the text; what it says is not shown. */
+  ends(token) {
+    return this.app.stop_tokens.includes(token);
   }
 
   /** The likeliest tokens behind a prompt, one by one, up to one of `stops`. */
@@ -27,6 +33,9 @@ export class Model {
     let ids = prompt, seen = 0;
     let cache = this.#emptyCache();
     const longest = this.app.max_positions ?? Infinity;
+    if (ids.length > longest) {
+      throw new Error(`the prompt has ${ids.length} tokens, the model takes ${longest}`);
+    }
     for (let made = 0; made < most && seen + ids.length <= longest; made++) {
       const first = seen;
       seen += ids.length;
@@ -58,6 +67,7 @@ export class Model {
     let shown = 0;
     for await (const token of this.tokens(this.encode(prompt), most)) {
       made.push(token);
+      if (this.ends(token)) break;
       const text = this.tokenizer.decode(made, { skip_special_tokens: true });
       if (text.endsWith("\ufffd")) continue; // half a character
       yield text.slice(shown);

@@ -158,7 +158,16 @@ static int64_t *prompt_tokens(const Model *model, const char *prompt, size_t *co
   snprintf(text, length, "%s%s%s", APP_BEFORE, prompt, APP_AFTER);
   int64_t *ids = tokenizer_encode(model->tokenizer, text, count);
   free(text);
-  return ids;
+  size_t front = APP_PREFIX_TOKENS, back = APP_SUFFIX_TOKENS, all = front + *count + back;
+  int64_t *whole = ids ? malloc((all + 1) * sizeof *whole) : NULL;
+  if (whole) {
+    for (size_t i = 0; i < front; i++) whole[i] = APP_PREFIX[i];
+    memcpy(whole + front, ids, *count * sizeof *ids);
+    for (size_t i = 0; i < back; i++) whole[front + *count + i] = APP_SUFFIX[i];
+    *count = all;
+  }
+  free(ids);
+  return whole;
 }
 
 enum { INT64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT };
@@ -205,7 +214,15 @@ int model_answer(Model *model, const char *prompt, long most, Piece piece, void 
     free(ids);
     return 0;
   }
+  if (APP_MAX_POSITIONS && read > APP_MAX_POSITIONS) {
+    char why[100];
+    snprintf(why, sizeof why, "%zu tokens, the model takes %d", read, APP_MAX_POSITIONS);
+    fail("the prompt has ", why);
+    free(ids);
+    return 0;
+  }
   size_t longest = read + (size_t)(most > 0 ? most : 0);
+  if (APP_MAX_POSITIONS && longest > APP_MAX_POSITIONS) longest = APP_MAX_POSITIONS;
   size_t kept = APP_LOGITS_OF_ALL ? read : 1;
   size_t caches = CACHES * APP_CACHE_HEADS * longest * APP_CACHE_SIZE * APP_CACHE_BYTES;
   size_t row = APP_VOCABULARY * sizeof(float);
@@ -223,7 +240,7 @@ int model_answer(Model *model, const char *prompt, long most, Piece piece, void 
 
   int64_t token = 0, *next = ids;
   size_t seen = 0, fresh = read;
-  for (long made = 0; made < most; made++) {
+  for (long made = 0; made < most && seen + fresh <= longest; made++) {
     const int64_t step[2] = {1, (int64_t)fresh}, whole[2] = {1, (int64_t)(seen + fresh)};
     const int64_t out[3] = {1, APP_LOGITS_OF_ALL ? (int64_t)fresh : 1, APP_VOCABULARY};
     const struct { const char *name; int64_t *data; const int64_t *shape; } inputs[] = {

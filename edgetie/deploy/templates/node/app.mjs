@@ -15,9 +15,14 @@ const session = await ort.InferenceSession.create(path, Model.options(app));
 const files = [read("model/tokenizer.json"), read("model/tokenizer_config.json")];
 const model = new Model(ort, session, Tokenizer, app, ...files);
 
-if (flag === "--tokens") {
-  for await (const token of model.tokens(model.encode(prompt), +most, [])) console.log(token);
-} else {
-  for await (const piece of model.answer(prompt, +most)) process.stdout.write(piece);
-  console.log();
+try {
+  if (flag === "--tokens") {
+    for await (const token of model.tokens(model.encode(prompt), +most, [])) console.log(token);
+  } else {
+    for await (const piece of model.answer(prompt, +most)) process.stdout.write(piece);
+    console.log();
+  }
+} catch (error) {
+  console.error(`app: ${error.message}`);
+  process.exitCode = 1;
 }

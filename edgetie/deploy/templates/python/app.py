@@ -14,13 +14,9 @@ HERE = Path(__file__).resolve().parent
 
 
 class Model:
-    """The model, opened once; its cache holds one conversation.
+    """The model, opened once."""
 
-    Args:
-        length: most tokens of prompt and answer together.
-    """
-
-    def __init__(self, length: int) -> None:
+    def __init__(self) -> None:
         self.app = json.loads((HERE / "app.json").read_text("utf-8"))
         self.tokenizer = Tokenizer.from_file(str(HERE / "model" / "tokenizer.json"))
         self.tokenizer.no_padding()
@@ -36,26 +32,29 @@ class Model:
         )
         if self.app["packed"]:
             release(str(HERE / self.app["weights"]))
-        self.length = min(length, self.app["max_positions"] or length)
-        self.binding = self.session.io_binding()
-        # past and present are one buffer of the full length: a step writes one row into it
-        shape = (1, self.app["cache_heads"], self.length, self.app["cache_size"])
-        types = {value.name: value.type for value in self.session.get_inputs()}
-        self.cache = []
-        for name in self.app["cache"]:
-            dtype = {"tensor(float)": np.float32, "tensor(int8)": np.int8}[
-                types[f"past_key_values.{name}"]
-            ]
-            buffer = np.zeros(shape, dtype)
-            self.cache.append(buffer)
-            place = ("cpu", 0, dtype, shape, buffer.ctypes.data)
-            self.binding.bind_input(f"past_key_values.{name}", *place)
-            self.binding.bind_output(f"present.{name}", *place)
 
     def tokens(self, prompt: list[int], most: int) -> Iterator[int]:
-        """The likeliest tokens behind a prompt, one by one, up to one that ends the text."""
+        """The likeliest tokens behind a prompt, one by one, up to one that ends the text.
+
+        Raises:
+            ValueError: if the model does not take so long a prompt.
+        """
+        length, longest = len(prompt) + most, self.app["max_positions"]
+        if longest and len(prompt) > longest:
+            raise ValueError(f"the prompt has {len(prompt)} tokens, the model takes {longest}")
+        if longest:
+            length = min(length, longest)
+        binding = self.session.io_binding()
+        # past and present are one buffer of the full length: a step writes one row into it
+        shape = (1, self.app["cache_heads"], length, self.app["cache_size"])
+        dtype = {"float": np.float32, "int8": np.int8}[self.app["cache_dtype"]]
+        buffers = [np.zeros(shape, dtype) for _ in self.app["cache"]]
+        for name, buffer in zip(self.app["cache"], buffers, strict=True):
+            place = ("cpu", 0, dtype, shape, buffer.ctypes.data)
+            binding.bind_input(f"past_key_values.{name}", *place)
+            binding.bind_output(f"present.{name}", *place)
         ids, seen = np.array([prompt], np.int64), 0
-        while most > 0 and seen + ids.shape[1] <= self.length:
+        while most > 0 and seen + ids.shape[1] <= length:
             seen += ids.shape[1]
             feeds = {
                 "input_ids": ids,
@@ -63,23 +62,29 @@ class Model:
                 "position_ids": np.arange(seen - ids.shape[1], seen)[None],
             }
             for name in self.app["inputs"]:
-                self.binding.bind_cpu_input(name, feeds[name])
-            self.binding.bind_output("logits", "cpu")
-            self.session.run_with_iobinding(self.binding)
-            logits = self.binding.get_outputs()[-1].numpy()  # bound last
+                binding.bind_cpu_input(name, feeds[name])
+            binding.bind_output("logits", "cpu")
+            self.session.run_with_iobinding(binding)
+            logits = binding.get_outputs()[-1].numpy()  # bound last
             token = int(logits[0, -1].argmax())
             yield token
             if token in self.app["stop_tokens"]:
                 return
             ids, most = np.array([[token]], np.int64), most - 1
 
-    def answer(self, prompt: str, most: int) -> Iterator[str]:
-        """The answer to a prompt, in pieces."""
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, with what the model expects around it."""
         text = self.app["before_prompt"] + prompt + self.app["after_prompt"]
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return [*self.app["prefix"], *ids, *self.app["suffix"]]
+
+    def answer(self, prompt: str, most: int) -> Iterator[str]:
+        """The answer to a prompt, in pieces."""
         made: list[int] = []
         shown = ""
-        for token in self.tokens(ids, most):
+        for token in self.tokens(self.encode(prompt), most):
+            if token in self.app["stop_tokens"]:
+                return
             made.append(token)
             text = self.tokenizer.decode(made)
             if not text.endswith("\ufffd"):  # half a character
@@ -107,9 +112,11 @@ def release(path: str) -> None:
 def main() -> None:
     prompt = sys.argv[1] if len(sys.argv) > 1 else input("Prompt: ")
     most = int(sys.argv[2]) if len(sys.argv) > 2 else 128
-    model = Model(length=2048)
-    for piece in model.answer(prompt, most):
-        print(piece, end="", flush=True)
+    try:
+        for piece in Model().answer(prompt, most):
+            print(piece, end="", flush=True)
+    except ValueError as error:
+        sys.exit(f"app: {error}")
     print()
 
 

@@ -23,8 +23,9 @@ async function start(device) {
   const json = async (name) => (await fetched(name)).json();
   const app = await json("app.json");
   const files = await Promise.all(["model/tokenizer.json", "model/tokenizer_config.json"].map(json));
-  const graph = await bytes(app.model);
-  const weights = await bytes(`${app.model}.data`, true);
+  const store = await room(app.version);
+  const graph = await bytes(store, app.model);
+  const weights = await bytes(store, `${app.model}.data`, true);
   self.postMessage({ state: "Preparing the model…", progress: 1 });
   const session = await ort.InferenceSession.create(graph, {
     ...Model.options(app),
@@ -43,6 +44,7 @@ async function answer(prompt, most) {
   for await (const token of model.tokens(model.encode(prompt), most)) {
     first ??= performance.now();
     made.push(token);
+    if (model.ends(token)) break;
     const text = model.tokenizer.decode(made, { skip_special_tokens: true });
     if (text.endsWith("\ufffd")) continue; // half a character
     self.postMessage({ piece: text.slice(shown) });
@@ -60,9 +62,18 @@ async function fetched(name) {
   return response;
 }
 
-/* A file, told about as it arrives; the browser keeps it, so that it is downloaded once. */
-async function bytes(name, telling = false) {
-  const store = await caches?.open?.("{{name}} {{scheme}}").catch(() => undefined);
+/* Where the browser keeps this version of the model, so that it is downloaded once; others go.
+   Browsers have no such place for pages of plain http. */
+async function room(version) {
+  const page = `edgetie ${self.location.pathname} `;
+  const places = (await self.caches?.keys().catch(() => [])) ?? [];
+  const old = places.filter((name) => name.startsWith(page) && name !== page + version);
+  await Promise.all(old.map((name) => self.caches.delete(name)));
+  return self.caches?.open(page + version).catch(() => undefined);
+}
+
+/* A file, told about as it arrives. */
+async function bytes(store, name, telling = false) {
   const kept = await store?.match(name);
   const response = kept ?? (await fetched(name));
   const total = +response.headers.get("content-length");

@@ -3,7 +3,7 @@ plugins {
     id("org.jetbrains.kotlin.android")
 }
 
-val runtime = "com.microsoft.onnxruntime:onnxruntime-android:1.22.0"
+val runtime = "com.microsoft.onnxruntime:onnxruntime-android:{{runtime}}"
 val unpacked = layout.buildDirectory.dir("onnxruntime")
 
 android {

@@ -34,7 +34,7 @@ final class Conversation: ObservableObject {
 
     private func end(_ model: Model?, _ problem: String?) {
         self.model = model
-        if let problem { answer = problem }
+        if let problem { answer += "\n" + problem }
         busy = false
     }
 }

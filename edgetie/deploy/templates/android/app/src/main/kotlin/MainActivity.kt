@@ -42,7 +42,7 @@ class MainActivity : Activity() {
                         !isDestroyed
                     }
                 } catch (error: IOException) {
-                    runOnUiThread { answer.text = error.message }
+                    runOnUiThread { answer.append("\n${error.message}") }
                 }
                 runOnUiThread { ask.isEnabled = true }
             }

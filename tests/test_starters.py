@@ -1,0 +1,150 @@
+"""Starters on a small model: prompts and answers that the real one does not make."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import pytest
+from runtime_models import byte_tokenizer
+from test_deploy import build, headers, library, run
+from test_deploy_web import modules, starter
+from tokenizers.processors import TemplateProcessing
+
+from edgetie import Tokenizer, deploy_model, open_bundle
+from edgetie.errors import BundleError
+from edgetie.export.exporter import export
+from edgetie.quantize import quantize
+from edgetie.runtime import generate_text, open_session
+from edgetie.runtime.chat import render_chat
+from edgetie.sources import Source
+
+__all__ = ["headers", "library", "modules"]
+
+PROMPT = "a small prompt"
+LONGEST = 128
+PARTS = (
+    "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}<{{ p.text }}>"
+    "{% endif %}{% endfor %}{% endfor %}!"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without a chat template, tokens in front of a text and behind it, and one that ends
+    answers but is like any other.
+    """
+    tokenizer = byte_tokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
+    )
+
+    def save(target: Path) -> None:
+        tokenizer.save(str(target / "tokenizer.json"))
+
+    model = models.transformers_model("Llama")
+    directory = tmp_path_factory.mktemp("starters") / "fp32"
+    export(Source("transformers", 'a "small" <model>', model, model.config, save), directory)
+    return directory
+
+
+def answer(bundle: Path, prompt: str, count: int) -> tuple[list[int], str]:
+    """Tokens and text of ``generate``."""
+    opened = open_bundle(bundle)
+    tokenizer = Tokenizer.from_bundle(opened)
+    ids = [tokenizer.encode(prompt)]
+    *_, last = generate_text(open_session(opened), tokenizer, ids, max_new_tokens=count)
+    assert last.completion is not None
+    return last.completion.tokens, last.completion.text
+
+
+def stopping(base: Path, folder: Path) -> Path:
+    """The model, ended by the third token of its answer."""
+    token = answer(base, PROMPT, 3)[0][-1]
+    manifest = json.loads((base / "edgetie.json").read_text())
+    manifest["signature"]["eos_token_ids"] = [token]
+    shutil.copytree(base, folder)
+    (folder / "edgetie.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def refused(command: list[object], folder: Path) -> str:
+    done = subprocess.run([str(part) for part in command], cwd=folder, capture_output=True)
+    assert done.returncode == 1
+    return done.stderr.decode()
+
+
+def commands(target: str, bundle: Path, folder: Path, library: Path, modules: Path) -> list[object]:
+    """What runs a starter, which is made."""
+    if target == "node":
+        starter(bundle, target, folder, modules)
+        return ["node", "app.mjs"]
+    deploy_model(bundle, target, folder)
+    if target == "c":
+        build(folder, library)
+    return [sys.executable, "app.py"] if target == "python" else ["./app"]
+
+
+@pytest.mark.parametrize("target", ["python", "c", "node"])
+def test_a_base_model_answers_as_generate_does(
+    base: Path, library: Path, modules: Path, tmp_path: Path, target: str
+) -> None:
+    bundle = stopping(base, tmp_path / "bundle")
+    tokens, text = answer(bundle, PROMPT, 20)
+    assert len(tokens) < 20
+    app = tmp_path / "app"
+    command = commands(target, bundle, app, library, modules)
+    assert run([*command, PROMPT, 20], app).rstrip("\n") == text.rstrip("\n")
+    said = refused([*command, "a" * LONGEST, 20], app)
+    assert said == f"app: the prompt has {LONGEST + 2} tokens, the model takes {LONGEST}\n"
+    if target != "python":
+        some = run([*command, "b" * (LONGEST - 10), 60, "--tokens"], app).split()
+        assert len(some) == LONGEST - (LONGEST - 8) + 1  # up to the end of its context
+
+
+def test_names_are_written_so_that_programs_stay_whole(base: Path, tmp_path: Path) -> None:
+    quantize(base, tmp_path / "plain", target="web")
+    deploy_model(tmp_path / "plain", "web", tmp_path / "web")
+    page = (tmp_path / "web" / "index.html").read_text("utf-8")
+    assert "<title>a &quot;small&quot; &lt;model&gt;</title>" in page
+    first = json.loads((tmp_path / "web" / "app.json").read_text("utf-8"))["version"]
+    quantize(base, tmp_path / "other", scheme="int8-dynamic")
+    deploy_model(tmp_path / "other", "web", tmp_path / "second")
+    assert json.loads((tmp_path / "second" / "app.json").read_text("utf-8"))["version"] != first
+
+
+def test_the_runtime_that_a_starter_needs_is_named(base: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    quantize(base, tmp_path / "mapped", target="mobile-cpu")
+    for name, ort_format in (("onnx", False), ("ort", True)):
+        deploy_model(tmp_path / "mapped", "android", tmp_path / name, ort_format=ort_format)
+        gradle = (tmp_path / name / "app" / "build.gradle.kts").read_text("utf-8")
+        wanted = onnxruntime.__version__ if ort_format else "1.24.1"
+        assert f"onnxruntime-android:{wanted}" in gradle
+        assert not [f for f in (tmp_path / name).rglob("*.kts") if "{{" in f.read_text("utf-8")]
+
+
+def test_templates_that_take_parts_get_them() -> None:
+    messages = [{"role": "user", "content": "why?"}]
+    assert render_chat(PARTS, messages) == "<why?>!"
+    either = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}"
+    assert render_chat(either + "{% endfor %}", messages) == "why?"
+
+
+def test_templates_without_the_prompt_cannot_be_deployed(base: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(base, tmp_path / "bundle"))
+    for template, good in ((PARTS, True), ("{{ messages | length }}", False)):
+        (bundle / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+        if good:
+            deploy_model(bundle, "python", tmp_path / "app")
+            app = json.loads((tmp_path / "app" / "app.json").read_text("utf-8"))
+            assert (app["before_prompt"], app["after_prompt"]) == ("<", ">!")
+            continue
+        with pytest.raises(BundleError, match="does not write the user's words once"):
+            deploy_model(bundle, "python", tmp_path / "other")
+        assert not (tmp_path / "other").exists()
