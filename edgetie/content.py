@@ -20,6 +20,9 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+LEFT_OUT = 1e4
+"""A logit below minus this one stands for minus infinity: the model never says such a token."""
+
 MIN_ELEMENTS = 1024
 """Smaller initializers are not worth a search."""
 

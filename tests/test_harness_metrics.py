@@ -182,3 +182,18 @@ def test_emulation_is_told_by_the_running_program(tmp_path: Path) -> None:
 def test_a_simulated_accelerator_is_no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert latency_problem("qnn") == "qnn on x86_64 is a simulator"
+
+
+def test_tokens_that_both_leave_out_do_not_hide_an_error() -> None:
+    rng = np.random.default_rng(2)
+    ref = rng.normal(scale=3, size=(5, 40)).astype(np.float32)
+    act = ref + np.float32(0.5)
+    largest = float(np.abs(ref[:, :30]).max())
+    ref[:, 30:], act[:, 30:] = -1e9, np.finfo(np.float32).min
+    errors = LogitErrors()
+    errors.add(ref, act)
+    assert errors.max_abs_error == pytest.approx(0.5, rel=1e-5)
+    assert errors.relative_error == pytest.approx(0.5 / largest, rel=1e-5)
+    act[0, 30] = 0.0  # which the other never says
+    errors.add(ref, act)
+    assert errors.relative_error > 1

@@ -243,7 +243,12 @@ class _Job:
             *(text for report in passes for text in report.skipped),
         ]
         manifest = Manifest(
-            source={"kind": source.kind, "name": source.name, "architecture": source.architecture},
+            source={
+                "kind": source.kind,
+                "name": source.name,
+                "architecture": source.architecture,
+                "unused": list(source.unused),
+            },
             task=plan.name,
             precision=precision,
             signature=_signature(traced.models, plan),

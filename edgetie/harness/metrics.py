@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgetie.content import LEFT_OUT
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -23,7 +25,7 @@ class LogitErrors:
     Attributes:
         positions: positions compared.
         nonfinite: positions left out because a logit was NaN or infinite.
-        max_abs_error: the largest distance.
+        max_abs_error: the largest distance, but for tokens that both models leave out.
         largest_reference: the largest ``|reference|``, the scale of the relative error.
     """
 
@@ -41,9 +43,9 @@ class LogitErrors:
             self.positions += len(ref)
             self.nonfinite += int(len(finite) - finite.sum())
             if len(ref):
-                distance = np.abs(cand - ref)
+                distance, largest = _distance(ref, cand)
                 self.max_abs_error = float(np.fmax(self.max_abs_error, distance.max()))
-                self.largest_reference = float(np.fmax(self.largest_reference, np.abs(ref).max()))
+                self.largest_reference = float(np.fmax(self.largest_reference, largest))
                 self._sum += float(distance.sum())
                 self._count += distance.size
 
@@ -187,6 +189,15 @@ def _chunks(
         ref, cand = reference[start : start + step], candidate[start : start + step]
         finite = np.logical_and(np.isfinite(ref).all(axis=1), np.isfinite(cand).all(axis=1))
         yield ref[finite].astype(np.float64), cand[finite].astype(np.float64), finite
+
+
+def _distance(ref: Doubles, cand: Doubles) -> tuple[Doubles, float]:
+    """``|cand - ref|``, and the largest ``|ref|``; tokens that both leave out count in neither."""
+    distance, size = np.abs(cand - ref), np.abs(ref)
+    if size.max() >= LEFT_OUT:
+        distance[(ref <= -LEFT_OUT) & (cand <= -LEFT_OUT)] = 0
+        size[size >= LEFT_OUT] = 0
+    return distance, float(size.max())
 
 
 def _softmax(logits: Doubles) -> tuple[Doubles, Doubles]:

@@ -210,7 +210,9 @@ class TorchReference:
         self.name = name
         self._torch = torch
         self._module = module.eval()
-        self._parameters = inspect.signature(module.forward).parameters
+        positions = inspect.signature(module.forward).parameters.get("position_ids")
+        # where they can be left out, a model knows best: RoBERTa counts from its padding token on
+        self._counts = positions is not None and positions.default is inspect.Parameter.empty
         self._cache = cache_keyword(module) if hasattr(module, "config") else None
         self._device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._start = None if start is None else list(start)
@@ -245,7 +247,7 @@ class TorchReference:
             extra = {"decoder_input_ids": self._tensor(target)}
         elif self._cache is not None:
             extra = {"use_cache": True, self._cache: past}
-        elif "position_ids" in self._parameters:
+        elif self._counts:
             extra = {"position_ids": self._torch.arange(ids.shape[1], device=self._device)[None]}
         try:
             with self._torch.inference_mode():

@@ -7,6 +7,8 @@ import onnx_ir as ir
 from edgetie.content import MIN_ELEMENTS
 from edgetie.passes._base import GraphPass, initializer, prune, replace
 
+_DRAWS = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
+
 
 class Fold(GraphPass):
     """Replaces nodes that read constants only, as ONNX Runtime does when a session starts.
@@ -20,7 +22,7 @@ class Fold(GraphPass):
     def rewrite(self, model: ir.Model) -> None:
         known: set[ir.Value] = set()
         for node in model.graph:
-            if node.domain == "" and node.inputs and all(_is_small(v, known) for v in node.inputs):
+            if _is_fixed(node) and all(_is_small(value, known) for value in node.inputs):
                 known.update(node.outputs)
         wanted = [
             value
@@ -33,6 +35,19 @@ class Fold(GraphPass):
         for value, result in zip(wanted, results, strict=True):
             replace(value, initializer(model.graph, f"{value.name}.folded", result))
             self.changed += 1
+
+
+def _is_fixed(node: ir.Node) -> bool:
+    """Whether a node makes the same of the same inputs: it reads no others and draws nothing."""
+    return (
+        node.domain == ""
+        and bool(node.inputs)
+        and node.op_type not in _DRAWS
+        and not any(
+            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for attribute in node.attributes.values()
+        )
+    )
 
 
 def _is_small(value: ir.Value | None, known: set[ir.Value]) -> bool:
@@ -52,6 +67,9 @@ def _run(model: ir.Model, names: list[str]) -> list[object]:
     copy.graph.inputs.clear()
     copy.graph.outputs[:] = [made[name] for name in names]
     prune(copy)
+    for value in copy.graph.initializers.values():  # a session of bytes knows no folder
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(

@@ -145,6 +145,12 @@ class Nodes(list[ir.Node]):
         self.append(node)
         return node.outputs[0]
 
+    def name_apart(self, prefix: str) -> None:
+        """Call the values of a subgraph unlike any others, outer ones too."""
+        for index, node in enumerate(self):
+            for output in node.outputs:
+                output.name = f"{prefix}.{index}.{output.index()}"
+
     def again(self, x: ir.Value) -> ir.Value:
         """``x`` as a value that only these nodes know."""
         same = self("Identity", x)

@@ -12,7 +12,9 @@ import onnx_ir as ir
 from edgetie.content import MIN_ELEMENTS
 from edgetie.errors import QuantizeError
 
-_LARGEST = 65504.0
+_SMALLEST, _LARGEST = 2.0**-24, 65504.0
+_ENDLESS = 1e30
+"""What is larger stands for infinity, in masks: the largest number will do."""
 _POSITIONS = ("Cos", "Sin")
 """What is computed of positions: 16 bits do not count beyond 2,048."""
 
@@ -33,7 +35,11 @@ def to_half(model: ir.Model) -> ir.Model:
         name: value.const_value
         for name, value in graph.initializers.items()
         if value.const_value is not None
-        and (value.dtype == ir.DataType.FLOAT or value.const_value.size >= MIN_ELEMENTS)
+        and (
+            value.dtype == ir.DataType.FLOAT
+            or value.const_value.size >= MIN_ELEMENTS
+            or isinstance(value.const_value, ir.ExternalTensor)  # the converter drops its folder
+        )
     }
     order = list(graph.initializers)
     for name in kept:
@@ -78,10 +84,20 @@ def _cast(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
     def make() -> ir.TensorProtocol:
         array = tensor.numpy()
-        if not np.abs(array).max(initial=0) <= _LARGEST:
+        real = np.isfinite(array) & (np.abs(array) < _ENDLESS)
+        if (
+            np.isnan(array).any()
+            or not np.abs(array, where=real, out=np.zeros_like(array)).max(initial=0) <= _LARGEST
+        ):
             raise QuantizeError(f"{name}: a value is too large for 16 bits; choose another scheme")
-        return ir.tensor(array.astype(np.float16))
+        finite = np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array)
+        if array.size < MIN_ELEMENTS:  # what keeps divisors from zero must not become zero
+            tiny = (array != 0) & (np.abs(array) < _SMALLEST)
+            finite = np.where(tiny, np.copysign(_SMALLEST, array), finite)
+        return ir.tensor(finite.astype(np.float16))
 
+    if tensor.size < MIN_ELEMENTS:
+        return make()
     return ir.LazyTensor(
         make, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape.numpy()), name=name
     )

@@ -226,6 +226,8 @@ class MatrixPass(GraphPass):
         if node.graph is not matrix.graph:  # others do not see what a form keeps of x
             x = nodes.again(x)
         nodes += self._form(matrix.name).product(matrix, x, bias, exact=exact)
+        if node.graph is not matrix.graph:
+            nodes.name_apart(f"{matrix.label}.product.{self.changed}")
         next((n for n in nodes if matrix.codes in n.inputs), nodes[-1]).name = node.name
         made = result.producer()
         assert made is not None

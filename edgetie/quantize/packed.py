@@ -170,8 +170,8 @@ def _in_two(nodes: Nodes, x: ir.Value, rank: int, matrix: Matrix) -> ir.Value:
         peak = nodes("ReduceMax", magnitudes, last, keepdims=1)
     else:
         peak = nodes("ReduceMax", magnitudes, axes=[-1], keepdims=1)
-    peak = nodes("Max", peak, _number(matrix, "tiny", _TINY))
     step = nodes("Mul", peak, _number(matrix, "step", 1 / 127))
+    step = nodes("Max", step, _number(matrix, "tiny", _TINY))
     coarse = nodes("Mul", nodes("Round", nodes("Div", cut, step)), step)
     whole = [0] * (rank - 1) + [matrix.columns]
     flat = nodes("Reshape", coarse, _ints(matrix, f"whole.{rank}.{matrix.columns}", whole))

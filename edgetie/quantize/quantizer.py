@@ -209,7 +209,8 @@ def quantize(
                 load_model(path), ties_of_file(after, path.name), where=f"the file {path.name}"
             )
         _copy_extras(bundle, directory)
-        if cache_bits is None and len(made.models) > 1:
+        # ONNX Runtime does not take DequantizeLinear over weights of an outer graph
+        if cache_bits is None and len(made.models) > 1 and not row.ranges:
             write_merged(directory)
         stages.stage("hash")
         kept = [*made.skipped, *(_costly(cost) for cost in costs if cost.kept)]

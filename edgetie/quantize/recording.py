@@ -25,6 +25,7 @@ from edgetie.runtime.hearing import with_sound
 _PIECE_BYTES = 48 << 20  # weights of a piece
 _CHANGE = 1e-4  # of the largest logit: more than rounding makes
 _WINDOW = 256  # tokens of one run: keeps the recorded activations small
+_SMALLEST_WINDOW = 16
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -241,6 +242,8 @@ def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: In
     """What the model reads of each window of the text, or of each sound."""
     limit = bundle.manifest.signature.max_positions if bundle.manifest is not None else None
     window = min(_WINDOW, limit or _WINDOW)
+    if bundle.manifest is None:
+        window = _usable(model, model_path.parent, window)
     first = bundle.model_paths[0]
     encoder = None
     if first != model_path:
@@ -259,6 +262,19 @@ def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: In
             ids = ids[:, :limit]
         made.append(_feeds(_signature(model), ids, known))
     return made
+
+
+def _usable(model: onnx.ModelProto, folder: Path, window: int) -> int:
+    """A number of tokens, halved until a model that does not tell takes them."""
+    session, inputs = _open(model, folder, packed=False), _signature(model)
+    while window > _SMALLEST_WINDOW:
+        try:
+            session.run(None, _feeds(inputs, np.zeros((1, window), np.int64), {}))
+        except Exception:  # pybind11 classes without a common base
+            window //= 2
+        else:
+            break
+    return window
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ weights as they are stored.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -41,6 +42,7 @@ class Static(Form):
         self._codes = np.dtype(f"uint{bits}")
         self._margin = 1.0 if bits == 8 else _MARGIN
         self._rounded: dict[ir.Value, ir.Value] = {}
+        self._products: Counter[str] = Counter()
 
     def grid(self, columns: int) -> Grid:
         return Grid()
@@ -64,10 +66,9 @@ class Static(Form):
         fixed = self.ranges.get(matrix.name)
         if x not in self._rounded and fixed is not None:
             self._rounded[x] = self._round(nodes, matrix, x, "input", fixed.input)
-        zeros = initializer(
-            matrix.graph, f"{matrix.label}.zeros", np.zeros(matrix.rows, np.int8)
-        )  # that are left out, some runtimes take for uint8
-        codes = nodes("Transpose", matrix.codes, perm=[1, 0]) if self.table else matrix.codes
+        codes, zeros = self._entries(matrix)
+        if self.table:
+            codes = nodes("Transpose", codes, perm=[1, 0])
         weights = nodes("DequantizeLinear", codes, matrix.row_scales(), zeros, axis=1)
         result = nodes("MatMul", self._rounded.get(x, x), weights)
         if fixed is not None and fixed.output is not None:
@@ -75,6 +76,31 @@ class Static(Form):
         if bias is not None:
             nodes("Add", result, bias)
         return nodes
+
+    def _entries(self, matrix: Matrix) -> tuple[ir.Value, ir.Value]:
+        """Codes and zero points, which some runtimes take for uint8 if they are left out.
+
+        Each product has entries of its own over the same bytes: ONNX Runtime changes what a
+        DequantizeLinear reads, and fails where two read the same.
+        """
+        number = self._products[matrix.label]
+        self._products[matrix.label] += 1
+        zeros = matrix.initializer(
+            "zeros", ir.DataType.INT8, (matrix.rows,), lambda: np.zeros(matrix.rows, np.int8)
+        )
+        if not number:
+            return matrix.codes, zeros
+        return self._again(matrix, matrix.codes, f"codes.{number}"), self._again(
+            matrix, zeros, f"zeros.{number}"
+        )
+
+    def _again(self, matrix: Matrix, value: ir.Value, suffix: str) -> ir.Value:
+        tensor = value.const_value
+        assert tensor is not None
+        shape = tuple(int(size) for size in tensor.shape.numpy())
+        made = matrix.initializer(suffix, tensor.dtype, shape, tensor.numpy)
+        self.aliases[str(made.name)] = str(value.name)
+        return made
 
     def _round(
         self, nodes: Nodes, matrix: Matrix, value: ir.Value, side: str, limits: Range

@@ -64,7 +64,7 @@ class Switched(Form):
         number = initializer(graph, f"{ROUNDED}.{index}", np.array(index, np.int64))
         chosen = ir.node("Equal", [_which(graph), number])
         branches = {
-            key: ir.AttrGraph(key, _branch(nodes, f"{matrix.label}.{key}"))
+            key: ir.AttrGraph(key, _branch(nodes, f"{matrix.label}.{index}.{key}"))
             for key, nodes in (("then_branch", rounded), ("else_branch", exactly))
         }
         return [chosen, ir.Node("", "If", chosen.outputs, branches.values(), num_outputs=1)]
@@ -80,9 +80,6 @@ def _which(graph: ir.Graph) -> ir.Value:
     return value
 
 
-def _branch(nodes: Sequence[ir.Node], name: str) -> ir.Graph:
-    """A subgraph, its values called unlike any others."""
-    for index, node in enumerate(nodes):
-        for output in node.outputs:
-            output.name = f"{name}.{index}.{output.index()}"
+def _branch(nodes: Nodes, name: str) -> ir.Graph:
+    nodes.name_apart(name)
     return ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)

@@ -46,6 +46,10 @@ def print_export(report: ExportReport) -> None:
         f"\nweights      {report.weights_bytes / 1e6:,.1f} MB on disk, "
         f"{ratio:.3f} × the {manifest.unique_parameters / 1e6:,.1f} M unique parameters"
     )
+    unused = manifest.source["unused"]
+    if unused:
+        some = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
+        console.print(f"[yellow]not used     {len(unused)} weights of its files: {some}[/yellow]")
     operators = manifest.fusion["operators"]
     console.print("fused        " + ", ".join(f"{k} {v}" for k, v in operators.items()))
     for text in manifest.fusion["unfused"]:

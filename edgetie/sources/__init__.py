@@ -8,7 +8,7 @@ tokenizer). torch and transformers are imported only here and below ``edgetie.ex
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class Source:
         module: the model, in evaluation mode, fp32.
         config: its transformers configuration; ``None`` for a module that has none.
         save_extras: writes configuration and tokenizer files into a directory.
+        unused: names of weights in its files that the model does not have.
         task: what it does, one of :data:`edgetie.sources.families.TASKS`; ``auto`` is decided by
             the class of the module, or by its configuration.
     """
@@ -44,6 +45,7 @@ class Source:
     config: Any
     save_extras: Callable[[Path], None]
     task: str = "auto"
+    unused: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.task == "auto":

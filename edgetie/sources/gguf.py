@@ -45,7 +45,8 @@ def load_gguf(path: Path) -> Source:
             f"{path}: cannot be loaded ({first_line(error)}); if it is cut short, download it again"
         ) from error
     require_weights(str(path), loading)
-    module.eval()
+    _scale_rotary(path, module.eval())
+    tokenizer = _tokenizer(path)
     _drop_pages(path)
     config = module.config
     if hasattr(config, "quantization_config"):  # the weights are dequantised by now
@@ -53,19 +54,77 @@ def load_gguf(path: Path) -> Source:
     config.architectures = [type(module).__name__]
 
     def save_extras(target: Path) -> None:
-        from transformers import AutoTokenizer, GenerationConfig
+        from transformers import GenerationConfig
 
         config.save_pretrained(target)
-        with quiet_transformers(), _read_once():
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        ends = {config.eos_token_id, tokenizer.eos_token_id} - {None}
+        named = config.eos_token_id
+        ends = {*named} if isinstance(named, list) else {named}
+        if tokenizer is not None:
+            ends.add(tokenizer.eos_token_id)
+            save_tokenizer(tokenizer, target)
         generation = GenerationConfig.from_model_config(config)
-        generation.eos_token_id = sorted(ends)
+        generation.eos_token_id = sorted(ends - {None})
         generation.save_pretrained(target)
-        save_tokenizer(tokenizer, target)
-        _reader.cache_clear()
 
+    _reader.cache_clear()
     return Source("gguf", path.stem, module, config, save_extras)
+
+
+def _tokenizer(path: Path) -> Any:
+    """The file's tokenizer; ``None`` if there is none.
+
+    Raises:
+        SourceError: if transformers does not read it.
+    """
+    import gguf
+    from transformers import AutoTokenizer
+
+    if "tokenizer.ggml.model" not in _reader(gguf.GGUFReader, str(path)).fields:
+        return None
+    try:
+        with quiet_transformers(), _read_once():
+            return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as error:
+        raise SourceError(f"{path}: its tokenizer cannot be read ({first_line(error)})") from error
+
+
+def _scale_rotary(path: Path, module: Any) -> None:
+    """Slow rotary embeddings down as the file says: transformers leaves that out.
+
+    Raises:
+        SourceError: if that is more than a factor for each frequency.
+    """
+    import gguf
+    import torch
+
+    reader = _reader(gguf.GGUFReader, str(path))
+    architecture = reader.fields["general.architecture"].contents()
+
+    def field(name: str, default: Any) -> Any:
+        found = reader.fields.get(f"{architecture}.rope.{name}")
+        return default if found is None else found.contents()
+
+    known = getattr(module.config, "rope_parameters", None) or {}
+    if known.get("rope_type", "default") != "default":
+        return  # read after all
+    kind, factor = field("scaling.type", "none"), float(field("scaling.factor", 1.0))
+    factor = float(field("scale_linear", factor))
+    tables = {tensor.name: tensor for tensor in reader.tensors if tensor.name.startswith("rope_")}
+    single = tables.pop("rope_freqs.weight", None)
+    rotaries = [part for part in module.modules() if hasattr(part, "inv_freq")]
+    if single is None and not tables and (kind == "none" or factor == 1):
+        return
+    if tables or kind not in ("none", "linear") or not rotaries:
+        what = next(iter(tables), f"scaling of type {kind}")
+        raise SourceError(
+            f"{path}: its rotary embedding ({what}) is not read by transformers; export the model "
+            "that the file was made from"
+        )
+    divisor = factor if single is None else torch.tensor(single.data.copy()).float() * factor
+    for rotary in rotaries:
+        rotary.inv_freq = rotary.inv_freq / divisor
+        if hasattr(rotary, "original_inv_freq"):
+            rotary.original_inv_freq = rotary.inv_freq
 
 
 @functools.lru_cache(maxsize=1)

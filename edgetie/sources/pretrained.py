@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ _PREPROCESSORS = ("preprocessor_config.json", PROCESSOR)
 _HEARING = (SPEECH, "seq2seq-lm")  # some models that hear are listed among those that read
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG)
 _HUB_SECONDS = 10.0
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle: bool) -> Source:
@@ -61,6 +64,7 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
             ) from error
         raise SourceError(f"{text}: cannot be loaded ({first_line(error)})") from error
     require_weights(text, loading)
+    _refuse_lost_adapter(text, options)
     return Source(
         kind="transformers",
         name=directory.name if directory.is_dir() else text,
@@ -68,6 +72,7 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
         config=module.config,  # a copy of ``config``: its attention implementation is what counts
         save_extras=lambda target: _save_all(text, config, target, options, task),
         task=task,
+        unused=unused_weights(text, module, loading),
     )
 
 
@@ -104,6 +109,32 @@ def require_weights(text: str, loading: dict[str, Any]) -> None:
                 f"{text}: {len(names)} weights of the model are {why} those in its files "
                 f"({min(names)}, ...); they are incomplete, or the model is of another kind"
             )
+
+
+def unused_weights(text: str, module: Any, loading: dict[str, Any]) -> list[str]:
+    """Names of weights in the files that the model does not have.
+
+    Raises:
+        SourceError: if they are of further layers like those it has.
+    """
+    unused = sorted(loading["unexpected_keys"])
+    kinds = {_NUMBER.sub("", name) for name in module.state_dict()}
+    more = next((name for name in unused if _NUMBER.sub("", name) in kinds), None)
+    if more is not None:
+        raise SourceError(
+            f"{text}: its files have weights of more layers than its configuration says ({more}); "
+            "repair config.json"
+        )
+    return unused
+
+
+def _refuse_lost_adapter(text: str, options: dict[str, Any]) -> None:
+    """transformers loads the weights beside an adapter without it where peft is missing."""
+    if _file(text, "adapter_config.json", options) and find_spec("peft") is None:
+        raise SourceError(
+            f"{text}: has an adapter (adapter_config.json), which needs the package peft to be "
+            "loaded; install it, or merge the adapter into the weights"
+        )
 
 
 _NOT_THERE = (401, 403, 404)  # HTTP: not for everyone, or nothing of that name

@@ -28,6 +28,7 @@ from edgetie.export.tasks.base import (
     Expected,
     Graph,
     largest_error,
+    largest_logit,
     logits_of,
 )
 from edgetie.export.tasks.causal import CausalTask
@@ -201,7 +202,7 @@ class AudioTask(CausalTask):
             pair = np.concatenate(rows)
         got, _ = run(both, mask, pair, [])
         padded = max(largest_error(got[i], wanted[i][-1]) for i in range(2))
-        largest = max(float(np.abs(logits).max()) for logits in wanted)
+        largest = max(largest_logit(logits) for logits in wanted)
         return Agreement(prefill, cached, padded, largest)
 
 

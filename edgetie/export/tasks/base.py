@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from edgetie.content import LEFT_OUT
+
 Array = np.ndarray[Any, Any]
 
 FRAMES = "frames"
@@ -188,11 +190,24 @@ def logits_of(output: Any) -> torch.Tensor:
     return logits
 
 
-def longest(config: Any) -> int | None:
-    """The longest sequence a configuration allows, if it says."""
+def longest(config: Any, module: torch.nn.Module) -> int | None:
+    """The longest sequence a configuration allows, if it says.
+
+    Tables of positions as in RoBERTa begin behind the row of padding.
+    """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    if not isinstance(found, int) or found < 1:
+        return None
+    behind = [
+        part.padding_idx + 1
+        for name, part in module.named_modules()
+        if isinstance(part, torch.nn.Embedding)
+        and part.padding_idx is not None
+        and part.num_embeddings == found
+        and "position" in name
+    ]
+    return found - max(behind, default=0)
 
 
 def cache_names(cache: tuple[CacheShape, ...], prefix: str) -> list[str]:
@@ -201,6 +216,16 @@ def cache_names(cache: tuple[CacheShape, ...], prefix: str) -> list[str]:
 
 
 def largest_error(got: Array, expected: Array) -> float:
-    """The largest absolute difference; infinite where something is not finite."""
-    largest = float(np.abs(got.astype(np.float32) - expected).max())
+    """The largest absolute difference; infinite where something is not finite. Tokens that both
+    leave out do not count.
+    """
+    found = got.astype(np.float32)
+    distance = np.abs(found - expected)
+    distance[(found <= -LEFT_OUT) & (expected <= -LEFT_OUT)] = 0
+    largest = float(distance.max())
     return largest if np.isfinite(largest) else float("inf")  # max() would lose a NaN
+
+
+def largest_logit(logits: Array) -> float:
+    """The largest absolute logit, but for tokens that are left out."""
+    return float(np.abs(logits, where=logits > -LEFT_OUT, out=np.zeros_like(logits)).max())

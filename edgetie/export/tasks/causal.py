@@ -31,6 +31,7 @@ from edgetie.export.tasks.base import (
     cache_names,
     key_value,
     largest_error,
+    largest_logit,
     logits_of,
     longest,
 )
@@ -186,12 +187,12 @@ class CausalTask(Task):
                 np.stack([tokens[short : short + 1], tokens[prefix : prefix + 1]]), mask, cache
             )
             padded = max(padded, error(logits[0], short), error(logits[1], prefix))
-        return Agreement(prefill, cached, padded, float(np.abs(expected.logits).max()))
+        return Agreement(prefill, cached, padded, largest_logit(expected.logits))
 
 
 def _require_causal(whole: Array, short: Array) -> None:
     change = largest_error(whole[: len(short)], short)
-    if change > 1e-2 * np.abs(whole).max():
+    if change > 1e-2 * largest_logit(whole):
         raise ExportError(
             "its logits of a token change with the tokens that follow, so it cannot write token by "
             "token; a model that fills in tokens is exported as task masked-lm"
@@ -229,7 +230,7 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
             cache, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
     return CausalTask(
         vocab,
-        longest(config),
+        longest(config, module),
         caller,
         position_ids,
         tables=watch.tables(module),

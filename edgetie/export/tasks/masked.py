@@ -20,6 +20,7 @@ from edgetie.export.tasks.base import (
     Graph,
     Task,
     largest_error,
+    largest_logit,
     logits_of,
     longest,
 )
@@ -93,7 +94,7 @@ class MaskedTask(Task):
             if "attention_mask" in inputs:
                 (logits,) = session.run(["logits"], _padded(inputs))
                 padded = largest_error(logits[1, : len(short)], short)
-        return Agreement(prefill, 0.0, padded, float(np.abs(expected.logits).max()))
+        return Agreement(prefill, 0.0, padded, largest_logit(expected.logits))
 
 
 class _MaskedLM(torch.nn.Module):
@@ -125,7 +126,7 @@ def probe(module: torch.nn.Module, config: Any) -> MaskedTask:
     if types > 1 and "token_type_ids" in given:
         given["token_type_ids"][:] = 0
     logits = _run(module, given)[0]
-    return MaskedTask(logits.shape[-1], longest(config), tuple(inputs), max(types, 1))
+    return MaskedTask(logits.shape[-1], longest(config, module), tuple(inputs), max(types, 1))
 
 
 def _run(module: torch.nn.Module, inputs: dict[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from edgetie.export.tasks.base import (
     cache_names,
     key_value,
     largest_error,
+    largest_logit,
     logits_of,
     longest,
 )
@@ -203,7 +204,7 @@ class Seq2SeqTask(Task):
                 cached = max(cached, largest_error(logits[0, 0], whole[position]))
             logits, past = run(np.repeat(target, 2, axis=0), pair, [])
             padded = max(largest_error(logits[0], whole), largest_error(logits[1], second))
-        return Agreement(prefill, cached, padded, float(np.abs(expected.logits).max()))
+        return Agreement(prefill, cached, padded, largest_logit(expected.logits))
 
 
 class _Encoder(torch.nn.Module):
@@ -311,7 +312,7 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
     own, cross = caches(module, output)
     return Seq2SeqTask(
         logits_of(output).shape[-1],
-        longest(config),
+        longest(config, module),
         cross,
         hidden.shape[-1],
         cache=own,

@@ -96,7 +96,7 @@ def probe(module: torch.nn.Module, config: Any) -> SpeechTask:
     own, cross = caches(module, output)
     return SpeechTask(
         logits_of(output).shape[-1],
-        getattr(config, "max_target_positions", None) or longest(config),
+        getattr(config, "max_target_positions", None) or longest(config, module),
         cross,
         encoded[0].shape[-1],
         source,
