@@ -136,7 +136,7 @@ MODELS = {
     WEIGHTS: Model("torch", DOWNLOAD, "python {prepare}/weights.py {source} {output}"),
     "edgetie-fp32": Model("edgetie", WEIGHTS, "edgetie export {source} --output {output}"),
     **{f"edgetie-{scheme}": _edgetie(f"--scheme {scheme}") for scheme in EDGETIE_SCHEMES},
-    "edgetie-int8-block32": _edgetie("--scheme int8 --block-size 32"),
+    "edgetie-int8-block16": _edgetie("--scheme int8 --block-size 16"),
     "edgetie-int8-cache8": _edgetie("--scheme int8 --cache-bits 8"),
     "genai-fp32": _genai("-p fp32"),
     "genai-int8": _genai("-p int8"),

@@ -47,7 +47,7 @@ ROWS = {
         "onnxruntime-tools optimizer", "fp32", "onnxruntime-tools", "onnxruntime-tools-fp32"
     ),
     **{f"edgetie-{scheme}": _edgetie(scheme, f"edgetie-{scheme}") for scheme in EDGETIE_SCHEMES},
-    "edgetie-int8-block32": _edgetie("int8, blocks of 32", "edgetie-int8-block32"),
+    "edgetie-int8-block16": _edgetie("int8, blocks of 16", "edgetie-int8-block16"),
     "edgetie-int8-cache8": _edgetie("int8, cache int8", "edgetie-int8-cache8"),
     "genai-int8": _genai("int8", "genai-int8"),
     "genai-int8-pruned": _genai("int8", "genai-int8-pruned", "onnxruntime-genai, prune_lm_head"),
@@ -104,7 +104,7 @@ OWN_PEERS = {"fp32": "edgetie-fp32", "int8": "edgetie-int8"}
 SCHEMES = (
     "edgetie-fp32",
     *(f"edgetie-{scheme}" for scheme in EDGETIE_SCHEMES),
-    "edgetie-int8-block32",
+    "edgetie-int8-block16",
     "edgetie-int8-cache8",
     "onnxruntime-dynamic",
     "onnxruntime-dynamic-untied",

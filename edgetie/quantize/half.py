@@ -84,17 +84,16 @@ def _cast(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
     def make() -> ir.TensorProtocol:
         array = tensor.numpy()
-        real = np.isfinite(array) & (np.abs(array) < _ENDLESS)
-        if (
-            np.isnan(array).any()
-            or not np.abs(array, where=real, out=np.zeros_like(array)).max(initial=0) <= _LARGEST
-        ):
+        endless = ~(np.abs(array) < _ENDLESS)  # NaN too
+        real = array[~endless]
+        mask = endless.any() and (tensor.size < MIN_ELEMENTS or not real.any())
+        if np.isnan(array).any() or (endless.any() and not mask) or (np.abs(real) > _LARGEST).any():
             raise QuantizeError(f"{name}: a value is too large for 16 bits; choose another scheme")
-        finite = np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array)
-        if array.size < MIN_ELEMENTS:  # what keeps divisors from zero must not become zero
+        half = np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array)
+        if tensor.size < MIN_ELEMENTS:  # what keeps divisors from zero must not become zero
             tiny = (array != 0) & (np.abs(array) < _SMALLEST)
-            finite = np.where(tiny, np.copysign(_SMALLEST, array), finite)
-        return ir.tensor(finite.astype(np.float16))
+            half = np.where(tiny, np.copysign(_SMALLEST, array), half)
+        return ir.tensor(half.astype(np.float16))
 
     if tensor.size < MIN_ELEMENTS:
         return make()
