@@ -112,6 +112,9 @@ def deploy(
         for file in opened.files:
             if file.name not in left_out:
                 shutil.copyfile(file, model / file.name)
+        settings = model / "tokenizer_config.json"
+        if not row.tables and not settings.exists():  # JavaScript's tokenizer wants one
+            settings.write_text("{}\n", encoding="utf-8")
         if row.tables:
             write_tables(opened.directory / "tokenizer.json", model / "tokenizer.bin")
         for name in (*row.shared, row.name):

@@ -107,14 +107,16 @@ def _scale_rotary(path: Path, module: Any) -> None:
     known = getattr(module.config, "rope_parameters", None) or {}
     if known.get("rope_type", "default") != "default":
         return  # read after all
-    kind, factor = field("scaling.type", "none"), float(field("scaling.factor", 1.0))
-    factor = float(field("scale_linear", factor))
+    kind = field("scaling.type", "linear")  # where only a factor is told
+    factor = float(field("scaling.factor", field("scale_linear", 1.0))) or 1.0
+    if kind == "none":
+        factor = 1.0
     tables = {tensor.name: tensor for tensor in reader.tensors if tensor.name.startswith("rope_")}
     single = tables.pop("rope_freqs.weight", None)
     rotaries = [part for part in module.modules() if hasattr(part, "inv_freq")]
-    if single is None and not tables and (kind == "none" or factor == 1):
+    if single is None and not tables and factor == 1:
         return
-    if tables or kind not in ("none", "linear") or not rotaries:
+    if tables or (kind != "linear" and factor != 1) or not rotaries:
         what = next(iter(tables), f"scaling of type {kind}")
         raise SourceError(
             f"{path}: its rotary embedding ({what}) is not read by transformers; export the model "

@@ -228,4 +228,4 @@ def largest_error(got: Array, expected: Array) -> float:
 
 def largest_logit(logits: Array) -> float:
     """The largest absolute logit, but for tokens that are left out."""
-    return float(np.abs(logits, where=logits > -LEFT_OUT, out=np.zeros_like(logits)).max())
+    return float(np.abs(logits, where=~(logits <= -LEFT_OUT), out=np.zeros_like(logits)).max())
