@@ -161,14 +161,31 @@ def _aliases(model: ir.Model) -> dict[str, list[ir.Value]]:
 
 
 def _all_uses(value: ir.Value, aliases: dict[str, list[ir.Value]]) -> list[tuple[ir.Node, Use]]:
-    """Uses of a value and of every other entry over its bytes, scales of codes left out."""
-    values = aliases.get(str(value.name), [value])
-    return [
-        (node, use)
-        for entry in values
-        for node, use in _uses(entry)
-        if not (use.op_type in _CODE_READERS and use.input >= 2)
-    ]
+    """Uses of a value and of every other entry over its bytes, scales of codes left out.
+
+    Integer products that are added up are one: of activations in several parts.
+    """
+    found: list[tuple[ir.Node, Use]] = []
+    sums: set[ir.Node] = set()
+    for entry in aliases.get(str(value.name), [value]):
+        for node, use in _uses(entry):
+            added = _sum_of(node)
+            if added not in sums and not (use.op_type in _CODE_READERS and use.input >= 2):
+                found.append((node, use))
+            if added is not None:
+                sums.add(added)
+    return found
+
+
+def _sum_of(product: ir.Node) -> ir.Node | None:
+    """The node that an integer product is added to others in, as a float."""
+    if product.op_type != "MatMulInteger":
+        return None
+    floats = [node for node, _ in product.outputs[0].uses()]
+    if len(floats) != 1 or floats[0].op_type not in ("Cast", "DequantizeLinear"):
+        return None
+    sums = [node for node, _ in floats[0].outputs[0].uses()]
+    return sums[0] if len(sums) == 1 and sums[0].op_type == "Sum" else None
 
 
 def nodes_using(model: ir.Model, name: str) -> list[ir.Node]:

@@ -188,7 +188,7 @@ def _dtype(node: ir.Node, index: int, value: ir.Value) -> ir.DataType:
     if "Gather" in node.op_type:
         return ir.DataType.INT64
     if node.op_type.startswith("MatMulInteger"):
-        return value.dtype or (ir.DataType.UINT8 if index == 0 else ir.DataType.INT8)
+        return value.dtype or (ir.DataType.INT8 if index % 2 else ir.DataType.UINT8)
     constants = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
     half = any(tensor.dtype == ir.DataType.FLOAT16 for tensor in constants)
     return ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
@@ -198,6 +198,8 @@ def _shape(node: ir.Node, index: int) -> list[int] | None:
     """A shape that one row of activations, or one token, has at this input."""
     if node.op_type in ("Gather", "GatherBlockQuantized"):
         return [1, 1]
+    if node.op_type.startswith("MatMulInteger") and index > 1:
+        return []  # a zero point
     if node.op_type == "MatMulNBits":
         return [1, node.attributes["K"].as_int()]
     other = node.inputs[1 - index] if index < 2 else None
@@ -208,9 +210,9 @@ def _shape(node: ir.Node, index: int) -> list[int] | None:
     ):
         return None
     known = _known_shape(other)
-    if known is None or len(known) != 2:
+    if known is None or len(known) < 2 or any(size != 1 for size in known[:-2]):
         return None
-    rows, columns = known
+    rows, columns = known[-2:]
     swapped = "transB" in node.attributes and node.attributes["transB"].as_int() != 0
     inner = columns if index == 1 or swapped else rows
     if not isinstance(inner, int):

@@ -31,6 +31,7 @@ class Matrix:
         label: what names of its initializers begin with.
         grid: how it is rounded.
         turned: whether the float weight is ``(columns, rows)``.
+        multiplied: whether a product reads it, here or in another model; lookups may besides.
         codes: the initializer of its codes.
         parts: all its initializers.
     """
@@ -47,10 +48,13 @@ class Matrix:
         read: Callable[[], Array],
         turned: bool,
         gram: Callable[[], Array] | None,
+        *,
+        multiplied: bool = True,
     ) -> None:
         self.graph, self.name, self.label, self.grid = graph, name, label, grid
         self.parts: list[ir.Value] = []
         self.rows, self.columns = shape
+        self.multiplied = multiplied
         self._read, self.turned, self._gram = read, turned, gram
         self._following: Sequence[Matrix] = ()
         self._coming: Future[Rounded] | None = None

@@ -1,15 +1,15 @@
 """The mapped layout: int8 weights that products read where the file is mapped.
 
 ONNX Runtime packs the constant right-hand side of a product into memory of its own when a session
-starts, and reads a left-hand side as it is. So the weight stands on the left of MatMulInteger,
-uint8 codes ``(rows, columns)``, and the activations, transposed, on the right: nothing is copied, a
-session is ready at once, processes share the pages. A token table is looked up in, row by row, in
-the same bytes.
+starts, if it has two axes. So weights have three, ``(1, columns, rows)``, and are read as they are:
+nothing is copied, a session is ready at once, processes share the pages. Of a token table one
+column is a token, gathered along the last axis of the same bytes.
 
-Activations become two numbers of seven bits each, which together have the precision of fourteen,
-with a scale for each token. Both parts are columns of one product, which reads the weight once.
-Seven bits, because x86 processors without VNNI add pairs of products of uint8 and int8 in 16 bits:
-255 · 64 · 2 still fits.
+Activations become two numbers of seven bits each, which together have the precision of thirteen,
+with a scale for each token. Each part has a product of its own, as x86 kernels that multiply one
+row with a matrix in place know nothing of zero points and of several rows: parts are shifted to
+unsigned codes, and what that adds is known beforehand. Seven bits, because x86 processors without
+VNNI add pairs of products of uint8 and int8 in 16 bits: 127 · 128 · 2 still fits.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ import onnx_ir as ir
 
 from edgetie.passes._base import MICROSOFT, initializer
 from edgetie.quantize.forms import Form, Matrix, Nodes, Span
-from edgetie.quantize.grid import Grid
+from edgetie.quantize.grid import Array, Grid
 
 LARGEST = 64
-"""Of either part of an activation."""
+"""Of the first part of an activation, and its zero point: codes are 128 at most."""
 
-_FINER = 128  # steps of the second part in one of the first
+FINER = 85
+"""Of the second part's steps make one of the first; its zero point too, so that half a step of the
+first is a code of 128 at most."""
+
 _TINY = 1e-30  # added to a mean of squares: tokens may be all zeros
+_ORDERED = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT)
 _SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 
@@ -33,11 +37,13 @@ class Mapped(Form):
     """8 bits with a scale for each row, read in place."""
 
     activations = Span.NONE  # they are hardly rounded
-    opset = 18  # Split into a number of parts, ReduceMax along an input
+    opset = 13  # Squeeze along an input
 
     def __init__(self) -> None:
         super().__init__()
-        self._columns: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        self._parts: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._zero: ir.Value | None = None
+        self._sums: dict[Matrix, Array] = {}
 
     def grid(self, columns: int) -> Grid:
         return Grid()
@@ -46,45 +52,81 @@ class Mapped(Form):
         return x.shape is not None and len(x.shape) > 1
 
     def store(self, matrix: Matrix) -> None:
-        shape = (matrix.rows, matrix.columns)
-        matrix.codes = matrix.initializer(
-            "int8", ir.DataType.UINT8, shape, lambda: matrix.take_codes()
-        )
+        """Matrices that are only looked up in keep their rows: a token is one page, not many."""
+        if not matrix.multiplied:
+            shape: tuple[int, ...] = matrix.rows, matrix.columns
+            matrix.codes = matrix.initializer("int8", ir.DataType.UINT8, shape, matrix.take_codes)
+            return
+
+        def codes() -> Array:
+            taken = matrix.take_codes()
+            self._sums[matrix] = _sums(taken)
+            return (taken.T ^ np.uint8(128)).view(np.int8)[None]
+
+        shape = 1, matrix.columns, matrix.rows
+        matrix.codes = matrix.initializer("int8", ir.DataType.INT8, shape, codes)
 
     def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:
-        """GatherBlockQuantized; a block that is longer than a row is the row."""
-        block = max(_SMALLEST_BLOCK, 1 << (matrix.columns - 1).bit_length())
         nodes = Nodes(matrix.graph)
+        scales = matrix.row_scales(lookup=True)
+        if not matrix.multiplied:
+            self._rows(nodes, matrix, ids, scales)
+            return nodes
+        taken = nodes("Gather", matrix.codes, ids, axis=2)
+        first = initializer(matrix.graph, "mapped.first", np.array([0], np.int64))
+        columns = nodes("Squeeze", taken, first)
+        rows = nodes("Transpose", columns, perm=[*range(1, rank + 1), 0])
+        floats = nodes("Cast", rows, to=ir.DataType.FLOAT)
+        nodes("Mul", floats, nodes("Gather", scales, ids))
+        return nodes
+
+    def _rows(self, nodes: Nodes, matrix: Matrix, ids: ir.Value, scales: ir.Value) -> None:
+        """GatherBlockQuantized; a block that is longer than a row is the row."""
         nodes(
             "GatherBlockQuantized",
-            *(matrix.codes, ids, matrix.row_scales(lookup=True)),
+            *(matrix.codes, ids, scales),
             domain=MICROSOFT,
             gather_axis=0,
             quantize_axis=1,
-            block_size=block,
+            block_size=max(_SMALLEST_BLOCK, 1 << (matrix.columns - 1).bit_length()),
             bits=8,
         )
-        return nodes
 
     def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
+        """The sum of the products with both parts, ``85 (W · coarse) + W · fine``."""
         assert x.shape is not None
         nodes = Nodes(matrix.graph)
-        rank = len(x.shape)
-        turn = [*range(rank - 2), rank - 1, rank - 2]
-        if x not in self._columns:
+        if x not in self._parts:
             steps, in_one = self._steps(nodes, x, matrix.columns)
-            self._columns[x] = _split(nodes, steps, turn), in_one
-        columns, in_one = self._columns[x]
-        zero = initializer(matrix.graph, "mapped.zero", np.array(128, np.uint8))
-        rows = nodes("Transpose", self._sums(nodes, matrix, columns, zero), perm=turn)
-        split = ir.node("Split", [rows], {"axis": rank - 2, "num_outputs": 2}, num_outputs=2)
-        nodes.append(split)
-        rest = nodes("Mul", split.outputs[1], _number(matrix.graph, "rest", 1 / _FINER))
-        both = nodes("Add", split.outputs[0], rest)
-        result = nodes("Mul", nodes("Div", both, in_one), self._scales(matrix))
+            self._parts[x] = *_split(nodes, steps), in_one
+        coarse, fine, in_one = self._parts[x]
+        zero = self._zero = self._zero or _unfolded_zero(matrix.graph)
+        finer = initializer(matrix.graph, "mapped.finer", np.array(FINER, np.float32))
+        whole, rest = (
+            nodes("MatMulInteger", part, matrix.codes, None, zero) for part in (coarse, fine)
+        )
+        floats = (
+            nodes("DequantizeLinear", whole, finer),
+            nodes("Cast", rest, to=ir.DataType.FLOAT),
+        )
+        sums = nodes("Sum", *floats, self._shift(matrix))
+        result = nodes("Mul", nodes("Div", sums, in_one), self._scales(matrix))
+        if len(x.shape) < 3:
+            first = initializer(matrix.graph, "mapped.first", np.array([0], np.int64))
+            result = nodes("Squeeze", result, first)
         if bias is not None:
             nodes("Add", result, bias)
         return nodes
+
+    def _shift(self, matrix: Matrix) -> ir.Value:
+        """Minus what the zero points of both parts add."""
+
+        def make() -> Array:
+            sums = self._sums.get(matrix)
+            sums = _sums(matrix.small().codes) if sums is None else sums
+            return sums * np.float32(-(LARGEST * FINER + FINER))
+
+        return matrix.initializer("shift", ir.DataType.FLOAT, (matrix.rows,), make)
 
     def _steps(self, nodes: Nodes, x: ir.Value, columns: int) -> tuple[ir.Value, ir.Value]:
         """``x`` of each token in steps of which 64 hold the largest it can be, and what one is
@@ -104,25 +146,38 @@ class Mapped(Form):
         return norm.outputs[0], norm.outputs[1]
 
     def _scales(self, matrix: Matrix) -> ir.Value:
-        return matrix.row_scales(times=float(np.sqrt(matrix.columns)) / LARGEST)
-
-    def _sums(self, nodes: Nodes, matrix: Matrix, columns: ir.Value, zero: ir.Value) -> ir.Value:
-        """The integer product, as floats."""
-        one = _number(matrix.graph, "one", 1)
-        inputs = (matrix.codes, columns, one, one, zero)
-        return nodes("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
+        return matrix.row_scales(times=float(np.sqrt(matrix.columns)) / (LARGEST * FINER))
 
 
-def _number(graph: ir.Graph, name: str, number: float) -> ir.Value:
-    return initializer(graph, f"mapped.{name}", np.array(number, np.float32))
+def _unfolded_zero(graph: ir.Graph) -> ir.Value | None:
+    """The zero point of weights, 0, which constant folding does not find: some input is less than
+    itself. ``None`` if there is no input to ask.
+
+    Were it a constant, ONNX Runtime would make a uint8 copy of a weight for each of its two
+    products where ``session.x64quantprecision`` is set, and fail as both have one name.
+    """
+    for value in graph.inputs:
+        if value.dtype in _ORDERED and value.shape is not None and len(value.shape) in (1, 2, 3):
+            nodes = Nodes(graph)
+            least = nodes("ReduceMin", value, keepdims=0)
+            zero = nodes("Cast", nodes("Less", least, least), to=ir.DataType.INT8)
+            graph.insert_before(graph[0], nodes)
+            return zero
+    return None
 
 
-def _split(nodes: Nodes, steps: ir.Value, turn: list[int]) -> ir.Value:
-    """The two parts of ``(…, tokens, K)`` as columns ``(…, K, 2 tokens)``, int8."""
-    graph = nodes.graph
-    rest = nodes("Sub", steps, nodes("Round", steps))
-    fine = nodes("Mul", rest, _number(graph, "finer", _FINER))
-    rows = nodes("Concat", steps, fine, axis=len(turn) - 2)
-    whole = initializer(graph, "mapped.whole", np.array(0, np.int8))
-    codes = nodes("QuantizeLinear", rows, _number(graph, "one", 1), whole)
-    return nodes("Transpose", codes, perm=turn)
+def _sums(codes: Array) -> Array:
+    """Of each row, zero being 128."""
+    sums = codes.sum(axis=1, dtype=np.int32) - np.int32(128 * codes.shape[1])
+    return np.asarray(sums, np.float32)
+
+
+def _split(nodes: Nodes, steps: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Both parts as uint8 codes."""
+    whole = nodes("Round", steps)
+    parts = []
+    for part, finer, zero in ((whole, 1, LARGEST), (nodes("Sub", steps, whole), FINER, FINER)):
+        step = initializer(nodes.graph, f"mapped.step.{finer}", np.array(1 / finer, np.float32))
+        middle = initializer(nodes.graph, f"mapped.zero.{finer}", np.array(zero, np.uint8))
+        parts.append(nodes("QuantizeLinear", part, step, middle))
+    return parts[0], parts[1]

@@ -65,6 +65,7 @@ class MatrixPass(GraphPass):
         kept: names of matrices to leave as they are.
         finer: names of others that take a finer form than ``layer``.
         exact: names of matrices whose inputs must hardly be rounded.
+        shared: names of matrices that other models read too.
 
     Attributes:
         aliases: initializers that share another's bytes, for the writer.
@@ -81,9 +82,10 @@ class MatrixPass(GraphPass):
         kept: Collection[str] = (),
         finer: Collection[str] = (),
         exact: Collection[str] = (),
+        shared: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.finer, self.exact = finer, exact
+        self.finer, self.exact, self.shared = finer, exact, shared
         self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
         self._finer = layer.finer() or layer
         self.aliases: dict[str, str] = {}
@@ -155,7 +157,8 @@ class MatrixPass(GraphPass):
             self._product(product, matrix)
         for node, index in list(value.uses()):
             if _is_lookup((node, index)):
-                self._lookup(graph, node, self._matrix(graph, value, transposed=False))
+                matrix = self._matrix(graph, value, transposed=False, multiplied=bool(products))
+                self._lookup(graph, node, matrix)
         for node, _ in list(value.uses()):
             if node.op_type == "Transpose" and not node.outputs[0].uses():
                 _forget(node)
@@ -169,7 +172,9 @@ class MatrixPass(GraphPass):
             return self.table
         return self._finer if name in self.finer else self.layer
 
-    def _matrix(self, graph: ir.Graph, value: ir.Value, *, transposed: bool) -> Matrix:
+    def _matrix(
+        self, graph: ir.Graph, value: ir.Value, *, transposed: bool, multiplied: bool = True
+    ) -> Matrix:
         """A weight to be rounded, made once; ``transposed`` if it is stored ``(in, out)``."""
         label = f"{value.name}{'.T' if transposed else ''}"
         if label in self._matrices:
@@ -189,6 +194,7 @@ class MatrixPass(GraphPass):
             tensor.numpy,
             transposed,
             self.grams.get(name),
+            multiplied=multiplied or name in self.shared,
         )
         form.store(matrix)
         self._matrices[label] = matrix

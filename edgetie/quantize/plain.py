@@ -2,7 +2,7 @@
 
 A product is MatMulInteger; its activations are rounded when the model runs, by
 DynamicQuantizeLinear. ONNX Runtime makes one operator of these four on its CPU. A token table lies
-as :mod:`edgetie.quantize.mapped` has it and is looked up in by row.
+as :mod:`edgetie.quantize.mapped` has it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from edgetie.passes._base import initializer
 from edgetie.quantize.forms import Form, Matrix, Nodes, Span
 from edgetie.quantize.grid import Grid
-from edgetie.quantize.mapped import LARGEST, Mapped
+from edgetie.quantize.mapped import FINER, LARGEST, Mapped
 
 _TINY = 1e-30  # in the place of zero, of tokens that are all zeros
 
@@ -65,31 +65,33 @@ class Dynamic(Form):
 class Plain(Mapped):
     """The mapped form in operators of the standard."""
 
-    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:
+    opset = 18  # ReduceL2 along an input
+
+    def _rows(self, nodes: Nodes, matrix: Matrix, ids: ir.Value, scales: ir.Value) -> None:
         """``(row - 128) · scale``."""
-        nodes = Nodes(matrix.graph)
         rows = nodes("Cast", nodes("Gather", matrix.codes, ids), to=ir.DataType.FLOAT)
         middle = initializer(matrix.graph, "table.middle", np.array(128, np.float32))
-        scales = nodes("Gather", matrix.row_scales(lookup=True), ids)
-        nodes("Mul", nodes("Sub", rows, middle), scales)
-        return nodes
+        nodes("Mul", nodes("Sub", rows, middle), nodes("Gather", scales, ids))
 
     def _steps(self, nodes: Nodes, x: ir.Value, columns: int) -> tuple[ir.Value, ir.Value]:
         largest = initializer(nodes.graph, "table.largest", np.array(LARGEST, np.float32))
-        in_one = nodes("Div", largest, _peaks(nodes, x))
+        length = nodes("ReduceL2", x, _last(nodes.graph), keepdims=1)
+        in_one = nodes("Div", largest, nodes("Max", length, _tiny(nodes.graph)))
         return nodes("Mul", x, in_one), in_one
 
     def _scales(self, matrix: Matrix) -> ir.Value:
-        return matrix.row_scales()
-
-    def _sums(self, nodes: Nodes, matrix: Matrix, columns: ir.Value, zero: ir.Value) -> ir.Value:
-        sums = nodes("MatMulInteger", matrix.codes, columns, zero)
-        return nodes("Cast", sums, to=ir.DataType.FLOAT)
+        return matrix.row_scales(times=1 / FINER)
 
 
 def _peaks(nodes: Nodes, x: ir.Value) -> ir.Value:
     """The largest magnitude of each token, never zero: ``(…, 1)`` of ``(…, K)``."""
-    graph = nodes.graph
-    last = initializer(graph, "plain.last", np.array([-1], np.int64))
-    peak = nodes("ReduceMax", nodes("Abs", x), last, keepdims=1)
-    return nodes("Max", peak, initializer(graph, "plain.tiny", np.array(_TINY, np.float32)))
+    peak = nodes("ReduceMax", nodes("Abs", x), _last(nodes.graph), keepdims=1)
+    return nodes("Max", peak, _tiny(nodes.graph))
+
+
+def _last(graph: ir.Graph) -> ir.Value:
+    return initializer(graph, "plain.last", np.array([-1], np.int64))
+
+
+def _tiny(graph: ir.Graph) -> ir.Value:
+    return initializer(graph, "plain.tiny", np.array(_TINY, np.float32))

@@ -186,7 +186,9 @@ class Rounding:
             made = forms(self.scheme, self._ranges[file])
             if made is not None:
                 found = self._prepared[file]
-                passes[file] = MatrixPass(*made, found.grams, kept, finer, found.massive)
+                passes[file] = MatrixPass(
+                    *made, found.grams, kept, finer, found.massive, self._shared
+                )
                 run_passes(models[file], [], [passes[file]])
             if self.scheme.layout == "mapped" or self.scheme.half:
                 run_passes(models[file], [], [Fold()])
@@ -221,7 +223,9 @@ class Rounding:
             assert made is not None
             found, layer = self._prepared[file], Switched(made[1], names, floats[file])
             kept = {*model.graph.initializers} - {*names}
-            step = MatrixPass(made[0], layer, found.grams, kept, exact=found.massive)
+            step = MatrixPass(
+                made[0], layer, found.grams, kept, exact=found.massive, shared=self._shared
+            )
             run_passes(models[file], [], [step])
         return models
 
@@ -241,7 +245,7 @@ def _same_codes(
     """
     same: dict[ir.Value, ir.Value] = {}
     across: dict[str, ir.Value] = {}
-    suffixes = ("scales", "scales.lookup", "zeros", "zeros.lookup")
+    suffixes = ("scales", "scales.lookup", "zeros", "zeros.lookup", "shift")
     labels = [label for base in shared for label in (base, f"{base}.T")]
     wanted = {*shared, *(f"{label}.{suffix}" for label in labels for suffix in suffixes)}
     for file, model in models.items():
