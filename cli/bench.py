@@ -110,7 +110,7 @@ def command(
         speed_table,
         titles,
     )
-    from edgetie.runtime.session import placed
+    from edgetie.runtime.placement import placed
 
     for option, file in (("--plot", plot), ("--html", html)):
         if file is not None:

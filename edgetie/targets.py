@@ -82,7 +82,7 @@ SCHEMES = {
         ),
         Scheme(
             "int8-mapped",
-            "8 bits by rows, read where the file is mapped: MatMulIntegerToFloat",
+            "8 bits by rows, read where the file is mapped: MatMulInteger",
             "int8",
             "mapped",
         ),

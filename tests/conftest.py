@@ -53,6 +53,14 @@ def real_int8(real_bundle: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def real_mapped(real_bundle: Path) -> Path:
+    """The directory of the real bundle in the form for phones."""
+    target = real_bundle.parent / "phone"
+    quantize(real_bundle, target, target="mobile-cpu")
+    return target
+
+
 def source_of(model: Any, name: str = "model") -> Source:
     """A module as a source, without tokenizer."""
     return Source("factory", name, model, getattr(model, "config", None), lambda target: None)

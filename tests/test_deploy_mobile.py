@@ -13,28 +13,20 @@ from typing import Any
 import pytest
 from test_deploy import PROMPT, TOKENS, expected, headers, library, run
 
-from edgetie import Tokenizer, deploy_model, open_bundle, quantize_model
+from edgetie import Tokenizer, deploy_model, open_bundle
 
 __all__ = ["headers", "library"]
 
 
 @pytest.fixture(scope="module")
-def mapped(real_bundle: Path) -> Path:
-    """The form for phones."""
-    target = real_bundle.parent / "phone"
-    quantize_model(real_bundle, target, target="mobile-cpu")
-    return target
-
-
-@pytest.fixture(scope="module")
-def android(mapped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def android(real_mapped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("android") / "app"
-    deploy_model(mapped, "android", target)
+    deploy_model(real_mapped, "android", target)
     return target
 
 
 def test_android_gives_the_same_tokens_on_a_desktop(
-    android: Path, mapped: Path, library: Path, tmp_path: Path
+    android: Path, real_mapped: Path, library: Path, tmp_path: Path
 ) -> None:
     """Its CMakeLists.txt, its C and its Model.kt, on a Java machine."""
     compiler, java = shutil.which("kotlinc"), shutil.which("javac")
@@ -65,10 +57,11 @@ def test_android_gives_the_same_tokens_on_a_desktop(
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True,
         env=os.environ | {"LD_LIBRARY_PATH": str(library / "lib")},
     )  # fmt: skip
-    tokens = expected(mapped)
+    tokens = expected(real_mapped)
     lines = done.stdout.split("\n", len(tokens))
     assert [int(line) for line in lines[:-1]] == tokens
-    assert lines[-1].strip() == Tokenizer.from_bundle(open_bundle(mapped)).decode(tokens).strip()
+    tokenizer = Tokenizer.from_bundle(open_bundle(real_mapped))
+    assert lines[-1].strip() == tokenizer.decode(tokens).strip()
     assert "nowhere/model/tokenizer.bin: cannot be read" in done.stderr
 
 
@@ -96,11 +89,11 @@ def test_android_is_kotlin(android: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["onnx", "ort"])
 def test_ios_is_swift_and_compiles_for_apple(
-    mapped: Path, headers: Path, tmp_path: Path, scheme: str
+    real_mapped: Path, headers: Path, tmp_path: Path, scheme: str
 ) -> None:
     import tree_sitter_swift
 
-    deploy_model(mapped, "ios", tmp_path / "app", ort_format=scheme == "ort")
+    deploy_model(real_mapped, "ios", tmp_path / "app", ort_format=scheme == "ort")
     files = [*(tmp_path / "app").rglob("*.swift")]
     assert len(files) == 2
     assert [p for f in files for p in problems(tree_sitter_swift.language(), f)] == []

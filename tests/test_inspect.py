@@ -25,6 +25,14 @@ def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Pat
         assert proof.resident.file_mapped < 0.1 * proof.group.bytes, "pages given back once packed"
 
 
+def test_a_mapped_table_is_read_where_it_lies(real_mapped: Path) -> None:
+    (proof,) = inspect(real_mapped).ties
+    assert (proof.file, proof.optimized, proof.memory) == (1, 1, 1)
+    assert proof.resident is not None
+    assert proof.resident.anonymous < 0.1 * proof.group.bytes
+    assert [use.op_type for use in proof.group.uses] == ["Gather", "MatMulInteger"]
+
+
 @pytest.fixture
 def folding(tmp_path: Path) -> Path:
     """A large table whose Transpose ONNX Runtime folds: Gather and Transpose→MatMul."""

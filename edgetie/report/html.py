@@ -21,7 +21,7 @@ from edgetie.report.tables import (
     speed_table,
     titles,
 )
-from edgetie.runtime.session import placed
+from edgetie.runtime.placement import placed
 
 if TYPE_CHECKING:
     from edgetie.harness.accuracy import AccuracyReport

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from edgetie.bundle import Bundle, open_bundle
 from edgetie.errors import BundleError, ProviderError
 from edgetie.runtime.graph import FOLDER, without_last_token
 from edgetie.runtime.memory import MappedFiles, release_code, release_heap
+from edgetie.runtime.placement import placement, require_placed
 from edgetie.runtime.providers import Provider, add_plugin, resolve
 
 PAST = "past_key_values."
@@ -80,8 +81,6 @@ class Session:
         logits: ``last`` (``(batch, 1, vocabulary)``, of each row's last token) or ``all``
             (``(batch, sequence, vocabulary)``).
         packed: whether logits of ``all`` tokens come with each row's tokens moved to the left.
-        nodes_per_provider: how many nodes of the optimized graph run where.
-        elsewhere: how many of each operator run elsewhere than on ``provider``.
         lookups: the mapped files of a model that only looks rows up in them once its weights are
             packed; prompts fill their pages again. ``None`` for other models.
         device: device where inputs and outputs are bound, as IOBinding names it.
@@ -102,14 +101,28 @@ class Session:
     cache_in_place: bool
     logits: Literal["last", "all"]
     packed: bool
-    nodes_per_provider: dict[str, int]
-    elsewhere: dict[str, int]
     lookups: MappedFiles | None
     device: str
     ort: Any
     encoder: Any = None
     prefill: Any = None
     cross: list[CacheTensor] = field(default_factory=list)
+
+    @property
+    def nodes_per_provider(self) -> dict[str, int]:
+        """How many nodes of the optimized graph run where."""
+        return self._placement[0]
+
+    @property
+    def elsewhere(self) -> dict[str, int]:
+        """How many of each operator run elsewhere than on ``provider``."""
+        return self._placement[1]
+
+    @cached_property
+    def _placement(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Asked for late: of a mapped model that takes a tenth of the time a session starts in."""
+        wanted = resolve(self.provider).ort_name
+        return placement(wanted, self.ort, self.encoder, self.prefill)
 
 
 def open_session(
@@ -178,21 +191,10 @@ def open_session(
     made = outputs if encoder is None else [_info(value) for value in encoder.get_outputs()]
     cross = _cache(inputs, made, bundle.model_path, CROSS) if encoder is not None else []
     cache = _cache(inputs, outputs, bundle.model_path, OWN if cross else "")
-    nodes, elsewhere = _placement(row.ort_name, session, beside)
     if row.fixed_shapes and any(isinstance(size, str) for info in inputs for size in info.shape):
         raise ProviderError(
             f"--provider {row.name}: {bundle.model_path} has open shapes, of which it compiles "
             "nothing; edgetie fix-shapes fixes them"
-        )
-    if not nodes.get(row.ort_name):
-        raise ProviderError(
-            f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of "
-            f"{bundle.model_path}; use another provider"
-        )
-    if strict and elsewhere:
-        raise ProviderError(
-            f"--strict: {bundle.model_path}: {row.name} leaves {placed(nodes, elsewhere)}; allow "
-            f"that, or quantize for it: edgetie quantize --target {row.target}"
         )
     files = MappedFiles(bundle.data_files) if release and not mapped else None
     if files is not None:
@@ -200,7 +202,7 @@ def open_session(
     if release:
         release_code(onnxruntime_pybind11_state.__file__)
         release_heap()  # weights are packed in memory of which some is left over
-    return Session(
+    opened = Session(
         bundle=bundle,
         provider=row.name,
         threads=options.intra_op_num_threads,
@@ -212,8 +214,6 @@ def open_session(
         cache_in_place=bool(cache) and signature is not None and signature.cache_in_place,
         logits=kind,
         packed=graph is not None,
-        nodes_per_provider=nodes,
-        elsewhere=elsewhere,
         lookups=files if _is_packed(bundle) else None,
         device=row.device,
         ort=session,
@@ -221,6 +221,10 @@ def open_session(
         prefill=prefill,
         cross=cross,
     )
+    if row.ort_name != "CPUExecutionProvider":  # which takes whatever there is
+        nodes, elsewhere = opened.nodes_per_provider, opened.elsewhere
+        require_placed(row, bundle.model_path, nodes, elsewhere, strict=strict)
+    return opened
 
 
 def _is_packed(bundle: Bundle) -> bool:
@@ -284,7 +288,7 @@ def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> di
     row = resolve(provider)
     if row.plugin:
         add_plugin(row, options)
-    return _placement(row.ort_name, _create(model_path, None, options, row))[0]
+    return placement(row.ort_name, _create(model_path, None, options, row))[0]
 
 
 def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
@@ -372,22 +376,3 @@ def _cache(
             )
         tensors.append(CacheTensor(value.name, present, sizes))
     return tensors
-
-
-def placed(nodes: dict[str, int], elsewhere: dict[str, int]) -> str:
-    """How many nodes run elsewhere than asked, in words: ``2 of 9 nodes to others (Abs 2)``."""
-    operators = ", ".join(f"{name} {count}" for name, count in elsewhere.items())
-    return f"{sum(elsewhere.values())} of {sum(nodes.values())} nodes to others ({operators})"
-
-
-def _placement(wanted: str, *sessions: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Nodes by provider, and by operator those of any other than ``wanted``, most first."""
-    nodes: Counter[str] = Counter()
-    elsewhere: Counter[str] = Counter()
-    for session in sessions:
-        for part in session.get_provider_graph_assignment_info() if session is not None else ():
-            found = part.get_nodes()
-            nodes[part.ep_name] += len(found)
-            if part.ep_name != wanted:
-                elsewhere.update(node.op_type for node in found)
-    return dict(nodes), dict(elsewhere.most_common())
