@@ -101,6 +101,7 @@ EDGETIE_SCHEMES = (
     "int8",
     "int8-aliased",
     "int8-mapped",
+    "int8-mapped-arm",
     "int8-mapped-table",
     "int8-plain",
     "int8-dynamic",

@@ -87,6 +87,12 @@ SCHEMES = {
             "mapped",
         ),
         Scheme(
+            "int8-mapped-arm",
+            "the same where ONNX Runtime has no kernel for one row, as on ARM: one product for one",
+            "int8",
+            "mapped",
+        ),
+        Scheme(
             "int8-mapped-table",
             "the tied table mapped, all other weights as in int8",
             "int8",
@@ -95,7 +101,7 @@ SCHEMES = {
         ),
         Scheme(
             "int8-plain",
-            "int8-mapped in operators of the ONNX standard: MatMulInteger",
+            "int8-mapped-arm in operators of the ONNX standard: MatMulInteger",
             "int8",
             "mapped",
         ),
@@ -155,7 +161,7 @@ TARGETS = {
         Target("cpu", "int8", "the fastest and closest on ONNX Runtime's CPU provider"),
         Target("cuda", "int8-fp16", "both operators exist there, for 16 bits"),
         Target("webgpu", "int8-fp16", "both operators exist in native builds with WebGPU"),
-        Target("mobile-cpu", "int8-mapped", "nothing private in memory, ready at once"),
+        Target("mobile-cpu", "int8-mapped-arm", "nothing private in memory, ready at once"),
         Target(
             "mobile-npu",
             "int8-static16",

@@ -39,6 +39,7 @@ OPERATORS = {
     "int8": {"MatMulNBits", "GatherBlockQuantized"},
     "int8-aliased": {"MatMulNBits", "GatherBlockQuantized"},
     "int8-mapped": {"MatMulInteger", "Gather"},
+    "int8-mapped-arm": {"MatMulInteger", "Gather"},
     "int8-mapped-table": {"MatMulInteger", "Gather"},
     "int8-plain": {"MatMulInteger", "Gather"},
     "int8-dynamic": {"MatMulInteger", "Gather"},
@@ -86,7 +87,8 @@ def test_close_to_fp32_with_one_table(
 
 
 @pytest.mark.parametrize(
-    "scheme", ["int8-mapped", "int8-plain", "int8-dynamic", "int8-static", "int4"]
+    "scheme",
+    ["int8-mapped", "int8-mapped-arm", "int8-plain", "int8-dynamic", "int8-static", "int4"],
 )
 def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path, scheme: str) -> None:
     report = quantize(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
@@ -219,9 +221,9 @@ def test_an_opset_without_the_operators_is_refused(tmp_path: Path) -> None:
     model.opset_import[0].version = 17
     onnx.save(model, path)
     with pytest.raises(QuantizeError, match=r"opset is 17 .* need 18"):
-        quantize(path, tmp_path / "out", scheme="int8-plain")
+        quantize(path, tmp_path / "out", layout="mapped")
     assert not (tmp_path / "out").exists()
-    quantize(path, tmp_path / "out", layout="mapped")
+    quantize(path, tmp_path / "out")
 
 
 def test_every_target_has_a_scheme_and_every_scheme_forms() -> None:
@@ -260,7 +262,7 @@ def test_from_the_command_line(float_bundle: Any, tmp_path: Path) -> None:
         cli, ["quantize", source, "-o", out, "--target", "mobile-cpu", "--json"]
     )
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["quantization"]["scheme"] == "int8-mapped"
+    assert json.loads(done.stdout)["quantization"]["scheme"] == "int8-mapped-arm"
     both = CliRunner().invoke(
         cli, ["quantize", source, "-o", out, "--layout", "mapped", "--bits", "4"]
     )

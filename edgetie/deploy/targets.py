@@ -7,11 +7,11 @@ from dataclasses import dataclass
 RUNTIME = "1.24.1"
 """The oldest ONNX Runtime with all operators of these schemes."""
 
-_ANY = ("fp32", "int8", "int8-aliased", "int8-mapped", "int8-mapped-table", "int8-plain",
-        "int8-dynamic", "int8-static", "int4", "int4-all")  # fmt: skip
+_ANY = ("fp32", "int8", "int8-aliased", "int8-mapped", "int8-mapped-arm", "int8-mapped-table",
+        "int8-plain", "int8-dynamic", "int8-static", "int4", "int4-all")  # fmt: skip
 _EXACT = tuple(name for name in _ANY if name != "int8-static")
 """Those whose sums are right on x86 without VNNI, whatever a session is told."""
-_PHONE = ("int8-mapped", *(name for name in _ANY if name != "int8-mapped"))
+_PHONE = ("int8-mapped-arm", *(name for name in _ANY if name != "int8-mapped-arm"))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ DEPLOY_TARGETS = {
         DeployTarget(
             "web",
             "a page on onnxruntime-web",
-            ("int8-plain", "int8-mapped", "int8-dynamic", "fp32"),
+            ("int8-plain", "int8-mapped-arm", "int8-mapped", "int8-dynamic", "fp32"),
             "web",
             ("npm install", "node serve.mjs"),
             _RUN,

@@ -6,13 +6,16 @@ nothing is copied, a session is ready at once, processes share the pages. Of a t
 column is a token, gathered along the last axis of the same bytes.
 
 Activations become two numbers of seven bits each, which together have the precision of thirteen,
-with a scale for each token. Each part has a product of its own, as x86 kernels that multiply one
-row with a matrix in place know nothing of zero points and of several rows: parts are shifted to
-unsigned codes, and what that adds is known beforehand. Seven bits, because x86 processors without
-VNNI add pairs of products of uint8 and int8 in 16 bits: 127 · 128 · 2 still fits.
+with a scale for each token. On x86 each part has a product of its own where a matrix is large:
+kernels there multiply one row with a matrix in place, and know nothing of several rows, nor of zero
+points, so parts are shifted to unsigned codes and what that adds is known beforehand. Else a matrix
+is copied for each product, and both parts are rows of one. Seven bits, because x86 processors
+without VNNI add pairs of products of uint8 and int8 in 16 bits: 127 · 128 · 2 still fits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,20 +31,27 @@ FINER = 85
 """Of the second part's steps make one of the first; its zero point too, so that half a step of the
 first is a code of 128 at most."""
 
+_LARGE = 1 << 21  # bytes that are copied more slowly than a second product starts
 _TINY = 1e-30  # added to a mean of squares: tokens may be all zeros
 _ORDERED = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT)
 _SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 
 class Mapped(Form):
-    """8 bits with a scale for each row, read in place."""
+    """8 bits with a scale for each row, read in place.
+
+    Args:
+        apart: give both parts of activations a product of their own where matrices are large.
+    """
 
     activations = Span.NONE  # they are hardly rounded
-    opset = 13  # Squeeze along an input
+    opset = 18  # Split into a number of parts, ReduceL2 along an input
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool = True) -> None:
         super().__init__()
-        self._parts: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._apart = apart
+        self._parts: dict[ir.Value, tuple[list[ir.Value], ir.Value]] = {}
+        self._together: dict[ir.Value, ir.Value] = {}
         self._zero: ir.Value | None = None
         self._sums: dict[Matrix, Array] = {}
 
@@ -98,16 +108,13 @@ class Mapped(Form):
         nodes = Nodes(matrix.graph)
         if x not in self._parts:
             steps, in_one = self._steps(nodes, x, matrix.columns)
-            self._parts[x] = *_split(nodes, steps), in_one
-        coarse, fine, in_one = self._parts[x]
-        zero = self._zero = self._zero or _unfolded_zero(matrix.graph)
+            self._parts[x] = _split(nodes, steps), in_one
+        parts, in_one = self._parts[x]
         finer = initializer(matrix.graph, "mapped.finer", np.array(FINER, np.float32))
-        whole, rest = (
-            nodes("MatMulInteger", part, matrix.codes, None, zero) for part in (coarse, fine)
-        )
+        coarse, fine = self._products(nodes, matrix, parts)
         floats = (
-            nodes("DequantizeLinear", whole, finer),
-            nodes("Cast", rest, to=ir.DataType.FLOAT),
+            nodes("DequantizeLinear", coarse, finer),
+            nodes("Cast", fine, to=ir.DataType.FLOAT),
         )
         sums = nodes("Sum", *floats, self._shift(matrix))
         result = nodes("Mul", nodes("Div", sums, in_one), self._scales(matrix))
@@ -117,6 +124,18 @@ class Mapped(Form):
         if bias is not None:
             nodes("Add", result, bias)
         return nodes
+
+    def _products(self, nodes: Nodes, matrix: Matrix, parts: list[ir.Value]) -> Sequence[ir.Value]:
+        zero = self._zero = self._zero or _unfolded_zero(matrix.graph)
+        if self._apart and matrix.rows * matrix.columns >= _LARGE:
+            return [nodes("MatMulInteger", part, matrix.codes, None, zero) for part in parts]
+        first = parts[0]
+        if first not in self._together:
+            self._together[first] = nodes("Concat", *parts, axis=-2)
+        both = nodes("MatMulInteger", self._together[first], matrix.codes, None, zero)
+        split = ir.node("Split", [both], {"axis": -2, "num_outputs": 2}, num_outputs=2)
+        nodes.append(split)
+        return split.outputs
 
     def _shift(self, matrix: Matrix) -> ir.Value:
         """Minus what the zero points of both parts add."""
@@ -172,7 +191,7 @@ def _sums(codes: Array) -> Array:
     return np.asarray(sums, np.float32)
 
 
-def _split(nodes: Nodes, steps: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _split(nodes: Nodes, steps: ir.Value) -> list[ir.Value]:
     """Both parts as uint8 codes."""
     whole = nodes("Round", steps)
     parts = []
@@ -180,4 +199,4 @@ def _split(nodes: Nodes, steps: ir.Value) -> tuple[ir.Value, ir.Value]:
         step = initializer(nodes.graph, f"mapped.step.{finer}", np.array(1 / finer, np.float32))
         middle = initializer(nodes.graph, f"mapped.zero.{finer}", np.array(zero, np.uint8))
         parts.append(nodes("QuantizeLinear", part, step, middle))
-    return parts[0], parts[1]
+    return parts
