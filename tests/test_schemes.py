@@ -12,6 +12,7 @@ import models
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
@@ -321,3 +322,30 @@ def test_a_cache_that_no_operator_takes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="no GroupQueryAttention"):
         quantize(plain(tmp_path), tmp_path / "out", cache_bits=8)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("exact", ["0", "1"])
+@pytest.mark.parametrize("shape", [(5, 96), (2, 3, 96), (2, 2, 1, 96)])
+def test_mapped_products_of_any_rank(tmp_path: Path, shape: tuple[int, ...], exact: str) -> None:
+    """A matrix so large that both parts of activations have a product of their own."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(96, 30_000)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*shape[:-1], 30_000])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    report = quantize(tmp_path / "m.onnx", tmp_path / "out", layout="mapped")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", exact)
+    session = onnxruntime.InferenceSession(report.bundle.model_path, options)
+    x = rng.normal(size=shape).astype(np.float32)
+    x[0] = 0
+    (y,) = session.run(None, {"x": x})
+    assert y.shape == (*shape[:-1], 30_000)
+    assert np.linalg.norm(y - x @ weight) < 0.01 * np.linalg.norm(x @ weight)
+    assert not y[0].any()

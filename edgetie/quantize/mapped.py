@@ -127,7 +127,7 @@ class Mapped(Form):
 
     def _products(self, nodes: Nodes, matrix: Matrix, parts: list[ir.Value]) -> Sequence[ir.Value]:
         zero = self._zero = self._zero or _unfolded_zero(matrix.graph)
-        if self._apart and matrix.rows * matrix.columns >= _LARGE:
+        if self._apart and zero is not None and matrix.rows * matrix.columns >= _LARGE:
             return [nodes("MatMulInteger", part, matrix.codes, None, zero) for part in parts]
         first = parts[0]
         if first not in self._together:
@@ -175,14 +175,17 @@ def _unfolded_zero(graph: ir.Graph) -> ir.Value | None:
     Were it a constant, ONNX Runtime would make a uint8 copy of a weight for each of its two
     products where ``session.x64quantprecision`` is set, and fail as both have one name.
     """
-    for value in graph.inputs:
-        if value.dtype in _ORDERED and value.shape is not None and len(value.shape) in (1, 2, 3):
-            nodes = Nodes(graph)
-            least = nodes("ReduceMin", value, keepdims=0)
-            zero = nodes("Cast", nodes("Less", least, least), to=ir.DataType.INT8)
-            graph.insert_before(graph[0], nodes)
-            return zero
-    return None
+    known = [
+        v for v in graph.inputs if v.dtype in _ORDERED and v.shape is not None and len(v.shape)
+    ]
+    if not known:
+        return None
+    nodes = Nodes(graph)
+    value = min(known, key=lambda v: len(v.shape or ()))  # a cache, which may be empty, has most
+    least = nodes("ReduceMin", value, keepdims=0)
+    zero = nodes("Cast", nodes("Less", least, least), to=ir.DataType.INT8)
+    graph.insert_before(graph[0], nodes)
+    return zero
 
 
 def _sums(codes: Array) -> Array:
