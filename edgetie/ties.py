@@ -160,37 +160,39 @@ def _aliases(model: ir.Model) -> dict[str, list[ir.Value]]:
     return {str(v.name): group for group in by_range.values() if len(group) > 1 for v in group}
 
 
-def _all_uses(value: ir.Value, aliases: dict[str, list[ir.Value]]) -> list[tuple[ir.Node, Use]]:
+def _all_uses(
+    value: ir.Value, aliases: dict[str, list[ir.Value]], *, parts: bool = False
+) -> list[tuple[ir.Node, Use]]:
     """Uses of a value and of every other entry over its bytes, scales of codes left out.
 
-    Integer products that are added up are one: of activations in several parts.
+    Integer products with what rounding left of activations count with those of the rounded ones,
+    unless all ``parts`` are asked for.
     """
-    found: list[tuple[ir.Node, Use]] = []
-    sums: set[ir.Node] = set()
-    for entry in aliases.get(str(value.name), [value]):
-        for node, use in _uses(entry):
-            added = _sum_of(node)
-            if added not in sums and not (use.op_type in _CODE_READERS and use.input >= 2):
-                found.append((node, use))
-            if added is not None:
-                sums.add(added)
-    return found
+    values = aliases.get(str(value.name), [value])
+    return [
+        (node, use)
+        for entry in values
+        for node, use in _uses(entry)
+        if not (use.op_type in _CODE_READERS and use.input >= 2) and (parts or not _is_rest(node))
+    ]
 
 
-def _sum_of(product: ir.Node) -> ir.Node | None:
-    """The node that an integer product is added to others in, as a float."""
-    if product.op_type != "MatMulInteger":
-        return None
-    floats = [node for node, _ in product.outputs[0].uses()]
-    if len(floats) != 1 or floats[0].op_type not in ("Cast", "DequantizeLinear"):
-        return None
-    sums = [node for node, _ in floats[0].outputs[0].uses()]
-    return sums[0] if len(sums) == 1 and sums[0].op_type == "Sum" else None
+def _is_rest(node: ir.Node) -> bool:
+    """Whether it is ``MatMulInteger(QuantizeLinear(x - Round(x)), …)``."""
+    for op_type in ("MatMulInteger", "QuantizeLinear", "Sub"):
+        if node.op_type != op_type:
+            return False
+        value = node.inputs[1 if op_type == "Sub" else 0]
+        made = value.producer() if value is not None else None
+        if made is None:
+            return False
+        node = made
+    return node.op_type == "Round"
 
 
 def nodes_using(model: ir.Model, name: str) -> list[ir.Node]:
     """The nodes that use an initializer, or another entry over its bytes, in graph order."""
-    uses = _all_uses(model.graph.initializers[name], _aliases(model))
+    uses = _all_uses(model.graph.initializers[name], _aliases(model), parts=True)
     wanted = {id(node) for node, _ in uses}
     return [node for node in model.graph if id(node) in wanted]
 
@@ -290,8 +292,8 @@ def _may_be_tied(name: str, tensor: ir.TensorProtocol) -> bool:
 
     Vectors may be equal by chance: norms start as ones, biases as zeros.
     """
-    matrix = tensor.size >= MIN_ELEMENTS and len(tensor.shape) >= 2
-    return matrix and not name.startswith(OWN_CONSTANTS)
+    axes = sum(size != 1 for size in tensor.shape.numpy())
+    return tensor.size >= MIN_ELEMENTS and axes > 1 and not name.startswith(OWN_CONSTANTS)
 
 
 def _group(

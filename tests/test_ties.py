@@ -105,3 +105,20 @@ def test_a_part_of_a_table_is_told() -> None:
     assert partial_ties(module) == ["head.weight is a part of embedding.weight and is stored again"]
     head.weight = embedding.weight
     assert partial_ties(module) == []
+
+
+def test_summed_products_of_two_activations_are_two_uses() -> None:
+    weight = np.random.default_rng(0).integers(-127, 127, (64, 64)).astype(np.int8)
+    nodes = []
+    for x in "ab":
+        nodes.append(helper.make_node("MatMulInteger", [x, "w"], [f"{x}.product"]))
+        nodes.append(helper.make_node("Cast", [f"{x}.product"], [f"{x}.y"], to=TensorProto.FLOAT))
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Sum", ["a.y", "b.y"], ["y"])],
+        "sum",
+        [helper.make_tensor_value_info(x, TensorProto.UINT8, [1, 64]) for x in "ab"],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    (group,) = find_ties(ir.from_proto(helper.make_model(graph)))
+    assert len(group.uses) == 2

@@ -32,6 +32,7 @@ class Matrix:
         grid: how it is rounded.
         turned: whether the float weight is ``(columns, rows)``.
         multiplied: whether a product reads it, here or in another model; lookups may besides.
+        uses: by how many nodes it is read here, at least.
         codes: the initializer of its codes.
         parts: all its initializers.
     """
@@ -50,11 +51,12 @@ class Matrix:
         gram: Callable[[], Array] | None,
         *,
         multiplied: bool = True,
+        uses: int = 1,
     ) -> None:
         self.graph, self.name, self.label, self.grid = graph, name, label, grid
         self.parts: list[ir.Value] = []
         self.rows, self.columns = shape
-        self.multiplied = multiplied
+        self.multiplied, self.uses = multiplied, uses
         self._read, self.turned, self._gram = read, turned, gram
         self._following: Sequence[Matrix] = ()
         self._coming: Future[Rounded] | None = None

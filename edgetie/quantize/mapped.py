@@ -33,7 +33,6 @@ first is a code of 128 at most."""
 
 _LARGE = 1 << 21  # bytes that are copied more slowly than a second product starts
 _TINY = 1e-30  # added to a mean of squares: tokens may be all zeros
-_ORDERED = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT)
 _SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 
@@ -52,7 +51,7 @@ class Mapped(Form):
         self._apart = apart
         self._parts: dict[ir.Value, tuple[list[ir.Value], ir.Value]] = {}
         self._together: dict[ir.Value, ir.Value] = {}
-        self._zero: ir.Value | None = None
+        self._zeros: dict[ir.Value, ir.Value] = {}
         self._sums: dict[Matrix, Array] = {}
 
     def grid(self, columns: int) -> Grid:
@@ -82,12 +81,20 @@ class Mapped(Form):
         if not matrix.multiplied:
             self._rows(nodes, matrix, ids, scales)
             return nodes
-        taken = nodes("Gather", matrix.codes, ids, axis=2)
+        flat = ids
+        if ids.shape is None:  # of as many axes as it has when the model runs
+            line = initializer(matrix.graph, "mapped.line", np.array([-1], np.int64))
+            flat, rank = nodes("Reshape", ids, line), 1
+        taken = nodes("Gather", matrix.codes, flat, axis=2)
         first = initializer(matrix.graph, "mapped.first", np.array([0], np.int64))
         columns = nodes("Squeeze", taken, first)
         rows = nodes("Transpose", columns, perm=[*range(1, rank + 1), 0])
         floats = nodes("Cast", rows, to=ir.DataType.FLOAT)
-        nodes("Mul", floats, nodes("Gather", scales, ids))
+        result = nodes("Mul", floats, nodes("Gather", scales, flat))
+        if flat is not ids:
+            width = np.array([matrix.columns], np.int64)
+            last = initializer(matrix.graph, f"mapped.width.{matrix.columns}", width)
+            nodes("Reshape", result, nodes("Concat", nodes("Shape", ids), last, axis=0))
         return nodes
 
     def _rows(self, nodes: Nodes, matrix: Matrix, ids: ir.Value, scales: ir.Value) -> None:
@@ -111,7 +118,12 @@ class Mapped(Form):
             self._parts[x] = _split(nodes, steps), in_one
         parts, in_one = self._parts[x]
         finer = initializer(matrix.graph, "mapped.finer", np.array(FINER, np.float32))
-        coarse, fine = self._products(nodes, matrix, parts)
+        zero = (
+            self._unfolded_zero(nodes, x, in_one)
+            if matrix.uses > 1 or self._large(matrix)
+            else None
+        )
+        coarse, fine = self._products(nodes, matrix, parts, zero)
         floats = (
             nodes("DequantizeLinear", coarse, finer),
             nodes("Cast", fine, to=ir.DataType.FLOAT),
@@ -125,9 +137,13 @@ class Mapped(Form):
             nodes("Add", result, bias)
         return nodes
 
-    def _products(self, nodes: Nodes, matrix: Matrix, parts: list[ir.Value]) -> Sequence[ir.Value]:
-        zero = self._zero = self._zero or _unfolded_zero(matrix.graph)
-        if self._apart and zero is not None and matrix.rows * matrix.columns >= _LARGE:
+    def _large(self, matrix: Matrix) -> bool:
+        return self._apart and matrix.rows * matrix.columns >= _LARGE
+
+    def _products(
+        self, nodes: Nodes, matrix: Matrix, parts: list[ir.Value], zero: ir.Value | None
+    ) -> Sequence[ir.Value]:
+        if self._large(matrix):
             return [nodes("MatMulInteger", part, matrix.codes, None, zero) for part in parts]
         first = parts[0]
         if first not in self._together:
@@ -136,6 +152,18 @@ class Mapped(Form):
         split = ir.node("Split", [both], {"axis": -2, "num_outputs": 2}, num_outputs=2)
         nodes.append(split)
         return split.outputs
+
+    def _unfolded_zero(self, nodes: Nodes, x: ir.Value, in_one: ir.Value) -> ir.Value:
+        """The zero point of weights, 0, which constant folding does not find: whether a number is
+        less than itself.
+
+        Were it a constant, ONNX Runtime would make a uint8 copy of a weight for each product where
+        ``session.x64quantprecision`` is set, and fail at the second, as both have one name.
+        """
+        if x not in self._zeros:
+            least = nodes("ReduceMin", in_one, keepdims=0)
+            self._zeros[x] = nodes("Cast", nodes("Less", least, least), to=ir.DataType.INT8)
+        return self._zeros[x]
 
     def _shift(self, matrix: Matrix) -> ir.Value:
         """Minus what the zero points of both parts add."""
@@ -166,26 +194,6 @@ class Mapped(Form):
 
     def _scales(self, matrix: Matrix) -> ir.Value:
         return matrix.row_scales(times=float(np.sqrt(matrix.columns)) / (LARGEST * FINER))
-
-
-def _unfolded_zero(graph: ir.Graph) -> ir.Value | None:
-    """The zero point of weights, 0, which constant folding does not find: some input is less than
-    itself. ``None`` if there is no input to ask.
-
-    Were it a constant, ONNX Runtime would make a uint8 copy of a weight for each of its two
-    products where ``session.x64quantprecision`` is set, and fail as both have one name.
-    """
-    known = [
-        v for v in graph.inputs if v.dtype in _ORDERED and v.shape is not None and len(v.shape)
-    ]
-    if not known:
-        return None
-    nodes = Nodes(graph)
-    value = min(known, key=lambda v: len(v.shape or ()))  # a cache, which may be empty, has most
-    least = nodes("ReduceMin", value, keepdims=0)
-    zero = nodes("Cast", nodes("Less", least, least), to=ir.DataType.INT8)
-    graph.insert_before(graph[0], nodes)
-    return zero
 
 
 def _sums(codes: Array) -> Array:

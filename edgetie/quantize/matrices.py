@@ -65,7 +65,7 @@ class MatrixPass(GraphPass):
         kept: names of matrices to leave as they are.
         finer: names of others that take a finer form than ``layer``.
         exact: names of matrices whose inputs must hardly be rounded.
-        shared: names of matrices that other models read too.
+        multiplied: names of matrices that products of other models read too.
 
     Attributes:
         aliases: initializers that share another's bytes, for the writer.
@@ -82,10 +82,10 @@ class MatrixPass(GraphPass):
         kept: Collection[str] = (),
         finer: Collection[str] = (),
         exact: Collection[str] = (),
-        shared: Collection[str] = (),
+        multiplied: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.finer, self.exact, self.shared = finer, exact, shared
+        self.finer, self.exact, self.multiplied = finer, exact, multiplied
         self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
         self._finer = layer.finer() or layer
         self.aliases: dict[str, str] = {}
@@ -194,7 +194,8 @@ class MatrixPass(GraphPass):
             tensor.numpy,
             transposed,
             self.grams.get(name),
-            multiplied=multiplied or name in self.shared,
+            multiplied=multiplied or name in self.multiplied,
+            uses=max(len(value.uses()), len(_products(value))),
         )
         form.store(matrix)
         self._matrices[label] = matrix

@@ -91,6 +91,13 @@ class Rounding:
         calibrator: str,
     ) -> None:
         self.scheme, self.models, self._shared = scheme, models, shared
+        self._multiplied = {
+            name
+            for name in shared
+            for model in models.values()
+            if (value := model.graph.initializers.get(name)) is not None
+            and any(node.op_type != "Gather" for node, _ in value.uses())
+        }
         self.manifest = bundle.manifest
         self._prepared: dict[str, Preparation] = {}
         self._ranges: dict[str, Ranges] = {}
@@ -187,7 +194,7 @@ class Rounding:
             if made is not None:
                 found = self._prepared[file]
                 passes[file] = MatrixPass(
-                    *made, found.grams, kept, finer, found.massive, self._shared
+                    *made, found.grams, kept, finer, found.massive, self._multiplied
                 )
                 run_passes(models[file], [], [passes[file]])
             if self.scheme.layout == "mapped" or self.scheme.half:
@@ -224,7 +231,7 @@ class Rounding:
             found, layer = self._prepared[file], Switched(made[1], names, floats[file])
             kept = {*model.graph.initializers} - {*names}
             step = MatrixPass(
-                made[0], layer, found.grams, kept, exact=found.massive, shared=self._shared
+                made[0], layer, found.grams, kept, exact=found.massive, multiplied=self._multiplied
             )
             run_passes(models[file], [], [step])
         return models
