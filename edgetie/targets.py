@@ -88,7 +88,8 @@ SCHEMES = {
         ),
         Scheme(
             "int8-mapped-arm",
-            "the same where ONNX Runtime has no kernel for one row, as on ARM: one product for one",
+            "the same, both parts of activations in one product: for ARM, where ONNX Runtime has "
+            "no kernel for single rows",
             "int8",
             "mapped",
         ),
