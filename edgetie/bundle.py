@@ -348,7 +348,7 @@ def describe(values: Any) -> list[dict[str, Any]]:
         {
             "name": value.name,
             "dtype": value.dtype.name.lower(),
-            "shape": [d if isinstance(d, int) else str(d.value) for d in value.shape],
+            "shape": [d if isinstance(d, int) else str(d.value) for d in value.shape or ()],
         }
         for value in values
     ]

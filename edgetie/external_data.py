@@ -21,12 +21,14 @@ _INLINE_BYTES = 1024  # smaller tensors stay in the model file
 _ALIGN = 64
 _ALIGN_LARGE = 4096  # a page: large tensors can be mapped and released on their own
 _LARGE_BYTES = 1 << 20
+_INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs
 
 
 def load_model(path: Path) -> ir.Model:
     """An ONNX file, its weights left in theirs.
 
     Symbolic links to data are followed, as ONNX Runtime does: caches of downloads are made of them.
+    Inputs that weights are the default of, as all are in old files, are no inputs any more.
 
     Raises:
         BundleError: if it cannot be read, or its data has several hard links, which onnx refuses.
@@ -35,6 +37,9 @@ def load_model(path: Path) -> ir.Model:
         model = ir.load(path)
     except Exception as error:
         raise BundleError(f"{path}: not a readable ONNX model ({error})") from error
+    for value in [v for v in model.graph.inputs if v.name in model.graph.initializers]:
+        model.graph.inputs.remove(value)
+        model.ir_version = max(model.ir_version, _INITIALIZERS_ALONE)
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value

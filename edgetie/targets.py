@@ -186,7 +186,14 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-_BY_FORM = {("packed", 8): "int8", ("mapped", 8): "int8-mapped", ("packed", 4): "int4"}
+_BY_FORM = {
+    ("packed", 8, False): "int8",
+    ("mapped", 8, False): "int8-mapped",
+    ("packed", 4, False): "int4",
+    ("packed", 8, True): "int8-fp16",
+    ("packed", 4, True): "int4-fp16",
+}
+"""The scheme of a layout and a number of bits, and whether activations have 16."""
 
 
 def find_scheme(
@@ -203,7 +210,8 @@ def find_scheme(
         target: a name of :data:`TARGETS`.
         scheme: a name of :data:`SCHEMES`, instead of the target's.
         layout: ``packed`` or ``mapped``, weight-only, instead of the target's scheme.
-        bits: 8 or 4 of a layer's weight, weight-only, instead of the target's scheme.
+        bits: 8 or 4 of a layer's weight, weight-only, instead of the target's scheme; activations
+            have 16 bits where they do in that.
         block_size: one of :data:`BLOCK_SIZES`, instead of the scheme's own.
 
     Raises:
@@ -217,13 +225,15 @@ def find_scheme(
         raise QuantizeError("--scheme: says layout and bits already; leave out --layout and --bits")
     name = scheme or TARGETS[target].scheme
     if asked:
-        form = layout or "packed", bits or 8
+        own = SCHEMES[name]
+        form = layout or "packed", bits or 8, own.half
         if form not in _BY_FORM:
             raise QuantizeError(
-                f"--layout {form[0]} --bits {form[1]}: there is no such scheme; "
+                f"--layout {form[0]} --bits {form[1]}: there is no such scheme for {target}; "
                 "see edgetie quantize --list-targets"
             )
-        name = _BY_FORM[form]
+        if (own.layout, own.precision) != ("mapped", f"int{form[1]}") or own.layout != form[0]:
+            name = _BY_FORM[form]
     if name not in SCHEMES:
         raise QuantizeError(f"--scheme {name}: unknown; one of {', '.join(SCHEMES)}")
     found = SCHEMES[name]

@@ -169,6 +169,9 @@ class BundleReference:
         options.log_severity_level = 4  # an error is raised, it need not be logged too
         optional = {value.name for value in session.get_overridable_initializers()}
         feeds = feeds | {name: v for name, v in self.choices.items() if name in optional}
+        for value in session.get_inputs():
+            if value.type == "tensor(int32)":
+                feeds[value.name] = feeds[value.name].astype(np.int32)
         try:
             return session.run(outputs, feeds, options)
         except Exception as error:  # pybind11 classes without a common base

@@ -51,7 +51,7 @@ class Linear(GraphPass):
         assert w is not None
         outer, flat = only_user(node.outputs[0], "Reshape"), producer(x, "Reshape")
         result = node.outputs[0]
-        if outer is not None and flat is not None:
+        if outer is not None and flat is not None and _is_row(bias):
             inner = flat.inputs[0]
             assert inner is not None
             if _leading_equal(inner, outer.outputs[0]) and last_dimension(inner) == last_dimension(
@@ -100,6 +100,12 @@ def _renamed(graph: ir.Graph, old: ir.Value, tensor: ir.TensorProtocol) -> ir.Va
     name = str(old.name)
     graph.initializers.pop(name)
     return initializer(graph, name, tensor)
+
+
+def _is_row(bias: ir.Value | None) -> bool:
+    """Whether every row of a product is given the same."""
+    shape = bias.shape if bias is not None else ir.Shape([])
+    return shape is not None and (len(shape) < 2 or (len(shape) == 2 and shape[0] == 1))
 
 
 def _leading_equal(a: ir.Value, b: ir.Value) -> bool:

@@ -36,19 +36,15 @@ def cache_scales(bundle: Bundle, model: ir.Model, path: Path, given: Input) -> d
     Raises:
         QuantizeError: if the model has no GroupQueryAttention with a cache, or cannot be run.
     """
-    heads = {
-        str(node.outputs[index].name): node.attributes["kv_num_heads"].as_int()
-        for node in _attention(model)
-        for index in _PRESENT
-    }
-    if not heads:
+    names = [str(node.outputs[index].name) for node in _attention(model) for index in _PRESENT]
+    if not names:
         raise QuantizeError(
             f"{path.name}: no GroupQueryAttention, the operator that takes a cache of 8 bits; "
             "leave the cache in floating point"
         )
     found: dict[str, Array] = {}
-    for name, rows, _ in record(bundle, path, list(heads), given):
-        peaks = np.abs(rows.reshape(heads[name], -1, rows.shape[-1])).max(axis=1)
+    for name, values, _ in record(bundle, path, names, given):
+        peaks = np.abs(values).max(axis=(0, 2))
         found[name] = np.maximum(found.get(name, 0), peaks)
     return {
         name: np.maximum(peaks * _MARGIN / 127, 1e-8).astype(np.float32)[None, :, None, :]

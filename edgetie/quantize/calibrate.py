@@ -14,7 +14,7 @@ import numpy as np
 
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
-from edgetie.quantize.recording import Feeds, Input, record
+from edgetie.quantize.recording import Feeds, Input, as_rows, record
 from edgetie.runtime.tokenizer import TOKENIZER, Tokenizer
 
 _TOKENS = 1024  # four times as many lower the divergence by a thirtieth
@@ -113,6 +113,6 @@ def activations(
     """
     windows: defaultdict[str, list[Array]] = defaultdict(list)
     for name, values, last in record(bundle, model_path, names, given):
-        windows[name].append(values)
+        windows[name].append(as_rows(values))
         if last:
             yield name, np.concatenate(windows.pop(name))

@@ -182,6 +182,9 @@ class Form(ABC):
     rotates = True
     """Whether its products may read activations that are rotated when the model runs."""
 
+    branches = True
+    """Whether ONNX Runtime takes products in subgraphs, their weights lying in the outer graph."""
+
     opset = 1
     """The oldest one that has the operators."""
 

@@ -23,7 +23,7 @@ def to_half(model: ir.Model) -> ir.Model:
     """The same model with inputs, outputs and weights of 16 bits instead of 32.
 
     Raises:
-        QuantizeError: if a weight is too large for 16 bits, naming it.
+        QuantizeError: if a weight is too large for 16 bits, naming it, or there are none in fp32.
     """
     from onnxruntime.transformers.float16 import (
         DEFAULT_OP_BLOCK_LIST,
@@ -41,10 +41,14 @@ def to_half(model: ir.Model) -> ir.Model:
             or isinstance(value.const_value, ir.ExternalTensor)  # the converter drops its folder
         )
     }
+    if all(tensor.dtype != ir.DataType.FLOAT for tensor in kept.values()):
+        raise QuantizeError("no fp32 weight to make one of 16 bits of")
     order = list(graph.initializers)
     for name in kept:
         graph.inputs.append(graph.initializers.pop(name))
         graph.inputs[-1].const_value = None
+    for index, node in enumerate(graph):
+        node.name = node.name or f"unnamed.{index}"  # some are found by name
     blocked = [str(node.name) for node in _made_of_positions(graph)]
     proto = convert_float_to_float16(
         ir.to_proto(model),

@@ -45,6 +45,7 @@ class Mapped(Form):
 
     activations = Span.NONE  # they are hardly rounded
     opset = 18  # Split into a number of parts, ReduceL2 along an input
+    rounding = MICROSOFT  # its kernels are found sooner than the standard's, of many versions
 
     def __init__(self, *, apart: bool = True) -> None:
         super().__init__()
@@ -81,20 +82,12 @@ class Mapped(Form):
         if not matrix.multiplied:
             self._rows(nodes, matrix, ids, scales)
             return nodes
-        flat = ids
-        if ids.shape is None:  # of as many axes as it has when the model runs
-            line = initializer(matrix.graph, "mapped.line", np.array([-1], np.int64))
-            flat, rank = nodes("Reshape", ids, line), 1
-        taken = nodes("Gather", matrix.codes, flat, axis=2)
+        taken = nodes("Gather", matrix.codes, ids, axis=2)
         first = initializer(matrix.graph, "mapped.first", np.array([0], np.int64))
         columns = nodes("Squeeze", taken, first)
         rows = nodes("Transpose", columns, perm=[*range(1, rank + 1), 0])
         floats = nodes("Cast", rows, to=ir.DataType.FLOAT)
-        result = nodes("Mul", floats, nodes("Gather", scales, flat))
-        if flat is not ids:
-            width = np.array([matrix.columns], np.int64)
-            last = initializer(matrix.graph, f"mapped.width.{matrix.columns}", width)
-            nodes("Reshape", result, nodes("Concat", nodes("Shape", ids), last, axis=0))
+        nodes("Mul", floats, nodes("Gather", scales, ids))
         return nodes
 
     def _rows(self, nodes: Nodes, matrix: Matrix, ids: ir.Value, scales: ir.Value) -> None:
@@ -115,7 +108,7 @@ class Mapped(Form):
         nodes = Nodes(matrix.graph)
         if x not in self._parts:
             steps, in_one = self._steps(nodes, x, matrix.columns)
-            self._parts[x] = _split(nodes, steps), in_one
+            self._parts[x] = self._split(nodes, steps), in_one
         parts, in_one = self._parts[x]
         finer = initializer(matrix.graph, "mapped.finer", np.array(FINER, np.float32))
         zero = (
@@ -125,7 +118,7 @@ class Mapped(Form):
         )
         coarse, fine = self._products(nodes, matrix, parts, zero)
         floats = (
-            nodes("DequantizeLinear", coarse, finer),
+            nodes("DequantizeLinear", coarse, finer, domain=self.rounding),
             nodes("Cast", fine, to=ir.DataType.FLOAT),
         )
         sums = nodes("Sum", *floats, self._shift(matrix))
@@ -192,6 +185,16 @@ class Mapped(Form):
         nodes.append(norm)
         return norm.outputs[0], norm.outputs[1]
 
+    def _split(self, nodes: Nodes, steps: ir.Value) -> list[ir.Value]:
+        """Both parts as uint8 codes."""
+        whole = nodes("Round", steps)
+        parts = []
+        for part, finer, zero in ((whole, 1, LARGEST), (nodes("Sub", steps, whole), FINER, FINER)):
+            step = initializer(nodes.graph, f"mapped.step.{finer}", np.array(1 / finer, np.float32))
+            middle = initializer(nodes.graph, f"mapped.zero.{finer}", np.array(zero, np.uint8))
+            parts.append(nodes("QuantizeLinear", part, step, middle, domain=self.rounding))
+        return parts
+
     def _scales(self, matrix: Matrix) -> ir.Value:
         return matrix.row_scales(times=float(np.sqrt(matrix.columns)) / (LARGEST * FINER))
 
@@ -200,14 +203,3 @@ def _sums(codes: Array) -> Array:
     """Of each row, zero being 128."""
     sums = codes.sum(axis=1, dtype=np.int32) - np.int32(128 * codes.shape[1])
     return np.asarray(sums, np.float32)
-
-
-def _split(nodes: Nodes, steps: ir.Value) -> list[ir.Value]:
-    """Both parts as uint8 codes."""
-    whole = nodes("Round", steps)
-    parts = []
-    for part, finer, zero in ((whole, 1, LARGEST), (nodes("Sub", steps, whole), FINER, FINER)):
-        step = initializer(nodes.graph, f"mapped.step.{finer}", np.array(1 / finer, np.float32))
-        middle = initializer(nodes.graph, f"mapped.zero.{finer}", np.array(zero, np.uint8))
-        parts.append(nodes("QuantizeLinear", part, step, middle))
-    return parts

@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgetie.content import MIN_ELEMENTS
 from edgetie.errors import QuantizeError
 from edgetie.passes._base import (
     GraphPass,
+    attribute_ints,
+    initializer,
     insert,
     last_dimension,
     only_user,
@@ -112,13 +115,13 @@ class MatrixPass(GraphPass):
         if opset < needed:
             raise QuantizeError(
                 f"the model's opset is {opset} and this scheme's operators need {needed}; "
-                "export it with a newer opset, or choose the scheme int8"
+                f"export it with opset {needed} or newer, or choose another scheme"
             )
         values = [v for v in graph.initializers.values() if is_matrix(v)]
         values.sort(key=lambda value: len(value.uses()) < 2)  # the tied ones first
         self._is_table = {str(v.name): any(map(_is_lookup, v.uses())) for v in values}
         for value in values:
-            if value.name not in self.kept and not _is_read_both_ways(value):
+            if value.name not in self.kept and _is_read_one_way(value):
                 self._replace(graph, value)
         self.aliases = {name: to for form in self._forms for name, to in form.aliases.items()}
         self.blocks = dict(Counter(str(m.grid.block or "row") for m in self._matrices.values()))
@@ -151,6 +154,8 @@ class MatrixPass(GraphPass):
         form = self._form(str(value.name))
         products = _products(value)
         if not all(form.takes(product.x) for product in products):
+            return
+        if not form.branches and any(product.node.graph is not graph for product in products):
             return
         for product in products:
             matrix = self._matrix(graph, value, transposed=product.transposed)
@@ -205,8 +210,20 @@ class MatrixPass(GraphPass):
         """``Gather(W, ids)``: the rows, dequantized."""
         ids, result = node.inputs[1], node.outputs[0]
         assert ids is not None
-        rank = len(ids.shape) if ids.shape is not None else 2
-        nodes = self._form(matrix.name).lookup(matrix, ids, rank)
+        nodes, flat = Nodes(matrix.graph), ids
+        if ids.shape is None:  # of as many axes as it has when the model runs
+            line = initializer(matrix.graph, "table.line", np.array([-1], np.int64))
+            flat = nodes("Reshape", ids, line)
+            flat.shape, flat.type = ir.Shape([None]), ids.type or ir.TensorType(ir.DataType.INT64)
+        assert flat.shape is not None
+        nodes += self._form(matrix.name).lookup(matrix, flat, len(flat.shape))
+        if flat is not ids:
+            width = np.array([matrix.columns], np.int64)
+            last = initializer(matrix.graph, f"table.width.{matrix.columns}", width)
+            shape = nodes("Concat", nodes("Shape", ids), last, axis=0)
+            nodes("Reshape", nodes[-3].outputs[0], shape)
+        if node.graph is not matrix.graph:
+            nodes.name_apart(f"{matrix.label}.lookup.{self.changed}")
         nodes[0].name = node.name
         insert(node, *nodes)
         replace(result, nodes[-1].outputs[0])
@@ -220,7 +237,7 @@ class MatrixPass(GraphPass):
             x, result = _unflattened(x, result, matrix)
         bias: ir.Value | None = None
         add = only_user(result, "Add")
-        if add is not None:
+        if add is not None and add.graph is node.graph:
             added = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
             tensor = weight(added)
             if tensor is not None and tuple(tensor.shape) == (matrix.rows,):
@@ -265,7 +282,7 @@ def _products(value: ir.Value) -> list[_Product]:
         elif node.op_type == "MatMul" and index == 0:
             turned = producer(node.inputs[1], "Transpose")
             back = only_user(node.outputs[0], "Transpose")
-            if turned is not None and back is not None:
+            if turned and back and _turns_last(turned) and _turns_last(back):
                 found.append(_Product(node, turned, back.outputs[0], False))
         elif node.op_type == "Transpose":
             found += [
@@ -276,17 +293,36 @@ def _products(value: ir.Value) -> list[_Product]:
     return found
 
 
+def _turns_last(node: ir.Node) -> bool:
+    """Whether a Transpose exchanges the last two axes alone."""
+    x, order = node.inputs[0], attribute_ints(node, "perm")
+    if order is None:
+        return x is not None and x.shape is not None and len(x.shape) == 2
+    last = len(order) - 1
+    return order == [*range(last - 1), last, last - 1]
+
+
 def _is_lookup(use: tuple[ir.Node, int]) -> bool:
     node, index = use
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
     return node.op_type == "Gather" and index == 0 and axis == 0
 
 
-def _is_read_both_ways(value: ir.Value) -> bool:
-    """Whether a matrix is multiplied with as it is and transposed: blocks of its rows serve one of
-    the two, so that rounding would part it. It stays in floating point.
+def _is_read_one_way(value: ir.Value) -> bool:
+    """Whether all that reads a matrix can read the same codes. Blocks of its rows serve a product
+    with it as it is or transposed, not both; what reads it otherwise needs its floats. Rounding
+    would part such a matrix, so it stays in floating point.
     """
-    return len({node.op_type == "MatMul" and index == 1 for node, index in value.uses()}) > 1
+    products = {id(product.node) for product in _products(value)}
+
+    def is_known(use: tuple[ir.Node, int]) -> bool:
+        node = use[0]
+        if node.op_type == "Transpose":
+            return all(id(user) in products for user, _ in node.outputs[0].uses())
+        return id(node) in products or _is_lookup(use)
+
+    ways = {node.op_type == "MatMul" and index == 1 for node, index in value.uses()}
+    return len(ways) == 1 and not value.is_graph_output() and all(map(is_known, value.uses()))
 
 
 def _unflattened(x: ir.Value, result: ir.Value, matrix: Matrix) -> tuple[ir.Value, ir.Value]:

@@ -34,6 +34,8 @@ class Packed(Form):
         aliased: give lookup and product entries of their own over the same bytes.
     """
 
+    opset = 11  # Round
+
     def __init__(self, bits: int = 8, block: int | None = None, *, aliased: bool = False) -> None:
         super().__init__()
         self.bits, self.aliased = bits, aliased

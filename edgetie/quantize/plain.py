@@ -65,6 +65,8 @@ class Dynamic(Form):
 class Plain(Mapped):
     """The mapped form in operators of the standard."""
 
+    rounding = ""
+
     def _rows(self, nodes: Nodes, matrix: Matrix, ids: ir.Value, scales: ir.Value) -> None:
         """``(row - 128) · scale``."""
         rows = nodes("Cast", nodes("Gather", matrix.codes, ids), to=ir.DataType.FLOAT)

@@ -157,6 +157,8 @@ def quantize(
         runs: list[Feeds] = []
     else:
         text, runs = Text([], [], "own inputs"), [dict(feeds) for feeds in calibration]
+    if limits is not None and runs:
+        raise QuantizeError("limits are held against a text; calibrate on one, not on own inputs")
     if limits is not None and not text.rest:
         raise QuantizeError(
             f"the calibration text has {len(text.calibrated)} tokens, all of them calibrated on, "

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgetie.bundle import Bundle
 from edgetie.quantize.grid import require_finite
-from edgetie.quantize.recording import Input, record
+from edgetie.quantize.recording import Input, as_rows, record
 
 _BINS = 2048
 _PERCENTILE = 99.999
@@ -59,7 +59,7 @@ def find_ranges(
     found: dict[str, Range] = {}
     collectors: dict[str, Any] = {}
     for name, values, last in record(bundle, model_path, list(changes), given):
-        rows = changes[name](values)
+        rows = changes[name](as_rows(values))
         found[name] = _widened(found.get(name), rows)
         for matrix, make in products.get(name, {}).items():
             weights = make()

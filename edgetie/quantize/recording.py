@@ -26,6 +26,8 @@ _PIECE_BYTES = 48 << 20  # weights of a piece
 _CHANGE = 1e-4  # of the largest logit: more than rounding makes
 _WINDOW = 256  # tokens of one run: keeps the recorded activations small
 _SMALLEST_WINDOW = 16
+_UNKNOWN = onnx.TensorProto.FLOAT  # the type of what does not tell
+_DTYPES = {"tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -54,13 +56,13 @@ class Input:
 def record(
     bundle: Bundle, model_path: Path, names: Sequence[str], given: Input
 ) -> Iterator[tuple[str, Array, bool]]:
-    """Activations ``(tokens, channels)`` by name, each as often as there are windows, and whether
-    it is the last of that name.
+    """Activations by name, each as often as there are windows, and whether it is the last of that
+    name.
 
     Args:
         bundle: it may limit the length of a sequence, and have an encoder that is run first.
         model_path: a model with ``input_ids``, ``attention_mask`` and perhaps a KV cache.
-        names: values of the graph, ``(batch, sequence, channels)``.
+        names: values of the graph.
         given: what to run it on.
 
     Raises:
@@ -78,7 +80,7 @@ def record(
                 made = dict(zip(piece.outputs, results, strict=True))
                 last = index == len(feeds) - 1
                 for name, known in piece.recorded.items():
-                    yield name, made[known].reshape(-1, made[known].shape[-1]), last
+                    yield name, made[known], last
                 kept = {name: array for name, array in made.items() if name in piece.live}
                 live.append({n: a for n, a in window.items() if n in piece.passed} | kept)
                 del made, results
@@ -88,6 +90,11 @@ def record(
         raise
     except Exception as error:
         raise QuantizeError(f"{model_path}: calibration cannot run it ({error})") from error
+
+
+def as_rows(values: Array) -> Array:
+    """Activations ``(…, channels)`` as ``(tokens, channels)``."""
+    return values.reshape(-1, values.shape[-1])
 
 
 def looks_ahead(model_path: Path) -> bool:
@@ -180,15 +187,16 @@ def _declare(graph: onnx.GraphProto, feeds: Feeds) -> None:
 
 
 def _inputs(node: onnx.NodeProto) -> list[str]:
-    """What a node reads, its subgraphs included."""
-    inner = [
-        name
-        for attribute in node.attribute
-        for graph in ([attribute.g] if attribute.HasField("g") else list(attribute.graphs))
-        for child in graph.node
-        for name in _inputs(child)
-    ]
-    return [name for name in [*node.input, *inner] if name]
+    """What a node reads, its subgraphs included, but for what these make themselves."""
+    found = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+            own = {value.name for value in (*graph.input, *graph.initializer)}
+            own.update(name for child in graph.node for name in child.output)
+            read = [name for child in graph.node for name in _inputs(child)]
+            read += [value.name for value in graph.output]
+            found += [name for name in read if name not in own]
+    return found
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
@@ -282,19 +290,22 @@ class _Empty:
     """An input of a graph; ``None`` where a dimension is symbolic."""
 
     shape: list[int | None]
-    half: bool
+    dtype: np.dtype[Any]
 
 
 def _signature(model: onnx.ModelProto) -> dict[str, _Empty]:
+    """What must be fed: inputs with an initializer need not."""
+    weights = {tensor.name for tensor in model.graph.initializer}
     return {
         value.name: _Empty(
             [
                 d.dim_value if d.HasField("dim_value") else None
                 for d in value.type.tensor_type.shape.dim
             ],
-            value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16,
+            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type or _UNKNOWN),
         )
         for value in model.graph.input
+        if value.name not in weights
     }
 
 
@@ -303,7 +314,8 @@ def _encoded(encoder: Any, ids: Array, clip: Feeds) -> Feeds:
     names = [value.name for value in encoder.get_outputs()]
     inputs = {
         value.name: _Empty(
-            [d if isinstance(d, int) else None for d in value.shape], "float16" in value.type
+            [d if isinstance(d, int) else None for d in value.shape],
+            np.dtype(_DTYPES.get(value.type, np.float32)),
         )
         for value in encoder.get_inputs()
     }
@@ -317,19 +329,20 @@ def _encoded(encoder: Any, ids: Array, clip: Feeds) -> Feeds:
 
 def _feeds(inputs: dict[str, _Empty], ids: Array, given: Feeds) -> Feeds:
     """One window of tokens, nothing cached but what is given."""
+    ids = given.get("input_ids", ids)
     feeds: Feeds = {}
     for name, value in inputs.items():
         if name in given:
             feeds[name] = given[name]
         elif name == "input_ids":
-            feeds[name] = ids
+            feeds[name] = ids.astype(value.dtype)
         elif name == "attention_mask":
-            feeds[name] = np.ones_like(ids)
+            feeds[name] = np.ones(ids.shape, value.dtype)
         elif name == "position_ids":
-            feeds[name] = np.arange(ids.shape[1])[None]
+            feeds[name] = np.arange(ids.shape[1], dtype=value.dtype)[None]
         elif name == "token_type_ids":
-            feeds[name] = np.zeros_like(ids)
+            feeds[name] = np.zeros(ids.shape, value.dtype)
         else:
-            shape = [1 if axis == 0 else d or 0 for axis, d in enumerate(value.shape)]
-            feeds[name] = np.zeros(shape, np.float16 if value.half else np.float32)
+            shape = [len(ids) if axis == 0 else d or 0 for axis, d in enumerate(value.shape)]
+            feeds[name] = np.zeros(shape, value.dtype)
     return feeds

@@ -202,7 +202,9 @@ class Rounding:
             if self.scheme.half:
                 models[file] = to_half(models[file])
         if passes and not any(step.changed for step in passes.values()):
-            raise QuantizeError("no MatMul or Gather over a constant fp32 matrix")
+            skipped = "; ".join(note for step in passes.values() for note in step.skipped)
+            why = f" ({skipped})" if skipped else ""
+            raise QuantizeError(f"no MatMul or Gather over a constant fp32 matrix{why}")
         aliases = {file: passes[file].aliases if file in passes else {} for file in models}
         return RoundedModels(
             models,

@@ -26,6 +26,7 @@ from edgetie.harness.thresholds import Thresholds
 from edgetie.quantize.calibrate import Text
 from edgetie.quantize.mixture import Mixture
 from edgetie.quantize.rounding import RoundedModels, Rounding
+from edgetie.quantize.schemes import forms
 from edgetie.quantize.switched import ROUNDED
 from edgetie.report.progress import Progress, Stages
 
@@ -122,6 +123,11 @@ def fit(
     errors = meter.whole(mixture.bundle)
     costs: list[Cost] = []
     if _failures(limits, errors):
+        if forms(rounding.scheme) is None:
+            where = "with all weights of 16 bits"
+            raise QuantizeError(
+                _broken(limits, errors, where, "allow more or choose another scheme")
+            )
         mixture.open()
         costs = measure_costs(mixture, meter, progress)
         costs, errors = _keep(limits, mixture, meter, costs, errors)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.content import MIN_ELEMENTS
-from edgetie.passes._base import attribute_ints, producer, weight
+from edgetie.passes._base import attribute_ints, producer, replace, weight
 
 Array = np.ndarray[Any, Any]
 
@@ -155,11 +155,15 @@ def changed(value: ir.Value, change: Callable[[Array], Array]) -> ir.LazyTensor:
 
 
 def behind(node: ir.Node, *new: ir.Node) -> None:
-    """Put ``new``, the first of which reads ``node``, between it and everything else that does."""
+    """Put ``new``, the first of which reads ``node``, between it and everything else that does,
+    a graph's outputs among it.
+    """
     result = node.outputs[0]
-    users = [(user, i) for user, i in result.uses() if user not in new]
+    own = [(user, index) for user, index in result.uses() if user in new]
+    for index, made in enumerate(new):  # a branch's names must be unlike those of outer values
+        made.outputs[0].name = f"{result.name}.{made.op_type}.{index}"
     assert node.graph is not None
     node.graph.insert_after(node, new)
-    new[-1].outputs[0].shape, new[-1].outputs[0].type = result.shape, result.type
-    for user, index in users:
-        user.replace_input_with(index, new[-1].outputs[0])
+    replace(result, new[-1].outputs[0])
+    for user, index in own:
+        user.replace_input_with(index, result)

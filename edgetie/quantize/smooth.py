@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.passes._base import GraphPass, initializer, producer, weight
+from edgetie.passes._base import GraphPass, initializer, only_user, producer, weight
 from edgetie.quantize.sites import Array, Site, behind, changed, find_sites, transform
 
 _NORMS = {
@@ -94,7 +94,8 @@ def _norm(site: Site) -> ir.Node | None:
     node = producer(value, *_NORMS)
     if node is None or node.outputs[0] is not value or value.is_graph_output():
         return None
-    return node
+    gains = [node.inputs[i] for i in _NORMS[node.op_type] if i < len(node.inputs)]
+    return node if all(weight(gain) is not None for gain in gains if gain is not None) else None
 
 
 def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:
@@ -106,12 +107,12 @@ def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:
     if gated is None:
         return None
     for value in gated.inputs:
-        if value is None or len(value.uses()) != 1 or value.is_graph_output():
+        if value is None or only_user(value) is None:
             continue
         split = producer(value, "Split")
         start = _start(split, value) if split is not None else 0
         made = split.inputs[0] if split is not None else value
-        if made is None or start is None or (split is not None and len(made.uses()) != 1):
+        if made is None or start is None or only_user(made) is None:
             continue
         found = []
         add = producer(made, "Add")
@@ -120,7 +121,7 @@ def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:
             bias, made = (left, right) if weight(left) is not None else (right, left)
             if weight(bias) is None or bias is None or len(bias.uses()) != 1 or made is None:
                 continue
-            if len(bias.const_value.shape) != 1 or len(made.uses()) != 1:  # type: ignore[union-attr]
+            if len(bias.const_value.shape) != 1 or only_user(made) is None:  # type: ignore[union-attr]
                 continue
             found.append((bias, start))
         product = producer(made, "MatMul")

@@ -33,6 +33,8 @@ class Static(Form):
         table: whether rows are looked up in the matrices: they stay ``(rows, columns)``.
     """
 
+    branches = False  # it looks for weights of DequantizeLinear in the subgraph itself
+
     def __init__(self, bits: int, ranges: Mapping[str, Fixed], *, table: bool = False) -> None:
         super().__init__()
         self.ranges, self.table = ranges, table

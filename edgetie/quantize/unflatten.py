@@ -24,7 +24,7 @@ class Unflatten(GraphPass):
             if flat is None or restored is None or flat.inputs[0] is None:
                 continue
             x, result, inner = flat.inputs[0], restored.outputs[0], node.outputs[0]
-            columns = last_dimension(flat.outputs[0]) or _columns(node)
+            columns = _columns(node)
             if columns is None or last_dimension(x) != columns or not _leading_equal(x, result):
                 continue
             node.replace_input_with(0, x)
@@ -34,7 +34,8 @@ class Unflatten(GraphPass):
 
 
 def _columns(node: ir.Node) -> int | None:
-    """Rows of the right-hand matrix, seen through a Transpose."""
+    """Rows of the right-hand side, seen through a Transpose; ``None`` if it is no matrix, but a
+    batch of them."""
     turned = producer(node.inputs[1], "Transpose")
     value = turned.inputs[0] if turned is not None else node.inputs[1]
     shape = value.shape if value is not None else None

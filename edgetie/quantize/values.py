@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgetie.passes._base import producer, weight
+from edgetie.passes._base import only_user, producer, weight
 from edgetie.quantize.sites import Site
 
 
@@ -41,13 +41,13 @@ def find_values(site: Site) -> Values | None:
     made = node.inputs[0] if packed else node.inputs[2]
     start = (heads + kv_heads) * head_size if packed else 0
     parts = []
-    if made is None or len(made.uses()) != 1:
+    if made is None or only_user(made) is None:
         return None
     add = producer(made, "Add")
     if add is not None:
         left, right = add.inputs[:2]
         bias, made = (left, right) if weight(left) is not None else (right, left)
-        if not _whole(bias, start + width) or made is None or len(made.uses()) != 1:
+        if not _whole(bias, start + width) or made is None or only_user(made) is None:
             return None
         parts.append(bias)
     product = producer(made, "MatMul")
