@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.content import byte_range
+from edgetie.content import MIN_ELEMENTS, byte_range
 from edgetie.errors import BundleError
 from edgetie.report.progress import Progress
 
@@ -28,7 +28,6 @@ def load_model(path: Path) -> ir.Model:
     """An ONNX file, its weights left in theirs.
 
     Symbolic links to data are followed, as ONNX Runtime does: caches of downloads are made of them.
-    Inputs that weights are the default of, as all are in old files, are no inputs any more.
 
     Raises:
         BundleError: if it cannot be read, or its data has several hard links, which onnx refuses.
@@ -37,9 +36,6 @@ def load_model(path: Path) -> ir.Model:
         model = ir.load(path)
     except Exception as error:
         raise BundleError(f"{path}: not a readable ONNX model ({error})") from error
-    for value in [v for v in model.graph.inputs if v.name in model.graph.initializers]:
-        model.graph.inputs.remove(value)
-        model.ir_version = max(model.ir_version, _INITIALIZERS_ALONE)
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
@@ -50,6 +46,15 @@ def load_model(path: Path) -> ir.Model:
             if Path(tensor.path).is_symlink():
                 value.const_value = _as(ir.ExternalTensor, tensor, Path(tensor.path).resolve())
     return model
+
+
+def drop_declared_weights(model: ir.Model) -> None:
+    """Let weights be no inputs, where they are declared so, as all are in old files."""
+    declared = [v for v in model.graph.inputs if v.name in model.graph.initializers]
+    if any(v.const_value is not None and v.const_value.size >= MIN_ELEMENTS for v in declared):
+        for value in declared:
+            model.graph.inputs.remove(value)
+        model.ir_version = max(model.ir_version, _INITIALIZERS_ALONE)
 
 
 class Unkept(ir.ExternalTensor):

@@ -33,7 +33,7 @@ from edgetie.bundle import (
 )
 from edgetie.content import MIN_ELEMENTS, byte_range
 from edgetie.errors import QuantizeError
-from edgetie.external_data import load_model, write_models
+from edgetie.external_data import drop_declared_weights, load_model, write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.thresholds import Thresholds
 from edgetie.merged import write_merged
@@ -148,6 +148,7 @@ def quantize(
     models = {path.name: load_model(path) for path in bundle.model_paths}
     for model in models.values():
         _require_float(bundle, model)
+        drop_declared_weights(model)
         if bundle.manifest is None:
             _infer_shapes(model)
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
