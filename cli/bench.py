@@ -82,12 +82,13 @@ def command(
     plot: Path | None,
     as_json: bool,
     quiet: bool,
-) -> None:
+) -> int:
     """Measure how fast BUNDLE loads, reads and generates, and the memory it takes.
 
     Every run is a fresh process. Memory is counted over what the process had after imports; the
     first run is timed apart and a warm-up is not counted. An absent provider is an error: nothing
-    is measured on the CPU instead. Under emulation no time is reported.
+    is measured on the CPU instead. Under emulation no time is reported. Exits 1 where REF is given
+    and the accuracy breaks a limit, as edgetie check does.
 
     \b
     edgetie bench int8
@@ -117,9 +118,18 @@ def command(
             common.require_drawable(option, file)
     with live(quiet) as progress:
         opened = open_bundle(bundle)
+        if against is not None:
+            open_bundle(against)
         right = None if reference is None else resolve_reference(reference, bundle=opened)
         accuracy = [
-            check(opened, right, provider=provider, threads=threads, progress=progress)
+            check(
+                opened,
+                right,
+                provider=provider,
+                threads=threads,
+                strict=strict,
+                progress=progress,
+            )
             for provider in providers
             if right is not None
         ]
@@ -136,10 +146,6 @@ def command(
             timeline=plot is not None or html is not None,
             progress=progress,
         )
-    if plot is not None:
-        plots.plot_latency(report, plot)
-    if html is not None:
-        write_html(report, accuracy, html)
     if as_json:
         found = [each.to_dict() for each in accuracy]
         common.print_json(report.to_dict() | ({"accuracy": found} if found else {}))
@@ -154,3 +160,8 @@ def command(
         if each.latency_problem and not quiet:
             problem = each.latency_problem
             click.echo(f"edgetie: {name}: speeds are not valid: {problem}", err=True)
+    if plot is not None:
+        plots.plot_latency(report, plot)
+    if html is not None:
+        write_html(report, accuracy, html)
+    return common.failed(accuracy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -89,7 +90,7 @@ def command(
     words = (
         None
         if text is None
-        else common.read_text(text, "--text", max_tokens * _CHARACTERS_PER_TOKEN)
+        else common.read_text(text, "--text", min(max_tokens * _CHARACTERS_PER_TOKEN, sys.maxsize))
     )
     thresholds = Thresholds(
         max_relative_error=max_relative_error,
@@ -126,8 +127,4 @@ def command(
         click.echo(f"{report.bundle} ({report.precision}) against {report.reference}")
         click.echo(f"on {report.data}")
         print_tables(accuracy_table(report, *others))
-    for each in reports:
-        for failure in each.failures.values():
-            where = f"{each.provider}: " if others else ""
-            click.echo(f"edgetie: {where}{failure}", err=True)
-    return 0 if all(each.passed for each in reports) else 1
+    return common.failed(reports)

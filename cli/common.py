@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgetie.errors import BundleError
+
+if TYPE_CHECKING:
+    from edgetie.harness.accuracy import AccuracyReport
 
 MAX_THREADS = 1024
 """More than any machine has; ONNX Runtime would try to start as many as it is told."""
@@ -135,6 +138,23 @@ def read_text(path: Path, option: str, characters: int = -1) -> str:
         raise BundleError(f"{option} {path}: not readable as UTF-8 text ({error})") from error
 
 
+def failed(reports: Sequence[AccuracyReport]) -> int:
+    """Say which limits are broken, and where; the exit code, 1 if any is."""
+    for report in reports:
+        where = f"{report.provider}: " if len(reports) > 1 else ""
+        for failure in report.failures.values():
+            click.echo(f"edgetie: {where}{failure}", err=True)
+    return 0 if all(report.passed for report in reports) else 1
+
+
 def print_json(data: dict[str, Any]) -> None:
-    """Print ``data`` as one JSON object on stdout."""
-    click.echo(json.dumps(data, indent=1))
+    """Print ``data`` as one JSON object on stdout, what is not finite as ``null``."""
+    click.echo(json.dumps(_finite(data), indent=1, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -20,7 +20,9 @@ from . import common
     type=click.Choice(list(DEPLOY_TARGETS)),
     help="Where the app runs.",
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A new folder."
+)
 @click.option(
     "--ort",
     "ort_format",

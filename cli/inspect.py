@@ -42,6 +42,7 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
             {
                 "path": str(found.bundle.model_path),
                 "tie_groups": [proof.to_dict() for proof in found.ties],
+                "copies": found.copies,
                 "operators": found.operators,
                 "largest_tensors": [
                     {"name": n, "dtype": d, "shape": s, "bytes": b} for n, d, s, b in found.tensors
@@ -65,9 +66,12 @@ def _problems(found: Inspection) -> list[str]:
     """What keeps the weights from being proven one each."""
     from edgetie.harness.tie_memory import MIN_BYTES
 
-    if not found.ties:
+    if not found.ties and not found.copies:
         return [f"{found.bundle.model_path}: no tied weights"]
-    problems = []
+    problems = [
+        f"{' = '.join(names)}: stored {len(names)} times; edgetie tie makes them one"
+        for names in found.copies
+    ]
     for proof in found.ties:
         name = proof.group.name
         if max(proof.file, proof.optimized, proof.memory or 1) > 1:

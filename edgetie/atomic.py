@@ -39,7 +39,9 @@ def atomic_directory(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            staging.chmod(0o755)
+            mask = os.umask(0)
+            os.umask(mask)
+            staging.chmod(0o777 & ~mask)  # as a new directory has it; this one was private
         except OSError as error:
             raise BundleError(
                 f"{name}: cannot be created ({error.filename}: {error.strerror}); "
@@ -81,6 +83,8 @@ def atomic_files(destination: str | os.PathLike[str], *, force: bool = False) ->
     require_utf8(target)
     if target.is_dir() or (target.exists() and not force):
         raise BundleError(f"{target}: already exists; choose another output or pass --force")
+    if target.exists() and not target.is_file():
+        raise BundleError(f"{target}: is no file, so it is never replaced; choose another output")
     staging: Path | None = None
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -160,7 +160,7 @@ class Bundle:
         """Every ONNX file: the decoder behind its encoder, or its graph for prompts."""
         if self.manifest is not None and self.manifest.encoder is not None:
             return [self.directory / ENCODER, self.model_path]
-        if (self.directory / PREFILL).is_file():
+        if self.manifest is not None and (self.directory / PREFILL).is_file():
             return [self.directory / PREFILL, self.model_path]
         return [self.model_path]
 

@@ -8,6 +8,7 @@ one that slides its window; both models pay the same.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class AccuracyReport:
 
 def check(
     bundle: str | Path | Bundle,
-    reference: str | Reference,
+    reference: str | os.PathLike[str] | Reference,
     *,
     provider: str = "cpu",
     threads: int | None = None,
@@ -146,9 +147,11 @@ def check(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     progress = progress or Stages()
-    if isinstance(reference, str):
+    if window < 1 or max_tokens < 2:
+        raise BundleError("window and max_tokens: must be 1 and 2 or more")
+    if isinstance(reference, str | os.PathLike):
         progress.stage("Opening the reference")
-        reference = resolve_reference(reference, bundle=opened)
+        reference = resolve_reference(os.fspath(reference), bundle=opened)
     progress.stage("Opening the bundle")
     with open_reference(opened, provider=provider, threads=threads, strict=strict) as actual:
         return _compare(

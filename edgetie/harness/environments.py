@@ -36,7 +36,10 @@ NEEDED = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2")
 _FILE = "environment.json"
 
 _START = """
-import importlib.util, runpy, sys
+import sys
+if sys.path[:1] == [""]:
+    del sys.path[0]  # what lies where the user is stays out
+import importlib.util, runpy
 folder = sys.argv[1]
 spec = importlib.util.spec_from_file_location(
     "edgetie", folder + "/__init__.py", submodule_search_locations=[folder]
@@ -168,7 +171,12 @@ def environment_of(row: Provider) -> Environment | None:
         found = json.loads((directory(row.environment) / _FILE).read_text(encoding="utf-8"))
     except OSError:
         raise ProviderError(f"--provider {row.name}: {why}") from None
-    return Environment(tuple(found["command"]), found["variables"])
+    except ValueError as error:
+        raise _broken(row, error) from error
+    try:
+        return Environment(tuple(found["command"]), dict(found["variables"]))
+    except (KeyError, TypeError) as error:
+        raise _broken(row, error) from error
 
 
 def start(
@@ -187,18 +195,33 @@ def start(
     row = find(provider)
     environment = environment_of(row)
     if environment is None:
-        command, variables = [sys.executable, "-m", module], dict(os.environ)
+        command, variables = here(module), dict(os.environ)
     else:
         command, variables = environment.run(module, row.flags)
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if interactive else subprocess.PIPE,
-        text=True,
-        env=variables,
-    )
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if interactive else subprocess.PIPE,
+            text=True,
+            env=variables,
+        )
+    except OSError as error:
+        raise _broken(row, error) from error
     return process, row.inside or row.name
+
+
+def here(module: str) -> list[str]:
+    """The command that runs a module in this interpreter, away from what lies where the user is."""
+    return [sys.executable, "-P", "-m", module]
+
+
+def _broken(row: Provider, error: Exception) -> ProviderError:
+    return ProviderError(
+        f"--provider {row.name}: its environment is broken ({error}); make it anew: "
+        f"edgetie providers --install {row.name}"
+    )
 
 
 def ask(provider: str, module: str, request: dict[str, Any], what: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from edgetie.external_data import load_model
 from edgetie.harness.tie_memory import TieMemory, measure_tie
 from edgetie.report.progress import Stages
 from edgetie.runtime.session import write_optimized
-from edgetie.ties import TieGroup, find_shared_ties, ties_of_file
+from edgetie.ties import TieGroup, equal_initializers, find_shared_ties, ties_of_file
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Inspection:
     Attributes:
         bundle: what was looked at.
         ties: every tied weight, largest first.
+        copies: names of other weights that stand in a bare ONNX file several times, as they are or
+            transposed: ``tie`` makes each of them one.
         operators: nodes of each operator type.
         tensors: the largest initializers: ``(name, dtype, shape, bytes)``.
         weight_bytes: all initializers, each byte range counted once.
@@ -71,6 +73,7 @@ class Inspection:
 
     bundle: Bundle
     ties: tuple[TieProof, ...]
+    copies: tuple[tuple[str, ...], ...]
     operators: dict[str, int]
     tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]
     weight_bytes: int
@@ -128,6 +131,7 @@ def inspect(
     return Inspection(
         bundle=bundle,
         ties=tuple(proofs),
+        copies=_other_copies(models, groups) if manifest is None else (),
         operators=dict(
             Counter(n.op_type for model in models.values() for n in model.graph).most_common()
         ),
@@ -135,6 +139,15 @@ def inspect(
         weight_bytes=_weight_bytes(models),
         nodes_per_provider=dict(nodes),
     )
+
+
+def _other_copies(
+    models: Mapping[str, ir.Model], ties: Sequence[TieGroup]
+) -> tuple[tuple[str, ...], ...]:
+    """Equal weights that are not among the ties."""
+    known = {group.name for group in ties}
+    found = [names for model in models.values() for names in equal_initializers(model)]
+    return tuple(tuple(names) for names in found if known.isdisjoint(names))
 
 
 def _packs(op_type: str) -> bool:

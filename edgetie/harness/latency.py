@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgetie.bundle import Bundle, open_bundle
+from edgetie.errors import EdgetieError
 from edgetie.harness.environments import ask, environment_of
 from edgetie.harness.inspection import copies_in_memory
 from edgetie.harness.metrics import Interval, median_interval
@@ -84,7 +85,8 @@ class LatencyReport:
         sweep: the same with other prompt lengths and batches.
         others: the same on further providers.
         against: the same of the other model.
-        ratios: this model's value over the other's, by field.
+        ratios: this model's value over the other's, by field; without times where either is not
+            valid.
     """
 
     model: str
@@ -172,9 +174,20 @@ def bench(
         BundleError: if a model cannot be read, or its process ended without a result.
         ProviderError: if a provider is unknown, absent or does not take the model. Nothing is ever
             measured on another one instead.
+        EdgetieError: if a number is too small, or one of the lists empty.
     """
     progress = progress or Stages()
+    for name, given, least in (
+        ("prompt_tokens", prompt_tokens, 1),
+        ("new_tokens", new_tokens, 2),
+        ("batch", batch, 1),
+        ("repeat", repeat, 1),
+    ):
+        if min(_several(given), default=0) < least:
+            raise EdgetieError(f"{name} {given}: must be {least} or more")
     providers = [find(name) for name in _several(provider)]
+    if not providers:
+        raise EdgetieError("provider: name at least one")
     for row in providers:
         environment_of(row)  # raises where there is none
     paths = [Path(path) for path in (bundle, against) if path is not None]
@@ -216,10 +229,11 @@ def bench(
     if theirs:
         report.against = theirs[0]
         report.against.others = theirs[1:]
+        timed = report.latency_valid and report.against.latency_valid
         report.ratios = {
             name: getattr(report, name) / getattr(theirs[0], name)
             for name in _RATIOS
-            if getattr(theirs[0], name)
+            if getattr(theirs[0], name) and (timed or name.endswith("_bytes"))
         }
     return report
 

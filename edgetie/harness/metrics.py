@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -169,9 +171,9 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """
     ordered = sorted(values)
     count = len(ordered)
-    tails = np.cumsum([math.comb(count, k) for k in range(count)]) / 2.0**count
-    out = max(int(np.searchsorted(2 * tails, 1 - level, side="right")) - 1, 0)  # at either end
-    return Interval(ordered[out], ordered[count - 1 - out], 1 - 2 * float(tails[out]))
+    tails = [ways / (1 << count) for ways in accumulate(math.comb(count, k) for k in range(count))]
+    out = max(bisect_right(tails, (1 - level) / 2) - 1, 0)  # at either end
+    return Interval(ordered[out], ordered[count - 1 - out], 1 - 2 * tails[out])
 
 
 def common_prefix(expected: list[int], actual: list[int]) -> int:

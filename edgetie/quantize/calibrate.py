@@ -59,7 +59,8 @@ def calibration_text(bundle: Bundle, text: str | None, vocabulary: int) -> Text:
 
     Raises:
         BundleError: if the tokenizer cannot be read.
-        QuantizeError: if there is a text and no tokenizer to read it, or nothing in it.
+        QuantizeError: if there is a text and no tokenizer to read it, or nothing in it, or tokens
+            that the model does not have.
     """
     if not (bundle.directory / TOKENIZER).is_file():
         if text is not None:
@@ -69,7 +70,11 @@ def calibration_text(bundle: Bundle, text: str | None, vocabulary: int) -> Text:
     tokenizer = Tokenizer.from_bundle(bundle)
     read = files("edgetie.quantize").joinpath(_TEXT).read_text("utf-8") if text is None else text
     tokens = tokenizer.encode(read[:CHARACTERS], add_special_tokens=False)
-    tokens = [token for token in tokens if token < vocabulary]
+    if max(tokens, default=0) >= vocabulary:
+        raise QuantizeError(
+            f"{bundle.directory}: its tokenizer gives token {max(tokens)}, but the model has only "
+            f"{vocabulary} tokens; they do not belong together"
+        )
     if len(tokens) < 16:
         raise QuantizeError("the calibration text has fewer than 16 tokens; give a longer one")
     words = "built-in text" if text is None else "own text"

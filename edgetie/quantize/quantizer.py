@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -141,7 +142,7 @@ def quantize(
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")
-    bundle = source if isinstance(source, Bundle) else open_bundle(source, hashes=True)
+    bundle = source if isinstance(source, Bundle) else open_bundle(source)
     source_bytes = bundle.file_bytes  # of what may lie where the output will
     if bundle.has_fixed_shapes:
         raise QuantizeError(f"{bundle.directory}: has fixed shapes; quantize first, then fix them")
@@ -158,6 +159,8 @@ def quantize(
         runs: list[Feeds] = []
     else:
         text, runs = Text([], [], "own inputs"), [dict(feeds) for feeds in calibration]
+        if not runs:
+            raise QuantizeError("calibration: no inputs; give some, or None for the built-in text")
     if limits is not None and runs:
         raise QuantizeError("limits are held against a text; calibrate on one, not on own inputs")
     if limits is not None and not text.rest:
@@ -172,16 +175,22 @@ def quantize(
         stages.stage("calibrate")
         clips, heard = calibration_clips(bundle)
         given = Input(text.calibrated, clips, runs, text.prefix, text.suffix)
-        rounding = Rounding(
-            row,
-            bundle,
-            _named(models),
-            {file: find_ties(model, parameters) for file, model in _named(models).items()},
-            given,
-            Store(directory),
-            shared=_shared_names(models),
-            calibrator=calibrator,
-        )
+        ties = {file: find_ties(model, parameters) for file, model in _named(models).items()}
+        with ThreadPoolExecutor(1) as beside:
+            verified = beside.submit(bundle.verify_files, hashes=bundle is not source)
+            try:
+                rounding = Rounding(
+                    row,
+                    bundle,
+                    _named(models),
+                    ties,
+                    given,
+                    Store(directory),
+                    shared=_shared_names(models),
+                    calibrator=calibrator,
+                )
+            finally:
+                verified.result()  # damaged weights explain whatever went wrong
         stages.stage("quantize")
         if limits is None:
             made = rounding.apply()

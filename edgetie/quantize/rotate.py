@@ -11,6 +11,7 @@ looked up in a tied table is rotated back; the table stays one.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +40,7 @@ def site_rotation(site: Site) -> int:
     return rotation_size(site.channels if values is None else values.head_size)
 
 
+@cache
 def hadamard(size: int) -> Array:
     """Sylvester's symmetric orthogonal matrix; ``size`` is a power of two."""
     matrix = np.ones((1, 1), np.float32)

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
+from edgetie.report.tables import plain_console
 from edgetie.ties import TieGroup
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def ties_table(ties: Sequence[TieGroup]) -> Table:
 
 def print_export(report: ExportReport) -> None:
     """Print ties, sizes, fusions, the logit error and where the time went."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     manifest = report.manifest
     if manifest.ties:
         console.print(ties_table(manifest.ties))
     else:
-        console.print("[yellow]no tied weights: every initializer has one use[/yellow]")
+        console.print("no tied weights: every initializer has one use", style="yellow")
     ratio = report.weights_bytes / report.unique_parameter_bytes
     console.print(
         f"\nweights      {report.weights_bytes / 1e6:,.1f} MB on disk, "
@@ -49,11 +49,11 @@ def print_export(report: ExportReport) -> None:
     unused = manifest.source["unused"]
     if unused:
         some = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
-        console.print(f"[yellow]not used     {len(unused)} weights of its files: {some}[/yellow]")
+        console.print(f"not used     {len(unused)} weights of its files: {some}", style="yellow")
     operators = manifest.fusion["operators"]
     console.print("fused        " + ", ".join(f"{k} {v}" for k, v in operators.items()))
     for text in manifest.fusion["unfused"]:
-        console.print(f"[yellow]not fused    {text}[/yellow]")
+        console.print(f"not fused    {text}", style="yellow")
     agreement = report.agreement
     console.print(
         f"logit error  {agreement.relative:.1e} of the largest logit against torch "

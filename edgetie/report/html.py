@@ -6,11 +6,11 @@ import base64
 import platform
 from collections.abc import Sequence
 from html import escape
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgetie.errors import BundleError
+from edgetie.atomic import atomic_files
 from edgetie.report.plots import plot_latency, plot_sweep
 from edgetie.report.tables import (
     Table,
@@ -69,10 +69,9 @@ def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: 
         f"<title>{escape(short_name(report.model))}: edgetie bench</title>"
         f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
     )
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise BundleError(f"--html {path}: cannot be written ({error})") from error
+    path = path.resolve()
+    with atomic_files(path, force=True) as folder:
+        (folder / path.name).write_text(page, encoding="utf-8")
 
 
 def _protocol(report: LatencyReport) -> str:
@@ -98,10 +97,9 @@ def _remarks(report: LatencyReport) -> list[str]:
 
 
 def _picture(report: LatencyReport, kind: str) -> str:
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / f"{kind}.png"
-        (plot_sweep if kind == "sweep" else plot_latency)(report, file)
-        data = base64.b64encode(file.read_bytes()).decode("ascii")
+    picture = BytesIO()
+    (plot_sweep if kind == "sweep" else plot_latency)(report, picture)
+    data = base64.b64encode(picture.getvalue()).decode("ascii")
     return f"<img alt='{kind}' src='data:image/png;base64,{data}'>"
 
 

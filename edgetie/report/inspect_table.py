@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgetie.harness.tie_memory import MIN_BYTES
 from edgetie.report.export_table import uses_in_words
+from edgetie.report.tables import plain_console
 
 if TYPE_CHECKING:
     from edgetie.harness.inspection import Inspection
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def print_inspection(found: Inspection) -> None:
     """Print tied weights and their copies, the largest tensors, operators and providers."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     if found.ties:
         table = Table(
             "tied weight", "size", "uses", "in the file", "optimized", "in memory",
@@ -27,7 +28,7 @@ def print_inspection(found: Inspection) -> None:
             uses = uses_in_words(group)
             size = f"{'×'.join(map(str, group.shape))} {group.dtype} {group.bytes / 1e6:.1f} MB"
             unknown = "too small" if group.bytes < MIN_BYTES else "not measured"
-            memory = unknown if proof.memory is None else _count(proof.memory)
+            memory = Text(unknown) if proof.memory is None else _count(proof.memory)
             if proof.resident is not None:
                 private, mapped = proof.resident.anonymous, proof.resident.file_mapped
                 memory += f" ({private / 1e6:.0f} private + {mapped / 1e6:.0f} file MB)"
@@ -38,8 +39,13 @@ def print_inspection(found: Inspection) -> None:
         for proof in found.ties:
             for text in proof.made_by:
                 console.print(f"  {proof.group.name}: {text}")
-    else:
-        console.print("[yellow]no tied weights: every initializer has one use[/yellow]")
+    elif not found.copies:
+        console.print("no tied weights: every initializer has one use", style="yellow")
+    for names in found.copies:
+        twins = " = ".join(names)
+        console.print(
+            f"{twins}: stored {len(names)} times; edgetie tie makes them one", style="red"
+        )
     console.print()
     largest = Table("largest tensors", "dtype", "shape", "MB", box=None, header_style="bold")
     for name, dtype, shape, count in found.tensors[:5]:
@@ -52,5 +58,5 @@ def print_inspection(found: Inspection) -> None:
     console.print(f"providers    {placed}")
 
 
-def _count(copies: int) -> str:
-    return "[green]1[/green]" if copies == 1 else f"[red]{copies}[/red]"
+def _count(copies: int) -> Text:
+    return Text(str(copies), style="green" if copies == 1 else "red")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from edgetie.atomic import atomic_files
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.report.tables import models_of, titles
 
@@ -36,6 +38,7 @@ _STYLE = {
     "xtick.color": "#52606d",
     "ytick.color": "#52606d",
     "legend.frameon": False,
+    "text.parse_math": False,  # names hold what they like
 }
 
 
@@ -52,10 +55,10 @@ def formats() -> set[str]:
     require_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
-    return {f".{name}" for name in FigureCanvasBase.filetypes}
+    return {f".{name}" for name in FigureCanvasBase.filetypes if name != "pgf"}  # it runs LaTeX
 
 
-def plot_latency(report: LatencyReport, path: Path) -> None:
+def plot_latency(report: LatencyReport, target: Path | BinaryIO) -> None:
     """Draw ``report``, and what it was measured against, into an image file.
 
     Left: milliseconds of each token over its position, median and range of the runs. Middle:
@@ -64,14 +67,14 @@ def plot_latency(report: LatencyReport, path: Path) -> None:
 
     Args:
         report: what to draw.
-        path: where; the suffix chooses the format, e.g. ``.png``.
+        target: where; the suffix chooses the format, e.g. ``.png``, which streams have too.
 
     Raises:
         EdgetieError: if matplotlib is not installed.
         BundleError: if the file cannot be written.
     """
     models = models_of(report)[: len(DARK)]
-    with figure_for(path, width=15, height=4.8) as figure:
+    with figure_for(target, width=15, height=4.8) as figure:
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
         left, middle, right = figure.subfigures(1, 3, width_ratios=(1.05, 1.05, 0.9))
         _draw_positions(left.subplots(), models)
@@ -80,7 +83,7 @@ def plot_latency(report: LatencyReport, path: Path) -> None:
         figure.suptitle(_title(report), x=0.012, ha="left", fontsize=10, color="#52606d")
 
 
-def plot_sweep(report: LatencyReport, path: Path) -> None:
+def plot_sweep(report: LatencyReport, target: Path | BinaryIO) -> None:
     """Draw how speeds change with the prompt's length, a line for each batch and model.
 
     Raises:
@@ -88,14 +91,14 @@ def plot_sweep(report: LatencyReport, path: Path) -> None:
         BundleError: if the file cannot be written.
     """
     models = models_of(report)[: len(DARK)]
-    with figure_for(path, width=12, height=4) as figure:
+    with figure_for(target, width=12, height=4) as figure:
         for axes, (field, name) in zip(
             figure.subplots(1, 2),
             (("prefill_tokens_per_second", "Prefill"), ("decode_tokens_per_second", "Decode")),
             strict=True,
         ):
             for index, model in enumerate(models):
-                points = [model, *model.sweep]
+                points = [model, *model.sweep] if model.latency_valid else []
                 for turn, batch in enumerate(sorted({point.batch for point in points})):
                     line = sorted((p.prompt_tokens, getattr(p, field)) for p in points
                                   if p.batch == batch)  # fmt: skip
@@ -104,16 +107,18 @@ def plot_sweep(report: LatencyReport, path: Path) -> None:
                         color=DARK[index],
                         marker="os^Dv"[turn % 5],
                         ls=("-", "--", ":", "-.")[turn % 4],
-                        label=f"{titles(models)[index]}, batch {batch}",
+                        label=f"{_names(models)[index]}, batch {batch}",
                     )
             axes.set(title=name, xlabel="tokens of the prompt", ylabel="tokens/s")
             axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-            axes.legend(fontsize=8.5)
+            if axes.lines:
+                axes.legend(fontsize=8.5)
+        figure.suptitle(_title(report), x=0.012, ha="left", fontsize=10, color="#52606d")
 
 
 @contextmanager
-def figure_for(path: Path, *, width: float, height: float) -> Iterator[Any]:
-    """An empty figure of so many inches, saved when it is drawn.
+def figure_for(target: Path | BinaryIO, *, width: float, height: float) -> Iterator[Any]:
+    """An empty figure of so many inches, saved when it is drawn: a file whole or not at all.
 
     Raises:
         EdgetieError: if matplotlib is not installed.
@@ -124,14 +129,20 @@ def figure_for(path: Path, *, width: float, height: float) -> Iterator[Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a sign that the font lacks is a box
         figure: Any = Figure(figsize=(width, height), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        try:
-            figure.savefig(path)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"--plot {path}: cannot be written ({error})") from error
+        if not isinstance(target, Path):
+            figure.savefig(target, format="png")
+            return
+        target = target.resolve()
+        with atomic_files(target, force=True) as folder:
+            try:
+                figure.savefig(folder / target.name)
+            except ValueError as error:
+                raise BundleError(f"{target}: cannot be drawn ({error})") from error
 
 
 def _title(report: LatencyReport) -> str:
@@ -142,20 +153,28 @@ def _title(report: LatencyReport) -> str:
     return text if report.latency_valid else f"{text} · NOT VALID: {report.latency_problem}"
 
 
+def _names(models: list[LatencyReport]) -> list[str]:
+    """Titles as legends take them: those that begin with an underscore are left out."""
+    return [f" {name}" if name.startswith("_") else name for name in titles(models)]
+
+
 def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
     for index, model in enumerate(models):
+        if not model.latency_valid:
+            continue
         columns = list(zip(*(run.step_ms for run in model.runs), strict=True))
         positions = range(model.prompt_tokens + 1, model.prompt_tokens + 1 + len(columns))
         low, high = [min(column) for column in columns], [max(column) for column in columns]
         if len(model.runs) > 1:
             axes.fill_between(positions, low, high, color=_LIGHT[index], alpha=0.35, lw=0)
         medians = [statistics.median(column) for column in columns]
-        axes.plot(positions, medians, color=DARK[index], lw=1.8, label=titles(models)[index])
+        axes.plot(positions, medians, color=DARK[index], lw=1.8, label=_names(models)[index])
     axes.set(title="Latency of a token", xlabel="position in the sequence", ylabel="ms")
     axes.margins(x=0.01)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="upper left", ncols=2, fontsize=8.5)
+    if axes.lines:
+        axes.legend(loc="upper left", ncols=2, fontsize=8.5)
 
 
 def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
@@ -171,7 +190,7 @@ def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
             seconds,
             [max(value, 0) / 1e6 for value in anonymous],
             [max(value, 0) / 1e6 for value in mapped],
-            labels=(f"{titles(models)[index]}, private", "file-mapped"),
+            labels=(f"{_names(models)[index]}, private", "file-mapped"),
             colors=(DARK[index], _LIGHT[index]),
         )
         axes.axvline(model.sampled.load_seconds, ymax=0.8, color=_INK, lw=1, ls=":")
@@ -193,18 +212,19 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
     rows: list[tuple[str, Callable[[LatencyReport], list[float]], str]] = [
         ("files", lambda m: [m.file_bytes / 1e6], "MB"),
         ("memory", lambda m: [m.anonymous_bytes / 1e6, m.file_mapped_bytes / 1e6], "MB"),
-        ("prefill", lambda m: [m.prefill_tokens_per_second], "tokens/s"),
-        ("decode", lambda m: [m.decode_tokens_per_second], "tokens/s"),
+        ("prefill", lambda m: [m.prefill_tokens_per_second] * m.latency_valid, "tokens/s"),
+        ("decode", lambda m: [m.decode_tokens_per_second] * m.latency_valid, "tokens/s"),
     ]
     all_axes = figure.subplots(len(rows), 1)
     for axes, (name, values, unit) in zip(all_axes, rows, strict=True):
-        longest = max(sum(values(model)) for model in models)
+        longest = max(sum(values(model)) for model in models) or 1
         for index, model in enumerate(models):
             start = 0.0
             for value, color in zip(values(model), (DARK[index], _LIGHT[index]), strict=False):
                 axes.barh(index, value, left=start, color=color, height=0.72)
                 start += value
-            axes.text(start + longest * 0.02, index, f"{start:,.1f} {unit}", va="center")
+            text = f"{start:,.1f} {unit}" if values(model) else "not measured"
+            axes.text(start + longest * 0.02, index, text, va="center")
         axes.set_xlim(0, longest * 1.4)
         axes.set_yticks(range(len(models)), titles(models))
         axes.set_ylim(len(models) - 0.2, -0.8)

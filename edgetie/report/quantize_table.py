@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from edgetie.report.export_table import ties_table
+from edgetie.report.tables import plain_console
 
 if TYPE_CHECKING:
     from edgetie.quantize import QuantizeReport
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 def print_quantize(report: QuantizeReport) -> None:
     """Print ties, sizes, block sizes and what stayed in floating point."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     manifest = report.manifest
     if manifest.ties:
         console.print(ties_table(manifest.ties))
@@ -45,7 +44,7 @@ def print_quantize(report: QuantizeReport) -> None:
             f"{found['perplexity_increase']:+.2%} on {found['positions']} further tokens"
         )
     for text in report.kept:
-        console.print(f"[yellow]kept fp32    {text}[/yellow]")
+        console.print(f"kept fp32    {text}", style="yellow")
     finer = done["finer"]
     if finer:
         some = ", ".join(finer[:3]) + (", …" if len(finer) > 3 else "")

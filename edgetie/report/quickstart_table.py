@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from edgetie.report.tables import plain_console
 
 if TYPE_CHECKING:
     from edgetie.harness.inspection import Inspection
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 def print_quickstart(report: QuickstartReport) -> None:
     """Print the generated answers, then fp32 beside int8."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     for question, answer in report.answers:
-        console.print(f"\n[bold]{question}[/bold]\n{answer}")
+        console.print(f"\n{question}", style="bold")
+        console.print(answer)
     accuracy, latency = report.accuracy, report.latency
     table = Table("", "fp32", "int8", header_style="bold", title_justify="left")
     threads = f", {latency.threads} threads" if latency is not None else ""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from edgetie.report.export_table import ties_table
+from edgetie.report.tables import plain_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from edgetie.repair import RepairReport
 
 _SHOWN = 8  # lines of each kind
@@ -16,7 +17,7 @@ _SHOWN = 8  # lines of each kind
 
 def print_repair(report: RepairReport) -> None:
     """Print ties, what was merged, what was not and why, sizes, and how the outputs compare."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     if report.ties:
         console.print(ties_table(report.ties))
     _print_some(console, [f"merged       {a} into {b}" for a, b in report.merged.items()])
@@ -30,7 +31,7 @@ def print_repair(report: RepairReport) -> None:
             markup=False,
         )
     for text in report.skipped:
-        console.print(f"not merged   {text}", markup=False)
+        console.print(f"not merged   {text}")
     if not (report.merged or report.shared or report.merged_near):
         console.print("no weight is stored twice")
     before, after = report.bytes_before, report.bytes_after
@@ -43,14 +44,14 @@ def print_repair(report: RepairReport) -> None:
         else:
             error, relative = outputs.max_abs_error, outputs.relative_error
             text = f"differ by {error:.1e}, {relative:.1e} of the largest"
-        console.print(f"outputs      {text}", markup=False)
+        console.print(f"outputs      {text}")
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
-    console.print(f"file         {report.path}", markup=False)
+    console.print(f"file         {report.path}")
 
 
 def _print_some(console: Console, lines: list[str]) -> None:
     for line in lines[:_SHOWN]:
-        console.print(line, markup=False)
+        console.print(line)
     if len(lines) > _SHOWN:
         console.print(f"             and {len(lines) - _SHOWN} more; --json lists them")

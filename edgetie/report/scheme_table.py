@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
+from edgetie.report.tables import plain_console
 from edgetie.targets import SCHEMES, TARGETS
 
 
 def print_schemes() -> None:
     """Print the scheme of each target, and what each scheme is."""
-    console = Console(highlight=False)
+    console = plain_console()
     targets = Table("target", "scheme", "why")
     for target in TARGETS.values():
         targets.add_row(target.name, target.scheme, target.why)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
     from edgetie.harness.accuracy import AccuracyReport
     from edgetie.harness.latency import LatencyReport
 
 MISSING = "–"
+_WIDE = 10_000
 
 _TIMES = {
     "load_seconds",
@@ -41,9 +43,8 @@ class Table:
 
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in self.columns:
-            table.add_column(
-                column.removeprefix(">"), justify="right" if column.startswith(">") else "left"
-            )
+            name = Text(column.removeprefix(">"))
+            table.add_column(name, justify="right" if column.startswith(">") else "left")
         for row in self.rows:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         return table
@@ -69,11 +70,21 @@ class Table:
         return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
 
 
-def print_tables(*tables: Table) -> None:
-    """Print on stdout: drawn where that is a terminal, as Markdown where it is a pipe or file."""
+def plain_console() -> Console:
+    """Prints text as it is, names with brackets too; where there is no terminal, as wide as need be
+    for what others read.
+    """
     from rich.console import Console
 
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    return console
+
+
+def print_tables(*tables: Table) -> None:
+    """Print on stdout: drawn where that is a terminal, as Markdown where it is a pipe or file."""
+    console = plain_console()
     for table in tables:
         if console.is_terminal:
             console.print(table.rich())
@@ -86,7 +97,6 @@ _STYLES = {"ok": "green", "FAIL": "bold red"}
 
 def accuracy_table(*reports: AccuracyReport) -> Table:
     """One line a metric: its value on each provider, its limit and whether all keep it."""
-    limits = reports[0].thresholds
     metrics: list[tuple[str, str, Callable[[AccuracyReport], str], str, str]] = [
         ("max_abs_error", "largest logit error", lambda r: _scientific(r.max_abs_error), "", ""),
         ("", "mean logit error", lambda r: _scientific(r.mean_abs_error), "", ""),
@@ -95,21 +105,21 @@ def accuracy_table(*reports: AccuracyReport) -> Table:
             "largest error / largest logit",
             lambda r: _scientific(r.relative_error),
             "≤",
-            _limit(limits.max_relative_error, _scientific),
+            _limits(reports, "max_relative_error", _scientific),
         ),
         (
             "mean_kl_divergence",
             "KL divergence, nats a token",
             lambda r: _scientific(r.mean_kl_divergence),
             "≤",
-            _limit(limits.max_kl, _scientific),
+            _limits(reports, "max_kl", _scientific),
         ),
         (
             "top1_agreement",
             "top-1 agreement",
             lambda r: _with_error(r.top1_agreement, r.top1_agreement_error),
             "≥",
-            _limit(limits.min_top1, _percent),
+            _limits(reports, "min_top1", _percent),
         ),
         ("", "greedy agreement", lambda r: _percent(r.greedy_agreement), "", ""),
         ("", "perplexity", lambda r: f"{r.perplexity:.6g}", "", ""),
@@ -119,7 +129,7 @@ def accuracy_table(*reports: AccuracyReport) -> Table:
             "perplexity increase",
             lambda r: _with_error(r.perplexity_increase, r.perplexity_increase_error),
             "≤",
-            _limit(limits.max_perplexity_increase, _percent),
+            _limits(reports, "max_perplexity_increase", _percent),
         ),
     ]
     rows = []
@@ -142,15 +152,22 @@ def _nodes(counts: dict[str, int]) -> str:
     return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in counts.items())
 
 
-def _limit(limit: float | None, form: Callable[[float], str]) -> str:
-    return "" if limit is None else form(limit)
+def _limits(reports: Sequence[AccuracyReport], name: str, form: Callable[[float], str]) -> str:
+    """A limit, or those of each provider where they differ."""
+    found = [getattr(report.thresholds, name) for report in reports]
+    words = ["none" if limit is None else form(limit) for limit in found]
+    if all(limit is None for limit in found):
+        return ""
+    return words[0] if len(set(words)) == 1 else ", ".join(words)
 
 
 def speed_table(report: LatencyReport) -> Table:
     """Prefill (``pp``) and decode (``tg``) tokens per second: median ± deviation over the runs."""
     rows = []
-    for each in (point for model in models_of(report) for point in (model, *model.sweep)):
-        name = short_name(each.model)
+    models = models_of(report)
+    several = len({short_name(each.model) for each in models}) < len({m.model for m in models})
+    for each in (point for model in models for point in (model, *model.sweep)):
+        name = each.model if several else short_name(each.model)
         rows_of = f" × {each.batch}" if each.batch > 1 else ""
         for test, field in (
             (f"pp{each.prompt_tokens}{rows_of}", "prefill_tokens_per_second"),
@@ -181,7 +198,7 @@ def resource_table(report: LatencyReport) -> Table:
         if name in _TIMES:
             cells = [c if m.latency_valid else MISSING for c, m in zip(cells, models, strict=True)]
         if report.against is not None:
-            cells.append(f"{report.ratios[name]:.2f}" if name in report.ratios else "")
+            cells.append(f"{report.ratios[name]:.2f}" if name in report.ratios else MISSING)
         return [label, *cells]
 
     encodes = any(each.encode_ms is not None for each in models)
@@ -226,8 +243,11 @@ def models_of(report: LatencyReport) -> list[LatencyReport]:
 def titles(models: list[LatencyReport]) -> list[str]:
     """Names of models that tell them apart: with the provider, where there are several."""
     several = len({each.provider for each in models}) > 1
+    shorts = {each.model: short_name(each.model) for each in models}
+    if len(set(shorts.values())) < len(shorts):
+        shorts = {model: model for model in shorts}
     return [
-        f"{short_name(each.model)} {each.provider}" if several else short_name(each.model)
+        f"{shorts[each.model]} {each.provider}" if several else shorts[each.model]
         for each in models
     ]
 

@@ -105,10 +105,10 @@ def generate(
 
     Raises:
         BundleError: if the model is no decoder, or ONNX Runtime fails on it.
-        EdgetieError: if a prompt is empty or longer than the model takes.
+        EdgetieError: if a prompt is empty, longer than the model takes or has tokens that it lacks,
+            or ``max_new_tokens`` or ``seed`` is less than it can be.
     """
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise EdgetieError("a prompt is empty; give at least one token")
+    _require_valid(session, prompts, max_new_tokens, seed)
     if session.bundle.task == SPEECH:
         raise BundleError(f"{session.bundle.directory}: takes sound, not text; use transcribe")
     ids, mask = pad(prompts, side="right" if session.cross else "left")
@@ -163,6 +163,27 @@ def continued(
         if seen is not None:
             seen[np.arange(len(tokens)), tokens] = True
         logits = decoder.step(tokens)
+
+
+def _require_valid(
+    session: Session, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int | None
+) -> None:
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise EdgetieError("a prompt is empty; give at least one token")
+    if max_new_tokens < 1:
+        raise EdgetieError(f"max_new_tokens {max_new_tokens}: must be 1 or more")
+    if seed is not None and seed < 0:
+        raise EdgetieError(f"seed {seed}: must be 0 or more")
+    manifest = session.bundle.manifest
+    if manifest is None or not manifest.signature.vocab_size:
+        return
+    size = manifest.signature.vocab_size
+    for token in (token for prompt in prompts for token in prompt):
+        if token < 0 or (token >= size and not session.cross):  # an encoder may have others
+            raise EdgetieError(
+                f"{session.bundle.directory}: token {token} of a prompt, but the model has only "
+                f"{size} tokens; its tokenizer does not belong to it"
+            )
 
 
 def decoder_for(

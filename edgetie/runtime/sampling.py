@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +30,13 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise EdgetieError(f"temperature {self.temperature}: must be 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:
             raise EdgetieError(f"top_k {self.top_k}: must be 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise EdgetieError(f"top_p {self.top_p}: must be above 0 and at most 1")
-        if self.repetition_penalty <= 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise EdgetieError(f"repetition_penalty {self.repetition_penalty}: must be above 0")
 
 

@@ -145,11 +145,16 @@ def open_session(
         strict: take no provider that leaves nodes to another one.
 
     Raises:
-        BundleError: if it cannot be opened or ONNX Runtime rejects it.
+        BundleError: if it cannot be opened or ONNX Runtime rejects it, or ``threads`` or ``logits``
+            are none.
         ProviderError: if the provider is unknown, absent, or takes no node of the model, or not
             every one and it must.
     """
     start = time.perf_counter()
+    if logits not in ("default", "all"):
+        raise BundleError(f"logits {logits}: unknown; default or all")
+    if threads is not None and threads < 1:
+        raise BundleError(f"threads {threads}: must be 1 or more")
     row = resolve(provider)
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     signature = bundle.manifest.signature if bundle.manifest is not None else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetie.bundle import require_utf8
 from edgetie.errors import SourceError
-from edgetie.sources.families import task_of
+from edgetie.sources.families import TASKS, task_of
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,10 @@ def load_source(
         SourceError: if there is no such model, or loading it needs a permission not given.
     """
     require_export_packages()
+    if task != "auto" and task not in TASKS:
+        raise SourceError(f"task {task!r}: unknown; one of auto, {', '.join(TASKS)}")
+    if not text:
+        raise SourceError("no model is named; name a directory, a .gguf file or module:function")
     path = Path(text)
     require_utf8(path)
     if path.is_file():
