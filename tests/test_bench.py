@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
+import resource
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from rich.console import Console
 from test_harness_references import VOCAB, WIDTH, table, write_decoder
 
 from edgetie.bundle import Manifest, Signature, open_bundle, write_manifest
 from edgetie.errors import BundleError, EdgetieError, ProviderError
 from edgetie.harness import bench, tie_status
+from edgetie.harness.equivalence import compare_files
 from edgetie.harness.latency import run_worker
 from edgetie.harness.worker import Job
+from edgetie.report.html import write_html
 from edgetie.report.plots import plot_latency
 from edgetie.report.tables import Table, resource_table, speed_table
 from edgetie.ties import find_ties
@@ -157,6 +163,63 @@ def test_tables_and_picture(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(BundleError, match="cannot be written"):
         plot_latency(report, tmp_path / "missing" / "plot.png")
+    before = (tmp_path / "plot.png").read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        for write in (plot_latency, lambda *given: write_html(given[0], [], given[1])):
+            with pytest.raises(BundleError, match="no space left to write it, nothing was written"):
+                write(report, tmp_path / "plot.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "plot.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "tied"]
+
+
+@pytest.mark.parametrize("name", ["a$b_$c", "_under", "模型", "[red]x"])
+def test_names_of_any_kind(tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
+    pytest.importorskip("matplotlib")
+    bundle = write_bundle(tmp_path / name, table())
+    report = bench(bundle, repeat=1, prompt_tokens=[3, 4], new_tokens=3, timeline=True)
+    write_html(report, [], tmp_path / "report.html")
+    assert name in (tmp_path / "report.html").read_text("utf-8")
+    assert not recwarn.list
+    with io.StringIO() as drawn:
+        Console(file=drawn, width=200, color_system=None).print(resource_table(report).rich())
+        assert name in drawn.getvalue()
+
+
+def test_two_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    one, two = (write_bundle(tmp_path / folder / "m", table()) for folder in ("v1", "v2"))
+    report = bench(one, against=two, repeat=1, prompt_tokens=3, new_tokens=3)
+    assert resource_table(report).columns[1:3] == [f">{one}", f">{two}"]
+    assert {row[0].split()[0] for row in speed_table(report).rows} == {str(one), str(two)}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"repeat": 0},
+        {"new_tokens": 1},
+        {"prompt_tokens": []},
+        {"prompt_tokens": [4, 0]},
+        {"batch": 0},
+        {"provider": []},
+    ],
+)
+def test_numbers_out_of_range(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(EdgetieError, match=next(iter(given))):
+        bench(write_bundle(tmp_path / "tied", table()), **given)
+
+
+def test_modules_where_the_user_is_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_bundle(tmp_path / "tied", table())
+    (tmp_path / "random.py").write_text("raise SystemExit('my own random.py ran')")
+    monkeypatch.chdir(tmp_path)
+    assert run_worker(Job(str(bundle), "cpu", 1, 3, 3)).step_ms
+    assert compare_files(bundle / "model.onnx", bundle / "model.onnx", 8).identical
 
 
 def test_command(tmp_path: Path) -> None:
@@ -183,3 +246,8 @@ def test_command(tmp_path: Path) -> None:
     assert done.stderr.startswith("edgetie: --provider nnapi: not in the installed onnxruntime")
     assert len(done.stderr.splitlines()) == 1
     assert edgetie(bundle, "--new-tokens", 1).returncode == 2
+    other = write_bundle(tmp_path / "other", table(7))
+    done = edgetie(bundle, *options, "--reference", other)
+    assert done.returncode == 1
+    assert "is above" in done.stderr
+    assert edgetie(bundle, *options, "--reference", bundle, "--quiet").returncode == 0

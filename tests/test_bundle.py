@@ -263,3 +263,10 @@ def test_name_that_is_not_utf8(bundle: Path) -> None:
         open_bundle(other)
     with pytest.raises(BundleError, match="not UTF-8"):
         check_destination(other, force=True)
+
+
+def test_a_neighbour_of_a_bare_file_is_no_part_of_it(bundle: Path) -> None:
+    shutil.copyfile(bundle / "model.onnx", bundle / "prefill_model.onnx")
+    opened = open_bundle(bundle / "prefill_model.onnx")
+    assert opened.model_paths == [bundle / "prefill_model.onnx"]
+    assert open_bundle(bundle / "model.onnx").model_paths == [bundle / "model.onnx"]

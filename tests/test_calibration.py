@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def test_calibration_inputs_that_do_not_fit(
     with pytest.raises(QuantizeError, match=words):
         attempt()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_of_tokens_that_the_model_lacks(float_bundle: Any, tmp_path: Path) -> None:
+    source = tmp_path / "fp32"
+    shutil.copytree(float_bundle("Llama"), source)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(2 * models.VOCAB)}, unk_token="w0"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(source / "tokenizer.json"))
+    text = " ".join(f"w{i}" for i in range(2 * models.VOCAB))
+    with pytest.raises(QuantizeError, match="they do not belong together"):
+        quantize(source, tmp_path / "int8", calibration=text)
+    with pytest.raises(QuantizeError, match="calibration: no inputs"):
+        quantize(source, tmp_path / "int8", calibration=[])
 
 
 def test_no_npz_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -100,6 +101,14 @@ def test_prompts_that_cannot_be_continued(session: Session) -> None:
             next(generate(session, prompts, max_new_tokens=1))
     with pytest.raises(EdgetieError, match="takes 48 tokens, not 49"):
         next(generate(session, [[1] * 49], max_new_tokens=1))
+    for token in (-5, 10**6):
+        with pytest.raises(EdgetieError, match=f"token {token} of a prompt, but the model has"):
+            next(generate(session, [[1, token]], max_new_tokens=1))
+    with pytest.raises(EdgetieError, match="max_new_tokens -1"):
+        next(generate(session, [[1]], max_new_tokens=-1))
+    for wrong in ({"temperature": math.nan}, {"temperature": 1, "repetition_penalty": math.nan}):
+        with pytest.raises(EdgetieError, match="nan: must be"):
+            Sampling(**wrong)
 
 
 def test_sampling_repeats_with_its_seed(session: Session) -> None:

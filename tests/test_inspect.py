@@ -78,6 +78,36 @@ def test_command_gates_on_ties(folding: Path, real_int8: Path) -> None:
     assert kept.return_value == 0
 
 
+def test_weights_stored_twice_under_two_names(tmp_path: Path) -> None:
+    """What ``tie`` is for; names may look like markup."""
+    from edgetie_cli.main import cli
+
+    table = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["emb[/w]", "input_ids"], ["x"]),
+            helper.make_node("MatMul", ["x", "head[red]"], ["logits"]),
+        ],
+        "untied",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "s", 300])],
+        [
+            numpy_helper.from_array(table, "emb[/w]"),
+            numpy_helper.from_array(np.ascontiguousarray(table.T), "head[red]"),
+        ],
+    )
+    path = tmp_path / "untied.onnx"
+    opsets = [helper.make_opsetid("", 21)]
+    save_model(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    assert [set(names) for names in inspect(path).copies] == [{"emb[/w]", "head[red]"}]
+    run = CliRunner().invoke(cli, ["inspect", str(path), "--require-tied"], standalone_mode=False)
+    assert run.return_value == 1
+    assert "stored 2 times; edgetie tie makes them one" in run.stderr
+    assert "emb[/w]" in run.stdout
+    assert "head[red]" in run.stdout
+    assert "every initializer has one use" not in run.stdout
+
+
 def test_memory_that_was_not_counted_proves_nothing(folding: Path) -> None:
     from edgetie_cli.main import cli
 

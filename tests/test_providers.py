@@ -127,6 +127,25 @@ def test_absent_providers_are_refused(
     refused(edgetie("providers", "--install", "nnapi", cwd=tmp_path), "--install nnapi")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", '{"command": ["/nowhere/python"], "variables": {}}'],
+    ids=["empty", "keys", "gone"],
+)
+def test_a_broken_environment_is_to_be_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """And takes no other provider with it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "edgetie" / "environments" / "openvino"
+    folder.mkdir(parents=True)
+    (folder / "environment.json").write_text(text, "utf-8")
+    found = {each.row.name: each for each in availability()}
+    assert "is broken" in found["openvino"].problem
+    assert found["openvino"].problem.endswith("edgetie providers --install openvino")
+    assert found["cpu"].where == "here"
+
+
 def test_interval_of_a_median() -> None:
     assert median_interval([3, 1, 2, 5, 4]) == Interval(1, 5, 0.9375)
     assert median_interval(range(6)) == Interval(0, 5, 0.96875)
@@ -134,3 +153,7 @@ def test_interval_of_a_median() -> None:
     assert (found.low, found.high) == (5, 14)
     assert found.level == pytest.approx(0.9586, abs=1e-4)
     assert median_interval([7.0]) == Interval(7.0, 7.0, 0.0)
+    for count in (64, 65, 1030):
+        found = median_interval(range(count))
+        assert found.low < count / 2 < found.high
+        assert 0.95 <= found.level < 0.97
