@@ -60,7 +60,8 @@ Examples:
     "--calibration",
     type=click.Path(),
     help="A text file like what the model will read, to measure activations on, or an .npz file "
-    "of its inputs with a run for each entry [default: a built-in text].",
+    "of its inputs by name, each with an axis of runs in front, input_ids (runs, batch, sequence); "
+    "those of a KV cache may be left out [default: a built-in text].",
 )
 @click.option(
     "--calibrator",

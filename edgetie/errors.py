@@ -37,6 +37,12 @@ class QuantizeError(EdgetieError):
     """A model cannot be quantized as asked."""
 
 
+class LimitError(QuantizeError):
+    """A limit of accuracy cannot be kept."""
+
+    exit_code = 1
+
+
 class TieError(EdgetieError):
     """A tied weight is no longer one: names the weight and what broke it."""
 

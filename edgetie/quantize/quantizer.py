@@ -131,8 +131,9 @@ def quantize(
 
     Raises:
         BundleError: if the source cannot be read, ``output`` is in the way or the disk is full.
-        QuantizeError: if there is no such scheme, the model is quantized already, a weight holds
-            NaN or infinity, or the limits cannot be kept.
+        QuantizeError: if there is no such scheme, the model is quantized already, or a weight holds
+            NaN or infinity.
+        LimitError: if the limits cannot be kept.
     """
     row = find_scheme(target, scheme=scheme, layout=layout, bits=bits, block_size=block_size)
     if cache_bits not in (None, 8):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgetie.bundle import Bundle
-from edgetie.errors import QuantizeError
+from edgetie.errors import LimitError, QuantizeError
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.references import BundleReference
 from edgetie.harness.samples import scored, too_short
@@ -114,7 +114,7 @@ def fit(
         rounded; and what was measured in the end.
 
     Raises:
-        QuantizeError: if the limits do not even hold with all products in floating point.
+        LimitError: if the limits do not even hold with all products in floating point.
     """
     names = list(rounding.models)
     mixture = Mixture(Bundle(directory, directory / names[-1], rounding.manifest), rounding)
@@ -125,7 +125,7 @@ def fit(
     if _failures(limits, errors):
         if forms(rounding.scheme) is None:
             where = "with all weights of 16 bits"
-            raise QuantizeError(
+            raise LimitError(
                 _broken(limits, errors, where, "allow more or choose another scheme")
             )
         mixture.open()
@@ -211,7 +211,7 @@ def _keep(
             0.0, _STEP * (1 - _share(limits, errors)) * errors.mean_kl_divergence
         )
     where = "with every product in floating point, from the tied table alone"
-    raise QuantizeError(_broken(limits, errors, where, "allow more"))
+    raise LimitError(_broken(limits, errors, where, "allow more"))
 
 
 def _left_by_finer(mixture: Mixture, meter: Meter) -> float:
@@ -234,10 +234,10 @@ def require_kept(limits: Thresholds, errors: PredictionErrors, where: str, remed
     """Refuse what breaks a limit.
 
     Raises:
-        QuantizeError: naming each that is broken.
+        LimitError: naming each that is broken.
     """
     if _failures(limits, errors):
-        raise QuantizeError(_broken(limits, errors, where, remedy))
+        raise LimitError(_broken(limits, errors, where, remedy))
 
 
 def _broken(limits: Thresholds, errors: PredictionErrors, where: str, remedy: str) -> str:
