@@ -125,9 +125,7 @@ def fit(
     if _failures(limits, errors):
         if forms(rounding.scheme) is None:
             where = "with all weights of 16 bits"
-            raise LimitError(
-                _broken(limits, errors, where, "allow more or choose another scheme")
-            )
+            raise LimitError(_broken(limits, errors, where, "allow more or choose another scheme"))
         mixture.open()
         costs = measure_costs(mixture, meter, progress)
         costs, errors = _keep(limits, mixture, meter, costs, errors)
