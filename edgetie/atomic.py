@@ -115,6 +115,7 @@ def _move_in(files: list[Path], old: Path, target: Path) -> None:
         for path in files:
             place = target.parent / path.name
             if place.exists():
+                shutil.copymode(place, path)
                 place.rename(old / path.name)
             placed.append(place)
             path.rename(place)

@@ -174,6 +174,11 @@ def test_tables_and_picture(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert (tmp_path / "plot.png").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "tied"]
+    (tmp_path / "real").touch(0o600)
+    (tmp_path / "link.svg").symlink_to("real")
+    plot_latency(report, tmp_path / "link.svg")
+    assert "<svg" in (tmp_path / "real").read_text("utf-8")
+    assert (tmp_path / "real").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("name", ["a$b_$c", "_under", "模型", "[red]x"])

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from runtime_models import byte_tokenizer
 
 from edgetie.errors import QuantizeError
 from edgetie.harness.thresholds import Thresholds
@@ -110,7 +111,7 @@ def test_what_is_looked_up_is_an_output_too(tmp_path: Path, scheme: str) -> None
     all_close(tmp_path, path, scheme)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-mapped"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-mapped", "int8-static16"])
 def test_what_is_looked_up_is_a_branch_s_output(tmp_path: Path, scheme: str) -> None:
     nodes = [
         node("ReduceMax", ["input_ids"], ["largest"], keepdims=0),
@@ -262,6 +263,38 @@ def test_a_table_that_is_summed_up_stays_in_floating_point(tmp_path: Path) -> No
     kinds = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
     assert kinds["table"] == floats
     assert kinds["w"] == TensorProto.UINT8
+
+
+def test_a_turned_table_that_is_an_output_stays_in_floating_point(tmp_path: Path) -> None:
+    nodes = [LOOKUP, node("MatMul", ["x", "w"], ["h"]), *HEAD]
+    weights = {"table": tied()["table"], "w": uniform(WIDTH, WIDTH)}
+    path = write(tmp_path, nodes, weights, outputs={"turned": [WIDTH, ROWS]})
+    report = quantize(path, tmp_path / "out")
+    for expected, found in zip(run(path), run(report.bundle.model_path), strict=True):
+        assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    assert [note.split(":")[0] for note in report.kept] == ["table"]
+
+
+def test_tokens_beyond_a_table_of_positions(tmp_path: Path) -> None:
+    """The smallest table that is looked up in need not be that of tokens."""
+    nodes = [
+        LOOKUP,
+        node("Shape", ["input_ids"], ["sizes"]),
+        node("Gather", ["sizes", "one"], ["length"]),
+        node("Range", ["zero", "length", "one"], ["places"]),
+        node("Gather", ["positions", "places"], ["p"]),
+        node("Add", ["x", "p"], ["h"]),
+        *HEAD,
+    ]
+    weights = {"table": tied()["table"], "positions": uniform(128, WIDTH)}
+    path = write(tmp_path, nodes, weights | {"zero": np.array(0), "one": np.array(1)})
+    tokenizer = byte_tokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = "the user said hello there, " * 40
+    assert ROWS > max(tokenizer.encode(text).ids) >= 128
+    count = len(tokenizer.encode(text).ids)
+    report = quantize(path, tmp_path / "out", calibration=text)
+    assert report.manifest.quantization["calibration"] == f"{count} tokens of own text"
 
 
 def test_axes_exchanged_around_a_weight_on_the_left(tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def test_limits_are_measured_as_check_measures(tmp_path: Path, kind: str) -> Non
     export(Source("transformers", kind, model, model.config, save), tmp_path / "fp32")
     limits = Thresholds(max_kl=10.0)
     report = quantize(tmp_path / "fp32", tmp_path / "int8", limits=limits, calibration=TEXT)
-    text = calibration_text(open_bundle(tmp_path / "fp32"), TEXT, models.VOCAB)
+    bundle = open_bundle(tmp_path / "fp32")
+    text = calibration_text(bundle, TEXT, [])
     assert (text.prefix, text.suffix, text.mask) == ([1], [2], 0)
     rest = tokenizer.decode(text.rest, skip_special_tokens=False)
     assert tokenizer.encode(rest, add_special_tokens=False).ids == text.rest

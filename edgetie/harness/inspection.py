@@ -144,10 +144,19 @@ def inspect(
 def _other_copies(
     models: Mapping[str, ir.Model], ties: Sequence[TieGroup]
 ) -> tuple[tuple[str, ...], ...]:
-    """Equal weights that are not among the ties."""
+    """Equal matrices that are not among the ties, and not one number throughout: these are equal
+    by chance.
+    """
     known = {group.name for group in ties}
-    found = [names for model in models.values() for names in equal_initializers(model)]
-    return tuple(tuple(names) for names in found if known.isdisjoint(names))
+    found = []
+    for model in models.values():
+        for names in equal_initializers(model):
+            tensor = model.graph.initializers[names[0]].const_value
+            assert tensor is not None
+            matrix = len(tensor.shape) > 1 and np.ptp(tensor.numpy()) > 0
+            if matrix and known.isdisjoint(names):
+                found.append(tuple(names))
+    return tuple(found)
 
 
 def _packs(op_type: str) -> bool:

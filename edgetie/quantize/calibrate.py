@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgetie.bundle import Bundle
+from edgetie.content import MIN_ELEMENTS
 from edgetie.errors import QuantizeError
+from edgetie.passes._base import weight
 from edgetie.quantize.recording import Feeds, Input, as_rows, record
 from edgetie.runtime.tokenizer import TOKENIZER, Tokenizer
 
@@ -49,19 +52,20 @@ class Text:
     mask: int | None = None
 
 
-def calibration_text(bundle: Bundle, text: str | None, vocabulary: int) -> Text:
+def calibration_text(bundle: Bundle, text: str | None, models: Iterable[ir.Model]) -> Text:
     """What to calibrate on.
 
     Args:
         bundle: its tokenizer reads the text; without one the tokens are random, seeded.
         text: the user's own, or ``None`` for the built-in one.
-        vocabulary: number of rows of the embedding table.
+        models: of the bundle.
 
     Raises:
         BundleError: if the tokenizer cannot be read.
         QuantizeError: if there is a text and no tokenizer to read it, or nothing in it, or tokens
             that the model does not have.
     """
+    vocabulary, sure = _vocabulary(bundle, models)
     if not (bundle.directory / TOKENIZER).is_file():
         if text is not None:
             raise QuantizeError(f"{bundle.directory}: no {TOKENIZER} to read the calibration text")
@@ -70,7 +74,9 @@ def calibration_text(bundle: Bundle, text: str | None, vocabulary: int) -> Text:
     tokenizer = Tokenizer.from_bundle(bundle)
     read = files("edgetie.quantize").joinpath(_TEXT).read_text("utf-8") if text is None else text
     tokens = tokenizer.encode(read[:CHARACTERS], add_special_tokens=False)
-    if max(tokens, default=0) >= vocabulary:
+    if not sure:
+        tokens = [token for token in tokens if token < vocabulary]
+    elif max(tokens, default=0) >= vocabulary:
         raise QuantizeError(
             f"{bundle.directory}: its tokenizer gives token {max(tokens)}, but the model has only "
             f"{vocabulary} tokens; they do not belong together"
@@ -81,6 +87,25 @@ def calibration_text(bundle: Bundle, text: str | None, vocabulary: int) -> Text:
     prefix, suffix = tokenizer.surrounding
     rest = tokens[_TOKENS : _TOKENS + _MEASURED]
     return Text(tokens[:_TOKENS], rest, words, prefix, suffix, tokenizer.mask_token_id)
+
+
+def _vocabulary(bundle: Bundle, models: Iterable[ir.Model]) -> tuple[int, bool]:
+    """The number of tokens, and whether it is sure: of a bare file it is the rows of the table that
+    the tokens are looked up in, or of the smallest large table; an encoder may have more.
+    """
+    if bundle.manifest is not None and bundle.manifest.signature.vocab_size:
+        return bundle.manifest.signature.vocab_size, bundle.manifest.encoder is None
+    lookups = [
+        (int(tensor.shape.numpy()[0]), node.inputs[1])
+        for model in models
+        for graph in model.graphs()
+        for node in graph
+        if node.op_type == "Gather"
+        and (tensor := weight(node.inputs[0])) is not None
+        and tensor.size >= MIN_ELEMENTS
+    ]
+    direct = [rows for rows, ids in lookups if ids is not None and ids.name == "input_ids"]
+    return min(direct or [rows for rows, _ in lookups], default=1), bool(direct)
 
 
 def read_feeds(path: Path) -> list[Feeds]:

@@ -318,7 +318,9 @@ def _is_read_one_way(value: ir.Value) -> bool:
     def is_known(use: tuple[ir.Node, int]) -> bool:
         node = use[0]
         if node.op_type == "Transpose":
-            return all(id(user) in products for user, _ in node.outputs[0].uses())
+            turned = node.outputs[0]
+            known = all(id(user) in products for user, _ in turned.uses())
+            return known and not turned.is_graph_output()
         return id(node) in products or _is_lookup(use)
 
     ways = {node.op_type == "MatMul" and index == 1 for node, index in value.uses()}

@@ -32,14 +32,13 @@ from edgetie.bundle import (
     open_bundle,
     write_manifest,
 )
-from edgetie.content import MIN_ELEMENTS, byte_range
+from edgetie.content import byte_range
 from edgetie.errors import QuantizeError
 from edgetie.external_data import drop_declared_weights, load_model, write_models
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.thresholds import Thresholds
 from edgetie.merged import write_merged
 from edgetie.passes import run_passes
-from edgetie.passes._base import weight
 from edgetie.quantize.cache import QuantizeCache, cache_scales
 from edgetie.quantize.calibrate import Text, calibration_text
 from edgetie.quantize.mixture import CODES, FINER, FLOATS
@@ -156,7 +155,7 @@ def quantize(
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
     before = find_shared_ties(models, parameters)
     if calibration is None or isinstance(calibration, str):
-        text = calibration_text(bundle, calibration, _vocabulary(bundle, models))
+        text = calibration_text(bundle, calibration, models.values())
         runs: list[Feeds] = []
     else:
         text, runs = Text([], [], "own inputs"), [dict(feeds) for feeds in calibration]
@@ -313,21 +312,6 @@ def _shared_names(models: Mapping[str, ir.Model]) -> frozenset[str]:
     return frozenset(name for (name, _), number in count.items() if number > 1)
 
 
-def _vocabulary(bundle: Bundle, models: Mapping[str, ir.Model]) -> int:
-    """The number of tokens, or of rows of the smallest large table that is looked up in."""
-    if bundle.manifest is not None and bundle.manifest.signature.vocab_size:
-        return bundle.manifest.signature.vocab_size
-    tables = [
-        tensor.numpy().shape[0]
-        for model in models.values()
-        for node in model.graph
-        if node.op_type == "Gather"
-        and (tensor := weight(node.inputs[0])) is not None
-        and tensor.size >= MIN_ELEMENTS
-    ]
-    return min(tables, default=1)
-
-
 def _require_float(bundle: Bundle, model: ir.Model) -> None:
     """Refuse what is quantized, or half precision, already."""
     found = next((node for node in model.graph if node.op_type in _QUANTIZED), None)
@@ -378,7 +362,8 @@ def _manifest(bundle: Bundle, models: Mapping[str, ir.Model]) -> Manifest:
         return replace(bundle.manifest)
     (model,) = models.values()
     outputs = describe(model.graph.outputs)
-    width = outputs[0]["shape"][-1] if outputs and outputs[0]["shape"] else 0
+    shapes = {each["name"]: each["shape"] for each in outputs}
+    width = shapes["logits"][-1] if shapes.get("logits") else 0
     last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
     return Manifest(
         source={"kind": "onnx", "name": bundle.model_path.name, "architecture": None},

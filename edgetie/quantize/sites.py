@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.content import MIN_ELEMENTS
-from edgetie.passes._base import attribute_ints, producer, replace, weight
+from edgetie.passes._base import attribute_ints, only_user, producer, replace, weight
 
 Array = np.ndarray[Any, Any]
 
@@ -97,13 +97,13 @@ def _products(value: ir.Value) -> list[Product]:
 def _product(node: ir.Node) -> Product | None:
     """``MatMul(x, W)``, W used here alone, or ``MatMul(x, Transpose(W))``."""
     right = node.inputs[1]
-    if right is not None and _is_matrix(right) and len(right.uses()) == 1:
+    if right is not None and _is_matrix(right) and only_user(right) is node:
         return Product(node, right, False)
     turned = producer(right, "Transpose")
     table = turned.inputs[0] if turned is not None else None
     if turned is None or table is None or not _is_matrix(table) or not _only_here(table, turned):
         return None
-    return Product(node, table, True) if len(turned.outputs[0].uses()) == 1 else None
+    return Product(node, table, True) if only_user(turned.outputs[0]) is node else None
 
 
 def _turned(flat: ir.Node) -> list[Product | None]:

@@ -137,10 +137,10 @@ def figure_for(target: Path | BinaryIO, *, width: float, height: float) -> Itera
         if not isinstance(target, Path):
             figure.savefig(target, format="png")
             return
-        target = target.resolve()
-        with atomic_files(target, force=True) as folder:
+        place = target.resolve()
+        with atomic_files(place, force=True) as folder:
             try:
-                figure.savefig(folder / target.name)
+                figure.savefig(folder / place.name, format=target.suffix.lower().lstrip("."))
             except ValueError as error:
                 raise BundleError(f"{target}: cannot be drawn ({error})") from error
 
