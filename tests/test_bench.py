@@ -149,7 +149,6 @@ def test_markdown_is_aligned_and_escaped() -> None:
 
 
 def test_tables_and_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     bundle = write_bundle(tmp_path / "tied", table())
     report = bench(bundle, against=bundle, repeat=1, prompt_tokens=3, new_tokens=3, timeline=True)
     speeds = speed_table(report)
@@ -183,7 +182,6 @@ def test_tables_and_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a$b_$c", "_under", "模型", "[red]x"])
 def test_names_of_any_kind(tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
-    pytest.importorskip("matplotlib")
     bundle = write_bundle(tmp_path / name, table())
     report = bench(bundle, repeat=1, prompt_tokens=[3, 4], new_tokens=3, timeline=True)
     write_html(report, [], tmp_path / "report.html")

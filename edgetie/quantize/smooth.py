@@ -119,9 +119,10 @@ def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:
         if add is not None:
             left, right = add.inputs[:2]
             bias, made = (left, right) if weight(left) is not None else (right, left)
-            if weight(bias) is None or bias is None or len(bias.uses()) != 1 or made is None:
+            tensor = weight(bias)
+            if tensor is None or bias is None or len(bias.uses()) != 1 or made is None:
                 continue
-            if len(bias.const_value.shape) != 1 or only_user(made) is None:  # type: ignore[union-attr]
+            if len(tensor.shape) != 1 or only_user(made) is None:
                 continue
             found.append((bias, start))
         product = producer(made, "MatMul")

@@ -165,9 +165,9 @@ def speed_table(report: LatencyReport) -> Table:
     """Prefill (``pp``) and decode (``tg``) tokens per second: median ± deviation over the runs."""
     rows = []
     models = models_of(report)
-    several = len({short_name(each.model) for each in models}) < len({m.model for m in models})
+    names = _short_names(models)
     for each in (point for model in models for point in (model, *model.sweep)):
-        name = each.model if several else short_name(each.model)
+        name = names[each.model]
         rows_of = f" × {each.batch}" if each.batch > 1 else ""
         for test, field in (
             (f"pp{each.prompt_tokens}{rows_of}", "prefill_tokens_per_second"),
@@ -243,13 +243,17 @@ def models_of(report: LatencyReport) -> list[LatencyReport]:
 def titles(models: list[LatencyReport]) -> list[str]:
     """Names of models that tell them apart: with the provider, where there are several."""
     several = len({each.provider for each in models}) > 1
-    shorts = {each.model: short_name(each.model) for each in models}
-    if len(set(shorts.values())) < len(shorts):
-        shorts = {model: model for model in shorts}
+    shorts = _short_names(models)
     return [
         f"{shorts[each.model]} {each.provider}" if several else shorts[each.model]
         for each in models
     ]
+
+
+def _short_names(models: list[LatencyReport]) -> dict[str, str]:
+    """By path; the paths themselves where the last parts are alike."""
+    shorts = {each.model: short_name(each.model) for each in models}
+    return shorts if len(set(shorts.values())) == len(shorts) else {path: path for path in shorts}
 
 
 def _interval(report: LatencyReport) -> str:
