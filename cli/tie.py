@@ -24,10 +24,10 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--max-distance",
-    type=Number(0, 1),
+    type=Number(0, 0.1),
     default=0.0,
     help="Also merge copies that differ by no more than this share of the table (Frobenius norm); "
-    "0.01 is 1 %. By default they are only reported.",
+    "0.01 is 1 %, more than 0.1 are strangers. By default they are only reported.",
 )
 @click.option("--force", is_flag=True, help="Replace files that are there, never a directory.")
 @output_options

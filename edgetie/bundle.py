@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgetie.data_files import check_external_data, external_data_files
 from edgetie.errors import BundleError
 from edgetie.schema import require_types
 from edgetie.ties import TieGroup
@@ -267,64 +268,6 @@ def require_utf8(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise BundleError(f"{path}: its name is not UTF-8; rename it") from error
-
-
-def _external_entries(model_path: Path) -> list[tuple[str, str, int, int]]:
-    """``(tensor, file, offset, length)`` of every external initializer in the main graph."""
-    import onnx
-
-    try:
-        proto = onnx.load(str(model_path), load_external_data=False)
-    except Exception as error:
-        raise BundleError(f"{model_path}: not a readable ONNX model ({error})") from error
-    if not proto.graph.node and not proto.graph.initializer:
-        raise BundleError(f"{model_path}: not an ONNX model, or an empty one")
-    entries = []
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            info = {entry.key: entry.value for entry in tensor.external_data}
-            location = info.get("location", "")
-            try:
-                offset, length = int(info.get("offset", 0)), int(info.get("length", 0))
-            except ValueError:
-                offset = length = -1
-            outside = Path(location).is_absolute() or ".." in Path(location).parts
-            if not location or outside or offset < 0 or length < 0:
-                raise BundleError(
-                    f"{model_path}: external data of {tensor.name} is not a range of a file "
-                    f"beside the model ({info}); export it again"
-                )
-            entries.append((tensor.name, location, offset, length))
-    return entries
-
-
-def external_data_files(model_path: Path) -> list[Path]:
-    """The external-data files an ONNX model points at."""
-    names = {location for _, location, _, _ in _external_entries(model_path)}
-    return sorted(model_path.parent / name for name in names)
-
-
-def check_external_data(model_path: Path) -> None:
-    """Check that every external tensor lies inside an existing file.
-
-    Raises:
-        BundleError: naming the file, and the first tensor that does not fit.
-    """
-    sizes: dict[str, int] = {}
-    for tensor, location, offset, length in _external_entries(model_path):
-        path = model_path.parent / location
-        if location not in sizes:
-            if not path.is_file():
-                raise BundleError(
-                    f"{path}: external data of {model_path.name} is missing; "
-                    "copy it beside the model"
-                )
-            sizes[location] = path.stat().st_size
-        if offset + length > sizes[location]:
-            raise BundleError(
-                f"{path}: {sizes[location]:,} bytes, but tensor {tensor} ends at "
-                f"{offset + length:,} (truncated?); export or copy it again"
-            )
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -71,10 +71,12 @@ def equal_groups(values: Iterable[ir.Value]) -> list[list[Twin]]:
     for index in suspects:
         tensor = tensors[index][1]
         hashed[tensor.dtype, _hash(_pieces(tensor))].append((index, False))
-    owners = {key: members[0][0] for key, members in hashed.items()}
-    for key, index in owners.items():
+    shapes: dict[tuple[Hashable, tuple[int, ...]], int] = {}
+    for key, members in hashed.items():
+        for index, _ in members:
+            shapes.setdefault((key, tuple(tensors[index][1].shape.numpy())), index)
+    for (key, shape), index in shapes.items():
         tensor = tensors[index][1]
-        shape = tuple(tensor.shape.numpy())
         if len(shape) != 2 or shape[0] > shape[1]:
             continue  # of a matrix and its transpose, the one with fewer rows is turned
         turned = tensor.dtype, _hash(_turned_pieces(tensor))

@@ -20,17 +20,19 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.atomic import atomic_directory, atomic_files
-from edgetie.bundle import DATA, Bundle, external_data_files, open_bundle
+from edgetie.bundle import DATA, MANIFEST, Bundle, open_bundle
 from edgetie.content import MIN_ELEMENTS, equal_groups
-from edgetie.errors import BundleError, TieError
+from edgetie.data_files import external_data_files
+from edgetie.errors import BundleError, EdgetieError, TieError
 from edgetie.external_data import load_model, write_models
 from edgetie.harness.equivalence import Equivalence, compare_files
+from edgetie.operators import operator
 from edgetie.passes import run_passes
 from edgetie.passes.head import Head
-from edgetie.passes.near import MergeNear, NearCopy, near_copies
-from edgetie.passes.retie import Retie, can_read_turned, fixed, read_turned
+from edgetie.passes.near import ALIKE, MergeNear, NearCopy, near_copies
+from edgetie.passes.retie import Retie, can_read_turned, fixed, hoist, read_turned
 from edgetie.report.progress import Stages
-from edgetie.ties import TieGroup, find_ties, verify_ties
+from edgetie.ties import TieGroup, all_initializers, find_ties, verify_ties
 
 _TOLERANCE = 1e-5
 """Relative: another order of the same sums."""
@@ -84,15 +86,19 @@ def tie(
             added; of several files the directory, which keeps their names, with one data file
             ``model.onnx.data`` for all.
         max_distance: also merge copies whose relative distance (Frobenius norm of the difference
-            over that of the table) is no more; this changes what the model computes.
+            over that of the table) is no more, up to 0.1; this changes what the model computes.
         force: replace files that are there; not with several files, a directory is never replaced.
         progress: told about each stage.
 
     Raises:
-        BundleError: if a file cannot be read, or ``output`` is in the way or the disk is full.
+        BundleError: if a file cannot be read, ``output`` is in the way or the disk is full, or a
+            file that would be replaced belongs to another model too.
+        EdgetieError: if ``max_distance`` is out of range.
         TieError: if a new file's outputs are not the old one's.
     """
     stages = progress or Stages()
+    if not 0 <= max_distance <= ALIKE:
+        raise EdgetieError(f"max_distance {max_distance:g}: give a share of 0 to {ALIKE:g}")
     stages.stage("read")
     several = not isinstance(sources, (str, os.PathLike)) and len(sources) > 1
     if several and force:
@@ -111,6 +117,8 @@ def tie(
     bytes_before = sum(path.stat().st_size for path in files)
     if not several and target.suffix != ".onnx":
         raise BundleError(f"{target}: name a file that ends in .onnx")
+    if not several:
+        _require_alone(target, bundles[0].model_path)
     place = atomic_directory(target, force=None) if several else atomic_files(target, force=force)
     with place as directory:
         with _sound(bundles):
@@ -159,6 +167,24 @@ def tie(
         outputs=tuple(outputs),
         seconds=dict(stages.seconds),
     )
+
+
+def _require_alone(target: Path, source: Path) -> None:
+    """Refuse to replace files that other models are made of."""
+    data = target.parent / f"{target.name}.data"
+    if target.exists() and (target.parent / MANIFEST).is_file():
+        raise BundleError(f"{target}: is part of a bundle; choose another output")
+    if not data.exists():
+        return
+    for model in {*target.parent.glob("*.onnx"), source}:
+        if target.exists() and model.samefile(target):
+            continue
+        with contextlib.suppress(BundleError):  # what cannot be read reads nothing
+            if any(file.exists() and file.samefile(data) for file in external_data_files(model)):
+                break
+    else:
+        return
+    raise BundleError(f"{data}: {model.name} reads it too; choose another output")
 
 
 @contextlib.contextmanager
@@ -224,9 +250,9 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
     same: dict[ir.Value, ir.Value] = {}
     owners: dict[ir.Value, _Model] = {}
     for model in models:
-        initializers = model.graph.graph.initializers
-        same |= {initializers[a]: initializers[b] for a, b in model.aliases.items()}
-        owners |= dict.fromkeys(initializers.values(), model)
+        values = {str(value.name): value for value in all_initializers(model.graph)}
+        same |= {values[a]: values[b] for a, b in model.aliases.items()}
+        owners |= dict.fromkeys(values.values(), model)
     if len(models) == 1:
         return same
     for first, *twins in equal_groups(value for value in owners if value not in same):
@@ -241,6 +267,7 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
                 continue
             owner.shared[owner.label(str(value.name))] = label
             if twin.form == "transposed":
+                hoist(owner.graph, value)
                 value = read_turned(owner.graph.graph, value, first.value)
                 owner.fuse_heads()
             same[value] = first.value
@@ -289,7 +316,9 @@ def _table_rows(model: ir.Model) -> Iterator[int]:
     """Numbers of rows of the tables that are looked up in."""
     for graph in model.graphs():
         for node in graph:
-            table: Any = node.inputs[0] if "Gather" in node.op_type and node.inputs else None
+            table: Any = (
+                node.inputs[0] if operator(node).startswith("Gather") and node.inputs else None
+            )
             shape = table.shape if table is not None else None
             if shape is not None and len(shape) > 1 and isinstance(shape[0], int):
                 rows = shape[0]

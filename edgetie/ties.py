@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetie.content import MIN_ELEMENTS, byte_range, equal_groups
 from edgetie.errors import TieError
+from edgetie.operators import operator
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -126,14 +127,14 @@ def _uses(value: ir.Value) -> list[tuple[ir.Node, Use]]:
 
     def follow(current: ir.Value, swapped: bool) -> None:
         for node, index in current.uses():
-            if node.op_type in FORM_CHANGES and index == 0:
-                swap = node.op_type == "Transpose" and _swaps_last_axes(node)
+            if operator(node) in FORM_CHANGES and index == 0:
+                swap = operator(node) == "Transpose" and _swaps_last_axes(node)
                 follow(node.outputs[0], swapped != swap)
             else:
-                own = node.op_type in ("Gemm", "FusedMatMul") and _flag(
+                own = operator(node) in ("Gemm", "FusedMatMul") and _flag(
                     node, "transA" if index == 0 else "transB"
                 )
-                use = Use(node.op_type, node.name or "", index, swapped != own)
+                use = Use(operator(node), node.name or "", index, swapped != own)
                 found.append((node, use))
 
     follow(value, False)
@@ -180,21 +181,28 @@ def _all_uses(
 def _is_rest(node: ir.Node) -> bool:
     """Whether it is ``MatMulInteger(QuantizeLinear(x - Round(x)), …)``."""
     for op_type in ("MatMulInteger", "QuantizeLinear", "Sub"):
-        if node.op_type != op_type:
+        if operator(node) != op_type:
             return False
         value = node.inputs[1 if op_type == "Sub" else 0]
         made = value.producer() if value is not None else None
         if made is None:
             return False
         node = made
-    return node.op_type == "Round"
+    return operator(node) == "Round"
+
+
+def all_initializers(model: ir.Model) -> list[ir.Value]:
+    """The initializers of a graph and of its subgraphs."""
+    return [value for graph in model.graphs() for value in graph.initializers.values()]
 
 
 def nodes_using(model: ir.Model, name: str) -> list[ir.Node]:
-    """The nodes that use an initializer, or another entry over its bytes, in graph order."""
+    """The nodes that use an initializer, or another entry over its bytes, in the order of the
+    graph; behind them those of subgraphs.
+    """
     uses = _all_uses(model.graph.initializers[name], _aliases(model), parts=True)
     wanted = {id(node) for node, _ in uses}
-    return [node for node in model.graph if id(node) in wanted]
+    return [node for graph in model.graphs() for node in graph if id(node) in wanted]
 
 
 def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> list[TieGroup]:
@@ -317,10 +325,10 @@ def equal_initializers(model: ir.Model, like: Sequence[str] | None = None) -> li
     """Groups of initializers with equal elements: as they are, reshaped, or transposed.
 
     Args:
-        model: any graph; its subgraphs are not looked at.
+        model: any graph, and its subgraphs.
         like: only look for copies of these initializers; ``None`` looks at all.
     """
-    values = list(model.graph.initializers.values())
+    values = all_initializers(model)
     if like is not None:
         named = [model.graph.initializers[name].const_value for name in like]
         sizes = {(tensor.dtype, tensor.size) for tensor in named if tensor is not None}

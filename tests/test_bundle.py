@@ -18,7 +18,8 @@ import pytest
 from runtime_models import write_chat_bundle, write_plain
 
 from edgetie.atomic import atomic_directory, check_destination
-from edgetie.bundle import MANIFEST, Manifest, check_external_data, open_bundle
+from edgetie.bundle import MANIFEST, Manifest, open_bundle
+from edgetie.data_files import check_external_data
 from edgetie.errors import BundleError
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from broken_models import save
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper, save_model
 
@@ -195,3 +196,35 @@ def test_nodes_without_names_are_measured(tmp_path: Path) -> None:
     save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
     (proof,) = inspect(tmp_path / "m.onnx").ties
     assert proof.memory == 1
+
+
+def test_copies_in_branches_and_of_signed_codes(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).normal(size=(300, 48)).astype(np.float32)
+    codes = np.clip(table * 60, -126, 127).astype(np.int8)  # their range is no int8 itself
+    values = {"table": table, "codes": codes, "again": codes.T.copy(), "yes": np.array(True)}
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("MatMul", ["x", f"{name}_head"], [f"{name}_out"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(table.T.copy(), f"{name}_head")],
+        )
+        for name in ("then", "else")
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("Gather", ["codes", "input_ids"], ["c"]),
+        helper.make_node("Cast", ["c"], ["d"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["again"], ["e"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["d", "e"], ["f"]),
+        helper.make_node("If", ["yes"], ["g"], **branches),
+        helper.make_node("Add", ["f", "g"], ["logits"]),
+    ]
+    path = save(tmp_path / "model.onnx", nodes, values)
+    found = inspect(path)
+    assert sorted(map(sorted, found.copies)) == [
+        ["again", "codes"],
+        ["else_head", "table", "then_head"],
+    ]
+    assert found.weight_bytes > 3 * table.nbytes + 2 * codes.nbytes

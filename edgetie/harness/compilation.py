@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetie.atomic import atomic_directory
-from edgetie.bundle import MANIFEST, Bundle, external_data_files, open_bundle, write_manifest
+from edgetie.bundle import MANIFEST, Bundle, open_bundle, write_manifest
+from edgetie.data_files import external_data_files
 from edgetie.errors import BundleError, ProviderError
 from edgetie.harness.answers import reply
 from edgetie.harness.environments import ask

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetie.bundle import external_data_files
+from edgetie.data_files import external_data_files
 from edgetie.harness.environments import here
 from edgetie.runtime.memory import release_file_pages
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from edgetie.bundle import Bundle, open_bundle
 from edgetie.content import byte_range, equal_groups
@@ -20,7 +21,7 @@ from edgetie.external_data import load_model
 from edgetie.harness.tie_memory import TieMemory, measure_tie
 from edgetie.report.progress import Stages
 from edgetie.runtime.session import write_optimized
-from edgetie.ties import TieGroup, equal_initializers, find_shared_ties, ties_of_file
+from edgetie.ties import TieGroup, all_initializers, find_shared_ties, ties_of_file
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def inspect(
         )
     stages.stage("read")
     models = {path.name: load_model(path) for path in bundle.model_paths}
+    for model in models.values():  # weights may stand in nodes
+        common.LiftConstantsToInitializersPass(lift_all_constants=False)(model)
     manifest = bundle.manifest
     known = [tuple(group.parameters) for group in manifest.ties] if manifest else []
     groups = find_shared_ties(models, known)
@@ -150,12 +153,14 @@ def _other_copies(
     known = {group.name for group in ties}
     found = []
     for model in models.values():
-        for names in equal_initializers(model):
-            tensor = model.graph.initializers[names[0]].const_value
-            assert tensor is not None
-            matrix = len(tensor.shape) > 1 and np.ptp(tensor.numpy()) > 0
-            if matrix and known.isdisjoint(names):
-                found.append(tuple(names))
+        for group in equal_groups(all_initializers(model)):
+            names = tuple(str(twin.value.name) for twin in group)
+            tensor = group[0].value.const_value
+            if tensor is None or len(tensor.shape) < 2 or not known.isdisjoint(names):
+                continue
+            numbers = tensor.numpy().reshape(-1)
+            if (numbers != numbers[0]).any():
+                found.append(names)
     return tuple(found)
 
 
@@ -214,7 +219,7 @@ def _copies(
     alike = [
         value
         for model in models.values()
-        for value in model.graph.initializers.values()
+        for value in all_initializers(model)
         if (other := value.const_value) is not None
         and (other.dtype, other.size) == (tensor.dtype, tensor.size)
     ]
@@ -225,7 +230,7 @@ def _copies(
     array = tensor.numpy()
     ranges: set[Any] = set()
     for file, model in optimized.items():
-        for value in model.graph.initializers.values():
+        for value in all_initializers(model):
             form = _form(array, value.const_value)
             if form is None:
                 continue
@@ -268,11 +273,11 @@ def _largest(
     models: Mapping[str, ir.Model],
 ) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
     rows = {
-        byte_range(value) or (file, name): (
-            str(name), tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.nbytes,
+        byte_range(value) or value: (
+            str(value.name), tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.nbytes,
         )
-        for file, model in models.items()
-        for name, value in model.graph.initializers.items()
+        for model in models.values()
+        for value in all_initializers(model)
         if (tensor := value.const_value) is not None
     }  # fmt: skip
     return tuple(sorted(rows.values(), key=lambda row: -row[3])[:10])
@@ -280,9 +285,9 @@ def _largest(
 
 def _weight_bytes(models: Mapping[str, ir.Model]) -> int:
     sizes = {
-        byte_range(value) or (file, name): value.const_value.nbytes
-        for file, model in models.items()
-        for name, value in model.graph.initializers.items()
+        byte_range(value) or value: value.const_value.nbytes
+        for model in models.values()
+        for value in all_initializers(model)
         if value.const_value is not None
     }
     return sum(sizes.values())

@@ -40,7 +40,7 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
 
     Returns:
         ``None`` elsewhere than on Linux, and for a weight that is too small, not in external
-        data, or used by an operator whose inputs cannot be made up.
+        data, or used in a subgraph or by an operator whose inputs cannot be made up.
 
     Raises:
         BundleError: if the measuring process fails.
@@ -66,7 +66,10 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
 def _cut_out(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]] | None:
     """The nodes that use the weight, their other inputs open; and shapes and dtypes to feed."""
     piece = _Piece()
-    results = [piece.user(node) for node in _products(nodes_using(model, group.name))]
+    users = nodes_using(model, group.name)
+    if any(node.graph is not model.graph for node in users):
+        return None  # what a branch does with it is not to be seen outside
+    results = [piece.user(node) for node in _products(users)]
     if not results or any(result is None for result in results):
         return None
     graph = ir.Graph(

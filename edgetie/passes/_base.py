@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.operators import operator
 from edgetie.ties import TieGroup, verify_ties
 
 MICROSOFT = "com.microsoft"
@@ -58,7 +59,7 @@ def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     if value is None:
         return None
     node = value.producer()
-    return node if node is not None and node.op_type in op_types else None
+    return node if node is not None and operator(node) in op_types else None
 
 
 def only_user(value: ir.Value, *op_types: str) -> ir.Node | None:
@@ -66,7 +67,7 @@ def only_user(value: ir.Value, *op_types: str) -> ir.Node | None:
     if value.is_graph_output() or len(value.uses()) != 1:
         return None
     node = next(iter(value.uses()))[0]
-    return node if not op_types or node.op_type in op_types else None
+    return node if not op_types or operator(node) in op_types else None
 
 
 def constant(value: ir.Value | None, limit: int = 1 << 16) -> np.ndarray[Any, Any] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.operators import operator
 from edgetie.passes._base import (
     GraphPass,
     attribute_ints,
@@ -31,9 +32,10 @@ class Head(GraphPass):
     name = "head"
 
     def rewrite(self, model: ir.Model) -> None:
-        for node in list(model.graph):
-            if node.op_type == "MatMul":
-                self._at(model.graph, node)
+        for graph in model.graphs():
+            for node in list(graph):
+                if operator(node) == "MatMul":
+                    self._at(model.graph, node)
 
     def _at(self, graph: ir.Graph, node: ir.Node) -> None:
         transpose = producer(node.inputs[1], "Transpose")
@@ -49,7 +51,8 @@ class Head(GraphPass):
         flat_already = h.shape is not None and len(h.shape) == 2
         opset = graph.opset_imports.get("", 1)
         if opset < (_GEMM_WITHOUT_BIAS if flat_already else _SHAPE_OF_SOME_AXES):
-            self.skipped.append(f"{node.name or node.outputs[0].name}: the opset is too old")
+            label = node.name or node.outputs[0].name
+            self.skipped.append(f"{label} reads a transposed table: the opset is too old for Gemm")
             return
 
         def vector(label: str, *numbers: int) -> ir.Value:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.content import MIN_ELEMENTS
+from edgetie.operators import operator
 from edgetie.passes._base import (
     GraphPass,
     attribute_ints,
@@ -32,11 +33,11 @@ class Linear(GraphPass):
 
     def rewrite(self, model: ir.Model) -> None:
         for node in list(model.graph):
-            if node.op_type == "Gemm":
+            if operator(node) == "Gemm":
                 self._gemm(model.graph, node)
         prune(model)  # a replaced Gemm would still count as a use of its weight
         for node in list(model.graph):
-            if node.op_type == "Transpose":
+            if operator(node) == "Transpose":
                 self._transpose(model.graph, node)
 
     def _gemm(self, graph: ir.Graph, node: ir.Node) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.content import MIN_ELEMENTS
+from edgetie.operators import operator
 from edgetie.passes._base import GraphPass, insert, producer, weight
 from edgetie.passes.retie import fixed
 
 Array = np.ndarray[Any, Any]
 
-_ALIKE = 0.1  # relative distance beyond which two matrices are strangers
+ALIKE = 0.1
+"""Relative distance beyond which two matrices are strangers."""
 _ROWS = 256  # rows that strangers are told by
 _PIECE = 4096  # rows at a time when all are compared
 
@@ -54,13 +56,16 @@ class _Matrix:
 def near_copies(model: ir.Model) -> list[NearCopy]:
     """Matrices that are nearly a table of the same graph; those that must stay are left out.
 
-    A few rows tell strangers; of the others every row is compared.
+    A few rows tell strangers; of the others every row is compared. What is close to several tables
+    is a copy of the nearest.
     """
     matrices = [m for m in _matrices(model) if not fixed(m.value, model)]
     tables = [
-        m for m in matrices if any("Gather" in n.op_type and i == 0 for n, i in m.value.uses())
+        m
+        for m in matrices
+        if any(operator(n).startswith("Gather") and i == 0 for n, i in m.value.uses())
     ]
-    found = []
+    found: dict[str, NearCopy] = {}
     for table in tables:
         sample = np.linspace(0, table.shape[0] - 1, min(_ROWS, table.shape[0])).astype(int)
         for other in matrices:
@@ -72,15 +77,16 @@ def near_copies(model: ir.Model) -> list[NearCopy]:
             if not turned and other.shape != table.shape:
                 continue
             for transposed in {turned, other.shape != table.shape}:
-                if _distance(table, other, transposed, [sample]) >= _ALIKE:
+                if _distance(table, other, transposed, [sample]) >= ALIKE:
                     continue
                 every = np.arange(table.shape[0])
                 pieces = [every[i : i + _PIECE] for i in range(0, len(every), _PIECE)]
                 distance = _distance(table, other, transposed, pieces)
-                if distance < _ALIKE:
-                    found.append(NearCopy(other.name, table.name, distance, transposed))
+                known = found.get(other.name)
+                if distance < ALIKE and (known is None or distance < known.distance):
+                    found[other.name] = NearCopy(other.name, table.name, distance, transposed)
                     break
-    return found
+    return list(found.values())
 
 
 def _distance(table: _Matrix, other: _Matrix, transposed: bool, pieces: list[Array]) -> float:
@@ -144,6 +150,7 @@ def _matrices(model: ir.Model) -> Iterator[_Matrix]:
             if (
                 made is None
                 or index
+                or node.graph is not model.graph  # a branch's value is not seen outside
                 or len(node.inputs) < 2
                 or producer(made, "DequantizeLinear") is not node
             ):

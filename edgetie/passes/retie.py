@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import onnx_ir as ir
 
-from edgetie.content import Twin, equal_groups
+from edgetie.content import Twin, byte_range, equal_groups
+from edgetie.operators import operator
 from edgetie.passes._base import GraphPass, initializer, insert
+from edgetie.ties import all_initializers
 
 _OVERRIDABLE = 4
 _SEEN_THROUGH = {"Identity", "Cast"}
@@ -32,8 +36,8 @@ class Retie(GraphPass):
         self.aliases: dict[str, str] = {}
 
     def rewrite(self, model: ir.Model) -> None:
-        owners = {value: graph for graph in model.graphs() for value in graph.initializers.values()}
-        for twins in equal_groups(owners):
+        self._join_entries(model)
+        for twins in equal_groups(all_initializers(model)):
             group = [twin for twin in twins if not fixed(twin.value, model)]
             for twin in twins:
                 if twin not in group:
@@ -42,13 +46,24 @@ class Retie(GraphPass):
             if len(group) < 2:
                 continue
             keep = max(group, key=lambda twin: (_looked_up(twin.value), -group.index(twin)))
-            if owners[keep.value] is not model.graph:
-                _hoist(model, owners[keep.value], keep.value)
+            hoist(model, keep.value)
             for twin in group:
                 if twin is not keep:
-                    self._merge(owners[twin.value], keep, twin)
+                    self._merge(keep, twin)
 
-    def _merge(self, graph: ir.Graph, keep: Twin, twin: Twin) -> None:
+    def _join_entries(self, model: ir.Model) -> None:
+        """Make entries over the same bytes, and of the same shape, one."""
+        first: dict[Hashable, ir.Value] = {}
+        for value in all_initializers(model):
+            where, tensor = byte_range(value), value.const_value
+            if where is None or tensor is None or fixed(value, model):
+                continue
+            kept = first.setdefault((where, tensor.dtype, tuple(tensor.shape.numpy())), value)
+            if kept is not value:
+                hoist(model, kept)
+                self._merge(Twin(kept, "same"), Twin(value, "same"))
+
+    def _merge(self, keep: Twin, twin: Twin) -> None:
         kept, copy = keep.value, twin.value
         shapes = [tuple(v.shape.numpy()) if v.shape is not None else () for v in (kept, copy)]
         turned = (keep.form == "transposed") != (twin.form == "transposed")
@@ -63,6 +78,8 @@ class Retie(GraphPass):
             self.aliases[str(copy.name)] = str(kept.name)
             self.changed += 1
             return
+        graph = copy.graph
+        assert isinstance(graph, ir.Graph)
         graph.initializers.pop(str(copy.name))
         if copy.is_graph_input():
             graph.inputs.remove(copy)
@@ -73,15 +90,15 @@ class Retie(GraphPass):
 def _looked_up(value: ir.Value) -> bool:
     """Whether rows of it are gathered, perhaps behind an operator that keeps its form."""
     for node, index in value.uses():
-        if "Gather" in node.op_type and index == 0:
+        if operator(node).startswith("Gather") and index == 0:
             return True
-        if node.op_type in (*_SEEN_THROUGH, "DequantizeLinear") and index == 0 and node.outputs:
+        if operator(node) in (*_SEEN_THROUGH, "DequantizeLinear") and index == 0 and node.outputs:
             return any(_is_gather(user) for user, _ in node.outputs[0].uses())
     return False
 
 
 def _is_gather(node: ir.Node) -> bool:
-    return "Gather" in node.op_type
+    return operator(node).startswith("Gather")
 
 
 def fixed(value: ir.Value, model: ir.Model) -> bool:
@@ -92,8 +109,11 @@ def fixed(value: ir.Value, model: ir.Model) -> bool:
     return value.is_graph_output() or overridable
 
 
-def _hoist(model: ir.Model, graph: ir.Graph, value: ir.Value) -> None:
-    """Move a subgraph's initializer to the main graph, which every subgraph sees."""
+def hoist(model: ir.Model, value: ir.Value) -> None:
+    """Move an initializer to the main graph, which every subgraph sees, if it is in another."""
+    graph = value.graph
+    if graph is model.graph or not isinstance(graph, ir.Graph):
+        return
     graph.initializers.pop(str(value.name))
     taken = {v.name for g in model.graphs() for v in (*g.inputs, *g.initializers.values())}
     taken |= {v.name for g in model.graphs() for node in g for v in node.outputs}
@@ -131,7 +151,7 @@ def read_turned(graph: ir.Graph, copy: ir.Value, kept: ir.Value) -> ir.Value:
 def _turn_users(copy: ir.Value, kept: ir.Value) -> None:
     """Let the users of ``copy`` read ``kept`` transposed."""
     for node, index in list(copy.uses()):
-        if node.op_type == "Gemm" and index in (0, 1):
+        if operator(node) == "Gemm" and index in (0, 1):
             name = "transB" if index == 1 else "transA"
             attribute = node.attributes.get(name)
             flag = int(not (attribute and attribute.as_int()))

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgetie.bundle import Bundle
 from edgetie.content import MIN_ELEMENTS
 from edgetie.errors import QuantizeError
+from edgetie.operators import operator
 from edgetie.passes._base import weight
 from edgetie.quantize.recording import Feeds, Input, as_rows, record
 from edgetie.runtime.tokenizer import TOKENIZER, Tokenizer
@@ -100,7 +101,7 @@ def _vocabulary(bundle: Bundle, models: Iterable[ir.Model]) -> tuple[int, bool]:
         for model in models
         for graph in model.graphs()
         for node in graph
-        if node.op_type == "Gather"
+        if operator(node) == "Gather"
         and (tensor := weight(node.inputs[0])) is not None
         and tensor.size >= MIN_ELEMENTS
     ]

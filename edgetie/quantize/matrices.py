@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgetie.content import MIN_ELEMENTS
 from edgetie.errors import QuantizeError
+from edgetie.operators import operator
 from edgetie.passes._base import (
     GraphPass,
     attribute_ints,
@@ -130,7 +131,7 @@ class MatrixPass(GraphPass):
         graph.sort()  # what several products read stands in front of the first one replaced
         for value in values:
             if value.uses() and value.name not in self.kept:
-                users = ", ".join(sorted({node.op_type for node, _ in value.uses()}))
+                users = ", ".join(sorted({operator(node) for node, _ in value.uses()}))
                 self.skipped.append(f"{value.name}: used by {users}")
 
     def _take_over_names(self, graph: ir.Graph, values: list[ir.Value]) -> None:
@@ -165,7 +166,7 @@ class MatrixPass(GraphPass):
                 matrix = self._matrix(graph, value, transposed=False, multiplied=bool(products))
                 self._lookup(graph, node, matrix)
         for node, _ in list(value.uses()):
-            if node.op_type == "Transpose" and not node.outputs[0].uses():
+            if operator(node) == "Transpose" and not node.outputs[0].uses():
                 _forget(node)
 
     @property
@@ -277,18 +278,18 @@ def _products(value: ir.Value) -> list[_Product]:
     """``MatMul(x, W)``, ``MatMul(x, Transpose(W))`` and ``Transpose(MatMul(W, Transpose(x)))``."""
     found: list[_Product] = []
     for node, index in value.uses():
-        if node.op_type == "MatMul" and index == 1:
+        if operator(node) == "MatMul" and index == 1:
             found.append(_Product(node, node, node.outputs[0], True))
-        elif node.op_type == "MatMul" and index == 0:
+        elif operator(node) == "MatMul" and index == 0:
             turned = producer(node.inputs[1], "Transpose")
             back = only_user(node.outputs[0], "Transpose")
             if turned and back and _turns_last(turned) and _turns_last(back):
                 found.append(_Product(node, turned, back.outputs[0], False))
-        elif node.op_type == "Transpose":
+        elif operator(node) == "Transpose":
             found += [
                 _Product(user, user, user.outputs[0], False)
                 for user, position in node.outputs[0].uses()
-                if user.op_type == "MatMul" and position == 1
+                if operator(user) == "MatMul" and position == 1
             ]
     return found
 
@@ -305,7 +306,7 @@ def _turns_last(node: ir.Node) -> bool:
 def _is_lookup(use: tuple[ir.Node, int]) -> bool:
     node, index = use
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    return node.op_type == "Gather" and index == 0 and axis == 0
+    return operator(node) == "Gather" and index == 0 and axis == 0
 
 
 def _is_read_one_way(value: ir.Value) -> bool:
@@ -317,13 +318,13 @@ def _is_read_one_way(value: ir.Value) -> bool:
 
     def is_known(use: tuple[ir.Node, int]) -> bool:
         node = use[0]
-        if node.op_type == "Transpose":
+        if operator(node) == "Transpose":
             turned = node.outputs[0]
             known = all(id(user) in products for user, _ in turned.uses())
             return known and not turned.is_graph_output()
         return id(node) in products or _is_lookup(use)
 
-    ways = {node.op_type == "MatMul" and index == 1 for node, index in value.uses()}
+    ways = {operator(node) == "MatMul" and index == 1 for node, index in value.uses()}
     return len(ways) == 1 and not value.is_graph_output() and all(map(is_known, value.uses()))
 
 

@@ -38,6 +38,7 @@ from edgetie.external_data import drop_declared_weights, load_model, write_model
 from edgetie.harness.metrics import PredictionErrors
 from edgetie.harness.thresholds import Thresholds
 from edgetie.merged import write_merged
+from edgetie.operators import operator
 from edgetie.passes import run_passes
 from edgetie.quantize.cache import QuantizeCache, cache_scales
 from edgetie.quantize.calibrate import Text, calibration_text
@@ -314,7 +315,7 @@ def _shared_names(models: Mapping[str, ir.Model]) -> frozenset[str]:
 
 def _require_float(bundle: Bundle, model: ir.Model) -> None:
     """Refuse what is quantized, or half precision, already."""
-    found = next((node for node in model.graph if node.op_type in _QUANTIZED), None)
+    found = next((node for node in model.graph if operator(node) in _QUANTIZED), None)
     if found is not None:
         raise QuantizeError(
             f"{bundle.model_path}: is quantized already ({found.op_type} {found.name}); "

@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.operators import operator
 from edgetie.passes._base import GraphPass, initializer, insert
 from edgetie.quantize.sites import Array, Site, behind, find_sites, transform
 from edgetie.quantize.values import Values, find_values
@@ -83,13 +84,13 @@ class Rotate(GraphPass):
                     transform(product.matrix, lambda w, h=matrix: rotated_columns(w, h))  # type: ignore[misc]
                     continue
                 for node, index in list(product.matrix.uses()):
-                    if node.op_type == "Gather" and index == 0:
+                    if operator(node) == "Gather" and index == 0:
                         behind(node, *_nodes(model.graph, node.outputs[0], site.channels, size))
                 transform(product.matrix, lambda w, h=matrix: rotated(w, h))  # type: ignore[misc]
             self.changed += 1
 
     def _activations(self, graph: ir.Graph, site: Site, size: int) -> None:
-        readers = [(user, i) for user, i in site.value.uses() if user.op_type != "Shape"]
+        readers = [(user, i) for user, i in site.value.uses() if operator(user) != "Shape"]
         nodes = _nodes(graph, site.value, site.channels, size)
         insert(_first(graph, [user for user, _ in readers]), *nodes)
         result = nodes[-1].outputs[0]

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgetie.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.external_data import read_unkept
+from edgetie.operators import operator
 from edgetie.passes import run_passes
 from edgetie.passes.fold import Fold
 from edgetie.passes.linear import Linear
@@ -96,7 +97,7 @@ class Rounding:
             for name in shared
             for model in models.values()
             if (value := model.graph.initializers.get(name)) is not None
-            and any(node.op_type != "Gather" for node, _ in value.uses())
+            and any(operator(node) != "Gather" for node, _ in value.uses())
         }
         self.manifest = bundle.manifest
         self._prepared: dict[str, Preparation] = {}

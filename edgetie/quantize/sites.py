@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.content import MIN_ELEMENTS
+from edgetie.operators import operator
 from edgetie.passes._base import attribute_ints, only_user, producer, replace, weight
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +63,7 @@ class Site:
 
 def find_sites(model: ir.Model) -> dict[str, Site]:
     """All sites of a graph by the name of their activation, in graph order."""
-    inputs = [_input(node) for node in model.graph if node.op_type == "MatMul"]
+    inputs = [_input(node) for node in model.graph if operator(node) == "MatMul"]
     found: dict[str, Site] = {}
     for value in inputs:
         if value is not None and str(value.name) not in found:
@@ -85,9 +86,9 @@ def _products(value: ir.Value) -> list[Product]:
     """The products that read ``value``; none if anything else but Shape reads it too."""
     products: list[Product] = []
     for node, index in value.uses():
-        if node.op_type == "Shape":
+        if operator(node) == "Shape":
             continue
-        found = [_product(node)] if node.op_type == "MatMul" and index == 0 else _turned(node)
+        found = [_product(node)] if operator(node) == "MatMul" and index == 0 else _turned(node)
         if not found or None in found:
             return []
         products += [product for product in found if product is not None]
@@ -109,11 +110,11 @@ def _product(node: ir.Node) -> Product | None:
 def _turned(flat: ir.Node) -> list[Product | None]:
     """The products ``MatMul(W, Transpose(Reshape(x)))`` behind a Reshape."""
     products: list[Product | None] = []
-    for turned, _ in flat.outputs[0].uses() if flat.op_type == "Reshape" else []:
+    for turned, _ in flat.outputs[0].uses() if operator(flat) == "Reshape" else []:
         for node, index in turned.outputs[0].uses():
             table = node.inputs[0]
-            good = turned.op_type == "Transpose" and attribute_ints(turned, "perm") == [1, 0]
-            good = good and node.op_type == "MatMul" and index == 1 and table is not None
+            good = operator(turned) == "Transpose" and attribute_ints(turned, "perm") == [1, 0]
+            good = good and operator(node) == "MatMul" and index == 1 and table is not None
             if not good or table is None or not _is_matrix(table) or not _only_here(table, node):
                 return [None]
             products.append(Product(node, table, True))
@@ -128,7 +129,7 @@ def _is_matrix(value: ir.Value | None) -> bool:
 def _only_here(table: ir.Value, node: ir.Node) -> bool:
     """Whether a table is used by ``node`` and for lookups of its rows only."""
     return not table.is_graph_output() and all(
-        user is node or (user.op_type == "Gather" and index == 0 and _axis(user) == 0)
+        user is node or (operator(user) == "Gather" and index == 0 and _axis(user) == 0)
         for user, index in table.uses()
     )
 

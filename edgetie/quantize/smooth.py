@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.operators import operator
 from edgetie.passes._base import GraphPass, initializer, only_user, producer, weight
 from edgetie.quantize.sites import Array, Site, behind, changed, find_sites, transform
 
@@ -89,12 +90,12 @@ def _norm(site: Site) -> ir.Node | None:
     selection = producer(value, "GatherND")
     if selection is not None and selection.inputs[0] is not None:
         value = selection.inputs[0]
-        if any(user not in (selection,) and user.op_type != "Shape" for user, _ in value.uses()):
+        if any(user not in (selection,) and operator(user) != "Shape" for user, _ in value.uses()):
             return None
     node = producer(value, *_NORMS)
     if node is None or node.outputs[0] is not value or value.is_graph_output():
         return None
-    gains = [node.inputs[i] for i in _NORMS[node.op_type] if i < len(node.inputs)]
+    gains = [node.inputs[i] for i in _NORMS[operator(node)] if i < len(node.inputs)]
     return node if all(weight(gain) is not None for gain in gains if gain is not None) else None
 
 
@@ -173,7 +174,7 @@ def _rescale_input(graph: ir.Graph, node: ir.Node, index: int, factors: Array) -
 def _rescale_table(graph: ir.Graph, table: ir.Value, scales: Array) -> None:
     """Scale a table's columns and divide what is looked up in it."""
     for node, index in list(table.uses()):
-        if node.op_type == "Gather" and index == 0:
+        if operator(node) == "Gather" and index == 0:
             factors = initializer(graph, f"{table.name}.unsmooth", 1 / scales)
             behind(node, ir.node("Mul", [node.outputs[0], factors]))
     _rescale(table, scales)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgetie.operators import operator
 from edgetie.passes._base import GraphPass, last_dimension, only_user, producer, replace, same_shape
 
 
@@ -17,7 +18,7 @@ class Unflatten(GraphPass):
 
     def rewrite(self, model: ir.Model) -> None:
         for node in list(model.graph):
-            if node.op_type != "MatMul":
+            if operator(node) != "MatMul":
                 continue
             flat = producer(node.inputs[0], "Reshape")
             restored = only_user(node.outputs[0], "Reshape")

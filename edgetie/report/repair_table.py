@@ -31,7 +31,7 @@ def print_repair(report: RepairReport) -> None:
             markup=False,
         )
     for text in report.skipped:
-        console.print(f"not merged   {text}")
+        console.print(f"left alone   {text}")
     if not (report.merged or report.shared or report.merged_near):
         console.print("no weight is stored twice")
     before, after = report.bytes_before, report.bytes_after
