@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -51,5 +52,7 @@ def command(
     elif not quiet:
         size = sum(made.files.values()) / 1e6
         click.echo(f"{output}: {made.scheme} for {target}, {size:.1f} MB; start it with")
-        for line in (f"cd {output}", *made.target.start):
+        for line in (f"cd {shlex.quote(str(output))}", *made.target.start):
             click.echo(f"  {line}")
+    for note in made.notes if not quiet else ():
+        click.echo(f"note: {note}", err=True)

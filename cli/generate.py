@@ -41,7 +41,8 @@ Examples:
     "--prompt",
     "prompts",
     multiple=True,
-    help="Text to answer or continue; - reads stdin; give several to run them as one batch.",
+    help="Text to answer or continue; - reads stdin; give several to run them as one batch, in "
+    "which all have the room of the longest.",
 )
 @click.option(
     "--audio",
@@ -57,7 +58,8 @@ Examples:
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
-    help="Most tokens to generate  [default: 128; for --audio as many as the model allows].",
+    help="Most tokens to generate  [default: 128; for --audio as many as a speech model allows, "
+    "448 of a language model].",
 )
 @click.option(
     "--temperature",

@@ -22,7 +22,16 @@ from edgetie.harness.accuracy import check
 from edgetie.harness.latency import bench
 from edgetie.quantize import quantize
 from edgetie.quantize.sound import voice
-from edgetie.runtime import Decoder, Tokenizer, generate, hear, open_session, transcribe
+from edgetie.runtime import (
+    Decoder,
+    Sampling,
+    Tokenizer,
+    generate,
+    hear,
+    open_session,
+    transcribe,
+)
+from edgetie.runtime.generation import continued
 from edgetie.ties import equal_initializers
 
 RATE, VOCABULARY, HEARD = 16000, 512, 500
@@ -212,6 +221,20 @@ def test_a_prompt_without_a_place(heard: tuple[Any, Any, ExportReport]) -> None:
         tokenizer.chat_template = other
         with pytest.raises(error, match=r"one place|2 times"):
             next(transcribe(session, tokenizer, sound(1)))
+
+
+def test_the_place_of_a_sound_is_never_said(heard: tuple[Any, Any, ExportReport]) -> None:
+    session = open_session(heard[2].bundle)
+    with pytest.raises(EdgetieError, match=f"token {HEARD} .*stands for a sound"):
+        next(generate(session, [[5, HEARD, 6]], max_new_tokens=2))
+    with pytest.raises(EdgetieError, match="max_new_tokens 0"):
+        next(transcribe(session, Tokenizer.from_bundle(session.bundle), sound(1), max_new_tokens=0))
+    decoder = Decoder(session, 1, 8)
+    logits = decoder.prefill(np.array([[5, 6]]))
+    logits[0, HEARD] = 1e4
+    steps = list(continued(decoder, logits, 3, Sampling(), frozenset(), None))
+    assert len(steps) == 3
+    assert steps[0].tokens[0] != HEARD
 
 
 def test_sound_added_to_every_token(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from edgetie import (
     open_session,
     quantize_model,
 )
+from edgetie.bundle import write_manifest
 from edgetie.deploy.ort_format import weights_of
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME
 from edgetie.deploy.tokens import write_tables
@@ -222,6 +224,55 @@ def test_tokenizers_that_tables_cannot_say_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"a Unigram model; .*deploy --for python"):
         write_tables(tmp_path / "tokenizer.json", tmp_path / "tokenizer.bin")
     assert not (tmp_path / "tokenizer.bin").exists()
+
+    settings = {"end_of_word_suffix": "</w>", "continuing_subword_prefix": "##", "dropout": 0.5}
+    for name, value in settings.items():
+        backend["model"] = {"type": "BPE", "vocab": {}, "merges": [], name: value}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(backend), "utf-8")
+        with pytest.raises(BundleError, match=name):
+            write_tables(tmp_path / "tokenizer.json", tmp_path / "tokenizer.bin")
+
+
+def changed(bundle: Path, directory: Path, file: str, **settings: object) -> Path:
+    """A copy of a bundle with other settings in one of its files."""
+    shutil.copytree(bundle, directory)
+    path = directory / file
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | settings), "utf-8")
+    manifest = open_bundle(bundle).manifest
+    assert manifest is not None
+    write_manifest(directory, manifest)
+    return directory
+
+
+def test_words_are_trimmed_where_the_template_does(
+    real_int8: Path, library: Path, tmp_path: Path
+) -> None:
+    template = "{{ strftime_now('%Y') }}{% for m in messages %}<{{ m.content | trim }}>{% endfor %}"
+    bundle = changed(real_int8, tmp_path / "trims", "tokenizer_config.json", chat_template=template)
+    (bundle / "chat_template.jinja").unlink(missing_ok=True)
+    made = deploy_model(bundle, "c", tmp_path / "c")
+    assert "date" in made.notes[0]
+    deploy_model(bundle, "python", tmp_path / "python")
+    build(tmp_path / "c", library)
+    words, python = " hi there\n", [sys.executable, "app.py"]
+    answers = {run([*at, asked, 4], tmp_path / at_folder) for asked in (words, words.strip())
+               for at, at_folder in ((["./app"], "c"), (python, "python"))}  # fmt: skip
+    assert len(answers) == 1
+    for at, folder in ((["./app"], "c"), (python, "python")):
+        done = subprocess.run(
+            [*at, "hi", "many"], cwd=tmp_path / folder, capture_output=True, text=True
+        )
+        assert done.returncode
+        assert "many" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_suppressed_tokens_are_refused(real_int8: Path, tmp_path: Path) -> None:
+    bundle = changed(
+        real_int8, tmp_path / "some", "generation_config.json", begin_suppress_tokens=[5]
+    )
+    with pytest.raises(BundleError, match="suppress tokens"):
+        deploy_model(bundle, "python", tmp_path / "app")
 
 
 def test_what_cannot_be_deployed_is_refused(

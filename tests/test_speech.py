@@ -300,9 +300,25 @@ def damaged(path: Path) -> Path:
 def test_a_file_written_into_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     whole = write_wav(tmp_path / "clip.wav", sound(1))
     data, samples = bytearray(whole.read_bytes()), read_wav(whole)
-    data[4:8] = data[40:44] = b"\xff" * 4  # it cannot know how long it will be
-    whole.write_bytes(data)
-    np.testing.assert_array_equal(read_wav(whole), samples)
+    for length in (b"\xff" * 4, b"\x00\xf0\xff\x7f"):  # it cannot know how long it will be
+        data[4:8] = data[40:44] = length
+        whole.write_bytes(data)
+        np.testing.assert_array_equal(read_wav(whole), samples)
+
+
+def test_the_extensible_format_of_plain_samples(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "clip.wav", sound(1))
+    data, samples = path.read_bytes(), read_wav(path)
+    kind = bytes.fromhex("0100000000001000800000aa00389b71")
+    settings = b"\xfe\xff" + data[22:36] + b"\x16\x00\x10\x00\x04\x00\x00\x00" + kind
+    odd = b"LIST\x03\x00\x00\x00abc\x00"
+    chunk = odd + b"fmt " + len(settings).to_bytes(4, "little") + settings
+    rest = b"WAVE" + chunk + data[36:]
+    path.write_bytes(b"RIFF" + len(rest).to_bytes(4, "little") + rest)
+    np.testing.assert_array_equal(read_wav(path), samples)
+    path.write_bytes(data[:20] + b"\x03\x00" + data[22:])  # floats
+    with pytest.raises(AudioError, match=r"unknown format: 3.*ffmpeg"):
+        read_wav(path)
 
 
 def written(data: bytes) -> Callable[[Path], Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetie.atomic import atomic_directory
-from edgetie.bundle import MANIFEST, Bundle, open_bundle
+from edgetie.bundle import MANIFEST, Bundle, open_bundle, suppressed_token_ids
 from edgetie.deploy.header import c_header
 from edgetie.deploy.ort_format import MODEL, OPERATORS, write_operators, write_ort
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME, DeployTarget
@@ -46,12 +46,14 @@ class Deployment:
         target: for what.
         scheme: of the model's quantization, or ``fp32``.
         files: every file and its bytes, by its path in the folder.
+        notes: what the starter does otherwise than ``edgetie generate``.
     """
 
     directory: Path
     target: DeployTarget
     scheme: str
     files: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -62,6 +64,7 @@ class Deployment:
             "start": list(self.target.start),
             "files": self.files,
             "bytes": sum(self.files.values()),
+            "notes": list(self.notes),
         }
 
 
@@ -120,7 +123,8 @@ def deploy(
         for name in (*row.shared, row.name):
             place = folder / (row.native if name == "native" else ".")
             with as_file(files(__name__) / "templates" / name) as template:
-                shutil.copytree(template, place, dirs_exist_ok=True)
+                unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
+                shutil.copytree(template, place, ignore=unwanted, dirs_exist_ok=True)
         app = _app(opened, tokenizer, ort_format)
         if row.header:
             (folder / row.native / "app.h").write_text(c_header(app), encoding="utf-8")
@@ -135,7 +139,7 @@ def deploy(
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         }
-    return Deployment(Path(output), row, scheme, sizes)
+    return Deployment(Path(output), row, scheme, sizes, _notes(tokenizer))
 
 
 def _scheme(bundle: Bundle) -> str:
@@ -159,6 +163,11 @@ def _require(bundle: Bundle, row: DeployTarget, scheme: str) -> None:
             f"{where}: {scheme} does not run there; for {row.name} quantize with: edgetie quantize "
             f"--target {row.quantize}"
         )
+    if any(suppressed_token_ids(where)):
+        raise BundleError(
+            f"{where}: its generation settings suppress tokens, which starters do not; run it with "
+            "edgetie generate"
+        )
     cache = [v for v in bundle.manifest.signature.inputs if v["name"].startswith("past_key_values")]
     if not cache or not bundle.manifest.signature.cache_in_place:
         raise BundleError(
@@ -176,10 +185,11 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
     """What a starter must know: prompt, stop tokens, inputs and cache."""
     assert bundle.manifest is not None
     signature = bundle.manifest.signature
-    before, after = "", ""
+    before, after, trim = "", "", False
     prefix, suffix = list[int](), list[int]()
     if tokenizer.chat_template is not None:
-        before, after = _around_prompt(bundle, tokenizer)
+        before, after = _around_prompt(bundle, tokenizer, PLACE)
+        trim = _around_prompt(bundle, tokenizer, f" {PLACE}\n") == (before, after)
     else:
         prefix, suffix = tokenizer.surrounding
     caches = [v for v in signature.inputs if v["name"].startswith("past_key_values")]
@@ -193,6 +203,7 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
         "ort_format": ort_format,
         "before_prompt": before,
         "after_prompt": after,
+        "trim": trim,
         "prefix": prefix,
         "suffix": suffix,
         "stop_tokens": sorted(stop_tokens(bundle)),
@@ -209,9 +220,15 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
     }
 
 
-def _around_prompt(bundle: Bundle, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The text that a chat has in front of the user's words, and behind them."""
-    text = tokenizer.apply_chat_template([{"role": "user", "content": PLACE}])
+def _notes(tokenizer: Tokenizer) -> tuple[str, ...]:
+    if "strftime_now" not in (tokenizer.chat_template or ""):
+        return ()
+    return ("its chat template writes the date; the starter keeps that of today",)
+
+
+def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, words: str) -> tuple[str, str]:
+    """The text that a chat has in front of the place in the user's words, and behind it."""
+    text = tokenizer.apply_chat_template([{"role": "user", "content": words}])
     parts = text.split(PLACE)
     if len(parts) != 2:
         raise BundleError(
@@ -243,6 +260,8 @@ def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_for
         "mapped": "pages of the file, which processes share and the system can drop, and some "
         "15 MB of its own",
     }[bundle.manifest.layout]
+    if ort_format and row.name == "python":
+        memory = "up to twice its file size: Python reads an .ort file whole, and keeps it"
     for name, value in {
         "name": str(bundle.manifest.source.get("name", bundle.directory.name)),
         "scheme": scheme,

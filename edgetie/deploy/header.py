@@ -17,6 +17,7 @@ def c_header(app: Mapping[str, Any]) -> str:
         "ORT_FORMAT": int(app["ort_format"]),
         "BEFORE": _string(app["before_prompt"]),
         "AFTER": _string(app["after_prompt"]),
+        "TRIM": int(app["trim"]),
         "INPUTS": _string(" ".join(app["inputs"])),
         "VOCABULARY": app["vocabulary"],
         "MAX_POSITIONS": app["max_positions"] or 0,

@@ -91,6 +91,9 @@ def _require_known(source: Path, data: dict[str, Any]) -> bool:
     model = data["model"]
     if model.get("type") != "BPE" or model.get("ignore_merges") or model.get("byte_fallback"):
         refuse(f"a {model.get('type')} model")
+    settings = ("end_of_word_suffix", "continuing_subword_prefix", "dropout")
+    for name in filter(model.get, settings):
+        refuse(f"{name} ({model[name]})")
     if data.get("normalizer"):
         refuse(f"a normalizer ({data['normalizer'].get('type')})")
     steps = data.get("pre_tokenizer") or {}

@@ -5,6 +5,7 @@ Numbers are those of transformers' feature extractors, computed with numpy alone
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import wave
@@ -20,7 +21,9 @@ from edgetie.errors import AudioError, BundleError
 
 SETTINGS = "preprocessor_config.json"
 _RATE, _HOP, _WINDOW = 16000, 160, 400  # where a bundle has no settings
-_UNKNOWN = 2**32 - 1  # bytes, in the header of a file written into a pipe
+_UNKNOWN = 0x7FFFF000  # bytes: programs that write into a pipe say so many in the header, or more
+_EXTENSIBLE = b"\xfe\xff"
+_PCM = bytes.fromhex("0100000000001000800000aa00389b71")  # its subformat
 _SPREAD = 8.0  # decades below the loudest value, all under it is as quiet
 
 
@@ -169,21 +172,22 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
     Raises:
         AudioError: if it cannot be read, is cut short, or is recorded otherwise.
     """
+    convert = f"convert it, as with ffmpeg -i in.wav -ar {rate} -ac 1 -c:a pcm_s16le out.wav"
     try:
-        with wave.open(str(path), "rb") as file:
+        with wave.open(io.BytesIO(_plain(Path(path).read_bytes())), "rb") as file:
             channels, width, found = file.getnchannels(), file.getsampwidth(), file.getframerate()
             count = file.getnframes()
             data = file.readframes(count)
     except (OSError, EOFError, RuntimeError, wave.Error) as error:  # RuntimeError: chunk sizes
         why = str(error) or "it ends in its header"
-        raise AudioError(f"{path}: not a readable WAV file ({why})") from error
+        hint = f"; {convert}" if "unknown format" in why else ""
+        raise AudioError(f"{path}: not a readable WAV file ({why}){hint}") from error
     if (channels, width, found) != (1, 2, rate):
         raise AudioError(
             f"{path}: has {found} Hz, {8 * width} bits, {channels} channel(s); the model takes "
-            f"{rate} Hz, 16 bits, mono: convert it, as with ffmpeg -i in.wav -ar {rate} -ac 1 "
-            "-c:a pcm_s16le out.wav"
+            f"{rate} Hz, 16 bits, mono: {convert}"
         )
-    if count == _UNKNOWN // 2:  # written into a pipe: up to the end of the file
+    if count >= _UNKNOWN // 2:  # written into a pipe: up to the end of the file
         count = len(data) // 2
     if len(data) != 2 * count or not count:
         raise AudioError(
@@ -191,6 +195,19 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
             "it is cut short or empty: copy or record it again"
         )
     return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
+
+
+def _plain(data: bytes) -> bytes:
+    """A WAV file in the extensible format whose samples are plain integers (PCM), in the format of
+    these; Python reads the other only from 3.12 on.
+    """
+    start = 12
+    while data[start : start + 4] not in (b"fmt ", b""):
+        start += 8 + (int.from_bytes(data[start + 4 : start + 8], "little") + 1 & ~1)
+    kind = start + 8
+    if data[kind : kind + 2] == _EXTENSIBLE and data[kind + 24 : kind + 40] == _PCM:
+        return data[:kind] + _PCM[:2] + data[kind + 2 :]
+    return data
 
 
 def read_settings(path: Path) -> dict[str, Any]:

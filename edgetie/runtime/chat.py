@@ -23,6 +23,13 @@ PLACE = "\ue000"
 """A character for private use, of which no template makes anything."""
 
 
+_FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, LookupError,
+    AttributeError,
+)  # fmt: skip
+"""What a template that does not fit its messages ends in."""
+
+
 class _GenerationBlock(Extension):
     """``{% generation %}`` … ``{% endgeneration %}`` marks text a model is trained on; it stays."""
 
@@ -78,7 +85,7 @@ def render_chat(
             if PLACE not in render(marked) and PLACE in render(_in_parts(marked)):
                 messages = _in_parts(messages)
         return render(messages)
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+    except _FAILURES as error:
         raise BundleError(
             f"chat template: {' '.join(str(error).split())}; change the messages or use --no-chat"
         ) from error

@@ -97,7 +97,7 @@ def generate(
         session: an opened decoder.
         prompts: token ids of each; they are padded on the left, or on the right for an encoder.
         max_new_tokens: most tokens to add; fewer are added where the model's longest sequence
-            ends before.
+            ends before. All prompts have the room of the longest.
         sampling: how tokens are chosen.
         stop_token_ids: tokens that end a sequence; ``None`` takes the model's own, an empty set
             never stops early.
@@ -108,7 +108,8 @@ def generate(
         EdgetieError: if a prompt is empty, longer than the model takes or has tokens that it lacks,
             or ``max_new_tokens`` or ``seed`` is less than it can be.
     """
-    _require_valid(session, prompts, max_new_tokens, seed)
+    require_numbers(max_new_tokens, seed)
+    _require_tokens(session, prompts)
     if session.bundle.task == SPEECH:
         raise BundleError(f"{session.bundle.directory}: takes sound, not text; use transcribe")
     ids, mask = pad(prompts, side="right" if session.cross else "left")
@@ -142,7 +143,11 @@ def continued(
         seen: ``(batch, vocabulary)``, tokens that occurred in the prompt.
     """
     stop_ids = np.array(sorted(stops), np.int64)
-    suppressed, first = suppressed_token_ids(decoder.session.bundle.directory)
+    bundle = decoder.session.bundle
+    suppressed, first = suppressed_token_ids(bundle.directory)
+    sound = bundle.manifest.signature.audio_token_id if bundle.manifest is not None else None
+    if sound is not None:  # it stands for what is heard, and nobody says it
+        suppressed, first = [*suppressed, sound], [*first, sound]
     rng = np.random.default_rng(seed)
     if sampling.repetition_penalty == 1:
         seen = None
@@ -165,19 +170,30 @@ def continued(
         logits = decoder.step(tokens)
 
 
-def _require_valid(
-    session: Session, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int | None
-) -> None:
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise EdgetieError("a prompt is empty; give at least one token")
+def require_numbers(max_new_tokens: int, seed: int | None) -> None:
+    """Refuse what is less than it can be.
+
+    Raises:
+        EdgetieError: naming it.
+    """
     if max_new_tokens < 1:
         raise EdgetieError(f"max_new_tokens {max_new_tokens}: must be 1 or more")
     if seed is not None and seed < 0:
         raise EdgetieError(f"seed {seed}: must be 0 or more")
+
+
+def _require_tokens(session: Session, prompts: Sequence[Sequence[int]]) -> None:
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise EdgetieError("a prompt is empty; give at least one token")
     manifest = session.bundle.manifest
     if manifest is None or not manifest.signature.vocab_size:
         return
-    size = manifest.signature.vocab_size
+    size, sound = manifest.signature.vocab_size, manifest.signature.audio_token_id
+    if any(sound in prompt for prompt in prompts):
+        raise EdgetieError(
+            f"{session.bundle.directory}: token {sound} of a prompt stands for a sound; use "
+            "transcribe (--audio)"
+        )
     for token in (token for prompt in prompts for token in prompt):
         if token < 0 or (token >= size and not session.cross):  # an encoder may have others
             raise EdgetieError(

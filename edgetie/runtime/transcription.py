@@ -16,6 +16,7 @@ from edgetie.runtime.generation import (
     Chunk,
     continued,
     decoder_for,
+    require_numbers,
     stop_tokens,
     written,
 )
@@ -48,15 +49,17 @@ def transcribe(
             (:func:`edgetie.runtime.audio.read_wav`).
         language: its code, such as ``en``, for a model of several languages; by default the one
             that the model hears.
-        max_new_tokens: most tokens to write; ``None`` for as many as the model allows.
+        max_new_tokens: most tokens to write; ``None`` for as many as the model allows, and 448 of a
+            language model that hears (audio-lm).
         sampling: how tokens are chosen.
         seed: makes sampling repeatable.
 
     Raises:
         AudioError: if the clip is empty or longer than the model takes.
         BundleError: if the model hears nothing, or ONNX Runtime fails on it.
-        EdgetieError: if it does not know the language.
+        EdgetieError: if it does not know the language, or a number is less than it can be.
     """
+    require_numbers(1 if max_new_tokens is None else max_new_tokens, seed)
     bundle = session.bundle
     extractor = FeatureExtractor.from_bundle(bundle)
     known = language_token_ids(bundle.directory)
@@ -65,9 +68,8 @@ def transcribe(
         raise EdgetieError(f"language {language}: the model knows {names}")
     if bundle.task == AUDIO_LM:
         heard = hear(session, extractor.feeds(samples))
-        yield from _answered(
-            session, tokenizer, heard, max_new_tokens or _NEW_TOKENS, sampling, seed
-        )
+        most = _NEW_TOKENS if max_new_tokens is None else max_new_tokens
+        yield from _answered(session, tokenizer, heard, most, sampling, seed)
         return
     features = extractor(samples)
     manifest = bundle.manifest

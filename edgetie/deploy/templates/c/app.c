@@ -17,7 +17,9 @@ static int show(void *ids_only, const char *text, size_t length, int64_t token, 
 
 int main(int count, char **words) {
   const char *prompt = count > 1 ? words[1] : "What is the capital of France?";
-  long most = count > 2 ? atol(words[2]) : 128;
+  char *rest = "";
+  long most = count > 2 ? strtol(words[2], &rest, 10) : 128;
+  if (*rest || most < 1) return fprintf(stderr, "app: %s: not a number of tokens\n", words[2]), 2;
   char *ids_only = count > 3 && !strcmp(words[3], "--tokens") ? words[3] : NULL;
 
   Model *model = model_open(".");

@@ -18,6 +18,7 @@ export class Model {
 
   /** Token ids of a prompt, with the text that the model expects around it. */
   encode(prompt) {
+    if (this.app.trim) prompt = prompt.trim();
     const text = this.app.before_prompt + prompt + this.app.after_prompt;
     const { ids } = this.tokenizer.encode(text, { add_special_tokens: false });
     return [...this.app.prefix, ...ids, ...this.app.suffix];
@@ -31,6 +32,8 @@ export class Model {
   /** The likeliest tokens behind a prompt, one by one, up to one of `stops`. */
   async *tokens(prompt, most, stops = this.app.stop_tokens) {
     let ids = prompt, seen = 0;
+    if (!ids.length) throw new Error("the prompt has no tokens");
+    if (!(most >= 1)) throw new Error(`${most}: not a number of tokens`);
     let cache = this.#emptyCache();
     const longest = this.app.max_positions ?? Infinity;
     if (ids.length > longest) {
@@ -66,13 +69,14 @@ export class Model {
     const made = [];
     let shown = 0;
     for await (const token of this.tokens(this.encode(prompt), most)) {
-      made.push(token);
       if (this.ends(token)) break;
+      made.push(token);
       const text = this.tokenizer.decode(made, { skip_special_tokens: true });
       if (text.endsWith("\ufffd")) continue; // half a character
       yield text.slice(shown);
       shown = text.length;
     }
+    yield this.tokenizer.decode(made, { skip_special_tokens: true }).slice(shown);
   }
 
   #row(values) {

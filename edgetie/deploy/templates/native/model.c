@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "model.h"
 
+#include <ctype.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -155,7 +156,10 @@ static int64_t *prompt_tokens(const Model *model, const char *prompt, size_t *co
   size_t length = strlen(APP_BEFORE) + strlen(prompt) + strlen(APP_AFTER) + 1;
   char *text = malloc(length);
   if (!text) return NULL;
-  snprintf(text, length, "%s%s%s", APP_BEFORE, prompt, APP_AFTER);
+  const char *end = prompt + strlen(prompt);
+  while (APP_TRIM && isspace((unsigned char)*prompt)) prompt++;
+  while (APP_TRIM && end > prompt && isspace((unsigned char)end[-1])) end--;
+  snprintf(text, length, "%s%.*s%s", APP_BEFORE, (int)(end - prompt), prompt, APP_AFTER);
   int64_t *ids = tokenizer_encode(model->tokenizer, text, count);
   free(text);
   size_t front = APP_PREFIX_TOKENS, back = APP_SUFFIX_TOKENS, all = front + *count + back;

@@ -37,8 +37,10 @@ class Model:
         """The likeliest tokens behind a prompt, one by one, up to one that ends the text.
 
         Raises:
-            ValueError: if the model does not take so long a prompt.
+            ValueError: if the prompt has no tokens, or the model does not take so many.
         """
+        if not prompt:
+            raise ValueError("the prompt has no tokens")
         length, longest = len(prompt) + most, self.app["max_positions"]
         if longest and len(prompt) > longest:
             raise ValueError(f"the prompt has {len(prompt)} tokens, the model takes {longest}")
@@ -74,6 +76,7 @@ class Model:
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt, with what the model expects around it."""
+        prompt = prompt.strip() if self.app["trim"] else prompt
         text = self.app["before_prompt"] + prompt + self.app["after_prompt"]
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [*self.app["prefix"], *ids, *self.app["suffix"]]
@@ -84,12 +87,13 @@ class Model:
         shown = ""
         for token in self.tokens(self.encode(prompt), most):
             if token in self.app["stop_tokens"]:
-                return
+                break
             made.append(token)
             text = self.tokenizer.decode(made)
             if not text.endswith("\ufffd"):  # half a character
                 yield text[len(shown) :]
                 shown = text
+        yield self.tokenizer.decode(made)[len(shown) :]
 
 
 def release(path: str) -> None:
@@ -111,8 +115,8 @@ def release(path: str) -> None:
 
 def main() -> None:
     prompt = sys.argv[1] if len(sys.argv) > 1 else input("Prompt: ")
-    most = int(sys.argv[2]) if len(sys.argv) > 2 else 128
     try:
+        most = int(sys.argv[2]) if len(sys.argv) > 2 else 128
         for piece in Model().answer(prompt, most):
             print(piece, end="", flush=True)
     except ValueError as error:

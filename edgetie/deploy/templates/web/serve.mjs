@@ -2,6 +2,7 @@
 import { createReadStream, statSync } from "node:fs";
 import { createServer } from "node:http";
 import { extname, join, normalize, sep } from "node:path";
+import { pipeline } from "node:stream";
 import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL("./", import.meta.url));
@@ -9,11 +10,14 @@ const types = { ".html": "text/html", ".mjs": "text/javascript", ".js": "text/ja
   ".json": "application/json", ".wasm": "application/wasm" };
 
 const server = createServer((request, response) => {
-  const path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
-  const file = normalize(join(root, path.endsWith("/") ? `${path}index.html` : path));
-  const stat = file.startsWith(root.endsWith(sep) ? root : root + sep)
-    ? statSync(file, { throwIfNoEntry: false })
-    : undefined;
+  let file, stat;
+  try {
+    const path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
+    file = normalize(join(root, path.endsWith("/") ? `${path}index.html` : path));
+    if (file.startsWith(root.endsWith(sep) ? root : root + sep)) stat = statSync(file);
+  } catch {
+    // no such file, or no path at all
+  }
   if (!stat?.isFile()) {
     response.writeHead(404).end("not found\n");
     return;
@@ -24,7 +28,7 @@ const server = createServer((request, response) => {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-embedder-policy": "require-corp",
   });
-  createReadStream(file).pipe(response);
+  pipeline(createReadStream(file), response, () => {}); // closes the file if the page goes
 });
 server.listen(+(process.argv[2] ?? 8080), "127.0.0.1", () =>
   console.log(`http://127.0.0.1:${server.address().port}/`));
