@@ -73,7 +73,8 @@ class Row:
     @property
     def kept(self) -> bool:
         """Every tied weight is stored once."""
-        return self.exported and all(count == 1 for count in self.copies)
+        counted = len(self.copies) == len(self.groups)
+        return self.exported and counted and all(count == 1 for count in self.copies)
 
     @property
     def matches(self) -> bool:

@@ -190,7 +190,11 @@ def _model_stamp(name: str) -> str:
     recipe = catalogue.MODELS[name]
     digest = hashlib.sha256(recipe.command.encode())
     for script in re.findall(r"\{prepare\}/(\S+)", recipe.command):
-        digest.update((HERE / "prepare" / script).read_bytes())
+        source = (HERE / "prepare" / script).read_bytes()
+        digest.update(source)
+        for module in re.findall(rb"^(?:from|import) (\w+)", source, re.MULTILINE):
+            shared = REPOSITORY / "tests" / f"{module.decode()}.py"
+            digest.update(shared.read_bytes() if shared.is_file() else b"")
     digest.update(json.dumps(_environment_stamp(recipe.environment)).encode())
     digest.update(_model_stamp(recipe.source).encode())
     return digest.hexdigest()

@@ -148,8 +148,21 @@ def write_models(
             original = same[original]
         _refer(value, directory / data, *ranges[original])
     for name, model in models.items():
+        _read_constants(model)
         ir.save(model, directory / name)
     return [directory / name for name in models]
+
+
+def _read_constants(model: ir.Model) -> None:
+    """Take what stands in nodes out of the files that the model was read from."""
+    for graph in (*model.graphs(), *model.functions.values()):
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                value = attribute.value
+                if isinstance(value, ir.ExternalTensor):
+                    array = np.array(value.numpy())
+                    kept = ir.Tensor(array, dtype=value.dtype, shape=value.shape, name=value.name)
+                    node.attributes[name] = ir.AttrTensor(name, kept)
 
 
 def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:

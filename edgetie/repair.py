@@ -8,7 +8,6 @@ one side, are reported with their distance and merged on request.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.atomic import atomic_directory, atomic_files
-from edgetie.bundle import DATA, MANIFEST, Bundle, open_bundle
+from edgetie.bundle import DATA, MANIFEST, Bundle, Manifest, open_bundle
 from edgetie.content import MIN_ELEMENTS, equal_groups
 from edgetie.data_files import external_data_files
 from edgetie.errors import BundleError, EdgetieError, TieError
@@ -28,6 +27,7 @@ from edgetie.external_data import load_model, write_models
 from edgetie.harness.equivalence import Equivalence, compare_files
 from edgetie.operators import operator
 from edgetie.passes import run_passes
+from edgetie.passes._base import name_apart
 from edgetie.passes.head import Head
 from edgetie.passes.near import ALIKE, MergeNear, NearCopy, near_copies
 from edgetie.passes.retie import Retie, can_read_turned, fixed, hoist, read_turned
@@ -131,7 +131,7 @@ def tie(
                 model.merge(max_distance)
             same = _share(models)
             for model in models:
-                _name_apart(model.graph)
+                name_apart(model.graph)
             stages.stage("write")
             data = DATA if several else f"{target.name}.data"
             written = write_models(
@@ -172,12 +172,15 @@ def tie(
 def _require_alone(target: Path, source: Path) -> None:
     """Refuse to replace files that other models are made of."""
     data = target.parent / f"{target.name}.data"
-    if target.exists() and (target.parent / MANIFEST).is_file():
-        raise BundleError(f"{target}: is part of a bundle; choose another output")
+    manifest = target.parent / MANIFEST
+    if target.exists() and manifest.is_file():
+        known = Manifest.from_json(manifest.read_text(encoding="utf-8", errors="replace"), manifest)
+        if {target.name, data.name} & known.files.keys():
+            raise BundleError(f"{target}: is part of a bundle; choose another output")
     if not data.exists():
         return
     for model in {*target.parent.glob("*.onnx"), source}:
-        if target.exists() and model.samefile(target):
+        if not model.is_file() or (target.exists() and model.samefile(target)):
             continue
         with contextlib.suppress(BundleError):  # what cannot be read reads nothing
             if any(file.exists() and file.samefile(data) for file in external_data_files(model)):
@@ -211,7 +214,7 @@ class _Model:
         self.graph = load_model(path)
         self.vocabulary = min(_table_rows(self.graph), default=2)
         self.merged: dict[str, str] = {}
-        self.aliases: dict[str, str] = {}
+        self.aliases: dict[ir.Value, ir.Value] = {}
         self.shared: dict[str, str] = {}
         self.near: list[NearCopy] = []
         self.merged_near: list[str] = []
@@ -233,7 +236,10 @@ class _Model:
         run_passes(self.graph, [], [nearest])
         self.fuse_heads()
         self.merged, self.aliases = retie.merged, retie.aliases
-        self.shared = {self.label(k): self.label(v) for k, v in retie.aliases.items()}
+        self.shared = {
+            self.label(str(copy.name)): self.label(str(kept.name))
+            for copy, kept in retie.aliases.items()
+        }
         self.merged_near = nearest.merged
         self.skipped += map(self.label, retie.skipped)
         self.copies_left = bool(retie.skipped)
@@ -250,9 +256,8 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
     same: dict[ir.Value, ir.Value] = {}
     owners: dict[ir.Value, _Model] = {}
     for model in models:
-        values = {str(value.name): value for value in all_initializers(model.graph)}
-        same |= {values[a]: values[b] for a, b in model.aliases.items()}
-        owners |= dict.fromkeys(values.values(), model)
+        same |= model.aliases
+        owners |= dict.fromkeys(all_initializers(model.graph), model)
     if len(models) == 1:
         return same
     for first, *twins in equal_groups(value for value in owners if value not in same):
@@ -272,19 +277,6 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
                 owner.fuse_heads()
             same[value] = first.value
     return same
-
-
-def _name_apart(model: ir.Model) -> None:
-    """Give values of all graphs different names: new ones may be called as some of a subgraph."""
-    taken: set[str] = set()
-    fresh = itertools.count()
-    for graph in model.graphs():  # the outermost one first, whose outputs are called from outside
-        taken |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
-        for node in graph:
-            for value in node.outputs:
-                while value.name and value.name in taken:
-                    value.name = f"{value.name}.{next(fresh)}"
-                taken.add(str(value.name))
 
 
 def _verified(path: Path, copies_left: bool, file: str) -> list[TieGroup]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from broken_models import LOOKUP, ROWS, WIDTH, copies, logits, save, table
+from broken_models import IDS, LOOKUP, ROWS, WIDTH, copies, logits, save, table
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.errors import BundleError, EdgetieError
+from edgetie import open_bundle, quantize_model
+from edgetie.errors import BundleError, EdgetieError, QuantizeError
+from edgetie.export.exporter import ExportReport
 from edgetie.repair import tie
 
 
@@ -32,11 +37,93 @@ def test_files_of_other_models_are_not_replaced(tmp_path: Path) -> None:
         tie(path, tmp_path / "model.onnx", force=True)
     assert data.read_bytes() == before
     (tmp_path / "sibling.onnx").unlink()
-    (tmp_path / "edgetie.json").write_text("{}")
-    with pytest.raises(BundleError, match="part of a bundle"):
-        tie(path, path, force=True)
-    (tmp_path / "edgetie.json").unlink()
+    (tmp_path / "gone.onnx").symlink_to(tmp_path / "nothing")
     tie(path, path, force=True)  # its own data may go
+
+
+def test_files_of_a_bundle_are_not_replaced(
+    exported: Callable[[str], ExportReport], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(exported("Llama").bundle.directory, bundle)
+    with pytest.raises(BundleError, match="part of a bundle"):
+        tie(bundle / "model.onnx", bundle / "model.onnx", force=True)
+    for force in (False, True):
+        tie(bundle / "model.onnx", bundle / "tied.onnx", force=force)
+    assert open_bundle(bundle, hashes=True).manifest is not None
+
+
+def choosing(
+    path: Path, values: dict[str, np.ndarray], branches: dict[str, list[onnx.TensorProto]]
+) -> Path:
+    """``x @ head`` in both branches of an If, over the table or each branch's own ``head``."""
+    graphs = {}
+    for index, (name, own) in enumerate(branches.items()):
+        turn = [helper.make_node("Reshape", ["head", "flat"], [f"h{index}"])] if own else []
+        head = f"h{index}" if own else "head"
+        product = helper.make_node("MatMul", ["x", head], [f"o{index}"])
+        out = helper.make_tensor_value_info(f"o{index}", TensorProto.FLOAT, None)
+        graphs[f"{name}_branch"] = helper.make_graph([*turn, product], name, [], [out], own)
+    nodes = [LOOKUP, helper.make_node("If", ["flag"], ["logits"], **graphs)]
+    model = onnx.load(save(path, nodes, values | {"flat": np.array([WIDTH, ROWS])}))
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    onnx.save(model, path)
+    return path
+
+
+def chosen(path: Path, flag: bool) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"input_ids": IDS, "flag": np.array(flag)})[0]
+
+
+def test_branches_with_weights_of_equal_names(tmp_path: Path) -> None:
+    strange = np.random.default_rng(7).normal(size=(WIDTH, 3, ROWS // 3)).astype(np.float32)
+    mine = table().reshape(strange.shape)
+    own = {
+        "then": [numpy_helper.from_array(strange, "head")],
+        "else": [numpy_helper.from_array(mine, "head")],
+    }
+    path = choosing(tmp_path / "two.onnx", {"table": table()}, own)
+    report = tie(path, tmp_path / "fixed.onnx")
+    assert report.shared == {"head": "table"}
+    for flag in (True, False):
+        np.testing.assert_allclose(chosen(report.path, flag), chosen(path, flag), atol=1e-4)
+    assert report.bytes_after < report.bytes_before - table().nbytes // 2
+
+
+def test_a_tied_file_with_branches_is_quantized(tmp_path: Path) -> None:
+    values = {"table": table(), "head": np.ascontiguousarray(table().T)}
+    path = choosing(tmp_path / "two.onnx", values, {"then": [], "else": []})
+    with pytest.raises(QuantizeError, match=r"two\.onnx: table is stored again as head; .*tie"):
+        quantize_model(path, tmp_path / "no")
+    report = tie(path, tmp_path / "fixed.onnx")
+    made = quantize_model(report.path, tmp_path / "int8")
+    assert [group.dtype for group in made.bundle.manifest.ties] == ["UINT8"]
+    for flag in (True, False):
+        expected = chosen(path, flag)
+        got = chosen(made.bundle.model_path, flag)
+        assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_constants_of_nodes_in_a_file_of_their_own(tmp_path: Path) -> None:
+    nodes = [
+        LOOKUP,
+        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([2]))),
+        helper.make_node("Mul", ["x", "c"], ["y"]),
+        helper.make_node("Transpose", ["table"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["y", "t"], ["logits"]),
+    ]
+    path = save(tmp_path / "model.onnx", nodes, {"table": table()})
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location="all.bin", size_threshold=0,
+        convert_attribute=True,
+    )  # fmt: skip
+    expected = logits(path)
+    report = tie(path, tmp_path / "fixed.onnx")
+    made = quantize_model(path, tmp_path / "int8")
+    (tmp_path / "all.bin").unlink()
+    np.testing.assert_allclose(logits(report.path), expected, rtol=1e-5)
+    assert np.abs(logits(made.bundle.model_path) - expected).max() < 0.03 * np.abs(expected).max()
 
 
 def test_a_near_copy_is_that_of_the_nearest_table(tmp_path: Path) -> None:

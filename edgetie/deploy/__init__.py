@@ -139,7 +139,7 @@ def deploy(
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         }
-    return Deployment(Path(output), row, scheme, sizes, _notes(tokenizer))
+    return Deployment(Path(output), row, scheme, sizes, _notes(opened, tokenizer, app))
 
 
 def _scheme(bundle: Bundle) -> str:
@@ -220,10 +220,19 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
     }
 
 
-def _notes(tokenizer: Tokenizer) -> tuple[str, ...]:
-    if "strftime_now" not in (tokenizer.chat_template or ""):
+def _notes(bundle: Bundle, tokenizer: Tokenizer, app: dict[str, Any]) -> tuple[str, ...]:
+    """What a chat template does that no starter does."""
+    if tokenizer.chat_template is None:
         return ()
-    return ("its chat template writes the date; the starter keeps that of today",)
+    found = []
+    if "strftime_now" in tokenizer.chat_template:
+        found.append("its chat template writes the date; the starter keeps that of today")
+    words = f" Aa{PLACE}aA\n"
+    made = PLACE.join(_around_prompt(bundle, tokenizer, words))
+    asked = words.strip() if app["trim"] else words
+    if made != app["before_prompt"] + asked + app["after_prompt"]:
+        found.append("its chat template changes the user's words; the starter does not")
+    return tuple(found)
 
 
 def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, words: str) -> tuple[str, str]:

@@ -230,11 +230,12 @@ def _copies(
     array = tensor.numpy()
     ranges: set[Any] = set()
     for file, model in optimized.items():
+        before = {str(value.name): value for value in all_initializers(models[file])}
         for value in all_initializers(model):
             form = _form(array, value.const_value)
             if form is None:
                 continue
-            original = models[file].graph.initializers.get(str(value.name))
+            original = before.get(str(value.name))
             where = (byte_range(original) if original else byte_range(value)) or str(value.name)
             if where in ranges:
                 continue

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.harness.environments import ask
+from edgetie.operators import operator
 from edgetie.passes._base import attribute_ints, only_user, producer
 from edgetie.ties import TieGroup, nodes_using
 
@@ -89,7 +90,7 @@ def _products(users: list[ir.Node]) -> list[ir.Node]:
     """
     found: dict[ir.Node, None] = {}
     for node in users:
-        if node.op_type in _FORM_CHANGES:
+        if operator(node) in _FORM_CHANGES:
             found |= dict.fromkeys(_products([user for user, _ in node.outputs[0].uses()]))
         else:
             found[node] = None
@@ -130,7 +131,7 @@ class _Piece:
             made = value.producer() if value is not None else None
             if value is None or value.const_value is not None:
                 taken.append(self._constant(value))
-            elif made is not None and made.op_type in _FORM_CHANGES and _from_constant(made):
+            elif made is not None and operator(made) in _FORM_CHANGES and _from_constant(made):
                 inner = self._copy(made)
                 if inner is None:
                     return None
@@ -178,7 +179,7 @@ def _from_constant(node: ir.Node) -> bool:
     made = value.producer() if value is not None else None
     if value is None or value.const_value is not None:
         return value is not None
-    return made is not None and made.op_type in _FORM_CHANGES and _from_constant(made)
+    return made is not None and operator(made) in _FORM_CHANGES and _from_constant(made)
 
 
 def _have_constants(*nodes: ir.Node) -> bool:
@@ -188,9 +189,9 @@ def _have_constants(*nodes: ir.Node) -> bool:
 
 
 def _dtype(node: ir.Node, index: int, value: ir.Value) -> ir.DataType:
-    if "Gather" in node.op_type:
+    if operator(node).startswith("Gather"):
         return ir.DataType.INT64
-    if node.op_type.startswith("MatMulInteger"):
+    if operator(node).startswith("MatMulInteger"):
         return value.dtype or (ir.DataType.INT8 if index % 2 else ir.DataType.UINT8)
     constants = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
     half = any(tensor.dtype == ir.DataType.FLOAT16 for tensor in constants)
@@ -199,15 +200,15 @@ def _dtype(node: ir.Node, index: int, value: ir.Value) -> ir.DataType:
 
 def _shape(node: ir.Node, index: int) -> list[int] | None:
     """A shape that one row of activations, or one token, has at this input."""
-    if node.op_type in ("Gather", "GatherBlockQuantized"):
+    if operator(node) in ("Gather", "GatherBlockQuantized"):
         return [1, 1]
-    if node.op_type.startswith("MatMulInteger") and index > 1:
+    if operator(node).startswith("MatMulInteger") and index > 1:
         return []  # a zero point
-    if node.op_type == "MatMulNBits":
+    if operator(node) == "MatMulNBits":
         return [1, node.attributes["K"].as_int()]
     other = node.inputs[1 - index] if index < 2 else None
     if (
-        node.op_type
+        operator(node)
         not in ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "Gemm", "FusedMatMul")
         or other is None
     ):
@@ -228,12 +229,12 @@ def _known_shape(value: ir.Value) -> list[Any] | None:
     if value.shape is not None:
         return list(value.shape)
     node = value.producer()
-    if node is None or node.op_type not in _FORM_CHANGES or node.inputs[0] is None:
+    if node is None or operator(node) not in _FORM_CHANGES or node.inputs[0] is None:
         return None
     before = _known_shape(node.inputs[0])
-    if node.op_type == "Transpose" and before is not None:
+    if operator(node) == "Transpose" and before is not None:
         return [before[axis] for axis in attribute_ints(node, "perm") or range(len(before))[::-1]]
-    return None if node.op_type == "Reshape" else before
+    return None if operator(node) == "Reshape" else before
 
 
 def _resident(path: str) -> int:

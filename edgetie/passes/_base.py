@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class GraphPass(ir.passes.InPlacePass):
         self.rewrite(model)
         if self.changed:
             prune(model)
+            name_apart(model)
             if any(node.domain == MICROSOFT for node in model.graph):
                 model.graph.opset_imports.setdefault(MICROSOFT, 1)
         return ir.passes.PassResult(model, modified=bool(self.changed))
@@ -52,6 +54,19 @@ def prune(model: ir.Model) -> None:
     import onnx_ir.passes.common as common
 
     common.RemoveUnusedNodesPass()(model)
+
+
+def name_apart(model: ir.Model) -> None:
+    """Give values of all graphs different names: new ones may be called as some of a subgraph."""
+    taken: set[str] = set()
+    fresh = itertools.count()
+    for graph in model.graphs():  # the outermost one first, whose outputs are called from outside
+        taken |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
+        for node in graph:
+            for value in node.outputs:
+                while value.name and value.name in taken:
+                    value.name = f"{value.name}.{next(fresh)}"
+                taken.add(str(value.name))
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:

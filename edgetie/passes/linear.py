@@ -32,15 +32,16 @@ class Linear(GraphPass):
     name = "linear"
 
     def rewrite(self, model: ir.Model) -> None:
-        for node in list(model.graph):
-            if operator(node) == "Gemm":
-                self._gemm(model.graph, node)
+        for graph in model.graphs():
+            for node in list(graph):
+                if operator(node) == "Gemm":
+                    self._gemm(node)
         prune(model)  # a replaced Gemm would still count as a use of its weight
         for node in list(model.graph):
             if operator(node) == "Transpose":
                 self._transpose(model.graph, node)
 
-    def _gemm(self, graph: ir.Graph, node: ir.Node) -> None:
+    def _gemm(self, node: ir.Node) -> None:
         """``Reshape(Gemm(Reshape(x), W, b))`` is ``MatMul(x, W) + b``."""
         factors = [node.attributes[n].as_float() for n in ("alpha", "beta") if n in node.attributes]
         transposed = "transA" in node.attributes and node.attributes["transA"].as_int() != 0

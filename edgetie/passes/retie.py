@@ -24,7 +24,7 @@ class Retie(GraphPass):
 
     Attributes:
         merged: the name of each initializer that is gone, and of the one that took its place.
-        aliases: initializers that hold another's bytes in another shape, name to name; a writer
+        aliases: initializers that hold another's bytes in another shape, and that one; a writer
             lets them share its byte range.
     """
 
@@ -33,7 +33,7 @@ class Retie(GraphPass):
     def __init__(self) -> None:
         super().__init__()
         self.merged: dict[str, str] = {}
-        self.aliases: dict[str, str] = {}
+        self.aliases: dict[ir.Value, ir.Value] = {}
 
     def rewrite(self, model: ir.Model) -> None:
         self._join_entries(model)
@@ -75,7 +75,7 @@ class Retie(GraphPass):
             self.skipped.append(f"{copy.name}: is {kept.name} transposed and in another shape")
             return
         else:
-            self.aliases[str(copy.name)] = str(kept.name)
+            self.aliases[copy] = kept
             self.changed += 1
             return
         graph = copy.graph

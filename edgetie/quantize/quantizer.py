@@ -51,7 +51,7 @@ from edgetie.quantize.store import Store
 from edgetie.report.progress import Stages
 from edgetie.runtime.tokenizer import TOKENIZER_FILES
 from edgetie.targets import CALIBRATORS, find_scheme
-from edgetie.ties import find_shared_ties, find_ties, ties_of_file, verify_ties
+from edgetie.ties import equal_initializers, find_shared_ties, find_ties, ties_of_file, verify_ties
 
 _QUANTIZED = {
     "MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "DynamicQuantizeLinear",
@@ -169,6 +169,9 @@ def quantize(
             f"the calibration text has {len(text.calibrated)} tokens, all of them calibrated on, "
             "and limits are held against what follows; give a longer one"
         )
+    ties = {file: find_ties(model, parameters) for file, model in _named(models).items()}
+    for path, model, groups in zip(bundle.model_paths, models.values(), ties.values(), strict=True):
+        _require_once(path, model, [group.name for group in groups])
     costs: list[Cost] = []
     measured: PredictionErrors | None = None
     # threads share out matrices: BLAS needs none of its own
@@ -176,7 +179,6 @@ def quantize(
         stages.stage("calibrate")
         clips, heard = calibration_clips(bundle)
         given = Input(text.calibrated, clips, runs, text.prefix, text.suffix)
-        ties = {file: find_ties(model, parameters) for file, model in _named(models).items()}
         with ThreadPoolExecutor(1) as beside:
             verified = beside.submit(bundle.verify_files, hashes=bundle is not source)
             try:
@@ -324,6 +326,14 @@ def _require_float(bundle: Bundle, model: ir.Model) -> None:
     if bundle.manifest is not None and bundle.manifest.precision != "fp32":
         raise QuantizeError(
             f"{bundle.directory}: is {bundle.manifest.precision}; quantize an fp32 bundle"
+        )
+
+
+def _require_once(path: Path, model: ir.Model, tied: list[str]) -> None:
+    """Refuse a model that stores a tied weight more than once."""
+    for first, *others in equal_initializers(model, like=tied):
+        raise QuantizeError(
+            f"{path}: {first} is stored again as {', '.join(others)}; run edgetie tie first"
         )
 
 

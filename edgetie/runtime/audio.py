@@ -189,6 +189,7 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
         )
     if count >= _UNKNOWN // 2:  # written into a pipe: up to the end of the file
         count = len(data) // 2
+        data = data[: 2 * count]
     if len(data) != 2 * count or not count:
         raise AudioError(
             f"{path}: holds {len(data) // 2} samples, and its header says {count}; "
