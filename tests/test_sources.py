@@ -60,12 +60,16 @@ def test_an_adapter_that_would_be_left_out_is_refused(
 
 
 def write_gguf(
-    path: Path, *, scaling: tuple[str, float] | None = None, tables: dict[str, np.ndarray] | None
+    path: Path,
+    *,
+    scaling: tuple[str, float] | None = None,
+    tables: dict[str, np.ndarray] | None,
+    layers: int = LAYERS,
 ) -> Path:
     """A small Llama, without a tokenizer; the same weights each time."""
     rng, writer = np.random.default_rng(0), gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(512)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(128)
     writer.add_embedding_length(WIDTH)
     writer.add_head_count(HEADS)
@@ -103,6 +107,29 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.mark.parametrize(
+    ("lost", "layers", "message"),
+    [
+        ("blk.0.attn_q.bias", LAYERS, r"1 weights .*blk\.0\.attn_q\.bias"),
+        ("output.bias", LAYERS, r"output\.bias"),
+        (None, LAYERS - 1, rf"9 weights of layers .*blk\.{LAYERS - 1}\."),
+    ],
+)
+def test_gguf_weights_that_transformers_leaves_out_are_refused(
+    tmp_path: Path, lost: str | None, layers: int, message: str
+) -> None:
+    tables = {lost: np.ones(WIDTH, np.float32)} if lost else None
+    path = write_gguf(tmp_path / "model.gguf", tables=tables, layers=layers)
+    with pytest.raises(SourceError, match=message):
+        load_source(str(path))
+
+
+def test_other_gguf_weights_are_named(tmp_path: Path) -> None:
+    tables = {"projector.weight": np.ones(WIDTH, np.float32)}
+    source = load_source(str(write_gguf(tmp_path / "model.gguf", tables=tables)))
+    assert source.unused == ["projector.weight"]
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,8 @@ def require_fusable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor)
     Raises:
         Unfusable: saying which shape.
     """
+    if query.ndim != 4:
+        raise Unfusable(f"attention over tensors of {query.ndim} axes")
     sizes = [tensor.shape[-1] for tensor in (query, key, value)]
     if len(set(sizes)) > 1 or sizes[0] % _HEAD_SIZE_MULTIPLE:
         raise Unfusable(f"head sizes {sizes[0]}, {sizes[1]}, {sizes[2]}")

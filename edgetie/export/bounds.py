@@ -7,6 +7,7 @@ which is an accident of the example's size.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,12 @@ class Bounds:
 
     ranges: dict[str, tuple[int, int | None]]
 
-    def longest(self, configured: int | None) -> int | None:
+    def longest(self, configured: int | None, sizes: Collection[int] = ()) -> int | None:
         """The longest sequence, at most as long as the configuration says.
+
+        Args:
+            configured: that length.
+            sizes: of the module's tensors; a bound that is one of them is the model's own.
 
         Raises:
             Unfusable: if the program holds for short sequences or few rows only.
@@ -55,8 +60,9 @@ class Bounds:
             upper["total_sequence_length"] = min(joint)
         if "past_sequence_length" in upper:
             upper["past_sequence_length"] += 1  # one more token is read than what is cached
-        if upper and min(upper.values()) < min(_FEWEST, configured or _FEWEST):
-            raise Unfusable(f"holds for up to {min(upper.values())} tokens only")
+        fewest = min(upper.values(), default=_FEWEST)
+        if fewest < min(_FEWEST, configured or _FEWEST) and fewest not in sizes:
+            raise Unfusable(f"holds for up to {fewest} tokens only")
         return min([*upper.values(), *([configured] if configured else [])], default=None)
 
 

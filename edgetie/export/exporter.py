@@ -189,11 +189,11 @@ def export(
 
 def _modes(module: torch.nn.Module) -> dict[str, str]:
     """Settings of a model that are words: by name, of its configuration and its parts."""
-    parts = [part for part in (getattr(module, "config", None), *module.modules()) if part]
+    parts = (getattr(module, "config", None), *module.modules())
     return {
         name: value
         for part in parts
-        for name, value in vars(part).items()
+        for name, value in getattr(part, "__dict__", {}).items()
         if isinstance(value, str) and not name.startswith("_")
     }
 

@@ -15,7 +15,8 @@ _DEFAULT_CONTEXT = 2048
 def write_genai_config(directory: Path, config: Any, task: Task, signature: Signature) -> bool:
     """Write the file; returns whether the model has what onnxruntime-genai asks for.
 
-    It needs one shape for the caches of all layers and a KV cache bound in place.
+    It needs one shape for the caches of all layers, a KV cache bound in place, and sizes that a
+    configuration of transformers names.
     """
     if not signature.cache_in_place or config is None:
         return False
@@ -23,6 +24,8 @@ def write_genai_config(directory: Path, config: Any, task: Task, signature: Sign
     if len(shapes) != 1:
         return False
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if not all(hasattr(text, name) for name in ("hidden_size", "num_attention_heads")):
+        return False  # a configuration of somebody's own
     kv_heads, _, head_size = shapes.pop()
     context = task.max_positions or _DEFAULT_CONTEXT
     ends = signature.eos_token_ids

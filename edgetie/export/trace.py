@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import onnx_ir as ir
 import torch
@@ -100,6 +101,11 @@ def trace(
 def _trace_plain(source: Source, task: Task, last_only: bool, progress: Progress) -> Traced:
     """Attention as transformers writes it out, the cache as inputs and outputs of their own."""
     hint = f"{source.name}: cannot be exported in operators of the standard with a cache"
+    if not task.cache:
+        raise ExportError(
+            f"{source.name}: operators of the standard alone are for decoders with a cache; leave "
+            "out --target"
+        )
     if not task.replaces_attention:
         raise ExportError(f"{hint}: its attention cannot be chosen; leave out --target")
     try:
@@ -124,8 +130,17 @@ def _trace_all(
     models = {}
     for graph in task.graphs(source.module, fused=fused, last_only=last_only):
         models[graph.file], bounds = _trace(source, graph, progress)
-        task = replace(task, max_positions=bounds.longest(task.max_positions))
+        longest = bounds.longest(
+            task.max_positions, _sizes(source) if source.kind == "factory" else ()
+        )
+        task = replace(task, max_positions=longest)
     return Traced(models, task, unfused)
+
+
+def _sizes(source: Source) -> set[int]:
+    """The sizes of all axes of a module's tensors, a table of positions among them."""
+    tensors = chain(source.module.parameters(), source.module.buffers())
+    return {size for tensor in tensors for size in tensor.shape}
 
 
 def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, Bounds]:

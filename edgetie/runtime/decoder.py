@@ -106,12 +106,19 @@ class Decoder:
 
         Raises:
             EdgetieError: if ``max_length`` would be exceeded, a row is padding only, or padded on
-                the right for a model that takes padding on the left only.
+                the right for a model that takes padding on the left only, or if several sequences
+                that have begun get several tokens where attention and its cache are one operator.
             BundleError: if ONNX Runtime fails on the model.
         """
         mask = np.ones_like(ids) if attention_mask is None else attention_mask
         if "attention_mask" not in self._inputs and not mask.all():
             raise EdgetieError(f"{self._model}: has no attention_mask, so it takes no padding")
+        behind = self.length > 0 and ids.shape[1] > 1
+        if behind and self.batch > 1 and self.session.cache_in_place:
+            raise EdgetieError(
+                f"{self._model}: takes several tokens of several sequences as a first prompt only; "
+                "go on with step"
+            )
         empty = np.flatnonzero(~mask.any(axis=1))
         if len(empty):
             raise EdgetieError(f"sequence {empty[0]} has no token; give at least one")

@@ -35,6 +35,7 @@ def load_factory(text: str, task: str) -> Source:
             f"{text}: calling it failed ({type(error).__name__}: {first_line(error)}); "
             "it must be importable from here and take no arguments"
         ) from error
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{text}: returned {type(module).__name__}, not a torch.nn.Module")
     if not any(True for _ in module.parameters()):

@@ -18,6 +18,9 @@ from edgetie.sources.pretrained import (
     save_tokenizer,
 )
 
+_ROTARY = "rope_"
+"""Tables of rotary embeddings begin so; they are read here."""
+
 
 def load_gguf(path: Path) -> Source:
     """Load a GGUF file as an fp32 model.
@@ -32,7 +35,7 @@ def load_gguf(path: Path) -> Source:
         if file.read(4) != b"GGUF":
             raise SourceError(f"{path}: not a GGUF file")
     try:
-        with _no_bars(), _read_once():
+        with _no_bars(), _read_once(), _noting_unread() as unread:
             module, loading = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
@@ -45,6 +48,12 @@ def load_gguf(path: Path) -> Source:
             f"{path}: cannot be loaded ({first_line(error)}); if it is cut short, download it again"
         ) from error
     require_weights(str(path), loading)
+    lost = sorted(name for name in unread if name.startswith("blk.") or name.endswith(".bias"))
+    if lost:
+        raise SourceError(
+            f"{path}: holds {len(lost)} weights of layers and biases that transformers does not "
+            f"read ({lost[0]}, ...); export the model that the file was made from"
+        )
     _scale_rotary(path, module.eval())
     tokenizer = _tokenizer(path)
     _drop_pages(path)
@@ -67,7 +76,7 @@ def load_gguf(path: Path) -> Source:
         generation.save_pretrained(target)
 
     _reader.cache_clear()
-    return Source("gguf", path.stem, module, config, save_extras)
+    return Source("gguf", path.stem, module, config, save_extras, unused=sorted(unread))
 
 
 def _tokenizer(path: Path) -> Any:
@@ -111,7 +120,7 @@ def _scale_rotary(path: Path, module: Any) -> None:
     factor = float(field("scaling.factor", field("scale_linear", 1.0))) or 1.0
     if kind == "none":
         factor = 1.0
-    tables = {tensor.name: tensor for tensor in reader.tensors if tensor.name.startswith("rope_")}
+    tables = {tensor.name: tensor for tensor in reader.tensors if tensor.name.startswith(_ROTARY)}
     single = tables.pop("rope_freqs.weight", None)
     rotaries = [part for part in module.modules() if hasattr(part, "inv_freq")]
     if single is None and not tables and factor == 1:
@@ -158,6 +167,30 @@ def _read_once() -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+
+
+@contextlib.contextmanager
+def _noting_unread() -> Iterator[set[str]]:
+    """Note the tensors for which transformers, while it loads a file, knows no weight: it leaves
+    them out without a word.
+    """
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    unread: set[str] = set()
+
+    class Names(dict[str, str]):
+        def __contains__(self, name: object) -> bool:
+            known = super().__contains__(name)
+            if not known and isinstance(name, str) and not name.startswith(_ROTARY):
+                unread.add(name)
+            return known
+
+    find = loader.get_gguf_hf_weights_map
+    loader.get_gguf_hf_weights_map = lambda *args, **kwargs: Names(find(*args, **kwargs))
+    try:
+        yield unread
+    finally:
+        loader.get_gguf_hf_weights_map = find
 
 
 @contextlib.contextmanager

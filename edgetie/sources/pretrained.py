@@ -67,7 +67,7 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
     _refuse_lost_adapter(text, options)
     return Source(
         kind="transformers",
-        name=directory.name if directory.is_dir() else text,
+        name=directory.resolve().name if directory.is_dir() else text,
         module=module.eval(),
         config=module.config,  # a copy of ``config``: its attention implementation is what counts
         save_extras=lambda target: _save_all(text, config, target, options, task),

@@ -183,8 +183,10 @@ def logits_of(output: Any) -> torch.Tensor:
         TypeError: if there are none.
     """
     logits = getattr(output, "logits", output)
-    if isinstance(logits, (tuple, list)):
-        logits = logits[0]
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits")
+    if isinstance(logits, (tuple, list)):  # a loss may stand in front
+        logits = next((each for each in logits if each is not None), None)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
         raise TypeError("forward must return logits of shape (batch, sequence, vocabulary)")
     return logits

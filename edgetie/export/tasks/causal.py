@@ -145,7 +145,13 @@ class CausalTask(Task):
         ids = torch.from_numpy(tokens)[None]
         given = {"position_ids": torch.arange(len(tokens))[None]} if self.position_ids else {}
         with torch.no_grad():
-            return np.asarray(logits_of(module(ids, **given))[0].float().numpy())
+            logits = np.asarray(logits_of(module(ids, **given))[0].float().numpy())
+        if len(logits) != len(tokens):
+            raise ExportError(
+                f"forward gives logits of {len(logits)} of {len(tokens)} tokens; it must give "
+                "those of every token"
+            )
+        return logits
 
     def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
         with open_graph(directory / MODEL) as session:
@@ -203,7 +209,8 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
     """Run the model once on a few tokens and read off what it needs."""
     parameters = inspect.signature(module.forward).parameters
     sizes = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
-    ids = trial_ids(*(size if isinstance(size, int) else None for size in sizes))
+    vocab_size, pad = (size if isinstance(size, int) else None for size in sizes)
+    ids = trial_ids(vocab_size or _fewest_rows(module), pad)
     position_ids, decoder_part = False, False
     cache: tuple[CacheShape, ...]
     attributes: dict[str, str] = {}
@@ -230,7 +237,7 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
             cache, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
     return CausalTask(
         vocab,
-        longest(config, module),
+        longest(config, module) or _rows(module, watch.tables(module)),
         caller,
         position_ids,
         tables=watch.tables(module),
@@ -238,6 +245,21 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
         attributes=attributes if caller != "plain" else {},
         cache=cache if caller != "plain" else (),
         why_plain=why,
+    )
+
+
+def _fewest_rows(module: torch.nn.Module) -> int | None:
+    """Rows of the smallest embedding: that many tokens there are at least."""
+    tables = [part for part in module.modules() if isinstance(part, torch.nn.Embedding)]
+    return min((table.num_embeddings for table in tables), default=None)
+
+
+def _rows(module: torch.nn.Module, tables: dict[str, int]) -> int | None:
+    """How many positions the smallest table of them has."""
+    sizes = {name: len(table) for name, table in module.named_parameters()}
+    sizes |= {name: len(table) for name, table in module.named_buffers() if table.ndim}
+    return min(
+        (sizes[name] - first for name, first in tables.items() if name in sizes), default=None
     )
 
 
