@@ -158,12 +158,22 @@ class Branching(models.Cacheless):
         return logits if input_ids.shape[1] > 2 else -logits
 
 
+class BranchingLate(models.Cacheless):
+    """The same for long ones; no tensor of it has such a size."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(input_ids)
+        return logits if input_ids.shape[1] <= 30 else -logits
+
+
 def test_longest_sequence_is_read_off_the_trace(tmp_path: Path) -> None:
     torch.manual_seed(0)
     report = export(source_of(Sliced(100).eval()), tmp_path / "sliced")
     assert report.manifest.signature.max_positions == 100
+    report = export(source_of(Sliced(30).eval()), tmp_path / "few")
+    assert report.manifest.signature.max_positions == 30
     with pytest.raises(ExportError, match="up to 30 tokens only"):
-        export(source_of(Sliced(30).eval()), tmp_path / "short")
+        export(source_of(BranchingLate().eval()), tmp_path / "short")
     assert not (tmp_path / "short").exists()
 
 

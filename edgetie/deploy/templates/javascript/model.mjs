@@ -76,7 +76,7 @@ export class Model {
       yield text.slice(shown);
       shown = text.length;
     }
-    yield this.tokenizer.decode(made, { skip_special_tokens: true }).slice(shown);
+    if (made.length) yield this.tokenizer.decode(made, { skip_special_tokens: true }).slice(shown);
   }
 
   #row(values) {

@@ -51,8 +51,10 @@ async function answer(prompt, most) {
     shown = text.length;
   }
   const said = made.filter((token) => !model.ends(token));
-  const rest = model.tokenizer.decode(said, { skip_special_tokens: true }).slice(shown);
-  if (rest) self.postMessage({ piece: rest });
+  if (said.length) {
+    const text = model.tokenizer.decode(said, { skip_special_tokens: true });
+    self.postMessage({ piece: text.slice(shown) });
+  }
   const speed = ((made.length - 1) / (performance.now() - first)) * 1000;
   const wait = ((first - begin) / 1000).toFixed(1);
   const state = `${made.length} tokens, the first after ${wait} s, then ${speed.toFixed(1)} a second`;
