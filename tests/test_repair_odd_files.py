@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgetie import open_bundle, quantize_model
 from edgetie.errors import BundleError, EdgetieError, QuantizeError
 from edgetie.export.exporter import ExportReport
+from edgetie.harness.equivalence import compare_files
 from edgetie.repair import tie
 
 
@@ -89,6 +90,21 @@ def test_branches_with_weights_of_equal_names(tmp_path: Path) -> None:
     for flag in (True, False):
         np.testing.assert_allclose(chosen(report.path, flag), chosen(path, flag), atol=1e-4)
     assert report.bytes_after < report.bytes_before - table().nbytes // 2
+
+
+def test_a_file_that_fails_on_a_flag_is_not_equal(tmp_path: Path) -> None:
+    values = {"table": table(), "head": np.ascontiguousarray(table().T)}
+    path = choosing(tmp_path / "whole.onnx", values, {"then": [], "else": []})
+    model = onnx.load(path)
+    branch = next(a.g for a in model.graph.node[-1].attribute if a.name == "else_branch")
+    branch.node[0].op_type = "Gather"
+    branch.node[0].input[1] = "flat"  # rows that there are not
+    onnx.save(model, tmp_path / "half.onnx")
+    for before, after in (("whole", "half"), ("half", "whole")):
+        found = compare_files(tmp_path / f"{before}.onnx", tmp_path / f"{after}.onnx", ROWS)
+        assert not found.identical
+        assert found.relative_error == float("inf")
+    assert compare_files(path, path, ROWS).identical
 
 
 def test_a_tied_file_with_branches_is_quantized(tmp_path: Path) -> None:
