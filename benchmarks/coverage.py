@@ -94,10 +94,10 @@ def measure(row: Row, directory: Path) -> None:
     """Export, compare, quantize, compare."""
     import torch
 
-    from edgetie.export.exporter import export
-    from edgetie.quantize.quantizer import quantize
-    from edgetie.sources import Source
-    from edgetie.ties import tied_parameters
+    from edgetie.export.exporter import export_model
+    from edgetie.quantize.quantizer import quantize_model
+    from edgetie.sources.load import Source
+    from edgetie.ties.torch_parameters import tied_parameters
 
     torch.set_num_threads(1)
     with row.noting("build"):
@@ -115,7 +115,7 @@ def measure(row: Row, directory: Path) -> None:
     )
     fp32, int8 = directory / "fp32", directory / "int8"
     with row.noting("export"):
-        report = export(source, fp32)
+        report = export_model(source, fp32)
         row.exported, row.parity = True, report.agreement.relative
         fusion = report.manifest.fusion
         row.operators, row.unfused = dict(fusion["operators"]), list(fusion["unfused"])
@@ -129,7 +129,7 @@ def measure(row: Row, directory: Path) -> None:
     if not row.matches:
         row.causes["parity"] = f"logits differ by {row.parity:.1e} of the largest"
     with row.noting("int8"):
-        quantize(fp32, int8)
+        quantize_model(fp32, int8)
         row.int8_tied = row.kept and _int8_tied(fp32, int8)
         row.top1, row.top1_unread = top1(fp32, int8)
 
@@ -141,9 +141,9 @@ def copies(directory: Path, names: list[str]) -> int:
     """
     import onnx_ir as ir
 
-    from edgetie.bundle import open_bundle
-    from edgetie.content import equal_groups
-    from edgetie.ties import is_named
+    from edgetie.bundle.bundle import open_bundle
+    from edgetie.ties.equal_weights import equal_groups
+    from edgetie.ties.groups import is_named
 
     manifest = open_bundle(directory).manifest
     assert manifest is not None
@@ -158,8 +158,8 @@ def copies(directory: Path, names: list[str]) -> int:
 
 
 def _int8_tied(fp32: Path, int8: Path) -> bool:
-    from edgetie.bundle import open_bundle
-    from edgetie.harness.proof import tie_status
+    from edgetie.bundle.bundle import open_bundle
+    from edgetie.harness.ties.tie_status import tie_status
 
     before, after = (open_bundle(directory).manifest for directory in (fp32, int8))
     assert before is not None
@@ -176,8 +176,8 @@ def top1(fp32: Path, int8: Path) -> tuple[float, float]:
     """
     import numpy as np
 
-    from edgetie.bundle import open_bundle
-    from edgetie.harness.references import BundleReference
+    from edgetie.bundle.bundle import open_bundle
+    from edgetie.harness.accuracy.references import BundleReference
 
     manifest = open_bundle(fp32).manifest
     assert manifest is not None

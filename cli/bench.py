@@ -96,13 +96,14 @@ def command(
     edgetie bench int8 --provider cpu --provider openvino --reference fp32 --html report.html
     edgetie bench int8 --prompt-tokens 128 --prompt-tokens 1024 --batch 1 --batch 4
     """
-    from edgetie.bundle import open_bundle
-    from edgetie.harness.accuracy import check
-    from edgetie.harness.latency import bench
-    from edgetie.harness.references import resolve_reference
+    from edgetie.bundle.bundle import open_bundle
+    from edgetie.harness.accuracy.check import check_model
+    from edgetie.harness.accuracy.references import resolve_reference
+    from edgetie.harness.latency.bench import bench_model
+    from edgetie.progress import live
+    from edgetie.providers.placement import placed
     from edgetie.report import plots
     from edgetie.report.html import write_html
-    from edgetie.report.progress import live
     from edgetie.report.tables import (
         accuracy_table,
         models_of,
@@ -111,7 +112,6 @@ def command(
         speed_table,
         titles,
     )
-    from edgetie.runtime.placement import placed
 
     for option, file in (("--plot", plot), ("--html", html)):
         if file is not None:
@@ -122,7 +122,7 @@ def command(
             open_bundle(against)
         right = None if reference is None else resolve_reference(reference, bundle=opened)
         accuracy = [
-            check(
+            check_model(
                 opened,
                 right,
                 provider=provider,
@@ -133,7 +133,7 @@ def command(
             for provider in providers
             if right is not None
         ]
-        report = bench(
+        report = bench_model(
             bundle,
             provider=providers,
             prompt_tokens=prompt_tokens,

@@ -79,11 +79,11 @@ def command(
     edgetie check int8 --reference fp32 --text book.txt --max-tokens 8192
     edgetie check int8 --reference fp32 --provider cpu --provider openvino
     """
-    from edgetie.bundle import open_bundle
-    from edgetie.harness.accuracy import check
-    from edgetie.harness.references import resolve_reference
-    from edgetie.harness.thresholds import Thresholds
-    from edgetie.report.progress import live
+    from edgetie.bundle.bundle import open_bundle
+    from edgetie.harness.accuracy.check import check_model
+    from edgetie.harness.accuracy.references import resolve_reference
+    from edgetie.harness.accuracy.thresholds import Thresholds
+    from edgetie.progress import live
     from edgetie.report.tables import accuracy_table, print_tables
 
     opened = open_bundle(bundle)
@@ -107,7 +107,7 @@ def command(
             allow_pickle=allow_pickle,
         )
         reports = [
-            check(
+            check_model(
                 opened,
                 right,
                 provider=provider,

@@ -14,7 +14,7 @@ import click
 from edgetie.errors import BundleError
 
 if TYPE_CHECKING:
-    from edgetie.harness.accuracy import AccuracyReport
+    from edgetie.harness.accuracy.check import AccuracyReport
 
 MAX_THREADS = 1024
 """More than any machine has; ONNX Runtime would try to start as many as it is told."""

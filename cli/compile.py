@@ -32,7 +32,7 @@ def command(
     edgetie compile fixed --output compiled
     edgetie check compiled --reference npu --provider qnn
     """
-    from edgetie.harness.compilation import compile_bundle
+    from edgetie.npu.compile import compile_bundle
 
     made = compile_bundle(bundle, output, provider=provider, force=force)
     files = {path.name: path.stat().st_size for path in made.files}

@@ -42,11 +42,11 @@ def command(
     edgetie quantize fp32 --target web --output web8
     edgetie deploy web8 --for web --output site
     """
-    from edgetie.deploy import deploy
-    from edgetie.report.progress import live
+    from edgetie.deploy.deploy import deploy_model
+    from edgetie.progress import live
 
     with live(quiet) as progress:
-        made = deploy(bundle, target, output, ort_format=ort_format, progress=progress)
+        made = deploy_model(bundle, target, output, ort_format=ort_format, progress=progress)
     if as_json:
         common.print_json(made.to_dict())
     elif not quiet:

@@ -75,11 +75,11 @@ def command(
     SOURCE is a transformers directory, a hub id, a .gguf file, or package.module:function, a Python
     callable that returns an nn.Module.
     """
-    from edgetie.export.exporter import export
-    from edgetie.report.progress import live
+    from edgetie.export.exporter import export_model
+    from edgetie.progress import live
 
     with live(quiet) as progress:
-        report = export(
+        report = export_model(
             source,
             output,
             target=target,
@@ -105,6 +105,6 @@ def command(
     if as_json:
         print_json(data)
     elif not quiet:
-        from edgetie.report.export_table import print_export
+        from .printing.export import print_export
 
         print_export(report)

@@ -49,7 +49,7 @@ def command(
     edgetie fix-shapes npu8 --output fixed --prompt-tokens 64 --context 512
     edgetie check fixed --reference npu --provider qnn
     """
-    from edgetie.fixed_shapes import fix_shapes
+    from edgetie.npu.fix_shapes import fix_shapes
 
     made = fix_shapes(bundle, output, prompt_tokens=prompt_tokens, context=context, force=force)
     assert made.manifest is not None

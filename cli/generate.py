@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgetie.bundle import Bundle
-    from edgetie.runtime import Chunk, Completion, Sampling, Session, Tokenizer
+    from edgetie.bundle.bundle import Bundle
+    from edgetie.runtime.decoding.generation import Chunk, Completion
+    from edgetie.runtime.decoding.sampling import Sampling
+    from edgetie.runtime.session import Session
+    from edgetie.runtime.text.tokenizer import Tokenizer
 
 _NEW_TOKENS = 128
 HELP = """Stream text from a bundle.
@@ -105,8 +108,12 @@ def command(
         raise click.UsageError("--system and --no-chat go with --prompt")
     if prompts and language is not None:
         raise click.UsageError("--language goes with --audio")
-    from edgetie.bundle import SPEECH, open_bundle
-    from edgetie.runtime import Sampling, Tokenizer, generate_text, open_session
+    from edgetie.bundle.bundle import open_bundle
+    from edgetie.bundle.names import SPEECH
+    from edgetie.runtime.decoding.generation import generate_text
+    from edgetie.runtime.decoding.sampling import Sampling
+    from edgetie.runtime.session import open_session
+    from edgetie.runtime.text.tokenizer import Tokenizer
 
     opened = open_bundle(bundle)
     if prompts and opened.task == SPEECH:
@@ -153,7 +160,7 @@ def command(
 
 def _read_sounds(bundle: Bundle, paths: tuple[str, ...]) -> list[NDArray[np.float32]]:
     """The samples of WAV files."""
-    from edgetie.runtime import FeatureExtractor, read_wav
+    from edgetie.runtime.audio.features import FeatureExtractor, read_wav
 
     return [read_wav(path, FeatureExtractor.from_bundle(bundle).rate) for path in paths]
 
@@ -168,7 +175,7 @@ def _transcribe(
     seed: int | None,
 ) -> Iterator[Chunk]:
     """The transcripts of one sound after the other, without the space they begin with."""
-    from edgetie.runtime import transcribe
+    from edgetie.runtime.audio.transcription import transcribe
 
     for index, samples in enumerate(sounds):
         began = False

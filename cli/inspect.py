@@ -9,7 +9,7 @@ import click
 from .common import output_options, print_json, provider_option
 
 if TYPE_CHECKING:
-    from edgetie.harness.inspection import Inspection
+    from edgetie.harness.ties.inspect import Inspection
 
 
 @click.command(
@@ -32,11 +32,11 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
     """Show the tied weights of PATH and every copy of them: in the file, after ONNX Runtime's
     optimizations, and in the memory of a loaded session.
     """
-    from edgetie.harness.inspection import inspect
-    from edgetie.report.progress import live
+    from edgetie.harness.ties.inspect import inspect_model
+    from edgetie.progress import live
 
     with live(quiet) as progress:
-        found = inspect(path, provider=provider, progress=progress)
+        found = inspect_model(path, provider=provider, progress=progress)
     if as_json:
         print_json(
             {
@@ -53,7 +53,7 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
             }
         )
     elif not quiet:
-        from edgetie.report.inspect_table import print_inspection
+        from .printing.inspect import print_inspection
 
         print_inspection(found)
     problems = _problems(found) if require_tied else []
@@ -64,7 +64,7 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
 
 def _problems(found: Inspection) -> list[str]:
     """What keeps the weights from being proven one each."""
-    from edgetie.harness.tie_memory import MIN_BYTES
+    from edgetie.harness.ties.tie_memory import MIN_BYTES
 
     if not found.ties and not found.copies:
         return [f"{found.bundle.model_path}: no tied weights"]

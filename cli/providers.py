@@ -21,9 +21,10 @@ def command(install: str | None, as_json: bool, quiet: bool) -> None:
     edgetie providers
     edgetie providers --install openvino
     """
-    from edgetie.harness import environments
-    from edgetie.report.progress import live
-    from edgetie.report.provider_table import print_providers
+    from edgetie.progress import live
+    from edgetie.providers import environments
+
+    from .printing.provider import print_providers
 
     if install is not None:
         with live(quiet) as progress:

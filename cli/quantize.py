@@ -120,9 +120,9 @@ def command(
             raise click.MissingParameter(ctx=context, param=parameter)
     assert bundle is not None
     assert output is not None
-    from edgetie.harness.thresholds import Thresholds
-    from edgetie.quantize import quantize
-    from edgetie.report.progress import live
+    from edgetie.harness.accuracy.thresholds import Thresholds
+    from edgetie.progress import live
+    from edgetie.quantize.quantizer import quantize_model
 
     if plot:
         require_drawable("--plot", plot)
@@ -131,7 +131,7 @@ def command(
         max_kl=max_kl, min_top1=min_top1, max_perplexity_increase=max_perplexity_increase
     )
     with live(quiet) as progress:
-        report = quantize(
+        report = quantize_model(
             bundle,
             output,
             target=target,
@@ -164,7 +164,7 @@ def command(
             }
         )
     elif not quiet:
-        from edgetie.report.quantize_table import print_quantize
+        from .printing.quantize import print_quantize
 
         print_quantize(report)
 
@@ -178,14 +178,14 @@ def _list_targets(*, as_json: bool) -> None:
             }
         )
         return
-    from edgetie.report.scheme_table import print_schemes
+    from .printing.scheme import print_schemes
 
     print_schemes()
 
 
 def _read(path: Path) -> str | Sequence[Mapping[str, Any]]:
     """A text, or the runs of an .npz file."""
-    from edgetie.quantize.calibrate import CHARACTERS, read_feeds
+    from edgetie.quantize.calibration.activations import CHARACTERS, read_feeds
 
     return (
         read_feeds(path) if path.suffix == ".npz" else read_text(path, "--calibration", CHARACTERS)

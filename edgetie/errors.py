@@ -47,3 +47,26 @@ class TieError(EdgetieError):
     """A tied weight is no longer one: names the weight and what broke it."""
 
     exit_code = 1
+
+
+class UnfusableError(Exception):
+    """The attention cannot become one GroupQueryAttention node; the message gives the reason."""
+
+
+_OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "out of memory")
+
+
+def summarize(error: BaseException) -> str:
+    """Summarize an exception of another library in one line.
+
+    ONNX Runtime's code and source file are left out. Of other messages only the first line is
+    kept. An exception without a message is summarized by its type.
+    """
+    text = " ".join(str(error).split())
+    if any(words in text for words in _OUT_OF_MEMORY):
+        return "not enough memory; take a smaller batch, a shorter prompt or a smaller model"
+    head, separator, rest = text.partition(" : ")
+    if separator and head.startswith("[ONNXRuntimeError]"):
+        return rest.split(" : ", 2)[-1][:400]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(error).__name__

@@ -6,18 +6,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetie.atomic import check_destination
-from edgetie.export.exporter import ExportReport, export
-from edgetie.harness.accuracy import AccuracyReport, check, usable_window
-from edgetie.harness.inspection import Inspection, inspect
-from edgetie.harness.latency import LatencyReport, bench
-from edgetie.harness.references import BundleReference
-from edgetie.quantize import QuantizeReport, quantize
-from edgetie.report.progress import Stages
-from edgetie.runtime.generation import generate_text
+from edgetie.bundle.atomic import check_destination
+from edgetie.downloads import demo_model, demo_text
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.harness.accuracy.check import AccuracyReport, check_model, usable_window
+from edgetie.harness.accuracy.references import BundleReference
+from edgetie.harness.latency.bench import LatencyReport, bench_model
+from edgetie.harness.ties.inspect import Inspection, inspect_model
+from edgetie.progress import Stages
+from edgetie.quantize.quantizer import QuantizeReport, quantize_model
+from edgetie.runtime.decoding.generation import generate_text
 from edgetie.runtime.session import open_session
-from edgetie.runtime.tokenizer import Tokenizer
-from edgetie.sources.demo import demo_model, demo_text
+from edgetie.runtime.text.tokenizer import Tokenizer
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -54,7 +54,7 @@ def quickstart(
 
     Args:
         output: directory for the bundles ``fp32`` and ``int8``.
-        model: what :func:`edgetie.sources.load_source` takes; by default the demonstration model,
+        model: what :func:`load_source` takes; by default the demonstration model,
             downloaded once with a novel to measure its accuracy on.
         threads: intra-op threads of the measurements.
         repeat: runs of the latency measurement.
@@ -72,12 +72,12 @@ def quickstart(
     if model is None:
         stages.stage("download")
         model, text = str(demo_model()), demo_text()
-    exported = export(model, fp32, force=force, progress=stages)
-    quantized = quantize(fp32, int8, force=force, progress=stages)
-    proof_fp32 = inspect(fp32, progress=stages)
-    proof_int8 = inspect(int8, progress=stages)
+    exported = export_model(model, fp32, force=force, progress=stages)
+    quantized = quantize_model(fp32, int8, force=force, progress=stages)
+    proof_fp32 = inspect_model(fp32, progress=stages)
+    proof_int8 = inspect_model(int8, progress=stages)
     reference = BundleReference(fp32)
-    accuracy = check(
+    accuracy = check_model(
         int8, reference, threads=threads, text=text, max_tokens=_TEXT_TOKENS, progress=stages
     )
     task = exported.manifest.task
@@ -87,7 +87,7 @@ def quickstart(
     del reference  # and its session
     if task != "masked-lm":
         new = length // 3
-        latency = bench(
+        latency = bench_model(
             int8, against=fp32, threads=threads, repeat=repeat, prompt_tokens=length - new,
             new_tokens=new, progress=stages,
         )  # fmt: skip

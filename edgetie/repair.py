@@ -1,6 +1,6 @@
 """``tie``: ONNX files whose shared weights were stored apart, with each of them one again.
 
-Works on files of any exporter: copies are found by content (:mod:`edgetie.content`), whatever they
+Works on files of any exporter: copies are found by content (:mod:`equal_weights`), whatever they
 are called and wherever they stand. Copies that are only nearly equal, because a converter rounded
 one side, are reported with their distance and merged on request.
 """
@@ -18,21 +18,24 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from edgetie.atomic import atomic_directory, atomic_files
-from edgetie.bundle import DATA, MANIFEST, Bundle, Manifest, open_bundle
-from edgetie.content import MIN_ELEMENTS, equal_groups
-from edgetie.data_files import external_data_files
+from edgetie.bundle.atomic import atomic_directory, atomic_files
+from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.manifest import Manifest
+from edgetie.bundle.names import DATA, MANIFEST
 from edgetie.errors import BundleError, EdgetieError, TieError
-from edgetie.external_data import load_model, write_models
-from edgetie.harness.equivalence import Equivalence, compare_files
-from edgetie.operators import operator
-from edgetie.passes import run_passes
-from edgetie.passes._base import name_apart
-from edgetie.passes.head import Head
-from edgetie.passes.near import ALIKE, MergeNear, NearCopy, near_copies
-from edgetie.passes.retie import Retie, can_read_turned, fixed, hoist, read_turned
-from edgetie.report.progress import Stages
-from edgetie.ties import TieGroup, all_initializers, find_ties, verify_ties
+from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.graph.editing import name_apart
+from edgetie.graph.external_data import external_data_files
+from edgetie.graph.model_files import load_model, write_models
+from edgetie.graph.operators import operator
+from edgetie.harness.ties.equivalence import Equivalence, compare_files
+from edgetie.passes.merge_duplicates import Retie, can_read_turned, fixed, hoist, read_turned
+from edgetie.passes.merge_near_duplicates import ALIKE, MergeNear, NearCopy, near_copies
+from edgetie.passes.run import run_passes
+from edgetie.passes.tied_head_gemm import Head
+from edgetie.progress import Stages
+from edgetie.ties.equal_weights import equal_groups
+from edgetie.ties.groups import TieGroup, all_initializers, find_ties, verify_ties
 
 _TOLERANCE = 1e-5
 """Relative: another order of the same sums."""
@@ -40,7 +43,7 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What :func:`tie` did.
+    """What :func:`tie_model` did.
 
     Attributes:
         path: the file it wrote, or the directory.
@@ -69,7 +72,7 @@ class RepairReport:
     seconds: dict[str, float]
 
 
-def tie(
+def tie_model(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
@@ -139,9 +142,9 @@ def tie(
                 directory, data=data, same=same, progress=stages,
             )  # fmt: skip
         ties = [
-            tie
+            tie_model
             for model, path in zip(models, written, strict=True)
-            for tie in _verified(path, model.copies_left, path.name if several else "")
+            for tie_model in _verified(path, model.copies_left, path.name if several else "")
         ]
         size = sum(file.stat().st_size for file in directory.iterdir())
         stages.stage("compare outputs")

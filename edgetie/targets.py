@@ -1,6 +1,6 @@
 """Targets and the quantization schemes for them: tables that a reader can check.
 
-A row of :data:`SCHEMES` is made real in :mod:`edgetie.quantize.schemes`.
+A row of :data:`SCHEMES` is made real in :mod:`edgetie.quantize.formats.scheme_formats`.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from typing import Any
 import models
 import pytest
 
-from edgetie.export.exporter import ExportReport, export
-from edgetie.quantize import quantize
-from edgetie.sources import Source, load_source
-from edgetie.sources.demo import demo_model, demo_text
+from edgetie.downloads import demo_model, demo_text
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.sources.load import Source, load_source
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell starts what runs in its background so, and every process below would inherit it
@@ -36,7 +36,7 @@ def real_gguf() -> Path:
 @pytest.fixture(scope="session")
 def real_export(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     """The real model, exported to fp32."""
-    return export(str(real_gguf), tmp_path_factory.mktemp("real") / "fp32")
+    return export_model(str(real_gguf), tmp_path_factory.mktemp("real") / "fp32")
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def real_bundle(real_export: ExportReport) -> Path:
 def real_int8(real_bundle: Path) -> Path:
     """The directory of the real int8 bundle."""
     target = real_bundle.parent / "int8"
-    quantize(real_bundle, target)
+    quantize_model(real_bundle, target)
     return target
 
 
@@ -57,7 +57,7 @@ def real_int8(real_bundle: Path) -> Path:
 def real_mapped(real_bundle: Path) -> Path:
     """The directory of the real bundle in the form for phones."""
     target = real_bundle.parent / "phone"
-    quantize(real_bundle, target, target="mobile-cpu")
+    quantize_model(real_bundle, target, target="mobile-cpu")
     return target
 
 
@@ -76,7 +76,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
         if kind not in done:
             own = getattr(models, kind, None)
             model = own() if own else models.transformers_model(kind)
-            done[kind] = export(source_of(model, kind), directory / kind)
+            done[kind] = export_model(source_of(model, kind), directory / kind)
         return done[kind]
 
     return get
@@ -95,7 +95,7 @@ def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
                 source = Source("transformers", kind, model, model.config, lambda target: None)
             else:
                 source = load_source(f"models:{kind}")
-            export(source, root / kind, logits="all", force=True)
+            export_model(source, root / kind, logits="all", force=True)
             made[kind] = root / kind
         return made[kind]
 

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from edgetie.sources.demo import cache_directory
+from edgetie.downloads import cache_directory
 
 SPEECH_PACKAGE = "pocketsphinx-testdata=0.8+5prealpha+1-15"
 SPEECH_SHA256 = "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0"

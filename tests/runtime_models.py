@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.bundle import LAST_TOKEN_NODE, Manifest, Signature, write_manifest
+from edgetie.bundle.manifest import Manifest, Signature, write_manifest
+from edgetie.bundle.names import LAST_TOKEN_NODE
 
 VOCAB, WIDTH, HEADS, LAYERS, POSITIONS = 320, 32, 2, 2, 48
 HEAD = WIDTH // HEADS

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from edgetie.export.exporter import ExportReport
-from edgetie.harness import bench, check, debian
-from edgetie.harness.environments import directory, install
-from edgetie.quantize import quantize
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.latency.bench import bench_model
+from edgetie.providers import debian
+from edgetie.providers.environments import directory, install
+from edgetie.quantize.quantizer import quantize_model
 
 CORES = ("arm64-a53", "arm64-a76", "arm64-n2")
 
@@ -29,25 +31,27 @@ def small_int8(
     exported: Callable[[str], ExportReport], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     target = tmp_path_factory.mktemp("arm64") / "int8"
-    quantize(exported("Llama").bundle.directory, target)
+    quantize_model(exported("Llama").bundle.directory, target)
     return target
 
 
 def test_logits_are_those_of_this_machine(exported: Callable[[str], ExportReport]) -> None:
     bundle = exported("Llama").bundle.directory
-    report = check(bundle, str(bundle), provider="arm64-a76", max_tokens=32, greedy_prompts=1)
+    report = check_model(bundle, str(bundle), provider="arm64-a76", max_tokens=32, greedy_prompts=1)
     assert report.relative_error < 1e-5
     assert report.greedy_agreement == 1.0
 
 
 @pytest.mark.parametrize("core", CORES)
 def test_int8_is_that_of_this_machine(small_int8: Path, core: str) -> None:
-    rounded = check(small_int8, str(small_int8), provider=core, max_tokens=32, greedy_prompts=0)
+    rounded = check_model(
+        small_int8, str(small_int8), provider=core, max_tokens=32, greedy_prompts=0
+    )
     assert rounded.relative_error < 0.05  # kernels differ in how they round activations
 
 
 def test_the_real_model_gives_the_tokens_of_this_machine(real_int8: Path) -> None:
-    report = check(
+    report = check_model(
         real_int8, str(real_int8), provider="arm64-n2", max_tokens=32, greedy_prompts=1,
         greedy_tokens=16,
     )  # fmt: skip
@@ -56,6 +60,6 @@ def test_the_real_model_gives_the_tokens_of_this_machine(real_int8: Path) -> Non
 
 
 def test_nothing_is_timed_in_an_emulator(small_int8: Path) -> None:
-    report = bench(small_int8, provider="arm64-a76", prompt_tokens=8, new_tokens=2, repeat=1)
+    report = bench_model(small_int8, provider="arm64-a76", prompt_tokens=8, new_tokens=2, repeat=1)
     assert report.to_dict()["latency_valid"] is False
     assert report.nodes_per_provider["CPUExecutionProvider"] > 10

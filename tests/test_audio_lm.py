@@ -15,24 +15,21 @@ import torch
 import transformers
 from click.testing import CliRunner
 
-from edgetie.bundle import AUDIO, ENCODER
+from edgetie.bundle.names import AUDIO, ENCODER
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.export.exporter import ExportReport, export
-from edgetie.harness.accuracy import check
-from edgetie.harness.latency import bench
-from edgetie.quantize import quantize
-from edgetie.quantize.sound import voice
-from edgetie.runtime import (
-    Decoder,
-    Sampling,
-    Tokenizer,
-    generate,
-    hear,
-    open_session,
-    transcribe,
-)
-from edgetie.runtime.generation import continued
-from edgetie.ties import equal_initializers
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.latency.bench import bench_model
+from edgetie.quantize.calibration.synthetic_audio import voice
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.runtime.audio.embeddings import hear
+from edgetie.runtime.audio.transcription import transcribe
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.decoding.generation import continued, generate
+from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.session import open_session
+from edgetie.runtime.text.tokenizer import Tokenizer
+from edgetie.ties.groups import equal_initializers
 
 RATE, VOCABULARY, HEARD = 16000, 512, 500
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -100,7 +97,7 @@ def heard(
     kind = "Whisper" if request.param == "GlmAsr" else request.param
     extractor = getattr(transformers, f"{kind}FeatureExtractor")(20, chunk_length=2)
     extractor.save_pretrained(directory)
-    return model, extractor, export(str(directory), directory / "fp32")
+    return model, extractor, export_model(str(directory), directory / "fp32")
 
 
 def sound(seconds: float) -> np.ndarray:
@@ -192,13 +189,13 @@ def test_text_alone_and_two_at_once(heard: tuple[Any, Any, ExportReport]) -> Non
 
 def test_int8_keeps_the_tie(heard: tuple[Any, Any, ExportReport], tmp_path: Path) -> None:
     report = heard[2]
-    made = quantize(report.bundle, tmp_path / "int8")
+    made = quantize_model(report.bundle, tmp_path / "int8")
     (table,) = (group for group in made.manifest.ties if group.shape[0] == VOCABULARY)
     assert table.dtype == "UINT8"
     assert {use.op_type for use in table.uses} == {"GatherBlockQuantized", "MatMulNBits"}
     assert "clips of a synthetic voice" in made.manifest.quantization["calibration"]
     assert "cannot run" not in str(made.manifest.quantization)
-    accuracy = check(
+    accuracy = check_model(
         made.bundle, str(report.bundle.directory), max_tokens=64, greedy_prompts=1, greedy_tokens=4
     )
     assert "after noise" in accuracy.data
@@ -207,7 +204,7 @@ def test_int8_keeps_the_tie(heard: tuple[Any, Any, ExportReport], tmp_path: Path
 
 
 def test_bench_hears_noise(heard: tuple[Any, Any, ExportReport]) -> None:
-    speed = bench(heard[2].bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
+    speed = bench_model(heard[2].bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
     assert speed.encode_ms is not None
     assert speed.encode_ms > 0
     assert speed.prompt_tokens > 8
@@ -240,7 +237,7 @@ def test_the_place_of_a_sound_is_never_said(heard: tuple[Any, Any, ExportReport]
 def test_sound_added_to_every_token(tmp_path: Path) -> None:
     model = small("VoxtralRealtime")
     model.save_pretrained(tmp_path)
-    report = export(str(tmp_path), tmp_path / "fp32")
+    report = export_model(str(tmp_path), tmp_path / "fp32")
     assert report.agreement.relative < 1e-5
     assert report.manifest.signature.audio_token_id is None
     random = np.random.default_rng(0)

@@ -23,8 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime_models import byte_tokenizer, write_chat_bundle
 
 from edgetie.errors import SourceError
-from edgetie.quantize import quantize
-from edgetie.sources import load_source
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.sources.load import load_source
 
 Run = subprocess.CompletedProcess[str]
 MAIN = "from edgetie_cli.main import main; main()"
@@ -183,7 +183,7 @@ def test_usage(bundle: Path, arguments: tuple[str, ...], parts: tuple[str, ...])
 
 
 def test_quantized_model_is_not_quantized_again(bundle: Path) -> None:
-    quantize(bundle, bundle.parent / "int8")
+    quantize_model(bundle, bundle.parent / "int8")
     done = edgetie("quantize", "int8", "-o", "out", "--quiet", cwd=bundle.parent)
     refused(done, "quantized already")
 
@@ -221,7 +221,7 @@ def test_a_code_page_that_lacks_signs_of_tables(bundle: Path) -> None:
 
 
 def test_error_nobody_thought_of(bundle: Path) -> None:
-    code = f"import edgetie.bundle as b; b.open_bundle = lambda *_, **__: 1 / 0\n{MAIN}"
+    code = f"import edgetie.bundle.bundle as b; b.open_bundle = lambda *_, **__: 1 / 0\n{MAIN}"
     command = [sys.executable, "-c", code, "generate", "bundle", "--prompt", "x"]
     run: dict[str, Any] = {"cwd": bundle.parent, "capture_output": True, "text": True}
     done = subprocess.run(command, **run)

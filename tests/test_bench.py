@@ -18,16 +18,17 @@ import pytest
 from rich.console import Console
 from test_harness_references import VOCAB, WIDTH, table, write_decoder
 
-from edgetie.bundle import Manifest, Signature, open_bundle, write_manifest
+from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.manifest import Manifest, Signature, write_manifest
 from edgetie.errors import BundleError, EdgetieError, ProviderError
-from edgetie.harness import bench, tie_status
-from edgetie.harness.equivalence import compare_files
-from edgetie.harness.latency import run_worker
-from edgetie.harness.worker import Job
+from edgetie.harness.latency.bench import bench_model, run_worker
+from edgetie.harness.latency.worker import Job
+from edgetie.harness.ties.equivalence import compare_files
+from edgetie.harness.ties.tie_status import tie_status
 from edgetie.report.html import write_html
 from edgetie.report.plots import plot_latency
 from edgetie.report.tables import Table, resource_table, speed_table
-from edgetie.ties import find_ties
+from edgetie.ties.groups import find_ties
 
 CONTRACT = {
     "load_seconds", "prefill_ms", "prefill_tokens_per_second", "decode_tokens_per_second",
@@ -64,7 +65,7 @@ def test_worker_measures_every_token_in_a_fresh_process(tmp_path: Path, cached: 
 def test_report_holds_medians_and_ratios(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "tied", table())
     other = write_decoder(tmp_path / "other", table(1, 4 * VOCAB))
-    report = bench(bundle, against=other, repeat=3, prompt_tokens=6, new_tokens=5, threads=1)
+    report = bench_model(bundle, against=other, repeat=3, prompt_tokens=6, new_tokens=5, threads=1)
     for each in (report, report.against):
         assert each is not None
         assert len(each.runs) == each.repeat == 3
@@ -97,9 +98,9 @@ def test_report_holds_medians_and_ratios(tmp_path: Path) -> None:
 def test_providers_that_are_not_there_are_never_replaced(tmp_path: Path) -> None:
     path = write_decoder(tmp_path, table())
     with pytest.raises(ProviderError, match="unknown"):
-        bench(path, provider="abacus")
+        bench_model(path, provider="abacus")
     with pytest.raises(ProviderError, match="not in the installed onnxruntime"):
-        bench(path, provider="nnapi")
+        bench_model(path, provider="nnapi")
 
 
 def test_errors_of_the_worker_keep_their_type(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_errors_of_the_worker_keep_their_type(tmp_path: Path) -> None:
         run_worker(Job(str(tmp_path / "nothing"), "cpu", None, 4, 4))
     bundle = write_bundle(tmp_path / "b", table())
     with pytest.raises(EdgetieError, match="64"):
-        bench(bundle, prompt_tokens=60, new_tokens=6, repeat=1)
+        bench_model(bundle, prompt_tokens=60, new_tokens=6, repeat=1)
 
 
 def test_a_worker_that_dies_is_told_by_its_last_words(tmp_path: Path) -> None:
@@ -150,7 +151,9 @@ def test_markdown_is_aligned_and_escaped() -> None:
 
 def test_tables_and_picture(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "tied", table())
-    report = bench(bundle, against=bundle, repeat=1, prompt_tokens=3, new_tokens=3, timeline=True)
+    report = bench_model(
+        bundle, against=bundle, repeat=1, prompt_tokens=3, new_tokens=3, timeline=True
+    )
     speeds = speed_table(report)
     assert [row[5] for row in speeds.rows] == ["pp3", "tg3"] * 2
     assert all(len(row) == len(speeds.columns) for row in speeds.rows)
@@ -183,7 +186,7 @@ def test_tables_and_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a$b_$c", "_under", "模型", "[red]x"])
 def test_names_of_any_kind(tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
     bundle = write_bundle(tmp_path / name, table())
-    report = bench(bundle, repeat=1, prompt_tokens=[3, 4], new_tokens=3, timeline=True)
+    report = bench_model(bundle, repeat=1, prompt_tokens=[3, 4], new_tokens=3, timeline=True)
     write_html(report, [], tmp_path / "report.html")
     assert name in (tmp_path / "report.html").read_text("utf-8")
     assert not recwarn.list
@@ -194,7 +197,7 @@ def test_names_of_any_kind(tmp_path: Path, name: str, recwarn: pytest.WarningsRe
 
 def test_two_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     one, two = (write_bundle(tmp_path / folder / "m", table()) for folder in ("v1", "v2"))
-    report = bench(one, against=two, repeat=1, prompt_tokens=3, new_tokens=3)
+    report = bench_model(one, against=two, repeat=1, prompt_tokens=3, new_tokens=3)
     assert resource_table(report).columns[1:3] == [f">{one}", f">{two}"]
     assert {row[0].split()[0] for row in speed_table(report).rows} == {str(one), str(two)}
 
@@ -212,7 +215,7 @@ def test_two_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
 )
 def test_numbers_out_of_range(tmp_path: Path, given: dict[str, Any]) -> None:
     with pytest.raises(EdgetieError, match=next(iter(given))):
-        bench(write_bundle(tmp_path / "tied", table()), **given)
+        bench_model(write_bundle(tmp_path / "tied", table()), **given)
 
 
 def test_modules_where_the_user_is_are_not_imported(

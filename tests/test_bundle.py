@@ -17,10 +17,12 @@ import onnx
 import pytest
 from runtime_models import write_chat_bundle, write_plain
 
-from edgetie.atomic import atomic_directory, check_destination
-from edgetie.bundle import MANIFEST, Manifest, open_bundle
-from edgetie.data_files import check_external_data
+from edgetie.bundle.atomic import atomic_directory, check_destination
+from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.manifest import Manifest
+from edgetie.bundle.names import MANIFEST
 from edgetie.errors import BundleError
+from edgetie.graph.external_data import check_external_data
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def test_signal_in_the_middle_of_writing(tmp_path: Path, number: str, code: int)
     script = """
 import sys, time
 import click
-from edgetie.atomic import atomic_directory
+from edgetie.bundle.atomic import atomic_directory
 from edgetie_cli import main
 @main.cli.command()
 def write():

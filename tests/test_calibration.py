@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from edgetie.bundle import open_bundle
+from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import QuantizeError
-from edgetie.export.exporter import export
-from edgetie.harness.samples import BUILT_IN_TEXT
-from edgetie.quantize import quantize
-from edgetie.quantize.calibrate import read_feeds
+from edgetie.export.exporter import export_model
+from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
+from edgetie.quantize.calibration.activations import read_feeds
+from edgetie.quantize.quantizer import quantize_model
 
 
 def test_calibration_text_of_ones_own(float_bundle: Any, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_calibration_text_of_ones_own(float_bundle: Any, tmp_path: Path) -> None
     for path in float_bundle("Llama").iterdir():
         (source / path.name).write_bytes(path.read_bytes())
     with pytest.raises(QuantizeError, match=r"no tokenizer\.json"):
-        quantize(source, tmp_path / "int8", calibration="some text")
+        quantize_model(source, tmp_path / "int8", calibration="some text")
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(models.VOCAB)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()
     words.save(str(source / "tokenizer.json"))
@@ -39,9 +39,9 @@ def test_calibration_text_of_ones_own(float_bundle: Any, tmp_path: Path) -> None
     assert open_bundle(source).manifest is not None
     assert manifest["precision"] == "fp32"
     with pytest.raises(QuantizeError, match="fewer than 16 tokens"):
-        quantize(source, tmp_path / "int8", calibration="w1 w2")
+        quantize_model(source, tmp_path / "int8", calibration="w1 w2")
     text = " ".join(f"w{i}" for i in range(3, 103))
-    report = quantize(source, tmp_path / "int8", calibration=text)
+    report = quantize_model(source, tmp_path / "int8", calibration=text)
     assert report.manifest.quantization["calibration"] == "100 tokens of own text"
     assert error(logits(source / "model.onnx"), logits(report.bundle.model_path)) < 0.03
 
@@ -50,7 +50,7 @@ def test_calibration_on_inputs_of_ones_own(float_bundle: Any, tmp_path: Path) ->
     ids = np.random.default_rng(0).integers(3, models.VOCAB, (5, 1, 40))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     np.savez(tmp_path / "runs.npz", **feeds)
-    report = quantize(
+    report = quantize_model(
         float_bundle("Llama"), tmp_path / "out", calibration=read_feeds(tmp_path / "runs.npz")
     )
     assert report.manifest.quantization["calibration"] == "5 runs on own inputs"
@@ -78,7 +78,7 @@ def test_calibration_inputs_that_do_not_fit(
 
     def attempt() -> None:
         runs = read_feeds(tmp_path / "runs.npz")
-        quantize(float_bundle("Llama"), tmp_path / "out", calibration=runs)
+        quantize_model(float_bundle("Llama"), tmp_path / "out", calibration=runs)
 
     with pytest.raises(QuantizeError, match=words):
         attempt()
@@ -93,9 +93,9 @@ def test_a_text_of_tokens_that_the_model_lacks(float_bundle: Any, tmp_path: Path
     words.save(str(source / "tokenizer.json"))
     text = " ".join(f"w{i}" for i in range(2 * models.VOCAB))
     with pytest.raises(QuantizeError, match="they do not belong together"):
-        quantize(source, tmp_path / "int8", calibration=text)
+        quantize_model(source, tmp_path / "int8", calibration=text)
     with pytest.raises(QuantizeError, match="calibration: no inputs"):
-        quantize(source, tmp_path / "int8", calibration=[])
+        quantize_model(source, tmp_path / "int8", calibration=[])
 
 
 def test_no_npz_file(tmp_path: Path) -> None:
@@ -107,14 +107,14 @@ def test_no_npz_file(tmp_path: Path) -> None:
 def test_a_tokenizer_beside_a_plain_file_is_read_without_its_truncation(tmp_path: Path) -> None:
     model = models.transformers_model("Llama")
     model.config.max_position_embeddings = 512
-    export(source_of(model), tmp_path / "fp32")
+    export_model(source_of(model), tmp_path / "fp32")
     for name in ("model.onnx", "model.onnx.data"):
         (tmp_path / "fp32" / name).rename(tmp_path / name)
     tokenizer = byte_tokenizer()
     tokenizer.enable_truncation(32)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}', encoding="utf-8")
-    report = quantize(tmp_path / "model.onnx", tmp_path / "int8", calibration=BUILT_IN_TEXT)
+    report = quantize_model(tmp_path / "model.onnx", tmp_path / "int8", calibration=BUILT_IN_TEXT)
     count = len(byte_tokenizer().encode(BUILT_IN_TEXT).ids)
     told = report.manifest.quantization["calibration"]
     assert told == f"{min(1024, count)} tokens of own text"

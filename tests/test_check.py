@@ -15,10 +15,12 @@ from test_harness_references import SCALE, NaiveReference, table, write_decoder
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from edgetie.bundle import Manifest, Signature, write_manifest
+from edgetie.bundle.manifest import Manifest, Signature, write_manifest
 from edgetie.errors import BundleError, ProviderError, SourceError
-from edgetie.harness import Thresholds, TorchReference, check
-from edgetie.harness.samples import BUILT_IN_TEXT, RANDOM_TOKENS, random_ids
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.accuracy.references import TorchReference
+from edgetie.harness.accuracy.samples import BUILT_IN_TEXT, RANDOM_TOKENS, random_ids
+from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie_cli.common import Share
 
 BYTES = 257  # 256 bytes and a token that begins every text
@@ -64,7 +66,7 @@ def test_text_is_scored_in_windows(tmp_path: Path) -> None:
     mine = table(0, BYTES) * 0.1
     other = mine + np.random.default_rng(3).normal(scale=0.002, size=mine.shape).astype(np.float32)
     text = BUILT_IN_TEXT[:700]
-    report = check(
+    report = check_model(
         write_bundle(tmp_path / "b", mine), NaiveReference(other), text=text, max_tokens=450
     )
     ids = byte_ids(text)[:450]
@@ -96,7 +98,9 @@ def test_text_is_scored_in_windows(tmp_path: Path) -> None:
 
 def test_equal_models_pass_and_random_ids_count_for_logit_errors_only(tmp_path: Path) -> None:
     weights = table(0, BYTES)
-    report = check(write_bundle(tmp_path / "b", weights), NaiveReference(weights), max_tokens=300)
+    report = check_model(
+        write_bundle(tmp_path / "b", weights), NaiveReference(weights), max_tokens=300
+    )
     assert report.passed
     assert report.tokens == 300
     assert report.positions == 300 + 2 + RANDOM_TOKENS
@@ -110,7 +114,7 @@ def test_equal_models_pass_and_random_ids_count_for_logit_errors_only(tmp_path: 
 def test_bare_file_is_measured_on_random_ids(tmp_path: Path) -> None:
     weights = table()
     path = write_decoder(tmp_path, weights)
-    report = check(path, str(path), max_tokens=40)
+    report = check_model(path, str(path), max_tokens=40)
     assert report.data == "40 random token ids (no tokenizer)"
     assert (report.tokens, report.positions) == (39, 40)
     assert report.max_abs_error == 0
@@ -119,7 +123,7 @@ def test_bare_file_is_measured_on_random_ids(tmp_path: Path) -> None:
     expected = math.exp(-np.log(p[np.arange(39), ids[1:]]).mean())
     assert report.perplexity == pytest.approx(expected, rel=1e-3)
     with pytest.raises(BundleError, match="no tokenizer"):
-        check(path, str(path), text="words")
+        check_model(path, str(path), text="words")
 
 
 def test_greedy_agreement_stops_at_the_first_difference(tmp_path: Path) -> None:
@@ -133,7 +137,7 @@ def test_greedy_agreement_stops_at_the_first_difference(tmp_path: Path) -> None:
             tokens = super().greedy(prompt_ids, n)
             return [*tokens[:2], (tokens[2] + 1) % len(weights), *tokens[3:]]
 
-    report = check(path, Diverging(weights), greedy_prompts=3, greedy_tokens=8)
+    report = check_model(path, Diverging(weights), greedy_prompts=3, greedy_tokens=8)
     assert report.greedy_agreement == 2 / 8
     assert report.top1_agreement == 1
 
@@ -143,7 +147,7 @@ def test_logits_that_are_not_finite_fail(tmp_path: Path) -> None:
     broken = weights.copy()
     broken[7] = np.nan  # the logit of token 7 is NaN everywhere
     path = write_decoder(tmp_path, broken)
-    report = check(path, NaiveReference(weights), max_tokens=20)
+    report = check_model(path, NaiveReference(weights), max_tokens=20)
     assert not report.passed
     assert report.failures["max_abs_error"] == "logits are NaN or infinite at 20 positions"
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["max_abs_error"] is None
@@ -162,7 +166,7 @@ def test_window_shrinks_to_what_a_module_of_unknown_length_takes(tmp_path: Path)
             hidden = (torch.from_numpy(weights)[ids] + positions).cumsum(1) * SCALE
             return hidden @ torch.from_numpy(weights).T
 
-    report = check(path, TorchReference(Short(), "short"), max_tokens=200)
+    report = check_model(path, TorchReference(Short(), "short"), max_tokens=200)
     assert report.positions == 200
     assert report.tokens == 200 - 4  # windows of 64, 64, 64 and 8
     assert report.passed
@@ -173,32 +177,32 @@ def test_window_shrinks_to_what_a_module_of_unknown_length_takes(tmp_path: Path)
 def test_other_vocabulary_is_one_clear_error(tmp_path: Path) -> None:
     path = write_decoder(tmp_path, table())
     with pytest.raises(SourceError, match=r"a vocabulary of 50 tokens, but .* has 96"):
-        check(path, NaiveReference(table(0, 50)))
+        check_model(path, NaiveReference(table(0, 50)))
 
 
 def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b", table(0, 60))
     with pytest.raises(BundleError, match="do not belong together"):
-        check(bundle, NaiveReference(table(0, 60)))
+        check_model(bundle, NaiveReference(table(0, 60)))
 
 
 def test_absent_provider_is_an_error(tmp_path: Path) -> None:
     path = write_decoder(tmp_path, table())
     with pytest.raises(ProviderError, match="unknown"):
-        check(path, NaiveReference(table()), provider="abacus")
+        check_model(path, NaiveReference(table()), provider="abacus")
 
 
 def test_thresholds_given_replace_the_default_ones(tmp_path: Path) -> None:
     weights = table()
     path = write_decoder(tmp_path, weights)
     other = NaiveReference(weights * 1.01)
-    report = check(path, other, max_tokens=64)
+    report = check_model(path, other, max_tokens=64)
     assert list(report.failures) == ["relative_error", "mean_kl_divergence"]
-    report = check(path, other, max_tokens=64, thresholds=Thresholds(max_relative_error=0.1))
+    report = check_model(path, other, max_tokens=64, thresholds=Thresholds(max_relative_error=0.1))
     assert list(report.failures) == ["mean_kl_divergence"]
-    assert check(path, other, max_tokens=64, thresholds=Thresholds(0.1, 1.0)).passed
+    assert check_model(path, other, max_tokens=64, thresholds=Thresholds(0.1, 1.0)).passed
     strict = Thresholds(0.1, 1.0, max_perplexity_increase=-1)
-    assert list(check(path, other, max_tokens=64, thresholds=strict).failures) == [
+    assert list(check_model(path, other, max_tokens=64, thresholds=strict).failures) == [
         "perplexity_increase"
     ]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edgetie import downloads as demo
 from edgetie.errors import SourceError
-from edgetie.sources import demo
 
 
 def test_the_text_is_the_novel_without_its_licence(

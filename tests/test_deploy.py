@@ -18,22 +18,15 @@ from test_bad_input import edgetie, refused
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
-from edgetie import (
-    Tokenizer,
-    deploy_model,
-    generate,
-    open_bundle,
-    open_session,
-    quantize_model,
-)
-from edgetie.bundle import write_manifest
+from edgetie import Tokenizer, deploy_model, generate, open_bundle, open_session, quantize_model
+from edgetie.bundle.manifest import write_manifest
 from edgetie.deploy.ort_format import weights_of
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME
-from edgetie.deploy.tokens import write_tables
+from edgetie.deploy.tokenizer_tables import write_tables
+from edgetie.downloads import cache_directory, demo_text
 from edgetie.errors import BundleError
 from edgetie.export.exporter import ExportReport
-from edgetie.harness import debian
-from edgetie.sources.demo import cache_directory, demo_text
+from edgetie.providers import debian
 
 PROMPT = "Explain in one sentence why the sky is blue."
 TOKENS = 32

@@ -16,7 +16,7 @@ from test_bad_input import edgetie, refused
 from test_deploy import PROMPT, TOKENS, expected, run
 
 from edgetie import deploy_model, quantize_model
-from edgetie.sources.demo import cache_directory
+from edgetie.downloads import cache_directory
 
 PACKAGES = ("@huggingface/tokenizers@^0.2.0", "onnxruntime-node@^1.30.0",
             "onnxruntime-web@^1.30.0", "playwright-core@^1.50.0")  # fmt: skip

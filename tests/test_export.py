@@ -16,9 +16,9 @@ import pytest
 import torch
 from conftest import source_of
 
-from edgetie.export.exporter import ExportReport, export
+from edgetie.export.exporter import ExportReport, export_model
 from edgetie.export.tasks.base import logits_of
-from edgetie.runtime.generation import generate
+from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
 
 FUSED = ["Llama", "Qwen2", "Qwen3", "Gemma3Text", "SmolLM3", "OPT", "GPT2", "Mistral", "Gemma2"]
@@ -156,7 +156,7 @@ def test_right_padded_batch_too(exported: Exported) -> None:
 
 def test_logits_of_all_tokens(tmp_path: Path) -> None:
     model = models.transformers_model("Qwen2")
-    report = export(source_of(model), tmp_path / "all", logits="all")
+    report = export_model(source_of(model), tmp_path / "all", logits="all")
     session = ort.InferenceSession(
         str(report.bundle.model_path), providers=["CPUExecutionProvider"]
     )
@@ -172,7 +172,7 @@ def test_logits_of_all_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["Llama", "GPT2"])
 def test_fp16_halves_the_file_and_keeps_the_tie(tmp_path: Path, kind: str) -> None:
     model = models.transformers_model(kind)
-    report = export(source_of(model), tmp_path / "fp16", precision="fp16")
+    report = export_model(source_of(model), tmp_path / "fp16", precision="fp16")
     assert report.agreement.relative < 2e-2
     assert report.weights_bytes <= 1.05 * report.unique_parameter_bytes
     assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 1
@@ -181,7 +181,7 @@ def test_fp16_halves_the_file_and_keeps_the_tie(tmp_path: Path, kind: str) -> No
 def test_checkpoint_that_stored_the_table_twice_is_tied_again(tmp_path: Path) -> None:
     model = models.hand_written()
     model.head.weight = torch.nn.Parameter(model.tokens.weight.detach().clone())
-    report = export(source_of(model), tmp_path / "twice")
+    report = export_model(source_of(model), tmp_path / "twice")
     assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 1
     assert len(report.manifest.ties) == 1
 

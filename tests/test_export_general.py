@@ -14,10 +14,10 @@ from conftest import source_of
 from torch import nn
 
 from edgetie.errors import ExportError
-from edgetie.export import attention
-from edgetie.export.exporter import ExportReport, export
-from edgetie.export.positions import ReadTables, WatchTables, trial_ids
-from edgetie.runtime.generation import generate
+from edgetie.export.attention import interface as attention
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.export.patches.position_tables import ReadTables, WatchTables, trial_ids
+from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
 
 _COMMON = {
@@ -70,7 +70,7 @@ def make(kind: str) -> Any:
 
 
 def exported(kind: str, path: Path) -> ExportReport:
-    report = export(source_of(make(kind), kind), path / kind)
+    report = export_model(source_of(make(kind), kind), path / kind)
     assert report.agreement.relative < 1e-5
     assert len(report.manifest.ties) == 1
     graph = ir.load(report.bundle.model_path).graph
@@ -108,7 +108,7 @@ def test_single_key_head_that_torch_broadcasts(tmp_path: Path) -> None:
 def test_experts_are_traced_and_their_implementation_is_restored(tmp_path: Path) -> None:
     model = make("Mixtral")
     before = model.get_experts_implementation()
-    report = export(source_of(model), tmp_path / "experts")
+    report = export_model(source_of(model), tmp_path / "experts")
     assert report.agreement.relative < 1e-5
     assert any(text.startswith("experts:") for text in report.manifest.fusion["unfused"])
     assert model.get_experts_implementation() == before
@@ -168,19 +168,19 @@ class BranchingLate(models.Cacheless):
 
 def test_longest_sequence_is_read_off_the_trace(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    report = export(source_of(Sliced(100).eval()), tmp_path / "sliced")
+    report = export_model(source_of(Sliced(100).eval()), tmp_path / "sliced")
     assert report.manifest.signature.max_positions == 100
-    report = export(source_of(Sliced(30).eval()), tmp_path / "few")
+    report = export_model(source_of(Sliced(30).eval()), tmp_path / "few")
     assert report.manifest.signature.max_positions == 30
     with pytest.raises(ExportError, match="up to 30 tokens only"):
-        export(source_of(BranchingLate().eval()), tmp_path / "short")
+        export_model(source_of(BranchingLate().eval()), tmp_path / "short")
     assert not (tmp_path / "short").exists()
 
 
 def test_branch_on_short_prompts_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     with pytest.raises(ExportError, match="logits differ"):
-        export(source_of(Branching().eval()), tmp_path / "branching")
+        export_model(source_of(Branching().eval()), tmp_path / "branching")
 
 
 def test_model_that_sees_what_follows_is_refused(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_model_that_sees_what_follows_is_refused(tmp_path: Path) -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     with pytest.raises(ExportError, match="change with the tokens that follow"):
-        export(source_of(model), tmp_path / "bert")
+        export_model(source_of(model), tmp_path / "bert")
 
 
 def test_cache_that_is_wrong_is_done_without(
@@ -208,7 +208,7 @@ def test_cache_that_is_wrong_is_done_without(
         return original(self, ids, mask, positions + 1, layers)
 
     monkeypatch.setattr(CausalLM, "_call", wrong)
-    report = export(source_of(models.transformers_model("GPT2")), tmp_path / "plain")
+    report = export_model(source_of(models.transformers_model("GPT2")), tmp_path / "plain")
     assert report.agreement.relative < 1e-5
     assert len(report.manifest.signature.inputs) == 2
     (why,) = report.manifest.fusion["unfused"]

@@ -12,8 +12,8 @@ import transformers
 from conftest import source_of
 
 from edgetie.errors import EdgetieError, ExportError
-from edgetie.export.exporter import ExportReport, export
-from edgetie.runtime.decoder import Decoder
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.session import open_session
 
 _COMMON = {
@@ -51,7 +51,7 @@ def test_angles_chosen_by_the_longest_position(tmp_path: Path) -> None:
     }  # fmt: skip
     own = {"original_max_position_embeddings": 128, "max_position_embeddings": 4096}
     model = make("Phi3", **own, rope_parameters=rope)
-    report = export(source_of(model), tmp_path / "out")
+    report = export_model(source_of(model), tmp_path / "out")
     assert report.agreement.relative < 1e-5
     assert report.manifest.signature.cache_in_place
     assert report.manifest.fusion["operators"]["rotary inside attention"] == 0
@@ -63,7 +63,7 @@ def test_angles_chosen_by_the_longest_position(tmp_path: Path) -> None:
 def test_angles_that_change_behind_the_longest_sequence(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     model = make("Llama", num_key_value_heads=2, rope_parameters=rope)
-    report = export(source_of(model), tmp_path / "out")
+    report = export_model(source_of(model), tmp_path / "out")
     assert report.manifest.fusion["operators"]["rotary inside attention"] == 2
     assert model.model.rotary_emb.rope_type == "dynamic"  # as it was
     assert_long_text_is_as_in_torch(report, model, 256)
@@ -73,32 +73,32 @@ def test_a_mode_that_a_short_text_switches_is_refused(tmp_path: Path) -> None:
     model = make("BigBird", "ForMaskedLM", block_size=8, num_random_blocks=1)
     message = "turned attention_type from block_sparse to original_full.*set attention_type to"
     with pytest.raises(ExportError, match=message):
-        export(source_of(model), tmp_path / "out")
+        export_model(source_of(model), tmp_path / "out")
     whole = make("BigBird", "ForMaskedLM", attention_type="original_full")
-    assert export(source_of(whole), tmp_path / "out").agreement.relative < 1e-5
+    assert export_model(source_of(whole), tmp_path / "out").agreement.relative < 1e-5
 
 
 @pytest.mark.parametrize("multi_query", [False, True])
 def test_slopes_in_bfloat16(tmp_path: Path, multi_query: bool) -> None:
     model = make("Falcon", alibi=True, multi_query=multi_query)
-    report = export(source_of(model), tmp_path / "out")
+    report = export_model(source_of(model), tmp_path / "out")
     assert report.agreement.relative < 1e-5
     assert_long_text_is_as_in_torch(report, model, 100)
 
 
 def test_a_table_of_positions_in_a_buffer_is_halved_too(tmp_path: Path) -> None:
     model = make("XGLM", d_model=64, num_layers=2, attention_heads=4, ffn_dim=96)
-    report = export(source_of(model), tmp_path / "out", precision="fp16")
+    report = export_model(source_of(model), tmp_path / "out", precision="fp16")
     assert report.agreement.relative < 1e-2
 
 
 def test_padding_on_the_right_only_where_it_is_right(tmp_path: Path) -> None:
     ids, mask = np.array([[5, 6, 7, 0], [8, 9, 10, 11]]), np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
     own = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
-    neo = export(source_of(make("GPTNeo", **own, window_size=8)), tmp_path / "neo")
+    neo = export_model(source_of(make("GPTNeo", **own, window_size=8)), tmp_path / "neo")
     assert neo.manifest.signature.padding == "left"
     with pytest.raises(EdgetieError, match="takes padding on the left only"):
         Decoder(open_session(neo.bundle), 2, 8).prefill(ids, mask)
-    llama = export(source_of(make("Llama")), tmp_path / "llama")
+    llama = export_model(source_of(make("Llama")), tmp_path / "llama")
     assert llama.manifest.signature.padding == "both"
     Decoder(open_session(llama.bundle), 2, 8).prefill(ids, mask)

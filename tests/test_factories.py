@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from edgetie.errors import EdgetieError, ExportError
-from edgetie.export.exporter import export
-from edgetie.runtime import Decoder, generate, open_session
-from edgetie.sources import Source, load_source
+from edgetie.export.exporter import export_model
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.decoding.generation import generate
+from edgetie.runtime.session import open_session
+from edgetie.sources.load import Source, load_source
 
 
 @dataclass
@@ -72,7 +74,7 @@ def source(module: torch.nn.Module) -> Source:
 def test_tokens_are_those_of_torch(tmp_path: Path, kind: Any, longest: int) -> None:
     torch.manual_seed(0)
     module = kind()
-    report = export(source(module), tmp_path / "bundle")
+    report = export_model(source(module), tmp_path / "bundle")
     assert report.agreement.relative < 1e-4
     assert report.manifest.signature.max_positions == longest
     session = open_session(report.bundle)
@@ -90,7 +92,7 @@ def test_tokens_are_those_of_torch(tmp_path: Path, kind: Any, longest: int) -> N
 
 def test_logits_of_one_token_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"logits of 1 of .* those of every token"):
-        export(source(LastOnly()), tmp_path / "bundle")
+        export_model(source(LastOnly()), tmp_path / "bundle")
 
 
 def test_a_compiled_module_is_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +103,7 @@ def test_a_compiled_module_is_the_module(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_several_sequences_go_on_token_by_token(tmp_path: Path) -> None:
-    report = export(source(models.hand_written()), tmp_path / "bundle")
+    report = export_model(source(models.hand_written()), tmp_path / "bundle")
     decoder = Decoder(open_session(report.bundle), 2, 16)
     decoder.prefill(np.array([[3, 4, 5], [6, 7, 8]]))
     with pytest.raises(EdgetieError, match="go on with step"):

@@ -12,20 +12,21 @@ import pytest
 import runtime_models
 import torch
 
-from edgetie.bundle import MODEL, PREFILL, open_bundle
+from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.names import MODEL, PREFILL
 from edgetie.errors import BundleError, EdgetieError, ProviderError
-from edgetie.export.exporter import export
-from edgetie.fixed_shapes import fix_shapes
-from edgetie.harness import check
-from edgetie.harness.compilation import compile_bundle
-from edgetie.harness.environments import directory, install
-from edgetie.harness.samples import BUILT_IN_TEXT
-from edgetie.quantize import quantize
-from edgetie.runtime.decoder import Decoder
-from edgetie.runtime.fixed import FixedDecoder
-from edgetie.runtime.generation import generate
+from edgetie.export.exporter import export_model
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
+from edgetie.npu.compile import compile_bundle
+from edgetie.npu.fix_shapes import fix_shapes
+from edgetie.providers.environments import directory, install
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.decoding.fixed_shape_decoder import FixedDecoder
+from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
-from edgetie.sources import Source
+from edgetie.sources.load import Source
 
 CONTEXT = 64
 TEXT = BUILT_IN_TEXT[:300]
@@ -50,9 +51,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer.save(str(target / "tokenizer.json"))
 
     source = Source("factory", "learned", model.eval(), model.config, save)
-    export(source, root / "fp32", target="mobile-npu")
-    quantize(root / "fp32", root / "int8", target="mobile-npu")
-    quantize(root / "fp32", root / "weights", scheme="int8")
+    export_model(source, root / "fp32", target="mobile-npu")
+    quantize_model(root / "fp32", root / "int8", target="mobile-npu")
+    quantize_model(root / "fp32", root / "weights", scheme="int8")
     return root
 
 
@@ -109,7 +110,7 @@ def test_inputs_whose_sizes_have_other_names(tmp_path: Path) -> None:
     """ALiBi makes the length of Bloom's mask a sum."""
     model = models.transformers_model("Bloom")
     source = Source("transformers", "Bloom", model, model.config, lambda target: None)
-    export(source, tmp_path / "open", target="mobile-npu")
+    export_model(source, tmp_path / "open", target="mobile-npu")
     fix_shapes(tmp_path / "open", tmp_path / "fixed", prompt_tokens=4, context=32)
     ids = [list(range(5, 16))]
     opened, fixed = (open_session(tmp_path / name) for name in ("open", "fixed"))
@@ -151,7 +152,7 @@ def test_what_cannot_be_fixed(decoder: Path, fixed: Path, exported: Any, tmp_pat
         with pytest.raises(BundleError, match=message):
             fix_shapes(source, tmp_path / "out", prompt_tokens=1, context=64)
     with pytest.raises(EdgetieError, match="quantize first, then fix"):
-        quantize(fixed, tmp_path / "out")
+        quantize_model(fixed, tmp_path / "out")
     with pytest.raises(BundleError, match="first run edgetie fix-shapes"):
         compile_bundle(decoder / "fp32", tmp_path / "out")
     with pytest.raises(ProviderError, match="keeps nothing"):
@@ -174,7 +175,7 @@ def qnn() -> None:
 def test_the_npu_finds_the_same_tokens(decoder: Path, kind: str, piece: int) -> None:
     target = decoder / f"{kind}-{piece}"
     fix_shapes(decoder / kind, target, prompt_tokens=piece, context=CONTEXT)
-    report = check(
+    report = check_model(
         target, str(decoder / kind), provider="qnn", text=TEXT, max_tokens=48, greedy_prompts=1,
         greedy_tokens=16,
     )  # fmt: skip
@@ -191,7 +192,7 @@ def test_what_is_compiled_loads_and_agrees(decoder: Path, fixed: Path, tmp_path:
     one = compile_bundle(tmp_path / "one", tmp_path / "compiled")
     assert any(node.op_type == "EPContext" for node in onnx.load(one.model_path).graph.node)
     reports = [
-        check(
+        check_model(
             bundle, str(decoder / "fp32"), provider="qnn", text=TEXT, max_tokens=48,
             greedy_prompts=1, greedy_tokens=16,
         )
@@ -217,5 +218,5 @@ def test_what_is_compiled_loads_and_agrees(decoder: Path, fixed: Path, tmp_path:
 @pytest.mark.usefixtures("qnn")
 def test_open_shapes_on_an_npu_are_refused_in_one_line(decoder: Path) -> None:
     with pytest.raises(ProviderError, match="edgetie fix-shapes fixes them") as raised:
-        check(decoder / "fp32", str(decoder / "fp32"), provider="qnn", max_tokens=8)
+        check_model(decoder / "fp32", str(decoder / "fp32"), provider="qnn", max_tokens=8)
     assert "\n" not in str(raised.value)

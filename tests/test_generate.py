@@ -14,19 +14,19 @@ import pytest
 import runtime_models as tiny
 from click.testing import CliRunner, Result
 
-from edgetie.bundle import Manifest, open_bundle
+from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.manifest import Manifest
 from edgetie.errors import EdgetieError
-from edgetie.runtime import (
+from edgetie.runtime.decoding.generation import (
     Chunk,
     Completion,
-    Sampling,
-    Session,
-    Tokenizer,
     generate,
     generate_text,
-    open_session,
     stop_tokens,
 )
+from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.session import Session, open_session
+from edgetie.runtime.text.tokenizer import Tokenizer
 from edgetie_cli.generate import command
 
 PROMPTS = [[3, 90, 14, 15, 92], [65], [35, 8, 9, 79, 32, 38, 46, 26]]

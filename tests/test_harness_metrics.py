@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgetie.bundle import Bundle
-from edgetie.harness import metrics, samples
-from edgetie.harness.environment import emulation, latency_problem
-from edgetie.harness.metrics import LogitErrors, PredictionErrors, common_prefix
-from edgetie.harness.thresholds import Thresholds, default_thresholds, precision_of
+from edgetie.bundle.bundle import Bundle
+from edgetie.harness.accuracy import metrics, samples
+from edgetie.harness.accuracy.metrics import LogitErrors, PredictionErrors, common_prefix
+from edgetie.harness.accuracy.thresholds import Thresholds, default_thresholds, precision_of
+from edgetie.providers.environment import emulation, latency_problem
 
 
 def log_softmax(row: np.ndarray) -> list[float]:

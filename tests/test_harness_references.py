@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.errors import BundleError, SourceError
-from edgetie.harness import BundleReference, TorchReference, resolve_reference
+from edgetie.harness.accuracy.references import BundleReference, TorchReference, resolve_reference
 
 VOCAB, WIDTH, SCALE = 96, 64, 0.25
 

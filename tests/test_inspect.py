@@ -12,22 +12,22 @@ from broken_models import save
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper, save_model
 
-from edgetie.harness.inspection import inspect
-from edgetie.quantize import quantize
+from edgetie.harness.ties.inspect import inspect_model
+from edgetie.quantize.quantizer import quantize_model
 
 
 def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Path) -> None:
     for path in (real_bundle, real_int8):
-        (proof,) = inspect(path).ties
+        (proof,) = inspect_model(path).ties
         assert (proof.file, proof.optimized, proof.memory) == (1, 1, 1)
-    fp32, int8 = inspect(real_bundle).ties[0], inspect(real_int8).ties[0]
+    fp32, int8 = inspect_model(real_bundle).ties[0], inspect_model(real_int8).ties[0]
     for proof in (fp32, int8):
         assert proof.resident is not None
         assert proof.resident.file_mapped < 0.1 * proof.group.bytes, "pages given back once packed"
 
 
 def test_a_mapped_table_is_read_where_it_lies(real_mapped: Path) -> None:
-    (proof,) = inspect(real_mapped).ties
+    (proof,) = inspect_model(real_mapped).ties
     assert (proof.file, proof.optimized, proof.memory) == (1, 1, 1)
     assert proof.resident is not None
     assert proof.resident.anonymous < 0.1 * proof.group.bytes
@@ -56,7 +56,7 @@ def folding(tmp_path: Path) -> Path:
 
 
 def test_a_copy_made_by_constant_folding_is_counted_and_named(folding: Path) -> None:
-    (proof,) = inspect(folding).ties
+    (proof,) = inspect_model(folding).ties
     assert proof.file == 1
     assert proof.optimized == 2
     assert any("constant folding" in text and "head" in text for text in proof.made_by)
@@ -100,7 +100,7 @@ def test_weights_stored_twice_under_two_names(tmp_path: Path) -> None:
     path = tmp_path / "untied.onnx"
     opsets = [helper.make_opsetid("", 21)]
     save_model(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-    assert [set(names) for names in inspect(path).copies] == [{"emb[/w]", "head[red]"}]
+    assert [set(names) for names in inspect_model(path).copies] == [{"emb[/w]", "head[red]"}]
     run = CliRunner().invoke(cli, ["inspect", str(path), "--require-tied"], standalone_mode=False)
     assert run.return_value == 1
     assert "stored 2 times; edgetie tie makes them one" in run.stderr
@@ -145,8 +145,8 @@ def test_copies_of_codes_in_another_form_are_counted(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "m.onnx")
-    quantize(tmp_path / "m.onnx", tmp_path / "static", scheme="int8-static")
-    (proof,) = inspect(tmp_path / "static").ties
+    quantize_model(tmp_path / "m.onnx", tmp_path / "static", scheme="int8-static")
+    (proof,) = inspect_model(tmp_path / "static").ties
     assert (proof.file, proof.optimized) == (1, 2)
     assert proof.memory in (1, 2)
     assert any("transposed, for" in text for text in proof.made_by)
@@ -171,7 +171,7 @@ def test_a_product_of_what_was_looked_up_in_codes_is_measured(tmp_path: Path) ->
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
-    (proof,) = inspect(tmp_path / "m.onnx").ties
+    (proof,) = inspect_model(tmp_path / "m.onnx").ties
     assert proof.file == 1
     assert proof.memory is not None
 
@@ -194,7 +194,7 @@ def test_nodes_without_names_are_measured(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
-    (proof,) = inspect(tmp_path / "m.onnx").ties
+    (proof,) = inspect_model(tmp_path / "m.onnx").ties
     assert proof.memory == 1
 
 
@@ -222,7 +222,7 @@ def test_copies_in_branches_and_of_signed_codes(tmp_path: Path) -> None:
         helper.make_node("Add", ["f", "g"], ["logits"]),
     ]
     path = save(tmp_path / "model.onnx", nodes, values)
-    found = inspect(path)
+    found = inspect_model(path)
     assert sorted(map(sorted, found.copies)) == [
         ["again", "codes"],
         ["else_head", "table", "then_head"],

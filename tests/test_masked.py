@@ -16,16 +16,16 @@ import transformers
 from packages import rxnmapper
 
 from edgetie.errors import BundleError
-from edgetie.export.exporter import ExportReport, export
-from edgetie.harness.accuracy import AccuracyReport, check
-from edgetie.quantize import quantize
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.harness.accuracy.check import AccuracyReport, check_model
+from edgetie.quantize.quantizer import quantize_model
 from edgetie.quickstart import quickstart
-from edgetie.report.quickstart_table import print_quickstart
-from edgetie.runtime.decoder import Decoder
+from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.session import open_session
-from edgetie.runtime.tokenizer import Tokenizer
-from edgetie.sources import Source
-from edgetie.ties import equal_initializers, find_ties
+from edgetie.runtime.text.tokenizer import Tokenizer
+from edgetie.sources.load import Source
+from edgetie.ties.groups import equal_initializers, find_ties
+from edgetie_cli.printing.quickstart import print_quickstart
 
 SIZES = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -60,7 +60,7 @@ def albert(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, mask_token="[MASK]", pad_token="[PAD]", unk_token="[UNK]"
     ).save_pretrained(directory)
-    return export(str(directory), directory / "fp32", allow_pickle=True)
+    return export_model(str(directory), directory / "fp32", allow_pickle=True)
 
 
 def run(path: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_albert_fills_in_what_torch_does(albert: ExportReport) -> None:
 
 
 def test_int8_albert_keeps_its_ties_and_its_answers(albert: ExportReport, tmp_path: Path) -> None:
-    report = quantize(albert.bundle.directory, tmp_path / "int8")
+    report = quantize_model(albert.bundle.directory, tmp_path / "int8")
     assert sorted(len(g.uses) for g in report.manifest.ties) == [2, 12, 12, 12, 12, 12, 12]
     assert {group.dtype for group in report.manifest.ties} == {"UINT8"}
     ids, mask = reactions(albert)
@@ -119,15 +119,15 @@ def test_shared_layers_in_graphs_for_npus(
     albert: ExportReport, tmp_path: Path, scheme: str
 ) -> None:
     """ONNX Runtime fails where two DequantizeLinear read one initializer."""
-    report = quantize(albert.bundle, tmp_path / scheme, scheme=scheme)
+    report = quantize_model(albert.bundle, tmp_path / scheme, scheme=scheme)
     size = sum(path.stat().st_size for path in report.bundle.data_files)
     assert size < 0.3 * sum(path.stat().st_size for path in albert.bundle.data_files)
-    checked = check(report.bundle, str(albert.bundle.directory))
+    checked = check_model(report.bundle, str(albert.bundle.directory))
     assert checked.relative_error < 0.3
 
 
 def test_check_masks_tokens_and_scores_those(albert: ExportReport) -> None:
-    report = check(albert.bundle, str(albert.bundle.directory), text="\n".join(REACTIONS * 8))
+    report = check_model(albert.bundle, str(albert.bundle.directory), text="\n".join(REACTIONS * 8))
     assert isinstance(report, AccuracyReport)
     assert report.passed
     assert report.max_abs_error == 0
@@ -162,7 +162,7 @@ def test_families(name: str, tmp_path: Path) -> None:
     module = getattr(transformers, f"{name}ForMaskedLM")(config).eval()
     source = Source("transformers", name, module, module.config, lambda target: None)
     assert source.task == "masked-lm"
-    report = export(source, tmp_path / "bundle")
+    report = export_model(source, tmp_path / "bundle")
     assert report.agreement.relative < 1e-5
     assert report.agreement.padded > 0
     table = next(group for group in report.manifest.ties if group.shape[0] == 512)
@@ -175,14 +175,14 @@ def test_families(name: str, tmp_path: Path) -> None:
 def test_a_bare_file_is_known_to_fill_in_tokens(albert: ExportReport, tmp_path: Path) -> None:
     for name in ("model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(albert.bundle.directory / name, tmp_path / name)
-    report = quantize(tmp_path / "model.onnx", tmp_path / "int8")
+    report = quantize_model(tmp_path / "model.onnx", tmp_path / "int8")
     assert report.manifest.task == "masked-lm"
     text = "\n".join(REACTIONS * 8)
-    found = check(report.bundle, str(albert.bundle.directory), text=text)
+    found = check_model(report.bundle, str(albert.bundle.directory), text=text)
     assert isinstance(found, AccuracyReport)
     assert found.mean_kl_divergence < 0.02
     with pytest.raises(BundleError, match="3 tokens are too few to measure predictions on"):
-        check(albert.bundle, str(albert.bundle.directory), text=text, max_tokens=3)
+        check_model(albert.bundle, str(albert.bundle.directory), text=text, max_tokens=3)
 
 
 def test_the_quickstart_times_nothing_that_does_not_generate(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime_models import byte_tokenizer
 
 from edgetie.errors import QuantizeError
-from edgetie.harness.thresholds import Thresholds
-from edgetie.quantize import quantize
+from edgetie.harness.accuracy.thresholds import Thresholds
+from edgetie.quantize.quantizer import quantize_model
 
 ROWS, WIDTH = 320, 64
 IDS = np.random.default_rng(1).integers(0, ROWS, (2, 7))
@@ -83,7 +83,7 @@ def run(path: Path, ids: np.ndarray = IDS) -> list[np.ndarray]:
 
 def all_close(folder: Path, path: Path, scheme: str = "int8", ids: np.ndarray = IDS) -> Path:
     """Quantize, and hold every output to the float model's."""
-    report = quantize(path, folder / "out", scheme=scheme)
+    report = quantize_model(path, folder / "out", scheme=scheme)
     made = report.bundle.model_path
     for expected, found in zip(run(path, ids), run(made, ids), strict=True):
         assert found.shape == expected.shape
@@ -228,7 +228,7 @@ def test_products_in_a_loop_are_calibrated(tmp_path: Path) -> None:
     weights |= {"three": np.array(3), "true": np.array(True)}
     path = write(tmp_path, nodes, weights)
     for scheme in ("int8", "int8-static16"):
-        report = quantize(path, tmp_path / scheme, scheme=scheme)
+        report = quantize_model(path, tmp_path / scheme, scheme=scheme)
         assert "tokens of" in report.manifest.quantization["calibration"]
         expected, found = run(path)[0], run(report.bundle.model_path)[0]
         assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
@@ -245,7 +245,7 @@ def test_weights_that_are_inputs_too(tmp_path: Path) -> None:
 def test_tokens_of_32_bits(tmp_path: Path) -> None:
     path = write(tmp_path, [LOOKUP, NORM, *HEAD], tied(), ids=TensorProto.INT32)
     all_close(tmp_path, path, "int8-static16")
-    report = quantize(path, tmp_path / "limited", limits=Thresholds(max_kl=0.1), force=True)
+    report = quantize_model(path, tmp_path / "limited", limits=Thresholds(max_kl=0.1), force=True)
     assert 0 < report.manifest.quantization["measured"]["kl"] < 0.1
 
 
@@ -269,7 +269,7 @@ def test_a_turned_table_that_is_an_output_stays_in_floating_point(tmp_path: Path
     nodes = [LOOKUP, node("MatMul", ["x", "w"], ["h"]), *HEAD]
     weights = {"table": tied()["table"], "w": uniform(WIDTH, WIDTH)}
     path = write(tmp_path, nodes, weights, outputs={"turned": [WIDTH, ROWS]})
-    report = quantize(path, tmp_path / "out")
+    report = quantize_model(path, tmp_path / "out")
     for expected, found in zip(run(path), run(report.bundle.model_path), strict=True):
         assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
     assert [note.split(":")[0] for note in report.kept] == ["table"]
@@ -293,7 +293,7 @@ def test_tokens_beyond_a_table_of_positions(tmp_path: Path) -> None:
     text = "the user said hello there, " * 40
     assert ROWS > max(tokenizer.encode(text).ids) >= 128
     count = len(tokenizer.encode(text).ids)
-    report = quantize(path, tmp_path / "out", calibration=text)
+    report = quantize_model(path, tmp_path / "out", calibration=text)
     assert report.manifest.quantization["calibration"] == f"{count} tokens of own text"
 
 
@@ -318,7 +318,7 @@ def test_unnamed_nodes_beside_angles_compute_in_16_bits(tmp_path: Path) -> None:
         *HEAD,
     ]
     path = write(tmp_path, nodes, {"table": tied()["table"], "w": uniform(WIDTH, WIDTH)})
-    report = quantize(path, tmp_path / "out", scheme="fp16")
+    report = quantize_model(path, tmp_path / "out", scheme="fp16")
     graph = onnx.load(report.bundle.model_path).graph
     casts = [n for n in graph.node if n.op_type == "Cast" and n.input[0] in ("w", "table")]
     assert len(casts) <= 1  # of the table, which cosines are computed of
@@ -327,7 +327,7 @@ def test_unnamed_nodes_beside_angles_compute_in_16_bits(tmp_path: Path) -> None:
 def test_limits_that_16_bits_break(tmp_path: Path) -> None:
     path = write(tmp_path, [LOOKUP, NORM, *HEAD], tied())
     with pytest.raises(QuantizeError, match="with all weights of 16 bits, KL divergence"):
-        quantize(path, tmp_path / "out", scheme="fp16", limits=Thresholds(max_kl=1e-12))
+        quantize_model(path, tmp_path / "out", scheme="fp16", limits=Thresholds(max_kl=1e-12))
     assert not (tmp_path / "out").exists()
 
 
@@ -335,4 +335,4 @@ def test_old_operators_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, [LOOKUP, node("Identity", ["x"], ["h"]), *HEAD],
                  {"table": tied()["table"]}, opset=10)  # fmt: skip
     with pytest.raises(QuantizeError, match="opset is 10 and"):
-        quantize(path, tmp_path / "out")
+        quantize_model(path, tmp_path / "out")

@@ -14,12 +14,14 @@ import pytest
 from test_deploy import run
 from test_seq2seq import make
 
-from edgetie.bundle import open_bundle
-from edgetie.export.exporter import export
-from edgetie.quantize import quantize
-from edgetie.runtime import Tokenizer, generate, open_session
-from edgetie.sources import Source
-from edgetie.sources.demo import cache_directory
+from edgetie.bundle.bundle import open_bundle
+from edgetie.downloads import cache_directory
+from edgetie.export.exporter import export_model
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.runtime.decoding.generation import generate
+from edgetie.runtime.session import open_session
+from edgetie.runtime.text.tokenizer import Tokenizer
+from edgetie.sources.load import Source
 
 TOKENS = 64
 PROMPT = "Tell me a long story about a fox and a river."
@@ -107,8 +109,8 @@ def translators(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         if not (root / kind).is_dir():
             model = make(kind)
             source = Source("transformers", kind, model, model.config, model.config.save_pretrained)
-            export(source, root / kind / "fp32")
-            quantize(root / kind / "fp32", root / kind / "int8")
+            export_model(source, root / kind / "fp32")
+            quantize_model(root / kind / "fp32", root / kind / "int8")
         return root / kind
 
     return get

@@ -11,19 +11,19 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.bundle import LAST_TOKEN_NODE
-from edgetie.passes import run_passes
-from edgetie.passes._base import GraphPass
-from edgetie.passes.activation import Activation
-from edgetie.passes.head import Head
-from edgetie.passes.last_token import LastToken
-from edgetie.passes.layout import Layout
-from edgetie.passes.linear import Linear
-from edgetie.passes.pack import PackProjections
-from edgetie.passes.retie import Retie
-from edgetie.passes.rms_norm import RmsNorm
-from edgetie.passes.skip_norm import SkipNorm
-from edgetie.ties import find_ties
+from edgetie.bundle.names import LAST_TOKEN_NODE
+from edgetie.passes.base import GraphPass
+from edgetie.passes.cancel_transposes import Layout
+from edgetie.passes.fuse_activation import Activation
+from edgetie.passes.fuse_rms_norm import RmsNorm
+from edgetie.passes.fuse_skip_norm import SkipNorm
+from edgetie.passes.gemm_to_matmul import Linear
+from edgetie.passes.merge_duplicates import Retie
+from edgetie.passes.pack_projections import PackProjections
+from edgetie.passes.run import run_passes
+from edgetie.passes.select_last_token import LastToken
+from edgetie.passes.tied_head_gemm import Head
+from edgetie.ties.groups import find_ties
 
 WIDTH = 64
 RNG = np.random.default_rng(0)

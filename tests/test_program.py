@@ -12,8 +12,8 @@ import torch
 from conftest import source_of
 from torch import nn
 
-from edgetie.export.exporter import export
-from edgetie.export.program import prepare
+from edgetie.export.exporter import export_model
+from edgetie.export.tracing.exported_program import prepare
 
 
 class Sparse(nn.Module):
@@ -75,7 +75,7 @@ def test_same_logits(tmp_path: Path, part: Any) -> None:
     torch.manual_seed(0)
     model = models.Cacheless()
     model.blocks.insert(0, part())
-    report = export(source_of(model.eval()), tmp_path / "bundle")
+    report = export_model(source_of(model.eval()), tmp_path / "bundle")
     assert report.agreement.relative < 1e-5
     assert [group.shape for group in report.manifest.ties] == [(models.VOCAB, 64)]
 

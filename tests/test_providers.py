@@ -13,11 +13,13 @@ from test_bad_input import MAIN, edgetie, refused
 
 from edgetie.errors import ProviderError
 from edgetie.export.exporter import ExportReport
-from edgetie.harness import bench, check
-from edgetie.harness.environments import Environment, availability, directory, install
-from edgetie.harness.metrics import Interval, median_interval
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.accuracy.metrics import Interval, median_interval
+from edgetie.harness.latency.bench import bench_model
+from edgetie.providers.environments import Environment, availability, directory, install
+from edgetie.providers.registry import PROVIDERS
 from edgetie.report.html import write_html
-from edgetie.runtime import PROVIDERS, open_session
+from edgetie.runtime.session import open_session
 from edgetie.targets import TARGETS
 
 SMALL = {"new_tokens": 4, "repeat": 2, "threads": 1}
@@ -50,13 +52,13 @@ def test_another_environment_is_compared_with_this_one(
     exported: Callable[[str], ExportReport], openvino: Environment, tmp_path: Path
 ) -> None:
     bundle = exported("Llama").bundle.directory
-    accuracy = check(bundle, str(bundle), provider="openvino", max_tokens=64)
+    accuracy = check_model(bundle, str(bundle), provider="openvino", max_tokens=64)
     assert accuracy.relative_error < 1e-4
     assert accuracy.greedy_agreement == 1.0
     assert accuracy.nodes_per_provider["OpenVINOExecutionProvider"] > 10
     assert accuracy.elsewhere["GroupQueryAttention"] == 2
 
-    report = bench(
+    report = bench_model(
         bundle,
         provider=["cpu", "openvino"],
         prompt_tokens=[8, 16],
@@ -83,7 +85,7 @@ def test_strict_takes_no_other_provider(
 ) -> None:
     bundle = exported("Llama").bundle.directory
     with pytest.raises(ProviderError, match=r"--strict: .*openvino leaves .*GroupQueryAttention 2"):
-        check(bundle, str(bundle), provider="openvino", strict=True)
+        check_model(bundle, str(bundle), provider="openvino", strict=True)
     assert not open_session(bundle, strict=True).elsewhere
 
 

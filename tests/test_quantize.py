@@ -15,28 +15,28 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantize_models import KINDS, LEVELS, error, logits, plain
 
-from edgetie.bundle import open_bundle
+from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import BundleError, QuantizeError
-from edgetie.external_data import write_models
-from edgetie.harness import check
-from edgetie.harness.inspection import inspect
-from edgetie.harness.thresholds import Thresholds
-from edgetie.passes import run_passes
-from edgetie.passes.linear import Linear
-from edgetie.quantize import quantize
-from edgetie.quantize.calibrate import activations
-from edgetie.quantize.recording import Input
-from edgetie.quantize.rotate import Rotate, hadamard, rotation_size
-from edgetie.quantize.sites import find_sites
-from edgetie.quantize.smooth import Smooth, smoothable, smoothing
-from edgetie.quantize.unflatten import Unflatten
-from edgetie.ties import verify_ties
+from edgetie.graph.model_files import write_models
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.accuracy.thresholds import Thresholds
+from edgetie.harness.ties.inspect import inspect_model
+from edgetie.passes.gemm_to_matmul import Linear
+from edgetie.passes.remove_flatten_reshapes import Unflatten
+from edgetie.passes.run import run_passes
+from edgetie.quantize.calibration.activations import activations
+from edgetie.quantize.calibration.layerwise_run import Input
+from edgetie.quantize.preprocess.linear_inputs import find_sites
+from edgetie.quantize.preprocess.rotate import Rotate, hadamard, rotation_size
+from edgetie.quantize.preprocess.smooth import Smooth, smoothable, smoothing
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.ties.groups import verify_ties
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "hand_written", "cacheless"])
 def test_close_to_fp32_with_one_table(float_bundle: Any, tmp_path: Path, kind: str) -> None:
     source = float_bundle(kind)
-    report = quantize(source, tmp_path / "int8")
+    report = quantize_model(source, tmp_path / "int8")
     reference = logits(source / "model.onnx")
     assert error(reference, logits(report.bundle.model_path)) < 0.05
     table = report.manifest.ties[0]
@@ -53,15 +53,15 @@ def test_close_to_fp32_with_one_table(float_bundle: Any, tmp_path: Path, kind: s
 
 
 def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path) -> None:
-    report = quantize(float_bundle("Llama"), tmp_path / "int8")
+    report = quantize_model(float_bundle("Llama"), tmp_path / "int8")
     first, *others = [logits(report.bundle.model_path, level) for level in LEVELS]
     for other in others:
         np.testing.assert_allclose(other, first, atol=2e-2 * np.abs(first).max())
 
 
 def test_aliased_table_gives_the_same_logits(float_bundle: Any, tmp_path: Path) -> None:
-    shared = quantize(float_bundle("Llama"), tmp_path / "shared")
-    aliased = quantize(float_bundle("Llama"), tmp_path / "aliased", scheme="int8-aliased")
+    shared = quantize_model(float_bundle("Llama"), tmp_path / "shared")
+    aliased = quantize_model(float_bundle("Llama"), tmp_path / "aliased", scheme="int8-aliased")
     np.testing.assert_allclose(
         logits(shared.bundle.model_path), logits(aliased.bundle.model_path), atol=1e-5
     )
@@ -69,7 +69,7 @@ def test_aliased_table_gives_the_same_logits(float_bundle: Any, tmp_path: Path) 
 
 
 def test_untied_model(float_bundle: Any, tmp_path: Path) -> None:
-    report = quantize(float_bundle("untied"), tmp_path / "int8")
+    report = quantize_model(float_bundle("untied"), tmp_path / "int8")
     assert (
         error(logits(float_bundle("untied") / "model.onnx"), logits(report.bundle.model_path))
         < 0.03
@@ -117,7 +117,7 @@ def test_hadamard_is_symmetric_and_orthogonal() -> None:
 def test_outliers_are_smoothed_and_rotated_away(tmp_path: Path) -> None:
     """A model with a few channels 30 times the others is rotated, and loses little."""
     path = plain(tmp_path, outliers=True)
-    report = quantize(path, tmp_path / "int8")
+    report = quantize_model(path, tmp_path / "int8")
     assert report.manifest.quantization["calibration"].endswith("random tokens")
     assert report.manifest.quantization["rotated"] > 0
     assert error(logits(path), logits(report.bundle.model_path)) < 0.02
@@ -149,7 +149,7 @@ def test_massive_activations_are_found_and_kept_precise(tmp_path: Path) -> None:
     ):
         model.graph.node.insert(1 + index, node)
     onnx.save(model, path)
-    report = quantize(path, tmp_path / "int8")
+    report = quantize_model(path, tmp_path / "int8")
     assert report.manifest.quantization["massive"] == ["middle"]
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     middle = next(node for node in graph.node if node.name == "middle")
@@ -162,7 +162,7 @@ def test_massive_activations_are_found_and_kept_precise(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [64, 80, 70])
 def test_plain_file(tmp_path: Path, head: str, width: int) -> None:
     path = plain(tmp_path, head=head, width=width)
-    report = quantize(path, tmp_path / "int8")
+    report = quantize_model(path, tmp_path / "int8")
     assert error(logits(path), logits(report.bundle.model_path)) < 0.03
     assert [group.name for group in report.manifest.ties] == ["table"]
     assert report.kept == ()
@@ -170,14 +170,14 @@ def test_plain_file(tmp_path: Path, head: str, width: int) -> None:
 
 def test_nan_is_named(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="middle: NaN or infinity"):
-        quantize(plain(tmp_path, bad=True), tmp_path / "int8")
+        quantize_model(plain(tmp_path, bad=True), tmp_path / "int8")
     assert not (tmp_path / "int8").exists()
 
 
 def test_quantized_model_is_refused(tmp_path: Path) -> None:
-    quantize(plain(tmp_path), tmp_path / "int8")
+    quantize_model(plain(tmp_path), tmp_path / "int8")
     with pytest.raises(QuantizeError, match="quantized already"):
-        quantize(tmp_path / "int8", tmp_path / "again")
+        quantize_model(tmp_path / "int8", tmp_path / "again")
 
 
 def test_a_matrix_read_both_ways_stays_one(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_matrix_read_both_ways_stays_one(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "both", [ids], [out], initializers)
     opsets = [helper.make_opsetid("", 21)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
-    report = quantize(tmp_path / "m.onnx", tmp_path / "int8")
+    report = quantize_model(tmp_path / "m.onnx", tmp_path / "int8")
     assert [(group.name, group.dtype) for group in report.manifest.ties] == [("w", "FLOAT")]
     assert any("w: used by" in text for text in report.kept)
     assert report.manifest.quantization["blocks"] == {"64": 1}
@@ -210,16 +210,16 @@ def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:
     model.graph.node[3].op_type, model.graph.node[3].domain = "Secret", "elsewhere"
     model.opset_import.append(helper.make_opsetid("elsewhere", 1))
     onnx.save(model, path)
-    report = quantize(path, tmp_path / "int8")
+    report = quantize_model(path, tmp_path / "int8")
     assert report.manifest.quantization["calibration"].startswith("nothing: ")
     assert {node.op_type for node in onnx.load(report.bundle.model_path).graph.node} >= {
         "Secret",
         "MatMulNBits",
     }
     with pytest.raises(QuantizeError, match="ranges of its activations are not known"):
-        quantize(path, tmp_path / "static", scheme="int8-static")
+        quantize_model(path, tmp_path / "static", scheme="int8-static")
     with pytest.raises(BundleError, match="cannot load it"):
-        quantize(path, tmp_path / "limits", limits=Thresholds(max_kl=1.0))
+        quantize_model(path, tmp_path / "limits", limits=Thresholds(max_kl=1.0))
     assert not (tmp_path / "static").exists()
     assert not (tmp_path / "limits").exists()
 
@@ -238,7 +238,7 @@ def test_a_table_of_one_row(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 21)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
     for scheme in ("int8", "int8-mapped", "int8-dynamic", "int4-all"):
-        report = quantize(tmp_path / "m.onnx", tmp_path / scheme, scheme=scheme)
+        report = quantize_model(tmp_path / "m.onnx", tmp_path / scheme, scheme=scheme)
         session = onnxruntime.InferenceSession(str(report.bundle.model_path))
         (found,) = session.run(None, {"input_ids": np.zeros((1, 3), np.int64)})
         exact = float(np.square(table).sum())
@@ -253,26 +253,26 @@ def test_files_that_are_links_as_in_a_cache_of_downloads(float_bundle: Any, tmp_
     for number, file in enumerate(sorted(source.iterdir())):
         shutil.copyfile(file, blobs / f"{number}")
         (links / file.name).symlink_to(blobs / f"{number}")
-    linked = quantize(links, tmp_path / "linked").bundle
-    plain = quantize(source, tmp_path / "plain").bundle
+    linked = quantize_model(links, tmp_path / "linked").bundle
+    plain = quantize_model(source, tmp_path / "plain").bundle
     assert linked.manifest is not None
     assert linked.manifest.quantization["compensated"] > 0
     for name in ("model.onnx", "model.onnx.data"):
         assert (linked.directory / name).read_bytes() == (plain.directory / name).read_bytes()
-    assert check(links, str(source)).max_abs_error == 0
-    assert len(inspect(links).ties) == 1
+    assert check_model(links, str(source)).max_abs_error == 0
+    assert len(inspect_model(links).ties) == 1
     data = (links / "model.onnx.data").resolve()
     (links / "model.onnx.data").unlink()
     (links / "model.onnx.data").hardlink_to(data)
     with pytest.raises(BundleError, match=r"model\.onnx\.data: has several hard links, copy it"):
-        quantize(links, tmp_path / "hard")
+        quantize_model(links, tmp_path / "hard")
 
 
 def test_smaller_blocks_are_closer(float_bundle: Any, tmp_path: Path) -> None:
     reference = logits(float_bundle("Llama") / "model.onnx")
     errors, sizes = [], []
     for block in (64, 32, 16):
-        report = quantize(float_bundle("Llama"), tmp_path / str(block), block_size=block)
+        report = quantize_model(float_bundle("Llama"), tmp_path / str(block), block_size=block)
         graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
         found = {
             helper.get_node_attr_value(node, "block_size")
@@ -286,6 +286,6 @@ def test_smaller_blocks_are_closer(float_bundle: Any, tmp_path: Path) -> None:
     assert errors[0] > errors[1] > errors[2]
     assert sizes[0] < sizes[1] < sizes[2]
     with pytest.raises(QuantizeError, match="--block-size: int8-mapped has no blocks"):
-        quantize(float_bundle("Llama"), tmp_path / "mapped", layout="mapped", block_size=32)
+        quantize_model(float_bundle("Llama"), tmp_path / "mapped", layout="mapped", block_size=32)
     with pytest.raises(QuantizeError, match="--block-size 48: not one of 16, 32, 64"):
-        quantize(float_bundle("Llama"), tmp_path / "odd", block_size=48)
+        quantize_model(float_bundle("Llama"), tmp_path / "odd", block_size=48)

@@ -13,16 +13,16 @@ import torch
 from conftest import source_of
 from runtime_models import byte_tokenizer
 
-from edgetie.deploy import deploy
+from edgetie.deploy.deploy import deploy_model
 from edgetie.errors import BundleError
-from edgetie.export.exporter import ExportReport, export
-from edgetie.fixed_shapes import fix_shapes
-from edgetie.harness.references import BundleReference
-from edgetie.quantize import quantize
-from edgetie.runtime.decoder import Decoder
-from edgetie.runtime.generation import generate
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.harness.accuracy.references import BundleReference
+from edgetie.npu.fix_shapes import fix_shapes
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
-from edgetie.sources import Source
+from edgetie.sources.load import Source
 
 _COMMON = {
     "vocab_size": models.VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
@@ -74,7 +74,7 @@ Case = tuple[str, Any, ExportReport]
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     kind = request.param
     model = make(kind)
-    return kind, model, export(source_of(model, kind), tmp_path_factory.mktemp(kind) / "fp32")
+    return kind, model, export_model(source_of(model, kind), tmp_path_factory.mktemp(kind) / "fp32")
 
 
 def test_states_are_inputs_and_outputs(case: Case) -> None:
@@ -134,7 +134,7 @@ def test_prompts_in_parts_and_sequences_anew(case: Case) -> None:
 
 def test_int8_keeps_states_and_ties(case: Case, tmp_path: Path) -> None:
     report = case[2]
-    quantized = quantize(report.bundle.directory, tmp_path / "int8")
+    quantized = quantize_model(report.bundle.directory, tmp_path / "int8")
     manifest = quantized.bundle.manifest
     assert len(manifest.ties) == len(report.manifest.ties)
     assert manifest.signature.inputs == report.manifest.signature.inputs
@@ -148,9 +148,9 @@ def test_starters_and_windows_are_for_attention_alone(tmp_path: Path) -> None:
 
     for kind in ("Lfm2", "Mamba"):
         model = make(kind)
-        export(Source("transformers", kind, model, model.config, save), tmp_path / kind)
+        export_model(Source("transformers", kind, model, model.config, save), tmp_path / kind)
     with pytest.raises(BundleError, match="caches of several kinds"):
-        deploy(tmp_path / "Lfm2", "python", tmp_path / "app")
+        deploy_model(tmp_path / "Lfm2", "python", tmp_path / "app")
     with pytest.raises(BundleError, match="keep a state of one size"):
         fix_shapes(tmp_path / "Mamba", tmp_path / "fixed", prompt_tokens=1, context=32)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Lfm2", "Mamba"]

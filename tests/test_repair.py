@@ -12,14 +12,14 @@ import pytest
 from broken_models import FORMS, IDS, LOOKUP, ROWS, WIDTH, broken, copies, logits, save, table
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.harness.equivalence import compare_files
-from edgetie.repair import tie
+from edgetie.harness.ties.equivalence import compare_files
+from edgetie.repair import tie_model
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_table_is_left_and_the_outputs_stay(tmp_path: Path, form: str) -> None:
     path = broken(tmp_path / "broken.onnx", form)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert copies(tmp_path / "fixed.onnx") == 1
     assert len(report.merged) + len(report.shared) == (2 if form == "subgraphs" else 1)
     assert report.outputs[0].reason is None
@@ -40,7 +40,7 @@ def test_a_square_matrix_and_its_transpose(tmp_path: Path, names: tuple[str, str
     ]
     path = save(tmp_path / "square.onnx", nodes, values)
     ids = np.array([[5, 7, 63, 0]])
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert copies(report.path, 64 * 64) == 1
     before, after = (
         onnxruntime.InferenceSession(str(file)).run(["logits"], {"input_ids": ids})[0]
@@ -70,7 +70,7 @@ def quantized(path: Path, *, apart: float) -> Path:
 
 def test_int8_copies_are_merged(tmp_path: Path) -> None:
     path = quantized(tmp_path / "int8.onnx", apart=1.0)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert report.merged == {"head_codes": "codes"}
     assert copies(tmp_path / "fixed.onnx") == 1
     np.testing.assert_allclose(logits(tmp_path / "fixed.onnx"), logits(path), atol=1e-5)
@@ -83,13 +83,13 @@ def test_near_copies_are_reported_and_merged_on_request(tmp_path: Path) -> None:
     values = {"table": w, "head": np.ascontiguousarray(rounded.T), "other": table(3)}
     nodes.append(helper.make_node("Gather", ["other", "input_ids"], ["unused"]))
     path = save(tmp_path / "near.onnx", nodes, values)
-    report = tie(path, tmp_path / "kept.onnx")
+    report = tie_model(path, tmp_path / "kept.onnx")
     (near,) = report.near
     assert (near.name, near.table, near.transposed) == ("head", "table", True)
     assert near.distance == pytest.approx(0.004, rel=0.1)
     assert report.merged_near == ()
     assert report.outputs[0].identical
-    report = tie(path, tmp_path / "merged.onnx", max_distance=0.01)
+    report = tie_model(path, tmp_path / "merged.onnx", max_distance=0.01)
     assert report.merged_near == ("head",)
     assert copies(tmp_path / "merged.onnx") == 1
     assert 0 < report.outputs[0].relative_error < 0.02
@@ -97,8 +97,8 @@ def test_near_copies_are_reported_and_merged_on_request(tmp_path: Path) -> None:
 
 def test_a_tied_file_stays_as_it_is(tmp_path: Path) -> None:
     path = broken(tmp_path / "broken.onnx", "folded Transpose")
-    tie(path, tmp_path / "fixed.onnx")
-    report = tie(tmp_path / "fixed.onnx", tmp_path / "again.onnx")
+    tie_model(path, tmp_path / "fixed.onnx")
+    report = tie_model(tmp_path / "fixed.onnx", tmp_path / "again.onnx")
     assert (report.merged, report.shared, report.outputs[0].identical) == ({}, {}, True)
     assert (tmp_path / "again.onnx.data").read_bytes() == (
         tmp_path / "fixed.onnx.data"
@@ -133,7 +133,7 @@ def test_equal_bytes_of_another_type_are_no_copy(tmp_path: Path) -> None:
         helper.make_node("Cast", ["e"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("Sum", ["x", "y", "f"], ["logits"]),
     ]
-    report = tie(save(tmp_path / "zeros.onnx", nodes, values), tmp_path / "fixed.onnx")
+    report = tie_model(save(tmp_path / "zeros.onnx", nodes, values), tmp_path / "fixed.onnx")
     assert report.merged == {"again": "table", "more": "codes"}
     assert report.outputs[0].identical
 
@@ -144,7 +144,7 @@ def test_an_input_with_a_default_stays(tmp_path: Path) -> None:
     info = helper.make_tensor_value_info("head", TensorProto.FLOAT, [ROWS, WIDTH])
     model.graph.input.append(info)
     onnx.save(model, path)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert report.merged == {}
     assert any("head: is table" in text for text in report.skipped)
     session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"))
@@ -160,7 +160,7 @@ def test_a_transpose_that_turns_nothing_and_an_empty_sequence(tmp_path: Path) ->
             helper.make_node("MatMul", ["x", "t"], ["logits"]),
         ]
         path = save(tmp_path / f"{perm[0]}.onnx", nodes, {"table": w, "head": w.copy()})
-        report = tie(path, tmp_path / f"{perm[0]}.fixed.onnx")
+        report = tie_model(path, tmp_path / f"{perm[0]}.fixed.onnx")
         assert report.merged == {"head": "table"}
         for ids in (np.array([[3, 4]]), np.zeros((2, 0), np.int64)):
             before, after = (
@@ -186,7 +186,7 @@ def test_the_right_one_of_two_dequantized_copies_is_near(tmp_path: Path) -> None
         helper.make_node("Add", ["p", "q"], ["logits"]),
     ]
     path = save(tmp_path / "two.onnx", nodes, values)
-    report = tie(path, tmp_path / "fixed.onnx", max_distance=0.05)
+    report = tie_model(path, tmp_path / "fixed.onnx", max_distance=0.05)
     assert report.merged_near == ("close",)
     assert report.outputs[0].relative_error < 1e-3
 
@@ -205,7 +205,7 @@ def test_nan_and_packed_types(tmp_path: Path) -> None:
     model.graph.node.append(helper.make_node("DequantizeLinear", ["four", "one"], ["wide"]))
     model.graph.output.append(helper.make_tensor_value_info("wide", TensorProto.FLOAT, None))
     onnx.save(model, path)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert report.merged == {"head": "table"}
     assert report.outputs[0].reason is None
     session = onnxruntime.InferenceSession(str(report.path))
@@ -220,7 +220,7 @@ def test_rows_that_no_sample_sees_are_never_merged_unasked(tmp_path: Path) -> No
     nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
     values = {"table": w, "head": np.ascontiguousarray(changed.T)}
     path = save(tmp_path / "apart.onnx", nodes, values)
-    report = tie(path, tmp_path / "kept.onnx")
+    report = tie_model(path, tmp_path / "kept.onnx")
     assert (report.merged, report.merged_near) == ({}, ())
     np.testing.assert_array_equal(logits(report.path), logits(path))
     (near,) = report.near
@@ -235,7 +235,7 @@ def test_an_input_with_a_default_is_still_read(tmp_path: Path) -> None:
     model.graph.input.append(info)
     onnx.save(model, path)
     for distance in (0.0, 0.05):
-        report = tie(path, tmp_path / f"{distance}.onnx", max_distance=distance)
+        report = tie_model(path, tmp_path / f"{distance}.onnx", max_distance=distance)
         feeds = {"input_ids": IDS, "head": 2 * table()}
         before, after = (
             onnxruntime.InferenceSession(str(file)).run(None, feeds)[0]
@@ -287,7 +287,7 @@ def test_names_that_a_subgraph_uses_already(tmp_path: Path) -> None:
     ]
     values = {"table": w, "yes": np.array(True), "head": np.ascontiguousarray(w.T)}
     path = save(tmp_path / "names.onnx", graph, values)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert report.outputs[0].reason is None
     assert copies(report.path) == 1
     np.testing.assert_allclose(logits(report.path), logits(path), atol=1e-5)
@@ -306,7 +306,7 @@ def test_a_table_that_is_made_behind_the_first_user_of_its_copy(tmp_path: Path) 
         helper.make_node("Add", ["first", "sum"], ["logits"]),
     ]
     path = save(tmp_path / "order.onnx", nodes, values)
-    report = tie(path, tmp_path / "fixed.onnx", max_distance=0.05)
+    report = tie_model(path, tmp_path / "fixed.onnx", max_distance=0.05)
     assert report.merged_near == ("head",)
     known: set[str] = {"input_ids"}
     graph = onnx.load(report.path).graph

@@ -11,7 +11,7 @@ from broken_models import LOOKUP, ROWS, WIDTH, broken, copies, logits, save, tab
 from onnx import TensorProto, helper
 
 from edgetie.errors import BundleError
-from edgetie.repair import tie
+from edgetie.repair import tie_model
 
 
 def test_half_precision_and_external_data(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_half_precision_and_external_data(tmp_path: Path) -> None:
     nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
     values = {"table": w, "head": np.ascontiguousarray(w.T)}
     path = save(tmp_path / "half.onnx", nodes, values, external=True, kind=TensorProto.FLOAT16)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert copies(tmp_path / "fixed.onnx") == 1
     assert report.bytes_before > 2 * w.nbytes
     assert report.bytes_after < 1.2 * w.nbytes + 2000
@@ -29,18 +29,18 @@ def test_half_precision_and_external_data(tmp_path: Path) -> None:
 def test_bad_output_and_bad_input(tmp_path: Path) -> None:
     path = broken(tmp_path / "broken.onnx", "duplicate")
     with pytest.raises(BundleError, match=r"ends in \.onnx"):
-        tie(path, tmp_path / "directory")
+        tie_model(path, tmp_path / "directory")
     (tmp_path / "there.onnx").write_bytes(b"precious")
     with pytest.raises(BundleError, match="already exists"):
-        tie(path, tmp_path / "there.onnx")
+        tie_model(path, tmp_path / "there.onnx")
     assert (tmp_path / "there.onnx").read_bytes() == b"precious"
     (tmp_path / "bad.onnx").write_bytes(path.read_bytes()[:500])
     with pytest.raises(BundleError, match=r"not (a readable|an) ONNX model"):
-        tie(tmp_path / "bad.onnx", tmp_path / "fixed.onnx")
+        tie_model(tmp_path / "bad.onnx", tmp_path / "fixed.onnx")
     with pytest.raises(BundleError, match="no such file"):
-        tie(tmp_path / "absent.onnx", tmp_path / "fixed.onnx")
+        tie_model(tmp_path / "absent.onnx", tmp_path / "fixed.onnx")
     before = sorted(file.name for file in tmp_path.iterdir())
-    report = tie(path, tmp_path / "there.onnx", force=True)
+    report = tie_model(path, tmp_path / "there.onnx", force=True)
     assert report.path.read_bytes() != b"precious"
     after = sorted(file.name for file in tmp_path.iterdir())
     assert after == sorted([*before, "there.onnx.data"])
@@ -49,7 +49,7 @@ def test_bad_output_and_bad_input(tmp_path: Path) -> None:
 def test_a_file_may_be_repaired_in_place(tmp_path: Path) -> None:
     path = broken(tmp_path / "model.onnx", "duplicate")
     expected = logits(path)
-    tie(path, path, force=True)
+    tie_model(path, path, force=True)
     assert copies(path) == 1
     np.testing.assert_allclose(logits(path), expected, atol=1e-5)
 
@@ -86,7 +86,7 @@ def test_encoder_and_decoders_share_one_range(tmp_path: Path) -> None:
             {"table": w, "lm_head": turned, "cross": cross},
         ),
     ]
-    report = tie(files, tmp_path / "tied")
+    report = tie_model(files, tmp_path / "tied")
     new = [tmp_path / "tied" / path.name for path in files]
     assert len(set.union(*(ranges(path) for path in new))) == 1
     assert report.bytes_after < report.bytes_before * 0.3
@@ -100,9 +100,9 @@ def test_encoder_and_decoders_share_one_range(tmp_path: Path) -> None:
         [*(path.name for path in files), "model.onnx.data"]
     )
     with pytest.raises(BundleError, match="never replaced"):
-        tie(files, tmp_path / "tied")
+        tie_model(files, tmp_path / "tied")
     with pytest.raises(BundleError, match="same name"):
-        tie([files[0], files[0]], tmp_path / "twice")
+        tie_model([files[0], files[0]], tmp_path / "twice")
 
 
 def test_a_decoder_that_has_the_head_alone_reads_the_encoders_table(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_decoder_that_has_the_head_alone_reads_the_encoders_table(tmp_path: Pa
         save(tmp_path / "encoder.onnx", encoder, {"table": w}),
         save(tmp_path / "decoder.onnx", decoder, {"head": np.ascontiguousarray(w.T), "ones": ones}),
     ]
-    report = tie(files, tmp_path / "tied")
+    report = tie_model(files, tmp_path / "tied")
     assert report.shared == {"decoder.onnx: head": "encoder.onnx: table"}
     new = [tmp_path / "tied" / path.name for path in files]
     assert len(set.union(*(ranges(path) for path in new))) == 1
@@ -128,14 +128,14 @@ def test_a_data_file_in_the_way_is_kept(tmp_path: Path) -> None:
     path = broken(tmp_path / "broken.onnx", "duplicate")
     (tmp_path / "fixed.onnx.data").write_bytes(b"precious")
     with pytest.raises(BundleError, match=r"fixed\.onnx\.data: already exists"):
-        tie(path, tmp_path / "fixed.onnx")
+        tie_model(path, tmp_path / "fixed.onnx")
     assert (tmp_path / "fixed.onnx.data").read_bytes() == b"precious"
     assert not (tmp_path / "fixed.onnx").exists()
 
 
 def test_entries_over_the_same_bytes_stay_that(tmp_path: Path) -> None:
-    report = tie(broken(tmp_path / "broken.onnx", "other shape"), tmp_path / "fixed.onnx")
-    again = tie(report.path, tmp_path / "again.onnx")
+    report = tie_model(broken(tmp_path / "broken.onnx", "other shape"), tmp_path / "fixed.onnx")
+    again = tie_model(report.path, tmp_path / "again.onnx")
     assert again.bytes_after == report.bytes_after
     assert copies(again.path) == 1
 
@@ -146,5 +146,5 @@ def test_a_malformed_graph_is_the_files_fault(tmp_path: Path) -> None:
     model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:100]
     onnx.save(model, path)
     with pytest.raises(BundleError, match=r"broken\.onnx: not a valid ONNX model"):
-        tie(path, tmp_path / "fixed.onnx")
+        tie_model(path, tmp_path / "fixed.onnx")
     assert not list(tmp_path.glob(".*"))

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgetie import open_bundle, quantize_model
 from edgetie.errors import BundleError, EdgetieError, QuantizeError
 from edgetie.export.exporter import ExportReport
-from edgetie.harness.equivalence import compare_files
-from edgetie.repair import tie
+from edgetie.harness.ties.equivalence import compare_files
+from edgetie.repair import tie_model
 
 
 def test_files_of_other_models_are_not_replaced(tmp_path: Path) -> None:
@@ -33,13 +33,13 @@ def test_files_of_other_models_are_not_replaced(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "sibling.onnx")
     before = data.read_bytes()
     with pytest.raises(BundleError, match=r"sibling\.onnx reads it too"):
-        tie(path, path, force=True)
+        tie_model(path, path, force=True)
     with pytest.raises(BundleError, match=r"\.onnx reads it too"):
-        tie(path, tmp_path / "model.onnx", force=True)
+        tie_model(path, tmp_path / "model.onnx", force=True)
     assert data.read_bytes() == before
     (tmp_path / "sibling.onnx").unlink()
     (tmp_path / "gone.onnx").symlink_to(tmp_path / "nothing")
-    tie(path, path, force=True)  # its own data may go
+    tie_model(path, path, force=True)  # its own data may go
 
 
 def test_files_of_a_bundle_are_not_replaced(
@@ -48,9 +48,9 @@ def test_files_of_a_bundle_are_not_replaced(
     bundle = tmp_path / "bundle"
     shutil.copytree(exported("Llama").bundle.directory, bundle)
     with pytest.raises(BundleError, match="part of a bundle"):
-        tie(bundle / "model.onnx", bundle / "model.onnx", force=True)
+        tie_model(bundle / "model.onnx", bundle / "model.onnx", force=True)
     for force in (False, True):
-        tie(bundle / "model.onnx", bundle / "tied.onnx", force=force)
+        tie_model(bundle / "model.onnx", bundle / "tied.onnx", force=force)
     assert open_bundle(bundle, hashes=True).manifest is not None
 
 
@@ -85,7 +85,7 @@ def test_branches_with_weights_of_equal_names(tmp_path: Path) -> None:
         "else": [numpy_helper.from_array(mine, "head")],
     }
     path = choosing(tmp_path / "two.onnx", {"table": table()}, own)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert report.shared == {"head": "table"}
     for flag in (True, False):
         np.testing.assert_allclose(chosen(report.path, flag), chosen(path, flag), atol=1e-4)
@@ -112,7 +112,7 @@ def test_a_tied_file_with_branches_is_quantized(tmp_path: Path) -> None:
     path = choosing(tmp_path / "two.onnx", values, {"then": [], "else": []})
     with pytest.raises(QuantizeError, match=r"two\.onnx: table is stored again as head; .*tie"):
         quantize_model(path, tmp_path / "no")
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     made = quantize_model(report.path, tmp_path / "int8")
     assert [group.dtype for group in made.bundle.manifest.ties] == ["UINT8"]
     for flag in (True, False):
@@ -135,7 +135,7 @@ def test_constants_of_nodes_in_a_file_of_their_own(tmp_path: Path) -> None:
         convert_attribute=True,
     )  # fmt: skip
     expected = logits(path)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     made = quantize_model(path, tmp_path / "int8")
     (tmp_path / "all.bin").unlink()
     np.testing.assert_allclose(logits(report.path), expected, rtol=1e-5)
@@ -154,13 +154,13 @@ def test_a_near_copy_is_that_of_the_nearest_table(tmp_path: Path) -> None:
     ]
     values = {"table": w, "second": second, "head": np.ascontiguousarray(head.T)}
     path = save(tmp_path / "two.onnx", nodes, values)
-    report = tie(path, tmp_path / "fixed.onnx", max_distance=0.05)
+    report = tie_model(path, tmp_path / "fixed.onnx", max_distance=0.05)
     (near,) = report.near
     assert near.table == "second"
     assert near.distance < 0.002
     assert np.abs(logits(report.path) - logits(path)).max() < 0.01 * np.abs(logits(path)).max()
     with pytest.raises(EdgetieError, match=r"0 to 0\.1"):
-        tie(path, tmp_path / "far.onnx", max_distance=0.5)
+        tie_model(path, tmp_path / "far.onnx", max_distance=0.5)
 
 
 def test_operators_of_other_domains_stay(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_operators_of_other_domains_stay(tmp_path: Path) -> None:
     own = [helper.make_opsetid("", 21)]
     model.functions.append(helper.make_function("my", "MatMul", ["a", "b"], ["twice"], body, own))
     onnx.save(model, path)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert report.outputs[0].identical
     assert [node.domain for node in onnx.load(report.path).graph.node][-1] == "my"
 
@@ -197,7 +197,7 @@ def test_entries_over_the_same_bytes_become_one(tmp_path: Path) -> None:
     del second.external_data[:]
     second.external_data.extend(first.external_data)
     onnx.save(model, path)
-    report = tie(path, tmp_path / "fixed.onnx")
+    report = tie_model(path, tmp_path / "fixed.onnx")
     assert report.merged == {"head": "table"}
     assert not report.near
     left = [tensor.name for tensor in onnx.load(report.path).graph.initializer]
@@ -216,7 +216,7 @@ def test_a_transpose_is_found_behind_an_entry_of_another_shape(tmp_path: Path) -
     ]
     values = {"table": w, "parts": turned.reshape(WIDTH, 3, -1), "head": turned}
     path = save(tmp_path / "parts.onnx", nodes, values)
-    tie(path, tmp_path / "fixed.onnx")
+    tie_model(path, tmp_path / "fixed.onnx")
     assert copies(tmp_path / "fixed.onnx") == 2  # the table, and what nothing reads as it lies
     np.testing.assert_allclose(logits(tmp_path / "fixed.onnx"), logits(path), rtol=1e-5)
 
@@ -241,7 +241,7 @@ def test_a_copy_in_a_branch_of_another_file(tmp_path: Path) -> None:
         "short": table(3), "yes": np.array(True), "zeros": np.zeros((WIDTH, ROWS), np.float32),
     }  # fmt: skip
     decoder = save(tmp_path / "decoder.onnx", nodes, values)
-    report = tie([encoder, decoder], tmp_path / "tied")
+    report = tie_model([encoder, decoder], tmp_path / "tied")
     assert report.shared == {"decoder.onnx: head": "encoder.onnx: table"}
     assert all(each.identical or each.relative_error < 1e-6 for each in report.outputs)
     assert report.bytes_after < report.bytes_before - table().nbytes // 2

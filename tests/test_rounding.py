@@ -11,15 +11,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.external_data import write_models
-from edgetie.passes import run_passes
-from edgetie.passes.linear import Linear
-from edgetie.quantize.compensate import compensated, gram, regions
-from edgetie.quantize.grid import Grid, Rounded, choose_block, to_nearest
-from edgetie.quantize.matrices import MatrixPass
-from edgetie.quantize.packed import Packed
-from edgetie.quantize.rotate import Rotate
-from edgetie.quantize.sites import find_sites
+from edgetie.graph.model_files import write_models
+from edgetie.passes.gemm_to_matmul import Linear
+from edgetie.passes.run import run_passes
+from edgetie.quantize.formats.matmul_nbits import Packed
+from edgetie.quantize.preprocess.linear_inputs import find_sites
+from edgetie.quantize.preprocess.rotate import Rotate
+from edgetie.quantize.quantize_weights import MatrixPass
+from edgetie.quantize.weights.affine import Grid, Rounded, choose_block, to_nearest
+from edgetie.quantize.weights.gptq import compensated, gram, regions
 
 
 def dequantized(rounded: Rounded, grid: Grid, columns: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import pytest
 import runtime_models as tiny
 
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.runtime import Decoder, Session, open_session
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.session import Session, open_session
 
 PROMPTS = [[3, 90, 14, 15, 92], [65], [35, 8, 9, 79, 32, 38, 46, 26]]
 

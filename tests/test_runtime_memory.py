@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from edgetie.runtime import MemorySampler, open_session, read_memory, release_file_pages
-from edgetie.runtime.memory import MappedFiles
+from edgetie.runtime.memory import MappedFiles, MemorySampler, read_memory, release_file_pages
+from edgetie.runtime.session import open_session
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 SIZE = 32 << 20

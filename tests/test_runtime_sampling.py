@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgetie.errors import EdgetieError
-from edgetie.runtime.sampling import (
+from edgetie.runtime.decoding.sampling import (
     Sampling,
     candidates,
     draw,

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 import runtime_models as tiny
 
-from edgetie.bundle import open_bundle
-from edgetie.errors import BundleError, ProviderError
-from edgetie.runtime import PROVIDERS, open_session, resolve
-from edgetie.runtime.session import default_threads, one_line, write_optimized
+from edgetie.bundle.bundle import open_bundle
+from edgetie.errors import BundleError, ProviderError, summarize
+from edgetie.providers.registry import PROVIDERS, resolve
+from edgetie.runtime.session import default_threads, open_session, write_optimized
 
 
 def test_session_describes_the_model(tmp_path: Path) -> None:
@@ -139,5 +139,5 @@ def test_threads(tmp_path: Path) -> None:
 
 def test_one_line() -> None:
     error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model failed:\n  bad node : x")
-    assert one_line(error) == "Load model failed: bad node : x"
-    assert one_line(ValueError("plain")) == "plain"
+    assert summarize(error) == "Load model failed: bad node : x"
+    assert summarize(ValueError("plain")) == "plain"

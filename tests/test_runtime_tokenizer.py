@@ -13,10 +13,10 @@ import runtime_models as tiny
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
-from edgetie.bundle import open_bundle
+from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import BundleError
-from edgetie.runtime import Detokenizer, Tokenizer
-from edgetie.runtime.chat import render_chat
+from edgetie.runtime.text.chat import render_chat
+from edgetie.runtime.text.tokenizer import Detokenizer, Tokenizer
 
 TEXTS = [
     "Hello there, user!",

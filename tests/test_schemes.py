@@ -18,19 +18,19 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from quantize_models import LEVELS, error, logits, plain
 
-from edgetie.bundle import open_bundle
+from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import QuantizeError
-from edgetie.harness.references import BundleReference
-from edgetie.harness.thresholds import Thresholds
-from edgetie.passes import run_passes
-from edgetie.passes.fold import Fold
-from edgetie.quantize import quantize
-from edgetie.quantize.schemes import forms
-from edgetie.runtime.decoder import Decoder
-from edgetie.runtime.generation import generate
+from edgetie.harness.accuracy.references import BundleReference
+from edgetie.harness.accuracy.thresholds import Thresholds
+from edgetie.passes.fold_constants import Fold
+from edgetie.passes.run import run_passes
+from edgetie.quantize.formats.scheme_formats import forms
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import Session, open_session
 from edgetie.targets import CALIBRATORS, SCHEMES, TARGETS, find_scheme
-from edgetie.ties import verify_ties
+from edgetie.ties.groups import verify_ties
 from edgetie_cli.main import cli
 
 IDS = np.random.default_rng(4).integers(3, models.VOCAB, (1, 24))
@@ -57,7 +57,7 @@ def test_close_to_fp32_with_one_table(
     float_bundle: Any, tmp_path: Path, scheme: str, kind: str
 ) -> None:
     source = float_bundle(kind)
-    report = quantize(source, tmp_path / "out", scheme=scheme)
+    report = quantize_model(source, tmp_path / "out", scheme=scheme)
     reference = logits(source / "model.onnx")
     exact = scheme == "int8-static"
     found = logits(report.bundle.model_path, exact=exact)
@@ -92,7 +92,7 @@ def test_close_to_fp32_with_one_table(
     ["int8-mapped", "int8-mapped-arm", "int8-plain", "int8-dynamic", "int8-static", "int4"],
 )
 def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path, scheme: str) -> None:
-    report = quantize(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
+    report = quantize_model(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
     first, *others = [logits(report.bundle.model_path, level) for level in LEVELS]
     for other in others:
         assert error(first, other) < 0.01
@@ -101,7 +101,7 @@ def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path, sche
 @pytest.mark.parametrize("scheme", ROUNDED)
 def test_generates_the_same_step_by_step(float_bundle: Any, tmp_path: Path, scheme: str) -> None:
     """Rounded activations of a prompt and of single tokens give the same tokens, nearly always."""
-    report = quantize(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
+    report = quantize_model(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
     session = open_session(report.bundle)
     prompts = np.random.default_rng(3).integers(3, models.VOCAB, (3, 9)).tolist()
     together = _greedy(session, prompts)
@@ -119,7 +119,7 @@ def _greedy(session: Session, prompts: list[list[int]]) -> np.ndarray:
 @pytest.mark.parametrize("width", [64, 70])
 def test_plain_file_of_any_width(tmp_path: Path, scheme: str, width: int) -> None:
     path = plain(tmp_path, width=width)
-    report = quantize(path, tmp_path / "out", scheme=scheme)
+    report = quantize_model(path, tmp_path / "out", scheme=scheme)
     bound = TOLERANCE.get(scheme, 0.03)
     assert error(logits(path), logits(report.bundle.model_path)) < bound
     assert [group.name for group in report.manifest.ties] == ["table"]
@@ -128,13 +128,13 @@ def test_plain_file_of_any_width(tmp_path: Path, scheme: str, width: int) -> Non
 @pytest.mark.parametrize("scheme", ROUNDED)
 def test_nan_is_named(tmp_path: Path, scheme: str) -> None:
     with pytest.raises(QuantizeError, match="middle: NaN or infinity"):
-        quantize(plain(tmp_path, bad=True), tmp_path / "out", scheme=scheme)
+        quantize_model(plain(tmp_path, bad=True), tmp_path / "out", scheme=scheme)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_calibrators(float_bundle: Any, tmp_path: Path, calibrator: str) -> None:
-    report = quantize(
+    report = quantize_model(
         float_bundle("Llama"), tmp_path / "out", target="openvino", calibrator=calibrator
     )
     assert (
@@ -151,10 +151,10 @@ def test_calibrators(float_bundle: Any, tmp_path: Path, calibrator: str) -> None
 
 
 def test_limits_hold_for_other_schemes(float_bundle: Any, tmp_path: Path) -> None:
-    found = quantize(
+    found = quantize_model(
         float_bundle("Llama"), tmp_path / "a", scheme="int8-static", limits=Thresholds(max_kl=1.0)
     ).manifest.quantization["measured"]["kl"]
-    report = quantize(
+    report = quantize_model(
         float_bundle("Llama"),
         tmp_path / "b",
         scheme="int8-static",
@@ -171,7 +171,7 @@ def test_limits_hold_for_other_schemes(float_bundle: Any, tmp_path: Path) -> Non
 
 def test_mapped_session_is_ready_without_optimizing(float_bundle: Any, tmp_path: Path) -> None:
     """Nothing is left to fold: the graph runs as it is written."""
-    report = quantize(float_bundle("Llama"), tmp_path / "out", layout="mapped")
+    report = quantize_model(float_bundle("Llama"), tmp_path / "out", layout="mapped")
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
     foldable = [n.op_type for n in graph.node if n.input and constants.issuperset(n.input)]
@@ -222,9 +222,9 @@ def test_an_opset_without_the_operators_is_refused(tmp_path: Path) -> None:
     model.opset_import[0].version = 17
     onnx.save(model, path)
     with pytest.raises(QuantizeError, match=r"opset is 17 .* need 18"):
-        quantize(path, tmp_path / "out", layout="mapped")
+        quantize_model(path, tmp_path / "out", layout="mapped")
     assert not (tmp_path / "out").exists()
-    quantize(path, tmp_path / "out")
+    quantize_model(path, tmp_path / "out")
 
 
 def test_every_target_has_a_scheme_and_every_scheme_forms() -> None:
@@ -249,7 +249,7 @@ def test_every_target_has_a_scheme_and_every_scheme_forms() -> None:
 )
 def test_what_there_is_not(tmp_path: Path, asked: dict[str, Any], words: str) -> None:
     with pytest.raises(QuantizeError, match=words):
-        quantize(plain(tmp_path), tmp_path / "out", **asked)
+        quantize_model(plain(tmp_path), tmp_path / "out", **asked)
 
 
 def test_from_the_command_line(float_bundle: Any, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_from_the_command_line(float_bundle: Any, tmp_path: Path) -> None:
 def test_half_precision_keeps_the_tie(
     float_bundle: Any, tmp_path: Path, kind: str, scheme: str
 ) -> None:
-    report = quantize(float_bundle(kind), tmp_path / "out", scheme=scheme)
+    report = quantize_model(float_bundle(kind), tmp_path / "out", scheme=scheme)
     reference = BundleReference(float_bundle(kind)).logits(IDS)
     found = BundleReference(report.bundle).logits(IDS)
     assert error(reference, found) < (0.01 if scheme == "fp16" else 0.05)
@@ -296,14 +296,14 @@ def test_a_weight_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
     middle.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(middle) * 1e6, "middle"))
     onnx.save(model, path)
     with pytest.raises(QuantizeError, match="middle: a value is too large"):
-        quantize(path, tmp_path / "out", scheme="fp16")
+        quantize_model(path, tmp_path / "out", scheme="fp16")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3Text"])
 @pytest.mark.parametrize("scheme", ["int8", "int8-fp16"])
 def test_cache_of_8_bits(float_bundle: Any, tmp_path: Path, kind: str, scheme: str) -> None:
-    report = quantize(float_bundle(kind), tmp_path / "out", scheme=scheme, cache_bits=8)
+    report = quantize_model(float_bundle(kind), tmp_path / "out", scheme=scheme, cache_bits=8)
     session = open_session(report.bundle)
     assert session.cache_dtype == "int8"
     assert session.cache_in_place
@@ -320,7 +320,7 @@ def test_cache_of_8_bits(float_bundle: Any, tmp_path: Path, kind: str, scheme: s
 
 def test_a_cache_that_no_operator_takes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="no GroupQueryAttention"):
-        quantize(plain(tmp_path), tmp_path / "out", cache_bits=8)
+        quantize_model(plain(tmp_path), tmp_path / "out", cache_bits=8)
     assert not (tmp_path / "out").exists()
 
 
@@ -339,7 +339,7 @@ def test_mapped_products_of_any_rank(tmp_path: Path, shape: tuple[int, ...], exa
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "m.onnx")
-    report = quantize(tmp_path / "m.onnx", tmp_path / "out", layout="mapped")
+    report = quantize_model(tmp_path / "m.onnx", tmp_path / "out", layout="mapped")
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", exact)
     session = onnxruntime.InferenceSession(report.bundle.model_path, options)

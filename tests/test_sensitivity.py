@@ -17,18 +17,18 @@ from onnx import TensorProto
 from runtime_models import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from edgetie.bundle import open_bundle
+from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import QuantizeError
-from edgetie.export.exporter import export
-from edgetie.harness import check
-from edgetie.harness.metrics import PredictionErrors
-from edgetie.harness.proof import tie_status
-from edgetie.harness.references import BundleReference
-from edgetie.harness.samples import BUILT_IN_TEXT
-from edgetie.harness.thresholds import Thresholds
-from edgetie.quantize import QuantizeReport, quantize
-from edgetie.quantize.calibrate import calibration_text
-from edgetie.sources import Source
+from edgetie.export.exporter import export_model
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.accuracy.metrics import PredictionErrors
+from edgetie.harness.accuracy.references import BundleReference
+from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
+from edgetie.harness.accuracy.thresholds import Thresholds
+from edgetie.harness.ties.tie_status import tie_status
+from edgetie.quantize.calibration.activations import calibration_text
+from edgetie.quantize.quantizer import QuantizeReport, quantize_model
+from edgetie.sources.load import Source
 from edgetie_cli.main import cli
 
 TEXT = BUILT_IN_TEXT * 2
@@ -38,14 +38,16 @@ TEXT = BUILT_IN_TEXT * 2
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sensitivity") / "fp32"
     model = models.transformers_model("Llama")
-    export(Source("transformers", "Llama", model, model.config, lambda target: None), directory)
+    export_model(
+        Source("transformers", "Llama", model, model.config, lambda target: None), directory
+    )
     return directory
 
 
 @pytest.fixture(scope="module")
 def plain(fp32: Path) -> QuantizeReport:
     """With a limit that holds by itself."""
-    return quantize(fp32, fp32.parent / "plain", limits=Thresholds(max_kl=1.0))
+    return quantize_model(fp32, fp32.parent / "plain", limits=Thresholds(max_kl=1.0))
 
 
 def divergence(fp32: Path, int8: Path) -> float:
@@ -80,7 +82,7 @@ def test_the_costliest_weights_are_kept_until_the_limit_holds(
     fp32: Path, plain: QuantizeReport, tmp_path: Path
 ) -> None:
     limit = plain.manifest.quantization["measured"]["kl"] * 0.6
-    report = quantize(fp32, tmp_path / "int8", limits=Thresholds(max_kl=limit))
+    report = quantize_model(fp32, tmp_path / "int8", limits=Thresholds(max_kl=limit))
     kept = {cost.name for cost in report.costs if cost.kept}
     assert 0 < len(kept) < len(report.costs)
     assert report.manifest.quantization["measured"]["kl"] <= limit
@@ -103,9 +105,9 @@ def test_the_costliest_weights_are_kept_until_the_limit_holds(
 def test_finer_blocks_or_more_bits_come_before_floats(
     fp32: Path, tmp_path: Path, scheme: str, share: float, block: int
 ) -> None:
-    plain = quantize(fp32, tmp_path / "plain", scheme=scheme, limits=Thresholds(max_kl=10.0))
+    plain = quantize_model(fp32, tmp_path / "plain", scheme=scheme, limits=Thresholds(max_kl=10.0))
     limits = Thresholds(max_kl=share * plain.manifest.quantization["measured"]["kl"])
-    report = quantize(fp32, tmp_path / "finer", scheme=scheme, limits=limits)
+    report = quantize_model(fp32, tmp_path / "finer", scheme=scheme, limits=limits)
     before = divergence(fp32, plain.bundle.directory)
     finer = [cost for cost in report.costs if cost.finer]
     assert finer
@@ -128,9 +130,9 @@ def test_finer_blocks_or_more_bits_come_before_floats(
     "scheme", ["int8-mapped", "int8-plain", "int8-dynamic", "int8-static", "int8-fp16"]
 )
 def test_limits_hold_in_every_scheme(fp32: Path, tmp_path: Path, scheme: str) -> None:
-    plain = quantize(fp32, tmp_path / "plain", scheme=scheme, limits=Thresholds(max_kl=10.0))
+    plain = quantize_model(fp32, tmp_path / "plain", scheme=scheme, limits=Thresholds(max_kl=10.0))
     limit = plain.manifest.quantization["measured"]["kl"] * 0.7
-    report = quantize(fp32, tmp_path / "kept", scheme=scheme, limits=Thresholds(max_kl=limit))
+    report = quantize_model(fp32, tmp_path / "kept", scheme=scheme, limits=Thresholds(max_kl=limit))
     assert report.manifest.quantization["measured"]["kl"] <= limit
     assert all(cost.kl > 0 for cost in report.costs)
     assert any(cost.kept or cost.finer for cost in report.costs)
@@ -138,7 +140,7 @@ def test_limits_hold_in_every_scheme(fp32: Path, tmp_path: Path, scheme: str) ->
 
 def test_a_limit_below_the_cost_of_the_table_is_refused(fp32: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="from the tied table alone, KL divergence"):
-        quantize(fp32, tmp_path / "int8", limits=Thresholds(max_kl=1e-12))
+        quantize_model(fp32, tmp_path / "int8", limits=Thresholds(max_kl=1e-12))
     assert not (tmp_path / "int8").exists()
 
 
@@ -159,14 +161,14 @@ def test_limits_from_the_command_line(fp32: Path, plain: QuantizeReport, tmp_pat
 def test_a_cache_of_8_bits_is_held_to_the_limits_too(
     fp32: Path, plain: QuantizeReport, tmp_path: Path
 ) -> None:
-    both = quantize(fp32, tmp_path / "both", limits=Thresholds(max_kl=1.0), cache_bits=8)
+    both = quantize_model(fp32, tmp_path / "both", limits=Thresholds(max_kl=1.0), cache_bits=8)
     alone = plain.manifest.quantization["measured"]["kl"]
     together = both.manifest.quantization["measured"]["kl"]
     assert together == pytest.approx(divergence(fp32, both.bundle.directory), rel=0.5)
     assert together > alone
     limits = Thresholds(max_kl=(alone + together) / 2)
     with pytest.raises(QuantizeError, match=r"with a KV cache of int8, KL .* leave out --cache"):
-        quantize(fp32, tmp_path / "int8", limits=limits, cache_bits=8)
+        quantize_model(fp32, tmp_path / "int8", limits=limits, cache_bits=8)
     assert not (tmp_path / "int8").exists()
 
 
@@ -193,9 +195,9 @@ def test_limits_are_measured_as_check_measures(tmp_path: Path, kind: str) -> Non
         (target / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
 
     model = models.transformers_model(kind) if kind == "Llama" else masked_model()
-    export(Source("transformers", kind, model, model.config, save), tmp_path / "fp32")
+    export_model(Source("transformers", kind, model, model.config, save), tmp_path / "fp32")
     limits = Thresholds(max_kl=10.0)
-    report = quantize(tmp_path / "fp32", tmp_path / "int8", limits=limits, calibration=TEXT)
+    report = quantize_model(tmp_path / "fp32", tmp_path / "int8", limits=limits, calibration=TEXT)
     bundle = open_bundle(tmp_path / "fp32")
     text = calibration_text(bundle, TEXT, [])
     assert (text.prefix, text.suffix, text.mask) == ([1], [2], 0)
@@ -203,7 +205,7 @@ def test_limits_are_measured_as_check_measures(tmp_path: Path, kind: str) -> Non
     assert tokenizer.encode(rest, add_special_tokens=False).ids == text.rest
     longest = open_bundle(tmp_path / "fp32").manifest.signature.max_positions
     window = min(256, longest or 256)
-    checked = check(
+    checked = check_model(
         report.bundle, str(tmp_path / "fp32"), text=rest, window=window, max_tokens=len(rest)
     )
     measured = report.manifest.quantization["measured"]

@@ -13,16 +13,16 @@ import torch
 import transformers
 
 from edgetie.errors import BundleError
-from edgetie.export.exporter import ExportReport, export
-from edgetie.harness.accuracy import check
-from edgetie.harness.inspection import inspect
-from edgetie.harness.latency import bench
-from edgetie.harness.references import TorchReference
-from edgetie.quantize import quantize
-from edgetie.repair import tie
-from edgetie.runtime.generation import generate
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.accuracy.references import TorchReference
+from edgetie.harness.latency.bench import bench_model
+from edgetie.harness.ties.inspect import inspect_model
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.repair import tie_model
+from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
-from edgetie.sources import Source
+from edgetie.sources.load import Source
 
 TOKENS = {"vocab_size": 512, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
 SIDES = {
@@ -59,7 +59,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
         if name not in reports:
             model = make(name)
             source = Source("transformers", name, model, model.config, model.config.save_pretrained)
-            reports[name] = export(source, tmp_path_factory.mktemp(name) / "fp32")
+            reports[name] = export_model(source, tmp_path_factory.mktemp(name) / "fp32")
         return reports[name]
 
     return get
@@ -133,7 +133,7 @@ def test_int8_keeps_one_table(
     exported: Callable[[str], ExportReport], name: str, tmp_path: Path
 ) -> None:
     fp32 = exported(name)
-    report = quantize(fp32.bundle.directory, tmp_path / "int8")
+    report = quantize_model(fp32.bundle.directory, tmp_path / "int8")
     sides = [tmp_path / "int8" / f"{side}_model.onnx" for side in ("encoder", "decoder")]
     found = [ranges(path, [512, 1, 64]) for path in sides]
     assert found[0] == found[1]
@@ -157,13 +157,13 @@ def test_int8_keeps_one_table(
         for a, b in zip(row, other, strict=True)
     ])  # fmt: skip
     assert kept > 0.6
-    accuracy = check(tmp_path / "int8", str(fp32.bundle.directory))
+    accuracy = check_model(tmp_path / "int8", str(fp32.bundle.directory))
     assert accuracy.relative_error < 0.3  # one logit of many: rounding otherwise, 0.17 to 0.24
     assert accuracy.mean_kl_divergence < 4e-3
 
 
 def test_inspect_counts_over_both_files(exported: Callable[[str], ExportReport]) -> None:
-    found = inspect(exported("T5").bundle.directory)
+    found = inspect_model(exported("T5").bundle.directory)
     table = next(proof for proof in found.ties if proof.group.shape == (512, 64))
     assert (table.file, table.optimized) == (1, 1)
     parameters = exported("T5").unique_parameter_bytes
@@ -175,19 +175,19 @@ def test_tie_runs_a_decoder_behind_an_encoder(
 ) -> None:
     directory = exported("T5").bundle.directory
     files = [directory / "encoder_model.onnx", directory / "decoder_model.onnx"]
-    report = tie(files, tmp_path / "tied")
+    report = tie_model(files, tmp_path / "tied")
     assert [outputs.reason for outputs in report.outputs] == [None, None]
     assert {use.file for group in report.ties for use in group.uses} == {"decoder_model.onnx"}
     with pytest.raises(BundleError, match="holds several models"):
-        tie(directory, tmp_path / "one.onnx")
+        tie_model(directory, tmp_path / "one.onnx")
 
 
 def test_check_against_torch_and_bench(exported: Callable[[str], ExportReport]) -> None:
     bundle = exported("Bart").bundle.directory
-    report = check(bundle, TorchReference(make("Bart"), "torch", [2]))
+    report = check_model(bundle, TorchReference(make("Bart"), "torch", [2]))
     assert report.passed
     assert report.relative_error < 1e-5
-    speed = bench(bundle, prompt_tokens=8, new_tokens=4, repeat=1)
+    speed = bench_model(bundle, prompt_tokens=8, new_tokens=4, repeat=1)
     assert speed.decode_tokens_per_second > 0
     assert speed.ties.intact
 
@@ -197,7 +197,7 @@ def test_a_decoder_without_a_start(tmp_path: Path) -> None:
     for settings in (model.config, model.generation_config):
         settings.decoder_start_token_id = settings.bos_token_id = None
     source = Source("transformers", "Bart", model, model.config, lambda target: None)
-    report = export(source, tmp_path / "bundle")
+    report = export_model(source, tmp_path / "bundle")
     with pytest.raises(BundleError, match="decoder_start_token_id"):
         next(generate(open_session(report.bundle), PROMPTS, max_new_tokens=2))
 
@@ -205,7 +205,7 @@ def test_a_decoder_without_a_start(tmp_path: Path) -> None:
 def test_mapped_bundles_have_a_merged_decoder_too(
     exported: Callable[[str], ExportReport], tmp_path: Path
 ) -> None:
-    report = quantize(exported("Bart").bundle.directory, tmp_path / "out", layout="mapped")
+    report = quantize_model(exported("Bart").bundle.directory, tmp_path / "out", layout="mapped")
     assert (tmp_path / "out" / "decoder_model_merged.onnx").is_file()
     (table,) = (group for group in report.manifest.ties if group.shape[-1] == 512)
     assert sorted(use.op_type for use in table.uses) == ["Gather", "Gather", "MatMulInteger"]

@@ -15,9 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from edgetie.errors import SourceError
-from edgetie.export.exporter import export
-from edgetie.harness.references import BundleReference
-from edgetie.sources import load_source
+from edgetie.export.exporter import export_model
+from edgetie.harness.accuracy.references import BundleReference
+from edgetie.sources.load import load_source
 
 IDS = np.random.default_rng(3).integers(3, 300, (1, 60))
 VOCAB, WIDTH, HEADS, KEYS, LAYERS = 320, 64, 4, 2, 2
@@ -46,14 +46,14 @@ def test_weights_that_are_not_used_are_named(saved: Path, tmp_path: Path) -> Non
     weights = load_file(saved / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.bias"
     save_file(weights | {name: torch.zeros(WIDTH)}, saved / "model.safetensors", {"format": "pt"})
-    report = export(load_source(str(saved)), tmp_path / "bundle")
+    report = export_model(load_source(str(saved)), tmp_path / "bundle")
     assert report.manifest.source["unused"] == [name]
 
 
 def test_an_adapter_that_would_be_left_out_is_refused(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetie.sources.pretrained.find_spec", lambda name: None)
+    monkeypatch.setattr("edgetie.sources.load.pretrained.find_spec", lambda name: None)
     (saved / "adapter_config.json").write_text("{}")
     with pytest.raises(SourceError, match=r"adapter_config\.json.* peft"):
         load_source(str(saved))
@@ -143,7 +143,7 @@ def test_rotary_embeddings_of_gguf_files_are_scaled(
     tmp_path: Path, scaling: Any, tables: Any, divisor: Any
 ) -> None:
     path = write_gguf(tmp_path / "model.gguf", scaling=scaling, tables=tables)
-    export(load_source(str(path)), tmp_path / "bundle")
+    export_model(load_source(str(path)), tmp_path / "bundle")
     plain = load_source(str(write_gguf(tmp_path / "plain.gguf", tables=None))).module
     ids = torch.from_numpy(IDS)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_other_rotary_scaling_is_refused(
 
 def test_roberta_counts_its_positions_itself(tmp_path: Path) -> None:
     """From its padding token on: the first rows of the table are no positions."""
-    from edgetie.harness import check
+    from edgetie.harness.accuracy.check import check_model
 
     torch.manual_seed(0)
     config = transformers.RobertaConfig(
@@ -180,7 +180,7 @@ def test_roberta_counts_its_positions_itself(tmp_path: Path) -> None:
         num_hidden_layers=2, max_position_embeddings=130, pad_token_id=1,
     )  # fmt: skip
     transformers.RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
-    report = export(load_source(str(tmp_path / "roberta")), tmp_path / "bundle")
+    report = export_model(load_source(str(tmp_path / "roberta")), tmp_path / "bundle")
     assert report.manifest.signature.max_positions == 128
-    checked = check(report.bundle, str(tmp_path / "roberta"), window=256)
+    checked = check_model(report.bundle, str(tmp_path / "roberta"), window=256)
     assert checked.relative_error < 1e-5

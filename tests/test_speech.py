@@ -18,23 +18,19 @@ from click.testing import CliRunner
 from ctranslate2_files import write_whisper
 from packages import speech_clips, whisper
 
-from edgetie.bundle import open_bundle
+from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import AudioError, BundleError, EdgetieError, SourceError
-from edgetie.export.exporter import ExportReport, export
-from edgetie.harness.accuracy import check
-from edgetie.harness.latency import bench
-from edgetie.quantize import quantize
-from edgetie.quantize.sound import voice
-from edgetie.runtime import (
-    FeatureExtractor,
-    Tokenizer,
-    generate_text,
-    open_session,
-    read_wav,
-    transcribe,
-)
-from edgetie.runtime.audio import mel_filters
-from edgetie.ties import equal_initializers, find_shared_ties
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.harness.accuracy.check import check_model
+from edgetie.harness.latency.bench import bench_model
+from edgetie.quantize.calibration.synthetic_audio import voice
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.runtime.audio.features import FeatureExtractor, mel_filters, read_wav
+from edgetie.runtime.audio.transcription import transcribe
+from edgetie.runtime.decoding.generation import generate_text
+from edgetie.runtime.session import open_session
+from edgetie.runtime.text.tokenizer import Tokenizer
+from edgetie.ties.groups import equal_initializers, find_shared_ties
 
 RATE, VOCABULARY = 16000, 512
 START, END, TIMELESS, ENGLISH, GERMAN, TASK = 500, 501, 511, 503, 504, 505
@@ -102,7 +98,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ExportReport]:
     model.generation_config = transformers.GenerationConfig(**settings)
     save(model, directory)
     transformers.WhisperFeatureExtractor(16, chunk_length=1).save_pretrained(directory)
-    return model, export(str(directory), directory / "fp32")
+    return model, export_model(str(directory), directory / "fp32")
 
 
 def extractor(directory: Path) -> Any:
@@ -156,7 +152,7 @@ def test_tokens_are_those_of_torch(heard: tuple[Any, ExportReport], language: st
 
 def test_int8_keeps_the_tie(heard: tuple[Any, ExportReport], tmp_path: Path) -> None:
     _, report = heard
-    made = quantize(report.bundle, tmp_path / "int8")
+    made = quantize_model(report.bundle, tmp_path / "int8")
     (table,) = (group for group in made.manifest.ties if group.shape[0] == VOCABULARY)
     assert table.dtype == "UINT8"
     assert {use.op_type for use in table.uses} == {"GatherBlockQuantized", "MatMulNBits"}
@@ -170,17 +166,17 @@ def test_int8_keeps_the_tie(heard: tuple[Any, ExportReport], tmp_path: Path) -> 
 
 def test_check_and_bench_hear_noise(heard: tuple[Any, ExportReport], tmp_path: Path) -> None:
     bundle = heard[1].bundle
-    quantize(bundle, tmp_path / "int8")
+    quantize_model(bundle, tmp_path / "int8")
     fp32 = str(bundle.directory)
-    report = check(tmp_path / "int8", fp32, max_tokens=64, greedy_prompts=2, greedy_tokens=4)
+    report = check_model(tmp_path / "int8", fp32, max_tokens=64, greedy_prompts=2, greedy_tokens=4)
     assert "after noise" in report.data
     assert report.top1_agreement > 0.7  # its random attention is all or nothing
     assert report.max_abs_error > 0
     assert np.isnan(report.perplexity)
-    assert check(fp32, fp32, max_tokens=64, greedy_prompts=1).passed
+    assert check_model(fp32, fp32, max_tokens=64, greedy_prompts=1).passed
     with pytest.raises(SourceError, match="hears; compare a bundle of it with another"):
-        check(fp32, str(bundle.directory.parent))
-    speed = bench(bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
+        check_model(fp32, str(bundle.directory.parent))
+    speed = bench_model(bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
     assert speed.encode_ms is not None
     assert speed.encode_ms > 0
     assert speed.prompt_tokens == len(heard[1].manifest.signature.start_token_ids)
@@ -192,7 +188,7 @@ def test_a_waveform_is_read_as_it_is(tmp_path: Path) -> None:
     model.generation_config.max_length = 40
     save(model, tmp_path)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
-    report = export(str(tmp_path), tmp_path / "fp32")
+    report = export_model(str(tmp_path), tmp_path / "fp32")
     assert report.manifest.encoder is not None
     assert report.manifest.encoder.inputs[0]["name"] == "input_values"
     for seconds in (0.5, 1.3):
@@ -207,11 +203,11 @@ def test_a_waveform_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_features_of_another_kind_are_refused(tmp_path: Path) -> None:
     save(small("Speech2Text"), tmp_path)
-    report = export(str(tmp_path), tmp_path / "fp32")
+    report = export_model(str(tmp_path), tmp_path / "fp32")
     assert report.agreement.relative < 1e-5
     with pytest.raises(BundleError, match="no log-mel spectrogram"):
         FeatureExtractor.from_bundle(report.bundle)
-    made = quantize(report.bundle, tmp_path / "int8")
+    made = quantize_model(report.bundle, tmp_path / "int8")
     assert "random features" in made.manifest.quantization["calibration"]
 
 
@@ -233,7 +229,7 @@ def test_an_encoder_of_its_own_kind(tmp_path: Path) -> None:
             if parameter.ndim > 1 and "decoder." in name:
                 parameter.normal_(std=1.0 if "crossattention" in name else 0.3)
     save(model, tmp_path)
-    report = export(str(tmp_path), tmp_path / "fp32")
+    report = export_model(str(tmp_path), tmp_path / "fp32")
     assert report.agreement.relative < 1e-5
     assert len(report.manifest.ties[0].uses) == 2
     assert report.manifest.encoder is not None
@@ -251,7 +247,7 @@ def test_a_tie_of_which_one_use_is_computed(tmp_path: Path) -> None:
         vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4
     )
     transformers.Pop2PianoForConditionalGeneration(config).save_pretrained(tmp_path)
-    report = export(str(tmp_path), tmp_path / "fp32")
+    report = export_model(str(tmp_path), tmp_path / "fp32")
     assert report.agreement.relative < 1e-4
     models = [ir.load(path) for path in report.bundle.model_paths]
     tables = [name for model in models for name in model.graph.initializers if "embed_tok" in name
@@ -382,10 +378,10 @@ def test_tiny_whisper_on_real_speech(tmp_path: Path) -> None:
     if clips is None:
         pytest.skip("the Debian package with speech cannot be downloaded here")
     write_whisper(whisper(), tmp_path / "whisper")
-    report = export(str(tmp_path / "whisper"), tmp_path / "fp32")
+    report = export_model(str(tmp_path / "whisper"), tmp_path / "fp32")
     assert report.weights_bytes < 1.01 * report.unique_parameter_bytes
     assert [len(group.uses) for group in report.manifest.ties] == [2]
-    quantize(report.bundle, tmp_path / "int8")
+    quantize_model(report.bundle, tmp_path / "int8")
     model = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "whisper")
     features = extractor(tmp_path / "whisper")(
         [read_wav(clip) for clip in clips], sampling_rate=RATE, return_tensors="pt"

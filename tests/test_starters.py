@@ -17,11 +17,12 @@ from tokenizers.processors import TemplateProcessing
 
 from edgetie import Tokenizer, deploy_model, open_bundle
 from edgetie.errors import BundleError
-from edgetie.export.exporter import export
-from edgetie.quantize import quantize
-from edgetie.runtime import generate_text, open_session
-from edgetie.runtime.chat import render_chat
-from edgetie.sources import Source
+from edgetie.export.exporter import export_model
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.runtime.decoding.generation import generate_text
+from edgetie.runtime.session import open_session
+from edgetie.runtime.text.chat import render_chat
+from edgetie.sources.load import Source
 
 __all__ = ["headers", "library", "modules"]
 
@@ -48,7 +49,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     model = models.transformers_model("Llama")
     directory = tmp_path_factory.mktemp("starters") / "fp32"
-    export(Source("transformers", 'a "small" <model>', model, model.config, save), directory)
+    export_model(Source("transformers", 'a "small" <model>', model, model.config, save), directory)
     return directory
 
 
@@ -107,12 +108,12 @@ def test_a_base_model_answers_as_generate_does(
 
 
 def test_names_are_written_so_that_programs_stay_whole(base: Path, tmp_path: Path) -> None:
-    quantize(base, tmp_path / "plain", target="web")
+    quantize_model(base, tmp_path / "plain", target="web")
     deploy_model(tmp_path / "plain", "web", tmp_path / "web")
     page = (tmp_path / "web" / "index.html").read_text("utf-8")
     assert "<title>a &quot;small&quot; &lt;model&gt;</title>" in page
     first = json.loads((tmp_path / "web" / "app.json").read_text("utf-8"))["version"]
-    quantize(base, tmp_path / "other", scheme="int8-dynamic")
+    quantize_model(base, tmp_path / "other", scheme="int8-dynamic")
     deploy_model(tmp_path / "other", "web", tmp_path / "second")
     assert json.loads((tmp_path / "second" / "app.json").read_text("utf-8"))["version"] != first
 
@@ -120,7 +121,7 @@ def test_names_are_written_so_that_programs_stay_whole(base: Path, tmp_path: Pat
 def test_the_runtime_that_a_starter_needs_is_named(base: Path, tmp_path: Path) -> None:
     import onnxruntime
 
-    quantize(base, tmp_path / "mapped", target="mobile-cpu")
+    quantize_model(base, tmp_path / "mapped", target="mobile-cpu")
     for name, ort_format in (("onnx", False), ("ort", True)):
         deploy_model(tmp_path / "mapped", "android", tmp_path / name, ort_format=ort_format)
         gradle = (tmp_path / name / "app" / "build.gradle.kts").read_text("utf-8")

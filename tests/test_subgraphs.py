@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.quantize import quantize
+from edgetie.quantize.quantizer import quantize_model
 
 ROWS, WIDTH = 100, 64
 IDS = np.array([[1, 60, 7, 99], [3, 4, 5, 6]])
@@ -83,7 +83,7 @@ def test_products_in_branches(tmp_path: Path, scheme: str) -> None:
     values = weights("w1", "w2", "w3", "w4", "w5")
     values |= {"fifty": np.array(50, np.int64), "always": np.array(True)}
     path = write(tmp_path / "model.onnx", nodes, values)
-    report = quantize(path, tmp_path / "out", scheme=scheme)
+    report = quantize_model(path, tmp_path / "out", scheme=scheme)
     for ids in (IDS, SMALL):
         close(report.bundle.model_path, path, ids, most=0.25 if scheme == "int4" else 0.1)
 
@@ -115,7 +115,7 @@ def test_small_constants_in_the_weights_file(
     elsewhere.mkdir()
     (elsewhere / "model.onnx.data").write_bytes(bytes(path.stat().st_size + (1 << 20)))
     monkeypatch.chdir(elsewhere)
-    report = quantize(path, tmp_path / "out", scheme=scheme)
+    report = quantize_model(path, tmp_path / "out", scheme=scheme)
     close(report.bundle.model_path, path)
 
 
@@ -134,5 +134,5 @@ def test_masks_of_the_largest_number_fit_into_16_bits(tmp_path: Path) -> None:
         "lowest": np.array(np.finfo(np.float32).min),
     }
     path = write(tmp_path / "model.onnx", nodes, values)
-    report = quantize(path, tmp_path / "out", scheme="int8-fp16")
+    report = quantize_model(path, tmp_path / "out", scheme="int8-fp16")
     close(report.bundle.model_path, path, most=0.03)

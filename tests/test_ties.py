@@ -9,9 +9,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.errors import TieError
-from edgetie.passes import run_passes
-from edgetie.passes._base import GraphPass, initializer
-from edgetie.ties import equal_initializers, find_ties, partial_ties, verify_ties
+from edgetie.graph.editing import initializer
+from edgetie.passes.base import GraphPass
+from edgetie.passes.run import run_passes
+from edgetie.ties.groups import equal_initializers, find_ties, verify_ties
+from edgetie.ties.torch_parameters import partial_ties
 
 ROWS, COLUMNS = 128, 64
 

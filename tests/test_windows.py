@@ -14,9 +14,9 @@ import transformers
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from edgetie.export.exporter import export
-from edgetie.export.questions import MaskQuestions
-from edgetie.sources import Source
+from edgetie.export.attention.mask_branches import MaskQuestions
+from edgetie.export.exporter import export_model
+from edgetie.sources.load import Source
 
 VOCAB = 320
 
@@ -53,7 +53,7 @@ class Windowed(nn.Module):
 def test_windows_at_any_length(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Windowed().eval()
-    report = export(source_of(model, "masked-lm"), tmp_path / "bundle")
+    report = export_model(source_of(model, "masked-lm"), tmp_path / "bundle")
     assert report.agreement.relative < 1e-5
     assert not hasattr(model.config, "onnx_export")
     graph = ir.load(report.bundle.model_path).graph
@@ -78,7 +78,7 @@ def test_encoder_reads_whole_windows(tmp_path: Path) -> None:
         num_heads=4, attention_window=8,
     )  # fmt: skip
     model = transformers.T5ForConditionalGeneration(config).eval()
-    report = export(source_of(model, "seq2seq-lm"), tmp_path / "bundle")
+    report = export_model(source_of(model, "seq2seq-lm"), tmp_path / "bundle")
     assert report.agreement.relative < 1e-5
     encoder = onnxruntime.InferenceSession(str(tmp_path / "bundle" / "encoder_model.onnx"))
     for length in (3, 8, 21):

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from edgetie.bundle import open_bundle
-from edgetie.runtime import Tokenizer
-from edgetie.sources.demo import demo_text
+from edgetie.bundle.bundle import open_bundle
+from edgetie.downloads import demo_text
+from edgetie.runtime.text.tokenizer import Tokenizer
 
 tokenizer = Tokenizer.from_bundle(open_bundle(sys.argv[1]))
 ids = tokenizer.encode(demo_text(), add_special_tokens=False)

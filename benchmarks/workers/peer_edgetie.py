@@ -8,7 +8,8 @@ import numpy as np
 from _accuracy import Logits
 from _measure import Emit, Generate, main
 
-from edgetie.runtime import Decoder, open_session
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.session import open_session
 
 
 def open_model(path: Path, threads: int, length: int) -> Generate:
@@ -29,7 +30,7 @@ def open_model(path: Path, threads: int, length: int) -> Generate:
 
 def open_logits(path: Path, threads: int, length: int) -> Logits:
     # What `edgetie check` reads, imported here: timed runs need none of it in memory.
-    from edgetie.harness.references import BundleReference
+    from edgetie.harness.accuracy.references import BundleReference
 
     model = BundleReference(path, threads=threads)
     return lambda ids: model.logits(np.array([ids], np.int64))

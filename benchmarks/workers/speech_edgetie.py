@@ -6,7 +6,9 @@ from pathlib import Path
 
 from _speech import Samples, Transcribe, main
 
-from edgetie.runtime import Tokenizer, open_session, transcribe
+from edgetie.runtime.audio.transcription import transcribe
+from edgetie.runtime.session import open_session
+from edgetie.runtime.text.tokenizer import Tokenizer
 
 
 def open_model(path: Path, threads: int) -> Transcribe:

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edgetie.bundle import Bundle
-from edgetie.errors import BundleError
-from edgetie.runtime.session import one_line
+from edgetie.bundle.bundle import Bundle
+from edgetie.errors import BundleError, summarize
 
 MODEL, OPERATORS = "model.ort", "required_operators.config"
 
@@ -46,7 +45,7 @@ def write_ort(bundle: Bundle, target: Path) -> None:
     try:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # pybind11 classes without a common base
-        raise BundleError(f"{path}: cannot be written as .ort: {one_line(error)}") from error
+        raise BundleError(f"{path}: cannot be written as .ort: {summarize(error)}") from error
     _require_ties(bundle, target)
 
 

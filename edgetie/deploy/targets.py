@@ -26,7 +26,7 @@ class DeployTarget:
         quantize: row of :data:`edgetie.targets.TARGETS` that makes the best.
         start: commands that start it.
         checked: how far it was seen to work.
-        tables: whether the starter reads ``tokenizer.bin`` (:mod:`edgetie.deploy.tokens`) instead
+        tables: whether the starter reads ``tokenizer.bin`` (:mod:`tokenizer_tables`) instead
             of ``tokenizer.json``.
         shared: more folders of ``templates`` that it is made of.
         native: where in the folder C code goes.

@@ -3,6 +3,6 @@
 Importing it raises :class:`~edgetie.errors.SourceError` where torch or transformers is missing.
 """
 
-from edgetie.sources import require_export_packages
+from edgetie.sources.load import require_export_packages
 
 require_export_packages()

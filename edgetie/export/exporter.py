@@ -13,42 +13,25 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgetie.atomic import atomic_directory, check_destination
-from edgetie.bundle import (
-    AUDIO_LM,
-    DATA,
-    ENCODER,
-    LAST_TOKEN_NODE,
-    Bundle,
-    Manifest,
-    Signature,
-    describe,
-    eos_token_ids,
-    open_bundle,
-    start_token_ids,
-    write_manifest,
-)
+from edgetie.bundle.atomic import atomic_directory, check_destination
+from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.manifest import Manifest, Signature, describe, write_manifest
+from edgetie.bundle.merged_decoder import write_merged
+from edgetie.bundle.model_config import eos_token_ids, start_token_ids
+from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, LAST_TOKEN_NODE
 from edgetie.errors import EdgetieError, ExportError
-from edgetie.export.genai import write_genai_config
-from edgetie.export.memory import release_freed_memory
+from edgetie.export.genai_config import write_genai_config
 from edgetie.export.optimize import optimize
-from edgetie.export.tasks import Agreement, Expected, Task, probe
-from edgetie.export.trace import trace
-from edgetie.external_data import write_models
-from edgetie.merged import write_merged
-from edgetie.passes import PassReport
-from edgetie.report.progress import Stages
-from edgetie.runtime.memory import read_memory
-from edgetie.sources import Source, load_source
+from edgetie.export.tasks.probe import Agreement, Expected, Task, probe
+from edgetie.export.tracing.trace import trace
+from edgetie.graph.model_files import write_models
+from edgetie.passes.run import PassReport
+from edgetie.progress import Stages
+from edgetie.runtime.memory import read_memory, release_freed_memory
+from edgetie.sources.load import Source, load_source
 from edgetie.targets import find_target
-from edgetie.ties import (
-    find_shared_ties,
-    partial_ties,
-    share_across,
-    tied_parameters,
-    ties_of_file,
-    verify_ties,
-)
+from edgetie.ties.groups import find_shared_ties, share_across, ties_of_file, verify_ties
+from edgetie.ties.torch_parameters import partial_ties, tied_parameters
 
 _FUSED_OPERATORS = (
     "GroupQueryAttention",
@@ -94,7 +77,7 @@ class ExportReport:
         return self.bundle.manifest
 
 
-def export(
+def export_model(
     source: str | Source,
     output: str | os.PathLike[str],
     *,
@@ -110,7 +93,7 @@ def export(
     """Export a language model to an ONNX bundle, its tied weights kept as one.
 
     Args:
-        source: what :func:`edgetie.sources.load_source` takes, or an already loaded source.
+        source: what :func:`edgetie.sources.load.load_source` takes, or an already loaded source.
         output: directory to write; complete or not at all.
         target: where the bundle will run (:data:`edgetie.targets.TARGETS`); it chooses the forms of
             the graph.
@@ -118,7 +101,7 @@ def export(
             weights to fp32).
         logits: ``last``, of each row's last token, or ``all``; masked language models have all.
         task: what the model does, where its configuration does not tell
-            (:data:`edgetie.sources.families.TASKS`).
+            (:data:`edgetie.sources.task_detection.TASKS`).
         force: replace an existing bundle.
         trust_remote_code: allow a model directory to run code of its own.
         allow_pickle: allow pickled weights.

@@ -7,22 +7,22 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgetie.errors import TieError
-from edgetie.export.tasks import Task
-from edgetie.passes import PassReport, run_passes
-from edgetie.passes._base import GraphPass
-from edgetie.passes.activation import Activation
-from edgetie.passes.bfloat16 import Bfloat16
-from edgetie.passes.head import Head
-from edgetie.passes.last_token import LastToken
-from edgetie.passes.layout import Layout
-from edgetie.passes.linear import Linear
-from edgetie.passes.normalize import Normalize
-from edgetie.passes.pack import PackProjections
-from edgetie.passes.retie import Retie
-from edgetie.passes.rms_norm import RmsNorm
-from edgetie.passes.rotary import Rotary
-from edgetie.passes.skip_norm import SkipNorm
-from edgetie.ties import find_ties, is_named
+from edgetie.export.tasks.probe import Task
+from edgetie.passes.base import GraphPass
+from edgetie.passes.cancel_transposes import Layout
+from edgetie.passes.clean_up import Normalize
+from edgetie.passes.fuse_activation import Activation
+from edgetie.passes.fuse_rms_norm import RmsNorm
+from edgetie.passes.fuse_rotary import Rotary
+from edgetie.passes.fuse_skip_norm import SkipNorm
+from edgetie.passes.gemm_to_matmul import Linear
+from edgetie.passes.merge_duplicates import Retie
+from edgetie.passes.pack_projections import PackProjections
+from edgetie.passes.run import PassReport, run_passes
+from edgetie.passes.select_last_token import LastToken
+from edgetie.passes.tied_head_gemm import Head
+from edgetie.passes.widen_bfloat16 import Bfloat16
+from edgetie.ties.groups import find_ties, is_named
 
 
 def optimize(
@@ -35,7 +35,7 @@ def optimize(
     """Run the graph passes on traced models, in place; their ties hold after each.
 
     Args:
-        models: as :func:`edgetie.export.trace.trace` returns them.
+        models: as :func:`edgetie.export.tracing.trace.trace` returns them.
         task: for the longest sequence, which sizes the rotary tables.
         parameters: names of tied parameters, group by group.
 

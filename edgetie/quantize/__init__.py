@@ -1,8 +1,1 @@
-"""int8 from a bundle or an ``.onnx`` file, the tied table first; needs no torch."""
-
-from __future__ import annotations
-
-from edgetie.quantize.quantizer import QuantizeReport, quantize
-from edgetie.quantize.sensitivity import Cost
-
-__all__ = ["Cost", "QuantizeReport", "quantize"]
+"""Quantize a bundle or an ``.onnx`` file. torch is not needed."""

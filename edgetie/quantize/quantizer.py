@@ -17,41 +17,37 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 from threadpoolctl import threadpool_limits
 
-from edgetie.atomic import atomic_directory, check_destination
-from edgetie.bundle import (
-    CONFIGURATIONS,
-    DATA,
-    LAST_TOKEN_NODE,
-    MANIFEST,
-    MODEL,
-    Bundle,
-    Manifest,
-    Signature,
-    describe,
-    eos_token_ids,
-    open_bundle,
-    write_manifest,
-)
-from edgetie.content import byte_range
+from edgetie.bundle.atomic import atomic_directory, check_destination
+from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.manifest import Manifest, Signature, describe, write_manifest
+from edgetie.bundle.merged_decoder import write_merged
+from edgetie.bundle.model_config import eos_token_ids
+from edgetie.bundle.names import CONFIGURATIONS, DATA, LAST_TOKEN_NODE, MANIFEST, MODEL
 from edgetie.errors import QuantizeError
-from edgetie.external_data import drop_declared_weights, load_model, write_models
-from edgetie.harness.metrics import PredictionErrors
-from edgetie.harness.thresholds import Thresholds
-from edgetie.merged import write_merged
-from edgetie.operators import operator
-from edgetie.passes import run_passes
-from edgetie.quantize.cache import QuantizeCache, cache_scales
-from edgetie.quantize.calibrate import Text, calibration_text
-from edgetie.quantize.mixture import CODES, FINER, FLOATS
-from edgetie.quantize.recording import Feeds, Input, looks_ahead
-from edgetie.quantize.rounding import Rounding
-from edgetie.quantize.sensitivity import Cost, Meter, fit, require_kept
-from edgetie.quantize.sound import calibration_clips
-from edgetie.quantize.store import Store
-from edgetie.report.progress import Stages
-from edgetie.runtime.tokenizer import TOKENIZER_FILES
+from edgetie.graph.external_data import byte_range
+from edgetie.graph.model_files import drop_declared_weights, load_model, write_models
+from edgetie.graph.operators import operator
+from edgetie.harness.accuracy.metrics import PredictionErrors
+from edgetie.harness.accuracy.thresholds import Thresholds
+from edgetie.passes.run import run_passes
+from edgetie.progress import Stages
+from edgetie.quantize.calibration.activations import Text, calibration_text
+from edgetie.quantize.calibration.layerwise_run import Feeds, Input, looks_ahead
+from edgetie.quantize.calibration.synthetic_audio import calibration_clips
+from edgetie.quantize.kv_cache_int8 import QuantizeCache, cache_scales
+from edgetie.quantize.mixed_precision.candidates import CODES, FINER, FLOATS
+from edgetie.quantize.mixed_precision.sensitivity import Cost, Meter, fit, require_kept
+from edgetie.quantize.model_quantizer import Rounding
+from edgetie.quantize.weights.array_spill import Store
+from edgetie.runtime.text.tokenizer import TOKENIZER_FILES
 from edgetie.targets import CALIBRATORS, find_scheme
-from edgetie.ties import equal_initializers, find_shared_ties, find_ties, ties_of_file, verify_ties
+from edgetie.ties.groups import (
+    equal_initializers,
+    find_shared_ties,
+    find_ties,
+    ties_of_file,
+    verify_ties,
+)
 
 _QUANTIZED = {
     "MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "DynamicQuantizeLinear",
@@ -83,7 +79,7 @@ class QuantizeReport:
         return self.bundle.manifest
 
 
-def quantize(
+def quantize_model(
     source: str | os.PathLike[str] | Bundle,
     output: str | os.PathLike[str],
     *,
@@ -117,9 +113,9 @@ def quantize(
             where that pads less. Smaller blocks are closer and make larger files.
         calibration: a text like those the model will read; a built-in one by default, and
             random tokens where there is no tokenizer. Or the model's inputs themselves, run by run
-            (:func:`~edgetie.quantize.calibrate.read_feeds`).
+            (:func:`~edgetie.quantize.calibration.activations.read_feeds`).
         calibrator: how ranges of activations are found where they are fixed beforehand
-            (:func:`~edgetie.quantize.ranges.find_ranges`).
+            (:func:`~edgetie.quantize.calibration.activation_ranges.find_ranges`).
         cache_bits: 8 for a KV cache of int8, where attention is GroupQueryAttention; by default it
             stays in floating point.
         limits: what must hold against the float model on what follows the first 1,024 tokens of

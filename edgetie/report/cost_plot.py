@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgetie.report.plots import DARK, figure_for
 
 if TYPE_CHECKING:
-    from edgetie.quantize import Cost
+    from edgetie.quantize.mixed_precision.sensitivity import Cost
 
 
 def plot_costs(costs: Sequence[Cost], path: Path) -> None:

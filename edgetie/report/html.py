@@ -10,7 +10,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetie.atomic import atomic_files
+from edgetie.bundle.atomic import atomic_files
+from edgetie.providers.placement import placed
 from edgetie.report.plots import plot_latency, plot_sweep
 from edgetie.report.tables import (
     Table,
@@ -21,11 +22,10 @@ from edgetie.report.tables import (
     speed_table,
     titles,
 )
-from edgetie.runtime.placement import placed
 
 if TYPE_CHECKING:
-    from edgetie.harness.accuracy import AccuracyReport
-    from edgetie.harness.latency import LatencyReport
+    from edgetie.harness.accuracy.check import AccuracyReport
+    from edgetie.harness.latency.bench import LatencyReport
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 75rem; margin: 2rem auto;

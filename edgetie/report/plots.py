@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from edgetie.atomic import atomic_files
+from edgetie.bundle.atomic import atomic_files
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.report.tables import models_of, titles
 
 if TYPE_CHECKING:
-    from edgetie.harness.latency import LatencyReport
+    from edgetie.harness.latency.bench import LatencyReport
 
 DARK = ("#0f766e", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#6d28d9")
 _LIGHT = ("#7cc6bf", "#f0c089", "#a3bdf7", "#f3a8cb", "#c3dd93", "#c9b3f5")

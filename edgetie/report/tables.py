@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    from edgetie.harness.accuracy import AccuracyReport
-    from edgetie.harness.latency import LatencyReport
+    from edgetie.harness.accuracy.check import AccuracyReport
+    from edgetie.harness.latency.bench import LatencyReport
 
 MISSING = "–"
 _WIDE = 10_000

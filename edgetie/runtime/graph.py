@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetie.bundle import LAST_TOKEN_NODE
+from edgetie.bundle.names import LAST_TOKEN_NODE
 from edgetie.errors import BundleError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ read again by the kernel, so nothing can be lost.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import sys
@@ -155,6 +156,12 @@ def release_code(library: str | os.PathLike[str]) -> None:
     files = MappedFiles([library])
     files.keep_written()
     files.release()
+
+
+def release_freed_memory() -> None:
+    """Collect garbage and return the C library's free pages to the system."""
+    gc.collect()
+    release_heap()
 
 
 def release_heap() -> None:

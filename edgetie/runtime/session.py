@@ -12,20 +12,18 @@ from typing import Any, Literal
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from edgetie.bundle import Bundle, open_bundle
-from edgetie.errors import BundleError, ProviderError
+from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.errors import BundleError, ProviderError, summarize
+from edgetie.providers.placement import placement, require_placed
+from edgetie.providers.registry import Provider, add_plugin, resolve
 from edgetie.runtime.graph import FOLDER, without_last_token
 from edgetie.runtime.memory import MappedFiles, release_code, release_heap
-from edgetie.runtime.placement import placement, require_placed
-from edgetie.runtime.providers import Provider, add_plugin, resolve
 
 PAST = "past_key_values."
 PRESENT = "present."
 OWN, CROSS = ".decoder.", ".encoder."
 """Of a decoder behind an encoder: its own cache, and that of cross-attention."""
 _SHARE, _LAST_SHARED = "ep.share_ep_contexts", "ep.stop_share_ep_contexts"
-_EXHAUSTED = ("bad_alloc", "Failed to allocate memory", "out of memory")
-"""What ONNX Runtime says where the memory of a machine or device ends."""
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -327,7 +325,7 @@ def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -
     try:
         session = ort.InferenceSession(source, options, providers=chosen or None, enable_fallback=0)
     except Exception as error:  # pybind11 classes without a common base
-        message = one_line(error)
+        message = summarize(error)
         if provider.name == "cpu":
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {message}") from error
         raise ProviderError(f"--provider {provider.name}: cannot load {path}: {message}") from error
@@ -339,17 +337,6 @@ def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -
             f"check the drivers that {provider.package} needs"
         )
     return session
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an ONNX Runtime exception on one line, without its code and source file."""
-    text = " ".join(str(error).split())
-    if any(words in text for words in _EXHAUSTED):
-        return "not enough memory; take a smaller batch, a shorter prompt or a smaller model"
-    head, separator, rest = text.partition(" : ")
-    if separator and head.startswith("[ONNXRuntimeError]"):
-        text = rest.split(" : ", 2)[-1]
-    return text[:400]
 
 
 def _info(value: Any) -> TensorInfo:

@@ -7,16 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgetie.errors import SourceError
-from edgetie.sources import Source
-from edgetie.sources.pretrained import first_line
+from edgetie.errors import SourceError, summarize
+from edgetie.sources.load import Source
 
 
 def load_factory(text: str, task: str) -> Source:
     """Call ``package.module:function`` and take the module it returns.
 
     The current directory is importable, as it is for ``python -m``. What the module's ``forward``
-    accepts decides how it is exported; see :mod:`edgetie.export.tasks`.
+    accepts decides how it is exported; see :mod:`edgetie.export.tasks.probe`.
 
     Raises:
         SourceError: if it cannot be imported, called, or returns no ``nn.Module``.
@@ -32,7 +31,7 @@ def load_factory(text: str, task: str) -> Source:
         module = function()
     except (Exception, SystemExit) as error:
         raise SourceError(
-            f"{text}: calling it failed ({type(error).__name__}: {first_line(error)}); "
+            f"{text}: calling it failed ({type(error).__name__}: {summarize(error)}); "
             "it must be importable from here and take no arguments"
         ) from error
     module = getattr(module, "_orig_mod", module)  # of torch.compile

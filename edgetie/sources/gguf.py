@@ -9,14 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgetie.errors import SourceError
-from edgetie.sources import Source
-from edgetie.sources.pretrained import (
-    first_line,
-    quiet_transformers,
-    require_weights,
-    save_tokenizer,
-)
+from edgetie.errors import SourceError, summarize
+from edgetie.sources.load import Source
+from edgetie.sources.pretrained import quiet_transformers, require_weights, save_tokenizer
 
 _ROTARY = "rope_"
 """Tables of rotary embeddings begin so; they are read here."""
@@ -45,7 +40,7 @@ def load_gguf(path: Path) -> Source:
             )
     except Exception as error:
         raise SourceError(
-            f"{path}: cannot be loaded ({first_line(error)}); if it is cut short, download it again"
+            f"{path}: cannot be loaded ({summarize(error)}); if it is cut short, download it again"
         ) from error
     require_weights(str(path), loading)
     lost = sorted(name for name in unread if name.startswith("blk.") or name.endswith(".bias"))
@@ -94,7 +89,7 @@ def _tokenizer(path: Path) -> Any:
         with quiet_transformers(), _read_once():
             return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as error:
-        raise SourceError(f"{path}: its tokenizer cannot be read ({first_line(error)})") from error
+        raise SourceError(f"{path}: its tokenizer cannot be read ({summarize(error)})") from error
 
 
 def _scale_rotary(path: Path, module: Any) -> None:

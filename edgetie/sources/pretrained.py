@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgetie.bundle import MANIFEST, PROCESSOR, SPEECH
-from edgetie.errors import SourceError
-from edgetie.sources import Source
-from edgetie.sources.families import auto_class, task_of
+from edgetie.bundle.names import MANIFEST, PROCESSOR, SPEECH
+from edgetie.errors import SourceError, summarize
+from edgetie.sources.load import Source
+from edgetie.sources.task_detection import auto_class, task_of
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "vocab.json")
@@ -62,7 +62,7 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
                 f"{text}: not a directory, and the hub cannot be reached ({unreachable}); "
                 "check the network, or download the model and name its directory"
             ) from error
-        raise SourceError(f"{text}: cannot be loaded ({first_line(error)})") from error
+        raise SourceError(f"{text}: cannot be loaded ({summarize(error)})") from error
     require_weights(text, loading)
     _refuse_lost_adapter(text, options)
     return Source(
@@ -91,7 +91,7 @@ def _save_all(text: str, config: Any, target: Path, options: dict[str, Any], tas
             shutil.copyfile(files[-1], target / PROCESSOR)
     except Exception as error:
         raise SourceError(
-            f"{text}: its feature extractor cannot be loaded ({first_line(error)}); "
+            f"{text}: its feature extractor cannot be loaded ({summarize(error)}); "
             "repair its files, or remove them to export without one"
         ) from error
 
@@ -157,13 +157,13 @@ def _why_unreachable(text: str) -> str | None:
     except (HfHubHTTPError, HFValidationError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None and status not in _NOT_THERE:
-            return first_line(error)  # busy or broken for now: what was downloaded before is here
+            return summarize(error)  # busy or broken for now: what was downloaded before is here
         raise SourceError(
             f"{text}: neither a directory nor a model on the hub that you may load "
-            f"({first_line(error)})"
+            f"({summarize(error)})"
         ) from error
     except Exception as error:  # which one depends on the HTTP library and on proxies
-        return first_line(error)
+        return summarize(error)
     return None
 
 
@@ -231,7 +231,7 @@ def save_extras(text: str, config: Any, target: Path, options: dict[str, Any]) -
             tokenizer = AutoTokenizer.from_pretrained(text, **options)
         except Exception as error:
             raise SourceError(
-                f"{text}: its tokenizer cannot be loaded ({first_line(error)}); "
+                f"{text}: its tokenizer cannot be loaded ({summarize(error)}); "
                 "repair its files, or remove them to export without one"
             ) from error
         save_tokenizer(tokenizer, target)
@@ -283,9 +283,3 @@ def save_tokenizer(tokenizer: Any, target: Path) -> None:
             json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")
         )
         path.write_text(text, encoding="utf-8")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

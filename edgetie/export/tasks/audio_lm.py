@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetie.bundle import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MASK
-from edgetie.export.attention import Broadcast
-from edgetie.export.boundaries import find_window, in_windows
+from edgetie.bundle.names import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MASK
+from edgetie.export.attention.interface import Broadcast
+from edgetie.export.attention.windowed_encoder import find_window, in_windows
 from edgetie.export.tasks import causal
 from edgetie.export.tasks.base import (
     FRAMES,
@@ -32,9 +32,9 @@ from edgetie.export.tasks.base import (
     logits_of,
 )
 from edgetie.export.tasks.causal import CausalTask
-from edgetie.export.tasks.running import open_graph
+from edgetie.export.tasks.run_graph import open_graph
 from edgetie.export.tasks.speech import shapes, try_shapes
-from edgetie.sources.calling import cache_keyword
+from edgetie.sources.cache_argument import cache_keyword
 
 _SOURCE = "input_features"
 _ROWS = 5  # of an example; any number, as many as the tokens whose places they take
@@ -45,7 +45,7 @@ _STEPS = 3  # of those after it, one at a time
 
 @dataclass(frozen=True)
 class AudioTask(CausalTask):
-    """See :class:`edgetie.export.tasks.causal.CausalTask`.
+    """See :class:`edgetie.export.tasks.probe.causal.CausalTask`.
 
     Attributes:
         shape: of one clip's features, an example.

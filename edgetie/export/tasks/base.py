@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from edgetie.content import LEFT_OUT
+from edgetie.graph.constants import LEFT_OUT
 
 Array = np.ndarray[Any, Any]
 
@@ -124,7 +124,7 @@ class Task(ABC):
         max_positions: longest sequence, from the configuration.
         cache: its cache, tensor by tensor, empty without one.
         why_plain: why there is no cache, where one could be.
-        audio_token_id: as in :class:`edgetie.bundle.Signature`.
+        audio_token_id: as in :class:`edgetie.bundle.bundle.Signature`.
     """
 
     name: ClassVar[str]
@@ -143,7 +143,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def replaces_attention(self) -> bool:
-        """Whether transformers is told what attention is (:mod:`edgetie.export.attention`)."""
+        """Whether transformers is told what attention is (:mod:`interface`)."""
 
     def without_cache(self, why: str) -> Task | None:
         """The same task for a model whose cache turned out not to work; ``None`` if it has none."""

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from edgetie.bundle import MODEL
-from edgetie.errors import ExportError
-from edgetie.export import attention
-from edgetie.export.attention import Unfusable
-from edgetie.export.positions import WatchTables, trial_ids
-from edgetie.export.states import cache_states, run_cached
+from edgetie.bundle.names import MODEL
+from edgetie.errors import ExportError, UnfusableError
+from edgetie.export.attention import interface as attention
+from edgetie.export.attention.transformers_cache import cache_states, run_cached
+from edgetie.export.patches.position_tables import WatchTables, trial_ids
 from edgetie.export.tasks.base import (
     PAST,
     PRESENT,
@@ -36,8 +35,8 @@ from edgetie.export.tasks.base import (
     longest,
 )
 from edgetie.export.tasks.causal_model import CausalLM, causal_arguments
-from edgetie.export.tasks.running import open_graph
-from edgetie.sources.calling import cache_keyword
+from edgetie.export.tasks.run_graph import open_graph
+from edgetie.sources.cache_argument import cache_keyword
 
 # example sizes, all three dynamic: unlike sizes of models, and longer than a convolution
 _BATCH, _SEQUENCE, _PAST = 2, 11, 13
@@ -49,14 +48,14 @@ _SHORTEST = (1, 2)  # shorter than what a graph is traced with
 
 @dataclass(frozen=True)
 class CausalTask(Task):
-    """See :class:`edgetie.export.tasks.base.Task`.
+    """See :class:`edgetie.export.tasks.probe.base.Task`.
 
     Attributes:
         caller: ``transformers`` (cache object), ``positions`` (a module of one's own whose
             ``forward`` takes ``position_ids`` and whose attention is causal
             ``scaled_dot_product_attention``) or ``plain`` (no cache: the prefix is run again).
         position_ids: whether a module of one's own takes them.
-        tables: offsets of the tables of positions, see :mod:`edgetie.export.positions`.
+        tables: offsets of the tables of positions, see :mod:`position_tables`.
         decoder_part: whether the cache is that of an encoder-decoder's decoder.
         attributes: of the cache's tensors, those that a module keeps in an attribute, and which.
     """
@@ -327,6 +326,6 @@ class _CountAttention(TorchFunctionMode):
                 attention.require_fusable(query, key, value)
                 self.layers.append(key_value(str(len(self.layers)), key, value))
                 self.why = self.why if self.refused else None
-            except Unfusable as error:
+            except UnfusableError as error:
                 self.why, self.refused = str(error), True
         return func(*args, **kwargs)

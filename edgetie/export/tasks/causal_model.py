@@ -22,14 +22,15 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from edgetie.bundle import LAST_TOKEN_NODE
-from edgetie.export import attention
-from edgetie.export.attention import Broadcast, CacheLayer, Trace, Unfusable
-from edgetie.export.positions import ReadTables
-from edgetie.export.rows import Rows
-from edgetie.export.states import attributes_held, cache_of, cache_states
+from edgetie.bundle.names import LAST_TOKEN_NODE
+from edgetie.errors import UnfusableError
+from edgetie.export.attention import interface as attention
+from edgetie.export.attention.interface import Broadcast, CacheLayer, Trace
+from edgetie.export.attention.transformers_cache import attributes_held, cache_of, cache_states
+from edgetie.export.patches.position_tables import ReadTables
+from edgetie.export.recurrence.token_unroll import Rows
 from edgetie.export.tasks.base import CacheShape, logits_of
-from edgetie.sources.calling import cache_keyword
+from edgetie.sources.cache_argument import cache_keyword
 
 
 class _CachedAttention(TorchFunctionMode):
@@ -55,7 +56,7 @@ def causal_arguments(
     names = ["query", "key", "value", "attn_mask", "dropout_p", "is_causal"]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     if given.get("attn_mask") is not None or not given.get("is_causal"):
-        raise Unfusable("scaled_dot_product_attention that is not is_causal=True")
+        raise UnfusableError("scaled_dot_product_attention that is not is_causal=True")
     return given["query"], given["key"], given["value"], given.get("scale")
 
 
@@ -64,7 +65,7 @@ class CausalLM(torch.nn.Module):
 
     Args:
         model: the language model.
-        caller: as in :class:`edgetie.export.tasks.causal.CausalTask`.
+        caller: as in :class:`edgetie.export.tasks.probe.causal.CausalTask`.
         position_ids: whether a module of one's own takes them.
         cache, tables, decoder_part, attributes: as there.
         fused: emit GroupQueryAttention (``True``) or let the model compute its own attention.
@@ -105,7 +106,7 @@ class CausalLM(torch.nn.Module):
         window = attention_mask[:, -length:]
         steps = torch.arange(length)
         if self.recurrent and not self.fused:
-            raise Unfusable("states beside attention that is no GroupQueryAttention")
+            raise UnfusableError("states beside attention that is no GroupQueryAttention")
         if self.caller == "transformers" and not self.fused:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
             last = (window * (steps + 1)).argmax(1)
@@ -157,7 +158,7 @@ class CausalLM(torch.nn.Module):
         else:
             output = self._call(ids, mask, positions, cache_of(dict(enumerate(layers))))
         if any(layer.present is None for layer in layers):
-            raise Unfusable("a layer with a KV cache but no attention call")
+            raise UnfusableError("a layer with a KV cache but no attention call")
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
 
     def _tokenwise(
@@ -168,7 +169,7 @@ class CausalLM(torch.nn.Module):
         past: tuple[torch.Tensor, ...],
         trace: Trace,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Run on every token alone, see :mod:`edgetie.export.rows`; attention as in ``_packed``."""
+        """Run on every token alone, see :mod:`token_unroll`; attention as in ``_packed``."""
         rows = Rows(ids)
         given = dict(zip(self.names, past, strict=True))
         layers: dict[int, CacheLayer] = {}
@@ -191,7 +192,7 @@ class CausalLM(torch.nn.Module):
         present = {name: rows.present(now[name], states[name], valid) for name in states}
         for index, layer in layers.items():
             if layer.present is None:
-                raise Unfusable("a layer with a KV cache but no attention call")
+                raise UnfusableError("a layer with a KV cache but no attention call")
             present[f"{index}.key"], present[f"{index}.value"] = layer.present
         logits = logits_of(output)
         return logits.reshape(*ids.shape, logits.shape[-1]), [present[name] for name in self.names]

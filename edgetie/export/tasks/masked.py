@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetie.bundle import MODEL
-from edgetie.export.attention import Broadcast
-from edgetie.export.questions import MaskQuestions
+from edgetie.bundle.names import MODEL
+from edgetie.export.attention.interface import Broadcast
+from edgetie.export.attention.mask_branches import MaskQuestions
+from edgetie.export.attention.window_padding import length_of_several, whole_windows
 from edgetie.export.tasks.base import (
     Agreement,
     Expected,
@@ -24,8 +25,7 @@ from edgetie.export.tasks.base import (
     logits_of,
     longest,
 )
-from edgetie.export.tasks.running import open_graph
-from edgetie.export.windows import length_of_several, whole_windows
+from edgetie.export.tasks.run_graph import open_graph
 
 _BATCH, _SEQUENCE = 2, 8
 _TOKENS = 16  # compared with torch
@@ -34,7 +34,7 @@ _SHORT = 7
 
 @dataclass(frozen=True)
 class MaskedTask(Task):
-    """See :class:`edgetie.export.tasks.base.Task`.
+    """See :class:`edgetie.export.tasks.probe.base.Task`.
 
     Attributes:
         inputs: those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` it takes.

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetie.bundle import DECODER, ENCODER, ENCODER_MASK
-from edgetie.export.attention import Broadcast
-from edgetie.export.questions import MaskQuestions
-from edgetie.export.states import cache_of
+from edgetie.bundle.names import DECODER, ENCODER, ENCODER_MASK
+from edgetie.export.attention.interface import Broadcast
+from edgetie.export.attention.mask_branches import MaskQuestions
+from edgetie.export.attention.transformers_cache import cache_of
+from edgetie.export.attention.window_padding import length_of_several, whole_windows
 from edgetie.export.tasks.base import (
     PAST,
     PRESENT,
@@ -37,9 +38,8 @@ from edgetie.export.tasks.base import (
     longest,
 )
 from edgetie.export.tasks.causal_model import cache_layers
-from edgetie.export.tasks.running import open_graph
-from edgetie.export.windows import length_of_several, whole_windows
-from edgetie.sources.calling import cache_keyword
+from edgetie.export.tasks.run_graph import open_graph
+from edgetie.sources.cache_argument import cache_keyword
 
 BATCH = 2
 _SOURCE, _SEQUENCE, _PAST = 7, 3, 5  # example sizes; all of them are dynamic
@@ -74,7 +74,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Seq2SeqTask(Task):
-    """See :class:`edgetie.export.tasks.base.Task`; ``cache`` is the decoder's own.
+    """See :class:`edgetie.export.tasks.probe.base.Task`; ``cache`` is the decoder's own.
 
     Attributes:
         cross: the cache of cross-attention.

@@ -1,7 +1,7 @@
 """Encoder–decoder models that hear: features of speech in, tokens out.
 
 The encoder reads features (a spectrogram, or the waveform itself) without a mask; the decoder is
-that of :mod:`edgetie.export.tasks.seq2seq`.
+that of :mod:`edgetie.export.tasks.probe.seq2seq`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SAMPLES, _FRAMES = 8000, (96, 200)  # of one example, where its length is free
 
 @dataclass(frozen=True)
 class SpeechTask(Seq2SeqTask):
-    """See :class:`edgetie.export.tasks.seq2seq.Seq2SeqTask`.
+    """See :class:`edgetie.export.tasks.probe.seq2seq.Seq2SeqTask`.
 
     Attributes:
         source: name of the encoder's input.

@@ -1,0 +1,37 @@
+from .bundle.bundle import Bundle as Bundle
+from .bundle.bundle import open_bundle as open_bundle
+from .bundle.manifest import Manifest as Manifest
+from .deploy.deploy import deploy_model as deploy_model
+from .errors import AudioError as AudioError
+from .errors import BundleError as BundleError
+from .errors import EdgetieError as EdgetieError
+from .errors import ExportError as ExportError
+from .errors import LimitError as LimitError
+from .errors import ProviderError as ProviderError
+from .errors import QuantizeError as QuantizeError
+from .errors import SourceError as SourceError
+from .errors import TieError as TieError
+from .export.exporter import export_model as export_model
+from .harness.accuracy.check import check_model as check_model
+from .harness.accuracy.thresholds import Thresholds as Thresholds
+from .harness.latency.bench import bench_model as bench_model
+from .harness.ties.inspect import inspect_model as inspect_model
+from .npu.compile import compile_bundle as compile_bundle
+from .npu.fix_shapes import fix_shapes as fix_shapes
+from .quantize.quantizer import quantize_model as quantize_model
+from .quickstart import quickstart as quickstart
+from .repair import tie_model as tie_model
+from .runtime.audio.transcription import transcribe as transcribe
+from .runtime.decoding.generation import generate as generate
+from .runtime.decoding.generation import generate_text as generate_text
+from .runtime.decoding.sampling import Sampling as Sampling
+from .runtime.session import Session as Session
+from .runtime.session import open_session as open_session
+from .runtime.text.tokenizer import Tokenizer as Tokenizer
+from .sources.load import Source as Source
+from .sources.load import load_source as load_source
+from .ties.groups import TieGroup as TieGroup
+from .ties.groups import find_ties as find_ties
+from .ties.groups import verify_ties as verify_ties
+
+__version__: str

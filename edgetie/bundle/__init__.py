@@ -1,0 +1,1 @@
+"""The bundle directory: its files, its manifest, and how it is written."""

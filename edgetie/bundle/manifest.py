@@ -1,0 +1,139 @@
+"""The manifest ``edgetie.json``: what a bundle holds and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetie.bundle.names import FORMAT, MANIFEST
+from edgetie.bundle.schema import require_types
+from edgetie.errors import BundleError
+from edgetie.ties.groups import TieGroup
+
+
+@dataclass
+class Signature:
+    """What goes into and comes out of the model, and what its cache looks like.
+
+    The cache are the inputs ``past_key_values.{layer}.{part}``, ``(batch, ...)``. One axis of keys
+    and values is symbolic, as long as the past; a state has sizes only. Zeros are the empty cache.
+
+    Attributes:
+        inputs: ``{name, dtype, shape}`` each; symbolic dimensions are strings.
+        outputs: the same.
+        logits: ``last`` (logits are ``(batch, 1, vocabulary)``, of each row's last token) or
+            ``all`` (``(batch, sequence, vocabulary)``).
+        cache_in_place: whether keys and values may be bound as input and output in one buffer of
+            fixed length (GroupQueryAttention's shared buffer).
+        max_positions: longest sequence the model takes, or ``None`` if nothing limits it.
+        vocab_size: number of rows of the logits' last dimension.
+        eos_token_ids: tokens that end a generated text.
+        start_token_ids: tokens that a decoder behind an encoder starts with.
+        audio_token_id: the token whose places the rows of a sound take; without one, where there
+            are such rows, one is added to each token.
+        padding: where prompts may be padded before a decoder continues them: ``left`` or ``both``.
+    """
+
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    logits: str = "last"
+    cache_in_place: bool = False
+    max_positions: int | None = None
+    vocab_size: int = 0
+    eos_token_ids: list[int] = field(default_factory=list)
+    start_token_ids: list[int] = field(default_factory=list)
+    audio_token_id: int | None = None
+    padding: str = "both"
+
+
+@dataclass
+class Manifest:
+    """The contents of ``edgetie.json``.
+
+    ``signature`` is that of ``model.onnx``, or of ``decoder_model.onnx`` where there is an encoder
+    with a signature of its own. ``layout`` says what products read: ``packed`` copies of the
+    weights that ONNX Runtime makes when a session starts, so that the mapped file serves lookups
+    only; ``mapped``, the file; or ``mixed``, the file for tables and copies for the others.
+    """
+
+    source: dict[str, Any]
+    task: str
+    precision: str
+    signature: Signature
+    ties: list[TieGroup]
+    unique_parameters: int
+    encoder: Signature | None = None
+    layout: str = "packed"
+    compiled: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    fusion: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, path: Path) -> Manifest:
+        """Parse a manifest.
+
+        Raises:
+            BundleError: if it is no manifest, of a newer format, or names files outside.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] > FORMAT:
+                raise BundleError(
+                    f"{path}: written by a newer edgetie (format {data['format']}); update edgetie"
+                )
+            data["signature"] = Signature(**data["signature"])
+            if data.get("encoder") is not None:
+                data["encoder"] = Signature(**data["encoder"])
+            data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
+            manifest = Manifest(**data)
+            require_types(manifest)
+            require_types(manifest.signature)
+            if manifest.encoder is not None:
+                require_types(manifest.encoder)
+            for name, entry in manifest.files.items():
+                if Path(name).name != name:
+                    raise ValueError(f"file {name!r} is outside the bundle")
+                if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
+                    raise TypeError(f"file {name!r} needs bytes and sha256")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"{path}: not a valid manifest ({type(error).__name__}: {error}); export again"
+            ) from error
+        return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``edgetie.json``, with the size and SHA-256 of every file already in ``directory``."""
+    manifest.files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(directory.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    }
+    (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(values: Any) -> list[dict[str, Any]]:
+    """``{name, dtype, shape}`` of graph inputs or outputs; symbolic dimensions by name."""
+    return [
+        {
+            "name": value.name,
+            "dtype": value.dtype.name.lower(),
+            "shape": [d if isinstance(d, int) else str(d.value) for d in value.shape or ()],
+        }
+        for value in values
+    ]

@@ -1,0 +1,1 @@
+"""Attention as one operator, attention masks, and transformers' key-value caches."""

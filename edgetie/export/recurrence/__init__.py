@@ -1,0 +1,1 @@
+"""Recurrent layers: traced one token at a time, then converted to ONNX Scan."""

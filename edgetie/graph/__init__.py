@@ -1,0 +1,1 @@
+"""Read, match and edit ONNX graphs; read and write their external data."""

@@ -1,0 +1,90 @@
+"""The files beside an ONNX model that its tensors lie in, without reading any weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetie.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def external_data_files(model_path: Path) -> list[Path]:
+    """The external-data files an ONNX model points at."""
+    names = {location for _, location, _, _ in _external_entries(model_path)}
+    return sorted(model_path.parent / name for name in names)
+
+
+def check_external_data(model_path: Path) -> None:
+    """Check that every external tensor lies inside an existing file.
+
+    Raises:
+        BundleError: naming the file, and the first tensor that does not fit.
+    """
+    sizes: dict[str, int] = {}
+    for tensor, location, offset, length in _external_entries(model_path):
+        path = model_path.parent / location
+        if location not in sizes:
+            if not path.is_file():
+                raise BundleError(
+                    f"{path}: external data of {model_path.name} is missing; "
+                    "copy it beside the model"
+                )
+            sizes[location] = path.stat().st_size
+        if offset + length > sizes[location]:
+            raise BundleError(
+                f"{path}: {sizes[location]:,} bytes, but tensor {tensor} ends at "
+                f"{offset + length:,} (truncated?); export or copy it again"
+            )
+
+
+def _external_entries(model_path: Path) -> list[tuple[str, str, int, int]]:
+    """``(tensor, file, offset, length)`` of every external tensor."""
+    import onnx
+
+    try:
+        proto = onnx.load(str(model_path), load_external_data=False)
+    except Exception as error:
+        raise BundleError(f"{model_path}: not a readable ONNX model ({error})") from error
+    if not proto.graph.node and not proto.graph.initializer:
+        raise BundleError(f"{model_path}: not an ONNX model, or an empty one")
+    entries = []
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            info = {entry.key: entry.value for entry in tensor.external_data}
+            location = info.get("location", "")
+            try:
+                offset, length = int(info.get("offset", 0)), int(info.get("length", 0))
+            except ValueError:
+                offset = length = -1
+            outside = Path(location).is_absolute() or ".." in Path(location).parts
+            if not location or outside or offset < 0 or length < 0:
+                raise BundleError(
+                    f"{model_path}: external data of {tensor.name} is not a range of a file "
+                    f"beside the model ({info}); export it again"
+                )
+            entries.append((tensor.name, location, offset, length))
+    return entries
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Initializers and constants of a graph and its subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def byte_range(value: ir.Value) -> tuple[str, int, int] | None:
+    """``(file, offset, length)`` of an initializer that lies in external data."""
+    import onnx_ir as ir
+
+    tensor = value.const_value
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.offset is None or not tensor.length:
+        return None
+    return str(tensor.path), tensor.offset, tensor.length

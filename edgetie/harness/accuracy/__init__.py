@@ -1,0 +1,1 @@
+"""Accuracy of a bundle compared with a reference model."""

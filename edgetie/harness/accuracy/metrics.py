@@ -1,0 +1,219 @@
+"""How far one model's logits are from another's, accumulated window by window in float64."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetie.graph.constants import LEFT_OUT
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+_CHUNK_ELEMENTS = 1 << 17
+"""Logits turned into float64 at a time: 1 MiB an array, which a processor's cache holds."""
+
+
+class LogitErrors:
+    """Distance between logits: ``|candidate - reference|`` over all positions and tokens.
+
+    Attributes:
+        positions: positions compared.
+        nonfinite: positions left out because a logit was NaN or infinite.
+        max_abs_error: the largest distance, but for tokens that both models leave out.
+        largest_reference: the largest ``|reference|``, the scale of the relative error.
+    """
+
+    def __init__(self) -> None:
+        self.positions = 0
+        self.nonfinite = 0
+        self.max_abs_error = math.nan
+        self.largest_reference = math.nan
+        self._sum = 0.0
+        self._count = 0
+
+    def add(self, reference: Floats, candidate: Floats) -> None:
+        """Compare logits of shape ``(positions, vocabulary)``."""
+        for ref, cand, finite in _chunks(reference, candidate):
+            self.positions += len(ref)
+            self.nonfinite += int(len(finite) - finite.sum())
+            if len(ref):
+                distance, largest = _distance(ref, cand)
+                self.max_abs_error = float(np.fmax(self.max_abs_error, distance.max()))
+                self.largest_reference = float(np.fmax(self.largest_reference, largest))
+                self._sum += float(distance.sum())
+                self._count += distance.size
+
+    @property
+    def mean_abs_error(self) -> float:
+        return self._sum / self._count if self._count else math.nan
+
+    @property
+    def relative_error(self) -> float:
+        """``max_abs_error / max |reference logit|``."""
+        if self.max_abs_error == 0:
+            return 0.0
+        return self.max_abs_error / self.largest_reference if self.largest_reference else math.inf
+
+
+class PredictionErrors:
+    """Distance between predictions: KL divergence, top-1 agreement, perplexity.
+
+    Attributes:
+        positions: positions compared.
+        tokens: scored tokens, those whose probability entered the perplexities.
+    """
+
+    def __init__(self) -> None:
+        self.positions = 0
+        self.tokens = 0
+        self._divergence = 0.0
+        self._agreements = 0
+        self._reference_nats = 0.0
+        self._nats = 0.0
+        self._squared_differences = 0.0
+
+    def add(self, reference: Floats, candidate: Floats, targets: Ids) -> None:
+        """Compare the predictions made along one window.
+
+        Args:
+            reference: ``(positions, vocabulary)``.
+            candidate: the same.
+            targets: the token each row should predict, ``(positions,)``; -1 where there is none.
+                Such a row still counts for divergence and top-1 agreement.
+        """
+        start = 0
+        for ref, cand, finite in _chunks(reference, candidate):
+            rows = np.flatnonzero(finite) + start
+            start += len(finite)
+            if not len(rows):
+                continue
+            (log_p, p), (log_q, _) = _softmax(ref), _softmax(cand)
+            self.positions += len(rows)
+            self._divergence += float(np.vdot(p, log_p - log_q))
+            self._agreements += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+            wanted = targets[rows]
+            scored = np.flatnonzero(wanted >= 0)
+            self.tokens += len(scored)
+            expected, actual = log_p[scored, wanted[scored]], log_q[scored, wanted[scored]]
+            self._reference_nats -= float(expected.sum())
+            self._nats -= float(actual.sum())
+            self._squared_differences += float(((expected - actual) ** 2).sum())
+
+    @property
+    def mean_kl_divergence(self) -> float:
+        """``KL(reference || candidate)``, nats per position."""
+        return max(self._divergence / self.positions, 0.0) if self.positions else math.nan
+
+    @property
+    def top1_agreement(self) -> float:
+        """Fraction of positions at which both find the same token the likeliest."""
+        return self._agreements / self.positions if self.positions else math.nan
+
+    @property
+    def top1_agreement_error(self) -> float:
+        """Standard error of :attr:`top1_agreement` over the choice of text (binomial)."""
+        if not self.positions:
+            return math.nan
+        return math.sqrt(self.top1_agreement * (1 - self.top1_agreement) / self.positions)
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(mean negative log-likelihood)`` of the scored tokens under the candidate."""
+        return _exp(self._nats / self.tokens) if self.tokens else math.nan
+
+    @property
+    def reference_perplexity(self) -> float:
+        return _exp(self._reference_nats / self.tokens) if self.tokens else math.nan
+
+    @property
+    def perplexity_increase(self) -> float:
+        """``perplexity / reference_perplexity - 1``, as a fraction; negative if it fell."""
+        if not self.tokens:
+            return math.nan
+        return _exp((self._nats - self._reference_nats) / self.tokens) - 1
+
+    @property
+    def perplexity_increase_error(self) -> float:
+        """Standard error of ``perplexity_increase``: how far the choice of text may move it.
+
+        ``ratio * stdev(d) / sqrt(tokens)``, ``d`` being the difference in nats token by token.
+        """
+        if self.tokens < 2:
+            return math.nan
+        mean = (self._nats - self._reference_nats) / self.tokens
+        variance = (self._squared_differences - self.tokens * mean**2) / (self.tokens - 1)
+        return _exp(mean) * math.sqrt(max(variance, 0.0) / self.tokens)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a value lies, with probability ``level``."""
+
+    low: float
+    high: float
+    level: float
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The confidence interval of a median that needs no distribution, from order statistics.
+
+    The narrowest pair of values as far from either end that hold the true median with at least
+    ``level``; of fewer than six values that is out of reach, and the interval is their range with
+    the level it has. Values must be independent (Conover, Practical Nonparametric Statistics).
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    tails = [ways / (1 << count) for ways in accumulate(math.comb(count, k) for k in range(count))]
+    out = max(bisect_right(tails, (1 - level) / 2) - 1, 0)  # at either end
+    return Interval(ordered[out], ordered[count - 1 - out], 1 - 2 * tails[out])
+
+
+def common_prefix(expected: list[int], actual: list[int]) -> int:
+    """How many tokens are equal before the first that differs."""
+    pairs = zip(expected, actual, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(actual)))
+
+
+def _chunks(
+    reference: Floats, candidate: Floats
+) -> Iterator[tuple[Doubles, Doubles, npt.NDArray[np.bool_]]]:
+    """Finite rows of both in float64, few at a time, and which rows of the chunk those are."""
+    step = max(1, _CHUNK_ELEMENTS // reference.shape[1])
+    for start in range(0, len(reference), step):
+        ref, cand = reference[start : start + step], candidate[start : start + step]
+        finite = np.logical_and(np.isfinite(ref).all(axis=1), np.isfinite(cand).all(axis=1))
+        yield ref[finite].astype(np.float64), cand[finite].astype(np.float64), finite
+
+
+def _distance(ref: Doubles, cand: Doubles) -> tuple[Doubles, float]:
+    """``|cand - ref|``, and the largest ``|ref|``; tokens that both leave out count in neither."""
+    distance, size = np.abs(cand - ref), np.abs(ref)
+    if size.max() >= LEFT_OUT:
+        distance[(ref <= -LEFT_OUT) & (cand <= -LEFT_OUT)] = 0
+        size[size >= LEFT_OUT] = 0
+    return distance, float(size.max())
+
+
+def _softmax(logits: Doubles) -> tuple[Doubles, Doubles]:
+    """Logarithm of the softmax of each row, and the softmax."""
+    log = logits - logits.max(axis=-1, keepdims=True)
+    powers = np.exp(log)
+    total = powers.sum(axis=-1, keepdims=True)
+    log -= np.log(total)
+    powers /= total
+    return log, powers
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

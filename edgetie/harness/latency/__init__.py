@@ -1,0 +1,1 @@
+"""Load time, latency, throughput and memory of a bundle."""

@@ -1,0 +1,1 @@
+"""Count the copies of tied weights in files, optimized graphs and memory."""

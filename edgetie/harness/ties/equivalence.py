@@ -1,0 +1,191 @@
+"""Whether two ONNX files compute the same, on random input, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgetie.graph.external_data import external_data_files
+from edgetie.providers.environments import here
+from edgetie.runtime.memory import release_file_pages
+
+_LENGTH = 8  # of every axis that is not fixed, batch and past aside
+_SEED = 20240229
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The outputs of two models for the same input.
+
+    Attributes:
+        identical: every output equal bit for bit.
+        max_abs_error: largest difference of any output.
+        relative_error: the largest, of all outputs, of an output's largest difference over its
+            largest finite value in the first model. Integers are equal or infinitely far apart.
+        reason: why there is nothing to compare, if so; the rest then says nothing.
+        runs_before: whether the first model could be run.
+    """
+
+    identical: bool
+    max_abs_error: float
+    relative_error: float
+    reason: str | None = None
+    runs_before: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has neither NaN nor infinity: they become ``None``."""
+        return {
+            name: None if isinstance(value, float) and not np.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
+    """Run two models with the same inputs and outputs on the CPU, their weights left in the file.
+
+    Args:
+        before: the one that is right.
+        after: the other.
+        vocabulary: integer inputs that are no mask and no position stay below it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = []
+        for index, path in enumerate((before, after)):
+            target = Path(scratch) / f"{index}.npz"
+            request = {"model": str(path), "vocabulary": vocabulary, "target": str(target)}
+            done = subprocess.run(
+                here("edgetie.harness.ties.equivalence"),
+                input=json.dumps(request), capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                why = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+                if index:
+                    return Equivalence(False, float("inf"), float("inf"), why)
+                nan = float("nan")
+                return Equivalence(False, nan, nan, f"the old file does not run: {why}", False)
+            with np.load(target) as arrays:
+                outputs.append([arrays[name] for name in arrays.files])
+    return _compared(*outputs)
+
+
+def _compared(before: list[Any], after: list[Any]) -> Equivalence:
+    if len(before) != len(after):  # one of them does not run with the other flag
+        return Equivalence(False, float("inf"), float("inf"), "one of them fails on a flag")
+    identical, error, relative = True, 0.0, 0.0
+    for a, b in zip(before, after, strict=True):
+        if a.shape != b.shape:
+            return Equivalence(False, float("inf"), float("inf"))
+        if not a.size:
+            continue
+        if a.dtype.kind != "f":
+            if not np.array_equal(a, b):
+                identical, error, relative = False, float("inf"), float("inf")
+            continue
+        identical = identical and np.array_equal(a, b, equal_nan=True)
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        alike = (x == y) | (np.isnan(x) & np.isnan(y))
+        differences = np.abs(np.subtract(x, y, out=np.zeros_like(x), where=~alike))
+        difference = float(differences.max()) if np.isfinite(differences).all() else float("inf")
+        largest = float(np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max())
+        error = max(error, difference)
+        relative = max(relative, difference / max(largest, _TINY))
+    return Equivalence(identical, error, relative)
+
+
+def _run(model: str, vocabulary: int, target: str) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(_SEED)
+    inputs = session.get_inputs()
+    sizes = _sizes(inputs)
+    feeds = {v.name: _feed(v, random, vocabulary, sizes) for v in inputs}
+    flags = [v.name for v in inputs if feeds[v.name].dtype.kind == "b" and feeds[v.name].size == 1]
+    with _few_pages(external_data_files(Path(model))):
+        results = session.run(None, feeds)
+        for name in flags:  # what it chooses between; not every model takes both
+            with contextlib.suppress(Exception):
+                results += session.run(None, feeds | {name: np.asarray(~feeds[name])})
+    np.savez(target, **{str(index): _plain(result) for index, result in enumerate(results)})
+
+
+def _plain(result: Any) -> Any:
+    """An array that a file takes without pickle: strings and sequences as text."""
+    array = np.asarray(result, dtype=object) if isinstance(result, (list, dict)) else result
+    return np.asarray(repr(array)) if array.dtype == object else array
+
+
+@contextlib.contextmanager
+def _few_pages(paths: list[Path]) -> Iterator[None]:
+    """Let go of the files' pages again and again: each weight is read once."""
+    done = threading.Event()
+
+    def release() -> None:
+        while not done.wait(0.01):
+            release_file_pages(paths)
+
+    thread = threading.Thread(target=release, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _sizes(inputs: list[Any]) -> dict[str, int]:
+    """A size for each dimension that has a name: it may be that of several inputs."""
+    sizes: dict[str, int] = {}
+    for value in sorted(inputs, key=lambda each: _is_past(each.name)):
+        for axis, name in enumerate(value.shape):
+            if isinstance(name, str) and name:
+                sizes.setdefault(name, _open_size(axis, past=_is_past(value.name)))
+    return sizes
+
+
+def _is_past(name: str) -> bool:
+    """Whether an input is a decoder's own cache, which may be empty; an encoder's may not."""
+    name = name.lower()
+    return ("past" in name or "cache" in name) and "encoder" not in name
+
+
+def _open_size(axis: int, *, past: bool) -> int:
+    return 1 if axis == 0 else 0 if past else _LENGTH
+
+
+def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[str, int]) -> Any:
+    """Something that an input of this name and type may hold."""
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+    name = value.name.lower()
+    shape = [
+        size if isinstance(size, int) else sizes.get(size, _open_size(axis, past=_is_past(name)))
+        for axis, size in enumerate(value.shape)
+    ]
+    if dtype.kind == "f":
+        return random.normal(size=shape).astype(dtype)
+    if dtype.kind == "b" or "mask" in name:
+        return np.ones(shape, dtype)
+    if "position" in name:
+        return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape).astype(dtype)
+    upper = 1 if "type" in name else max(1, vocabulary)
+    return random.integers(0, upper, shape).astype(dtype)
+
+
+if __name__ == "__main__":
+    _run(**json.load(sys.stdin))

@@ -1,0 +1,1 @@
+"""Prepare bundles for NPUs: fixed shapes and compiled context binaries."""

@@ -1,0 +1,46 @@
+"""bfloat16 arithmetic inside a model of another type, as ONNX Runtime's CPU provider can do it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgetie.graph.editing import insert
+from edgetie.passes.base import GraphPass
+
+_NARROW = ir.DataType.BFLOAT16
+
+
+class Bfloat16(GraphPass):
+    """Computes in float32 what is computed in bfloat16, and rounds each result to that.
+
+    Falcon's slopes (ALiBi, Press et al. 2021) are bfloat16 whatever its weights are; the CPU
+    provider has no product of them.
+    """
+
+    name = "bfloat16"
+
+    def rewrite(self, model: ir.Model) -> None:
+        for node in list(model.graph):
+            results = [value for value in node.outputs if value.dtype == _NARROW]
+            if node.op_type in ("Cast", "Constant") or not results:
+                continue
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.dtype == _NARROW:
+                    wide = _cast(value, ir.DataType.FLOAT)
+                    insert(node, wide)
+                    node.replace_input_with(index, wide.outputs[0])
+            for value in results:
+                narrow = _cast(value, _NARROW)
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+                assert node.graph is not None
+                node.graph.insert_after(node, narrow)
+                for user, index in list(value.uses()):
+                    if user is not narrow:
+                        user.replace_input_with(index, narrow.outputs[0])
+            self.changed += 1
+
+
+def _cast(value: ir.Value, kind: ir.DataType) -> ir.Node:
+    node = ir.node("Cast", [value], {"to": ir.AttrInt64("to", kind.value)})
+    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(kind), value.shape
+    return node

@@ -1,0 +1,1 @@
+"""Execution providers: registry, availability, and the environments they run in."""

@@ -1,0 +1,1 @@
+"""Run a model on text or audio and record its activations."""

@@ -1,0 +1,1 @@
+"""Weight formats: how a quantized matrix is stored, looked up and multiplied."""

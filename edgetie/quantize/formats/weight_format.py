@@ -1,0 +1,222 @@
+"""How a rounded matrix is stored, looked up in and multiplied with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.graph.editing import initializer
+from edgetie.quantize.weights.affine import Array, Grid, Rounded, require_finite, to_nearest
+from edgetie.quantize.weights.gptq import CORES, compensated
+
+_THREADS = ThreadPoolExecutor(CORES)
+_AHEAD = 64 << 20  # bytes of float weights that are rounded before they are wanted
+
+
+class Matrix:
+    """A weight ``(rows, columns)``, one row an output channel or a token, to be stored rounded.
+
+    Codes and scales are made together, when the first of them is read. Scales and zero points are
+    kept, codes until they are read: a writer takes one after the other.
+
+    Attributes:
+        graph: that its initializers are registered in.
+        name: of the float weight.
+        label: what names of its initializers begin with.
+        grid: how it is rounded.
+        turned: whether the float weight is ``(columns, rows)``.
+        multiplied: whether a product reads it, here or in another model; lookups may besides.
+        uses: by how many nodes it is read here, at least.
+        codes: the initializer of its codes.
+        parts: all its initializers.
+    """
+
+    codes: ir.Value
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        name: str,
+        label: str,
+        shape: tuple[int, int],
+        grid: Grid,
+        read: Callable[[], Array],
+        turned: bool,
+        gram: Callable[[], Array] | None,
+        *,
+        multiplied: bool = True,
+        uses: int = 1,
+    ) -> None:
+        self.graph, self.name, self.label, self.grid = graph, name, label, grid
+        self.parts: list[ir.Value] = []
+        self.rows, self.columns = shape
+        self.multiplied, self.uses = multiplied, uses
+        self._read, self.turned, self._gram = read, turned, gram
+        self._following: Sequence[Matrix] = ()
+        self._coming: Future[Rounded] | None = None
+        self._made: Rounded | None = None
+
+    @property
+    def blocks(self) -> int:
+        return self.grid.count(self.columns)
+
+    def take_codes(self) -> Array:
+        """Codes ``(rows, columns)``, forgotten here."""
+        made = self._made if self._made is not None and self._made.codes.size else self._await()
+        self._made = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
+        return made.codes
+
+    def small(self) -> Rounded:
+        """Scales and zero points; codes only if nobody has taken them."""
+        self._made = self._made or self._await()
+        return self._made
+
+    def _await(self) -> Rounded:
+        """What a thread makes, as others begin with those that are wanted next."""
+        coming = self._coming or _THREADS.submit(self._round)
+        for other in self._following:
+            if other._made is None and other._coming is None:
+                other._coming = _THREADS.submit(other._round)
+        self._coming = None
+        return coming.result()
+
+    def _round(self) -> Rounded:
+        matrix = self._read()
+        rows = matrix.T if self.turned else matrix
+        require_finite(rows, self.name)
+        if self._gram is None:
+            return to_nearest(rows, self.grid)
+        return compensated(matrix, self.grid, self._gram(), turned=self.turned)
+
+    def initializer(
+        self,
+        suffix: str,
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        make: Callable[[], Array],
+    ) -> ir.Value:
+        """An initializer of this matrix, made when it is read."""
+        name = f"{self.label}.{suffix}"
+        kind = dtype if dtype.bitwidth < 8 else None
+
+        def tensor() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(make()), dtype=kind)
+
+        part = initializer(
+            self.graph, name, ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
+        )
+        self.parts.append(part)
+        return part
+
+    def row_scales(self, *, lookup: bool = False, times: float = 1.0) -> ir.Value:
+        """One scale for each row ``(rows,)``, or ``(rows, 1)`` to be looked up in."""
+        suffix, shape = ("scales.lookup", (self.rows, 1)) if lookup else ("scales", (self.rows,))
+        return self.initializer(
+            suffix,
+            ir.DataType.FLOAT,
+            shape,
+            lambda: self.small().scales.reshape(shape) * np.float32(times),
+        )
+
+
+def look_ahead(matrices: Sequence[Matrix]) -> None:
+    """Round small matrices while earlier ones are."""
+    for index, matrix in enumerate(matrices):
+        room, following = _AHEAD, []
+        for other in matrices[index + 1 : index + 1 + 2 * CORES]:
+            room -= 4 * other.rows * other.columns
+            if room < 0:
+                break
+            following.append(other)
+        matrix._following = following
+
+
+class Nodes(list[ir.Node]):
+    """Nodes one after the other; called, it adds one and returns its output."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __call__(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, domain=domain)
+        self.append(node)
+        return node.outputs[0]
+
+    def name_apart(self, prefix: str) -> None:
+        """Call the values of a subgraph unlike any others, outer ones too."""
+        for index, node in enumerate(self):
+            for output in node.outputs:
+                output.name = f"{prefix}.{index}.{output.index()}"
+
+    def again(self, x: ir.Value) -> ir.Value:
+        """``x`` as a value that only these nodes know."""
+        same = self("Identity", x)
+        same.shape, same.type = x.shape, x.type
+        return same
+
+
+class Span(Enum):
+    """What shares a scale of rounded activations."""
+
+    BLOCK = "block"
+    TOKEN = "token"
+    TENSOR = "tensor"
+    NONE = "not rounded"
+
+
+class Form(ABC):
+    """How a rounded matrix is stored, looked up in and multiplied with."""
+
+    activations = Span.BLOCK
+    """How activations are rounded in front of a product."""
+
+    rotates = True
+    """Whether its products may read activations that are rotated when the model runs."""
+
+    branches = True
+    """Whether ONNX Runtime takes products in subgraphs, their weights lying in the outer graph."""
+
+    opset = 1
+    """The oldest one that has the operators."""
+
+    def __init__(self) -> None:
+        self.aliases: dict[str, str] = {}
+        """Initializers that share another's bytes, for the writer."""
+
+    @abstractmethod
+    def grid(self, columns: int) -> Grid:
+        """How a row of so many columns is rounded."""
+
+    @abstractmethod
+    def store(self, matrix: Matrix) -> None:
+        """Give ``matrix`` its codes."""
+
+    @abstractmethod
+    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Sequence[ir.Node]:
+        """Rows of a matrix, ``ids`` having ``rank`` axes; the last node's output are the rows."""
+
+    @abstractmethod
+    def product(
+        self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool
+    ) -> Sequence[ir.Node]:
+        """``x Wᵀ + bias``, the output of the last node.
+
+        ``exact`` asks that ``x`` be hardly rounded, where that can be had.
+        """
+
+    def takes(self, x: ir.Value) -> bool:
+        """Whether it multiplies with such an activation."""
+        return True
+
+    def finer(self) -> Form | None:
+        """A closer form, for weights that this one costs too much; ``None`` if there is none."""
+        return None

@@ -1,0 +1,1 @@
+"""Choose a higher precision for the weights that cost the most accuracy."""

@@ -1,0 +1,1 @@
+"""Change the float model before it is quantized: smoothing and rotation."""

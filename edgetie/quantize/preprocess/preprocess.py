@@ -1,0 +1,224 @@
+"""From calibration to the float graph that quantizes best: smoothed, and rotated where it pays."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.bundle.bundle import Bundle
+from edgetie.errors import QuantizeError
+from edgetie.passes.run import run_passes
+from edgetie.quantize.calibration.activations import activations
+from edgetie.quantize.calibration.layerwise_run import Input
+from edgetie.quantize.formats.weight_format import Form
+from edgetie.quantize.preprocess.linear_inputs import Array, Product, Site, find_sites
+from edgetie.quantize.preprocess.quantization_error import noise_of_activations, noise_of_rows
+from edgetie.quantize.preprocess.rotate import Rotate, hadamard, rotated, site_rotation
+from edgetie.quantize.preprocess.smooth import Smooth, smoothable, smoothing
+from edgetie.quantize.preprocess.value_projection import find_values
+from edgetie.quantize.weights.array_spill import Store
+from edgetie.quantize.weights.gptq import CORES, gram
+from edgetie.ties.groups import TieGroup
+
+STRENGTH = 0.4
+"""Exponent of smoothing; measured on a 135 M parameter model."""
+
+TABLE_STRENGTH = 0.2
+"""The same in front of a tied table, which is looked up in as well."""
+
+WORTH = 0.9
+"""A rotation may cost three small operators at run time: the share of the noise it may leave."""
+
+MASSIVE = 1e-3
+"""The share of a product's energy that rounding activations may add, mean over tokens; where they
+are normally distributed it is a thirtieth of that."""
+
+_TINY = 1e-20
+_ROWS = 256  # rows of a matrix that its noise is estimated from
+_WAITING = 2 * CORES  # activations at most that wait to be looked at: they are large
+_TOKENS = 64  # and of an activation
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How many activations were smoothed and rotated, and why nothing was, if so.
+
+    Attributes:
+        grams: makes how the inputs of each matrix vary together, by the matrix's name.
+        changes: what became of each activation, by its name: what turns its rows
+            ``(tokens, channels)`` into those that products read now.
+        readers: the products that read each activation, by its name.
+        massive: matrices whose inputs have values so large that rounding these costs the others
+            their precision, even when smoothed and rotated (massive activations, Sun et al. 2024).
+    """
+
+    smoothed: int = 0
+    rotated: int = 0
+    note: str = ""
+    grams: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
+    changes: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
+    readers: Mapping[str, Sequence[Product]] = field(default_factory=dict)
+    massive: Sequence[str] = ()
+
+
+def prepare(
+    model: ir.Model,
+    ties: Sequence[TieGroup],
+    bundle: Bundle,
+    model_path: Path,
+    given: Input,
+    form: Callable[[Product], Form],
+    store: Store,
+    *,
+    fixed: Collection[str] = (),
+) -> Preparation:
+    """Smooth and rotate ``model`` in place.
+
+    Args:
+        model: a float graph, its products in the form of the ``linear`` pass.
+        ties: verified after each pass.
+        bundle: what the model is part of.
+        model_path: the file ``model`` was read from, to run; its values have the same names.
+        given: what to calibrate on.
+        form: the form that a product will take.
+        store: where what was measured waits.
+        fixed: names of matrices that must stay as they are, because other models read them too.
+    """
+    sites = {
+        name: site
+        for name, site in find_sites(model).items()
+        if not any(product.matrix.name in fixed for product in site.products)
+    }
+    if not sites:
+        return Preparation(note="nothing: no product whose input nothing else reads")
+    smoothed = smoothable(model)
+    found: dict[str, Future[_Settled | None]] = {}
+    waiting: deque[Future[_Settled | None]] = deque()
+    try:
+        with ThreadPoolExecutor(CORES) as threads:  # decides while the model runs on
+            for name, rows in activations(bundle, model_path, list(sites), given):
+                smooths = name in smoothed
+                found[name] = threads.submit(_settle, sites[name], rows, form, store, smooths)
+                waiting.append(found[name])
+                if len(waiting) > _WAITING:
+                    waiting.popleft().result()
+            settled = {n: each for n, f in found.items() if (each := f.result()) is not None}
+    except QuantizeError as error:
+        if given.feeds:
+            raise  # somebody wanted these
+        return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
+    smooth = Smooth({n: each.scales for n, each in settled.items() if each.scales is not None})
+    rotate = Rotate([name for name, each in settled.items() if each.size > 1])
+    run_passes(model, ties, [smooth, rotate])
+    readers = {name: sites[name].products for name in settled}
+    return Preparation(
+        smooth.changed,
+        rotate.changed,
+        grams={str(p.matrix.name): settled[name].gram for name, ps in readers.items() for p in ps},
+        changes={name: each.change for name, each in settled.items()},
+        readers=readers,
+        massive=[name for each in settled.values() for name in each.massive],
+    )
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What is to become of an activation.
+
+    Attributes:
+        scales: that its channels are divided by; ``None`` where they cannot be.
+        size: of the blocks that are rotated; 1 where they are not.
+        massive: matrices of its products whose inputs are massive all the same.
+        gram: makes the Gram matrix of what comes of it.
+    """
+
+    scales: Array | None
+    size: int
+    massive: Sequence[str]
+    gram: Callable[[], Array]
+
+    def change(self, rows: Array) -> Array:
+        """Rows ``(tokens, channels)``, smoothed and rotated."""
+        divided = np.array(rows if self.scales is None else rows / self.scales, np.float32)
+        return divided if self.size < 2 else rotated(divided, hadamard(self.size))
+
+
+def _settle(
+    site: Site, rows: Array, form: Callable[[Product], Form], store: Store, smooth: bool
+) -> _Settled | None:
+    """Decide what is done to an activation.
+
+    Args:
+        site: the activation.
+        rows: its values ``(tokens, channels)``, which are lost.
+        form: of a product.
+        store: where the Gram matrix is kept.
+        smooth: whether its channels can be scaled for nothing.
+
+    Returns:
+        ``None`` where it is not finite.
+    """
+    magnitudes = np.sqrt(np.einsum("ij,ij->j", rows, rows) / len(rows))
+    if not np.isfinite(magnitudes).all():
+        return None
+    samples = [_some(product) for product in site.products]
+    scales = None
+    if smooth:
+        scales = smoothing(magnitudes, TABLE_STRENGTH if site.tables else STRENGTH)
+        rows /= scales
+        samples = [some * scales for some in samples]
+    x = rows[:: max(1, len(rows) // _TOKENS)].copy()
+    free = find_values(site) is not None
+    turns = free or all(form(product).rotates for product in site.products)
+    size = site_rotation(site) if turns else 1
+    if size > 1:
+        matrix = hadamard(size)
+        turned = rotated(x.copy(), matrix), [rotated(some.copy(), matrix) for some in samples]
+        worth = 1.0 if free else WORTH
+        if _noise(site, *turned, form) < worth * _noise(site, x, samples, form):
+            x, samples = turned
+            rows = rotated(rows, matrix)
+        else:
+            size = 1
+    massive = [
+        str(product.matrix.name)
+        for product, some in zip(site.products, samples, strict=True)
+        if _is_massive(x, some, form(product))
+    ]
+    return _Settled(scales, size, massive, store.put(gram(rows)))
+
+
+def _some(product: Product) -> Array:
+    """A few rows of a matrix."""
+    every = product.rows
+    return np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
+
+
+def _noise(site: Site, x: Array, samples: list[Array], form: Callable[[Product], Form]) -> float:
+    """The noise of all products of a site.
+
+    Args:
+        site: the activation.
+        x: some of its rows.
+        samples: some rows of each of its products' matrices.
+        form: of a product.
+    """
+    total = 0.0
+    for product, rows in zip(site.products, samples, strict=True):
+        made = form(product)
+        total += noise_of_rows(x, rows, made.grid(site.channels))
+        of_x = noise_of_activations(x, rows, made.grid(site.channels), made.activations)
+        total += float(of_x.mean())
+    return total
+
+
+def _is_massive(x: Array, rows: Array, form: Form) -> bool:
+    """Whether rounding activations takes too much of a product."""
+    noise = noise_of_activations(x, rows, form.grid(x.shape[1]), form.activations)
+    return float((noise / (np.square(x @ rows.T).sum(axis=1) + _TINY)).mean()) > MASSIVE

@@ -1,0 +1,338 @@
+"""Matrices of a float graph, found and replaced: shared ones first, and once.
+
+A :class:`Form` says how a matrix is stored and computed with; which of two
+it takes depends on whether rows are looked up in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.errors import QuantizeError
+from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.graph.editing import initializer, insert, replace
+from edgetie.graph.matching import attribute_ints, last_dimension, only_user, producer, weight
+from edgetie.graph.operators import operator
+from edgetie.passes.base import GraphPass
+from edgetie.quantize.formats.weight_format import Form, Matrix, Nodes, look_ahead
+from edgetie.quantize.preprocess.rotate import PREFIX
+from edgetie.quantize.weights.affine import Array
+
+_FEW = 32  # output channels of what is no head: a classifier's
+
+
+@dataclass(frozen=True)
+class _Product:
+    """``result = x Wᵀ``.
+
+    Attributes:
+        node: that multiplies.
+        reader: the node whose first input is x.
+        result: what comes of it.
+        transposed: whether W is stored ``(in, out)``.
+    """
+
+    node: ir.Node
+    reader: ir.Node
+    result: ir.Value
+    transposed: bool
+
+    @property
+    def x(self) -> ir.Value:
+        x = self.reader.inputs[0]
+        assert x is not None
+        return x
+
+
+class MatrixPass(GraphPass):
+    """Replaces MatMul and Gather over fp32 matrices.
+
+    Args:
+        table: the form of matrices that rows are looked up in.
+        layer: of all others.
+        grams: makes how the inputs of a matrix vary together, by its name; what it says is
+            rounded with its errors compensated (:mod:`edgetie.quantize.weights.gptq`), the rest to
+            nearest.
+        kept: names of matrices to leave as they are.
+        finer: names of others that take a finer form than ``layer``.
+        exact: names of matrices whose inputs must hardly be rounded.
+        multiplied: names of matrices that products of other models read too.
+
+    Attributes:
+        aliases: initializers that share another's bytes, for the writer.
+        blocks: how many matrices have which block size.
+    """
+
+    name = "quantize"
+
+    def __init__(
+        self,
+        table: Form,
+        layer: Form,
+        grams: Mapping[str, Callable[[], Array]],
+        kept: Collection[str] = (),
+        finer: Collection[str] = (),
+        exact: Collection[str] = (),
+        multiplied: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self.finer, self.exact, self.multiplied = finer, exact, multiplied
+        self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
+        self._finer = layer.finer() or layer
+        self.aliases: dict[str, str] = {}
+        self.blocks: dict[str, int] = {}
+        self._matrices: dict[str, Matrix] = {}
+
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """Names of the initializers of each weight that is rounded and not looked up in."""
+        return {
+            m.name: [str(part.name) for part in m.parts]
+            for m in self._matrices.values()
+            if not self._is_table[m.name]
+        }
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the rounded weights that rows are looked up in."""
+        return [m.name for m in self._matrices.values() if self._is_table[m.name]]
+
+    def rewrite(self, model: ir.Model) -> None:
+        graph = model.graph
+        needed, opset = max(form.opset for form in self._forms), graph.opset_imports.get("", 1)
+        if opset < needed:
+            raise QuantizeError(
+                f"the model's opset is {opset} and this scheme's operators need {needed}; "
+                f"export it with opset {needed} or newer, or choose another scheme"
+            )
+        values = [v for v in graph.initializers.values() if is_matrix(v)]
+        values.sort(key=lambda value: len(value.uses()) < 2)  # the tied ones first
+        self._is_table = {str(v.name): any(map(_is_lookup, v.uses())) for v in values}
+        for value in values:
+            if value.name not in self.kept and _is_read_one_way(value):
+                self._replace(graph, value)
+        self.aliases = {name: to for form in self._forms for name, to in form.aliases.items()}
+        self.blocks = dict(Counter(str(m.grid.block or "row") for m in self._matrices.values()))
+        self._take_over_names(graph, values)
+        look_ahead(list(self._matrices.values()))
+        graph.sort()  # what several products read stands in front of the first one replaced
+        for value in values:
+            if value.uses() and value.name not in self.kept:
+                users = ", ".join(sorted({operator(node) for node, _ in value.uses()}))
+                self.skipped.append(f"{value.name}: used by {users}")
+
+    def _take_over_names(self, graph: ir.Graph, values: list[ir.Value]) -> None:
+        """Codes carry the name of the weight they replace: a tie group stays the same by name."""
+        replaced = {str(value.name) for value in values if not value.uses()}
+        for matrix in self._matrices.values():
+            if matrix.name not in replaced or matrix.name not in graph.initializers:
+                continue
+            graph.initializers.pop(matrix.name)
+            old = str(graph.initializers.pop(str(matrix.codes.name)).name)
+            matrix.codes.name = matrix.name
+            graph.register_initializer(matrix.codes)
+            # what belongs to it comes behind it, as the writer takes them
+            for name in [n for n in graph.initializers if n.startswith(f"{matrix.label}.")]:
+                graph.register_initializer(graph.initializers.pop(name))
+            for name in [name for name, target in self.aliases.items() if target == old]:
+                self.aliases[name] = matrix.name
+
+    def _replace(self, graph: ir.Graph, value: ir.Value) -> None:
+        """Take the place of every use that is known of a matrix."""
+        form = self._form(str(value.name))
+        products = _products(value)
+        if not all(form.takes(product.x) for product in products):
+            return
+        if not form.branches and any(product.node.graph is not graph for product in products):
+            return
+        for product in products:
+            matrix = self._matrix(graph, value, transposed=product.transposed)
+            self._product(product, matrix)
+        for node, index in list(value.uses()):
+            if _is_lookup((node, index)):
+                matrix = self._matrix(graph, value, transposed=False, multiplied=bool(products))
+                self._lookup(graph, node, matrix)
+        for node, _ in list(value.uses()):
+            if operator(node) == "Transpose" and not node.outputs[0].uses():
+                _forget(node)
+
+    @property
+    def _forms(self) -> tuple[Form, ...]:
+        return self.table, self.layer, self._finer
+
+    def _form(self, name: str) -> Form:
+        if self._is_table[name]:
+            return self.table
+        return self._finer if name in self.finer else self.layer
+
+    def _matrix(
+        self, graph: ir.Graph, value: ir.Value, *, transposed: bool, multiplied: bool = True
+    ) -> Matrix:
+        """A weight to be rounded, made once; ``transposed`` if it is stored ``(in, out)``."""
+        label = f"{value.name}{'.T' if transposed else ''}"
+        if label in self._matrices:
+            return self._matrices[label]
+        tensor, name = value.const_value, str(value.name)
+        assert tensor is not None
+        shape = list(tensor.shape.numpy())
+        rows, columns = shape[::-1] if transposed else shape
+
+        form = self._form(name)
+        matrix = Matrix(
+            graph,
+            name,
+            label,
+            (rows, columns),
+            form.grid(columns),
+            tensor.numpy,
+            transposed,
+            self.grams.get(name),
+            multiplied=multiplied or name in self.multiplied,
+            uses=max(len(value.uses()), len(_products(value))),
+        )
+        form.store(matrix)
+        self._matrices[label] = matrix
+        return matrix
+
+    def _lookup(self, graph: ir.Graph, node: ir.Node, matrix: Matrix) -> None:
+        """``Gather(W, ids)``: the rows, dequantized."""
+        ids, result = node.inputs[1], node.outputs[0]
+        assert ids is not None
+        nodes, flat = Nodes(matrix.graph), ids
+        if ids.shape is None:  # of as many axes as it has when the model runs
+            line = initializer(matrix.graph, "table.line", np.array([-1], np.int64))
+            flat = nodes("Reshape", ids, line)
+            flat.shape, flat.type = ir.Shape([None]), ids.type or ir.TensorType(ir.DataType.INT64)
+        assert flat.shape is not None
+        nodes += self._form(matrix.name).lookup(matrix, flat, len(flat.shape))
+        if flat is not ids:
+            width = np.array([matrix.columns], np.int64)
+            last = initializer(matrix.graph, f"table.width.{matrix.columns}", width)
+            shape = nodes("Concat", nodes("Shape", ids), last, axis=0)
+            nodes("Reshape", nodes[-3].outputs[0], shape)
+        if node.graph is not matrix.graph:
+            nodes.name_apart(f"{matrix.label}.lookup.{self.changed}")
+        nodes[0].name = node.name
+        insert(node, *nodes)
+        replace(result, nodes[-1].outputs[0])
+        _forget(node)
+        self.changed += 1
+
+    def _product(self, product: _Product, matrix: Matrix) -> None:
+        """``x Wᵀ``, with a bias behind it taken in."""
+        node, x, result = product.node, product.x, product.result
+        if product.reader is not node:
+            x, result = _unflattened(x, result, matrix)
+        bias: ir.Value | None = None
+        add = only_user(result, "Add")
+        if add is not None and add.graph is node.graph:
+            added = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
+            tensor = weight(added)
+            if tensor is not None and tuple(tensor.shape) == (matrix.rows,):
+                bias = added
+                result = add.outputs[0]
+        # what is rounded away in front of the head goes into the logits as it is
+        head = result.is_graph_output() and matrix.rows > _FEW
+        exact = head or matrix.name in self.exact
+        nodes = Nodes(matrix.graph)
+        if node.graph is not matrix.graph:  # others do not see what a form keeps of x
+            x = nodes.again(x)
+        nodes += self._form(matrix.name).product(matrix, x, bias, exact=exact)
+        if node.graph is not matrix.graph:
+            nodes.name_apart(f"{matrix.label}.product.{self.changed}")
+        next((n for n in nodes if matrix.codes in n.inputs), nodes[-1]).name = node.name
+        made = result.producer()
+        assert made is not None
+        insert(made, *nodes)
+        replace(result, nodes[-1].outputs[0])
+        _forget(node)
+        self.changed += 1
+
+
+def is_matrix(value: ir.Value) -> bool:
+    """Whether it is a float weight of two axes and some size."""
+    tensor = weight(value)
+    return (
+        tensor is not None
+        and tensor.dtype == ir.DataType.FLOAT
+        and len(tensor.shape) == 2
+        and tensor.size >= MIN_ELEMENTS
+        and not str(value.name).startswith(PREFIX)
+    )
+
+
+def _products(value: ir.Value) -> list[_Product]:
+    """``MatMul(x, W)``, ``MatMul(x, Transpose(W))`` and ``Transpose(MatMul(W, Transpose(x)))``."""
+    found: list[_Product] = []
+    for node, index in value.uses():
+        if operator(node) == "MatMul" and index == 1:
+            found.append(_Product(node, node, node.outputs[0], True))
+        elif operator(node) == "MatMul" and index == 0:
+            turned = producer(node.inputs[1], "Transpose")
+            back = only_user(node.outputs[0], "Transpose")
+            if turned and back and _turns_last(turned) and _turns_last(back):
+                found.append(_Product(node, turned, back.outputs[0], False))
+        elif operator(node) == "Transpose":
+            found += [
+                _Product(user, user, user.outputs[0], False)
+                for user, position in node.outputs[0].uses()
+                if operator(user) == "MatMul" and position == 1
+            ]
+    return found
+
+
+def _turns_last(node: ir.Node) -> bool:
+    """Whether a Transpose exchanges the last two axes alone."""
+    x, order = node.inputs[0], attribute_ints(node, "perm")
+    if order is None:
+        return x is not None and x.shape is not None and len(x.shape) == 2
+    last = len(order) - 1
+    return order == [*range(last - 1), last, last - 1]
+
+
+def _is_lookup(use: tuple[ir.Node, int]) -> bool:
+    node, index = use
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    return operator(node) == "Gather" and index == 0 and axis == 0
+
+
+def _is_read_one_way(value: ir.Value) -> bool:
+    """Whether all that reads a matrix can read the same codes. Blocks of its rows serve a product
+    with it as it is or transposed, not both; what reads it otherwise needs its floats. Rounding
+    would part such a matrix, so it stays in floating point.
+    """
+    products = {id(product.node) for product in _products(value)}
+
+    def is_known(use: tuple[ir.Node, int]) -> bool:
+        node = use[0]
+        if operator(node) == "Transpose":
+            turned = node.outputs[0]
+            known = all(id(user) in products for user, _ in turned.uses())
+            return known and not turned.is_graph_output()
+        return id(node) in products or _is_lookup(use)
+
+    ways = {operator(node) == "MatMul" and index == 1 for node, index in value.uses()}
+    return len(ways) == 1 and not value.is_graph_output() and all(map(is_known, value.uses()))
+
+
+def _unflattened(x: ir.Value, result: ir.Value, matrix: Matrix) -> tuple[ir.Value, ir.Value]:
+    """Undo the head's ``Reshape(…, (-1, K))`` and the Reshape back, where both are there."""
+    flat, restored = producer(x, "Reshape"), only_user(result, "Reshape")
+    if flat is None or restored is None or flat.inputs[0] is None:
+        return x, result
+    inner, outer = flat.inputs[0], restored.outputs[0]
+    ranks = [len(v.shape) if v.shape is not None else 0 for v in (inner, outer)]
+    if ranks == [3, 3] and last_dimension(inner) == matrix.columns:
+        return inner, outer
+    return x, result
+
+
+def _forget(node: ir.Node) -> None:
+    """Detach a replaced node from its inputs, so an unused weight shows as unused."""
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)

@@ -1,0 +1,1 @@
+"""Quantized values, scales and zero points of one weight matrix."""

@@ -1,0 +1,1 @@
+"""Audio features, audio embeddings and transcription."""

@@ -1,0 +1,1 @@
+"""Decode token by token: caches, sampling and text generation."""

@@ -1,0 +1,340 @@
+"""Generating tokens and text from an opened session, as a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetie.bundle.bundle import Bundle
+from edgetie.bundle.model_config import eos_token_ids, suppressed_token_ids
+from edgetie.bundle.names import SPEECH
+from edgetie.errors import BundleError, EdgetieError
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.decoding.fixed_shape_decoder import FixedDecoder
+from edgetie.runtime.decoding.sampling import Sampling, sample
+from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
+from edgetie.runtime.session import Session
+from edgetie.runtime.text.tokenizer import Detokenizer, Tokenizer, pad
+
+GREEDY = Sampling()
+StopReason = Literal["stop_token", "stop_string", "length"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token for every sequence.
+
+    Attributes:
+        tokens: ``(batch,)``; meaningless where not ``active``.
+        active: ``(batch,)``, sequences that had not ended before this step.
+        stopped: ``(batch,)``, sequences whose token in this step is a stop token.
+    """
+
+    tokens: NDArray[np.int64]
+    active: NDArray[np.bool_]
+    stopped: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished text.
+
+    Attributes:
+        text: without the stop token or stop string.
+        tokens: generated token ids, the stop token included.
+        prompt_tokens: number of tokens of the prompt.
+        stop_reason: ``stop_token``, ``stop_string`` or ``length``.
+        tokens_per_second: from the second token on; ``None`` if there was none.
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    stop_reason: StopReason
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of text of one prompt; the last one carries the completion.
+
+    Attributes:
+        index: which prompt.
+        text: what has been added; may be empty in the last chunk.
+        completion: the whole, when the text is finished.
+    """
+
+    index: int
+    text: str
+    completion: Completion | None = None
+
+
+def stop_tokens(bundle: Bundle) -> frozenset[int]:
+    """Tokens that end a text: from the manifest, else generation_config.json, else config.json.
+
+    Raises:
+        BundleError: if one of these files is no JSON.
+    """
+    known = bundle.manifest.signature.eos_token_ids if bundle.manifest is not None else []
+    return frozenset(known or eos_token_ids(bundle.directory))
+
+
+def generate(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    stop_token_ids: frozenset[int] | None = None,
+    seed: int | None = None,
+) -> Iterator[Step]:
+    """Continue prompts, one step at a time, until each has ended or has enough tokens.
+
+    Args:
+        session: an opened decoder.
+        prompts: token ids of each; they are padded on the left, or on the right for an encoder.
+        max_new_tokens: most tokens to add; fewer are added where the model's longest sequence
+            ends before. All prompts have the room of the longest.
+        sampling: how tokens are chosen.
+        stop_token_ids: tokens that end a sequence; ``None`` takes the model's own, an empty set
+            never stops early.
+        seed: makes sampling repeatable.
+
+    Raises:
+        BundleError: if the model is no decoder, or ONNX Runtime fails on it.
+        EdgetieError: if a prompt is empty, longer than the model takes or has tokens that it lacks,
+            or ``max_new_tokens`` or ``seed`` is less than it can be.
+    """
+    require_numbers(max_new_tokens, seed)
+    _require_tokens(session, prompts)
+    if session.bundle.task == SPEECH:
+        raise BundleError(f"{session.bundle.directory}: takes sound, not text; use transcribe")
+    ids, mask = pad(prompts, side="right" if session.cross else "left")
+    decoder = decoder_for(session, len(prompts), ids.shape[1], max_new_tokens)
+    logits = decoder.prefill(ids, mask)
+    seen = np.zeros(logits.shape, np.bool_)
+    for row, prompt in enumerate(() if session.cross else prompts):
+        seen[row, list(prompt)] = True
+    stops = stop_tokens(session.bundle) if stop_token_ids is None else stop_token_ids
+    yield from continued(decoder, logits, max_new_tokens, sampling, stops, seed, seen)
+
+
+def continued(
+    decoder: Decoder | Seq2SeqDecoder | FixedDecoder,
+    logits: NDArray[np.float32],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stops: frozenset[int],
+    seed: int | None,
+    seen: NDArray[np.bool_] | None = None,
+) -> Iterator[Step]:
+    """The steps of :func:`generate` behind a prompt.
+
+    Args:
+        decoder: has read the prompt.
+        logits: ``(batch, vocabulary)`` behind it.
+        max_new_tokens: as in :func:`generate`.
+        sampling: as in :func:`generate`.
+        stops: tokens that end a sequence.
+        seed: as in :func:`generate`.
+        seen: ``(batch, vocabulary)``, tokens that occurred in the prompt.
+    """
+    stop_ids = np.array(sorted(stops), np.int64)
+    bundle = decoder.session.bundle
+    suppressed, first = suppressed_token_ids(bundle.directory)
+    sound = bundle.manifest.signature.audio_token_id if bundle.manifest is not None else None
+    if sound is not None:  # it stands for what is heard, and nobody says it
+        suppressed, first = [*suppressed, sound], [*first, sound]
+    rng = np.random.default_rng(seed)
+    if sampling.repetition_penalty == 1:
+        seen = None
+    elif seen is None:
+        seen = np.zeros(logits.shape, np.bool_)
+    active = np.ones(len(logits), np.bool_)
+    for remaining in range(max_new_tokens, 0, -1):
+        never = first if remaining == max_new_tokens else suppressed
+        if never:
+            logits = logits.copy()
+            logits[:, never] = -np.inf
+        tokens = sample(logits, sampling, rng, seen)
+        stopped = active & np.isin(tokens, stop_ids)
+        yield Step(tokens, active, stopped)
+        active = active & ~stopped
+        if remaining == 1 or not active.any() or decoder.length == decoder.max_length:
+            return
+        if seen is not None:
+            seen[np.arange(len(tokens)), tokens] = True
+        logits = decoder.step(tokens)
+
+
+def require_numbers(max_new_tokens: int, seed: int | None) -> None:
+    """Refuse what is less than it can be.
+
+    Raises:
+        EdgetieError: naming it.
+    """
+    if max_new_tokens < 1:
+        raise EdgetieError(f"max_new_tokens {max_new_tokens}: must be 1 or more")
+    if seed is not None and seed < 0:
+        raise EdgetieError(f"seed {seed}: must be 0 or more")
+
+
+def _require_tokens(session: Session, prompts: Sequence[Sequence[int]]) -> None:
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise EdgetieError("a prompt is empty; give at least one token")
+    manifest = session.bundle.manifest
+    if manifest is None or not manifest.signature.vocab_size:
+        return
+    size, sound = manifest.signature.vocab_size, manifest.signature.audio_token_id
+    if any(sound in prompt for prompt in prompts):
+        raise EdgetieError(
+            f"{session.bundle.directory}: token {sound} of a prompt stands for a sound; use "
+            "transcribe (--audio)"
+        )
+    for token in (token for prompt in prompts for token in prompt):
+        if token < 0 or (token >= size and not session.cross):  # an encoder may have others
+            raise EdgetieError(
+                f"{session.bundle.directory}: token {token} of a prompt, but the model has only "
+                f"{size} tokens; its tokenizer does not belong to it"
+            )
+
+
+def decoder_for(
+    session: Session, batch: int, prompt_tokens: int, new_tokens: int
+) -> Decoder | Seq2SeqDecoder | FixedDecoder:
+    """A decoder with room for so many tokens, fewer new ones where the model's limit is nearer.
+
+    Raises:
+        BundleError: if the model is no decoder.
+    """
+    manifest = session.bundle.manifest
+    signature = manifest.signature if manifest is not None else None
+    first = prompt_tokens
+    if session.cross and signature is not None:
+        first = len(signature.start_token_ids)  # the prompt is the encoder's
+    room = first + new_tokens
+    if signature is not None and signature.max_positions is not None:
+        room = max(first, min(room, signature.max_positions))
+    if session.bundle.has_fixed_shapes:
+        return FixedDecoder(session, batch, room)
+    kind = Seq2SeqDecoder if session.cross else Decoder
+    return kind(session, batch, room)
+
+
+def generate_text(
+    session: Session,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]] | Sequence[str],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    stop_strings: Sequence[str] = (),
+    seed: int | None = None,
+) -> Iterator[Chunk]:
+    """Continue prompts and stream their text.
+
+    Args:
+        session: an opened decoder.
+        tokenizer: of the same model.
+        prompts: texts, or token ids of each.
+        max_new_tokens: as in :func:`generate`.
+        sampling: as in :func:`generate`.
+        stop_strings: texts that end a completion; they are left out of it.
+        seed: as in :func:`generate`.
+
+    Raises:
+        BundleError: as in :func:`generate`.
+        EdgetieError: as in :func:`generate`.
+    """
+    encoded = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+    steps = generate(session, encoded, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    yield from written(steps, tokenizer, [len(ids) for ids in encoded], stop_strings)
+
+
+def written(
+    steps: Iterable[Step],
+    tokenizer: Tokenizer,
+    prompt_tokens: Sequence[int],
+    stop_strings: Sequence[str] = (),
+) -> Iterator[Chunk]:
+    """The text of generated tokens, as a stream.
+
+    Args:
+        steps: as :func:`generate` gives them.
+        tokenizer: of the same model.
+        prompt_tokens: number of tokens of each prompt.
+        stop_strings: as in :func:`generate_text`.
+    """
+    writers = [_Writer(tokenizer, count, stop_strings) for count in prompt_tokens]
+    for step in steps:
+        for index, writer in enumerate(writers):
+            if step.active[index] and writer.completion is None:
+                text = writer.add(int(step.tokens[index]), stopped=bool(step.stopped[index]))
+                if text or writer.completion is not None:
+                    yield Chunk(index, text, writer.completion)
+        if all(writer.completion is not None for writer in writers):
+            return
+    for index, writer in enumerate(writers):
+        if writer.completion is None:
+            text = writer.finish("length")
+            yield Chunk(index, text, writer.completion)
+
+
+class _Writer:
+    """The text of one prompt as it grows, with stop strings taken out."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stop_strings: Sequence[str]):
+        self.completion: Completion | None = None
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stop_strings = [stop for stop in stop_strings if stop]
+        self._prompt_tokens = prompt_tokens
+        self._tokens: list[int] = []
+        self._times: list[float] = []
+        self._text = ""
+        self._pending = ""
+
+    def add(self, token: int, *, stopped: bool) -> str:
+        """Take a token; the text that is now certain."""
+        self._tokens.append(token)
+        self._times.append(time.perf_counter())
+        if stopped:
+            return self.finish("stop_token")
+        self._pending += self._detokenizer.add(token)
+        return self._release()
+
+    def finish(self, reason: StopReason) -> str:
+        """End the completion; the text that was held back."""
+        self._pending += self._detokenizer.finish()
+        text = self._release()
+        if self.completion is None:
+            text += self._complete(self._pending, reason)
+        return text
+
+    def _release(self) -> str:
+        """Cut at a stop string, or hold back only what may be the beginning of one."""
+        found = [at for stop in self._stop_strings if (at := self._pending.find(stop)) >= 0]
+        if found:
+            return self._complete(self._pending[: min(found)], "stop_string")
+        held = max((_overlap(self._pending, stop) for stop in self._stop_strings), default=0)
+        text = self._pending[: len(self._pending) - held]
+        self._pending = self._pending[len(text) :]
+        self._text += text
+        return text
+
+    def _complete(self, text: str, reason: StopReason) -> str:
+        self._text += text
+        spent = self._times[-1] - self._times[0] if self._times else 0.0
+        rate = (len(self._times) - 1) / spent if spent > 0 else None
+        self.completion = Completion(self._text, self._tokens, self._prompt_tokens, reason, rate)
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)

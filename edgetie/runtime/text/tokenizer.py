@@ -1,0 +1,216 @@
+"""Text to tokens and back, with the files a bundle carries and without transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetie.bundle.bundle import Bundle
+from edgetie.errors import BundleError
+
+TOKENIZER = "tokenizer.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_SPECIAL_TOKENS = "special_tokens_map.json"
+_TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILES = (TOKENIZER, _TOKENIZER_CONFIG, _SPECIAL_TOKENS, _TEMPLATE)
+"""The files that :class:`Tokenizer` reads."""
+
+_SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+class Tokenizer:
+    """A bundle's tokenizer.
+
+    Attributes:
+        backend: the ``tokenizers.Tokenizer``.
+        special_tokens: text of the special tokens by name, such as ``eos_token``.
+        chat_template: Jinja source, or ``None`` if the model is no chat model.
+        pad_token_id: token that fills padding.
+    """
+
+    def __init__(
+        self, backend: Any, special_tokens: Mapping[str, str], chat_template: str | None
+    ) -> None:
+        """Args:
+        backend: a ``tokenizers.Tokenizer``; its own padding and truncation are switched off.
+        special_tokens: their text by name.
+        chat_template: Jinja source.
+        """
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.special_tokens = dict(special_tokens)
+        self.chat_template = chat_template
+        padding = self.special_tokens.get("pad_token") or self.special_tokens.get("eos_token", "")
+        self.pad_token_id: int = backend.token_to_id(padding) or 0
+
+    @staticmethod
+    def from_bundle(bundle: Bundle) -> Tokenizer:
+        """Read ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``.
+
+        Raises:
+            BundleError: if there is no tokenizer, or it cannot be read.
+        """
+        import tokenizers
+
+        path = bundle.directory / TOKENIZER
+        if not path.is_file():
+            raise BundleError(f"{path}: missing; copy the model's {TOKENIZER} into the bundle")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(f"{path}: not a readable tokenizer ({error})") from error
+        names = _read_json(bundle.directory / _SPECIAL_TOKENS)
+        config = _read_json(bundle.directory / _TOKENIZER_CONFIG)
+        special = {name: _content((names | config).get(name)) for name in _SPECIAL}
+        return Tokenizer(
+            backend,
+            {name: text for name, text in special.items() if text},
+            _chat_template(bundle.directory, config),
+        )
+
+    @property
+    def mask_token_id(self) -> int | None:
+        """The token that stands for one to be predicted; ``None`` if the model has none."""
+        found: int | None = self.backend.token_to_id(self.special_tokens.get("mask_token", ""))
+        return found
+
+    @property
+    def surrounding(self) -> tuple[list[int], list[int]]:
+        """The special tokens in front of a text and behind it."""
+        bare, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        start = next(
+            (i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), len(whole)
+        )
+        return whole[:start], whole[start + len(bare) :]
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``; a rendered chat already has its special tokens."""
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and attention mask, both ``(batch, longest)`` and padded on the left."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        return pad([encoding.ids for encoding in encodings], self.pad_token_id)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of ``ids``."""
+        text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt for ``messages`` (``{"role": ..., "content": ...}`` each).
+
+        Encode it with ``add_special_tokens=False``.
+
+        Raises:
+            BundleError: if the model has no chat template, or it refuses the messages.
+        """
+        from edgetie.runtime.text.chat import render_chat
+
+        if self.chat_template is None:
+            raise BundleError("the bundle has no chat template; give plain text, with --no-chat")
+        return render_chat(
+            self.chat_template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            special_tokens=self.special_tokens,
+        )
+
+
+class Detokenizer:
+    """Turns tokens into text one by one; the pieces joined are the text of all tokens.
+
+    A piece is held back while it ends inside a character. A token alone has other spaces than in
+    its sentence, so a piece is what the text of a short window gains by it. (Only where bytes make
+    no character can the whole differ: some tokenizers then give up valid ones beside them.)
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Args:
+        tokenizer: decodes; special tokens are left out.
+        """
+        self._tokenizer = tokenizer
+        self._window: list[int] = []  # tokens of the last piece, and those not yet shown
+        self._shown_tokens = 0
+        self._shown = ""
+
+    def add(self, token: int) -> str:
+        """The text that ``token`` completes; may be empty."""
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        piece = text[len(self._shown) :]
+        if not piece or text.endswith("\ufffd") or not text.startswith(self._shown):
+            return ""
+        self._window = self._window[self._shown_tokens :]
+        self._shown_tokens = len(self._window)
+        self._shown = self._tokenizer.decode(self._window)
+        return piece
+
+    def finish(self) -> str:
+        """What was held back, with U+FFFD for bytes that are no character."""
+        return self._tokenizer.decode(self._window)[len(self._shown) :]
+
+
+def pad(
+    sequences: Sequence[Sequence[int]],
+    pad_token_id: int = 0,
+    side: Literal["left", "right"] = "left",
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids and attention mask, both ``(batch, longest)``, padded on one side."""
+    longest = max((len(ids) for ids in sequences), default=0)
+    ids = np.full((len(sequences), longest), pad_token_id, np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        if len(sequence):
+            part = slice(-len(sequence), None) if side == "left" else slice(len(sequence))
+            ids[row, part] = sequence
+            mask[row, part] = 1
+    return ids, mask
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path}: not valid JSON ({error})") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _content(token: Any) -> str | None:
+    """The text of a special token, which is a string or a serialized AddedToken."""
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else None
+
+
+def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    file = directory / _TEMPLATE
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise BundleError(f"{file}: not UTF-8 ({error}); copy it again") from error
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,1 @@
+"""Find, compare and verify weights that have several uses."""
