@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import models
 import pytest
+from models import (
+    source_of,
+)
 
 from edgetie.downloads import demo_model, demo_text
 from edgetie.export.exporter import ExportReport, export_model
@@ -59,11 +61,6 @@ def real_mapped(real_bundle: Path) -> Path:
     target = real_bundle.parent / "phone"
     quantize_model(real_bundle, target, target="mobile-cpu")
     return target
-
-
-def source_of(model: Any, name: str = "model") -> Source:
-    """A module as a source, without tokenizer."""
-    return Source("factory", name, model, getattr(model, "config", None), lambda target: None)
 
 
 @pytest.fixture(scope="session")

@@ -9,83 +9,32 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
-from test_bad_input import edgetie, refused
+from command_line import (
+    edgetie,
+    refused,
+)
+from starters import (
+    PROMPT,
+    TOKENS,
+    build,
+    expected,
+    run,
+)
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
-from edgetie import Tokenizer, deploy_model, generate, open_bundle, open_session, quantize_model
+from edgetie import deploy_model, open_bundle, quantize_model
 from edgetie.bundle.manifest import write_manifest
 from edgetie.deploy.ort_format import weights_of
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME
 from edgetie.deploy.tokenizer_tables import write_tables
-from edgetie.downloads import cache_directory, demo_text
+from edgetie.downloads import demo_text
 from edgetie.errors import BundleError
 from edgetie.export.exporter import ExportReport
-from edgetie.providers import debian
-
-PROMPT = "Explain in one sentence why the sky is blue."
-TOKENS = 32
-
-
-def expected(bundle: Path, count: int = TOKENS) -> list[int]:
-    """The greedy tokens behind the prompt, past those that end a text."""
-    opened = open_bundle(bundle)
-    tokenizer = Tokenizer.from_bundle(opened)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}])
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    session = open_session(opened, threads=2)
-    steps = generate(session, [ids], max_new_tokens=count, stop_token_ids=frozenset())
-    return [int(step.tokens[0]) for step in steps]
-
-
-def run(command: Sequence[object], folder: Path, **variables: str) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="session")
-def headers() -> Path:
-    """Headers of ONNX Runtime's C API, as Debian packages them, fetched once."""
-    where = cache_directory() / "onnxruntime-headers"
-    with FileLock(where.with_suffix(".lock")):
-        if not (where / "onnxruntime_c_api.h").is_file():
-            if not debian.available():
-                pytest.skip("needs Debian's package of ONNX Runtime's headers")
-            debian.unpack(["libonnxruntime-dev"], where.parent / "debian")
-            shutil.copytree(where.parent / "debian" / "usr" / "include" / "onnxruntime", where)
-    return where
-
-
-@pytest.fixture(scope="session")
-def library(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX Runtime as its releases come: these headers, the library of the Python package."""
-    if shutil.which("make") is None or shutil.which("cc") is None:
-        pytest.skip("needs a C compiler")
-    import onnxruntime
-
-    found = next((Path(onnxruntime.__path__[0]) / "capi").glob("libonnxruntime.so.1*"), None)
-    if found is None:
-        pytest.skip("this onnxruntime package has no library beside its module")
-    folder = tmp_path_factory.mktemp("onnxruntime")
-    (folder / "lib").mkdir(parents=True)
-    (folder / "include").symlink_to(headers)
-    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
-        (folder / "lib" / name).symlink_to(found)
-    return folder
-
-
-def build(folder: Path, library: Path) -> Path:
-    run(["make", f"ORT={library}", "CFLAGS=-O2 -g -Wall -Wextra -Werror"], folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

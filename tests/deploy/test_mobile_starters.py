@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_deploy import PROMPT, TOKENS, expected, headers, library, run
+from starters import (
+    PROMPT,
+    SUPPORT,
+    TOKENS,
+    expected,
+    headers,
+    library,
+    run,
+)
 
 from edgetie import Tokenizer, deploy_model, open_bundle
 
@@ -47,7 +55,7 @@ def test_android_gives_the_same_tokens_on_a_desktop(
     )  # fmt: skip
     run([cmake, "--build", "native"], tmp_path)
     run(
-        [compiler, code / "kotlin" / "Model.kt", Path(__file__).with_name("desktop.kt"),
+        [compiler, code / "kotlin" / "Model.kt", SUPPORT / "desktop.kt",
          "-d", "classes"],
         tmp_path,
     )  # fmt: skip

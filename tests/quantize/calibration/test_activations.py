@@ -10,7 +10,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
-from conftest import source_of
+from models import source_of
 from quantize_models import error, logits
 from runtime_models import byte_tokenizer
 from tokenizers import Tokenizer

@@ -9,7 +9,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from conftest import source_of
+from models import source_of
 from torch import nn
 
 from edgetie.export.exporter import export_model

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import source_of
+from models import source_of
 
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.export.tasks.base import logits_of

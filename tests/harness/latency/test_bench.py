@@ -15,8 +15,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from naive_decoder import (
+    VOCAB,
+    WIDTH,
+    table,
+    write_decoder,
+)
 from rich.console import Console
-from test_harness_references import VOCAB, WIDTH, table, write_decoder
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import Manifest, Signature, write_manifest

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import source_of
+from models import source_of
 
 from edgetie.errors import EdgetieError, ExportError
 from edgetie.export.exporter import ExportReport, export_model

@@ -9,7 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_bad_input import MAIN, edgetie, refused
+from command_line import (
+    MAIN,
+    edgetie,
+    refused,
+)
 
 from edgetie.errors import ProviderError
 from edgetie.export.exporter import ExportReport

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 import pytest
-from test_deploy import run
-from test_seq2seq import make
+from seq2seq_models import make
+from starters import run
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.downloads import cache_directory
@@ -26,7 +26,7 @@ from edgetie.sources.load import Source
 TOKENS = 64
 PROMPT = "Tell me a long story about a fox and a river."
 SOURCE = [5, 6, 7, 8, 9, 10, 1]
-SCRIPTS = Path(__file__).parent
+SCRIPTS = Path(__file__).parents[1] / "support"
 OPTIMUM = ("optimum", "optimum-onnx", "transformers<5", "huggingface-hub<1", "tokenizers<0.23")
 
 

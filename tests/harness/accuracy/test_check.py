@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_harness_references import SCALE, NaiveReference, table, write_decoder
+from naive_decoder import (
+    SCALE,
+    NaiveReference,
+    table,
+    write_decoder,
+)
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 

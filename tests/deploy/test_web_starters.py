@@ -12,27 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bad_input import edgetie, refused
-from test_deploy import PROMPT, TOKENS, expected, run
+from command_line import (
+    edgetie,
+    refused,
+)
+from starters import (
+    PROMPT,
+    SUPPORT,
+    TOKENS,
+    expected,
+    run,
+    starter,
+)
 
-from edgetie import deploy_model, quantize_model
-from edgetie.downloads import cache_directory
-
-PACKAGES = ("@huggingface/tokenizers@^0.2.0", "onnxruntime-node@^1.30.0",
-            "onnxruntime-web@^1.30.0", "playwright-core@^1.50.0")  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def modules() -> Path:
-    """A ``node_modules`` with what the starters name in their ``package.json``, made once."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs Node.js and npm")
-    folder = cache_directory() / "npm"
-    if not (folder / "node_modules" / "playwright-core").is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "package.json").write_text("{}")
-        run(["npm", "install", "--no-audit", *PACKAGES], folder, ONNXRUNTIME_NODE_INSTALL="skip")
-    return folder / "node_modules"
+from edgetie import quantize_model
 
 
 @pytest.fixture(scope="session")
@@ -41,14 +34,6 @@ def real_plain(real_bundle: Path) -> Path:
     target = real_bundle.parent / "plain"
     quantize_model(real_bundle, target, target="web")
     return target
-
-
-def starter(bundle: Path, target: str, folder: Path, modules: Path) -> Path:
-    deploy_model(bundle, target, folder)
-    named = json.loads((folder / "package.json").read_text("utf-8"))["dependencies"]
-    assert {f"{name}@{version}" for name, version in named.items()} < set(PACKAGES)
-    (folder / "node_modules").symlink_to(modules)
-    return folder
 
 
 def test_node_gives_the_same_tokens(real_int8: Path, modules: Path, tmp_path: Path) -> None:
@@ -74,7 +59,7 @@ def drive(app: Path, modules: Path, query: str, prompt: str) -> dict[str, Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("needs Chromium")
-    script = Path(__file__).with_name("drive_page.mjs")
+    script = SUPPORT / "drive_page.mjs"
     with served(app) as url:
         out = run(["node", script, modules, chromium, url + query, prompt], app)
     found: dict[str, Any] = json.loads(out)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgetie.sources.load import Source
+
 VOCAB = 320
 
 
@@ -123,3 +125,8 @@ def untied() -> nn.Module:
     model = HandWritten()
     model.head = nn.Linear(64, VOCAB, bias=False)
     return model
+
+
+def source_of(model: Any, name: str = "model") -> Source:
+    """A module as a source, without tokenizer."""
+    return Source("factory", name, model, getattr(model, "config", None), lambda target: None)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import source_of
+from models import source_of
 from torch import nn
 
 from edgetie.errors import ExportError

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import source_of
+from models import source_of
 from runtime_models import byte_tokenizer
 
 from edgetie.deploy.deploy import deploy_model

@@ -11,8 +11,14 @@ from pathlib import Path
 import models
 import pytest
 from runtime_models import byte_tokenizer
-from test_deploy import build, headers, library, run
-from test_deploy_web import modules, starter
+from starters import (
+    build,
+    headers,
+    library,
+    modules,
+    run,
+    starter,
+)
 from tokenizers.processors import TemplateProcessing
 
 from edgetie import Tokenizer, deploy_model, open_bundle
