@@ -154,8 +154,8 @@ def command(
         print_tables(speed_table(report), resource_table(report), *tables)
     models = models_of(report)
     for name, each in zip(titles(models), models, strict=True):
-        if each.elsewhere and not quiet:
-            left = placed(each.nodes_per_provider, each.elsewhere)
+        if each.fallback_nodes and not quiet:
+            left = placed(each.nodes_per_provider, each.fallback_nodes)
             click.echo(f"edgetie: {name}: {each.provider} leaves {left}", err=True)
         if each.latency_problem and not quiet:
             problem = each.latency_problem

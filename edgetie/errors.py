@@ -1,16 +1,52 @@
-"""The errors edgetie raises: typed, one line each, naming what failed and what to do next.
+"""The errors edgetie raises: typed, one line each, with what failed and what to do next.
 
 Every error carries the exit code of the command line: 2 for bad usage or input, 1 for a check
-that failed.
+that failed. The library speaks of parameters (``force=True``). The command line spells the same
+error with its options (``--force``), see :meth:`EdgetieError.describe`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
+
+def as_argument(parameter: str, value: object = None) -> str:
+    """Spell a parameter as Python does: ``force=True``; without a value by its name alone."""
+    return parameter if value is None else f"{parameter}={value!r}"
+
 
 class EdgetieError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: what is wrong, and what to do about it.
+        parameter: the parameter of the public function that is wrong, if one is.
+        value: the value it was given.
+        advice: parameters and values that would help, any one of them.
+    """
 
     exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        parameter: str | None = None,
+        value: object = None,
+        advice: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.parameter, self.value = message, parameter, value
+        self.advice = dict(advice or {})
+
+    def __str__(self) -> str:
+        return self.describe(as_argument)
+
+    def describe(self, spell: Callable[[str, object], str]) -> str:
+        """Compose the error's one line; ``spell`` turns a parameter and its value into text."""
+        start = f"{spell(self.parameter, self.value)}: " if self.parameter else ""
+        options = " or ".join(spell(name, value) for name, value in self.advice.items())
+        return f"{start}{self.message}" + (f"; pass {options}" if options else "")
 
 
 class SourceError(EdgetieError):

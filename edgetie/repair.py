@@ -24,15 +24,21 @@ from edgetie.bundle.manifest import Manifest
 from edgetie.bundle.names import DATA, MANIFEST
 from edgetie.errors import BundleError, EdgetieError, TieError
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import name_apart
+from edgetie.graph.editing import make_names_unique
 from edgetie.graph.external_data import external_data_files
 from edgetie.graph.model_files import load_model, write_models
 from edgetie.graph.operators import operator
 from edgetie.harness.ties.equivalence import Equivalence, compare_files
-from edgetie.passes.merge_duplicates import Retie, can_read_turned, fixed, hoist, read_turned
-from edgetie.passes.merge_near_duplicates import ALIKE, MergeNear, NearCopy, near_copies
+from edgetie.passes.merge_duplicates import (
+    MergeDuplicates,
+    can_read_transposed,
+    fixed,
+    hoist,
+    read_transposed,
+)
+from edgetie.passes.merge_near_duplicates import ALIKE, MergeNearDuplicates, NearCopy, near_copies
 from edgetie.passes.run import run_passes
-from edgetie.passes.tied_head_gemm import Head
+from edgetie.passes.tied_head_gemm import TiedHeadGemm
 from edgetie.progress import Stages
 from edgetie.ties.equal_weights import equal_groups
 from edgetie.ties.groups import TieGroup, all_initializers, find_ties, verify_ties
@@ -134,7 +140,7 @@ def tie_model(
                 model.merge(max_distance)
             same = _share(models)
             for model in models:
-                name_apart(model.graph)
+                make_names_unique(model.graph)
             stages.stage("write")
             data = DATA if several else f"{target.name}.data"
             written = write_models(
@@ -231,11 +237,11 @@ class _Model:
     def merge(self, max_distance: float) -> None:
         """Merge the copies within the file."""
         common.LiftConstantsToInitializersPass(lift_all_constants=False)(self.graph)
-        retie = Retie()
+        retie = MergeDuplicates()
         run_passes(self.graph, [], [retie])
         self.near = near_copies(self.graph)
         wanted = [copy for copy in self.near if max_distance and copy.distance <= max_distance]
-        nearest = MergeNear(wanted)
+        nearest = MergeNearDuplicates(wanted)
         run_passes(self.graph, [], [nearest])
         self.fuse_heads()
         self.merged, self.aliases = retie.merged, retie.aliases
@@ -249,7 +255,7 @@ class _Model:
 
     def fuse_heads(self) -> None:
         """Products with a transposed table in a form that ONNX Runtime does not copy."""
-        head = Head()
+        head = TiedHeadGemm()
         run_passes(self.graph, [], [head])  # the written file is held against its ties
         self.skipped += map(self.label, head.skipped)
 
@@ -270,13 +276,13 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
                 owner.skipped.append(owner.label(f"{value.name}: is an input or output itself"))
                 continue
             label = owners[first.value].label(str(first.value.name))
-            if twin.form == "transposed" and not can_read_turned(value, first.value):
+            if twin.form == "transposed" and not can_read_transposed(value, first.value):
                 owner.skipped.append(owner.label(f"{value.name}: is {label} in another shape"))
                 continue
             owner.shared[owner.label(str(value.name))] = label
             if twin.form == "transposed":
                 hoist(owner.graph, value)
-                value = read_turned(owner.graph.graph, value, first.value)
+                value = read_transposed(owner.graph.graph, value, first.value)
                 owner.fuse_heads()
             same[value] = first.value
     return same

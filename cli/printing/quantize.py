@@ -46,10 +46,10 @@ def print_quantize(report: QuantizeReport) -> None:
         )
     for text in report.kept:
         console.print(f"kept fp32    {text}", style="yellow")
-    finer = done["finer"]
-    if finer:
-        some = ", ".join(finer[:3]) + (", …" if len(finer) > 3 else "")
-        console.print(f"finer        {len(finer)} products ({some})")
+    higher_precision = done["finer"]
+    if higher_precision:
+        some = ", ".join(higher_precision[:3]) + (", …" if len(higher_precision) > 3 else "")
+        console.print(f"finer        {len(higher_precision)} products ({some})")
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
     console.print(f"bundle       {report.bundle.directory}")

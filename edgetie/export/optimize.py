@@ -9,19 +9,19 @@ import onnx_ir as ir
 from edgetie.errors import TieError
 from edgetie.export.tasks.probe import Task
 from edgetie.passes.base import GraphPass
-from edgetie.passes.cancel_transposes import Layout
-from edgetie.passes.clean_up import Normalize
-from edgetie.passes.fuse_activation import Activation
-from edgetie.passes.fuse_rms_norm import RmsNorm
-from edgetie.passes.fuse_rotary import Rotary
-from edgetie.passes.fuse_skip_norm import SkipNorm
-from edgetie.passes.gemm_to_matmul import Linear
-from edgetie.passes.merge_duplicates import Retie
+from edgetie.passes.cancel_transposes import CancelTransposes
+from edgetie.passes.clean_up import CleanUp
+from edgetie.passes.fuse_activation import FuseActivation
+from edgetie.passes.fuse_rms_norm import FuseRmsNorm
+from edgetie.passes.fuse_rotary import FuseRotary
+from edgetie.passes.fuse_skip_norm import FuseSkipNorm
+from edgetie.passes.gemm_to_matmul import GemmToMatMul
+from edgetie.passes.merge_duplicates import MergeDuplicates
 from edgetie.passes.pack_projections import PackProjections
 from edgetie.passes.run import PassReport, run_passes
-from edgetie.passes.select_last_token import LastToken
-from edgetie.passes.tied_head_gemm import Head
-from edgetie.passes.widen_bfloat16 import Bfloat16
+from edgetie.passes.select_last_token import SelectLastToken
+from edgetie.passes.tied_head_gemm import TiedHeadGemm
+from edgetie.passes.widen_bfloat16 import WidenBfloat16
 from edgetie.ties.groups import find_ties, is_named
 
 
@@ -45,14 +45,16 @@ def optimize(
     reports: list[PassReport] = []
     shared = [names for names in parameters if _count_uses(models, names) > 1]
     for model in models.values():
-        reports += run_passes(model, [], [Normalize(), Bfloat16(), Retie(), Normalize(fold=False)])
+        reports += run_passes(
+            model, [], [CleanUp(), WidenBfloat16(), MergeDuplicates(), CleanUp(fold=False)]
+        )
     _require_module_ties(models, shared)
     for model in models.values():
-        fusions: list[GraphPass] = [Linear(), RmsNorm()]
-        fusions += [Rotary(task.max_positions)] if fused else []
-        fusions += [Layout(), LastToken()]
-        fusions += [SkipNorm(), Activation(), PackProjections()] if fused else []
-        fusions += [Head(), Normalize(fold=False)]
+        fusions: list[GraphPass] = [GemmToMatMul(), FuseRmsNorm()]
+        fusions += [FuseRotary(task.max_positions)] if fused else []
+        fusions += [CancelTransposes(), SelectLastToken()]
+        fusions += [FuseSkipNorm(), FuseActivation(), PackProjections()] if fused else []
+        fusions += [TiedHeadGemm(), CleanUp(fold=False)]
         reports += run_passes(model, find_ties(model, parameters), fusions)
     return reports
 

@@ -16,7 +16,7 @@ def prune(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def name_apart(model: ir.Model) -> None:
+def make_names_unique(model: ir.Model) -> None:
     """Give values of all graphs different names: new ones may be called as some of a subgraph."""
     taken: set[str] = set()
     fresh = itertools.count()

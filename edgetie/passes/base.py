@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.graph.editing import name_apart, prune
+from edgetie.graph.editing import make_names_unique, prune
 from edgetie.ties.groups import TieGroup, verify_ties
 
 
@@ -32,7 +32,7 @@ class GraphPass(ir.passes.InPlacePass):
         self.rewrite(model)
         if self.changed:
             prune(model)
-            name_apart(model)
+            make_names_unique(model)
             if any(node.domain == MICROSOFT for node in model.graph):
                 model.graph.opset_imports.setdefault(MICROSOFT, 1)
         return ir.passes.PassResult(model, modified=bool(self.changed))

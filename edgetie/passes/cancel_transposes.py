@@ -12,7 +12,7 @@ from edgetie.passes.base import GraphPass
 _END = (1 << 31) - 1  # a Slice that ends here or later runs to the end
 
 
-class Layout(GraphPass):
+class CancelTransposes(GraphPass):
     """Removes inverse pairs, so projections feed attention directly.
 
     Leaves: no Transpose of a Transpose with the inverse permutation, no Reshape of a Reshape, no

@@ -11,7 +11,7 @@ from edgetie.passes.base import GraphPass
 _FOLD_LIMIT = 1 << 14  # elements: norm weights and biases, never a matrix
 
 
-class Normalize(GraphPass):
+class CleanUp(GraphPass):
     """Leaves: constants as initializers, no identities, no two equal expressions.
 
     A Transpose is never folded: the folded copy would part a tied weight from its twin.

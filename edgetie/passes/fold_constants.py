@@ -11,7 +11,7 @@ from edgetie.passes.base import GraphPass
 _DRAWS = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
 
 
-class Fold(GraphPass):
+class FoldConstants(GraphPass):
     """Replaces nodes that read constants only, as ONNX Runtime does when a session starts.
 
     A session may then start without optimizing the graph. Leaves alone what reads a weight of some

@@ -12,7 +12,7 @@ from edgetie.graph.matching import only_user, producer, scalar
 from edgetie.passes.base import GraphPass
 
 
-class Activation(GraphPass):
+class FuseActivation(GraphPass):
     """``x * sigmoid(x)`` becomes QuickGelu, GELU in its tanh form FastGelu.
 
     Both after Hendrycks & Gimpel 2016; QuickGelu with ``alpha`` 1 is SiLU.

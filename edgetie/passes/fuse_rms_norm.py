@@ -10,7 +10,7 @@ from edgetie.graph.matching import constant, last_dimension, only_user, producer
 from edgetie.passes.base import GraphPass
 
 
-class RmsNorm(GraphPass):
+class FuseRmsNorm(GraphPass):
     """``x * 1/sqrt(mean(x²) + ε) * weight`` becomes RMSNormalization, casts around it included."""
 
     name = "rms_norm"

@@ -32,7 +32,7 @@ class _Rotated:
     sin: ir.Value
 
 
-class Rotary(GraphPass):
+class FuseRotary(GraphPass):
     """Moves rotary embeddings into the GroupQueryAttention nodes that follow them.
 
     Args:

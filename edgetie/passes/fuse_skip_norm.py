@@ -15,7 +15,7 @@ _FUSED = {
 }
 
 
-class SkipNorm(GraphPass):
+class FuseSkipNorm(GraphPass):
     """``Norm(a + b)`` becomes Skip(Simplified)LayerNormalization, which also gives ``a + b``."""
 
     name = "skip_norm"

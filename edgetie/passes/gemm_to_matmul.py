@@ -19,7 +19,7 @@ from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
 
 
-class Linear(GraphPass):
+class GemmToMatMul(GraphPass):
     """Rewrites Gemm, and MatMul over a transposed weight, into MatMul over ``W[in, out]``.
 
     The weight is transposed by reference: its bytes are laid out anew only when the file is

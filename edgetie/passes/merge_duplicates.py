@@ -10,14 +10,14 @@ from edgetie.graph.editing import initializer, insert
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
-from edgetie.ties.equal_weights import Twin, equal_groups
+from edgetie.ties.equal_weights import DuplicateWeight, equal_groups
 from edgetie.ties.groups import all_initializers
 
 _OVERRIDABLE = 4
 _SEEN_THROUGH = {"Identity", "Cast"}
 
 
-class Retie(GraphPass):
+class MergeDuplicates(GraphPass):
     """Merges initializers with equal elements, those of subgraphs too: a matrix stored twice.
 
     The copy that rows are looked up in stays; users of a transposed copy read it through a
@@ -63,15 +63,15 @@ class Retie(GraphPass):
             kept = first.setdefault((where, tensor.dtype, tuple(tensor.shape.numpy())), value)
             if kept is not value:
                 hoist(model, kept)
-                self._merge(Twin(kept, "same"), Twin(value, "same"))
+                self._merge(DuplicateWeight(kept, "same"), DuplicateWeight(value, "same"))
 
-    def _merge(self, keep: Twin, twin: Twin) -> None:
+    def _merge(self, keep: DuplicateWeight, twin: DuplicateWeight) -> None:
         kept, copy = keep.value, twin.value
         shapes = [tuple(v.shape.numpy()) if v.shape is not None else () for v in (kept, copy)]
         turned = (keep.form == "transposed") != (twin.form == "transposed")
         if not turned and shapes[0] == shapes[1]:
             ir.convenience.replace_all_uses_with(copy, kept)
-        elif turned and can_read_turned(copy, kept):
+        elif turned and can_read_transposed(copy, kept):
             _turn_users(copy, kept)
         elif turned:
             self.skipped.append(f"{copy.name}: is {kept.name} transposed and in another shape")
@@ -127,14 +127,14 @@ def hoist(model: ir.Model, value: ir.Value) -> None:
     model.graph.register_initializer(value)
 
 
-def can_read_turned(copy: ir.Value, kept: ir.Value) -> bool:
+def can_read_transposed(copy: ir.Value, kept: ir.Value) -> bool:
     """Whether ``copy`` is a matrix and ``kept`` has the shape of its transpose."""
     if copy.shape is None or kept.shape is None or len(copy.shape) != 2:
         return False
     return tuple(copy.shape.numpy()) == tuple(kept.shape.numpy())[::-1]
 
 
-def read_turned(graph: ir.Graph, copy: ir.Value, kept: ir.Value) -> ir.Value:
+def read_transposed(graph: ir.Graph, copy: ir.Value, kept: ir.Value) -> ir.Value:
     """Put another graph's matrix in the place of ``copy``, its transpose.
 
     Returns:

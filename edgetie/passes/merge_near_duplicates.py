@@ -102,7 +102,7 @@ def _distance(table: _Matrix, other: _Matrix, transposed: bool, pieces: list[Arr
     return float(np.sqrt(difference / (size or 1.0)))
 
 
-class MergeNear(GraphPass):
+class MergeNearDuplicates(GraphPass):
     """Lets users of near copies read the table.
 
     Args:

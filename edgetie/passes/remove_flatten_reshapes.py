@@ -10,7 +10,7 @@ from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
 
 
-class Unflatten(GraphPass):
+class RemoveFlattenReshapes(GraphPass):
     """``Reshape(MatMul(Reshape(x), W))`` that only flattens and restores is ``MatMul(x, W)``.
 
     A head in the form of a Gemm comes like this; MatMulNBits takes any rank.

@@ -16,7 +16,7 @@ _ROWWISE = {
 """Operators whose result for one token depends on that token alone (constants apart)."""
 
 
-class LastToken(GraphPass):
+class SelectLastToken(GraphPass):
     """Moves the GatherND that selects each row's last token up, above the head and its norm.
 
     The head is then multiplied with one row per sequence in prefill too, and the logits of a whole

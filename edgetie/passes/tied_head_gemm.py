@@ -20,7 +20,7 @@ _GEMM_WITHOUT_BIAS = 11  # the opset from which on Gemm needs no third input
 _SHAPE_OF_SOME_AXES = 15  # the opset from which on Shape takes a start and an end
 
 
-class Head(GraphPass):
+class TiedHeadGemm(GraphPass):
     """``MatMul(h, Transpose(W))`` with a W used elsewhere becomes ``Gemm(h, W, transB=1)``."""
 
     name = "head"

@@ -10,7 +10,7 @@ from edgetie.passes.base import GraphPass
 _NARROW = ir.DataType.BFLOAT16
 
 
-class Bfloat16(GraphPass):
+class WidenBfloat16(GraphPass):
     """Computes in float32 what is computed in bfloat16, and rounds each result to that.
 
     Falcon's slopes (ALiBi, Press et al. 2021) are bfloat16 whatever its weights are; the CPU

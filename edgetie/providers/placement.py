@@ -18,24 +18,29 @@ def placement(wanted: str, *sessions: Any) -> tuple[dict[str, int], dict[str, in
         sessions: its sessions, which recorded what it assigned; ``None`` is passed over.
     """
     nodes: Counter[str] = Counter()
-    elsewhere: Counter[str] = Counter()
+    fallback_nodes: Counter[str] = Counter()
     for session in sessions:
         for part in session.get_provider_graph_assignment_info() if session is not None else ():
             found = part.get_nodes()
             nodes[part.ep_name] += len(found)
             if part.ep_name != wanted:
-                elsewhere.update(node.op_type for node in found)
-    return dict(nodes), dict(elsewhere.most_common())
+                fallback_nodes.update(node.op_type for node in found)
+    return dict(nodes), dict(fallback_nodes.most_common())
 
 
-def placed(nodes: dict[str, int], elsewhere: dict[str, int]) -> str:
+def placed(nodes: dict[str, int], fallback_nodes: dict[str, int]) -> str:
     """How many nodes run elsewhere than asked, in words: ``2 of 9 nodes to others (Abs 2)``."""
-    operators = ", ".join(f"{name} {count}" for name, count in elsewhere.items())
-    return f"{sum(elsewhere.values())} of {sum(nodes.values())} nodes to others ({operators})"
+    operators = ", ".join(f"{name} {count}" for name, count in fallback_nodes.items())
+    return f"{sum(fallback_nodes.values())} of {sum(nodes.values())} nodes to others ({operators})"
 
 
 def require_placed(
-    row: Provider, path: Path, nodes: dict[str, int], elsewhere: dict[str, int], *, strict: bool
+    row: Provider,
+    path: Path,
+    nodes: dict[str, int],
+    fallback_nodes: dict[str, int],
+    *,
+    strict: bool,
 ) -> None:
     """Check that a provider took nodes of a model, or all of them if ``strict``.
 
@@ -47,8 +52,8 @@ def require_placed(
             f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of {path}; "
             "use another provider"
         )
-    if strict and elsewhere:
+    if strict and fallback_nodes:
         raise ProviderError(
-            f"--strict: {path}: {row.name} leaves {placed(nodes, elsewhere)}; allow that, or "
+            f"--strict: {path}: {row.name} leaves {placed(nodes, fallback_nodes)}; allow that, or "
             f"quantize for it: edgetie quantize --target {row.target}"
         )

@@ -25,7 +25,7 @@ _SCALES = 12  # the first of its scales
 _PRESENT = (1, 2)  # its outputs
 
 
-def cache_scales(bundle: Bundle, model: ir.Model, path: Path, given: Input) -> dict[str, Array]:
+def kv_cache_scales(bundle: Bundle, model: ir.Model, path: Path, given: Input) -> dict[str, Array]:
     """Scales ``(1, kv_heads, 1, head_size)`` of keys and values, by the names of the outputs.
 
     Args:
@@ -53,11 +53,11 @@ def cache_scales(bundle: Bundle, model: ir.Model, path: Path, given: Input) -> d
     }
 
 
-class QuantizeCache(GraphPass):
+class QuantizeKvCache(GraphPass):
     """Makes GroupQueryAttention's cache one of int8.
 
     Args:
-        scales: as :func:`cache_scales` gives them.
+        scales: as :func:`kv_cache_scales` gives them.
     """
 
     name = "quantize_cache"

@@ -14,27 +14,27 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.graph.model_files import read_unkept
 from edgetie.graph.operators import operator
-from edgetie.passes.fold_constants import Fold
-from edgetie.passes.gemm_to_matmul import Linear
-from edgetie.passes.remove_flatten_reshapes import Unflatten
+from edgetie.passes.fold_constants import FoldConstants
+from edgetie.passes.gemm_to_matmul import GemmToMatMul
+from edgetie.passes.remove_flatten_reshapes import RemoveFlattenReshapes
 from edgetie.passes.run import run_passes
-from edgetie.quantize.calibration.activation_ranges import Fixed, find_ranges
+from edgetie.quantize.calibration.activation_ranges import Fixed, find_activation_ranges
 from edgetie.quantize.calibration.layerwise_run import Input
-from edgetie.quantize.formats.float16 import to_half
-from edgetie.quantize.formats.scheme_formats import Ranges, forms
-from edgetie.quantize.formats.toggle import Switched
-from edgetie.quantize.formats.weight_format import Form
-from edgetie.quantize.preprocess.linear_inputs import Product
-from edgetie.quantize.preprocess.preprocess import Preparation, prepare
-from edgetie.quantize.quantize_weights import MatrixPass
-from edgetie.quantize.weights.array_spill import Store
+from edgetie.quantize.formats.float16 import to_float16
+from edgetie.quantize.formats.scheme_formats import Ranges, weight_formats
+from edgetie.quantize.formats.toggle import ToggleFormat
+from edgetie.quantize.formats.weight_format import WeightFormat
+from edgetie.quantize.preprocess.linear_inputs import LinearOp
+from edgetie.quantize.preprocess.preprocess import PreprocessReport, preprocess_model
+from edgetie.quantize.quantize_weights import QuantizeWeightsPass
+from edgetie.quantize.weights.array_spill import ArraySpill
 from edgetie.runtime.memory import release_heap
 from edgetie.targets import Scheme
 from edgetie.ties.groups import TieGroup
 
 
 @dataclass(frozen=True)
-class RoundedModels:
+class QuantizedModels:
     """What rounding made.
 
     Attributes:
@@ -55,7 +55,7 @@ class RoundedModels:
     skipped: list[str]
 
 
-class Rounding:
+class ModelQuantizer:
     """Float graphs, smoothed and rotated, and how their matrices are rounded.
 
     Args:
@@ -86,7 +86,7 @@ class Rounding:
         models: Mapping[str, ir.Model],
         ties: Mapping[str, Sequence[TieGroup]],
         given: Input,
-        store: Store,
+        store: ArraySpill,
         *,
         shared: Collection[str],
         calibrator: str,
@@ -100,22 +100,22 @@ class Rounding:
             and any(operator(node) != "Gather" for node, _ in value.uses())
         }
         self.manifest = bundle.manifest
-        self._prepared: dict[str, Preparation] = {}
+        self._prepared: dict[str, PreprocessReport] = {}
         self._ranges: dict[str, Ranges] = {}
         for (file, model), path in zip(models.items(), bundle.model_paths, strict=True):
             read_unkept(model)
-            self._prepared[file], self._ranges[file] = Preparation(), {}
-            if forms(scheme) is not None:
-                run_passes(model, ties[file], [Linear(), Unflatten()])
+            self._prepared[file], self._ranges[file] = PreprocessReport(), {}
+            if weight_formats(scheme) is not None:
+                run_passes(model, ties[file], [GemmToMatMul(), RemoveFlattenReshapes()])
                 self._prepare(file, path, bundle, ties[file], given, store, calibrator)
         release_heap()
         every = self._prepared.values()
         self.note = "; ".join(each.note for each in every if each.note)
-        if forms(scheme) is None:
+        if weight_formats(scheme) is None:
             self.note = "nothing: there is nothing to round"
         self.smoothed = sum(each.smoothed for each in every)
         self.rotated = sum(each.rotated for each in every)
-        self.compensated = sum(len(each.grams) for each in every)
+        self.gptq_quantize = sum(len(each.grams) for each in every)
         self.massive = [name for each in every for name in each.massive]
 
     def _prepare(
@@ -125,10 +125,10 @@ class Rounding:
         bundle: Bundle,
         ties: Sequence[TieGroup],
         given: Input,
-        store: Store,
+        store: ArraySpill,
         calibrator: str,
     ) -> None:
-        found = prepare(
+        found = preprocess_model(
             self.models[file],
             ties,
             bundle,
@@ -155,28 +155,32 @@ class Rounding:
             if wide
         }
         method = "minmax" if wide else calibrator  # many codes: none need be cut off
-        ranges = find_ranges(bundle, path, found.changes, given, method, products)
+        ranges = find_activation_ranges(bundle, path, found.changes, given, method, products)
         self._ranges[file] = {
             name: Fixed(ranges[activation], ranges.get(name))
             for activation, readers in found.readers.items()
             for name in (str(each.matrix.name) for each in readers)
         }
 
-    def _form(self, product: Product) -> Form:
+    def _form(self, product: LinearOp) -> WeightFormat:
         """The form that a product will take."""
-        made = forms(self.scheme)
+        made = weight_formats(self.scheme)
         assert made is not None
         return made[0] if product.table else made[1]
 
     @property
-    def finer(self) -> Form | None:
+    def higher_precision(self) -> WeightFormat | None:
         """The closer form that single weights can have, if the scheme knows one."""
-        made = forms(self.scheme)
-        return made[1].finer() if made is not None else None
+        made = weight_formats(self.scheme)
+        return made[1].higher_precision() if made is not None else None
 
     def apply(
-        self, kept: Collection[str] = (), finer: Collection[str] = (), *, again: bool = False
-    ) -> RoundedModels:
+        self,
+        kept: Collection[str] = (),
+        higher_precision: Collection[str] = (),
+        *,
+        again: bool = False,
+    ) -> QuantizedModels:
         """Round all matrices but ``kept``.
 
         Args:
@@ -188,26 +192,26 @@ class Rounding:
             QuantizeError: if there is nothing to round.
         """
         models: dict[str, ir.Model] = {}
-        passes: dict[str, MatrixPass] = {}
+        passes: dict[str, QuantizeWeightsPass] = {}
         for file, model in self.models.items():
             models[file] = _copy(model) if again else model
-            made = forms(self.scheme, self._ranges[file])
+            made = weight_formats(self.scheme, self._ranges[file])
             if made is not None:
                 found = self._prepared[file]
-                passes[file] = MatrixPass(
-                    *made, found.grams, kept, finer, found.massive, self._multiplied
+                passes[file] = QuantizeWeightsPass(
+                    *made, found.grams, kept, higher_precision, found.massive, self._multiplied
                 )
                 run_passes(models[file], [], [passes[file]])
             if self.scheme.layout == "mapped" or self.scheme.half:
-                run_passes(models[file], [], [Fold()])
+                run_passes(models[file], [], [FoldConstants()])
             if self.scheme.half:
-                models[file] = to_half(models[file])
+                models[file] = to_float16(models[file])
         if passes and not any(step.changed for step in passes.values()):
             skipped = "; ".join(note for step in passes.values() for note in step.skipped)
             why = f" ({skipped})" if skipped else ""
             raise QuantizeError(f"no MatMul or Gather over a constant fp32 matrix{why}")
         aliases = {file: passes[file].aliases if file in passes else {} for file in models}
-        return RoundedModels(
+        return QuantizedModels(
             models,
             _same_codes(models, aliases, self._shared),
             {file: step.layers for file, step in passes.items()},
@@ -216,7 +220,7 @@ class Rounding:
             [note for step in passes.values() for note in step.skipped],
         )
 
-    def switched(
+    def toggle_graph(
         self, names: Sequence[str], floats: Mapping[str, Mapping[str, ir.TensorProtocol]]
     ) -> dict[str, ir.Model]:
         """The models by file name, all of them in floating point but for one product, which is
@@ -229,11 +233,11 @@ class Rounding:
         models = {}
         for file, model in self.models.items():
             models[file] = _copy(model)
-            made = forms(self.scheme, self._ranges[file])
+            made = weight_formats(self.scheme, self._ranges[file])
             assert made is not None
-            found, layer = self._prepared[file], Switched(made[1], names, floats[file])
+            found, layer = self._prepared[file], ToggleFormat(made[1], names, floats[file])
             kept = {*model.graph.initializers} - {*names}
-            step = MatrixPass(
+            step = QuantizeWeightsPass(
                 made[0], layer, found.grams, kept, exact=found.massive, multiplied=self._multiplied
             )
             run_passes(models[file], [], [step])

@@ -1,6 +1,6 @@
 """Matrices of a float graph, found and replaced: shared ones first, and once.
 
-A :class:`Form` says how a matrix is stored and computed with; which of two
+A :class:`WeightFormat` says how a matrix is stored and computed with; which of two
 it takes depends on whether rows are looked up in it.
 """
 
@@ -19,7 +19,12 @@ from edgetie.graph.editing import initializer, insert, replace
 from edgetie.graph.matching import attribute_ints, last_dimension, only_user, producer, weight
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
-from edgetie.quantize.formats.weight_format import Form, Matrix, Nodes, look_ahead
+from edgetie.quantize.formats.weight_format import (
+    NodeBuilder,
+    QuantizedWeight,
+    WeightFormat,
+    quantize_in_background,
+)
 from edgetie.quantize.preprocess.rotate import PREFIX
 from edgetie.quantize.weights.affine import Array
 
@@ -49,7 +54,7 @@ class _Product:
         return x
 
 
-class MatrixPass(GraphPass):
+class QuantizeWeightsPass(GraphPass):
     """Replaces MatMul and Gather over fp32 matrices.
 
     Args:
@@ -72,21 +77,21 @@ class MatrixPass(GraphPass):
 
     def __init__(
         self,
-        table: Form,
-        layer: Form,
+        table: WeightFormat,
+        layer: WeightFormat,
         grams: Mapping[str, Callable[[], Array]],
         kept: Collection[str] = (),
-        finer: Collection[str] = (),
+        higher_precision: Collection[str] = (),
         exact: Collection[str] = (),
         multiplied: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.finer, self.exact, self.multiplied = finer, exact, multiplied
+        self.higher_precision, self.exact, self.multiplied = higher_precision, exact, multiplied
         self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
-        self._finer = layer.finer() or layer
+        self._higher_precision = layer.higher_precision() or layer
         self.aliases: dict[str, str] = {}
         self.blocks: dict[str, int] = {}
-        self._matrices: dict[str, Matrix] = {}
+        self._matrices: dict[str, QuantizedWeight] = {}
 
     @property
     def layers(self) -> dict[str, list[str]]:
@@ -117,9 +122,9 @@ class MatrixPass(GraphPass):
             if value.name not in self.kept and _is_read_one_way(value):
                 self._replace(graph, value)
         self.aliases = {name: to for form in self._forms for name, to in form.aliases.items()}
-        self.blocks = dict(Counter(str(m.grid.block or "row") for m in self._matrices.values()))
+        self.blocks = dict(Counter(str(m.spec.block or "row") for m in self._matrices.values()))
         self._take_over_names(graph, values)
-        look_ahead(list(self._matrices.values()))
+        quantize_in_background(list(self._matrices.values()))
         graph.sort()  # what several products read stands in front of the first one replaced
         for value in values:
             if value.uses() and value.name not in self.kept:
@@ -162,17 +167,17 @@ class MatrixPass(GraphPass):
                 _forget(node)
 
     @property
-    def _forms(self) -> tuple[Form, ...]:
-        return self.table, self.layer, self._finer
+    def _forms(self) -> tuple[WeightFormat, ...]:
+        return self.table, self.layer, self._higher_precision
 
-    def _form(self, name: str) -> Form:
+    def _form(self, name: str) -> WeightFormat:
         if self._is_table[name]:
             return self.table
-        return self._finer if name in self.finer else self.layer
+        return self._higher_precision if name in self.higher_precision else self.layer
 
     def _matrix(
         self, graph: ir.Graph, value: ir.Value, *, transposed: bool, multiplied: bool = True
-    ) -> Matrix:
+    ) -> QuantizedWeight:
         """A weight to be rounded, made once; ``transposed`` if it is stored ``(in, out)``."""
         label = f"{value.name}{'.T' if transposed else ''}"
         if label in self._matrices:
@@ -183,12 +188,12 @@ class MatrixPass(GraphPass):
         rows, columns = shape[::-1] if transposed else shape
 
         form = self._form(name)
-        matrix = Matrix(
+        matrix = QuantizedWeight(
             graph,
             name,
             label,
             (rows, columns),
-            form.grid(columns),
+            form.spec(columns),
             tensor.numpy,
             transposed,
             self.grams.get(name),
@@ -199,11 +204,11 @@ class MatrixPass(GraphPass):
         self._matrices[label] = matrix
         return matrix
 
-    def _lookup(self, graph: ir.Graph, node: ir.Node, matrix: Matrix) -> None:
+    def _lookup(self, graph: ir.Graph, node: ir.Node, matrix: QuantizedWeight) -> None:
         """``Gather(W, ids)``: the rows, dequantized."""
         ids, result = node.inputs[1], node.outputs[0]
         assert ids is not None
-        nodes, flat = Nodes(matrix.graph), ids
+        nodes, flat = NodeBuilder(matrix.graph), ids
         if ids.shape is None:  # of as many axes as it has when the model runs
             line = initializer(matrix.graph, "table.line", np.array([-1], np.int64))
             flat = nodes("Reshape", ids, line)
@@ -216,14 +221,14 @@ class MatrixPass(GraphPass):
             shape = nodes("Concat", nodes("Shape", ids), last, axis=0)
             nodes("Reshape", nodes[-3].outputs[0], shape)
         if node.graph is not matrix.graph:
-            nodes.name_apart(f"{matrix.label}.lookup.{self.changed}")
+            nodes.make_names_unique(f"{matrix.label}.lookup.{self.changed}")
         nodes[0].name = node.name
         insert(node, *nodes)
         replace(result, nodes[-1].outputs[0])
         _forget(node)
         self.changed += 1
 
-    def _product(self, product: _Product, matrix: Matrix) -> None:
+    def _product(self, product: _Product, matrix: QuantizedWeight) -> None:
         """``x Wᵀ``, with a bias behind it taken in."""
         node, x, result = product.node, product.x, product.result
         if product.reader is not node:
@@ -239,12 +244,12 @@ class MatrixPass(GraphPass):
         # what is rounded away in front of the head goes into the logits as it is
         head = result.is_graph_output() and matrix.rows > _FEW
         exact = head or matrix.name in self.exact
-        nodes = Nodes(matrix.graph)
+        nodes = NodeBuilder(matrix.graph)
         if node.graph is not matrix.graph:  # others do not see what a form keeps of x
             x = nodes.again(x)
         nodes += self._form(matrix.name).product(matrix, x, bias, exact=exact)
         if node.graph is not matrix.graph:
-            nodes.name_apart(f"{matrix.label}.product.{self.changed}")
+            nodes.make_names_unique(f"{matrix.label}.product.{self.changed}")
         next((n for n in nodes if matrix.codes in n.inputs), nodes[-1]).name = node.name
         made = result.producer()
         assert made is not None
@@ -320,7 +325,9 @@ def _is_read_one_way(value: ir.Value) -> bool:
     return len(ways) == 1 and not value.is_graph_output() and all(map(is_known, value.uses()))
 
 
-def _unflattened(x: ir.Value, result: ir.Value, matrix: Matrix) -> tuple[ir.Value, ir.Value]:
+def _unflattened(
+    x: ir.Value, result: ir.Value, matrix: QuantizedWeight
+) -> tuple[ir.Value, ir.Value]:
     """Undo the head's ``Reshape(…, (-1, K))`` and the Reshape back, where both are there."""
     flat, restored = producer(x, "Reshape"), only_user(result, "Reshape")
     if flat is None or restored is None or flat.inputs[0] is None:

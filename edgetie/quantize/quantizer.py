@@ -32,13 +32,13 @@ from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.passes.run import run_passes
 from edgetie.progress import Stages
 from edgetie.quantize.calibration.activations import Text, calibration_text
-from edgetie.quantize.calibration.layerwise_run import Feeds, Input, looks_ahead
-from edgetie.quantize.calibration.synthetic_audio import calibration_clips
-from edgetie.quantize.kv_cache_int8 import QuantizeCache, cache_scales
-from edgetie.quantize.mixed_precision.candidates import CODES, FINER, FLOATS
+from edgetie.quantize.calibration.layerwise_run import Feeds, Input, is_bidirectional
+from edgetie.quantize.calibration.synthetic_audio import calibration_audio
+from edgetie.quantize.kv_cache_int8 import QuantizeKvCache, kv_cache_scales
+from edgetie.quantize.mixed_precision.candidates import FLOAT, HIGHER_PRECISION, QUANTIZED
 from edgetie.quantize.mixed_precision.sensitivity import Cost, Meter, fit, require_kept
-from edgetie.quantize.model_quantizer import Rounding
-from edgetie.quantize.weights.array_spill import Store
+from edgetie.quantize.model_quantizer import ModelQuantizer
+from edgetie.quantize.weights.array_spill import ArraySpill
 from edgetie.runtime.text.tokenizer import TOKENIZER_FILES
 from edgetie.targets import CALIBRATORS, find_scheme
 from edgetie.ties.groups import (
@@ -115,7 +115,7 @@ def quantize_model(
             random tokens where there is no tokenizer. Or the model's inputs themselves, run by run
             (:func:`~edgetie.quantize.calibration.activations.read_feeds`).
         calibrator: how ranges of activations are found where they are fixed beforehand
-            (:func:`~edgetie.quantize.calibration.activation_ranges.find_ranges`).
+            (:func:`~edgetie.quantize.calibration.activation_ranges.find_activation_ranges`).
         cache_bits: 8 for a KV cache of int8, where attention is GroupQueryAttention; by default it
             stays in floating point.
         limits: what must hold against the float model on what follows the first 1,024 tokens of
@@ -173,18 +173,18 @@ def quantize_model(
     # threads share out matrices: BLAS needs none of its own
     with threadpool_limits(1, user_api="blas"), atomic_directory(output, force=force) as directory:
         stages.stage("calibrate")
-        clips, heard = calibration_clips(bundle)
+        clips, audio_embeddings = calibration_audio(bundle)
         given = Input(text.calibrated, clips, runs, text.prefix, text.suffix)
         with ThreadPoolExecutor(1) as beside:
             verified = beside.submit(bundle.verify_files, hashes=bundle is not source)
             try:
-                rounding = Rounding(
+                rounding = ModelQuantizer(
                     row,
                     bundle,
                     _named(models),
                     ties,
                     given,
-                    Store(directory),
+                    ArraySpill(directory),
                     shared=_shared_names(models),
                     calibrator=calibrator,
                 )
@@ -205,7 +205,7 @@ def quantize_model(
             made, costs, measured = fit(limits, rounding, directory, meter, stages)
             stages.stage("write")
             paths = write_models(made.models, directory, data=DATA, same={}, progress=stages)
-            for name in (CODES, FINER, FLOATS):
+            for name in (QUANTIZED, HIGHER_PRECISION, FLOAT):
                 (directory / name).unlink(missing_ok=True)
         if cache_bits is not None:
             written = _quantize_cache(bundle, made.models, directory, given)
@@ -237,13 +237,13 @@ def quantize_model(
         manifest.quantization = {
             "scheme": row.name,
             "blocks": made.blocks,
-            "calibration": rounding.note or _calibrated_on(text, heard, len(runs)),
+            "calibration": rounding.note or _calibrated_on(text, audio_embeddings, len(runs)),
             "smoothed": rounding.smoothed,
             "rotated": rounding.rotated,
-            "compensated": rounding.compensated,
+            "compensated": rounding.gptq_quantize,
             "massive": rounding.massive,
             "kept": kept,
-            "finer": [_costly(cost) for cost in costs if cost.finer],
+            "finer": [_costly(cost) for cost in costs if cost.higher_precision],
             "cache_bits": cache_bits,
             "measured": _found(measured),
         }
@@ -279,8 +279,8 @@ def _quantize_cache(
     """Give the last model, which has one, a cache of 8 bits; returns what is written."""
     *_, (file, model) = models.items()
     written = Bundle(directory, directory / file, bundle.manifest)
-    scales = cache_scales(written, model, directory / file, given)
-    run_passes(model, [], [QuantizeCache(scales)])
+    scales = kv_cache_scales(written, model, directory / file, given)
+    run_passes(model, [], [QuantizeKvCache(scales)])
     ir.save(model, directory / file)
     return written
 
@@ -289,10 +289,12 @@ def _costly(cost: Cost) -> str:
     return f"{cost.name}: costs {cost.kl:.1e}"
 
 
-def _calibrated_on(text: Text, heard: str, runs: int) -> str:
+def _calibrated_on(text: Text, audio_embeddings: str, runs: int) -> str:
     if runs:
         return f"{runs} runs on {text.words}"
-    return " and ".join(filter(None, [f"{len(text.calibrated)} tokens of {text.words}", heard]))
+    return " and ".join(
+        filter(None, [f"{len(text.calibrated)} tokens of {text.words}", audio_embeddings])
+    )
 
 
 def find_known_ties(bundle: Bundle) -> list[Any]:
@@ -374,7 +376,7 @@ def _manifest(bundle: Bundle, models: Mapping[str, ir.Model]) -> Manifest:
     last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
     return Manifest(
         source={"kind": "onnx", "name": bundle.model_path.name, "architecture": None},
-        task="masked-lm" if looks_ahead(bundle.model_path) else "causal-lm",
+        task="masked-lm" if is_bidirectional(bundle.model_path) else "causal-lm",
         precision="fp32",
         signature=Signature(
             inputs=describe(model.graph.inputs),

@@ -25,15 +25,19 @@ def plot_costs(costs: Sequence[Cost], path: Path) -> None:
     """
     with figure_for(path, width=9, height=max(2.5, 1 + 0.16 * len(costs))) as figure:
         axes = figure.subplots()
-        colors = [DARK[1] if c.kept else DARK[2] if c.finer else DARK[0] for c in costs]
+        colors = [DARK[1] if c.kept else DARK[2] if c.higher_precision else DARK[0] for c in costs]
         axes.barh(range(len(costs)), [1e3 * max(cost.kl, 0) for cost in costs], color=colors)
         axes.set_yticks(range(len(costs)), [_short(cost.name) for cost in costs], fontsize=6)
         axes.invert_yaxis()
         axes.margins(y=0.01)
         axes.set_xlabel("KL(float || rounded) that rounding it adds, thousandths of a nat a token")
-        kept, finer = sum(cost.kept for cost in costs), sum(cost.finer for cost in costs)
+        kept, higher_precision = (
+            sum(cost.kept for cost in costs),
+            sum(cost.higher_precision for cost in costs),
+        )
         axes.set_title(
-            f"{len(costs)} products, {kept} kept in floating point (orange), {finer} rounded finer "
+            f"{len(costs)} products, {kept} kept in floating point (orange), {higher_precision} "
+            "in a higher precision "
             "(blue)"
         )
 

@@ -88,8 +88,8 @@ def _remarks(report: LatencyReport) -> list[str]:
     lines = []
     models = models_of(report)
     for name, each in zip(titles(models), models, strict=True):
-        if each.elsewhere:
-            left = placed(each.nodes_per_provider, each.elsewhere)
+        if each.fallback_nodes:
+            left = placed(each.nodes_per_provider, each.fallback_nodes)
             lines.append(f"{name}: {each.provider} leaves {left}.")
         if each.latency_problem:
             lines.append(f"{name}: no times, {each.latency_problem}.")

@@ -112,7 +112,7 @@ class Session:
         return self._placement[0]
 
     @property
-    def elsewhere(self) -> dict[str, int]:
+    def fallback_nodes(self) -> dict[str, int]:
         """How many of each operator run elsewhere than on ``provider``."""
         return self._placement[1]
 
@@ -225,8 +225,8 @@ def open_session(
         cross=cross,
     )
     if row.ort_name != "CPUExecutionProvider":  # which takes whatever there is
-        nodes, elsewhere = opened.nodes_per_provider, opened.elsewhere
-        require_placed(row, bundle.model_path, nodes, elsewhere, strict=strict)
+        nodes, fallback_nodes = opened.nodes_per_provider, opened.fallback_nodes
+        require_placed(row, bundle.model_path, nodes, fallback_nodes, strict=strict)
     return opened
 
 

@@ -28,18 +28,18 @@ _SAMPLES = 4096
 _PIECE = 8 << 20  # bytes
 
 Array = np.ndarray[Any, Any]
-Form = Literal["same", "reshaped", "transposed"]
+Arrangement = Literal["same", "reshaped", "transposed"]
 
 
 @dataclass(frozen=True)
-class Twin:
+class DuplicateWeight:
     """A weight and how it stands to the first of its group."""
 
     value: ir.Value
-    form: Form
+    form: Arrangement
 
 
-def equal_groups(values: Iterable[ir.Value]) -> list[list[Twin]]:
+def equal_groups(values: Iterable[ir.Value]) -> list[list[DuplicateWeight]]:
     """Groups of initializers with equal elements of one type, in the order of ``values``.
 
     Two entries over the same bytes of a file are one; the first stands for both.
@@ -90,15 +90,15 @@ def equal_groups(values: Iterable[ir.Value]) -> list[list[Twin]]:
     ]
 
 
-def _group(members: list[tuple[ir.Value, bool]]) -> list[Twin]:
+def _group(members: list[tuple[ir.Value, bool]]) -> list[DuplicateWeight]:
     first, first_turned = members[0]
 
-    def form(value: ir.Value, turned: bool) -> Form:
+    def form(value: ir.Value, turned: bool) -> Arrangement:
         if turned != first_turned:
             return "transposed"
         return "same" if list(value.shape or ()) == list(first.shape or ()) else "reshaped"
 
-    return [Twin(value, form(value, turned)) for value, turned in members]
+    return [DuplicateWeight(value, form(value, turned)) for value, turned in members]
 
 
 def _fingerprints(tensor: ir.TensorProtocol) -> list[Hashable]:

@@ -13,16 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.bundle.names import LAST_TOKEN_NODE
 from edgetie.passes.base import GraphPass
-from edgetie.passes.cancel_transposes import Layout
-from edgetie.passes.fuse_activation import Activation
-from edgetie.passes.fuse_rms_norm import RmsNorm
-from edgetie.passes.fuse_skip_norm import SkipNorm
-from edgetie.passes.gemm_to_matmul import Linear
-from edgetie.passes.merge_duplicates import Retie
+from edgetie.passes.cancel_transposes import CancelTransposes
+from edgetie.passes.fuse_activation import FuseActivation
+from edgetie.passes.fuse_rms_norm import FuseRmsNorm
+from edgetie.passes.fuse_skip_norm import FuseSkipNorm
+from edgetie.passes.gemm_to_matmul import GemmToMatMul
+from edgetie.passes.merge_duplicates import MergeDuplicates
 from edgetie.passes.pack_projections import PackProjections
 from edgetie.passes.run import run_passes
-from edgetie.passes.select_last_token import LastToken
-from edgetie.passes.tied_head_gemm import Head
+from edgetie.passes.select_last_token import SelectLastToken
+from edgetie.passes.tied_head_gemm import TiedHeadGemm
 from edgetie.ties.groups import find_ties
 
 WIDTH = 64
@@ -90,7 +90,7 @@ def test_linear_turns_gemm_into_matmul() -> None:
         [2, 5, WIDTH],
         {"x2": [10, WIDTH], "y2": [10, WIDTH]},
     )
-    left = rewritten(model, Linear(), x=X)
+    left = rewritten(model, GemmToMatMul(), x=X)
     assert left == {"MatMul": 1, "Add": 1}
     np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), weight.T)
 
@@ -113,7 +113,7 @@ def test_rms_norm() -> None:
             "weight": random(WIDTH),
         },
     )
-    assert rewritten(model, RmsNorm(), x=X) == {"RMSNormalization": 1}
+    assert rewritten(model, FuseRmsNorm(), x=X) == {"RMSNormalization": 1}
 
 
 @pytest.mark.parametrize("norm", ["RMSNormalization", "LayerNormalization"])
@@ -129,14 +129,14 @@ def test_skip_norm_gives_the_sum_too(norm: str) -> None:
         {"x": SHAPE, "z": SHAPE},
         shapes={"sum": SHAPE},
     )
-    left = rewritten(model, SkipNorm(), x=X, z=random(2, 5, WIDTH))
+    left = rewritten(model, FuseSkipNorm(), x=X, z=random(2, 5, WIDTH))
     assert left["Add"] == 0
     assert sum(count for name, count in left.items() if name.startswith("Skip")) == 1
 
 
 def test_activations() -> None:
     silu = graph([node("Sigmoid", ["x"], ["s"]), node("Mul", ["x", "s"], ["y"])], {})
-    assert rewritten(silu, Activation(), x=X) == {"QuickGelu": 1}
+    assert rewritten(silu, FuseActivation(), x=X) == {"QuickGelu": 1}
     gelu = graph(
         [
             node("Pow", ["x", "three"], ["cube"]),
@@ -156,7 +156,7 @@ def test_activations() -> None:
             "half": np.float32(0.5),
         },
     )
-    assert rewritten(gelu, Activation(), x=X) == {"FastGelu": 1}
+    assert rewritten(gelu, FuseActivation(), x=X) == {"FastGelu": 1}
 
 
 def test_layout_removes_pairs_that_undo_each_other() -> None:
@@ -177,7 +177,7 @@ def test_layout_removes_pairs_that_undo_each_other() -> None:
         },
         shapes={"h": heads, "t": turned, "n": turned, "back": heads},
     )
-    left = rewritten(model, Layout(), x=X)
+    left = rewritten(model, CancelTransposes(), x=X)
     assert left == {"Reshape": 2, "RMSNormalization": 1}
 
 
@@ -219,7 +219,7 @@ def tied_head(rows: int) -> ir.Model:
 
 def test_head_reads_the_table_as_it_is_stored() -> None:
     model = tied_head(96)
-    left = rewritten(model, Head(), x=X)
+    left = rewritten(model, TiedHeadGemm(), x=X)
     assert left["Transpose"] == 0
     (tie,) = find_ties(model)
     assert {(use.op_type, use.input) for use in tie.uses} == {("Gather", 0), ("Gemm", 1)}
@@ -244,7 +244,7 @@ def test_last_token_moves_above_the_head() -> None:
         [2, 1, 96],
         shapes={n: [2, "sequence", w] for n, w in (("h", WIDTH), ("logits", 96), ("scaled", 96))},
     )
-    rewritten(model, LastToken(), x=X)
+    rewritten(model, SelectLastToken(), x=X)
     select = next(n for n in model.graph if n.name == LAST_TOKEN_NODE)
     assert select.inputs[0] is model.graph.inputs[0], "above the head and its norm"
 
@@ -255,5 +255,5 @@ def test_equal_weights_become_one() -> None:
         [node("MatMul", ["x", "a"], ["m"]), node("MatMul", ["m", "b"], ["y"])],
         {"a": table, "b": table.copy()},
     )
-    rewritten(model, Retie(), x=X)
+    rewritten(model, MergeDuplicates(), x=X)
     assert len(model.graph.initializers) == 1

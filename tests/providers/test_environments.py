@@ -60,7 +60,7 @@ def test_another_environment_is_compared_with_this_one(
     assert accuracy.relative_error < 1e-4
     assert accuracy.greedy_agreement == 1.0
     assert accuracy.nodes_per_provider["OpenVINOExecutionProvider"] > 10
-    assert accuracy.elsewhere["GroupQueryAttention"] == 2
+    assert accuracy.fallback_nodes["GroupQueryAttention"] == 2
 
     report = bench_model(
         bundle,
@@ -72,8 +72,8 @@ def test_another_environment_is_compared_with_this_one(
     )
     (there,) = report.others
     assert (report.provider, there.provider) == ("cpu", "openvino")
-    assert not report.elsewhere
-    assert there.elsewhere == accuracy.elsewhere
+    assert not report.fallback_nodes
+    assert there.fallback_nodes == accuracy.fallback_nodes
     points = [(point.prompt_tokens, point.batch) for point in there.sweep]
     assert points == [(8, 2), (16, 1), (16, 2)]
     page = tmp_path / "report.html"
@@ -90,7 +90,7 @@ def test_strict_takes_no_other_provider(
     bundle = exported("Llama").bundle.directory
     with pytest.raises(ProviderError, match=r"--strict: .*openvino leaves .*GroupQueryAttention 2"):
         check_model(bundle, str(bundle), provider="openvino", strict=True)
-    assert not open_session(bundle, strict=True).elsewhere
+    assert not open_session(bundle, strict=True).fallback_nodes
 
 
 def test_a_library_that_does_not_load_is_one_line_and_no_run_on_the_cpu(

@@ -12,20 +12,25 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.graph.model_files import write_models
-from edgetie.passes.gemm_to_matmul import Linear
+from edgetie.passes.gemm_to_matmul import GemmToMatMul
 from edgetie.passes.run import run_passes
-from edgetie.quantize.formats.matmul_nbits import Packed
-from edgetie.quantize.preprocess.linear_inputs import find_sites
+from edgetie.quantize.formats.matmul_nbits import MatMulNBitsFormat
+from edgetie.quantize.preprocess.linear_inputs import find_linear_inputs
 from edgetie.quantize.preprocess.rotate import Rotate
-from edgetie.quantize.quantize_weights import MatrixPass
-from edgetie.quantize.weights.affine import Grid, Rounded, choose_block, to_nearest
-from edgetie.quantize.weights.gptq import compensated, gram, regions
+from edgetie.quantize.quantize_weights import QuantizeWeightsPass
+from edgetie.quantize.weights.affine import (
+    QuantizedValues,
+    QuantSpec,
+    choose_block,
+    round_to_nearest,
+)
+from edgetie.quantize.weights.gptq import column_groups, gptq_quantize, hessian
 
 
-def dequantized(rounded: Rounded, grid: Grid, columns: int) -> np.ndarray:
-    width = grid.block or columns
+def dequantized(rounded: QuantizedValues, spec: QuantSpec, columns: int) -> np.ndarray:
+    width = spec.block or columns
     blocks = rounded.codes.reshape(len(rounded.codes), -1, width).astype(np.float32)
-    zeros = grid.middle if rounded.zeros is None else rounded.zeros[..., None].astype(np.float32)
+    zeros = spec.middle if rounded.zeros is None else rounded.zeros[..., None].astype(np.float32)
     values = (blocks - zeros) * rounded.scales[..., None]
     return values.reshape(len(values), -1)[:, :columns]
 
@@ -38,15 +43,15 @@ def test_compensated_rounding_errs_less_in_the_product(columns: int, kind: str) 
     x = (rng.normal(size=(2000, columns // 4)) @ mixed).astype(np.float32)  # correlated channels
     rows = rng.normal(size=(50, columns)).astype(np.float32)
     block = choose_block(columns, 64 if kind == "blocks" else 32)
-    grid = {
-        "blocks": Grid(8, block),
-        "rows": Grid(8),
-        "four bits": Grid(4, block, asymmetric=True, clip=True),
-        "four bits of both signs": Grid(4, block),
+    spec = {
+        "blocks": QuantSpec(8, block),
+        "rows": QuantSpec(8),
+        "four bits": QuantSpec(4, block, asymmetric=True, clip=True),
+        "four bits of both signs": QuantSpec(4, block),
     }[kind]
-    plain = dequantized(to_nearest(rows, grid), grid, columns)
-    rounded = compensated(rows, grid, gram(x))
-    better = dequantized(rounded, grid, columns)
+    plain = dequantized(round_to_nearest(rows, spec), spec, columns)
+    rounded = gptq_quantize(rows, spec, hessian(x))
+    better = dequantized(rounded, spec, columns)
     assert np.linalg.norm(x @ (rows - better).T) < 0.9 * np.linalg.norm(x @ (rows - plain).T)
     # every weight stays near its own value
     assert np.abs(rows - better).max() < 8 * rounded.scales.max()
@@ -58,9 +63,9 @@ def test_nearest_is_within_half_a_step(block: int | None, asymmetric: bool) -> N
     rows = np.random.default_rng(0).normal(size=(40, 48)).astype(np.float32)
     rows[3] = 0  # a row of zeros
     rows[5] = np.abs(rows[5])
-    grid = Grid(8, block, asymmetric=asymmetric)
-    rounded = to_nearest(rows, grid)
-    errors = np.abs(dequantized(rounded, grid, 48) - rows).reshape(40, grid.count(48), -1)
+    spec = QuantSpec(8, block, asymmetric=asymmetric)
+    rounded = round_to_nearest(rows, spec)
+    errors = np.abs(dequantized(rounded, spec, 48) - rows).reshape(40, spec.count(48), -1)
     assert (errors <= 0.501 * rounded.scales[..., None]).all()
     assert (errors[3] == 0).all()
 
@@ -68,8 +73,8 @@ def test_nearest_is_within_half_a_step(block: int | None, asymmetric: bool) -> N
 def test_zero_points_lower_the_squared_error() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
     errors = [
-        np.square(dequantized(to_nearest(rows, grid), grid, 64) - rows).sum()
-        for grid in (Grid(8, 64), Grid(8, 64, asymmetric=True))
+        np.square(dequantized(round_to_nearest(rows, spec), spec, 64) - rows).sum()
+        for spec in (QuantSpec(8, 64), QuantSpec(8, 64, asymmetric=True))
     ]
     assert errors[1] < 0.87 * errors[0]
 
@@ -77,15 +82,15 @@ def test_zero_points_lower_the_squared_error() -> None:
 def test_clipping_lowers_the_squared_error() -> None:
     rows = np.random.default_rng(0).standard_t(3, size=(200, 64)).astype(np.float32)
     errors = [
-        np.square(dequantized(to_nearest(rows, grid), grid, 64) - rows).sum()
-        for grid in (Grid(4, 32), Grid(4, 32, clip=True))
+        np.square(dequantized(round_to_nearest(rows, spec), spec, 64) - rows).sum()
+        for spec in (QuantSpec(4, 32), QuantSpec(4, 32, clip=True))
     ]
     assert errors[1] < 0.97 * errors[0]
 
 
 def test_regions_are_whole_blocks_and_hold_every_column() -> None:
     for columns in (16, 70, 576, 1536, 2048, 8192):
-        count, width = regions(columns)
+        count, width = column_groups(columns)
         assert count * width >= columns
         assert width % choose_block(columns) == 0
         assert width <= 768
@@ -93,10 +98,10 @@ def test_regions_are_whole_blocks_and_hold_every_column() -> None:
 
 def test_what_is_never_active_is_rounded_to_nearest() -> None:
     rows = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
-    rounded = compensated(rows, Grid(8, 64), np.zeros((1, 64, 64), np.float32))
-    expected = to_nearest(rows, Grid(8, 64))
+    rounded = gptq_quantize(rows, QuantSpec(8, 64), np.zeros((1, 64, 64), np.float32))
+    expected = round_to_nearest(rows, QuantSpec(8, 64))
     np.testing.assert_allclose(rounded.scales, expected.scales, rtol=1e-6)
-    errors = np.abs(dequantized(rounded, Grid(8, 64), 64) - rows)
+    errors = np.abs(dequantized(rounded, QuantSpec(8, 64), 64) - rows)
     assert errors.max() <= expected.scales.max() * 0.501
 
 
@@ -135,14 +140,16 @@ def test_logits_come_from_activations_hardly_rounded(
     offset = head_model(tmp_path / "head.onnx", bias=bias)
     model = ir.load(tmp_path / "head.onnx")
     model.graph.opset_imports[""] = opset
-    scheme = MatrixPass(Packed(), Packed(aliased=aliased), {})
+    scheme = QuantizeWeightsPass(MatMulNBitsFormat(), MatMulNBitsFormat(aliased=aliased), {})
     run_passes(model, [], [scheme])
     values = model.graph.initializers
     same = {values[a]: values[b] for a, b in scheme.aliases.items() if a in values}
     (path,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same=same)
     written = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}  # type: ignore[union-attr]
-    rounded = Rounded(written["w"].reshape(400, 128), written["w.T.scales"], written["w.T.zeros"])
-    matrix = dequantized(rounded, Grid(8, 64, asymmetric=True), 128)
+    rounded = QuantizedValues(
+        written["w"].reshape(400, 128), written["w.T.scales"], written["w.T.zeros"]
+    )
+    matrix = dequantized(rounded, QuantSpec(8, 64, asymmetric=True), 128)
     x = np.random.default_rng(1).normal(size=(2, 3, 128)).astype(np.float32)
     x[0, 1, :64] = 0  # a block of zeros
     exact = x @ matrix.T + offset
@@ -201,9 +208,9 @@ def attention_model(path: Path, *, packed: bool, bias: bool) -> None:
 def test_values_are_rotated_without_a_node(tmp_path: Path, packed: bool, bias: bool) -> None:
     attention_model(tmp_path / "before.onnx", packed=packed, bias=bias)
     model = ir.load(tmp_path / "before.onnx")
-    run_passes(model, [], [Linear()])
+    run_passes(model, [], [GemmToMatMul()])
     nodes = len(model.graph)
-    rotate = Rotate([name for name in find_sites(model) if name == "sums"])
+    rotate = Rotate([name for name in find_linear_inputs(model) if name == "sums"])
     run_passes(model, [], [rotate])
     ir.save(model, tmp_path / "after.onnx")
     assert (rotate.changed, rotate.free, len(model.graph)) == (1, 1, nodes)

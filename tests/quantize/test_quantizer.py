@@ -21,12 +21,12 @@ from edgetie.graph.model_files import write_models
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.harness.ties.inspect import inspect_model
-from edgetie.passes.gemm_to_matmul import Linear
-from edgetie.passes.remove_flatten_reshapes import Unflatten
+from edgetie.passes.gemm_to_matmul import GemmToMatMul
+from edgetie.passes.remove_flatten_reshapes import RemoveFlattenReshapes
 from edgetie.passes.run import run_passes
 from edgetie.quantize.calibration.activations import activations
 from edgetie.quantize.calibration.layerwise_run import Input
-from edgetie.quantize.preprocess.linear_inputs import find_sites
+from edgetie.quantize.preprocess.linear_inputs import find_linear_inputs
 from edgetie.quantize.preprocess.rotate import Rotate, hadamard, rotation_size
 from edgetie.quantize.preprocess.smooth import Smooth, smoothable, smoothing
 from edgetie.quantize.quantizer import quantize_model
@@ -83,13 +83,13 @@ def test_smoothing_and_rotation_keep_fp32(float_bundle: Any, tmp_path: Path, kin
     path = float_bundle(kind) / "model.onnx"
     before = logits(path)
     model = ir.load(path)
-    run_passes(model, [], [Linear(), Unflatten()])
-    sites = find_sites(model)
+    run_passes(model, [], [GemmToMatMul(), RemoveFlattenReshapes()])
+    linear_inputs = find_linear_inputs(model)
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, models.VOCAB, 64).tolist()
-    found = activations(open_bundle(path), path, list(sites), Input(tokens))
+    found = activations(open_bundle(path), path, list(linear_inputs), Input(tokens))
     smooth = Smooth({name: smoothing(np.abs(rows).mean(axis=0), 0.5) for name, rows in found})
-    rotate = Rotate(list(sites))
+    rotate = Rotate(list(linear_inputs))
     run_passes(model, [], [smooth, rotate])
     assert smooth.changed >= 3
     assert rotate.changed >= 5
@@ -100,12 +100,12 @@ def test_smoothing_and_rotation_keep_fp32(float_bundle: Any, tmp_path: Path, kin
 
 def test_gated_layer_and_table_are_smoothed(float_bundle: Any) -> None:
     model = ir.load(float_bundle("Llama") / "model.onnx")
-    run_passes(model, [], [Linear(), Unflatten()])
+    run_passes(model, [], [GemmToMatMul(), RemoveFlattenReshapes()])
     found = smoothable(model)
-    made = [site.value.producer().op_type for site in found.values()]  # type: ignore[union-attr]
+    made = [linear_input.value.producer().op_type for linear_input in found.values()]  # type: ignore[union-attr]
     assert made.count("Mul") == 2
-    assert any(site.tables for site in found.values())
-    assert len(find_sites(model)) == 2 * 4 + 1
+    assert any(linear_input.tables for linear_input in found.values())
+    assert len(find_linear_inputs(model)) == 2 * 4 + 1
 
 
 def test_hadamard_is_symmetric_and_orthogonal() -> None:

@@ -111,10 +111,10 @@ def test_small_constants_in_the_weights_file(
         "last": np.array([-1]),
     }
     path = write(tmp_path / "model.onnx", nodes, values, apart=True)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "model.onnx.data").write_bytes(bytes(path.stat().st_size + (1 << 20)))
-    monkeypatch.chdir(elsewhere)
+    fallback_nodes = tmp_path / "elsewhere"
+    fallback_nodes.mkdir()
+    (fallback_nodes / "model.onnx.data").write_bytes(bytes(path.stat().st_size + (1 << 20)))
+    monkeypatch.chdir(fallback_nodes)
     report = quantize_model(path, tmp_path / "out", scheme=scheme)
     close(report.bundle.model_path, path)
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from edgetie.errors import UnfusableError
-from edgetie.export.recurrence.token_unroll import Rows
+from edgetie.export.recurrence.token_unroll import TokenUnroll
 
 NAME = "edgetie"
 _HEAD_SIZE_MULTIPLE = 8  # GroupQueryAttention rejects other head sizes
@@ -44,7 +44,7 @@ class CacheLayer:
 
     past_key: torch.Tensor
     past_value: torch.Tensor
-    rows: Rows | None = None
+    rows: TokenUnroll | None = None
     appended: tuple[torch.Tensor, torch.Tensor] | None = None
     full: tuple[torch.Tensor, torch.Tensor] | None = None
     present: tuple[torch.Tensor, torch.Tensor] | None = None

@@ -22,7 +22,7 @@ def length_of_several(module: torch.nn.Module, fewest: int) -> int:
     return max(fewest, 5 * (window_of(module) or 0) // 2)
 
 
-def whole_windows(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int | None:
+def pad_to_window(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int | None:
     """Pad ``inputs``, ``(batch, sequence)`` each, to a multiple of the model's window, in place.
 
     Returns:

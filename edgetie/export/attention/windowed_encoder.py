@@ -17,7 +17,7 @@ _NAME = "flash_edgetie"
 _BOUNDARIES, _LONGEST = "cu_seqlens", "max_seqlen"
 
 
-def find_window(module: torch.nn.Module, run: Callable[[], Any]) -> int | None:
+def find_attention_window(module: torch.nn.Module, run: Callable[[], Any]) -> int | None:
     """Length of the windows in which an encoder attends; ``None`` if it has none.
 
     Args:
@@ -48,7 +48,7 @@ def find_window(module: torch.nn.Module, run: Callable[[], Any]) -> int | None:
 
 
 @contextlib.contextmanager
-def in_windows(module: torch.nn.Module, length: int | None) -> Iterator[dict[str, Any]]:
+def attend_in_windows(module: torch.nn.Module, length: int | None) -> Iterator[dict[str, Any]]:
     """Compute attention in windows of ``length``; does nothing without.
 
     Yields:

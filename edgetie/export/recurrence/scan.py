@@ -26,7 +26,7 @@ _MOST_NODES = 8
 """Nodes taken into a loop to keep one large value there."""
 
 
-def close_loops(model: ir.Model) -> int:
+def replace_loops_by_scans(model: ir.Model) -> int:
     """Replace the marked nodes of a graph by loops, in place.
 
     Returns:

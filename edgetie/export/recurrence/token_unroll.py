@@ -3,7 +3,7 @@
 Whatever a recurrent layer does with a whole sequence at once (chunks, scans, Python loops), with
 one token and a state it does the plain thing. So every token of a batch is traced as a row of its
 own, ``(batch * sequence, 1)``: projections, norms and experts cannot tell rows from sequences,
-attention puts a sequence together again (:meth:`Rows.together`), and a state is what the row before
+attention joins a sequence again (:meth:`TokenUnroll.together`), and a state is what the row before
 left. That last part no trace can say: two marked nodes stand for it, and
 :mod:`scan` puts what lies between them into an ONNX Scan over the sequence.
 """
@@ -22,7 +22,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenUnroll:
     """The tokens ``(batch, sequence)`` of a trace, each a row of its own."""
 
     ids: torch.Tensor

@@ -19,7 +19,7 @@ import torch
 
 from edgetie.bundle.names import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MASK
 from edgetie.export.attention.interface import Broadcast
-from edgetie.export.attention.windowed_encoder import find_window, in_windows
+from edgetie.export.attention.windowed_encoder import attend_in_windows, find_attention_window
 from edgetie.export.tasks import causal
 from edgetie.export.tasks.base import (
     FRAMES,
@@ -140,8 +140,8 @@ class AudioTask(CausalTask):
             else:
                 words = random.integers(0, self.vocab_size - 1, _BEFORE + _AFTER)
                 words += words >= token
-                heard = [token] * rows.reshape(-1, self.hidden_size).shape[0]
-                ids = np.array([[*words[:_BEFORE], *heard, *words[_BEFORE:]]])
+                audio_embeddings = [token] * rows.reshape(-1, self.hidden_size).shape[0]
+                ids = np.array([[*words[:_BEFORE], *audio_embeddings, *words[_BEFORE:]]])
             with torch.no_grad():
                 output = module(input_ids=torch.from_numpy(ids), **given)
             logits.append(logits_of(output)[0].float().numpy())
@@ -167,13 +167,13 @@ class AudioTask(CausalTask):
     ) -> Agreement:
         names = [value.name for value in decoder.get_inputs()]
 
-        def run(tokens: Array, mask: Array, heard: Array, past: list[Array]) -> Any:
+        def run(tokens: Array, mask: Array, audio_embeddings: Array, past: list[Array]) -> Any:
             past = past or [np.zeros(tensor.shape(len(tokens)), dtype) for tensor in self.cache]
-            feeds = dict(zip(names, [tokens, mask, heard, *past], strict=True))
+            feeds = dict(zip(names, [tokens, mask, audio_embeddings, *past], strict=True))
             logits, *present = decoder.run(None, feeds)
             return logits[:, -1], present
 
-        def heard(row: Array, start: int, end: int) -> Array:
+        def audio_embeddings(row: Array, start: int, end: int) -> Array:
             """What is heard at tokens ``start`` to ``end``."""
             if self.audio_token_id is None:
                 return row[:, start:end]
@@ -184,12 +184,17 @@ class AudioTask(CausalTask):
             count = tokens.shape[1]
             prefix = count - _STEPS
             got, past = run(
-                tokens[:, :prefix], np.ones((1, prefix), np.int64), heard(row, 0, prefix), []
+                tokens[:, :prefix],
+                np.ones((1, prefix), np.int64),
+                audio_embeddings(row, 0, prefix),
+                [],
             )
             prefill = max(prefill, largest_error(got[0], logits[prefix - 1]))
             for end in range(prefix + 1, count + 1) if self.cache else ():
                 step = tokens[:, end - 1 : end]
-                got, past = run(step, np.ones((1, end), np.int64), heard(row, end - 1, end), past)
+                got, past = run(
+                    step, np.ones((1, end), np.int64), audio_embeddings(row, end - 1, end), past
+                )
                 cached = max(cached, largest_error(got[0], logits[end - 1]))
         short, long = (tokens.shape[1] for tokens in ids)
         both = np.zeros((2, long), np.int64)
@@ -217,7 +222,7 @@ class _Encoder(torch.nn.Module):
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         given = {_SOURCE: features} | ({} if mask is None else {FEATURES_MASK: mask})
-        with Broadcast(), in_windows(self.model, self.window) as windows:
+        with Broadcast(), attend_in_windows(self.model, self.window) as windows:
             rows = _heard(self.model, given | windows)
         return rows.flatten(0, -2) if self.flat else rows
 
@@ -257,8 +262,8 @@ class Embedded(torch.nn.Module):
 def _silence(model: torch.nn.Module, rows: torch.Tensor) -> Iterator[None]:
     """Let a model hear nothing, whatever features it is given."""
     listener = _listener(model)
-    heard = SimpleNamespace(pooler_output=rows, cache=None, padding_cache=None)
-    listener.get_audio_features = lambda *_, **__: heard
+    audio_embeddings = SimpleNamespace(pooler_output=rows, cache=None, padding_cache=None)
+    listener.get_audio_features = lambda *_, **__: audio_embeddings
     try:
         yield
     finally:
@@ -305,7 +310,7 @@ class _Decoder(torch.nn.Module):
             self.embedded.vectors = None
 
 
-def hears(module: torch.nn.Module) -> bool:
+def is_audio_model(module: torch.nn.Module) -> bool:
     """Whether a model is a decoder of tokens with an encoder of sound beside it."""
     config = getattr(module, "config", None)
     return hasattr(module, "get_audio_features") and not getattr(
@@ -338,8 +343,8 @@ def probe(module: torch.nn.Module, config: Any) -> AudioTask:
         varies = False
     if varies:
         listener, long = _listener(module), _longer(shape, axis, _LONG)
-        window = find_window(listener, lambda: encode(shape, axis))
-        window = window and find_window(listener, lambda: encode(long, axis))
+        window = find_attention_window(listener, lambda: encode(shape, axis))
+        window = window and find_attention_window(listener, lambda: encode(long, axis))
     return AudioTask(
         **{each.name: getattr(base, each.name) for each in fields(base)}
         | {"audio_token_id": token},

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from edgetie.graph.constants import LEFT_OUT
+from edgetie.graph.constants import MASKED_LOGIT
 
 Array = np.ndarray[Any, Any]
 
@@ -223,11 +223,11 @@ def largest_error(got: Array, expected: Array) -> float:
     """
     found = got.astype(np.float32)
     distance = np.abs(found - expected)
-    distance[(found <= -LEFT_OUT) & (expected <= -LEFT_OUT)] = 0
+    distance[(found <= -MASKED_LOGIT) & (expected <= -MASKED_LOGIT)] = 0
     largest = float(distance.max())
     return largest if np.isfinite(largest) else float("inf")  # max() would lose a NaN
 
 
 def largest_logit(logits: Array) -> float:
     """The largest absolute logit, but for tokens that are left out."""
-    return float(np.abs(logits, where=~(logits <= -LEFT_OUT), out=np.zeros_like(logits)).max())
+    return float(np.abs(logits, where=~(logits <= -MASKED_LOGIT), out=np.zeros_like(logits)).max())

@@ -28,7 +28,7 @@ from edgetie.export.attention import interface as attention
 from edgetie.export.attention.interface import Broadcast, CacheLayer, Trace
 from edgetie.export.attention.transformers_cache import attributes_held, cache_of, cache_states
 from edgetie.export.patches.position_tables import ReadTables
-from edgetie.export.recurrence.token_unroll import Rows
+from edgetie.export.recurrence.token_unroll import TokenUnroll
 from edgetie.export.tasks.base import CacheShape, logits_of
 from edgetie.sources.cache_argument import cache_keyword
 
@@ -170,7 +170,7 @@ class CausalLM(torch.nn.Module):
         trace: Trace,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run on every token alone, see :mod:`token_unroll`; attention as in ``_packed``."""
-        rows = Rows(ids)
+        rows = TokenUnroll(ids)
         given = dict(zip(self.names, past, strict=True))
         layers: dict[int, CacheLayer] = {}
         states: dict[str, torch.Tensor] = {}

@@ -14,7 +14,7 @@ import torch
 from edgetie.bundle.names import MODEL
 from edgetie.export.attention.interface import Broadcast
 from edgetie.export.attention.mask_branches import MaskQuestions
-from edgetie.export.attention.window_padding import length_of_several, whole_windows
+from edgetie.export.attention.window_padding import length_of_several, pad_to_window
 from edgetie.export.tasks.base import (
     Agreement,
     Expected,
@@ -107,7 +107,7 @@ class _MaskedLM(torch.nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.inputs, inputs, strict=True))
-        length = whole_windows(self.model, given)
+        length = pad_to_window(self.model, given)
         with Broadcast(), MaskQuestions(given.get("attention_mask")):
             logits = logits_of(self.model(**given))
         return logits if length is None else logits[:, :length]

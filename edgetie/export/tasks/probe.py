@@ -29,7 +29,7 @@ def probe(source: Source) -> Task:
     """
     if source.task not in _PROBES:
         raise ExportError(f"{source.name}: {source.task} models cannot be exported yet")
-    probe = audio_lm.probe if audio_lm.hears(source.module) else _PROBES[source.task]
+    probe = audio_lm.probe if audio_lm.is_audio_model(source.module) else _PROBES[source.task]
     try:
         return probe(source.module, source.config)
     except Exception as error:

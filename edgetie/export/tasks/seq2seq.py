@@ -20,7 +20,7 @@ from edgetie.bundle.names import DECODER, ENCODER, ENCODER_MASK
 from edgetie.export.attention.interface import Broadcast
 from edgetie.export.attention.mask_branches import MaskQuestions
 from edgetie.export.attention.transformers_cache import cache_of
-from edgetie.export.attention.window_padding import length_of_several, whole_windows
+from edgetie.export.attention.window_padding import length_of_several, pad_to_window
 from edgetie.export.tasks.base import (
     PAST,
     PRESENT,
@@ -241,7 +241,7 @@ class _Encoder(torch.nn.Module):
     def _encode(self, given: dict[str, torch.Tensor]) -> torch.Tensor:
         model: Any = self.model
         read = dict(given)
-        length = whole_windows(model, read)
+        length = pad_to_window(model, read)
         with MaskQuestions(read.get(_MASK)):
             hidden: torch.Tensor = model.get_encoder()(**read)[0]
         return hidden if length is None else hidden[:, :length]

@@ -22,7 +22,7 @@ from edgetie.export.patches.implementations import (
     experts_implementation,
 )
 from edgetie.export.patches.traceable import traceable
-from edgetie.export.recurrence.scan import close_loops
+from edgetie.export.recurrence.scan import replace_loops_by_scans
 from edgetie.export.tasks.probe import Graph, Task
 from edgetie.export.tracing.exported_program import forget_failure, prepare
 from edgetie.export.tracing.shape_constraints import Bounds, read_bounds
@@ -165,7 +165,7 @@ def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, 
     for value, name in zip(model.graph.outputs, graph.outputs, strict=True):
         value.name = name
     _name_dimensions(model, graph)
-    close_loops(model)
+    replace_loops_by_scans(model)
     for node in model.graph:
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]

@@ -86,7 +86,7 @@ class AccuracyReport:
     perplexity_increase: float
     perplexity_increase_error: float
     nodes_per_provider: dict[str, int]
-    elsewhere: dict[str, int]
+    fallback_nodes: dict[str, int]
     thresholds: Thresholds
     failures: dict[str, str]
 
@@ -181,7 +181,7 @@ def _compare(
     scored = list(
         samples.scored(opened.task, data.ids, window, data.prefix, data.suffix, data.mask)
     )
-    sure = data.is_text and not actual.hears  # nothing is said in noise
+    sure = data.is_text and not actual.is_audio_model  # nothing is said in noise
     if sure and samples.too_short(scored, opened.task, data.mask):
         raise BundleError(
             f"{len(data.ids)} tokens are too few to measure predictions on; give a longer --text, "
@@ -222,7 +222,7 @@ def _compare(
         reference=reference.name,
         provider=provider,
         precision=precision,
-        data=f"{data.description}, after noise" if actual.hears else data.description,
+        data=f"{data.description}, after noise" if actual.is_audio_model else data.description,
         tokens=predictions.tokens,
         positions=errors.positions,
         max_abs_error=errors.max_abs_error,
@@ -237,7 +237,7 @@ def _compare(
         perplexity_increase=predictions.perplexity_increase,
         perplexity_increase_error=predictions.perplexity_increase_error,
         nodes_per_provider=actual.nodes_per_provider,
-        elsewhere=actual.elsewhere,
+        fallback_nodes=actual.fallback_nodes,
         thresholds=limits,
         failures=failures,
     )

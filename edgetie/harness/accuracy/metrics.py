@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from edgetie.graph.constants import LEFT_OUT
+from edgetie.graph.constants import MASKED_LOGIT
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -196,9 +196,9 @@ def _chunks(
 def _distance(ref: Doubles, cand: Doubles) -> tuple[Doubles, float]:
     """``|cand - ref|``, and the largest ``|ref|``; tokens that both leave out count in neither."""
     distance, size = np.abs(cand - ref), np.abs(ref)
-    if size.max() >= LEFT_OUT:
-        distance[(ref <= -LEFT_OUT) & (cand <= -LEFT_OUT)] = 0
-        size[size >= LEFT_OUT] = 0
+    if size.max() >= MASKED_LOGIT:
+        distance[(ref <= -MASKED_LOGIT) & (cand <= -MASKED_LOGIT)] = 0
+        size[size >= MASKED_LOGIT] = 0
     return distance, float(size.max())
 
 

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.names import AUDIO, MANIFEST, SPEECH
 from edgetie.errors import BundleError, SourceError, summarize
-from edgetie.runtime.audio.embeddings import hear, noise, with_sound
+from edgetie.runtime.audio.embeddings import embed_audio, noise, with_audio_tokens
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.fixed_shape_decoder import FixedDecoder
 from edgetie.runtime.decoding.generation import decoder_for
@@ -97,12 +97,12 @@ class BundleReference:
         return self.session.nodes_per_provider
 
     @property
-    def elsewhere(self) -> dict[str, int]:
+    def fallback_nodes(self) -> dict[str, int]:
         """By operator, nodes that run elsewhere than asked."""
-        return self.session.elsewhere
+        return self.session.fallback_nodes
 
     @property
-    def hears(self) -> bool:
+    def is_audio_model(self) -> bool:
         """Whether its encoder reads sound: then each sequence comes with noise of its own."""
         encoder = self.session.encoder
         return encoder is not None and encoder.get_inputs()[0].name != "input_ids"
@@ -112,7 +112,7 @@ class BundleReference:
         """Most tokens of a sequence, beside what is heard; ``None`` if that is not known."""
         manifest = self.bundle.manifest
         most = manifest.signature.max_positions if manifest is not None else None
-        if most is None or not self.hears or self.session.cross:
+        if most is None or not self.is_audio_model or self.session.cross:
             return most
         one = np.zeros((1, 1), np.int64)
         return most + 1 - int(self._with_sound(one, 1)[0].shape[1])
@@ -126,15 +126,15 @@ class BundleReference:
             return np.concatenate(rows)
         feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids}
         if self.session.cross:
-            source = self._sound(ids) if self.hears else {"input_ids": ids}
-            if not self.hears:
+            source = self._sound(ids) if self.is_audio_model else {"input_ids": ids}
+            if not self.is_audio_model:
                 source["attention_mask"] = np.ones_like(ids)
             made = [tensor.present for tensor in self.session.cross]
             keys = self._run(self.session.encoder, made, source)
             feeds |= {t.past: key for t, key in zip(self.session.cross, keys, strict=True)}
             feeds["encoder_attention_mask"] = np.ones_like(ids)
             feeds["input_ids"] = _shifted(ids, self._start)
-        elif self.hears:
+        elif self.is_audio_model:
             feeds["input_ids"], feeds[AUDIO] = self._with_sound(ids, ids.shape[1])
         read = feeds["input_ids"]
         feeds |= {
@@ -158,7 +158,7 @@ class BundleReference:
     def _with_sound(self, ids: Ids, length: int) -> tuple[Ids, Floats]:
         manifest = self.bundle.manifest
         token = manifest.signature.audio_token_id if manifest is not None else None
-        return with_sound(ids, hear(self.session, self._sound(ids)), token, length)
+        return with_audio_tokens(ids, embed_audio(self.session, self._sound(ids)), token, length)
 
     @property
     def _start(self) -> list[int]:
@@ -179,14 +179,16 @@ class BundleReference:
             raise BundleError(f"{self.name}: ONNX Runtime failed: {summarize(error)}") from error
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
-        ids, heard = np.array([prompt_ids], np.int64), None
-        if self.hears and not self.session.cross:
-            ids, heard = self._with_sound(ids, ids.shape[1] + n)
+        ids, audio_embeddings = np.array([prompt_ids], np.int64), None
+        if self.is_audio_model and not self.session.cross:
+            ids, audio_embeddings = self._with_sound(ids, ids.shape[1] + n)
         decoder = decoder_for(self.session, 1, ids.shape[1], n)
         if isinstance(decoder, Decoder | FixedDecoder):
-            logits = decoder.prefill(ids, heard=heard)
+            logits = decoder.prefill(ids, audio_embeddings=audio_embeddings)
         else:
-            logits = decoder.prefill(next(iter(self._sound(ids).values())) if self.hears else ids)
+            logits = decoder.prefill(
+                next(iter(self._sound(ids).values())) if self.is_audio_model else ids
+            )
         tokens = [int(logits[0].argmax())]
         while len(tokens) < n:
             logits = decoder.step(np.array(tokens[-1:], np.int64))

@@ -58,10 +58,10 @@ class RemoteReference:
             self.close()
             raise
         self.name: str = str(path)
-        self.hears: bool = told["hears"]
+        self.is_audio_model: bool = told["hears"]
         self.longest: int | None = told["longest"]
         self.nodes_per_provider: dict[str, int] = told["nodes_per_provider"]
-        self.elsewhere: dict[str, int] = told["elsewhere"]
+        self.fallback_nodes: dict[str, int] = told["elsewhere"]
 
     def logits(self, ids: Ids) -> Floats:
         """Logits at every position: ``(1, S)`` to ``(S, vocabulary)``."""
@@ -137,10 +137,10 @@ def _main() -> None:
             if "path" in question:
                 model = BundleReference(question.pop("path"), **question)
                 answer = {
-                    "hears": model.hears,
+                    "hears": model.is_audio_model,
                     "longest": model.longest,
                     "nodes_per_provider": model.session.nodes_per_provider,
-                    "elsewhere": model.session.elsewhere,
+                    "elsewhere": model.session.fallback_nodes,
                 }
             else:
                 answer = _answer(model, question)

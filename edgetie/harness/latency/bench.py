@@ -112,7 +112,7 @@ class LatencyReport:
     peak_rss_bytes: int
     file_bytes: int
     nodes_per_provider: dict[str, int]
-    elsewhere: dict[str, int]
+    fallback_nodes: dict[str, int]
     latency_valid: bool
     latency_problem: str | None
     ties: TieStatus
@@ -302,7 +302,7 @@ def _summarize(
         latency_ms={"p50": p50, "p90": p90, "p99": p99},
         file_bytes=_file_bytes(Path(job.path), bundle),
         nodes_per_provider=runs[0].nodes_per_provider,
-        elsewhere=runs[0].elsewhere,
+        fallback_nodes=runs[0].fallback_nodes,
         latency_valid=runs[0].latency_problem is None,
         latency_problem=runs[0].latency_problem,
         ties=ties,

@@ -23,7 +23,7 @@ from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.accuracy.samples import random_ids
 from edgetie.providers.environment import latency_problem
 from edgetie.providers.json_worker import reply
-from edgetie.runtime.audio.embeddings import hear, noise, with_sound
+from edgetie.runtime.audio.embeddings import embed_audio, noise, with_audio_tokens
 from edgetie.runtime.decoding.generation import decoder_for
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
 from edgetie.runtime.memory import MemorySampler, read_memory
@@ -83,7 +83,7 @@ class Run:
     peak_rss_bytes: int
     threads: int
     nodes_per_provider: dict[str, int]
-    elsewhere: dict[str, int]
+    fallback_nodes: dict[str, int]
     latency_problem: str | None
     timeline: list[tuple[float, int, int]] = field(default_factory=list)
 
@@ -129,7 +129,7 @@ def measure(job: Job) -> Run:
         peak_rss_bytes=after.peak - before.rss,
         threads=session.threads,
         nodes_per_provider=session.nodes_per_provider,
-        elsewhere=session.elsewhere,
+        fallback_nodes=session.fallback_nodes,
         latency_problem=latency_problem(job.provider),
         timeline=timeline,
     )
@@ -172,7 +172,9 @@ class _Prompt:
     def _heard(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         manifest = self._session.bundle.manifest
         token = manifest.signature.audio_token_id if manifest is not None else None
-        return with_sound(self._ids, hear(self._session, self._source), token, self._length)
+        return with_audio_tokens(
+            self._ids, embed_audio(self._session, self._source), token, self._length
+        )
 
     def encode(self) -> float | None:
         """Milliseconds of the encoder."""
@@ -188,8 +190,8 @@ class _Prompt:
             return self.decoder.prefill(next(iter(self._source.values())))
         if not self._source:
             return self.decoder.prefill(self._ids)
-        ids, heard = self._heard()
-        return self.decoder.prefill(ids, heard=heard)
+        ids, audio_embeddings = self._heard()
+        return self.decoder.prefill(ids, audio_embeddings=audio_embeddings)
 
 
 def _generate(prompt: _Prompt, count: int) -> list[float]:

@@ -32,7 +32,7 @@ class Fixed:
     output: Range | None = None
 
 
-def find_ranges(
+def find_activation_ranges(
     bundle: Bundle,
     model_path: Path,
     changes: Mapping[str, Callable[[Array], Array]],

@@ -20,7 +20,7 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.names import AUDIO, LAST_TOKEN_NODE
 from edgetie.errors import QuantizeError
 from edgetie.harness.accuracy.samples import windows
-from edgetie.runtime.audio.embeddings import with_sound
+from edgetie.runtime.audio.embeddings import with_audio_tokens
 from edgetie.runtime.graph import FOLDER, read_graph, without_last_token
 
 _PIECE_BYTES = 48 << 20  # weights of a piece
@@ -98,7 +98,7 @@ def as_rows(values: Array) -> Array:
     return values.reshape(-1, values.shape[-1])
 
 
-def looks_ahead(model_path: Path) -> bool:
+def is_bidirectional(model_path: Path) -> bool:
     """Whether what a model says at a token changes with the tokens behind it: it fills in masks.
 
     A model that cannot be run, or keeps a cache, or says nothing at all tokens, does not.
@@ -267,7 +267,7 @@ def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: In
         known = clip if encoder is None else _encoded(encoder, ids, clip)
         if AUDIO in known and bundle.manifest is not None:
             token = bundle.manifest.signature.audio_token_id
-            ids, known[AUDIO] = with_sound(ids, known[AUDIO], token, ids.shape[1])
+            ids, known[AUDIO] = with_audio_tokens(ids, known[AUDIO], token, ids.shape[1])
             ids = ids[:, :limit]
         made.append(_feeds(_signature(model), ids, known))
     return made

@@ -19,7 +19,7 @@ _SEED = 20240229
 Array = np.ndarray[Any, Any]
 
 
-def calibration_clips(bundle: Bundle) -> tuple[list[dict[str, Array]], str]:
+def calibration_audio(bundle: Bundle) -> tuple[list[dict[str, Array]], str]:
     """What the encoder reads of a few clips, and what they are in words; none for other models."""
     encoder = bundle.manifest.encoder if bundle.manifest is not None else None
     if encoder is None or encoder.inputs[0]["name"] == "input_ids":

@@ -19,7 +19,7 @@ _POSITIONS = ("Cos", "Sin")
 """What is computed of positions: 16 bits do not count beyond 2,048."""
 
 
-def to_half(model: ir.Model) -> ir.Model:
+def to_float16(model: ir.Model) -> ir.Model:
     """The same model with inputs, outputs and weights of 16 bits instead of 32.
 
     Raises:

@@ -22,13 +22,18 @@ import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
 from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.weight_format import Form, Matrix, Nodes, Span
-from edgetie.quantize.weights.affine import Array, Grid
+from edgetie.quantize.formats.weight_format import (
+    NodeBuilder,
+    QuantizedWeight,
+    ScaleGranularity,
+    WeightFormat,
+)
+from edgetie.quantize.weights.affine import Array, QuantSpec
 
 LARGEST = 64
 """Of the first part of an activation, and its zero point: codes are 128 at most."""
 
-FINER = 85
+HIGHER_PRECISION = 85
 """Of the second part's steps make one of the first; its zero point too, so that half a step of the
 first is a code of 128 at most."""
 
@@ -37,14 +42,14 @@ _TINY = 1e-30  # added to a mean of squares: tokens may be all zeros
 _SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 
-class Mapped(Form):
+class MatMulIntegerFormat(WeightFormat):
     """8 bits with a scale for each row, read in place.
 
     Args:
         apart: give both parts of activations a product of their own where matrices are large.
     """
 
-    activations = Span.NONE  # they are hardly rounded
+    activations = ScaleGranularity.NONE  # they are hardly rounded
     opset = 18  # Split into a number of parts, ReduceL2 along an input
     rounding = MICROSOFT  # its kernels are found sooner than the standard's, of many versions
 
@@ -54,15 +59,15 @@ class Mapped(Form):
         self._parts: dict[ir.Value, tuple[list[ir.Value], ir.Value]] = {}
         self._together: dict[ir.Value, ir.Value] = {}
         self._zeros: dict[ir.Value, ir.Value] = {}
-        self._sums: dict[Matrix, Array] = {}
+        self._sums: dict[QuantizedWeight, Array] = {}
 
-    def grid(self, columns: int) -> Grid:
-        return Grid()
+    def spec(self, columns: int) -> QuantSpec:
+        return QuantSpec()
 
     def takes(self, x: ir.Value) -> bool:
         return x.shape is not None and len(x.shape) > 1
 
-    def store(self, matrix: Matrix) -> None:
+    def store(self, matrix: QuantizedWeight) -> None:
         """Matrices that are only looked up in keep their rows: a token is one page, not many."""
         if not matrix.multiplied:
             shape: tuple[int, ...] = matrix.rows, matrix.columns
@@ -77,8 +82,8 @@ class Mapped(Form):
         shape = 1, matrix.columns, matrix.rows
         matrix.codes = matrix.initializer("int8", ir.DataType.INT8, shape, codes)
 
-    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:
-        nodes = Nodes(matrix.graph)
+    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> NodeBuilder:
+        nodes = NodeBuilder(matrix.graph)
         scales = matrix.row_scales(lookup=True)
         if not matrix.multiplied:
             self._rows(nodes, matrix, ids, scales)
@@ -91,7 +96,9 @@ class Mapped(Form):
         nodes("Mul", floats, nodes("Gather", scales, ids))
         return nodes
 
-    def _rows(self, nodes: Nodes, matrix: Matrix, ids: ir.Value, scales: ir.Value) -> None:
+    def _rows(
+        self, nodes: NodeBuilder, matrix: QuantizedWeight, ids: ir.Value, scales: ir.Value
+    ) -> None:
         """GatherBlockQuantized; a block that is longer than a row is the row."""
         nodes(
             "GatherBlockQuantized",
@@ -103,15 +110,19 @@ class Mapped(Form):
             bits=8,
         )
 
-    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
+    def product(
+        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
+    ) -> NodeBuilder:
         """The sum of the products with both parts, ``85 (W · coarse) + W · fine``."""
         assert x.shape is not None
-        nodes = Nodes(matrix.graph)
+        nodes = NodeBuilder(matrix.graph)
         if x not in self._parts:
             steps, in_one = self._steps(nodes, x, matrix.columns)
             self._parts[x] = self._split(nodes, steps), in_one
         parts, in_one = self._parts[x]
-        finer = initializer(matrix.graph, "mapped.finer", np.array(FINER, np.float32))
+        higher_precision = initializer(
+            matrix.graph, "mapped.finer", np.array(HIGHER_PRECISION, np.float32)
+        )
         zero = (
             self._unfolded_zero(nodes, x, in_one)
             if matrix.uses > 1 or self._large(matrix)
@@ -119,7 +130,7 @@ class Mapped(Form):
         )
         coarse, fine = self._products(nodes, matrix, parts, zero)
         floats = (
-            nodes("DequantizeLinear", coarse, finer, domain=self.rounding),
+            nodes("DequantizeLinear", coarse, higher_precision, domain=self.rounding),
             nodes("Cast", fine, to=ir.DataType.FLOAT),
         )
         sums = nodes("Sum", *floats, self._shift(matrix))
@@ -131,11 +142,15 @@ class Mapped(Form):
             nodes("Add", result, bias)
         return nodes
 
-    def _large(self, matrix: Matrix) -> bool:
+    def _large(self, matrix: QuantizedWeight) -> bool:
         return self._apart and matrix.rows * matrix.columns >= _LARGE
 
     def _products(
-        self, nodes: Nodes, matrix: Matrix, parts: list[ir.Value], zero: ir.Value | None
+        self,
+        nodes: NodeBuilder,
+        matrix: QuantizedWeight,
+        parts: list[ir.Value],
+        zero: ir.Value | None,
     ) -> Sequence[ir.Value]:
         if self._large(matrix):
             return [nodes("MatMulInteger", part, matrix.codes, None, zero) for part in parts]
@@ -147,7 +162,7 @@ class Mapped(Form):
         nodes.append(split)
         return split.outputs
 
-    def _unfolded_zero(self, nodes: Nodes, x: ir.Value, in_one: ir.Value) -> ir.Value:
+    def _unfolded_zero(self, nodes: NodeBuilder, x: ir.Value, in_one: ir.Value) -> ir.Value:
         """The zero point of weights, 0, which constant folding does not find: whether a number is
         less than itself.
 
@@ -159,17 +174,17 @@ class Mapped(Form):
             self._zeros[x] = nodes("Cast", nodes("Less", least, least), to=ir.DataType.INT8)
         return self._zeros[x]
 
-    def _shift(self, matrix: Matrix) -> ir.Value:
+    def _shift(self, matrix: QuantizedWeight) -> ir.Value:
         """Minus what the zero points of both parts add."""
 
         def make() -> Array:
             sums = self._sums.get(matrix)
             sums = _sums(matrix.small().codes) if sums is None else sums
-            return sums * np.float32(-(LARGEST * FINER + FINER))
+            return sums * np.float32(-(LARGEST * HIGHER_PRECISION + HIGHER_PRECISION))
 
         return matrix.initializer("shift", ir.DataType.FLOAT, (matrix.rows,), make)
 
-    def _steps(self, nodes: Nodes, x: ir.Value, columns: int) -> tuple[ir.Value, ir.Value]:
+    def _steps(self, nodes: NodeBuilder, x: ir.Value, columns: int) -> tuple[ir.Value, ir.Value]:
         """``x`` of each token in steps of which 64 hold the largest it can be, and what one is
         multiplied with for that, but for what :meth:`_scales` knows.
 
@@ -186,18 +201,29 @@ class Mapped(Form):
         nodes.append(norm)
         return norm.outputs[0], norm.outputs[1]
 
-    def _split(self, nodes: Nodes, steps: ir.Value) -> list[ir.Value]:
+    def _split(self, nodes: NodeBuilder, steps: ir.Value) -> list[ir.Value]:
         """Both parts as uint8 codes."""
         whole = nodes("Round", steps)
         parts = []
-        for part, finer, zero in ((whole, 1, LARGEST), (nodes("Sub", steps, whole), FINER, FINER)):
-            step = initializer(nodes.graph, f"mapped.step.{finer}", np.array(1 / finer, np.float32))
-            middle = initializer(nodes.graph, f"mapped.zero.{finer}", np.array(zero, np.uint8))
+        for part, higher_precision, zero in (
+            (whole, 1, LARGEST),
+            (nodes("Sub", steps, whole), HIGHER_PRECISION, HIGHER_PRECISION),
+        ):
+            step = initializer(
+                nodes.graph,
+                f"mapped.step.{higher_precision}",
+                np.array(1 / higher_precision, np.float32),
+            )
+            middle = initializer(
+                nodes.graph, f"mapped.zero.{higher_precision}", np.array(zero, np.uint8)
+            )
             parts.append(nodes("QuantizeLinear", part, step, middle, domain=self.rounding))
         return parts
 
-    def _scales(self, matrix: Matrix) -> ir.Value:
-        return matrix.row_scales(times=float(np.sqrt(matrix.columns)) / (LARGEST * FINER))
+    def _scales(self, matrix: QuantizedWeight) -> ir.Value:
+        return matrix.row_scales(
+            times=float(np.sqrt(matrix.columns)) / (LARGEST * HIGHER_PRECISION)
+        )
 
 
 def _sums(codes: Array) -> Array:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
 from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.weight_format import Form, Matrix, Nodes
-from edgetie.quantize.weights.affine import Array, Grid, choose_block
+from edgetie.quantize.formats.weight_format import NodeBuilder, QuantizedWeight, WeightFormat
+from edgetie.quantize.weights.affine import Array, QuantSpec, choose_block
 from edgetie.targets import BLOCK_SIZES
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
@@ -22,7 +22,7 @@ _COUNTED_SPLIT = 18  # the opset from which on Split counts its parts and Reduce
 _TINY = 1e-30  # in the place of zero, of blocks that are all zeros
 
 
-class Packed(Form):
+class MatMulNBitsFormat(WeightFormat):
     """8 or 4 bits with a scale and a zero point for each block.
 
     Zero points cost a byte for each block and nothing at run time, as products read unsigned codes
@@ -42,20 +42,20 @@ class Packed(Form):
         self.bits, self.aliased = bits, aliased
         self.block = block or _BLOCK[bits]
 
-    def grid(self, columns: int) -> Grid:
+    def spec(self, columns: int) -> QuantSpec:
         block = choose_block(columns, self.block)
-        return Grid(self.bits, block, asymmetric=True, clip=self.bits < 8)
+        return QuantSpec(self.bits, block, asymmetric=True, clip=self.bits < 8)
 
-    def finer(self) -> Form | None:
+    def higher_precision(self) -> WeightFormat | None:
         """8 bits in the place of 4, then the smallest blocks: an eighth more bytes, almost half the
         error.
         """
         if self.bits < 8:
-            return Packed(8)
+            return MatMulNBitsFormat(8)
         smallest = min(BLOCK_SIZES)
-        return Packed(8, smallest) if self.block > smallest else None
+        return MatMulNBitsFormat(8, smallest) if self.block > smallest else None
 
-    def store(self, matrix: Matrix) -> None:
+    def store(self, matrix: QuantizedWeight) -> None:
         shape = (matrix.rows, matrix.blocks, _width(matrix))
 
         def codes() -> Array:
@@ -65,7 +65,7 @@ class Packed(Form):
 
         matrix.codes = matrix.initializer("int8", ir.DataType.UINT8, shape, codes)
 
-    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:
+    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> NodeBuilder:
         """GatherBlockQuantized, then the blocks of a row side by side."""
         padded = matrix.blocks * _block(matrix) != matrix.columns
         flat_table = self.aliased and not padded
@@ -77,9 +77,9 @@ class Packed(Form):
         else:
             small = (matrix.rows, matrix.blocks, 1)
             inputs = [matrix.codes, ids, self._alias(matrix, _scales(matrix), small)]
-        if matrix.grid.asymmetric:
+        if matrix.spec.asymmetric:
             inputs.append(self._lookup_zeros(matrix, flat=flat_table))
-        nodes = Nodes(matrix.graph)
+        nodes = NodeBuilder(matrix.graph)
         rows = nodes(
             "GatherBlockQuantized",
             *inputs,
@@ -98,9 +98,11 @@ class Packed(Form):
             nodes("Slice", rows, start, end, _ints(matrix, f"axis.{rank}", [rank]))
         return nodes
 
-    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
+    def product(
+        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
+    ) -> NodeBuilder:
         """MatMulNBits; where activations must hardly be rounded, of two parts of them at once."""
-        nodes = Nodes(matrix.graph)
+        nodes = NodeBuilder(matrix.graph)
         rank = len(x.shape) if x.shape is not None else 0
         padded = matrix.blocks * _block(matrix) != matrix.columns
         parts = exact and rank > 1 and not padded
@@ -109,7 +111,7 @@ class Packed(Form):
             matrix.codes,
             _scales(matrix),
         ]
-        if matrix.grid.asymmetric:
+        if matrix.spec.asymmetric:
             inputs.append(_zeros(matrix))
         result = nodes(
             "MatMulNBits",
@@ -131,7 +133,7 @@ class Packed(Form):
             nodes("Add", result, bias)
         return nodes
 
-    def _alias(self, matrix: Matrix, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    def _alias(self, matrix: QuantizedWeight, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
         """The bytes of ``value`` under another name and shape."""
         suffix = f"{str(value.name).removeprefix(f'{matrix.label}.')}.lookup"
         tensor = value.const_value
@@ -142,7 +144,7 @@ class Packed(Form):
         self.aliases[str(made.name)] = str(value.name)
         return made
 
-    def _lookup_zeros(self, matrix: Matrix, *, flat: bool) -> ir.Value:
+    def _lookup_zeros(self, matrix: QuantizedWeight, *, flat: bool) -> ir.Value:
         """Zero points as lookups read them: like the scales; those of 4 bits each in a byte."""
         if flat:
             return _zeros(matrix)
@@ -158,7 +160,7 @@ class Packed(Form):
         return matrix.initializer("zeros.lookup", ir.DataType.UINT8, shape, make)
 
 
-def _in_two(nodes: Nodes, x: ir.Value, rank: int, matrix: Matrix) -> ir.Value:
+def _in_two(nodes: NodeBuilder, x: ir.Value, rank: int, matrix: QuantizedWeight) -> ir.Value:
     """``x`` as rows that MatMulNBits rounds to themselves, and behind them what is left of it.
 
     The operator rounds activations to int8 by blocks, to steps of the largest magnitude over 127.
@@ -181,24 +183,24 @@ def _in_two(nodes: Nodes, x: ir.Value, rank: int, matrix: Matrix) -> ir.Value:
     return nodes("Concat", flat, nodes("Sub", x, flat), axis=rank - 2)
 
 
-def _block(matrix: Matrix) -> int:
-    assert matrix.grid.block is not None
-    return matrix.grid.block
+def _block(matrix: QuantizedWeight) -> int:
+    assert matrix.spec.block is not None
+    return matrix.spec.block
 
 
-def _width(matrix: Matrix) -> int:
+def _width(matrix: QuantizedWeight) -> int:
     """Bytes of a block."""
-    return _block(matrix) * matrix.grid.bits // 8
+    return _block(matrix) * matrix.spec.bits // 8
 
 
-def _scales(matrix: Matrix) -> ir.Value:
+def _scales(matrix: QuantizedWeight) -> ir.Value:
     shape = (matrix.rows, matrix.blocks)
     return matrix.initializer("scales", ir.DataType.FLOAT, shape, lambda: matrix.small().scales)
 
 
-def _zeros(matrix: Matrix) -> ir.Value:
+def _zeros(matrix: QuantizedWeight) -> ir.Value:
     """Zero points; those of 4 bits two in a byte, each row filled up."""
-    count, whole = matrix.blocks, matrix.grid.bits == 8
+    count, whole = matrix.blocks, matrix.spec.bits == 8
 
     def make() -> Array:
         zeros = matrix.small().zeros
@@ -212,9 +214,9 @@ def _zeros(matrix: Matrix) -> ir.Value:
     return matrix.initializer("zeros", ir.DataType.UINT8, shape, make)
 
 
-def _ints(matrix: Matrix, label: str, numbers: list[int]) -> ir.Value:
+def _ints(matrix: QuantizedWeight, label: str, numbers: list[int]) -> ir.Value:
     return initializer(matrix.graph, f"packed.{label}", np.array(numbers, np.int64))
 
 
-def _number(matrix: Matrix, label: str, number: float) -> ir.Value:
+def _number(matrix: QuantizedWeight, label: str, number: float) -> ir.Value:
     return initializer(matrix.graph, f"packed.{label}", np.array(number, np.float32))

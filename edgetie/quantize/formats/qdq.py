@@ -18,13 +18,18 @@ import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
 from edgetie.quantize.calibration.activation_ranges import Fixed, Range
-from edgetie.quantize.formats.weight_format import Form, Matrix, Nodes, Span
-from edgetie.quantize.weights.affine import Array, Grid
+from edgetie.quantize.formats.weight_format import (
+    NodeBuilder,
+    QuantizedWeight,
+    ScaleGranularity,
+    WeightFormat,
+)
+from edgetie.quantize.weights.affine import Array, QuantSpec
 
 _MARGIN = 1.5  # of 16 bits: codes are many, and other texts have larger values
 
 
-class Static(Form):
+class QdqFormat(WeightFormat):
     """8 bits with a scale for each output channel.
 
     Args:
@@ -38,7 +43,7 @@ class Static(Form):
     def __init__(self, bits: int, ranges: Mapping[str, Fixed], *, table: bool = False) -> None:
         super().__init__()
         self.ranges, self.table = ranges, table
-        self.activations = Span.TENSOR if bits == 8 else Span.NONE
+        self.activations = ScaleGranularity.TENSOR if bits == 8 else ScaleGranularity.NONE
         self.rotates = bits == 8  # a real model's rotations did not fit QNN's simulator
         self.opset = 13 if bits == 8 else 21  # DequantizeLinear along an axis; uint16
         self._codes = np.dtype(f"uint{bits}")
@@ -46,25 +51,27 @@ class Static(Form):
         self._rounded: dict[ir.Value, ir.Value] = {}
         self._products: Counter[str] = Counter()
 
-    def grid(self, columns: int) -> Grid:
-        return Grid()
+    def spec(self, columns: int) -> QuantSpec:
+        return QuantSpec()
 
-    def store(self, matrix: Matrix) -> None:
+    def store(self, matrix: QuantizedWeight) -> None:
         if self.table:
             shape, make = (matrix.rows, matrix.columns), lambda: _columns_first(matrix).T
         else:
             shape, make = (matrix.columns, matrix.rows), lambda: _columns_first(matrix)
         matrix.codes = matrix.initializer("int8", ir.DataType.INT8, shape, make)
 
-    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Nodes:
+    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> NodeBuilder:
         """``row · scale``."""
-        nodes = Nodes(matrix.graph)
+        nodes = NodeBuilder(matrix.graph)
         rows = nodes("Cast", nodes("Gather", matrix.codes, ids), to=ir.DataType.FLOAT)
         nodes("Mul", rows, nodes("Gather", matrix.row_scales(lookup=True), ids))
         return nodes
 
-    def product(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool) -> Nodes:
-        nodes = Nodes(matrix.graph)
+    def product(
+        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
+    ) -> NodeBuilder:
+        nodes = NodeBuilder(matrix.graph)
         fixed = self.ranges.get(matrix.name)
         if x not in self._rounded and fixed is not None:
             self._rounded[x] = self._round(nodes, matrix, x, "input", fixed.input)
@@ -79,7 +86,7 @@ class Static(Form):
             nodes("Add", result, bias)
         return nodes
 
-    def _entries(self, matrix: Matrix) -> tuple[ir.Value, ir.Value]:
+    def _entries(self, matrix: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
         """Codes and zero points, which some runtimes take for uint8 if they are left out.
 
         Each product has entries of its own over the same bytes: ONNX Runtime changes what a
@@ -96,7 +103,7 @@ class Static(Form):
             matrix, zeros, f"zeros.{number}"
         )
 
-    def _again(self, matrix: Matrix, value: ir.Value, suffix: str) -> ir.Value:
+    def _again(self, matrix: QuantizedWeight, value: ir.Value, suffix: str) -> ir.Value:
         tensor = value.const_value
         assert tensor is not None
         shape = tuple(int(size) for size in tensor.shape.numpy())
@@ -105,7 +112,7 @@ class Static(Form):
         return made
 
     def _round(
-        self, nodes: Nodes, matrix: Matrix, value: ir.Value, side: str, limits: Range
+        self, nodes: NodeBuilder, matrix: QuantizedWeight, value: ir.Value, side: str, limits: Range
     ) -> ir.Value:
         """An activation in steps of fixed size; zero has a code of its own."""
         low, high = (end * self._margin for end in (min(limits[0], 0.0), max(limits[1], 0.0)))
@@ -119,6 +126,6 @@ class Static(Form):
         return nodes("DequantizeLinear", codes, scale, zero)
 
 
-def _columns_first(matrix: Matrix) -> Array:
+def _columns_first(matrix: QuantizedWeight) -> Array:
     """Signed codes, one column an output channel: int8 ``(columns, rows)``."""
     return (matrix.take_codes() ^ np.uint8(128)).view(np.int8).T

@@ -12,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.weight_format import Form, Matrix, Nodes
-from edgetie.quantize.weights.affine import Grid
+from edgetie.quantize.formats.weight_format import NodeBuilder, QuantizedWeight, WeightFormat
+from edgetie.quantize.weights.affine import QuantSpec
 
-ROUNDED = "edgetie.rounded"
+TOGGLE_INPUT = "edgetie.rounded"
 """Which product is rounded, by its index in the names; -1, which is the default, for none."""
 
 
-class Switched(Form):
+class ToggleFormat(WeightFormat):
     """Products of another form, or of floats.
 
     Args:
@@ -29,39 +29,41 @@ class Switched(Form):
     """
 
     def __init__(
-        self, form: Form, names: Sequence[str], floats: Mapping[str, ir.TensorProtocol]
+        self, form: WeightFormat, names: Sequence[str], floats: Mapping[str, ir.TensorProtocol]
     ) -> None:
         super().__init__()
         self.form, self.names, self.floats = form, names, floats
         self.activations, self.rotates, self.opset = form.activations, form.rotates, form.opset
         self.aliases = form.aliases
 
-    def grid(self, columns: int) -> Grid:
-        return self.form.grid(columns)
+    def spec(self, columns: int) -> QuantSpec:
+        return self.form.spec(columns)
 
-    def store(self, matrix: Matrix) -> None:
+    def store(self, matrix: QuantizedWeight) -> None:
         self.form.store(matrix)
 
     def takes(self, x: ir.Value) -> bool:
         return self.form.takes(x)
 
-    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Sequence[ir.Node]:
+    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> Sequence[ir.Node]:
         return self.form.lookup(matrix, ids, rank)
 
     def product(
-        self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool
+        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
     ) -> list[ir.Node]:
         """``If`` this weight is to be rounded."""
         graph, index = matrix.graph, self.names.index(matrix.name)
-        exactly = Nodes(graph)
+        exactly = NodeBuilder(graph)
         weight = initializer(graph, f"{matrix.name}.float", self.floats[matrix.name])
         right = weight if matrix.turned else exactly("Transpose", weight, perm=[1, 0])
         result = exactly("MatMul", x, right)
         if bias is not None:
             exactly("Add", result, bias)
-        rounded = Nodes(graph)  # what a form keeps of ``x`` for other products is in this branch
+        rounded = NodeBuilder(
+            graph
+        )  # what a form keeps of ``x`` for other products is in this branch
         rounded += self.form.product(matrix, rounded.again(x), bias, exact=exact)
-        number = initializer(graph, f"{ROUNDED}.{index}", np.array(index, np.int64))
+        number = initializer(graph, f"{TOGGLE_INPUT}.{index}", np.array(index, np.int64))
         chosen = ir.node("Equal", [_which(graph), number])
         branches = {
             key: ir.AttrGraph(key, _branch(nodes, f"{matrix.label}.{index}.{key}"))
@@ -72,14 +74,14 @@ class Switched(Form):
 
 def _which(graph: ir.Graph) -> ir.Value:
     """The input; it has a default."""
-    existing = graph.initializers.get(ROUNDED)
+    existing = graph.initializers.get(TOGGLE_INPUT)
     if existing is not None:
         return existing
-    value = initializer(graph, ROUNDED, np.array(-1, np.int64))
+    value = initializer(graph, TOGGLE_INPUT, np.array(-1, np.int64))
     graph.inputs.append(value)
     return value
 
 
-def _branch(nodes: Nodes, name: str) -> ir.Graph:
-    nodes.name_apart(name)
+def _branch(nodes: NodeBuilder, name: str) -> ir.Graph:
+    nodes.make_names_unique(name)
     return ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)

@@ -12,14 +12,20 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.quantize.weights.affine import Array, Grid, Rounded, require_finite, to_nearest
-from edgetie.quantize.weights.gptq import CORES, compensated
+from edgetie.quantize.weights.affine import (
+    Array,
+    QuantizedValues,
+    QuantSpec,
+    require_finite,
+    round_to_nearest,
+)
+from edgetie.quantize.weights.gptq import CORES, gptq_quantize
 
 _THREADS = ThreadPoolExecutor(CORES)
 _AHEAD = 64 << 20  # bytes of float weights that are rounded before they are wanted
 
 
-class Matrix:
+class QuantizedWeight:
     """A weight ``(rows, columns)``, one row an output channel or a token, to be stored rounded.
 
     Codes and scales are made together, when the first of them is read. Scales and zero points are
@@ -45,39 +51,39 @@ class Matrix:
         name: str,
         label: str,
         shape: tuple[int, int],
-        grid: Grid,
+        spec: QuantSpec,
         read: Callable[[], Array],
         turned: bool,
-        gram: Callable[[], Array] | None,
+        hessian: Callable[[], Array] | None,
         *,
         multiplied: bool = True,
         uses: int = 1,
     ) -> None:
-        self.graph, self.name, self.label, self.grid = graph, name, label, grid
+        self.graph, self.name, self.label, self.spec = graph, name, label, spec
         self.parts: list[ir.Value] = []
         self.rows, self.columns = shape
         self.multiplied, self.uses = multiplied, uses
-        self._read, self.turned, self._gram = read, turned, gram
-        self._following: Sequence[Matrix] = ()
-        self._coming: Future[Rounded] | None = None
-        self._made: Rounded | None = None
+        self._read, self.turned, self._gram = read, turned, hessian
+        self._following: Sequence[QuantizedWeight] = ()
+        self._coming: Future[QuantizedValues] | None = None
+        self._made: QuantizedValues | None = None
 
     @property
     def blocks(self) -> int:
-        return self.grid.count(self.columns)
+        return self.spec.count(self.columns)
 
     def take_codes(self) -> Array:
         """Codes ``(rows, columns)``, forgotten here."""
         made = self._made if self._made is not None and self._made.codes.size else self._await()
-        self._made = Rounded(np.empty(0, np.uint8), made.scales, made.zeros)
+        self._made = QuantizedValues(np.empty(0, np.uint8), made.scales, made.zeros)
         return made.codes
 
-    def small(self) -> Rounded:
+    def small(self) -> QuantizedValues:
         """Scales and zero points; codes only if nobody has taken them."""
         self._made = self._made or self._await()
         return self._made
 
-    def _await(self) -> Rounded:
+    def _await(self) -> QuantizedValues:
         """What a thread makes, as others begin with those that are wanted next."""
         coming = self._coming or _THREADS.submit(self._round)
         for other in self._following:
@@ -86,13 +92,13 @@ class Matrix:
         self._coming = None
         return coming.result()
 
-    def _round(self) -> Rounded:
+    def _round(self) -> QuantizedValues:
         matrix = self._read()
         rows = matrix.T if self.turned else matrix
         require_finite(rows, self.name)
         if self._gram is None:
-            return to_nearest(rows, self.grid)
-        return compensated(matrix, self.grid, self._gram(), turned=self.turned)
+            return round_to_nearest(rows, self.spec)
+        return gptq_quantize(matrix, self.spec, self._gram(), turned=self.turned)
 
     def initializer(
         self,
@@ -125,7 +131,7 @@ class Matrix:
         )
 
 
-def look_ahead(matrices: Sequence[Matrix]) -> None:
+def quantize_in_background(matrices: Sequence[QuantizedWeight]) -> None:
     """Round small matrices while earlier ones are."""
     for index, matrix in enumerate(matrices):
         room, following = _AHEAD, []
@@ -137,7 +143,7 @@ def look_ahead(matrices: Sequence[Matrix]) -> None:
         matrix._following = following
 
 
-class Nodes(list[ir.Node]):
+class NodeBuilder(list[ir.Node]):
     """Nodes one after the other; called, it adds one and returns its output."""
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -151,7 +157,7 @@ class Nodes(list[ir.Node]):
         self.append(node)
         return node.outputs[0]
 
-    def name_apart(self, prefix: str) -> None:
+    def make_names_unique(self, prefix: str) -> None:
         """Call the values of a subgraph unlike any others, outer ones too."""
         for index, node in enumerate(self):
             for output in node.outputs:
@@ -164,7 +170,7 @@ class Nodes(list[ir.Node]):
         return same
 
 
-class Span(Enum):
+class ScaleGranularity(Enum):
     """What shares a scale of rounded activations."""
 
     BLOCK = "block"
@@ -173,10 +179,10 @@ class Span(Enum):
     NONE = "not rounded"
 
 
-class Form(ABC):
+class WeightFormat(ABC):
     """How a rounded matrix is stored, looked up in and multiplied with."""
 
-    activations = Span.BLOCK
+    activations = ScaleGranularity.BLOCK
     """How activations are rounded in front of a product."""
 
     rotates = True
@@ -193,20 +199,20 @@ class Form(ABC):
         """Initializers that share another's bytes, for the writer."""
 
     @abstractmethod
-    def grid(self, columns: int) -> Grid:
+    def spec(self, columns: int) -> QuantSpec:
         """How a row of so many columns is rounded."""
 
     @abstractmethod
-    def store(self, matrix: Matrix) -> None:
+    def store(self, matrix: QuantizedWeight) -> None:
         """Give ``matrix`` its codes."""
 
     @abstractmethod
-    def lookup(self, matrix: Matrix, ids: ir.Value, rank: int) -> Sequence[ir.Node]:
+    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> Sequence[ir.Node]:
         """Rows of a matrix, ``ids`` having ``rank`` axes; the last node's output are the rows."""
 
     @abstractmethod
     def product(
-        self, matrix: Matrix, x: ir.Value, bias: ir.Value | None, *, exact: bool
+        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
     ) -> Sequence[ir.Node]:
         """``x Wᵀ + bias``, the output of the last node.
 
@@ -217,6 +223,6 @@ class Form(ABC):
         """Whether it multiplies with such an activation."""
         return True
 
-    def finer(self) -> Form | None:
+    def higher_precision(self) -> WeightFormat | None:
         """A closer form, for weights that this one costs too much; ``None`` if there is none."""
         return None

@@ -25,10 +25,10 @@ from edgetie.harness.accuracy.samples import scored, too_short
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.progress import Progress, Stages
 from edgetie.quantize.calibration.activations import Text
-from edgetie.quantize.formats.scheme_formats import forms
-from edgetie.quantize.formats.toggle import ROUNDED
-from edgetie.quantize.mixed_precision.candidates import Mixture
-from edgetie.quantize.model_quantizer import RoundedModels, Rounding
+from edgetie.quantize.formats.scheme_formats import weight_formats
+from edgetie.quantize.formats.toggle import TOGGLE_INPUT
+from edgetie.quantize.mixed_precision.candidates import MixedPrecisionCandidates
+from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
 
 _WINDOW = 256
 _RANKED_ON = 2  # windows; their float logits stay in memory
@@ -54,7 +54,7 @@ class Cost:
     bytes: int
     finer_bytes: int = 0
     kept: bool = False
-    finer: bool = False
+    higher_precision: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,8 +98,8 @@ class Meter:
 
 
 def fit(
-    limits: Thresholds, rounding: Rounding, directory: Path, meter: Meter, progress: Stages
-) -> tuple[RoundedModels, list[Cost], PredictionErrors]:
+    limits: Thresholds, rounding: ModelQuantizer, directory: Path, meter: Meter, progress: Stages
+) -> tuple[QuantizedModels, list[Cost], PredictionErrors]:
     """Round all weights but those that cost too much for limits to hold.
 
     Args:
@@ -117,33 +117,37 @@ def fit(
         LimitError: if the limits do not even hold with all products in floating point.
     """
     names = list(rounding.models)
-    mixture = Mixture(Bundle(directory, directory / names[-1], rounding.manifest), rounding)
+    candidates = MixedPrecisionCandidates(
+        Bundle(directory, directory / names[-1], rounding.manifest), rounding
+    )
     progress.stage("measure")
-    made = mixture.write()
-    errors = meter.whole(mixture.bundle)
+    made = candidates.write()
+    errors = meter.whole(candidates.bundle)
     costs: list[Cost] = []
     if _failures(limits, errors):
-        if forms(rounding.scheme) is None:
+        if weight_formats(rounding.scheme) is None:
             where = "with all weights of 16 bits"
             raise LimitError(_broken(limits, errors, where, "allow more or choose another scheme"))
-        mixture.open()
-        costs = measure_costs(mixture, meter, progress)
-        costs, errors = _keep(limits, mixture, meter, costs, errors)
-        made = mixture.write(*_chosen(costs))
+        candidates.open()
+        costs = measure_costs(candidates, meter, progress)
+        costs, errors = _keep(limits, candidates, meter, costs, errors)
+        made = candidates.write(*_chosen(costs))
     return made, costs, errors
 
 
-def measure_costs(mixture: Mixture, meter: Meter, progress: Progress) -> list[Cost]:
+def measure_costs(
+    candidates: MixedPrecisionCandidates, meter: Meter, progress: Progress
+) -> list[Cost]:
     """The cost of every product, in graph order."""
-    names = list(mixture.bytes)
-    mixture.write_switched()
-    model = BundleReference(mixture.bundle)
+    names = list(candidates.bytes)
+    candidates.write_switched()
+    model = BundleReference(candidates.bundle)
     costs = []
     for index, name in enumerate(names):
         progress.advance(index, len(names))
-        model.choices = {ROUNDED: np.array(index)}
-        finer = mixture.finer_bytes.get(name, 0)
-        costs.append(Cost(name, meter.divergence(model), mixture.bytes[name], finer))
+        model.choices = {TOGGLE_INPUT: np.array(index)}
+        higher_precision = candidates.finer_bytes.get(name, 0)
+        costs.append(Cost(name, meter.divergence(model), candidates.bytes[name], higher_precision))
     return costs
 
 
@@ -161,7 +165,7 @@ class _Step:
     name: str
     gain: float
     bytes: int
-    finer: bool
+    higher_precision: bool
 
     @property
     def worth(self) -> float:
@@ -185,10 +189,14 @@ def _steps(costs: Sequence[Cost], left: float) -> list[_Step]:
 
 
 def _keep(
-    limits: Thresholds, mixture: Mixture, meter: Meter, costs: list[Cost], errors: PredictionErrors
+    limits: Thresholds,
+    candidates: MixedPrecisionCandidates,
+    meter: Meter,
+    costs: list[Cost],
+    errors: PredictionErrors,
 ) -> tuple[list[Cost], PredictionErrors]:
     """Mark what gets more; ``errors`` are those of the scheme's own form throughout."""
-    steps = _steps(costs, _left_by_finer(mixture, meter))
+    steps = _steps(costs, _left_by_finer(candidates, meter))
     total = errors.mean_kl_divergence
     wanted = total - _share(limits, errors) * total  # divergence to get rid of
     scale = total / max(sum(cost.kl for cost in costs), total)
@@ -196,13 +204,15 @@ def _keep(
     for index, step in enumerate(steps):
         before = found[step.name]
         found[step.name] = replace(
-            before, finer=step.finer and not before.kept, kept=before.kept or not step.finer
+            before,
+            higher_precision=step.higher_precision and not before.kept,
+            kept=before.kept or not step.higher_precision,
         )
         removed += step.gain * scale
         if removed < wanted and index < len(steps) - 1:
             continue
-        mixture.write(*_chosen(found.values()))
-        errors = meter.whole(mixture.bundle)
+        candidates.write(*_chosen(found.values()))
+        errors = meter.whole(candidates.bundle)
         if not _failures(limits, errors):
             return list(found.values()), errors
         wanted = removed + max(
@@ -212,20 +222,20 @@ def _keep(
     raise LimitError(_broken(limits, errors, where, "allow more"))
 
 
-def _left_by_finer(mixture: Mixture, meter: Meter) -> float:
+def _left_by_finer(candidates: MixedPrecisionCandidates, meter: Meter) -> float:
     """The share of the products' divergence that their finer form leaves."""
-    if not mixture.finer_bytes:
+    if not candidates.finer_bytes:
         return 1.0
     found = []
-    for finer in ([], list(mixture.finer_bytes)):
-        mixture.write(mixture.tables, finer)
-        found.append(meter.divergence(BundleReference(mixture.bundle)))
+    for higher_precision in ([], list(candidates.finer_bytes)):
+        candidates.write(candidates.tables, higher_precision)
+        found.append(meter.divergence(BundleReference(candidates.bundle)))
     return min(1.0, found[1] / max(found[0], _TINY))
 
 
 def _chosen(costs: Collection[Cost]) -> tuple[set[str], set[str]]:
     """Names of what stays in floating point, and of what has the finer form."""
-    return {c.name for c in costs if c.kept}, {c.name for c in costs if c.finer}
+    return {c.name for c in costs if c.kept}, {c.name for c in costs if c.higher_precision}
 
 
 def require_kept(limits: Thresholds, errors: PredictionErrors, where: str, remedy: str) -> None:

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Product:
+class LinearOp:
     """A node, its constant matrix, and whether that is stored ``(N, K)``, as a table is."""
 
     node: ir.Node
@@ -46,11 +46,11 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Site:
+class LinearInput:
     """An activation ``(…, channels)`` and the products that read it."""
 
     value: ir.Value
-    products: tuple[Product, ...]
+    products: tuple[LinearOp, ...]
 
     @property
     def channels(self) -> int:
@@ -62,15 +62,15 @@ class Site:
         return [product.matrix for product in self.products if product.table]
 
 
-def find_sites(model: ir.Model) -> dict[str, Site]:
+def find_linear_inputs(model: ir.Model) -> dict[str, LinearInput]:
     """All sites of a graph by the name of their activation, in graph order."""
     inputs = [_input(node) for node in model.graph if operator(node) == "MatMul"]
-    found: dict[str, Site] = {}
+    found: dict[str, LinearInput] = {}
     for value in inputs:
         if value is not None and str(value.name) not in found:
             products = _products(value)
             if products and not value.is_graph_output():
-                found[str(value.name)] = Site(value, tuple(products))
+                found[str(value.name)] = LinearInput(value, tuple(products))
     return found
 
 
@@ -83,9 +83,9 @@ def _input(node: ir.Node) -> ir.Value | None:
     return flat.inputs[0] if flat is not None else None
 
 
-def _products(value: ir.Value) -> list[Product]:
+def _products(value: ir.Value) -> list[LinearOp]:
     """The products that read ``value``; none if anything else but Shape reads it too."""
-    products: list[Product] = []
+    products: list[LinearOp] = []
     for node, index in value.uses():
         if operator(node) == "Shape":
             continue
@@ -96,21 +96,21 @@ def _products(value: ir.Value) -> list[Product]:
     return products
 
 
-def _product(node: ir.Node) -> Product | None:
+def _product(node: ir.Node) -> LinearOp | None:
     """``MatMul(x, W)``, W used here alone, or ``MatMul(x, Transpose(W))``."""
     right = node.inputs[1]
     if right is not None and _is_matrix(right) and only_user(right) is node:
-        return Product(node, right, False)
+        return LinearOp(node, right, False)
     turned = producer(right, "Transpose")
     table = turned.inputs[0] if turned is not None else None
     if turned is None or table is None or not _is_matrix(table) or not _only_here(table, turned):
         return None
-    return Product(node, table, True) if only_user(turned.outputs[0]) is node else None
+    return LinearOp(node, table, True) if only_user(turned.outputs[0]) is node else None
 
 
-def _turned(flat: ir.Node) -> list[Product | None]:
+def _turned(flat: ir.Node) -> list[LinearOp | None]:
     """The products ``MatMul(W, Transpose(Reshape(x)))`` behind a Reshape."""
-    products: list[Product | None] = []
+    products: list[LinearOp | None] = []
     for turned, _ in flat.outputs[0].uses() if operator(flat) == "Reshape" else []:
         for node, index in turned.outputs[0].uses():
             table = node.inputs[0]
@@ -118,7 +118,7 @@ def _turned(flat: ir.Node) -> list[Product | None]:
             good = good and operator(node) == "MatMul" and index == 1 and table is not None
             if not good or table is None or not _is_matrix(table) or not _only_here(table, node):
                 return [None]
-            products.append(Product(node, table, True))
+            products.append(LinearOp(node, table, True))
     return products
 
 

@@ -16,14 +16,19 @@ from edgetie.errors import QuantizeError
 from edgetie.passes.run import run_passes
 from edgetie.quantize.calibration.activations import activations
 from edgetie.quantize.calibration.layerwise_run import Input
-from edgetie.quantize.formats.weight_format import Form
-from edgetie.quantize.preprocess.linear_inputs import Array, Product, Site, find_sites
-from edgetie.quantize.preprocess.quantization_error import noise_of_activations, noise_of_rows
-from edgetie.quantize.preprocess.rotate import Rotate, hadamard, rotated, site_rotation
+from edgetie.quantize.formats.weight_format import WeightFormat
+from edgetie.quantize.preprocess.linear_inputs import (
+    Array,
+    LinearInput,
+    LinearOp,
+    find_linear_inputs,
+)
+from edgetie.quantize.preprocess.quantization_error import activation_error, weight_error
+from edgetie.quantize.preprocess.rotate import Rotate, hadamard, linear_input_rotation, rotated
 from edgetie.quantize.preprocess.smooth import Smooth, smoothable, smoothing
-from edgetie.quantize.preprocess.value_projection import find_values
-from edgetie.quantize.weights.array_spill import Store
-from edgetie.quantize.weights.gptq import CORES, gram
+from edgetie.quantize.preprocess.value_projection import find_value_projection
+from edgetie.quantize.weights.array_spill import ArraySpill
+from edgetie.quantize.weights.gptq import CORES, hessian
 from edgetie.ties.groups import TieGroup
 
 STRENGTH = 0.4
@@ -46,7 +51,7 @@ _TOKENS = 64  # and of an activation
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PreprocessReport:
     """How many activations were smoothed and rotated, and why nothing was, if so.
 
     Attributes:
@@ -63,21 +68,21 @@ class Preparation:
     note: str = ""
     grams: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     changes: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
-    readers: Mapping[str, Sequence[Product]] = field(default_factory=dict)
+    readers: Mapping[str, Sequence[LinearOp]] = field(default_factory=dict)
     massive: Sequence[str] = ()
 
 
-def prepare(
+def preprocess_model(
     model: ir.Model,
     ties: Sequence[TieGroup],
     bundle: Bundle,
     model_path: Path,
     given: Input,
-    form: Callable[[Product], Form],
-    store: Store,
+    form: Callable[[LinearOp], WeightFormat],
+    store: ArraySpill,
     *,
     fixed: Collection[str] = (),
-) -> Preparation:
+) -> PreprocessReport:
     """Smooth and rotate ``model`` in place.
 
     Args:
@@ -90,21 +95,23 @@ def prepare(
         store: where what was measured waits.
         fixed: names of matrices that must stay as they are, because other models read them too.
     """
-    sites = {
-        name: site
-        for name, site in find_sites(model).items()
-        if not any(product.matrix.name in fixed for product in site.products)
+    linear_inputs = {
+        name: linear_input
+        for name, linear_input in find_linear_inputs(model).items()
+        if not any(product.matrix.name in fixed for product in linear_input.products)
     }
-    if not sites:
-        return Preparation(note="nothing: no product whose input nothing else reads")
+    if not linear_inputs:
+        return PreprocessReport(note="nothing: no product whose input nothing else reads")
     smoothed = smoothable(model)
     found: dict[str, Future[_Settled | None]] = {}
     waiting: deque[Future[_Settled | None]] = deque()
     try:
         with ThreadPoolExecutor(CORES) as threads:  # decides while the model runs on
-            for name, rows in activations(bundle, model_path, list(sites), given):
+            for name, rows in activations(bundle, model_path, list(linear_inputs), given):
                 smooths = name in smoothed
-                found[name] = threads.submit(_settle, sites[name], rows, form, store, smooths)
+                found[name] = threads.submit(
+                    _settle, linear_inputs[name], rows, form, store, smooths
+                )
                 waiting.append(found[name])
                 if len(waiting) > _WAITING:
                     waiting.popleft().result()
@@ -112,15 +119,17 @@ def prepare(
     except QuantizeError as error:
         if given.feeds:
             raise  # somebody wanted these
-        return Preparation(note=f"nothing: {str(error).splitlines()[0]}")
+        return PreprocessReport(note=f"nothing: {str(error).splitlines()[0]}")
     smooth = Smooth({n: each.scales for n, each in settled.items() if each.scales is not None})
     rotate = Rotate([name for name, each in settled.items() if each.size > 1])
     run_passes(model, ties, [smooth, rotate])
-    readers = {name: sites[name].products for name in settled}
-    return Preparation(
+    readers = {name: linear_inputs[name].products for name in settled}
+    return PreprocessReport(
         smooth.changed,
         rotate.changed,
-        grams={str(p.matrix.name): settled[name].gram for name, ps in readers.items() for p in ps},
+        grams={
+            str(p.matrix.name): settled[name].hessian for name, ps in readers.items() for p in ps
+        },
         changes={name: each.change for name, each in settled.items()},
         readers=readers,
         massive=[name for each in settled.values() for name in each.massive],
@@ -141,7 +150,7 @@ class _Settled:
     scales: Array | None
     size: int
     massive: Sequence[str]
-    gram: Callable[[], Array]
+    hessian: Callable[[], Array]
 
     def change(self, rows: Array) -> Array:
         """Rows ``(tokens, channels)``, smoothed and rotated."""
@@ -150,7 +159,11 @@ class _Settled:
 
 
 def _settle(
-    site: Site, rows: Array, form: Callable[[Product], Form], store: Store, smooth: bool
+    linear_input: LinearInput,
+    rows: Array,
+    form: Callable[[LinearOp], WeightFormat],
+    store: ArraySpill,
+    smooth: bool,
 ) -> _Settled | None:
     """Decide what is done to an activation.
 
@@ -167,40 +180,45 @@ def _settle(
     magnitudes = np.sqrt(np.einsum("ij,ij->j", rows, rows) / len(rows))
     if not np.isfinite(magnitudes).all():
         return None
-    samples = [_some(product) for product in site.products]
+    samples = [_some(product) for product in linear_input.products]
     scales = None
     if smooth:
-        scales = smoothing(magnitudes, TABLE_STRENGTH if site.tables else STRENGTH)
+        scales = smoothing(magnitudes, TABLE_STRENGTH if linear_input.tables else STRENGTH)
         rows /= scales
         samples = [some * scales for some in samples]
     x = rows[:: max(1, len(rows) // _TOKENS)].copy()
-    free = find_values(site) is not None
-    turns = free or all(form(product).rotates for product in site.products)
-    size = site_rotation(site) if turns else 1
+    free = find_value_projection(linear_input) is not None
+    turns = free or all(form(product).rotates for product in linear_input.products)
+    size = linear_input_rotation(linear_input) if turns else 1
     if size > 1:
         matrix = hadamard(size)
         turned = rotated(x.copy(), matrix), [rotated(some.copy(), matrix) for some in samples]
         worth = 1.0 if free else WORTH
-        if _noise(site, *turned, form) < worth * _noise(site, x, samples, form):
+        if _noise(linear_input, *turned, form) < worth * _noise(linear_input, x, samples, form):
             x, samples = turned
             rows = rotated(rows, matrix)
         else:
             size = 1
     massive = [
         str(product.matrix.name)
-        for product, some in zip(site.products, samples, strict=True)
+        for product, some in zip(linear_input.products, samples, strict=True)
         if _is_massive(x, some, form(product))
     ]
-    return _Settled(scales, size, massive, store.put(gram(rows)))
+    return _Settled(scales, size, massive, store.put(hessian(rows)))
 
 
-def _some(product: Product) -> Array:
+def _some(product: LinearOp) -> Array:
     """A few rows of a matrix."""
     every = product.rows
     return np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
 
 
-def _noise(site: Site, x: Array, samples: list[Array], form: Callable[[Product], Form]) -> float:
+def _noise(
+    linear_input: LinearInput,
+    x: Array,
+    samples: list[Array],
+    form: Callable[[LinearOp], WeightFormat],
+) -> float:
     """The noise of all products of a site.
 
     Args:
@@ -210,15 +228,15 @@ def _noise(site: Site, x: Array, samples: list[Array], form: Callable[[Product],
         form: of a product.
     """
     total = 0.0
-    for product, rows in zip(site.products, samples, strict=True):
+    for product, rows in zip(linear_input.products, samples, strict=True):
         made = form(product)
-        total += noise_of_rows(x, rows, made.grid(site.channels))
-        of_x = noise_of_activations(x, rows, made.grid(site.channels), made.activations)
+        total += weight_error(x, rows, made.spec(linear_input.channels))
+        of_x = activation_error(x, rows, made.spec(linear_input.channels), made.activations)
         total += float(of_x.mean())
     return total
 
 
-def _is_massive(x: Array, rows: Array, form: Form) -> bool:
+def _is_massive(x: Array, rows: Array, form: WeightFormat) -> bool:
     """Whether rounding activations takes too much of a product."""
-    noise = noise_of_activations(x, rows, form.grid(x.shape[1]), form.activations)
+    noise = activation_error(x, rows, form.spec(x.shape[1]), form.activations)
     return float((noise / (np.square(x @ rows.T).sum(axis=1) + _TINY)).mean()) > MASSIVE

@@ -11,32 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from edgetie.quantize.formats.weight_format import Span
-from edgetie.quantize.weights.affine import Grid
+from edgetie.quantize.formats.weight_format import ScaleGranularity
+from edgetie.quantize.weights.affine import QuantSpec
 
 Array = np.ndarray[Any, Any]
 
 _STEPS = 127  # of the largest activation
 
 
-def noise_of_rows(x: Array, rows: Array, grid: Grid) -> float:
+def weight_error(x: Array, rows: Array, spec: QuantSpec) -> float:
     """From rounding the matrix ``(N, K)`` that ``x`` ``(tokens, K)`` is multiplied by, in the
     output of an average token.
     """
-    block = grid.block or x.shape[1]
-    steps = 2 * _peaks(rows, block) / ((1 << grid.bits) - 1)
+    block = spec.block or x.shape[1]
+    steps = 2 * _peaks(rows, block) / ((1 << spec.bits) - 1)
     return float((steps**2).sum(axis=0) @ _sums(np.square(x).mean(axis=0), block)) / 12
 
 
-def noise_of_activations(x: Array, rows: Array, grid: Grid, span: Span) -> Array:
+def activation_error(x: Array, rows: Array, spec: QuantSpec, span: ScaleGranularity) -> Array:
     """From rounding ``x`` to 8 bits, for each of its tokens."""
-    block = grid.block or x.shape[1]
-    if span is Span.BLOCK:
+    block = spec.block or x.shape[1]
+    if span is ScaleGranularity.BLOCK:
         peaks = _peaks(x, block)
     else:
-        every = np.abs(x).max(axis=1 if span is Span.TOKEN else None, initial=0)
+        every = np.abs(x).max(axis=1 if span is ScaleGranularity.TOKEN else None, initial=0)
         peaks = np.broadcast_to(every.reshape(-1, 1), (len(x), -(-x.shape[1] // block)))
-    steps = (peaks * (span is not Span.NONE) / _STEPS) ** 2
+    steps = (peaks * (span is not ScaleGranularity.NONE) / _STEPS) ** 2
     return np.asarray(steps @ _sums(np.square(rows).sum(axis=0), block) / 12)
 
 

@@ -19,8 +19,14 @@ import onnx_ir as ir
 from edgetie.graph.editing import initializer, insert
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
-from edgetie.quantize.preprocess.linear_inputs import Array, Site, behind, find_sites, transform
-from edgetie.quantize.preprocess.value_projection import Values, find_values
+from edgetie.quantize.preprocess.linear_inputs import (
+    Array,
+    LinearInput,
+    behind,
+    find_linear_inputs,
+    transform,
+)
+from edgetie.quantize.preprocess.value_projection import ValueProjection, find_value_projection
 
 LARGEST = 64
 _STEP = 1 << 15  # blocks at a time
@@ -33,13 +39,13 @@ def rotation_size(channels: int) -> int:
     return min(LARGEST, channels & -channels)
 
 
-def site_rotation(site: Site) -> int:
+def linear_input_rotation(linear_input: LinearInput) -> int:
     """The size of a site's rotation; 1 where there is none.
 
     Where attention's values can be rotated in front of it, blocks lie within a head.
     """
-    values = find_values(site)
-    return rotation_size(site.channels if values is None else values.head_size)
+    values = find_value_projection(linear_input)
+    return rotation_size(linear_input.channels if values is None else values.head_size)
 
 
 @cache
@@ -69,38 +75,40 @@ class Rotate(GraphPass):
         self.free = 0
 
     def rewrite(self, model: ir.Model) -> None:
-        for name, site in find_sites(model).items():
-            size = site_rotation(site)
+        for name, linear_input in find_linear_inputs(model).items():
+            size = linear_input_rotation(linear_input)
             if name not in self.names or size < 2:
                 continue
             matrix = hadamard(size)
-            values = find_values(site)
+            values = find_value_projection(linear_input)
             if values is not None:
                 _rotate_values(values, matrix)
                 self.free += 1
             else:
-                self._activations(model.graph, site, size)
-            for product in site.products:
+                self._activations(model.graph, linear_input, size)
+            for product in linear_input.products:
                 if not product.table:
                     transform(product.matrix, lambda w, h=matrix: rotated_columns(w, h))  # type: ignore[misc]
                     continue
                 for node, index in list(product.matrix.uses()):
                     if operator(node) == "Gather" and index == 0:
-                        behind(node, *_nodes(model.graph, node.outputs[0], site.channels, size))
+                        behind(
+                            node, *_nodes(model.graph, node.outputs[0], linear_input.channels, size)
+                        )
                 transform(product.matrix, lambda w, h=matrix: rotated(w, h))  # type: ignore[misc]
             self.changed += 1
 
-    def _activations(self, graph: ir.Graph, site: Site, size: int) -> None:
-        readers = [(user, i) for user, i in site.value.uses() if operator(user) != "Shape"]
-        nodes = _nodes(graph, site.value, site.channels, size)
+    def _activations(self, graph: ir.Graph, linear_input: LinearInput, size: int) -> None:
+        readers = [(user, i) for user, i in linear_input.value.uses() if operator(user) != "Shape"]
+        nodes = _nodes(graph, linear_input.value, linear_input.channels, size)
         insert(_first(graph, [user for user, _ in readers]), *nodes)
         result = nodes[-1].outputs[0]
-        result.shape, result.type = site.value.shape, site.value.type
+        result.shape, result.type = linear_input.value.shape, linear_input.value.type
         for user, index in readers:
             user.replace_input_with(index, result)
 
 
-def _rotate_values(values: Values, matrix: Array) -> None:
+def _rotate_values(values: ValueProjection, matrix: Array) -> None:
     """Rotate the columns of a projection, and entries of a bias, that become values."""
     for weight, start in values.parts:
 

@@ -21,10 +21,10 @@ from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
 from edgetie.quantize.preprocess.linear_inputs import (
     Array,
-    Site,
+    LinearInput,
     behind,
     changed,
-    find_sites,
+    find_linear_inputs,
     transform,
 )
 
@@ -37,12 +37,12 @@ _NORMS = {
 """Norms whose first output is the normed value, and the inputs that scale it (weight, bias)."""
 
 
-def smoothable(model: ir.Model) -> dict[str, Site]:
+def smoothable(model: ir.Model) -> dict[str, LinearInput]:
     """The sites whose channels can be scaled for nothing: behind a norm, or a gate's product."""
     return {
-        name: site
-        for name, site in find_sites(model).items()
-        if _norm(site) is not None or _linear_half(site) is not None
+        name: linear_input
+        for name, linear_input in find_linear_inputs(model).items()
+        if _norm(linear_input) is not None or _linear_half(linear_input) is not None
     }
 
 
@@ -61,11 +61,11 @@ class Smooth(GraphPass):
         self.scales = scales
 
     def rewrite(self, model: ir.Model) -> None:
-        for name, site in smoothable(model).items():
+        for name, linear_input in smoothable(model).items():
             scales = self.scales.get(name)
             if scales is None:
                 continue
-            norm, half = _norm(site), _linear_half(site)
+            norm, half = _norm(linear_input), _linear_half(linear_input)
             if norm is not None:
                 for index in _NORMS[norm.op_type]:
                     if index < len(norm.inputs) and norm.inputs[index] is not None:
@@ -73,7 +73,7 @@ class Smooth(GraphPass):
             elif half is not None:
                 for value, start in half:
                     _rescale_columns(value, start, 1 / scales)
-            for product in site.products:
+            for product in linear_input.products:
                 if product.table:
                     _rescale_table(model.graph, product.matrix, scales)
                 else:
@@ -93,9 +93,9 @@ def smoothing(magnitudes: Array, strength: float) -> Array:
     return np.asarray(scales / np.exp(np.log(scales).mean()), np.float32)
 
 
-def _norm(site: Site) -> ir.Node | None:
+def _norm(linear_input: LinearInput) -> ir.Node | None:
     """The norm whose output the site is, or is a selection of rows of."""
-    value = site.value
+    value = linear_input.value
     selection = producer(value, "GatherND")
     if selection is not None and selection.inputs[0] is not None:
         value = selection.inputs[0]
@@ -108,12 +108,12 @@ def _norm(site: Site) -> ir.Node | None:
     return node if all(weight(gain) is not None for gain in gains if gain is not None) else None
 
 
-def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:
+def _linear_half(linear_input: LinearInput) -> list[tuple[ir.Value, int]] | None:
     """What makes the half of a gated product that enters linearly: its matrix and its bias.
 
     Each with the column it starts at: the product may be packed with others, and split.
     """
-    gated = producer(site.value, "Mul")
+    gated = producer(linear_input.value, "Mul")
     if gated is None:
         return None
     for value in gated.inputs:
@@ -141,7 +141,9 @@ def _linear_half(site: Site) -> list[tuple[ir.Value, int]] | None:
             continue
         found.append((matrix, start))
         shapes = [v.const_value.shape.numpy() for v, _ in found]  # type: ignore[union-attr]
-        if len(shapes[-1]) == 2 and all(shape[-1] >= start + site.channels for shape in shapes):
+        if len(shapes[-1]) == 2 and all(
+            shape[-1] >= start + linear_input.channels for shape in shapes
+        ):
             return found
     return None
 

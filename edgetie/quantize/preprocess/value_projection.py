@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgetie.graph.matching import only_user, producer, weight
-from edgetie.quantize.preprocess.linear_inputs import Site
+from edgetie.quantize.preprocess.linear_inputs import LinearInput
 
 
 @dataclass(frozen=True)
-class Values:
+class ValueProjection:
     """Attention's values, ``width`` columns of a product from ``start`` on.
 
     Attributes:
@@ -29,13 +29,13 @@ class Values:
     head_size: int
 
 
-def find_values(site: Site) -> Values | None:
+def find_value_projection(linear_input: LinearInput) -> ValueProjection | None:
     """The values whose weighted sums the site is; ``None`` if it is not attention's output."""
-    node = producer(site.value, "GroupQueryAttention")
-    if node is None or node.outputs[0] is not site.value:
+    node = producer(linear_input.value, "GroupQueryAttention")
+    if node is None or node.outputs[0] is not linear_input.value:
         return None
     heads, kv_heads = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
-    head_size = site.channels // heads
+    head_size = linear_input.channels // heads
     width = kv_heads * head_size
     packed = node.inputs[2] is None
     made = node.inputs[0] if packed else node.inputs[2]
@@ -55,7 +55,9 @@ def find_values(site: Site) -> Values | None:
     if not _whole(matrix, start + width):
         return None
     parts.append(matrix)
-    return Values(tuple((part, start) for part in parts if part is not None), width, head_size)
+    return ValueProjection(
+        tuple((part, start) for part in parts if part is not None), width, head_size
+    )
 
 
 def _whole(value: ir.Value | None, columns: int) -> bool:

@@ -30,7 +30,7 @@ def choose_block(columns: int, largest: int = 64) -> int:
 
 
 @dataclass(frozen=True)
-class Steps:
+class AffineParameters:
     """Scales of some blocks and, where they are not symmetric, zero points.
 
     Attributes:
@@ -43,7 +43,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantSpec:
     """How a matrix is rounded.
 
     Attributes:
@@ -74,7 +74,7 @@ class Grid:
         """Blocks of a row."""
         return 1 if self.block is None else -(-columns // self.block)
 
-    def fit(self, values: Array, axis: int) -> Steps:
+    def fit(self, values: Array, axis: int) -> AffineParameters:
         """Scales and zero points of blocks that lie along ``axis`` of ``values``, which is gone
         from them.
         """
@@ -90,20 +90,20 @@ class Grid:
             best = np.where(better, error, best)
             scale = np.where(better, tried.scale, steps.scale)
             zero = np.where(better, tried.zero, steps.zero) if self.asymmetric else steps.zero
-            steps = Steps(scale, zero)
+            steps = AffineParameters(scale, zero)
         return steps
 
-    def _steps(self, low: Array, high: Array) -> Steps:
+    def _steps(self, low: Array, high: Array) -> AffineParameters:
         least, most = self.codes
         if not self.asymmetric:
             scale = np.maximum(high, -low) / np.float32(most - self.middle)
-            return Steps(np.where(scale > 0, scale, np.float32(1)), float(self.middle))
+            return AffineParameters(np.where(scale > 0, scale, np.float32(1)), float(self.middle))
         low, high = np.minimum(low, 0), np.maximum(high, 0)
         scale = (high - low) / np.float32(most - least)
         scale = np.where(scale > 0, scale, np.float32(1))
-        return Steps(scale, np.rint(-low / scale))
+        return AffineParameters(scale, np.rint(-low / scale))
 
-    def _error(self, values: Array, steps: Steps, axis: int) -> Array:
+    def _error(self, values: Array, steps: AffineParameters, axis: int) -> Array:
         scale, zero = np.expand_dims(steps.scale, axis), steps.zero
         zero = np.expand_dims(zero, axis) if isinstance(zero, np.ndarray) else zero
         codes = np.clip(np.rint(values / scale + zero), *self.codes)
@@ -111,7 +111,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Rounded:
+class QuantizedValues:
     """A rounded matrix ``(N, K)``.
 
     Attributes:
@@ -140,25 +140,25 @@ def require_finite(rows: Array, name: str) -> None:
         raise QuantizeError(f"{name}: NaN or infinity in row {row}; it cannot be quantized")
 
 
-def to_nearest(rows: Array, grid: Grid) -> Rounded:
+def round_to_nearest(rows: Array, spec: QuantSpec) -> QuantizedValues:
     """Round a float matrix ``(N, K)``, each value for itself."""
     n, k = rows.shape
-    count = grid.count(k)
-    width = grid.block or k
+    count = spec.count(k)
+    width = spec.block or k
     codes = np.empty((n, count * width), np.uint8)
     scales = np.empty((n, count), np.float32)
-    zeros = np.empty((n, count), np.uint8) if grid.asymmetric else None
+    zeros = np.empty((n, count), np.uint8) if spec.asymmetric else None
     step = max(1, (1 << 22) // max(1, count * width))  # rows at a time: some 16 MB of scratch
     for start in range(0, n, step):
         part = np.asarray(rows[start : start + step], np.float32)
         if k < count * width:
             part = np.pad(part, [(0, 0), (0, count * width - k)])
         blocks = part.reshape(len(part), count, width)
-        steps = grid.fit(blocks, axis=2)
+        steps = spec.fit(blocks, axis=2)
         zero = steps.zero[..., None] if isinstance(steps.zero, np.ndarray) else steps.zero
         found = np.rint(blocks / steps.scale[..., None] + zero)
-        codes[start : start + step] = np.clip(found, *grid.codes).reshape(len(part), -1)
+        codes[start : start + step] = np.clip(found, *spec.codes).reshape(len(part), -1)
         scales[start : start + step] = steps.scale
         if zeros is not None:
             zeros[start : start + step] = steps.zero
-    return Rounded(codes, scales, zeros)
+    return QuantizedValues(codes, scales, zeros)

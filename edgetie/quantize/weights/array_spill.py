@@ -14,7 +14,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-class Store:
+class ArraySpill:
     """A file without a name: it is gone with the process, however that ends.
 
     Args:

@@ -16,7 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from edgetie.quantize.weights.affine import Grid, Rounded, Steps, choose_block
+from edgetie.quantize.weights.affine import (
+    AffineParameters,
+    QuantizedValues,
+    QuantSpec,
+    choose_block,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +38,7 @@ _BLOCK = 64  # columns that are factored at once
 _GROUP = 16  # columns rounded at once; it divides every block
 
 
-def regions(columns: int) -> tuple[int, int]:
+def column_groups(columns: int) -> tuple[int, int]:
     """Number and width of the regions of a row, whole blocks each; the last may be padded."""
     block = choose_block(columns)
     blocks = -(-columns // block)
@@ -41,20 +46,20 @@ def regions(columns: int) -> tuple[int, int]:
     return count, -(-blocks // count) * block
 
 
-def gram(x: Array) -> Array:
-    """``XᵀX`` of activations ``(tokens, K)`` within each region: ``(regions, width, width)``."""
+def hessian(x: Array) -> Array:
+    """``XᵀX`` of activations ``(tokens, K)`` by group: ``(column_groups, width, width)``."""
     return np.stack([part.T @ part for part in split(x)])  # each by syrk: half the work of gemm
 
 
 def split(rows: Array) -> Array:
-    """Rows ``(n, K)`` by region, zeros behind column K: ``(regions, n, width)``."""
-    count, width = regions(rows.shape[1])
+    """Rows ``(n, K)`` by region, zeros behind column K: ``(column_groups, n, width)``."""
+    count, width = column_groups(rows.shape[1])
     if rows.shape[1] != count * width:
         rows = np.pad(rows, [(0, 0), (0, count * width - rows.shape[1])])
     return np.ascontiguousarray(rows.reshape(len(rows), count, width).transpose(1, 0, 2))
 
 
-def _feedback(gram: Array) -> Array:
+def _feedback(hessian: Array) -> Array:
     """How much of the error of column i is made up for by column j of a later group:
     ``[region, j, i]``.
 
@@ -62,7 +67,7 @@ def _feedback(gram: Array) -> Array:
     the form of GPTQ that needs no inverse of H (LDLQ, QuIP, Chee et al. 2023; by blocks, QuIP#,
     Tseng et al. 2024).
     """
-    matrix = np.array(gram[:, ::-1, ::-1], np.float32)  # backwards: the upper factor is wanted
+    matrix = np.array(hessian[:, ::-1, ::-1], np.float32)  # backwards: the upper factor is wanted
     diagonal = np.einsum("rjj->rj", matrix)
     level = diagonal.mean(axis=1, keepdims=True)
     diagonal += np.where(level > 0, _DAMPING * level, 1.0)
@@ -74,17 +79,17 @@ def _feedback(gram: Array) -> Array:
     return np.asarray((np.linalg.inv(own) @ columns).reshape(count, width, width))
 
 
-def _order(gram: Array, block: int) -> Array:
-    """Columns of each region ``(regions, width)`` as they are rounded: blocks of much energy first,
+def _order(hessian: Array, block: int) -> Array:
+    """Columns of each group ``(column_groups, width)`` in rounding order: blocks of much energy first,
     whose errors cost most and then have most columns to make up for them.
     """
-    energy = np.einsum("rjj->rj", gram)
-    blocks = np.argsort(-energy.reshape(len(gram), -1, block).sum(axis=2), axis=1, kind="stable")
+    energy = np.einsum("rjj->rj", hessian)
+    blocks = np.argsort(-energy.reshape(len(hessian), -1, block).sum(axis=2), axis=1, kind="stable")
     return np.asarray(blocks[:, :, None] * block + np.arange(block)).reshape(energy.shape)
 
 
 def _cholesky(matrix: Array) -> Array:
-    """The lower factor of each matrix ``(regions, width, width)``, in its place: most of it are
+    """The lower factor of each ``(column_groups, width, width)``, in its place: most of it are
     products, which makes it several times as fast as numpy's.
     """
     for start in range(0, matrix.shape[1], _BLOCK):
@@ -98,33 +103,35 @@ def _cholesky(matrix: Array) -> Array:
     return matrix
 
 
-def compensated(matrix: Array, grid: Grid, gram: Array, *, turned: bool = False) -> Rounded:
+def gptq_quantize(
+    matrix: Array, spec: QuantSpec, hessian: Array, *, turned: bool = False
+) -> QuantizedValues:
     """Round a float matrix, the errors of each column made up for by later ones.
 
     Args:
         matrix: ``(N, K)``.
         grid: its blocks must divide the regions of K columns, as those of :func:`choose_block` do.
-        gram: :func:`gram` of what it is multiplied by.
+        gram: :func:`hessian` of what it is multiplied by.
         turned: whether the matrix is given as ``(K, N)``.
     """
     n, k = matrix.shape[::-1] if turned else matrix.shape
-    count = grid.count(k)
-    width = count * (grid.block or k)
-    block = grid.block or _GROUP
-    order = _order(gram, block)
-    feedback = _feedback(np.stack([g[np.ix_(o, o)] for g, o in zip(gram, order, strict=True)]))
+    count = spec.count(k)
+    width = count * (spec.block or k)
+    block = spec.block or _GROUP
+    order = _order(hessian, block)
+    feedback = _feedback(np.stack([g[np.ix_(o, o)] for g, o in zip(hessian, order, strict=True)]))
     order += order.shape[1] * np.arange(len(order))[:, None]
     place = np.argsort(order, axis=None)
     codes = np.empty((n, width), np.uint8)
     scales = np.empty((n, count), np.float32)
-    zeros = np.empty((n, count), np.uint8) if grid.asymmetric else None
+    zeros = np.empty((n, count), np.uint8) if spec.asymmetric else None
 
     def work(start: int) -> None:
         part = slice(start, min(n, start + step))
         columns = np.asarray(matrix[:, part] if turned else matrix[part].T, np.float32)
-        fixed = grid.fit(columns, axis=0) if grid.block is None else None
+        fixed = spec.fit(columns, axis=0) if spec.block is None else None
         exact = np.pad(columns, [(0, order.size - k), (0, 0)]) if k < order.size else columns
-        made = _round(exact[order], grid, feedback, fixed)
+        made = _round(exact[order], spec, feedback, fixed)
         rounded, steps, offsets = (array.reshape(-1, array.shape[-1]) for array in made)
         codes[part] = rounded[place[:width]].T
         blocks = place[::block][:count] // block
@@ -135,19 +142,19 @@ def compensated(matrix: Array, grid: Grid, gram: Array, *, turned: bool = False)
     step = _ROWS // CORES
     with ThreadPoolExecutor(CORES) as pool:
         list((pool.map if n > step else map)(work, range(0, n, step)))
-    return Rounded(codes, scales, zeros)
+    return QuantizedValues(codes, scales, zeros)
 
 
 def _round(
-    exact: Array, grid: Grid, feedback: Array, fixed: Steps | None
+    exact: Array, spec: QuantSpec, feedback: Array, fixed: AffineParameters | None
 ) -> tuple[Array, Array, Array]:
-    """Codes ``(regions, width, n)``, scales and zero points ``(regions, blocks, n)`` of values
-    ``(regions, width, n)``, which are lost.
+    """Codes ``(column_groups, width, n)``, scales, zeros ``(column_groups, blocks, n)`` of
+    ``(column_groups, width, n)``, which are lost.
 
     ``fixed`` are those of whole rows ``(n,)``; of blocks they are found as their turn comes.
     """
     count, width, n = exact.shape
-    block = grid.block or _GROUP
+    block = spec.block or _GROUP
     codes = np.empty(exact.shape, np.uint8)
     scales = np.empty((count, width // block, n), np.float32)
     zeros = np.empty((count, width // block, n), np.uint8)
@@ -157,7 +164,7 @@ def _round(
         values, missing = exact[:, start:stop], errors[:, start:stop]
         if start:
             np.matmul(feedback[:, start:stop, :start], errors[:, :start], out=missing)
-        steps = fixed or grid.fit(values + missing, axis=1)
+        steps = fixed or spec.fit(values + missing, axis=1)
         scale, zero = steps.scale[..., None, :], steps.zero
         scales[:, start // block], zeros[:, start // block] = steps.scale, zero
         zero = zero[..., None, :] if isinstance(zero, np.ndarray) else zero
@@ -170,7 +177,7 @@ def _round(
             if left > start:
                 errors[:, group] += feedback[:, group, start:left] @ errors[:, start:left]
             found = np.rint(exact[:, group] + errors[:, group])
-            np.clip(found, *grid.codes, out=found)
+            np.clip(found, *spec.codes, out=found)
             codes[:, group] = found
             np.subtract(exact[:, group], found, out=errors[:, group])
         missing *= scale

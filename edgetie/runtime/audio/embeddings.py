@@ -15,7 +15,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _LENGTHS = (192, 200), (8000,)  # of frames, and of samples, where an encoder takes several
 
 
-def hear(session: Session, features: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+def embed_audio(session: Session, features: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Run the encoder of a language model that hears.
 
     Args:
@@ -55,14 +55,14 @@ def make_room(ids: list[int], token: int, rows: int) -> list[int]:
     return [*ids[:at], *[token] * rows, *ids[at + 1 :]]
 
 
-def with_sound(
+def with_audio_tokens(
     ids: NDArray[np.int64], rows: NDArray[np.float32], token: int | None, length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """A prompt with a sound in front of it.
 
     Args:
         ids: ``(1, count)``.
-        rows: as :func:`hear` returns them.
+        rows: as :func:`embed_audio` returns them.
         token: the one whose places rows take; ``None`` where one is added to each token.
         length: tokens to read in all, the prompt's and later ones; a sound that is added to each is
             repeated up to there.

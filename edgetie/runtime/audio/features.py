@@ -116,8 +116,8 @@ class FeatureExtractor:
             return {self.name: features}
         frames = features.shape[-1]
         count = max(samples.size, self.shortest)
-        heard = -(-count // self.hop) if self.limit else count // self.hop
-        mask = (np.arange(frames) < heard).astype(np.int64)
+        audio_embeddings = -(-count // self.hop) if self.limit else count // self.hop
+        mask = (np.arange(frames) < audio_embeddings).astype(np.int64)
         return {self.name: features, FEATURES_MASK: mask[None]}
 
     def _spectrogram(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.model_config import language_token_ids
 from edgetie.bundle.names import AUDIO_LM, PROCESSOR
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.runtime.audio.embeddings import hear, make_room
+from edgetie.runtime.audio.embeddings import embed_audio, make_room
 from edgetie.runtime.audio.features import FeatureExtractor, read_settings
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import (
@@ -69,9 +69,9 @@ def transcribe(
         names = ", ".join(sorted(known)) or "no language by name"
         raise EdgetieError(f"language {language}: the model knows {names}")
     if bundle.task == AUDIO_LM:
-        heard = hear(session, extractor.feeds(samples))
+        audio_embeddings = embed_audio(session, extractor.feeds(samples))
         most = _NEW_TOKENS if max_new_tokens is None else max_new_tokens
-        yield from _answered(session, tokenizer, heard, most, sampling, seed)
+        yield from _answered(session, tokenizer, audio_embeddings, most, sampling, seed)
         return
     features = extractor(samples)
     manifest = bundle.manifest
@@ -96,16 +96,16 @@ def transcribe(
 def _answered(
     session: Session,
     tokenizer: Tokenizer,
-    heard: NDArray[np.float32],
+    audio_embeddings: NDArray[np.float32],
     max_new_tokens: int,
     sampling: Sampling,
     seed: int | None,
 ) -> Iterator[Chunk]:
     """The answer of a language model that is shown a sound in a chat."""
-    ids = _request(session.bundle, tokenizer, len(heard))
+    ids = _request(session.bundle, tokenizer, len(audio_embeddings))
     decoder = decoder_for(session, 1, len(ids), max_new_tokens)
     assert isinstance(decoder, Decoder)
-    logits = decoder.prefill(np.array([ids], np.int64), heard=heard)
+    logits = decoder.prefill(np.array([ids], np.int64), audio_embeddings=audio_embeddings)
     stops = stop_tokens(session.bundle)
     yield from written(
         continued(decoder, logits, max_new_tokens, sampling, stops, seed), tokenizer, [len(ids)]

@@ -90,7 +90,7 @@ class Decoder:
         self,
         ids: NDArray[np.int64],
         attention_mask: NDArray[np.int64] | None = None,
-        heard: NDArray[np.float32] | None = None,
+        audio_embeddings: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens to every sequence.
 
@@ -98,7 +98,7 @@ class Decoder:
             ids: ``(batch, count)`` token ids.
             attention_mask: ``(batch, count)``, 0 where ``ids`` is padding, on either side;
                 ``None`` if there is none.
-            heard: what a model that hears makes of sounds (:func:`edgetie.runtime.hear`): a row
+            heard: audio embeddings (:func:`edgetie.runtime.audio.embeddings.embed_audio`): a row
                 for each place that the ids hold for one, or rows for every token to come.
 
         Returns:
@@ -125,7 +125,7 @@ class Decoder:
         if self._pads_left and (np.diff(mask, axis=1) < 0).any():
             raise EdgetieError(f"{self._model}: takes padding on the left only")
         self._steps = 0
-        self._heard = self._silence() if heard is None else heard
+        self._heard = self._silence() if audio_embeddings is None else audio_embeddings
         return self._forward(ids, mask, self._after_prefill)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -59,7 +59,7 @@ class FixedDecoder:
         self,
         ids: NDArray[np.int64],
         attention_mask: NDArray[np.int64] | None = None,
-        heard: NDArray[np.float32] | None = None,
+        audio_embeddings: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens; padding is left out.
 

@@ -22,7 +22,7 @@ from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.latency.bench import bench_model
 from edgetie.quantize.calibration.synthetic_audio import voice
 from edgetie.quantize.quantizer import quantize_model
-from edgetie.runtime.audio.embeddings import hear
+from edgetie.runtime.audio.embeddings import embed_audio
 from edgetie.runtime.audio.transcription import transcribe
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import continued, generate
@@ -87,7 +87,7 @@ def save(model: Any, directory: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=["GlmAsr", "Qwen3ASR"])
-def heard(
+def audio_embeddings(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, Any, ExportReport]:
     """A small model, its feature extractor, and its bundle."""
@@ -113,8 +113,8 @@ def features(extractor: Any, samples: np.ndarray) -> dict[str, torch.Tensor]:
     return {"input_features": found["input_features"], "input_features_mask": mask}
 
 
-def test_one_table_in_the_decoder(heard: tuple[Any, Any, ExportReport]) -> None:
-    model, _, report = heard
+def test_one_table_in_the_decoder(audio_embeddings: tuple[Any, Any, ExportReport]) -> None:
+    model, _, report = audio_embeddings
     assert report.manifest.task == "audio-lm"
     assert report.manifest.signature.audio_token_id == HEARD
     assert report.agreement.relative < 1e-5
@@ -128,19 +128,21 @@ def test_one_table_in_the_decoder(heard: tuple[Any, Any, ExportReport]) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.6, 1.0, 1.9])
-def test_rows_are_those_of_torch(heard: tuple[Any, Any, ExportReport], seconds: float) -> None:
-    model, extractor, report = heard
+def test_rows_are_those_of_torch(
+    audio_embeddings: tuple[Any, Any, ExportReport], seconds: float
+) -> None:
+    model, extractor, report = audio_embeddings
     given = features(extractor, sound(seconds))
     with torch.no_grad():
         expected = model.get_audio_features(**given, return_dict=True).pooler_output.numpy()
     session = open_session(report.bundle)
-    rows = hear(session, {name: value.numpy() for name, value in given.items()})
+    rows = embed_audio(session, {name: value.numpy() for name, value in given.items()})
     assert rows.shape == expected.shape
     assert np.abs(rows - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_tokens_are_those_of_torch(heard: tuple[Any, Any, ExportReport]) -> None:
-    model, extractor, report = heard
+def test_tokens_are_those_of_torch(audio_embeddings: tuple[Any, Any, ExportReport]) -> None:
+    model, extractor, report = audio_embeddings
     session = open_session(report.bundle)
     tokenizer = Tokenizer.from_bundle(session.bundle)
     different = set()
@@ -159,10 +161,10 @@ def test_tokens_are_those_of_torch(heard: tuple[Any, Any, ExportReport]) -> None
     assert len(different) == 2
 
 
-def test_command(heard: tuple[Any, Any, ExportReport], tmp_path: Path) -> None:
+def test_command(audio_embeddings: tuple[Any, Any, ExportReport], tmp_path: Path) -> None:
     from edgetie_cli.generate import command
 
-    clip, bundle = tmp_path / "clip.wav", str(heard[2].bundle.directory)
+    clip, bundle = tmp_path / "clip.wav", str(audio_embeddings[2].bundle.directory)
     with wave.open(str(clip), "wb") as file:
         file.setparams((1, 2, RATE, 0, "NONE", ""))
         file.writeframes((sound(1) * 32767).astype("<i2").tobytes())
@@ -173,8 +175,8 @@ def test_command(heard: tuple[Any, Any, ExportReport], tmp_path: Path) -> None:
     assert "knows no language by name" in str(asked.exception)
 
 
-def test_text_alone_and_two_at_once(heard: tuple[Any, Any, ExportReport]) -> None:
-    model, _, report = heard
+def test_text_alone_and_two_at_once(audio_embeddings: tuple[Any, Any, ExportReport]) -> None:
+    model, _, report = audio_embeddings
     session = open_session(report.bundle)
     prompts = [[5, 6, 7, 8], [9, 10]]
     steps = list(generate(session, prompts, max_new_tokens=5, stop_token_ids=frozenset()))
@@ -187,8 +189,10 @@ def test_text_alone_and_two_at_once(heard: tuple[Any, Any, ExportReport]) -> Non
         assert [int(step.tokens[row]) for step in steps] == whole[0, len(prompt) :].tolist()
 
 
-def test_int8_keeps_the_tie(heard: tuple[Any, Any, ExportReport], tmp_path: Path) -> None:
-    report = heard[2]
+def test_int8_keeps_the_tie(
+    audio_embeddings: tuple[Any, Any, ExportReport], tmp_path: Path
+) -> None:
+    report = audio_embeddings[2]
     made = quantize_model(report.bundle, tmp_path / "int8")
     (table,) = (group for group in made.manifest.ties if group.shape[0] == VOCABULARY)
     assert table.dtype == "UINT8"
@@ -203,15 +207,17 @@ def test_int8_keeps_the_tie(heard: tuple[Any, Any, ExportReport], tmp_path: Path
     assert accuracy.top1_agreement > 0.7
 
 
-def test_bench_hears_noise(heard: tuple[Any, Any, ExportReport]) -> None:
-    speed = bench_model(heard[2].bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
+def test_bench_hears_noise(audio_embeddings: tuple[Any, Any, ExportReport]) -> None:
+    speed = bench_model(
+        audio_embeddings[2].bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1
+    )
     assert speed.encode_ms is not None
     assert speed.encode_ms > 0
     assert speed.prompt_tokens > 8
 
 
-def test_a_prompt_without_a_place(heard: tuple[Any, Any, ExportReport]) -> None:
-    session = open_session(heard[2].bundle)
+def test_a_prompt_without_a_place(audio_embeddings: tuple[Any, Any, ExportReport]) -> None:
+    session = open_session(audio_embeddings[2].bundle)
     tokenizer = Tokenizer.from_bundle(session.bundle)
     template = tokenizer.chat_template
     for other, error in ((None, BundleError), (f"{template} <sound>", EdgetieError)):
@@ -220,8 +226,10 @@ def test_a_prompt_without_a_place(heard: tuple[Any, Any, ExportReport]) -> None:
             next(transcribe(session, tokenizer, sound(1)))
 
 
-def test_the_place_of_a_sound_is_never_said(heard: tuple[Any, Any, ExportReport]) -> None:
-    session = open_session(heard[2].bundle)
+def test_the_place_of_a_sound_is_never_said(
+    audio_embeddings: tuple[Any, Any, ExportReport],
+) -> None:
+    session = open_session(audio_embeddings[2].bundle)
     with pytest.raises(EdgetieError, match=f"token {HEARD} .*stands for a sound"):
         next(generate(session, [[5, HEARD, 6]], max_new_tokens=2))
     with pytest.raises(EdgetieError, match="max_new_tokens 0"):
@@ -243,9 +251,9 @@ def test_sound_added_to_every_token(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     clip = random.standard_normal((1, 20, 160), np.float32)
     session = open_session(report.bundle)
-    rows = hear(session, {"input_features": clip})
+    rows = embed_audio(session, {"input_features": clip})
     decoder = Decoder(session, 1, rows.shape[1])
-    logits = decoder.prefill(np.array([[1, 4, 4, 4]]), heard=rows)
+    logits = decoder.prefill(np.array([[1, 4, 4, 4]]), audio_embeddings=rows)
     tokens = []
     while decoder.length < decoder.max_length:
         tokens.append(int(logits[0].argmax()))

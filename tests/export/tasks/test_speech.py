@@ -80,7 +80,7 @@ def save(model: Any, directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ExportReport]:
+def audio_embeddings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ExportReport]:
     """A small Whisper of two languages, with tokens that it must not say; and its bundle."""
     directory = tmp_path_factory.mktemp("whisper")
     model = small("Whisper")
@@ -113,8 +113,8 @@ def said(bundle: Path, samples: np.ndarray, **options: Any) -> list[int]:
     return [token for token in last.completion.tokens if token != END]
 
 
-def test_one_table_in_the_files(heard: tuple[Any, ExportReport]) -> None:
-    report = heard[1]
+def test_one_table_in_the_files(audio_embeddings: tuple[Any, ExportReport]) -> None:
+    report = audio_embeddings[1]
     assert report.manifest.task == "speech-seq2seq"
     assert report.agreement.relative < 1e-5
     (table,) = (group for group in report.manifest.ties if group.shape[0] == VOCABULARY)
@@ -131,8 +131,10 @@ def test_one_table_in_the_files(heard: tuple[Any, ExportReport]) -> None:
 
 
 @pytest.mark.parametrize("language", [None, "de"])
-def test_tokens_are_those_of_torch(heard: tuple[Any, ExportReport], language: str | None) -> None:
-    model, report = heard
+def test_tokens_are_those_of_torch(
+    audio_embeddings: tuple[Any, ExportReport], language: str | None
+) -> None:
+    model, report = audio_embeddings
     different = set()
     for seed in range(4):
         samples = sound(0.9, seed)
@@ -150,8 +152,8 @@ def test_tokens_are_those_of_torch(heard: tuple[Any, ExportReport], language: st
     assert len(different) > 1
 
 
-def test_int8_keeps_the_tie(heard: tuple[Any, ExportReport], tmp_path: Path) -> None:
-    _, report = heard
+def test_int8_keeps_the_tie(audio_embeddings: tuple[Any, ExportReport], tmp_path: Path) -> None:
+    _, report = audio_embeddings
     made = quantize_model(report.bundle, tmp_path / "int8")
     (table,) = (group for group in made.manifest.ties if group.shape[0] == VOCABULARY)
     assert table.dtype == "UINT8"
@@ -164,8 +166,10 @@ def test_int8_keeps_the_tie(heard: tuple[Any, ExportReport], tmp_path: Path) -> 
     )
 
 
-def test_check_and_bench_hear_noise(heard: tuple[Any, ExportReport], tmp_path: Path) -> None:
-    bundle = heard[1].bundle
+def test_check_and_bench_hear_noise(
+    audio_embeddings: tuple[Any, ExportReport], tmp_path: Path
+) -> None:
+    bundle = audio_embeddings[1].bundle
     quantize_model(bundle, tmp_path / "int8")
     fp32 = str(bundle.directory)
     report = check_model(tmp_path / "int8", fp32, max_tokens=64, greedy_prompts=2, greedy_tokens=4)
@@ -179,7 +183,7 @@ def test_check_and_bench_hear_noise(heard: tuple[Any, ExportReport], tmp_path: P
     speed = bench_model(bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
     assert speed.encode_ms is not None
     assert speed.encode_ms > 0
-    assert speed.prompt_tokens == len(heard[1].manifest.signature.start_token_ids)
+    assert speed.prompt_tokens == len(audio_embeddings[1].manifest.signature.start_token_ids)
     assert len(speed.runs[0].step_ms) == 3
 
 
@@ -345,8 +349,8 @@ def test_bad_files(make: Callable[[Path], Path], message: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_bad_sounds(heard: tuple[Any, ExportReport]) -> None:
-    bundle = heard[1].bundle.directory
+def test_bad_sounds(audio_embeddings: tuple[Any, ExportReport]) -> None:
+    bundle = audio_embeddings[1].bundle.directory
     with pytest.raises(AudioError, match=r"1\.5 s long, the model takes 1 s"):
         said(bundle, sound(1.5))
     with pytest.raises(AudioError, match="finite"):
@@ -358,10 +362,10 @@ def test_bad_sounds(heard: tuple[Any, ExportReport]) -> None:
         next(generate_text(session, Tokenizer.from_bundle(session.bundle), [[1]], max_new_tokens=1))
 
 
-def test_command(heard: tuple[Any, ExportReport], tmp_path: Path) -> None:
+def test_command(audio_embeddings: tuple[Any, ExportReport], tmp_path: Path) -> None:
     from edgetie_cli.generate import command
 
-    bundle = heard[1].bundle.directory
+    bundle = audio_embeddings[1].bundle.directory
     clip = str(write_wav(tmp_path / "clip.wav", sound(0.9)))
     tokens = said(bundle, read_wav(clip), max_new_tokens=5)
     options = [str(bundle), "--audio", clip, "--max-new-tokens", "5"]

@@ -22,9 +22,9 @@ from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import QuantizeError
 from edgetie.harness.accuracy.references import BundleReference
 from edgetie.harness.accuracy.thresholds import Thresholds
-from edgetie.passes.fold_constants import Fold
+from edgetie.passes.fold_constants import FoldConstants
 from edgetie.passes.run import run_passes
-from edgetie.quantize.formats.scheme_formats import forms
+from edgetie.quantize.formats.scheme_formats import weight_formats
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import generate
@@ -35,7 +35,7 @@ from edgetie_cli.main import cli
 
 IDS = np.random.default_rng(4).integers(3, models.VOCAB, (1, 24))
 TOLERANCE = {"int8-static": 0.08, "int4": 0.3, "int4-all": 0.4}
-ROUNDED = [name for name, row in SCHEMES.items() if not row.half]
+TOGGLE_INPUT = [name for name, row in SCHEMES.items() if not row.half]
 OPERATORS = {
     "int8": {"MatMulNBits", "GatherBlockQuantized"},
     "int8-aliased": {"MatMulNBits", "GatherBlockQuantized"},
@@ -51,7 +51,7 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("scheme", ROUNDED)
+@pytest.mark.parametrize("scheme", TOGGLE_INPUT)
 @pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text"])
 def test_close_to_fp32_with_one_table(
     float_bundle: Any, tmp_path: Path, scheme: str, kind: str
@@ -98,7 +98,7 @@ def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path, sche
         assert error(first, other) < 0.01
 
 
-@pytest.mark.parametrize("scheme", ROUNDED)
+@pytest.mark.parametrize("scheme", TOGGLE_INPUT)
 def test_generates_the_same_step_by_step(float_bundle: Any, tmp_path: Path, scheme: str) -> None:
     """Rounded activations of a prompt and of single tokens give the same tokens, nearly always."""
     report = quantize_model(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
@@ -115,7 +115,7 @@ def _greedy(session: Session, prompts: list[list[int]]) -> np.ndarray:
     return np.stack([step.tokens for step in steps], axis=1)
 
 
-@pytest.mark.parametrize("scheme", ROUNDED)
+@pytest.mark.parametrize("scheme", TOGGLE_INPUT)
 @pytest.mark.parametrize("width", [64, 70])
 def test_plain_file_of_any_width(tmp_path: Path, scheme: str, width: int) -> None:
     path = plain(tmp_path, width=width)
@@ -125,7 +125,7 @@ def test_plain_file_of_any_width(tmp_path: Path, scheme: str, width: int) -> Non
     assert [group.name for group in report.manifest.ties] == ["table"]
 
 
-@pytest.mark.parametrize("scheme", ROUNDED)
+@pytest.mark.parametrize("scheme", TOGGLE_INPUT)
 def test_nan_is_named(tmp_path: Path, scheme: str) -> None:
     with pytest.raises(QuantizeError, match="middle: NaN or infinity"):
         quantize_model(plain(tmp_path, bad=True), tmp_path / "out", scheme=scheme)
@@ -208,7 +208,7 @@ def test_fold_keeps_weights_and_what_depends_on_inputs() -> None:
     )
     opsets = [helper.make_opsetid("", 21)]
     model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
-    run_passes(model, [], [Fold()])
+    run_passes(model, [], [FoldConstants()])
     assert [node.op_type for node in model.graph] == ["Transpose", "MatMul", "Gather", "Add"]
     table = next(n for n in model.graph if n.op_type == "Gather").inputs[0]
     assert table is not None
@@ -229,7 +229,7 @@ def test_an_opset_without_the_operators_is_refused(tmp_path: Path) -> None:
 
 def test_every_target_has_a_scheme_and_every_scheme_forms() -> None:
     assert {target.scheme for target in TARGETS.values()} <= SCHEMES.keys()
-    assert [name for name, row in SCHEMES.items() if forms(row) is None] == ["fp16"]
+    assert [name for name, row in SCHEMES.items() if weight_formats(row) is None] == ["fp16"]
     assert find_scheme("web").name == "int8-plain"
     assert find_scheme(layout="mapped").name == "int8-mapped"
     assert find_scheme(bits=4).name == "int4"

@@ -94,7 +94,9 @@ def test_the_costliest_weights_are_kept_until_the_limit_holds(
     ]
     worth = [cost.kl / cost.bytes for cost in report.costs]
     assert max(worth) == max(c.kl / c.bytes for c in report.costs if c.kept)
-    added = sum(c.bytes if c.kept else c.finer_bytes if c.finer else 0 for c in report.costs)
+    added = sum(
+        c.bytes if c.kept else c.finer_bytes if c.higher_precision else 0 for c in report.costs
+    )
     assert report.bundle.file_bytes - plain.bundle.file_bytes == pytest.approx(added, abs=20_000)
     status = tie_status(open_bundle(report.bundle.directory))
     assert status.intact is True
@@ -109,18 +111,18 @@ def test_finer_blocks_or_more_bits_come_before_floats(
     limits = Thresholds(max_kl=share * plain.manifest.quantization["measured"]["kl"])
     report = quantize_model(fp32, tmp_path / "finer", scheme=scheme, limits=limits)
     before = divergence(fp32, plain.bundle.directory)
-    finer = [cost for cost in report.costs if cost.finer]
-    assert finer
+    higher_precision = [cost for cost in report.costs if cost.higher_precision]
+    assert higher_precision
     assert not any(cost.kept for cost in report.costs)
     assert report.manifest.quantization["finer"]
-    assert report.manifest.quantization["blocks"][str(block)] >= len(finer)
+    assert report.manifest.quantization["blocks"][str(block)] >= len(higher_precision)
     assert divergence(fp32, report.bundle.directory) < (share + 1) / 2 * before
     added = report.bundle.file_bytes - plain.bundle.file_bytes
-    assert added == pytest.approx(sum(cost.finer_bytes for cost in finer), abs=20_000)
+    assert added == pytest.approx(sum(cost.finer_bytes for cost in higher_precision), abs=20_000)
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     products = [node for node in graph.node if node.op_type == "MatMulNBits"]
     layers = {node.input[1]: {a.name: a.i for a in node.attribute} for node in products}
-    for cost in finer:
+    for cost in higher_precision:
         assert (layers[cost.name]["bits"], layers[cost.name]["block_size"]) == (8, block)
     assert not [node for node in graph.node if node.op_type == "If"]
     assert tie_status(open_bundle(report.bundle.directory)).intact is True
@@ -135,7 +137,7 @@ def test_limits_hold_in_every_scheme(fp32: Path, tmp_path: Path, scheme: str) ->
     report = quantize_model(fp32, tmp_path / "kept", scheme=scheme, limits=Thresholds(max_kl=limit))
     assert report.manifest.quantization["measured"]["kl"] <= limit
     assert all(cost.kl > 0 for cost in report.costs)
-    assert any(cost.kept or cost.finer for cost in report.costs)
+    assert any(cost.kept or cost.higher_precision for cost in report.costs)
 
 
 def test_a_limit_below_the_cost_of_the_table_is_refused(fp32: Path, tmp_path: Path) -> None:
