@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from . import common
-
-_CHARACTERS_PER_TOKEN = 16
-"""Characters read from the text for each token wanted; hardly a token is longer."""
 
 
 @click.command(epilog="Exits 0 if every limit is kept, 1 if one is not, 2 on bad input.")
@@ -26,7 +22,7 @@ _CHARACTERS_PER_TOKEN = 16
 @common.threads_option
 @click.option(
     "--text",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="UTF-8 text to measure on, from its start [default: a short built-in text].",
 )
 @click.option(
@@ -87,11 +83,6 @@ def command(
     from edgetie.report.tables import accuracy_table, print_tables
 
     opened = open_bundle(bundle)
-    words = (
-        None
-        if text is None
-        else common.read_text(text, "--text", min(max_tokens * _CHARACTERS_PER_TOKEN, sys.maxsize))
-    )
     thresholds = Thresholds(
         max_relative_error=max_relative_error,
         max_kl=max_kl,
@@ -113,7 +104,7 @@ def command(
                 provider=provider,
                 threads=threads,
                 strict=strict,
-                text=words,
+                text=text,
                 max_tokens=max_tokens,
                 thresholds=thresholds,
                 progress=progress,

@@ -116,7 +116,7 @@ def main() -> None:
 def _explain(error: Exception) -> tuple[str, int]:
     """What to say about an error, and the exit code."""
     if isinstance(error, EdgetieError):
-        return str(error), error.exit_code
+        return error.describe(_as_option), error.exit_code
     if isinstance(error, click.UsageError) and error.ctx is not None:
         path = error.ctx.command_path.removeprefix("edgetie").strip()
         where = f"{path}: " if path else ""
@@ -130,6 +130,12 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{error.filename or 'writing'}: {error.strerror}", 2
     what = " ".join(str(error).split())[:300]
     return f"unexpected {type(error).__name__}: {what}; set {TRACEBACK}=1 to see where", 2
+
+
+def _as_option(parameter: str, value: object = None) -> str:
+    """Spell a parameter of the library as the option of the same name: ``--force``."""
+    option = f"--{parameter.replace('_', '-')}"
+    return option if value is None or value is True else f"{option} {value}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -27,7 +27,7 @@ from edgetie.errors import QuantizeError
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.model_files import drop_declared_weights, load_model, write_models
 from edgetie.graph.operators import operator
-from edgetie.harness.accuracy.metrics import PredictionErrors
+from edgetie.harness.accuracy.metrics import PredictionMetrics
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.passes.run import run_passes
 from edgetie.progress import Stages
@@ -169,7 +169,7 @@ def quantize_model(
     for path, model, groups in zip(bundle.model_paths, models.values(), ties.values(), strict=True):
         _require_once(path, model, [group.name for group in groups])
     costs: list[Cost] = []
-    measured: PredictionErrors | None = None
+    measured: PredictionMetrics | None = None
     # threads share out matrices: BLAS needs none of its own
     with threadpool_limits(1, user_api="blas"), atomic_directory(output, force=force) as directory:
         stages.stage("calibrate")
@@ -335,12 +335,12 @@ def _require_once(path: Path, model: ir.Model, tied: list[str]) -> None:
         )
 
 
-def _found(errors: PredictionErrors | None) -> dict[str, float]:
+def _found(errors: PredictionMetrics | None) -> dict[str, float]:
     """What limits were held against; nothing without."""
     if errors is None:
         return {}
     return {
-        "positions": errors.positions,
+        "positions": errors.predictions,
         "kl": errors.mean_kl_divergence,
         "perplexity_increase": errors.perplexity_increase,
         "top1_agreement": errors.top1_agreement,

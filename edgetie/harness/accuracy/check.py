@@ -1,14 +1,16 @@
 """Accuracy of a bundle against a reference: logits, KL divergence, perplexity, greedy tokens.
 
-Both models read the same token windows, one window at a time. Windows do not overlap, each starts
-without context, and the first token of each is not scored, so a perplexity here is a little above
-one that slides its window; both models pay the same.
+Both models read the same windows of tokens, one at a time. Windows do not overlap. Each starts
+without context, and its first token is not scored, so the perplexity is a little above that of a
+sliding window, for both models alike.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.errors import BundleError, SourceError
+from edgetie.errors import BundleError, EdgetieError, SourceError
 from edgetie.harness.accuracy import samples
-from edgetie.harness.accuracy.metrics import LogitErrors, PredictionErrors, common_prefix
+from edgetie.harness.accuracy.metrics import (
+    LogitErrors,
+    PredictionErrors,
+    PredictionMetrics,
+    common_prefix,
+)
 from edgetie.harness.accuracy.references import BundleReference, Reference, resolve_reference
 from edgetie.harness.accuracy.remote_reference import RemoteReference, open_reference
 from edgetie.harness.accuracy.thresholds import Thresholds, default_thresholds, precision_of
@@ -27,42 +34,39 @@ from edgetie.progress import Progress, Stages
 from edgetie.providers.registry import find
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
+logger = logging.getLogger(__name__)
+
 Ids = npt.NDArray[np.int64]
-_Model = BundleReference | RemoteReference
+_Candidate = BundleReference | RemoteReference
 
 _PROMPT_TOKENS = 32
 _SMALLEST_WINDOW = 16
+_CHARACTERS_PER_TOKEN = 16
+"""Characters of a file read for each token needed. Hardly any token is longer."""
 
 
-@dataclass
-class AccuracyReport:
-    """What :func:`check_model` measured; a value without tokens to measure it on is NaN.
+@dataclass(frozen=True, kw_only=True)
+class AccuracyReport(PredictionMetrics):
+    """What :func:`check_model` measured. A value without tokens to measure it on is NaN.
+
+    The metrics of :class:`~edgetie.harness.accuracy.metrics.PredictionMetrics` are fields as well.
+    A masked language model is scored on the masked tokens, 15 % of the text. An encoder-decoder
+    model is scored on all of them, because both its sides read the text.
 
     Attributes:
         bundle, reference: what was compared.
         provider: execution provider of the bundle.
-        precision: of the bundle; it chose the default thresholds, or its provider's did.
-        data: what the tokens were, in words.
-        tokens: scored tokens, those the perplexities are taken over.
+        precision: precision of the bundle. It chose the default thresholds, or its provider did.
+        data: description of the tokens.
         positions: positions whose logits were compared.
         max_abs_error: largest ``|logit - reference logit|`` over all positions and tokens.
         mean_abs_error: its mean.
         relative_error: ``max_abs_error / max |reference logit|``.
-        mean_kl_divergence: ``KL(reference || bundle)`` of the token distributions, in nats, mean
-            over positions.
-        top1_agreement: fraction of positions at which both find the same token the likeliest.
-        top1_agreement_error: its standard error over the choice of text.
-        greedy_agreement: both continue the same prompts greedily; the tokens before the first one
-            that differs, divided by all tokens generated. After a difference the two texts are
-            no longer comparable, so equal tokens behind it do not count. NaN for a masked language
-            model.
-        perplexity, reference_perplexity: ``exp(mean negative log-likelihood)`` of the scored
-            tokens; of a masked language model those are the masked ones, 15 % of the text; of an
-            encoder-decoder model all of them, the text being what both sides read.
-        perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction.
-        perplexity_increase_error: its standard error over the choice of text.
+        greedy_agreement: both models continue the same prompts greedily. The tokens before the
+            first difference, divided by all tokens generated. Later tokens do not count, because
+            the texts are no longer comparable. NaN for a masked language model.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
-        elsewhere: by operator, those that run elsewhere than on ``provider``.
+        fallback_nodes: nodes that run on another provider than ``provider``, by operator.
         thresholds: the limits applied.
         failures: a sentence for each metric that broke its limit, by field name; a list in JSON.
     """
@@ -72,19 +76,11 @@ class AccuracyReport:
     provider: str
     precision: str
     data: str
-    tokens: int
     positions: int
     max_abs_error: float
     mean_abs_error: float
     relative_error: float
-    mean_kl_divergence: float
-    top1_agreement: float
-    top1_agreement_error: float
     greedy_agreement: float
-    perplexity: float
-    reference_perplexity: float
-    perplexity_increase: float
-    perplexity_increase_error: float
     nodes_per_provider: dict[str, int]
     fallback_nodes: dict[str, int]
     thresholds: Thresholds
@@ -95,7 +91,7 @@ class AccuracyReport:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; NaN and infinity, which JSON lacks, become ``None``."""
+        """Convert to JSON types. NaN and infinity, which JSON lacks, become ``None``."""
         data = asdict(self) | {"passed": self.passed, "failures": list(self.failures.values())}
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -110,12 +106,16 @@ def check_model(
     provider: str = "cpu",
     threads: int | None = None,
     strict: bool = False,
-    text: str | None = None,
+    text: str | Path | None = None,
     max_tokens: int = 2048,
     window: int = 512,
     greedy_prompts: int = 4,
     greedy_tokens: int = 32,
     thresholds: Thresholds | None = None,
+    max_relative_error: float | None = None,
+    max_kl: float | None = None,
+    min_top1: float | None = None,
+    max_perplexity_increase: float | None = None,
     progress: Progress | None = None,
 ) -> AccuracyReport:
     """Compare a bundle with a reference.
@@ -124,160 +124,51 @@ def check_model(
         bundle: a bundle or ONNX decoder, or a path to one.
         reference: a :class:`~edgetie.harness.accuracy.references.Reference`, or text that
             :func:`~edgetie.harness.accuracy.references.resolve_reference` opens.
-        provider: execution provider of the bundle; the reference chose its own. One that this
-            onnxruntime lacks runs in an environment of its own
+        provider: execution provider of the bundle. The reference chose its own. A provider that
+            this onnxruntime lacks runs in a separate environment
             (:mod:`edgetie.providers.environments`).
         threads: intra-op threads of the bundle.
-        strict: fail where the provider leaves nodes to another one.
-        text: what to measure on, cut into windows of ``window`` tokens. Without it: a built-in
-            text for everything, and seeded random ids for the logit errors. A bundle without
-            tokenizer is measured on the random ids alone. A model that hears reads noise before
-            each window, the same as the reference, which must be a bundle.
-        max_tokens: tokens of the text to use at most.
+        strict: fail if the provider leaves nodes to another one.
+        text: what to measure on, cut into windows of ``window`` tokens: the text itself, or the
+            :class:`~pathlib.Path` of a UTF-8 file. By default a built-in text, and seeded random
+            ids for the logit errors. A bundle without tokenizer is measured on the random ids
+            alone. An audio model reads noise before each window, as does the reference, which must
+            be a bundle.
+        max_tokens: most tokens of the text to use.
         window: tokens read at once, without context before them; fewer if a model takes fewer.
         greedy_prompts: prompts to continue, spread over the text.
         greedy_tokens: tokens to generate after each.
-        thresholds: limits that replace the default ones of the bundle's precision, each by each.
-        progress: told about each window.
+        thresholds: limits that replace the default ones of the bundle's precision, one by one.
+        max_relative_error, max_kl, min_top1, max_perplexity_increase: single limits, see
+            :class:`~edgetie.harness.accuracy.thresholds.Thresholds`. They replace those of
+            ``thresholds``.
+        progress: notified of each window.
 
     Raises:
-        BundleError: if the bundle cannot be read, or has no tokenizer for ``text``.
+        EdgetieError: if a limit or a number is out of its range.
+        BundleError: if the bundle or ``text`` cannot be read, or it has no tokenizer for ``text``.
         ProviderError: if the provider is absent or does not take the model.
         SourceError: if the reference cannot be loaded, or has another vocabulary.
     """
+    limits = (thresholds or Thresholds()).override(
+        Thresholds(max_relative_error, max_kl, min_top1, max_perplexity_increase)
+    )
+    for name, value, least in (("window", window, 1), ("max_tokens", max_tokens, 2)):
+        if value < least:
+            raise EdgetieError(f"must be {least} or more", parameter=name, value=value)
+    text = _read_text(text, max_tokens)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     progress = progress or Stages()
-    if window < 1 or max_tokens < 2:
-        raise BundleError("window and max_tokens: must be 1 and 2 or more")
     if isinstance(reference, str | os.PathLike):
         progress.stage("Opening the reference")
         reference = resolve_reference(os.fspath(reference), bundle=opened)
     progress.stage("Opening the bundle")
-    with open_reference(opened, provider=provider, threads=threads, strict=strict) as actual:
-        return _compare(
-            actual, reference, provider, text, max_tokens, window, greedy_prompts, greedy_tokens,
-            thresholds or Thresholds(), progress,
-        )  # fmt: skip
-
-
-def _compare(
-    actual: _Model,
-    reference: Reference,
-    provider: str,
-    text: str | None,
-    max_tokens: int,
-    window: int,
-    greedy_prompts: int,
-    greedy_tokens: int,
-    thresholds: Thresholds,
-    progress: Progress,
-) -> AccuracyReport:
-    """Run both and hold the one against the other."""
-    opened = actual.bundle
-    vocab_size = _common_vocabulary(actual, reference)
-    window = usable_window(actual, reference, window)
-    data = _choose_data(opened, text, max_tokens, vocab_size)
-
-    scored = list(
-        samples.scored(opened.task, data.ids, window, data.prefix, data.suffix, data.mask)
-    )
-    sure = data.is_text and not actual.is_audio_model  # nothing is said in noise
-    if sure and samples.too_short(scored, opened.task, data.mask):
-        raise BundleError(
-            f"{len(data.ids)} tokens are too few to measure predictions on; give a longer --text, "
-            "or more --max-tokens"
-        )
-
-    progress.stage("Comparing logits")
-    errors, predictions = _compare_logits(actual, reference, scored, data.random, window, progress)
-    greedy_agreement = math.nan
-    if opened.task != "masked-lm":
-        progress.stage("Comparing greedy tokens")
-        room = window - len(data.prefix)
-        prompts = samples.spread(data.ids, greedy_prompts, min(_PROMPT_TOKENS, room // 2))
-        greedy_agreement = _greedy_agreement(
-            actual,
-            reference,
-            [data.prefix + prompt for prompt in prompts],
-            min(greedy_tokens, room - room // 2),
-            progress,
-        )
-
-    precision = precision_of(opened)
-    computed = "fp16" if precision == "fp32" and find(provider).half else precision
-    limits = default_thresholds(computed, on_text=sure).override(thresholds)
-    failures = limits.failures(
-        relative_error=errors.relative_error,
-        mean_kl_divergence=predictions.mean_kl_divergence,
-        top1_agreement=predictions.top1_agreement,
-        top1_agreement_error=predictions.top1_agreement_error,
-        perplexity_increase=predictions.perplexity_increase,
-        perplexity_increase_error=predictions.perplexity_increase_error,
-    )
-    if errors.nonfinite:
-        nonfinite = f"logits are NaN or infinite at {errors.nonfinite} positions"
-        failures = {"max_abs_error": nonfinite} | failures
-    return AccuracyReport(
-        bundle=actual.name,
-        reference=reference.name,
-        provider=provider,
-        precision=precision,
-        data=f"{data.description}, after noise" if actual.is_audio_model else data.description,
-        tokens=predictions.tokens,
-        positions=errors.positions,
-        max_abs_error=errors.max_abs_error,
-        mean_abs_error=errors.mean_abs_error,
-        relative_error=errors.relative_error,
-        mean_kl_divergence=predictions.mean_kl_divergence,
-        top1_agreement=predictions.top1_agreement,
-        top1_agreement_error=predictions.top1_agreement_error,
-        greedy_agreement=greedy_agreement,
-        perplexity=predictions.perplexity,
-        reference_perplexity=predictions.reference_perplexity,
-        perplexity_increase=predictions.perplexity_increase,
-        perplexity_increase_error=predictions.perplexity_increase_error,
-        nodes_per_provider=actual.nodes_per_provider,
-        fallback_nodes=actual.fallback_nodes,
-        thresholds=limits,
-        failures=failures,
-    )
-
-
-def _compare_logits(
-    actual: Reference,
-    reference: Reference,
-    scored: list[tuple[Ids, Ids]],
-    random: list[int],
-    window: int,
-    progress: Progress,
-) -> tuple[LogitErrors, PredictionErrors]:
-    """Run both over every window, keeping the logits of one window at a time."""
-    errors, predictions = LogitErrors(), PredictionErrors()
-    logits_only = list(samples.windows(random, window))
-    count = len(scored) + len(logits_only)
-    for index, (ids, targets) in enumerate([*scored, *((ids, None) for ids in logits_only)]):
-        progress.advance(index, count)
-        ref, act = reference.logits(ids[None]), actual.logits(ids[None])
-        errors.add(ref, act)
-        if targets is not None:
-            predictions.add(ref, act, targets)
-    return errors, predictions
-
-
-def _greedy_agreement(
-    actual: Reference,
-    reference: Reference,
-    prompts: list[list[int]],
-    count: int,
-    progress: Progress,
-) -> float:
-    equal = generated = 0
-    for index, prompt in enumerate(prompts):
-        progress.advance(index, len(prompts))
-        tokens = reference.greedy(prompt, count)
-        equal += common_prefix(tokens, actual.greedy(prompt, count))
-        generated += len(tokens)
-    return equal / generated if generated else math.nan
+    with open_reference(opened, provider=provider, threads=threads, strict=strict) as candidate:
+        vocab_size = _common_vocabulary(candidate, reference)
+        window = usable_window(candidate, reference, window)
+        data = _choose_data(opened, text, max_tokens, vocab_size)
+        comparison = _Comparison(candidate, reference, data, window, progress)
+        return comparison.report(provider, greedy_prompts, greedy_tokens, limits)
 
 
 @dataclass
@@ -296,20 +187,132 @@ class _Data:
     mask: int | None = None
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """Two models, and what both of them read."""
+
+    candidate: _Candidate
+    reference: Reference
+    data: _Data
+    window: int
+    progress: Progress
+
+    def report(
+        self, provider: str, greedy_prompts: int, greedy_tokens: int, limits: Thresholds
+    ) -> AccuracyReport:
+        """Run both models and compare their outputs; ``limits`` replace the default ones."""
+        bundle, data = self.candidate.bundle, self.data
+        scored = list(
+            samples.scored(bundle.task, data.ids, self.window, data.prefix, data.suffix, data.mask)
+        )
+        is_predictable = data.is_text and not self.candidate.is_audio_model  # noise says nothing
+        if is_predictable and samples.too_short(scored, bundle.task, data.mask):
+            raise BundleError(
+                f"{len(data.ids)} tokens are too few to measure predictions on; give a longer "
+                "text, or use more tokens of it",
+                parameter="text",
+            )
+        self.progress.stage("Comparing logits")
+        errors, predictions = self._compare_logits(scored)
+        greedy_agreement = math.nan
+        if bundle.task != "masked-lm":
+            self.progress.stage("Comparing greedy tokens")
+            greedy_agreement = self._greedy_agreement(greedy_prompts, greedy_tokens)
+        precision = precision_of(bundle)
+        computed = "fp16" if precision == "fp32" and find(provider).half else precision
+        limits = default_thresholds(computed, on_text=is_predictable).override(limits)
+        failures = limits.failures(predictions, relative_error=errors.relative_error)
+        if errors.nonfinite:
+            nonfinite = f"logits are NaN or infinite at {errors.nonfinite} positions"
+            failures = {"max_abs_error": nonfinite} | failures
+        after_noise = ", after noise" if self.candidate.is_audio_model else ""
+        return AccuracyReport(
+            bundle=self.candidate.name,
+            reference=self.reference.name,
+            provider=provider,
+            precision=precision,
+            data=data.description + after_noise,
+            positions=errors.positions,
+            max_abs_error=errors.max_abs_error,
+            mean_abs_error=errors.mean_abs_error,
+            relative_error=errors.relative_error,
+            greedy_agreement=greedy_agreement,
+            nodes_per_provider=self.candidate.nodes_per_provider,
+            fallback_nodes=self.candidate.fallback_nodes,
+            thresholds=limits,
+            failures=failures,
+            **vars(predictions),
+        )
+
+    def _compare_logits(
+        self, scored: list[tuple[Ids, Ids]]
+    ) -> tuple[LogitErrors, PredictionMetrics]:
+        """Run both over every window, keeping the logits of one window at a time."""
+        errors, predictions = LogitErrors(), PredictionErrors()
+        unscored = [(ids, None) for ids in samples.windows(self.data.random, self.window)]
+        for index, (ids, targets) in enumerate([*scored, *unscored]):
+            self.progress.advance(index, len(scored) + len(unscored))
+            logits = self.reference.logits(ids[None]), self.candidate.logits(ids[None])
+            errors.add(*logits)
+            if targets is not None:
+                predictions.add(*logits, targets)
+        return errors, predictions.metrics
+
+    def _greedy_agreement(self, prompts: int, count: int) -> float:
+        """Equal tokens before the first difference, as a share of all tokens generated."""
+        longest = self.window - len(self.data.prefix)
+        count = min(count, longest - longest // 2)
+        starts = samples.spread(self.data.ids, prompts, min(_PROMPT_TOKENS, longest // 2))
+        equal = generated = 0
+        for index, start in enumerate(starts):
+            self.progress.advance(index, len(starts))
+            prompt = self.data.prefix + start
+            tokens = self.reference.greedy(prompt, count)
+            equal += common_prefix(tokens, self.candidate.greedy(prompt, count))
+            generated += len(tokens)
+        return equal / generated if generated else math.nan
+
+
+def _read_text(text: str | Path | None, max_tokens: int) -> str | None:
+    """Read a file as far as it is needed; refuse text that is the name of a file."""
+    if isinstance(text, Path):
+        try:
+            with text.open(encoding="utf-8") as file:
+                return file.read(min(max_tokens * _CHARACTERS_PER_TOKEN, sys.maxsize))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(
+                f"not readable as UTF-8 text ({error})", parameter="text", value=str(text)
+            ) from error
+    if text is not None and _is_file(text):
+        raise EdgetieError(
+            "is the name of a file; pass a pathlib.Path to read it", parameter="text", value=text
+        )
+    return text
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a name can be
+        return False
+
+
 def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: int) -> _Data:
     random = samples.random_ids(min(samples.RANDOM_TOKENS, max_tokens), vocab_size).tolist()
     if not (bundle.directory / TOKENIZER).is_file():
         if text is not None:
             raise BundleError(
-                f"{bundle.directory}: no {TOKENIZER}, so --text cannot be read; leave it out"
+                f"{bundle.directory}: no {TOKENIZER}, so the text cannot be read; leave it out",
+                parameter="text",
             )
         return _Data(f"{len(random)} random token ids (no tokenizer)", False, random, [])
     tokenizer = Tokenizer.from_bundle(bundle)
-    read = samples.BUILT_IN_TEXT if text is None else text
-    ids = tokenizer.encode(read, add_special_tokens=False)[:max_tokens]
+    ids = tokenizer.encode(
+        samples.BUILT_IN_TEXT if text is None else text, add_special_tokens=False
+    )[:max_tokens]
     special = (*tokenizer.surrounding, tokenizer.mask_token_id)
     if len(ids) < 2:
-        raise BundleError("--text: fewer than two tokens; give a longer text")
+        raise BundleError("fewer than two tokens; give a longer text", parameter="text")
     if max(ids) >= vocab_size:
         raise BundleError(
             f"{bundle.directory}: its tokenizer gives token {max(ids)}, but the model has only "
@@ -317,13 +320,15 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
         )
     if text is not None:
         return _Data(f"{len(ids)} tokens of the given text", True, ids, [], *special)
-    words = f"{len(ids)} tokens of the built-in text; logit errors also {len(random)} random ids"
-    return _Data(words, True, ids, random, *special)
+    description = f"{len(ids)} tokens of the built-in text"
+    description += f"; logit errors also {len(random)} random ids"
+    return _Data(description, True, ids, random, *special)
 
 
-def usable_window(bundle: _Model, reference: Reference, window: int) -> int:
-    """A number of tokens, or what both models take: the manifest tells, else it is halved until it
-    fits.
+def usable_window(bundle: _Candidate, reference: Reference, window: int) -> int:
+    """Return the number of tokens that both models take: ``window``, or fewer.
+
+    The manifest has the limit. Without one, ``window`` is halved until it fits.
     """
     longest = bundle.longest
     if longest is not None:
@@ -335,17 +340,18 @@ def usable_window(bundle: _Model, reference: Reference, window: int) -> int:
         except (BundleError, SourceError):
             if window <= _SMALLEST_WINDOW:
                 raise
+            logger.debug("%d tokens are too many", window, exc_info=True)
             window //= 2
         else:
             return window
 
 
-def _common_vocabulary(bundle: _Model, reference: Reference) -> int:
+def _common_vocabulary(bundle: _Candidate, reference: Reference) -> int:
     one = np.zeros((1, 1), np.int64)
-    mine, theirs = len(bundle.logits(one)[0]), len(reference.logits(one)[0])
-    if mine != theirs:
+    size, reference_size = len(bundle.logits(one)[0]), len(reference.logits(one)[0])
+    if size != reference_size:
         raise SourceError(
-            f"{reference.name}: a vocabulary of {theirs} tokens, but {bundle.name} has {mine}; "
-            "compare a bundle with the model it was made from"
+            f"{reference.name}: a vocabulary of {reference_size} tokens, but {bundle.name} has "
+            f"{size}; compare a bundle with the model it was made from"
         )
-    return mine
+    return size

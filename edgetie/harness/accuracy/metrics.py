@@ -63,17 +63,42 @@ class LogitErrors:
         return self.max_abs_error / self.largest_reference if self.largest_reference else math.inf
 
 
-class PredictionErrors:
-    """Distance between predictions: KL divergence, top-1 agreement, perplexity.
+@dataclass(frozen=True, kw_only=True)
+class PredictionMetrics:
+    """Distance between the predictions of two models; NaN if there was nothing to measure it on.
 
     Attributes:
-        positions: positions compared.
-        tokens: scored tokens, those whose probability entered the perplexities.
+        predictions: positions whose token distributions were compared.
+        tokens: scored tokens, those the perplexities are taken over.
+        mean_kl_divergence: ``KL(reference || candidate)`` of the token distributions, in nats, mean
+            over the predictions.
+        top1_agreement: fraction of predictions for which both models rank the same token first.
+        top1_agreement_error: its standard error over the choice of text (binomial).
+        perplexity, reference_perplexity: ``exp(mean negative log-likelihood)`` of the scored
+            tokens.
+        perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction; negative if
+            the perplexity fell.
+        perplexity_increase_error: its standard error over the choice of text,
+            ``ratio * stdev(d) / sqrt(tokens)``, ``d`` being the difference in nats token by token.
     """
 
+    predictions: int
+    tokens: int
+    mean_kl_divergence: float
+    top1_agreement: float
+    top1_agreement_error: float
+    perplexity: float
+    reference_perplexity: float
+    perplexity_increase: float
+    perplexity_increase_error: float
+
+
+class PredictionErrors:
+    """Accumulates :class:`PredictionMetrics` window by window."""
+
     def __init__(self) -> None:
-        self.positions = 0
-        self.tokens = 0
+        self._predictions = 0
+        self._tokens = 0
         self._divergence = 0.0
         self._agreements = 0
         self._reference_nats = 0.0
@@ -86,71 +111,51 @@ class PredictionErrors:
         Args:
             reference: ``(positions, vocabulary)``.
             candidate: the same.
-            targets: the token each row should predict, ``(positions,)``; -1 where there is none.
-                Such a row still counts for divergence and top-1 agreement.
+            targets: the token to predict at each position, ``(positions,)``; -1 for none. Such a
+                position still counts for divergence and top-1 agreement.
         """
         start = 0
         for ref, cand, finite in _chunks(reference, candidate):
-            rows = np.flatnonzero(finite) + start
+            positions = np.flatnonzero(finite) + start
             start += len(finite)
-            if not len(rows):
+            if not len(positions):
                 continue
             (log_p, p), (log_q, _) = _softmax(ref), _softmax(cand)
-            self.positions += len(rows)
+            self._predictions += len(positions)
             self._divergence += float(np.vdot(p, log_p - log_q))
             self._agreements += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
-            wanted = targets[rows]
-            scored = np.flatnonzero(wanted >= 0)
-            self.tokens += len(scored)
-            expected, actual = log_p[scored, wanted[scored]], log_q[scored, wanted[scored]]
+            targeted = targets[positions]
+            scored = np.flatnonzero(targeted >= 0)
+            self._tokens += len(scored)
+            expected, actual = log_p[scored, targeted[scored]], log_q[scored, targeted[scored]]
             self._reference_nats -= float(expected.sum())
             self._nats -= float(actual.sum())
             self._squared_differences += float(((expected - actual) ** 2).sum())
 
     @property
-    def mean_kl_divergence(self) -> float:
-        """``KL(reference || candidate)``, nats per position."""
-        return max(self._divergence / self.positions, 0.0) if self.positions else math.nan
-
-    @property
-    def top1_agreement(self) -> float:
-        """Fraction of positions at which both find the same token the likeliest."""
-        return self._agreements / self.positions if self.positions else math.nan
-
-    @property
-    def top1_agreement_error(self) -> float:
-        """Standard error of :attr:`top1_agreement` over the choice of text (binomial)."""
-        if not self.positions:
-            return math.nan
-        return math.sqrt(self.top1_agreement * (1 - self.top1_agreement) / self.positions)
-
-    @property
-    def perplexity(self) -> float:
-        """``exp(mean negative log-likelihood)`` of the scored tokens under the candidate."""
-        return _exp(self._nats / self.tokens) if self.tokens else math.nan
-
-    @property
-    def reference_perplexity(self) -> float:
-        return _exp(self._reference_nats / self.tokens) if self.tokens else math.nan
-
-    @property
-    def perplexity_increase(self) -> float:
-        """``perplexity / reference_perplexity - 1``, as a fraction; negative if it fell."""
-        if not self.tokens:
-            return math.nan
-        return _exp((self._nats - self._reference_nats) / self.tokens) - 1
-
-    @property
-    def perplexity_increase_error(self) -> float:
-        """Standard error of ``perplexity_increase``: how far the choice of text may move it.
-
-        ``ratio * stdev(d) / sqrt(tokens)``, ``d`` being the difference in nats token by token.
-        """
-        if self.tokens < 2:
-            return math.nan
-        mean = (self._nats - self._reference_nats) / self.tokens
-        variance = (self._squared_differences - self.tokens * mean**2) / (self.tokens - 1)
-        return _exp(mean) * math.sqrt(max(variance, 0.0) / self.tokens)
+    def metrics(self) -> PredictionMetrics:
+        """The metrics of everything added so far."""
+        count, tokens = self._predictions, self._tokens
+        agreement = self._agreements / count if count else math.nan
+        nats = self._nats / tokens if tokens else math.nan
+        reference_nats = self._reference_nats / tokens if tokens else math.nan
+        difference, error = nats - reference_nats, math.nan
+        if tokens > 1:
+            variance = (self._squared_differences - tokens * difference**2) / (tokens - 1)
+            error = _exp(difference) * math.sqrt(max(variance, 0.0) / tokens)
+        return PredictionMetrics(
+            predictions=count,
+            tokens=tokens,
+            mean_kl_divergence=max(self._divergence / count, 0.0) if count else math.nan,
+            top1_agreement=agreement,
+            top1_agreement_error=math.sqrt(agreement * (1 - agreement) / count)
+            if count
+            else math.nan,
+            perplexity=_exp(nats),
+            reference_perplexity=_exp(reference_nats),
+            perplexity_increase=_exp(difference) - 1,
+            perplexity_increase_error=error,
+        )
 
 
 @dataclass(frozen=True)

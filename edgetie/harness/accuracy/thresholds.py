@@ -8,20 +8,31 @@ from dataclasses import dataclass, replace
 import onnx
 
 from edgetie.bundle.bundle import Bundle
+from edgetie.errors import EdgetieError
+from edgetie.harness.accuracy.metrics import PredictionMetrics
 
-DEFAULTS: dict[str, Thresholds]
+_FROM_ZERO = (0.0, math.inf, "0 or more")
+_RANGES = {
+    "max_relative_error": _FROM_ZERO,
+    "max_kl": _FROM_ZERO,
+    "min_top1": (0.0, 1.0, "a fraction from 0 to 1"),
+    "max_perplexity_increase": (-1.0, math.inf, "-1 or more"),
+}
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits of an accuracy check; ``None`` does not limit.
+    """Limits of an accuracy check. ``None`` means no limit.
 
     Attributes:
         max_relative_error: of the largest logit error to the largest reference logit.
         max_kl: mean KL divergence, nats per token.
         min_top1: fraction of positions with the same likeliest token.
-        max_perplexity_increase: as a fraction: 0.003 is 0.3 %. An increase fails that is above it
-            by more than two standard errors; on a short text less than that is chance.
+        max_perplexity_increase: as a fraction: 0.003 is 0.3 %. An increase fails if it is above
+            the limit by more than two standard errors. Less than that is chance on a short text.
+
+    Raises:
+        EdgetieError: if a limit is out of its range, as ``min_top1=98`` is for 0.98.
     """
 
     max_relative_error: float | None = None
@@ -29,48 +40,50 @@ class Thresholds:
     min_top1: float | None = None
     max_perplexity_increase: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, (least, most, allowed) in _RANGES.items():
+            limit = getattr(self, name)
+            if limit is not None and not least <= limit <= most:
+                raise EdgetieError(f"must be {allowed}", parameter=name, value=limit)
+
     def override(self, other: Thresholds) -> Thresholds:
-        """These limits, each replaced by the one in ``other`` where that is not ``None``."""
+        """Replace each limit by the one in ``other``, if that is not ``None``."""
         return replace(self, **{name: v for name, v in vars(other).items() if v is not None})
 
     def failures(
-        self,
-        *,
-        relative_error: float,
-        mean_kl_divergence: float,
-        top1_agreement: float,
-        top1_agreement_error: float,
-        perplexity_increase: float,
-        perplexity_increase_error: float,
+        self, metrics: PredictionMetrics, *, relative_error: float = math.nan
     ) -> dict[str, str]:
-        """A sentence for each metric that breaks its limit. A value that is NaN keeps none."""
-        found = {}
-        certain = perplexity_increase - 2 * perplexity_increase_error
-        for name, value, limit in (
-            ("relative_error", relative_error, self.max_relative_error),
-            ("mean_kl_divergence", mean_kl_divergence, self.max_kl),
-            ("perplexity_increase", certain, self.max_perplexity_increase),
+        """Describe each metric that breaks its limit in a sentence, by field name.
+
+        A value that is NaN breaks every limit.
+        """
+        failures = {}
+        increase, error = metrics.perplexity_increase, metrics.perplexity_increase_error
+        kl, top1 = metrics.mean_kl_divergence, metrics.top1_agreement
+        for name, label, value, limit in (
+            ("relative_error", "relative error", relative_error, self.max_relative_error),
+            ("mean_kl_divergence", "KL divergence", kl, self.max_kl),
         ):
             if limit is not None and not value <= limit:
-                found[name] = f"is above {limit:g}"
-        if self.min_top1 is not None and not top1_agreement >= self.min_top1:
-            found["top1_agreement"] = f"is below {self.min_top1:g}"
-        texts = {
-            "relative_error": f"relative error {_number(relative_error)}",
-            "mean_kl_divergence": f"KL divergence {_number(mean_kl_divergence)}",
-            "top1_agreement": f"top-1 agreement {_number(top1_agreement)} "
-            f"± {_number(top1_agreement_error)}",
-            "perplexity_increase": f"perplexity increase {_number(perplexity_increase)} "
-            f"± {_number(perplexity_increase_error)}",
-        }
-        return {name: f"{texts[name]} {how}" for name, how in found.items()}
+                failures[name] = f"{label} {_number(value)} is above {limit:g}"
+        most = self.max_perplexity_increase
+        if most is not None and not increase - 2 * error <= most:
+            failures["perplexity_increase"] = (
+                f"perplexity increase {_number(increase)} ± {_number(error)} is above {most:g}"
+            )
+        if self.min_top1 is not None and not top1 >= self.min_top1:
+            failures["top1_agreement"] = (
+                f"top-1 agreement {_number(top1)} ± {_number(metrics.top1_agreement_error)} is "
+                f"below {self.min_top1:g}"
+            )
+        return failures
 
 
 def _number(value: float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.4g}"
 
 
-DEFAULTS = {
+DEFAULTS: dict[str, Thresholds] = {
     "fp32": Thresholds(1e-4, 1e-6, 0.999, 1e-4),
     "fp16": Thresholds(1e-2, 1e-3, 0.99, 1e-3),
     "int8-dynamic": Thresholds(None, 3e-2, 0.95, 1e-2),
@@ -79,8 +92,8 @@ DEFAULTS = {
     "int8": Thresholds(None, 2e-2, 0.98, 3e-3),
     "int4": Thresholds(None, 3e-1, 0.7, 2e-1),
 }
-"""Limits for each precision, or for a scheme of its own. Quantized models have no limit for single
-logits: predictions decide."""
+"""Limits for each precision, or for a scheme that needs other ones. Quantized models have no limit
+for single logits: predictions decide."""
 
 _PRECISION_OF = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -92,8 +105,9 @@ _PRECISION_OF = {
 
 
 def precision_of(bundle: Bundle) -> str:
-    """The scheme or the precision in the manifest; of a bare ONNX file, the precision that most of
-    its weights have.
+    """Return the scheme or the precision in the manifest.
+
+    The precision of a bare ONNX file is the one of most of its weights.
     """
     if bundle.manifest is not None:
         scheme = bundle.manifest.quantization.get("scheme")
@@ -106,13 +120,13 @@ def precision_of(bundle: Bundle) -> str:
 
 
 def default_thresholds(precision: str, *, on_text: bool = True) -> Thresholds:
-    """The default limits.
+    """Return the default limits.
 
     Args:
         precision: a name that begins as one of :data:`DEFAULTS` does.
-        on_text: whether predictions were made on text. On random tokens, and behind noise, a model
-            is never sure: the likeliest token changes with the last bits, and perplexity measures
-            nothing, so neither is limited then.
+        on_text: whether predictions were made on text. On random tokens, or after noise, a model
+            is never sure. The likeliest token changes with the last bits, and perplexity measures
+            nothing, so neither is limited.
     """
     limits = next((DEFAULTS[name] for name in DEFAULTS if precision.startswith(name)), None)
     limits = limits or DEFAULTS["int8"]

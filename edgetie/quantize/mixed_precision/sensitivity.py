@@ -9,7 +9,6 @@ was chosen is measured again, on the whole of the text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import LimitError, QuantizeError
-from edgetie.harness.accuracy.metrics import PredictionErrors
+from edgetie.harness.accuracy.metrics import PredictionErrors, PredictionMetrics
 from edgetie.harness.accuracy.references import BundleReference
 from edgetie.harness.accuracy.samples import scored, too_short
 from edgetie.harness.accuracy.thresholds import Thresholds
@@ -86,20 +85,20 @@ class Meter:
         errors = PredictionErrors()
         for (ids, targets), known in zip(self._windows, self._known, strict=False):
             errors.add(known, candidate.logits(ids[None]), targets)
-        return errors.mean_kl_divergence
+        return errors.metrics.mean_kl_divergence
 
-    def whole(self, bundle: Bundle) -> PredictionErrors:
+    def whole(self, bundle: Bundle) -> PredictionMetrics:
         """On all of them."""
         candidate, errors = BundleReference(bundle), PredictionErrors()
         for ids, targets in self._windows:
             first, second = (m.logits(ids[None]) for m in (self._reference, candidate))
             errors.add(first, second, targets)
-        return errors
+        return errors.metrics
 
 
 def fit(
     limits: Thresholds, rounding: ModelQuantizer, directory: Path, meter: Meter, progress: Stages
-) -> tuple[QuantizedModels, list[Cost], PredictionErrors]:
+) -> tuple[QuantizedModels, list[Cost], PredictionMetrics]:
     """Round all weights but those that cost too much for limits to hold.
 
     Args:
@@ -124,7 +123,7 @@ def fit(
     made = candidates.write()
     errors = meter.whole(candidates.bundle)
     costs: list[Cost] = []
-    if _failures(limits, errors):
+    if limits.failures(errors):
         if weight_formats(rounding.scheme) is None:
             where = "with all weights of 16 bits"
             raise LimitError(_broken(limits, errors, where, "allow more or choose another scheme"))
@@ -193,8 +192,8 @@ def _keep(
     candidates: MixedPrecisionCandidates,
     meter: Meter,
     costs: list[Cost],
-    errors: PredictionErrors,
-) -> tuple[list[Cost], PredictionErrors]:
+    errors: PredictionMetrics,
+) -> tuple[list[Cost], PredictionMetrics]:
     """Mark what gets more; ``errors`` are those of the scheme's own form throughout."""
     steps = _steps(costs, _left_by_finer(candidates, meter))
     total = errors.mean_kl_divergence
@@ -213,7 +212,7 @@ def _keep(
             continue
         candidates.write(*_chosen(found.values()))
         errors = meter.whole(candidates.bundle)
-        if not _failures(limits, errors):
+        if not limits.failures(errors):
             return list(found.values()), errors
         wanted = removed + max(
             0.0, _STEP * (1 - _share(limits, errors)) * errors.mean_kl_divergence
@@ -238,33 +237,22 @@ def _chosen(costs: Collection[Cost]) -> tuple[set[str], set[str]]:
     return {c.name for c in costs if c.kept}, {c.name for c in costs if c.higher_precision}
 
 
-def require_kept(limits: Thresholds, errors: PredictionErrors, where: str, remedy: str) -> None:
+def require_kept(limits: Thresholds, errors: PredictionMetrics, where: str, remedy: str) -> None:
     """Refuse what breaks a limit.
 
     Raises:
         LimitError: naming each that is broken.
     """
-    if _failures(limits, errors):
+    if limits.failures(errors):
         raise LimitError(_broken(limits, errors, where, remedy))
 
 
-def _broken(limits: Thresholds, errors: PredictionErrors, where: str, remedy: str) -> str:
-    found = "; ".join(_failures(limits, errors).values())
+def _broken(limits: Thresholds, errors: PredictionMetrics, where: str, remedy: str) -> str:
+    found = "; ".join(limits.failures(errors).values())
     return f"the limits cannot be kept: {where}, {found}; {remedy}"
 
 
-def _failures(limits: Thresholds, errors: PredictionErrors) -> dict[str, str]:
-    return limits.failures(
-        relative_error=math.nan,  # predictions decide, not single logits
-        mean_kl_divergence=errors.mean_kl_divergence,
-        top1_agreement=errors.top1_agreement,
-        top1_agreement_error=errors.top1_agreement_error,
-        perplexity_increase=errors.perplexity_increase,
-        perplexity_increase_error=errors.perplexity_increase_error,
-    )
-
-
-def _share(limits: Thresholds, errors: PredictionErrors) -> float:
+def _share(limits: Thresholds, errors: PredictionMetrics) -> float:
     """The share of the present divergence that the limits leave, roughly."""
     shares = [1.0]
     if limits.max_kl is not None:

@@ -57,7 +57,7 @@ def divergence(fp32: Path, int8: Path) -> float:
     for window in tokens:
         both = (model.logits(window[None]) for model in (reference, candidate))
         errors.add(*both, np.full(len(window), -1))
-    return errors.mean_kl_divergence
+    return errors.metrics.mean_kl_divergence
 
 
 def floats(directory: Path) -> set[str]:
