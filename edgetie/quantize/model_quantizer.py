@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,16 +17,17 @@ from edgetie.passes.fold_constants import FoldConstants
 from edgetie.passes.gemm_to_matmul import GemmToMatMul
 from edgetie.passes.remove_flatten_reshapes import RemoveFlattenReshapes
 from edgetie.passes.run import run_passes
-from edgetie.quantize.calibration.activation_ranges import Fixed, find_activation_ranges
+from edgetie.quantize.calibration.activation_ranges import find_activation_ranges
 from edgetie.quantize.calibration.layerwise_run import Input
 from edgetie.quantize.formats.float16 import to_float16
+from edgetie.quantize.formats.qdq import LinearOpRanges
 from edgetie.quantize.formats.scheme_formats import Ranges, weight_formats
 from edgetie.quantize.formats.toggle import ToggleFormat
 from edgetie.quantize.formats.weight_format import WeightFormat
-from edgetie.quantize.preprocess.linear_inputs import LinearOp
 from edgetie.quantize.preprocess.preprocess import PreprocessReport, preprocess_model
 from edgetie.quantize.quantize_weights import QuantizeWeightsPass
 from edgetie.quantize.weights.array_spill import ArraySpill
+from edgetie.quantize.weights.linear_op import LinearOp
 from edgetie.runtime.memory import release_heap
 from edgetie.targets import Scheme
 from edgetie.ties.groups import TieGroup
@@ -148,25 +148,23 @@ class ModelQuantizer:
             )
         wide = self.scheme.ranges > 8
         products = {
-            name: {
-                str(product.matrix.name): partial(getattr, product, "rows") for product in readers
-            }
+            name: {str(product.weight.name): product.read_weight for product in readers}
             for name, readers in found.readers.items()
             if wide
         }
         method = "minmax" if wide else calibrator  # many codes: none need be cut off
         ranges = find_activation_ranges(bundle, path, found.changes, given, method, products)
         self._ranges[file] = {
-            name: Fixed(ranges[activation], ranges.get(name))
+            name: LinearOpRanges(ranges[activation], ranges.get(name))
             for activation, readers in found.readers.items()
-            for name in (str(each.matrix.name) for each in readers)
+            for name in (str(each.weight.name) for each in readers)
         }
 
     def _form(self, product: LinearOp) -> WeightFormat:
         """The form that a product will take."""
         made = weight_formats(self.scheme)
         assert made is not None
-        return made[0] if product.table else made[1]
+        return made[1] if product.transposed else made[0]
 
     @property
     def higher_precision(self) -> WeightFormat | None:
@@ -214,9 +212,9 @@ class ModelQuantizer:
         return QuantizedModels(
             models,
             _same_codes(models, aliases, self._shared),
-            {file: step.layers for file, step in passes.items()},
-            {file: step.tables for file, step in passes.items()},
-            dict(sum((Counter(step.blocks) for step in passes.values()), Counter())),
+            {file: step.linear_initializers for file, step in passes.items()},
+            {file: step.embeddings for file, step in passes.items()},
+            dict(sum((Counter(step.block_sizes) for step in passes.values()), Counter())),
             [note for step in passes.values() for note in step.skipped],
         )
 
@@ -238,7 +236,12 @@ class ModelQuantizer:
             found, layer = self._prepared[file], ToggleFormat(made[1], names, floats[file])
             kept = {*model.graph.initializers} - {*names}
             step = QuantizeWeightsPass(
-                made[0], layer, found.grams, kept, exact=found.massive, multiplied=self._multiplied
+                made[0],
+                layer,
+                found.grams,
+                kept,
+                exact=found.massive,
+                linear_in_others=self._multiplied,
             )
             run_passes(models[file], [], [step])
         return models

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgetie.errors import QuantizeError
-from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.editing import initializer, insert, replace
-from edgetie.graph.matching import attribute_ints, last_dimension, only_user, producer, weight
+from edgetie.graph.matching import last_dimension, only_user, producer, weight
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
 from edgetie.quantize.formats.weight_format import (
@@ -25,77 +23,59 @@ from edgetie.quantize.formats.weight_format import (
     WeightFormat,
     quantize_in_background,
 )
-from edgetie.quantize.preprocess.rotate import PREFIX
 from edgetie.quantize.weights.affine import Array
+from edgetie.quantize.weights.linear_op import (
+    LinearOp,
+    find_linear_ops,
+    is_gather,
+    is_weight_matrix,
+)
 
 _FEW = 32  # output channels of what is no head: a classifier's
 
 
-@dataclass(frozen=True)
-class _Product:
-    """``result = x Wᵀ``.
-
-    Attributes:
-        node: that multiplies.
-        reader: the node whose first input is x.
-        result: what comes of it.
-        transposed: whether W is stored ``(in, out)``.
-    """
-
-    node: ir.Node
-    reader: ir.Node
-    result: ir.Value
-    transposed: bool
-
-    @property
-    def x(self) -> ir.Value:
-        x = self.reader.inputs[0]
-        assert x is not None
-        return x
-
-
 class QuantizeWeightsPass(GraphPass):
-    """Replaces MatMul and Gather over fp32 matrices.
+    """Replaces MatMul and Gather over fp32 weights.
 
     Args:
-        table: the form of matrices that rows are looked up in.
-        layer: of all others.
-        grams: makes how the inputs of a matrix vary together, by its name; what it says is
-            rounded with its errors compensated (:mod:`edgetie.quantize.weights.gptq`), the rest to
-            nearest.
-        kept: names of matrices to leave as they are.
-        finer: names of others that take a finer form than ``layer``.
-        exact: names of matrices whose inputs must hardly be rounded.
-        multiplied: names of matrices that products of other models read too.
+        embedding_format: the format of weights that a Gather reads.
+        linear_format: the format of all others.
+        hessians: computes the Hessian of a weight's inputs, by the weight's name. These weights are
+            quantized with :mod:`~edgetie.quantize.weights.gptq`, all others to nearest.
+        excluded: names of weights that stay in floating point.
+        higher_precision: names of weights that have the higher precision of ``linear_format``.
+        exact: names of weights whose inputs must hardly be rounded.
+        linear_in_others: names of weights that linear operators of other models read too.
 
     Attributes:
-        aliases: initializers that share another's bytes, for the writer.
-        blocks: how many matrices have which block size.
+        aliases: initializers that share the bytes of another, by name.
+        block_sizes: number of weights by block size.
     """
 
     name = "quantize"
 
     def __init__(
         self,
-        table: WeightFormat,
-        layer: WeightFormat,
-        grams: Mapping[str, Callable[[], Array]],
-        kept: Collection[str] = (),
+        embedding_format: WeightFormat,
+        linear_format: WeightFormat,
+        hessians: Mapping[str, Callable[[], Array]],
+        excluded: Collection[str] = (),
         higher_precision: Collection[str] = (),
         exact: Collection[str] = (),
-        multiplied: Collection[str] = (),
+        linear_in_others: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.higher_precision, self.exact, self.multiplied = higher_precision, exact, multiplied
-        self.table, self.layer, self.grams, self.kept = table, layer, grams, kept
-        self._higher_precision = layer.higher_precision() or layer
+        self.table, self.layer, self.hessians = embedding_format, linear_format, hessians
+        self.excluded, self.higher_precision, self.exact = excluded, higher_precision, exact
+        self.linear_in_others = linear_in_others
+        self._higher_precision = linear_format.higher_precision() or linear_format
         self.aliases: dict[str, str] = {}
-        self.blocks: dict[str, int] = {}
+        self.block_sizes: dict[str, int] = {}
         self._matrices: dict[str, QuantizedWeight] = {}
 
     @property
-    def layers(self) -> dict[str, list[str]]:
-        """Names of the initializers of each weight that is rounded and not looked up in."""
+    def linear_initializers(self) -> dict[str, list[str]]:
+        """Names of the initializers of each quantized weight that no Gather reads, by its name."""
         return {
             m.name: [str(part.name) for part in m.parts]
             for m in self._matrices.values()
@@ -103,8 +83,8 @@ class QuantizeWeightsPass(GraphPass):
         }
 
     @property
-    def tables(self) -> list[str]:
-        """Names of the rounded weights that rows are looked up in."""
+    def embeddings(self) -> list[str]:
+        """Names of the quantized weights that a Gather reads."""
         return [m.name for m in self._matrices.values() if self._is_table[m.name]]
 
     def rewrite(self, model: ir.Model) -> None:
@@ -115,19 +95,20 @@ class QuantizeWeightsPass(GraphPass):
                 f"the model's opset is {opset} and this scheme's operators need {needed}; "
                 f"export it with opset {needed} or newer, or choose another scheme"
             )
-        values = [v for v in graph.initializers.values() if is_matrix(v)]
+        values = [v for v in graph.initializers.values() if is_weight_matrix(v)]
         values.sort(key=lambda value: len(value.uses()) < 2)  # the tied ones first
-        self._is_table = {str(v.name): any(map(_is_lookup, v.uses())) for v in values}
+        self._is_table = {str(v.name): any(is_gather(*use) for use in v.uses()) for v in values}
         for value in values:
-            if value.name not in self.kept and _is_read_one_way(value):
+            if value.name not in self.excluded and _is_read_one_way(value):
                 self._replace(graph, value)
         self.aliases = {name: to for form in self._forms for name, to in form.aliases.items()}
-        self.blocks = dict(Counter(str(m.spec.block or "row") for m in self._matrices.values()))
+        sizes = Counter(str(m.spec.block or "row") for m in self._matrices.values())
+        self.block_sizes = dict(sizes)
         self._take_over_names(graph, values)
         quantize_in_background(list(self._matrices.values()))
         graph.sort()  # what several products read stands in front of the first one replaced
         for value in values:
-            if value.uses() and value.name not in self.kept:
+            if value.uses() and value.name not in self.excluded:
                 users = ", ".join(sorted({operator(node) for node, _ in value.uses()}))
                 self.skipped.append(f"{value.name}: used by {users}")
 
@@ -150,7 +131,7 @@ class QuantizeWeightsPass(GraphPass):
     def _replace(self, graph: ir.Graph, value: ir.Value) -> None:
         """Take the place of every use that is known of a matrix."""
         form = self._form(str(value.name))
-        products = _products(value)
+        products = find_linear_ops(value)
         if not all(form.takes(product.x) for product in products):
             return
         if not form.branches and any(product.node.graph is not graph for product in products):
@@ -159,7 +140,7 @@ class QuantizeWeightsPass(GraphPass):
             matrix = self._matrix(graph, value, transposed=product.transposed)
             self._product(product, matrix)
         for node, index in list(value.uses()):
-            if _is_lookup((node, index)):
+            if is_gather(node, index):
                 matrix = self._matrix(graph, value, transposed=False, multiplied=bool(products))
                 self._lookup(graph, node, matrix)
         for node, _ in list(value.uses()):
@@ -196,9 +177,9 @@ class QuantizeWeightsPass(GraphPass):
             form.spec(columns),
             tensor.numpy,
             transposed,
-            self.grams.get(name),
-            multiplied=multiplied or name in self.multiplied,
-            uses=max(len(value.uses()), len(_products(value))),
+            self.hessians.get(name),
+            multiplied=multiplied or name in self.linear_in_others,
+            uses=max(len(value.uses()), len(find_linear_ops(value))),
         )
         form.store(matrix)
         self._matrices[label] = matrix
@@ -228,10 +209,10 @@ class QuantizeWeightsPass(GraphPass):
         _forget(node)
         self.changed += 1
 
-    def _product(self, product: _Product, matrix: QuantizedWeight) -> None:
+    def _product(self, product: LinearOp, matrix: QuantizedWeight) -> None:
         """``x Wᵀ``, with a bias behind it taken in."""
-        node, x, result = product.node, product.x, product.result
-        if product.reader is not node:
+        node, x, result = product.node, product.x, product.output
+        if product.weight_on_left:
             x, result = _unflattened(x, result, matrix)
         bias: ir.Value | None = None
         add = only_user(result, "Add")
@@ -259,59 +240,12 @@ class QuantizeWeightsPass(GraphPass):
         self.changed += 1
 
 
-def is_matrix(value: ir.Value) -> bool:
-    """Whether it is a float weight of two axes and some size."""
-    tensor = weight(value)
-    return (
-        tensor is not None
-        and tensor.dtype == ir.DataType.FLOAT
-        and len(tensor.shape) == 2
-        and tensor.size >= MIN_ELEMENTS
-        and not str(value.name).startswith(PREFIX)
-    )
-
-
-def _products(value: ir.Value) -> list[_Product]:
-    """``MatMul(x, W)``, ``MatMul(x, Transpose(W))`` and ``Transpose(MatMul(W, Transpose(x)))``."""
-    found: list[_Product] = []
-    for node, index in value.uses():
-        if operator(node) == "MatMul" and index == 1:
-            found.append(_Product(node, node, node.outputs[0], True))
-        elif operator(node) == "MatMul" and index == 0:
-            turned = producer(node.inputs[1], "Transpose")
-            back = only_user(node.outputs[0], "Transpose")
-            if turned and back and _turns_last(turned) and _turns_last(back):
-                found.append(_Product(node, turned, back.outputs[0], False))
-        elif operator(node) == "Transpose":
-            found += [
-                _Product(user, user, user.outputs[0], False)
-                for user, position in node.outputs[0].uses()
-                if operator(user) == "MatMul" and position == 1
-            ]
-    return found
-
-
-def _turns_last(node: ir.Node) -> bool:
-    """Whether a Transpose exchanges the last two axes alone."""
-    x, order = node.inputs[0], attribute_ints(node, "perm")
-    if order is None:
-        return x is not None and x.shape is not None and len(x.shape) == 2
-    last = len(order) - 1
-    return order == [*range(last - 1), last, last - 1]
-
-
-def _is_lookup(use: tuple[ir.Node, int]) -> bool:
-    node, index = use
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    return operator(node) == "Gather" and index == 0 and axis == 0
-
-
 def _is_read_one_way(value: ir.Value) -> bool:
     """Whether all that reads a matrix can read the same codes. Blocks of its rows serve a product
     with it as it is or transposed, not both; what reads it otherwise needs its floats. Rounding
     would part such a matrix, so it stays in floating point.
     """
-    products = {id(product.node) for product in _products(value)}
+    products = {id(product.node) for product in find_linear_ops(value)}
 
     def is_known(use: tuple[ir.Node, int]) -> bool:
         node = use[0]
@@ -319,7 +253,7 @@ def _is_read_one_way(value: ir.Value) -> bool:
             turned = node.outputs[0]
             known = all(id(user) in products for user, _ in turned.uses())
             return known and not turned.is_graph_output()
-        return id(node) in products or _is_lookup(use)
+        return id(node) in products or is_gather(*use)
 
     ways = {operator(node) == "MatMul" and index == 1 for node, index in value.uses()}
     return len(ways) == 1 and not value.is_graph_output() and all(map(is_known, value.uses()))

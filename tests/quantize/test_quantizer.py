@@ -104,7 +104,7 @@ def test_gated_layer_and_table_are_smoothed(float_bundle: Any) -> None:
     found = smoothable(model)
     made = [linear_input.value.producer().op_type for linear_input in found.values()]  # type: ignore[union-attr]
     assert made.count("Mul") == 2
-    assert any(linear_input.tables for linear_input in found.values())
+    assert any(linear_input.reads_embedding for linear_input in found.values())
     assert len(find_linear_inputs(model)) == 2 * 4 + 1
 
 

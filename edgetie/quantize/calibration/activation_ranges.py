@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.quantize.calibration.layerwise_run import Input, as_rows, record
+from edgetie.quantize.formats.qdq import Range
 from edgetie.quantize.weights.affine import require_finite
 
 _BINS = 2048
@@ -20,16 +20,6 @@ _PERCENTILE = 99.999
 _CODES = 128  # of the positive half, as entropy compares distributions
 
 Array = np.ndarray[Any, Any]
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """Smallest and largest value of what a product reads, and of what it makes, where that is
-    rounded too."""
-
-    input: Range
-    output: Range | None = None
 
 
 def find_activation_ranges(

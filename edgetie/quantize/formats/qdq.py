@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.quantize.calibration.activation_ranges import Fixed, Range
 from edgetie.quantize.formats.weight_format import (
     NodeBuilder,
     QuantizedWeight,
@@ -27,6 +27,19 @@ from edgetie.quantize.formats.weight_format import (
 from edgetie.quantize.weights.affine import Array, QuantSpec
 
 _MARGIN = 1.5  # of 16 bits: codes are many, and other texts have larger values
+
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LinearOpRanges:
+    """Smallest and largest value of the activation that a linear operator reads, and of its output
+    if that is quantized too.
+    """
+
+    input: Range
+    output: Range | None = None
 
 
 class QdqFormat(WeightFormat):
@@ -40,11 +53,13 @@ class QdqFormat(WeightFormat):
 
     branches = False  # it looks for weights of DequantizeLinear in the subgraph itself
 
-    def __init__(self, bits: int, ranges: Mapping[str, Fixed], *, table: bool = False) -> None:
+    def __init__(
+        self, bits: int, ranges: Mapping[str, LinearOpRanges], *, table: bool = False
+    ) -> None:
         super().__init__()
         self.ranges, self.table = ranges, table
         self.activations = ScaleGranularity.TENSOR if bits == 8 else ScaleGranularity.NONE
-        self.rotates = bits == 8  # a real model's rotations did not fit QNN's simulator
+        self.supports_rotation = bits == 8  # a real model's rotations did not fit QNN's simulator
         self.opset = 13 if bits == 8 else 21  # DequantizeLinear along an axis; uint16
         self._codes = np.dtype(f"uint{bits}")
         self._margin = 1.0 if bits == 8 else _MARGIN

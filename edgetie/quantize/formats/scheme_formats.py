@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from edgetie.quantize.calibration.activation_ranges import Fixed
 from edgetie.quantize.formats.matmul_integer import MatMulIntegerFormat
 from edgetie.quantize.formats.matmul_integer_standard import (
     DynamicMatMulIntegerFormat,
     StandardMatMulIntegerFormat,
 )
 from edgetie.quantize.formats.matmul_nbits import MatMulNBitsFormat
-from edgetie.quantize.formats.qdq import QdqFormat
+from edgetie.quantize.formats.qdq import LinearOpRanges, QdqFormat
 from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.targets import Scheme
 
-Ranges = Mapping[str, Fixed]
+Ranges = Mapping[str, LinearOpRanges]
 
 _FORMS: dict[str, Callable[[int | None, Ranges], tuple[WeightFormat, WeightFormat]]] = {
     "int8": lambda block, _: (MatMulNBitsFormat(8, block), MatMulNBitsFormat(8, block)),

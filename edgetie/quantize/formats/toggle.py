@@ -33,7 +33,11 @@ class ToggleFormat(WeightFormat):
     ) -> None:
         super().__init__()
         self.form, self.names, self.floats = form, names, floats
-        self.activations, self.rotates, self.opset = form.activations, form.rotates, form.opset
+        self.activations, self.supports_rotation, self.opset = (
+            form.activations,
+            form.supports_rotation,
+            form.opset,
+        )
         self.aliases = form.aliases
 
     def spec(self, columns: int) -> QuantSpec:

@@ -185,7 +185,7 @@ class WeightFormat(ABC):
     activations = ScaleGranularity.BLOCK
     """How activations are rounded in front of a product."""
 
-    rotates = True
+    supports_rotation = True
     """Whether its products may read activations that are rotated when the model runs."""
 
     branches = True

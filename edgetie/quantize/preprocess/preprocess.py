@@ -17,18 +17,15 @@ from edgetie.passes.run import run_passes
 from edgetie.quantize.calibration.activations import activations
 from edgetie.quantize.calibration.layerwise_run import Input
 from edgetie.quantize.formats.weight_format import WeightFormat
-from edgetie.quantize.preprocess.linear_inputs import (
-    Array,
-    LinearInput,
-    LinearOp,
-    find_linear_inputs,
-)
+from edgetie.quantize.preprocess.linear_inputs import LinearInput, find_linear_inputs
 from edgetie.quantize.preprocess.quantization_error import activation_error, weight_error
 from edgetie.quantize.preprocess.rotate import Rotate, hadamard, linear_input_rotation, rotated
 from edgetie.quantize.preprocess.smooth import Smooth, smoothable, smoothing
 from edgetie.quantize.preprocess.value_projection import find_value_projection
+from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.array_spill import ArraySpill
 from edgetie.quantize.weights.gptq import CORES, hessian
+from edgetie.quantize.weights.linear_op import LinearOp
 from edgetie.ties.groups import TieGroup
 
 STRENGTH = 0.4
@@ -98,7 +95,7 @@ def preprocess_model(
     linear_inputs = {
         name: linear_input
         for name, linear_input in find_linear_inputs(model).items()
-        if not any(product.matrix.name in fixed for product in linear_input.products)
+        if not any(product.weight.name in fixed for product in linear_input.linear_ops)
     }
     if not linear_inputs:
         return PreprocessReport(note="nothing: no product whose input nothing else reads")
@@ -123,12 +120,12 @@ def preprocess_model(
     smooth = Smooth({n: each.scales for n, each in settled.items() if each.scales is not None})
     rotate = Rotate([name for name, each in settled.items() if each.size > 1])
     run_passes(model, ties, [smooth, rotate])
-    readers = {name: linear_inputs[name].products for name in settled}
+    readers = {name: linear_inputs[name].linear_ops for name in settled}
     return PreprocessReport(
         smooth.changed,
         rotate.changed,
         grams={
-            str(p.matrix.name): settled[name].hessian for name, ps in readers.items() for p in ps
+            str(p.weight.name): settled[name].hessian for name, ps in readers.items() for p in ps
         },
         changes={name: each.change for name, each in settled.items()},
         readers=readers,
@@ -180,15 +177,15 @@ def _settle(
     magnitudes = np.sqrt(np.einsum("ij,ij->j", rows, rows) / len(rows))
     if not np.isfinite(magnitudes).all():
         return None
-    samples = [_some(product) for product in linear_input.products]
+    samples = [_some(product) for product in linear_input.linear_ops]
     scales = None
     if smooth:
-        scales = smoothing(magnitudes, TABLE_STRENGTH if linear_input.tables else STRENGTH)
+        scales = smoothing(magnitudes, TABLE_STRENGTH if linear_input.reads_embedding else STRENGTH)
         rows /= scales
         samples = [some * scales for some in samples]
     x = rows[:: max(1, len(rows) // _TOKENS)].copy()
     free = find_value_projection(linear_input) is not None
-    turns = free or all(form(product).rotates for product in linear_input.products)
+    turns = free or all(form(product).supports_rotation for product in linear_input.linear_ops)
     size = linear_input_rotation(linear_input) if turns else 1
     if size > 1:
         matrix = hadamard(size)
@@ -200,8 +197,8 @@ def _settle(
         else:
             size = 1
     massive = [
-        str(product.matrix.name)
-        for product, some in zip(linear_input.products, samples, strict=True)
+        str(product.weight.name)
+        for product, some in zip(linear_input.linear_ops, samples, strict=True)
         if _is_massive(x, some, form(product))
     ]
     return _Settled(scales, size, massive, store.put(hessian(rows)))
@@ -209,7 +206,7 @@ def _settle(
 
 def _some(product: LinearOp) -> Array:
     """A few rows of a matrix."""
-    every = product.rows
+    every = product.read_weight()
     return np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
 
 
@@ -228,7 +225,7 @@ def _noise(
         form: of a product.
     """
     total = 0.0
-    for product, rows in zip(linear_input.products, samples, strict=True):
+    for product, rows in zip(linear_input.linear_ops, samples, strict=True):
         made = form(product)
         total += weight_error(x, rows, made.spec(linear_input.channels))
         of_x = activation_error(x, rows, made.spec(linear_input.channels), made.activations)

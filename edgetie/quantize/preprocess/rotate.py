@@ -20,18 +20,17 @@ from edgetie.graph.editing import initializer, insert
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
 from edgetie.quantize.preprocess.linear_inputs import (
-    Array,
     LinearInput,
-    behind,
     find_linear_inputs,
-    transform,
+    insert_after,
+    transform_weight,
 )
 from edgetie.quantize.preprocess.value_projection import ValueProjection, find_value_projection
+from edgetie.quantize.weights.affine import Array
+from edgetie.quantize.weights.linear_op import ROTATION_PREFIX
 
 LARGEST = 64
 _STEP = 1 << 15  # blocks at a time
-PREFIX = "rotate."
-"""Names of the constants that rotate begin so; they stay in floating point."""
 
 
 def rotation_size(channels: int) -> int:
@@ -86,16 +85,16 @@ class Rotate(GraphPass):
                 self.free += 1
             else:
                 self._activations(model.graph, linear_input, size)
-            for product in linear_input.products:
-                if not product.table:
-                    transform(product.matrix, lambda w, h=matrix: rotated_columns(w, h))  # type: ignore[misc]
+            for product in linear_input.linear_ops:
+                if product.transposed:
+                    transform_weight(product.weight, lambda w, h=matrix: rotated_columns(w, h))  # type: ignore[misc]
                     continue
-                for node, index in list(product.matrix.uses()):
+                for node, index in list(product.weight.uses()):
                     if operator(node) == "Gather" and index == 0:
-                        behind(
+                        insert_after(
                             node, *_nodes(model.graph, node.outputs[0], linear_input.channels, size)
                         )
-                transform(product.matrix, lambda w, h=matrix: rotated(w, h))  # type: ignore[misc]
+                transform_weight(product.weight, lambda w, h=matrix: rotated(w, h))  # type: ignore[misc]
             self.changed += 1
 
     def _activations(self, graph: ir.Graph, linear_input: LinearInput, size: int) -> None:
@@ -118,7 +117,7 @@ def _rotate_values(values: ValueProjection, matrix: Array) -> None:
             rows[:, start : start + values.width] = rotated(part, matrix)
             return rows.reshape(array.shape)
 
-        transform(weight, change)
+        transform_weight(weight, change)
 
 
 def rotated(rows: Array, matrix: Array) -> Array:
@@ -142,13 +141,13 @@ def _nodes(graph: ir.Graph, value: ir.Value, channels: int, size: int) -> list[i
     rank = len(value.shape) if value.shape is not None else 0
     keep = [0] * (rank - 1)
     split = np.array([*keep, channels // size, size] if rank else [-1, size], np.int64)
-    blocks = initializer(graph, f"{PREFIX}blocks.{rank}.{channels}.{size}", split)
-    matrix = initializer(graph, f"{PREFIX}hadamard.{size}", hadamard(size))
+    blocks = initializer(graph, f"{ROTATION_PREFIX}blocks.{rank}.{channels}.{size}", split)
+    matrix = initializer(graph, f"{ROTATION_PREFIX}hadamard.{size}", hadamard(size))
     parts = ir.node("Reshape", [value, blocks])
     mixed = ir.node("MatMul", [parts.outputs[0], matrix])
     if rank:
         flat = np.array([*keep, channels], np.int64)
-        shape = initializer(graph, f"{PREFIX}flat.{rank}.{channels}", flat)
+        shape = initializer(graph, f"{ROTATION_PREFIX}flat.{rank}.{channels}", flat)
         return [parts, mixed, ir.node("Reshape", [mixed.outputs[0], shape])]
     whole = ir.node("Shape", [value])
     result = ir.node("Reshape", [mixed.outputs[0], whole.outputs[0]])

@@ -20,13 +20,13 @@ from edgetie.graph.matching import only_user, producer, weight
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
 from edgetie.quantize.preprocess.linear_inputs import (
-    Array,
     LinearInput,
-    behind,
-    changed,
     find_linear_inputs,
-    transform,
+    insert_after,
+    transform_weight,
+    transformed_tensor,
 )
+from edgetie.quantize.weights.affine import Array
 
 _NORMS = {
     "RMSNormalization": (1,),
@@ -73,11 +73,11 @@ class Smooth(GraphPass):
             elif half is not None:
                 for value, start in half:
                     _rescale_columns(value, start, 1 / scales)
-            for product in linear_input.products:
-                if product.table:
-                    _rescale_table(model.graph, product.matrix, scales)
+            for product in linear_input.linear_ops:
+                if product.transposed:
+                    _rescale(product.weight, scales[:, None])
                 else:
-                    _rescale(product.matrix, scales[:, None])
+                    _rescale_table(model.graph, product.weight, scales)
             self.changed += 1
 
 
@@ -160,7 +160,7 @@ def _start(split: ir.Node, value: ir.Value) -> int | None:
 
 def _rescale(value: ir.Value | None, factors: Array) -> None:
     assert value is not None
-    transform(value, lambda array: array * factors)
+    transform_weight(value, lambda array: array * factors)
 
 
 def _rescale_columns(value: ir.Value, start: int, factors: Array) -> None:
@@ -178,7 +178,7 @@ def _rescale_input(graph: ir.Graph, node: ir.Node, index: int, factors: Array) -
     if len(value.uses()) == 1:
         _rescale(value, factors)
         return
-    copy = changed(value, lambda array: array * factors)
+    copy = transformed_tensor(value, lambda array: array * factors)
     node.replace_input_with(index, initializer(graph, f"{value.name}.{node.name}.smooth", copy))
 
 
@@ -187,5 +187,5 @@ def _rescale_table(graph: ir.Graph, table: ir.Value, scales: Array) -> None:
     for node, index in list(table.uses()):
         if operator(node) == "Gather" and index == 0:
             factors = initializer(graph, f"{table.name}.unsmooth", 1 / scales)
-            behind(node, ir.node("Mul", [node.outputs[0], factors]))
+            insert_after(node, ir.node("Mul", [node.outputs[0], factors]))
     _rescale(table, scales)

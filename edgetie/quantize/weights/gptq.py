@@ -80,8 +80,8 @@ def _feedback(hessian: Array) -> Array:
 
 
 def _order(hessian: Array, block: int) -> Array:
-    """Columns of each group ``(column_groups, width)`` in rounding order: blocks of much energy first,
-    whose errors cost most and then have most columns to make up for them.
+    """Columns of each group ``(column_groups, width)`` in rounding order: blocks of much energy
+    first, whose errors cost most and then have most columns to make up for them.
     """
     energy = np.einsum("rjj->rj", hessian)
     blocks = np.argsort(-energy.reshape(len(hessian), -1, block).sum(axis=2), axis=1, kind="stable")
