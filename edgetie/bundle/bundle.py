@@ -43,7 +43,7 @@ class Bundle:
     def has_fixed_shapes(self) -> bool:
         """Whether every input has a fixed shape, as :mod:`edgetie.npu.fix_shapes` gives them."""
         inputs = self.manifest.signature.inputs if self.manifest is not None else []
-        sizes = [size for value in inputs for size in value["shape"]]
+        sizes = [size for value in inputs for size in value.shape]
         return bool(sizes) and all(isinstance(size, int) for size in sizes)
 
     @property

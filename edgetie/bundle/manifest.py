@@ -11,6 +11,7 @@ from typing import Any
 from edgetie.bundle.names import FORMAT, MANIFEST
 from edgetie.bundle.schema import require_types
 from edgetie.errors import BundleError
+from edgetie.graph.tensors import PAST, TensorInfo
 from edgetie.ties.groups import TieGroup
 
 
@@ -22,7 +23,7 @@ class Signature:
     and values is symbolic, as long as the past; a state has sizes only. Zeros are the empty cache.
 
     Attributes:
-        inputs: ``{name, dtype, shape}`` each; symbolic dimensions are strings.
+        inputs: of the graph, in order.
         outputs: the same.
         logits: ``last`` (logits are ``(batch, 1, vocabulary)``, of each row's last token) or
             ``all`` (``(batch, sequence, vocabulary)``).
@@ -37,8 +38,8 @@ class Signature:
         padding: where prompts may be padded before a decoder continues them: ``left`` or ``both``.
     """
 
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
     logits: str = "last"
     cache_in_place: bool = False
     max_positions: int | None = None
@@ -47,6 +48,17 @@ class Signature:
     start_token_ids: list[int] = field(default_factory=list)
     audio_token_id: int | None = None
     padding: str = "both"
+
+    @property
+    def cache(self) -> list[TensorInfo]:
+        """The inputs that are the cache."""
+        return [value for value in self.inputs if value.name.startswith(f"{PAST}.")]
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Signature:
+        """Read one from a manifest."""
+        tensors = {k: [TensorInfo.from_dict(v) for v in data[k]] for k in ("inputs", "outputs")}
+        return cls(**{**data, **tensors})
 
 
 @dataclass
@@ -91,9 +103,9 @@ class Manifest:
                 raise BundleError(
                     f"{path}: written by a newer edgetie (format {data['format']}); update edgetie"
                 )
-            data["signature"] = Signature(**data["signature"])
+            data["signature"] = Signature.from_dict(data["signature"])
             if data.get("encoder") is not None:
-                data["encoder"] = Signature(**data["encoder"])
+                data["encoder"] = Signature.from_dict(data["encoder"])
             data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
             manifest = Manifest(**data)
             require_types(manifest)
@@ -127,13 +139,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(values: Any) -> list[dict[str, Any]]:
-    """``{name, dtype, shape}`` of graph inputs or outputs; symbolic dimensions by name."""
+def describe(values: Any) -> list[TensorInfo]:
+    """Describe a graph's inputs or outputs."""
     return [
-        {
-            "name": value.name,
-            "dtype": value.dtype.name.lower(),
-            "shape": [d if isinstance(d, int) else str(d.value) for d in value.shape or ()],
-        }
+        TensorInfo(
+            value.name,
+            value.dtype.name.lower(),
+            tuple(d if isinstance(d, int) else str(d.value) for d in value.shape or ()),
+        )
         for value in values
     ]

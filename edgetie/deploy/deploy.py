@@ -170,13 +170,13 @@ def _require(bundle: Bundle, row: DeployTarget, scheme: str) -> None:
             f"{where}: its generation settings suppress tokens, which starters do not; run it with "
             "edgetie generate"
         )
-    cache = [v for v in bundle.manifest.signature.inputs if v["name"].startswith("past_key_values")]
+    cache = bundle.manifest.signature.cache
     if not cache or not bundle.manifest.signature.cache_in_place:
         raise BundleError(
             f"{where}: its attention keeps no cache in place, which starters rely on; run it with "
             "edgetie generate"
         )
-    if len({(len(v["shape"]), *v["shape"][1::2]) for v in cache}) > 1:
+    if len({(len(v.shape), *v.shape[1::2]) for v in cache}) > 1:
         raise BundleError(
             f"{where}: its layers keep caches of several kinds, and starters know one; run it with "
             "edgetie generate"
@@ -194,9 +194,9 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
         trim = _around_prompt(bundle, tokenizer, f" {PLACE}\n") == (before, after)
     else:
         prefix, suffix = tokenizer.surrounding
-    caches = [v for v in signature.inputs if v["name"].startswith("past_key_values")]
-    names = [v["name"] for v in caches]
-    shape = caches[0]["shape"]
+    caches = signature.cache
+    names = [v.name for v in caches]
+    shape = caches[0].shape
     model = f"model/{MODEL if ort_format else bundle.model_path.name}"
     return {
         "version": _digest(bundle),
@@ -212,9 +212,9 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
         "max_positions": signature.max_positions,
         "vocabulary": signature.vocab_size,
         "logits": signature.logits,
-        "inputs": [v["name"] for v in signature.inputs if v not in caches],
+        "inputs": [v.name for v in signature.inputs if v not in caches],
         "cache": [name.removeprefix("past_key_values.") for name in names],
-        "cache_dtype": caches[0]["dtype"],
+        "cache_dtype": caches[0].dtype,
         "cache_heads": shape[1],
         "cache_size": shape[3],
         "packed": bundle.manifest.layout == "packed",

@@ -86,7 +86,7 @@ def _require_open_shapes(bundle: Bundle) -> Manifest:
     manifest, where = bundle.manifest, bundle.directory
     if manifest is None:
         raise BundleError(f"{bundle.model_path}: no bundle; export the model with edgetie")
-    cache = [v for v in manifest.signature.inputs if v["name"].startswith("past_key_values")]
+    cache = manifest.signature.cache
     if manifest.task != "causal-lm" or not cache:
         raise BundleError(f"{where}: no decoder with a cache, so there is no window to fix")
     if manifest.signature.cache_in_place:
@@ -96,7 +96,7 @@ def _require_open_shapes(bundle: Bundle) -> Manifest:
         )
     if bundle.has_fixed_shapes:
         raise BundleError(f"{where}: its shapes are fixed already")
-    if any(len(v["shape"]) != _AXES or isinstance(v["shape"][2], int) for v in cache):
+    if any(len(v.shape) != _AXES or isinstance(v.shape[2], int) for v in cache):
         raise BundleError(
             f"{where}: some of its layers keep a state of one size, which has no window; run it as "
             "it is"

@@ -371,7 +371,7 @@ def _manifest(bundle: Bundle, models: Mapping[str, ir.Model]) -> Manifest:
         return replace(bundle.manifest)
     (model,) = models.values()
     outputs = describe(model.graph.outputs)
-    shapes = {each["name"]: each["shape"] for each in outputs}
+    shapes = {each.name: each.shape for each in outputs}
     width = shapes["logits"][-1] if shapes.get("logits") else 0
     last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
     return Manifest(

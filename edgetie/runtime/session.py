@@ -14,51 +14,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.errors import BundleError, ProviderError, summarize
+from edgetie.graph.tensors import PAST, CacheTensor, TensorInfo
 from edgetie.providers.placement import placement, require_placed
 from edgetie.providers.registry import Provider, add_plugin, resolve
 from edgetie.runtime.graph import FOLDER, without_last_token
 from edgetie.runtime.memory import MappedFiles, release_code, release_heap
 
-PAST = "past_key_values."
-PRESENT = "present."
 OWN, CROSS = ".decoder.", ".encoder."
 """Of a decoder behind an encoder: its own cache, and that of cross-attention."""
 _SHARE, _LAST_SHARED = "ep.share_ep_contexts", "ep.stop_share_ep_contexts"
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output: name, numpy-style dtype, and shape (symbolic dimensions as strings)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class CacheTensor:
-    """One tensor of the cache, ``(batch, *sizes)``; zeros are the empty cache.
-
-    Attributes:
-        past: its name as input.
-        present: its name as output.
-        sizes: of the axes behind the batch; 0 where the axis is as long as the past, as that of
-            keys and values is. A recurrent layer's state has none.
-    """
-
-    past: str
-    present: str
-    sizes: tuple[int, ...]
-
-    @property
-    def grows(self) -> bool:
-        """Whether it holds every past token, or a state of one size."""
-        return 0 in self.sizes
-
-    def shape(self, batch: int, past: int = 0) -> tuple[int, ...]:
-        """With so many rows and past tokens."""
-        return batch, *(size or past for size in self.sizes)
 
 
 @dataclass
@@ -213,7 +178,7 @@ def open_session(
         inputs=inputs,
         outputs=outputs,
         cache=cache,
-        cache_dtype=next((i.dtype for i in inputs if i.name.startswith(PAST)), ""),
+        cache_dtype=next((i.dtype for i in inputs if i.name.startswith(f"{PAST}.")), ""),
         cache_in_place=bool(cache) and signature is not None and signature.cache_in_place,
         logits=kind,
         packed=graph is not None,
@@ -356,15 +321,15 @@ def _cache(
     names = {output.name for output in outputs}
     tensors = []
     for value in inputs:
-        if not value.name.startswith(PAST) or part not in value.name:
+        if not value.name.startswith(f"{PAST}.") or part not in value.name:
             continue
-        present = PRESENT + value.name.removeprefix(PAST)
         sizes = tuple(size if isinstance(size, int) else 0 for size in value.shape[1:])
-        if present not in names or not any(sizes) or sizes.count(0) > 1:
+        tensor = CacheTensor(value.name.removeprefix(f"{PAST}."), sizes)
+        if tensor.present not in names or not any(sizes) or sizes.count(0) > 1:
             raise BundleError(
                 f"{path}: cache input {value.name} {list(value.shape)} is neither (batch, "
                 "kv_heads, length, head_size) nor a state of one size, with an output "
-                f"{present}; export the model with edgetie"
+                f"{tensor.present}; export the model with edgetie"
             )
-        tensors.append(CacheTensor(value.name, present, sizes))
+        tensors.append(tensor)
     return tensors

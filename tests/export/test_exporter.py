@@ -90,7 +90,7 @@ def test_module_of_ones_own_gets_a_cache(exported: Exported) -> None:
 
 def test_module_without_positions_runs_its_prefix_again(exported: Exported) -> None:
     report = exported("cacheless")
-    assert [i["name"] for i in report.manifest.signature.inputs] == ["input_ids", "attention_mask"]
+    assert [i.name for i in report.manifest.signature.inputs] == ["input_ids", "attention_mask"]
     assert any("KV cache" in text for text in report.manifest.fusion["unfused"])
     tokens = greedy(report.bundle.directory, [[3, 5, 8]], 4)
     assert tokens == torch_greedy(models.cacheless(), [3, 5, 8], 4)

@@ -123,7 +123,7 @@ def test_attention_sinks_are_an_input_of_attention(tmp_path: Path) -> None:
 
 def test_values_of_another_head_size_than_keys(tmp_path: Path) -> None:
     report = exported("MiniCPM3", tmp_path)
-    shapes = [i["shape"] for i in report.manifest.signature.inputs if "past" in i["name"]]
+    shapes = [i.shape for i in report.manifest.signature.inputs if "past" in i.name]
     assert shapes[0][3] != shapes[1][3]
     assert shapes[0::2] == [shapes[0]] * 2
     assert shapes[1::2] == [shapes[1]] * 2

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from edgetie.graph.constants import MASKED_LOGIT
+from edgetie.graph.tensors import CacheTensor
 
 Array = np.ndarray[Any, Any]
 
@@ -19,46 +20,13 @@ FRAMES = "frames"
 """Name of a dimension that is no sequence of tokens: the length of a sound."""
 
 
-PAST, PRESENT = "past_key_values", "present"
-"""What a cache is called as input and as output."""
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """One tensor of the cache, ``(batch, *sizes)``; zeros are the empty cache.
-
-    Attributes:
-        name: layer and part: ``3.key``, or ``3.conv_state`` of a layer that keeps a state.
-        sizes: of the axes behind the batch; 0 where the axis is as long as the past.
-    """
-
-    name: str
-    sizes: tuple[int, ...]
-
-    @property
-    def grows(self) -> bool:
-        """Whether it holds every past token, as keys and values do, or a state of one size."""
-        return 0 in self.sizes
-
-    def shape(self, batch: int, past: int = 0) -> tuple[int, ...]:
-        """With so many rows and past tokens."""
-        return batch, *(size or past for size in self.sizes)
-
-    def dimensions(self) -> tuple[tuple[str, int, str], ...]:
-        """Names of its dynamic dimensions as an input, as :class:`Graph` takes them."""
-        names = {0: "batch_size"} | {
-            i: "past_sequence_length" for i, n in enumerate(self.sizes, 1) if not n
-        }
-        return tuple((f"{PAST}.{self.name}", axis, name) for axis, name in names.items())
-
-
-def key_value(layer: str, key: torch.Tensor, value: torch.Tensor) -> tuple[CacheShape, ...]:
+def key_value(layer: str, key: torch.Tensor, value: torch.Tensor) -> tuple[CacheTensor, ...]:
     """The cache of an attention layer whose keys and values are ``(batch, heads, length, size)``.
 
     ``layer`` is its number, and what else its tensors' names begin with.
     """
     return tuple(
-        CacheShape(f"{layer}.{part}", (tensor.shape[1], 0, tensor.shape[3]))
+        CacheTensor(f"{layer}.{part}", (tensor.shape[1], 0, tensor.shape[3]))
         for part, tensor in (("key", key), ("value", value))
     )
 
@@ -131,7 +99,7 @@ class Task(ABC):
 
     vocab_size: int
     max_positions: int | None
-    cache: tuple[CacheShape, ...] = field(default=(), kw_only=True)
+    cache: tuple[CacheTensor, ...] = field(default=(), kw_only=True)
     why_plain: str | None = field(default=None, kw_only=True)
     audio_token_id: int | None = field(default=None, kw_only=True)
 
@@ -210,11 +178,6 @@ def longest(config: Any, module: torch.nn.Module) -> int | None:
         and "position" in name
     ]
     return found - max(behind, default=0)
-
-
-def cache_names(cache: tuple[CacheShape, ...], prefix: str) -> list[str]:
-    """What a cache is called, as input (:data:`PAST`) or as output (:data:`PRESENT`)."""
-    return [f"{prefix}.{tensor.name}" for tensor in cache]
 
 
 def largest_error(got: Array, expected: Array) -> float:

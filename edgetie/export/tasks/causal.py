@@ -19,15 +19,11 @@ from edgetie.export.attention import interface as attention
 from edgetie.export.attention.transformers_cache import cache_states, run_cached
 from edgetie.export.patches.position_tables import WatchTables, trial_ids
 from edgetie.export.tasks.base import (
-    PAST,
-    PRESENT,
     Agreement,
     Array,
-    CacheShape,
     Expected,
     Graph,
     Task,
-    cache_names,
     key_value,
     largest_error,
     largest_logit,
@@ -36,6 +32,7 @@ from edgetie.export.tasks.base import (
 )
 from edgetie.export.tasks.causal_model import CausalLM, causal_arguments
 from edgetie.export.tasks.run_graph import open_graph
+from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.cache_argument import cache_keyword
 
 # example sizes, all three dynamic: unlike sizes of models, and longer than a convolution
@@ -112,7 +109,11 @@ class CausalTask(Task):
             ("input_ids", 0, "batch_size"),
             ("input_ids", 1, "sequence_length"),
             ("attention_mask", 1, "total_sequence_length"),
-            *chain.from_iterable(tensor.dimensions() for tensor in self.cache),
+            *(
+                (tensor.past, axis, name)
+                for tensor in self.cache
+                for axis, name in tensor.dynamic_axes().items()
+            ),
         ]
         return [
             Graph(
@@ -120,8 +121,8 @@ class CausalTask(Task):
                 module=wrapper,
                 arguments=arguments,
                 shapes=shapes,
-                inputs=["input_ids", "attention_mask", *cache_names(self.cache, PAST)],
-                outputs=["logits", *cache_names(self.cache, PRESENT)],
+                inputs=["input_ids", "attention_mask", *(tensor.past for tensor in self.cache)],
+                outputs=["logits", *(tensor.present for tensor in self.cache)],
                 dimensions=tuple(dimensions),
             )
         ]
@@ -211,7 +212,7 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
     vocab_size, pad = (size if isinstance(size, int) else None for size in sizes)
     ids = trial_ids(vocab_size or _fewest_rows(module), pad)
     position_ids, decoder_part = False, False
-    cache: tuple[CacheShape, ...]
+    cache: tuple[CacheTensor, ...]
     attributes: dict[str, str] = {}
     watch = WatchTables()
     with torch.no_grad(), watch:
@@ -262,13 +263,13 @@ def _rows(module: torch.nn.Module, tables: dict[str, int]) -> int | None:
     )
 
 
-def _dynamic(tensor: CacheShape) -> dict[int, Any]:
-    return {axis: torch.export.Dim.DYNAMIC for _, axis, _ in tensor.dimensions()}
+def _dynamic(tensor: CacheTensor) -> dict[int, Any]:
+    return dict.fromkeys(tensor.dynamic_axes(), torch.export.Dim.DYNAMIC)
 
 
 def _cache_shapes(
     cache: Any, held: dict[str, torch.Tensor]
-) -> tuple[tuple[CacheShape, ...], dict[str, str], str | None]:
+) -> tuple[tuple[CacheTensor, ...], dict[str, str], str | None]:
     """The cache's tensors; which of them are attributes; why there are none.
 
     Args:
@@ -283,7 +284,7 @@ def _cache_shapes(
         number = re.search(r"\d+", path)
         name = f"{number[0] if number else 0}.{path.rpartition('.')[2]}"
         attributes[name], states[name] = path, state
-    shapes = [CacheShape(name, tuple(state.shape[1:])) for name, state in states.items()]
+    shapes = [CacheTensor(name, tuple(state.shape[1:])) for name, state in states.items()]
     recurrent = {_layer(shape) for shape in shapes}
     for index, layer in enumerate(layers):
         keys: Any = getattr(layer, "keys", None)
@@ -295,7 +296,7 @@ def _cache_shapes(
     return tuple(sorted(shapes, key=_layer)), attributes, None
 
 
-def _layer(tensor: CacheShape) -> int:
+def _layer(tensor: CacheTensor) -> int:
     return int(tensor.name.partition(".")[0])
 
 
@@ -314,7 +315,7 @@ class _CountAttention(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers: list[tuple[CacheShape, ...]] = []
+        self.layers: list[tuple[CacheTensor, ...]] = []
         self.refused = False
         self.why: str | None = "no causal scaled_dot_product_attention in it"
 

@@ -29,7 +29,8 @@ from edgetie.export.attention.interface import Broadcast, CacheLayer, Trace
 from edgetie.export.attention.transformers_cache import attributes_held, cache_of, cache_states
 from edgetie.export.patches.position_tables import ReadTables
 from edgetie.export.recurrence.token_unroll import TokenUnroll
-from edgetie.export.tasks.base import CacheShape, logits_of
+from edgetie.export.tasks.base import logits_of
+from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.cache_argument import cache_keyword
 
 
@@ -78,7 +79,7 @@ class CausalLM(torch.nn.Module):
         *,
         caller: str,
         position_ids: bool,
-        cache: tuple[CacheShape, ...],
+        cache: tuple[CacheTensor, ...],
         tables: Mapping[str, int],
         decoder_part: bool,
         attributes: Mapping[str, str],

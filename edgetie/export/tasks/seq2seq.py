@@ -22,15 +22,11 @@ from edgetie.export.attention.mask_branches import MaskQuestions
 from edgetie.export.attention.transformers_cache import cache_of
 from edgetie.export.attention.window_padding import length_of_several, pad_to_window
 from edgetie.export.tasks.base import (
-    PAST,
-    PRESENT,
     Agreement,
     Array,
-    CacheShape,
     Expected,
     Graph,
     Task,
-    cache_names,
     key_value,
     largest_error,
     largest_logit,
@@ -39,6 +35,7 @@ from edgetie.export.tasks.base import (
 )
 from edgetie.export.tasks.causal_model import cache_layers
 from edgetie.export.tasks.run_graph import open_graph
+from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.cache_argument import cache_keyword
 
 BATCH = 2
@@ -85,7 +82,7 @@ class Seq2SeqTask(Task):
 
     name = "seq2seq-lm"
 
-    cross: tuple[CacheShape, ...]
+    cross: tuple[CacheTensor, ...]
     hidden_size: int
     output: type[Any] | None = field(default=None, kw_only=True)
     source_length: int = field(default=_SOURCE, kw_only=True)
@@ -110,7 +107,7 @@ class Seq2SeqTask(Task):
             [torch.zeros(tensor.shape(BATCH, length), dtype=dtype) for tensor in cache]
             for cache, length in ((self.cross, reading.length), (self.cache, _PAST))
         )
-        crossed, passed = cache_names(self.cross, PAST), cache_names(self.cache, PAST)
+        crossed, passed = ([t.past for t in tensors] for tensors in (self.cross, self.cache))
         both, grows = {0: dynamic, 1: dynamic}, {0: dynamic, 2: dynamic}
         masks = tuple(ENCODER_MASK for _ in reading.masks)
         encoder = Graph(
@@ -119,7 +116,7 @@ class Seq2SeqTask(Task):
             arguments=reading.examples,
             shapes=(reading.shapes,),
             inputs=list(reading.inputs),
-            outputs=["last_hidden_state", *cache_names(self.cross, PRESENT)],
+            outputs=["last_hidden_state", *(tensor.present for tensor in self.cross)],
             dimensions=tuple(
                 (reading.inputs[0], axis, "encoder_sequence_length" if axis else "batch_size")
                 for axis in reading.shapes[0]
@@ -142,7 +139,7 @@ class Seq2SeqTask(Task):
                 ),
             ),
             inputs=["input_ids", *masks, *crossed, *passed],
-            outputs=["logits", *cache_names(self.cache, PRESENT)],
+            outputs=["logits", *(tensor.present for tensor in self.cache)],
             dimensions=(
                 ("input_ids", 0, "batch_size"),
                 ("input_ids", 1, "sequence_length"),
@@ -322,14 +319,14 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
 
 def caches(
     module: torch.nn.Module, output: Any
-) -> tuple[tuple[CacheShape, ...], tuple[CacheShape, ...]]:
+) -> tuple[tuple[CacheTensor, ...], tuple[CacheTensor, ...]]:
     """The caches that a run left: the decoder's own, and that of cross-attention.
 
     Raises:
         TypeError: if one is not there.
     """
     cache = getattr(output, cache_keyword(module) or "", None)
-    shapes: list[tuple[CacheShape, ...]] = []
+    shapes: list[tuple[CacheTensor, ...]] = []
     for part, side in (("self_attention_cache", "decoder"), ("cross_attention_cache", "encoder")):
         layers = getattr(getattr(cache, part, None), "layers", None)
         if not layers:

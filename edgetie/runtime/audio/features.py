@@ -64,7 +64,7 @@ class FeatureExtractor:
             BundleError: if the model hears nothing, or its features cannot be computed here.
         """
         encoder = bundle.manifest.encoder if bundle.manifest is not None else None
-        name, shape = (encoder.inputs[0][k] for k in ("name", "shape")) if encoder else ("", [])
+        name, shape = (encoder.inputs[0].name, encoder.inputs[0].shape) if encoder else ("", ())
         if name not in ("input_features", "input_values", "inputs_embeds"):
             raise BundleError(f"{bundle.directory}: is no speech model; give it text")
         settings = read_settings(bundle.directory / SETTINGS)
@@ -73,16 +73,17 @@ class FeatureExtractor:
             return FeatureExtractor(rate, normalize=bool(settings.get("do_normalize")), name=name)
         hop = settings.get("hop_length", _HOP)
         sizes = shape[1:]
+        fixed = [size for size in sizes if isinstance(size, int)]
         assert encoder is not None
-        masked = FEATURES_MASK in [value["name"] for value in encoder.inputs]
+        masked = FEATURES_MASK in [value.name for value in encoder.inputs]
         if masked and len(sizes) == 2 and "n_fft" in settings:
             return FeatureExtractor(rate, **_masked(settings, hop, *sizes))
-        if (settings and "n_fft" not in settings) or not all(isinstance(d, int) for d in sizes):
+        if (settings and "n_fft" not in settings) or len(fixed) < len(sizes):
             raise BundleError(
                 f"{bundle.directory}: its features are no log-mel spectrogram of fixed length; "
                 "compute them yourself and run it from Python (Seq2SeqDecoder.prefill)"
             )
-        bins, frames = sizes
+        bins, frames = fixed
         return FeatureExtractor(rate, bins, settings.get("n_fft", _WINDOW), hop, frames * hop)
 
     def __call__(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from edgetie.bundle.names import AUDIO, AUDIO_LM
 from edgetie.errors import BundleError, EdgetieError, summarize
+from edgetie.graph.tensors import CacheTensor, TensorInfo
 from edgetie.runtime.memory import MappedFiles, release_heap
-from edgetie.runtime.session import CacheTensor, Session, TensorInfo
+from edgetie.runtime.session import Session
 
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _STEPS_BETWEEN_RELEASES = 2

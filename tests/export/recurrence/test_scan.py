@@ -81,8 +81,8 @@ def test_states_are_inputs_and_outputs(case: Case) -> None:
     kind, _, report = case
     assert report.agreement.relative < 1e-5  # prompt, cached steps, a padded batch
     signature = report.manifest.signature
-    inputs = {value["name"]: value["shape"] for value in signature.inputs}
-    outputs = [value["name"] for value in signature.outputs]
+    inputs = {value.name: value.shape for value in signature.inputs}
+    outputs = [value.name for value in signature.outputs]
     states = {name.removeprefix("past_key_values.") for name in inputs if "state" in name}
     assert states == _STATES[kind]
     for name in states:

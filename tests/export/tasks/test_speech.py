@@ -124,10 +124,10 @@ def test_one_table_in_the_files(audio_embeddings: tuple[Any, ExportReport]) -> N
     assert report.weights_bytes < 1.01 * report.unique_parameter_bytes
     encoder = report.manifest.encoder
     assert encoder is not None
-    assert [(i["name"], i["shape"]) for i in encoder.inputs] == [
-        ("input_features", ["batch_size", 16, 100])
+    assert [(i.name, i.shape) for i in encoder.inputs] == [
+        ("input_features", ("batch_size", 16, 100))
     ]
-    assert "encoder_attention_mask" not in {i["name"] for i in report.manifest.signature.inputs}
+    assert "encoder_attention_mask" not in {i.name for i in report.manifest.signature.inputs}
 
 
 @pytest.mark.parametrize("language", [None, "de"])
@@ -194,7 +194,7 @@ def test_a_waveform_is_read_as_it_is(tmp_path: Path) -> None:
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
     report = export_model(str(tmp_path), tmp_path / "fp32")
     assert report.manifest.encoder is not None
-    assert report.manifest.encoder.inputs[0]["name"] == "input_values"
+    assert report.manifest.encoder.inputs[0].name == "input_values"
     for seconds in (0.5, 1.3):
         samples = sound(seconds)
         values = extractor(tmp_path)(samples, sampling_rate=RATE, return_tensors="pt").input_values
@@ -237,7 +237,7 @@ def test_an_encoder_of_its_own_kind(tmp_path: Path) -> None:
     assert report.agreement.relative < 1e-5
     assert len(report.manifest.ties[0].uses) == 2
     assert report.manifest.encoder is not None
-    assert report.manifest.encoder.inputs[0]["name"] == "input_values"
+    assert report.manifest.encoder.inputs[0].name == "input_values"
     samples = sound(0.3)
     with torch.no_grad():
         expected = model.generate(torch.from_numpy(samples)[None], max_new_tokens=12)[0].tolist()

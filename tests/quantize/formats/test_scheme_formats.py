@@ -307,8 +307,8 @@ def test_cache_of_8_bits(float_bundle: Any, tmp_path: Path, kind: str, scheme: s
     session = open_session(report.bundle)
     assert session.cache_dtype == "int8"
     assert session.cache_in_place
-    cached = [i for i in report.manifest.signature.inputs if i["name"].startswith("past")]
-    assert {entry["dtype"] for entry in cached} == {"int8"}
+    cached = report.manifest.signature.cache
+    assert {entry.dtype for entry in cached} == {"int8"}
     reference = BundleReference(float_bundle(kind)).logits(IDS)
     assert error(reference, BundleReference(report.bundle).logits(IDS)) < 0.06
     # what was cached is read again: a prompt, then single tokens, against all at once

@@ -1,0 +1,62 @@
+"""Descriptions of a model's inputs, outputs and cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PAST, PRESENT = "past_key_values", "present"
+"""Prefixes of the cache's names as input and as output."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output: name, numpy-style dtype, and shape (symbolic dimensions as strings)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TensorInfo:
+        """Read one from a manifest."""
+        return cls(data["name"], data["dtype"], tuple(data["shape"]))
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One tensor of the cache, ``(batch, *sizes)``; zeros are the empty cache.
+
+    Attributes:
+        name: layer and part, such as ``3.key`` or, of a recurrent layer, ``3.conv_state``.
+        sizes: of the axes after the batch; 0 for the axis that is as long as the past, which keys
+            and values have and a recurrent layer's state has not.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+
+    @property
+    def past(self) -> str:
+        """Its name as an input."""
+        return f"{PAST}.{self.name}"
+
+    @property
+    def present(self) -> str:
+        """Its name as an output."""
+        return f"{PRESENT}.{self.name}"
+
+    @property
+    def grows(self) -> bool:
+        """Whether it holds every past token, or a state of one size."""
+        return 0 in self.sizes
+
+    def shape(self, batch: int, past: int = 0) -> tuple[int, ...]:
+        """Its shape for a batch size and a number of past tokens."""
+        return batch, *(size or past for size in self.sizes)
+
+    def dynamic_axes(self) -> dict[int, str]:
+        """Names of its dynamic dimensions by axis."""
+        names = {axis: "past_sequence_length" for axis, n in enumerate(self.sizes, 1) if not n}
+        return {0: "batch_size", **names}

@@ -1,0 +1,28 @@
+"""Descriptions of a model's inputs, outputs and cache."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from edgetie.graph.tensors import CacheTensor, TensorInfo
+
+
+def test_keys_grow_with_the_past() -> None:
+    key = CacheTensor("3.key", (2, 0, 16))
+    assert (key.past, key.present) == ("past_key_values.3.key", "present.3.key")
+    assert key.grows
+    assert key.shape(4) == (4, 2, 0, 16)
+    assert key.shape(4, past=7) == (4, 2, 7, 16)
+    assert key.dynamic_axes() == {0: "batch_size", 2: "past_sequence_length"}
+
+
+def test_a_recurrent_state_has_one_size() -> None:
+    state = CacheTensor("0.conv_state", (32, 3))
+    assert not state.grows
+    assert state.shape(2, past=7) == (2, 32, 3)
+    assert state.dynamic_axes() == {0: "batch_size"}
+
+
+def test_description_survives_json() -> None:
+    info = TensorInfo("logits", "float32", ("batch_size", 1, 320))
+    assert TensorInfo.from_dict({**asdict(info), "shape": ["batch_size", 1, 320]}) == info
