@@ -96,7 +96,7 @@ def measure(row: Row, directory: Path) -> None:
 
     from edgetie.export.exporter import export_model
     from edgetie.quantize.quantizer import quantize_model
-    from edgetie.sources.load import Source
+    from edgetie.sources.source import Source
     from edgetie.ties.torch_parameters import tied_parameters
 
     torch.set_num_threads(1)

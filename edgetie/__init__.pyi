@@ -28,8 +28,8 @@ from .runtime.decoding.sampling import Sampling as Sampling
 from .runtime.session import Session as Session
 from .runtime.session import open_session as open_session
 from .runtime.text.tokenizer import Tokenizer as Tokenizer
-from .sources.load import Source as Source
 from .sources.load import load_source as load_source
+from .sources.source import Source as Source
 from .ties.groups import TieGroup as TieGroup
 from .ties.groups import find_ties as find_ties
 from .ties.groups import verify_ties as verify_ties

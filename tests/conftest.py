@@ -15,7 +15,8 @@ from models import (
 from edgetie.downloads import demo_model, demo_text
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.quantize.quantizer import quantize_model
-from edgetie.sources.load import Source, load_source
+from edgetie.sources.load import load_source
+from edgetie.sources.source import Source
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell starts what runs in its background so, and every process below would inherit it

@@ -28,7 +28,8 @@ from edgetie.graph.model_files import write_models
 from edgetie.passes.run import PassReport
 from edgetie.progress import Stages
 from edgetie.runtime.memory import read_memory, release_freed_memory
-from edgetie.sources.load import Source, load_source
+from edgetie.sources.load import load_source
+from edgetie.sources.source import Source
 from edgetie.targets import find_target
 from edgetie.ties.groups import find_shared_ties, share_across, ties_of_file, verify_ties
 from edgetie.ties.torch_parameters import partial_ties, tied_parameters

@@ -1,4 +1,4 @@
-"""How a module wants to be called: what its ``forward`` names its KV cache."""
+"""Find the argument of ``forward`` that takes the KV cache."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     import torch
 
 CACHE_KEYWORDS = ("cache", "past_key_values")
-"""transformers' name for the KV cache, as an argument and on the output: from 5.24 on, before."""
+"""Names of the KV cache in transformers, as argument and in the output: from 5.24 on, before."""
 
 
 def cache_keyword(module: torch.nn.Module) -> str | None:
-    """The argument that takes a transformers KV cache, also the output's attribute; or ``None``."""
+    """The name of the argument that takes a transformers KV cache, or ``None``.
+
+    The output has an attribute of the same name.
+    """
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in CACHE_KEYWORDS if name in parameters), None)

@@ -1,4 +1,4 @@
-"""Modules made by a Python function: ``package.module:function``."""
+"""Load modules that a Python function builds: ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from edgetie.errors import SourceError, summarize
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 
 def load_factory(text: str, task: str) -> Source:
-    """Call ``package.module:function`` and take the module it returns.
+    """Call ``package.module:function`` and load the module it returns.
 
-    The current directory is importable, as it is for ``python -m``. What the module's ``forward``
-    accepts decides how it is exported; see :mod:`edgetie.export.tasks.probe`.
+    The current directory is importable, as with ``python -m``. The parameters of the module's
+    ``forward`` decide how it is exported, see :mod:`edgetie.export.tasks.causal`.
 
     Raises:
-        SourceError: if it cannot be imported, called, or returns no ``nn.Module``.
+        SourceError: if it cannot be imported or called, or does not return an ``nn.Module``.
     """
     import torch
 
     module_name, function_name = text.split(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    working_directory = str(Path.cwd())
+    if working_directory not in sys.path:
+        sys.path.insert(0, working_directory)
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        module = function()
+        module = getattr(importlib.import_module(module_name), function_name)()
     except (Exception, SystemExit) as error:
         raise SourceError(
             f"{text}: calling it failed ({type(error).__name__}: {summarize(error)}); "
             "it must be importable from here and take no arguments"
         ) from error
-    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    module = getattr(module, "_orig_mod", module)  # unwrap torch.compile
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{text}: returned {type(module).__name__}, not a torch.nn.Module")
     if not any(True for _ in module.parameters()):
-        raise SourceError(f"{text}: returned a module without parameters, so it is no model")
+        raise SourceError(f"{text}: returned a module without parameters, so it is not a model")
     config: Any = getattr(module, "config", None)
 
     def save_extras(target: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetie.errors import SourceError, summarize
-from edgetie.sources.load import Source
 from edgetie.sources.pretrained import quiet_transformers, require_weights, save_tokenizer
+from edgetie.sources.source import Source
 
 _ROTARY = "rope_"
 """Tables of rotary embeddings begin so; they are read here."""

@@ -1,129 +1,118 @@
-"""What can be exported: a transformers directory or hub id, a GGUF file, a Python factory.
-
-:func:`load_source` turns the text a user types into a :class:`Source`: a ``torch.nn.Module`` in
-evaluation mode, fp32, on the CPU, with what else belongs beside the exported model (configuration,
-tokenizer). torch and transformers are imported only here and below ``edgetie.export``.
-"""
+"""Load the model that a text names: a directory, a hub id, a GGUF file or a Python factory."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from edgetie.bundle.bundle import require_utf8
 from edgetie.errors import SourceError
-from edgetie.sources.task_detection import TASKS, task_of
+from edgetie.sources.source import Source
+from edgetie.sources.task_detection import TASKS
 
-if TYPE_CHECKING:
-    import torch
+logger = logging.getLogger(__name__)
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass
-class Source:
-    """A model ready to be traced.
-
-    Attributes:
-        kind: ``transformers``, ``gguf`` or ``factory``.
-        name: what the user called it, without the path to it.
-        module: the model, in evaluation mode, fp32.
-        config: its transformers configuration; ``None`` for a module that has none.
-        save_extras: writes configuration and tokenizer files into a directory.
-        unused: names of weights in its files that the model does not have.
-        task: what it does, one of :data:`TASKS`; ``auto`` is decided by
-            the class of the module, or by its configuration.
-    """
-
-    kind: str
-    name: str
-    module: torch.nn.Module
-    config: Any
-    save_extras: Callable[[Path], None]
-    task: str = "auto"
-    unused: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        if self.task == "auto":
-            self.task = task_of(self.config, [self.architecture])
-
-    @property
-    def architecture(self) -> str:
-        return type(self.module).__name__
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+_ADAPTER = "adapter_config.json"
 
 
 def load_source(
     text: str, *, task: str = "auto", trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> Source:
-    """Load the model that ``text`` names.
+    """Load a model with its configuration and tokenizer: fp32, in evaluation mode, on the CPU.
 
     Args:
         text: a directory with ``config.json``, a ``.gguf`` file (or a directory with one), a hub
             id ``organisation/name``, or ``package.module:function``, a callable without arguments
             that returns an ``nn.Module``.
-        task: what the model does, one of :data:`TASKS`; ``auto`` decides
-            from its configuration.
-        trust_remote_code: allow a model directory to run Python code of its own.
+        task: what the model does, one of :data:`TASKS`; ``auto`` detects it.
+        trust_remote_code: allow a model directory to run its own Python code.
         allow_pickle: allow weights in PyTorch's pickle format, which can run code when loaded.
 
     Raises:
         SourceError: if there is no such model, or loading it needs a permission not given.
     """
-    require_export_packages()
+    kind, path = locate_source(text)
     if task != "auto" and task not in TASKS:
-        raise SourceError(f"task {task!r}: unknown; one of auto, {', '.join(TASKS)}")
+        raise SourceError(f"unknown; one of auto, {', '.join(TASKS)}", parameter="task", value=task)
+    if kind == "gguf":
+        from edgetie.sources.gguf import load_gguf
+
+        source = load_gguf(path)
+        if task not in ("auto", source.task):
+            raise SourceError(f"{source.name}: is a model for {source.task}, not {task}")
+        return source
+    if kind == "factory":
+        from edgetie.sources.factory import load_factory
+
+        return load_factory(text, task)
+    from edgetie.sources.pretrained import load_pretrained
+
+    return load_pretrained(text, task, trust_remote_code, allow_pickle)
+
+
+def locate_source(text: str) -> tuple[str, Path]:
+    """Find out which kind of model a text names, without importing torch or asking the hub.
+
+    Returns:
+        ``gguf``, ``factory`` or ``transformers``, and the path to load; a hub id or a factory
+        has no file at that path.
+
+    Raises:
+        SourceError: if it cannot be a model, or packages that exporting needs are missing.
+    """
+    require_export_packages()
     if not text:
         raise SourceError("no model is named; name a directory, a .gguf file or module:function")
     path = Path(text)
     require_utf8(path)
     if path.is_file():
         if path.suffix == ".gguf":
-            from edgetie.sources.gguf import load_gguf
-
-            return _of_task(load_gguf(path), task)
+            return "gguf", path
         if path.suffix == ".onnx":
-            raise SourceError(f"{text}: is ONNX already; use `edgetie quantize` or `inspect` on it")
+            raise SourceError(f"{text}: is an ONNX file already; quantize or inspect it as it is")
         raise SourceError(f"{text}: not a model (expected a directory, .gguf or module:function)")
     if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
-        others = [each for kind in _WEIGHTS for each in path.glob(kind)]
-        if ggufs and not others:
-            if len(ggufs) > 1:
-                names = ", ".join(file.name for file in ggufs)
-                raise SourceError(f"{text}: holds several .gguf files; name one of them: {names}")
-            from edgetie.sources.gguf import load_gguf
-
-            return _of_task(load_gguf(ggufs[0]), task)
-        if not (path / "config.json").is_file():
-            raise SourceError(f"{text}: no config.json in this directory, so it is no model")
-        from edgetie.sources.pretrained import load_pretrained
-
-        return load_pretrained(text, task, trust_remote_code, allow_pickle)
+        return _locate_in_directory(path)
     if _FACTORY.fullmatch(text):
-        from edgetie.sources.factory import load_factory
-
-        return load_factory(text, task)
+        return "factory", path
     if _HUB_ID.fullmatch(text):
-        from edgetie.sources.pretrained import load_pretrained
-
-        return load_pretrained(text, task, trust_remote_code, allow_pickle)
+        return "transformers", path
     raise SourceError(
         f"{text}: no such file or directory; name a model's directory, a hub id, a .gguf file or "
         "module:function"
     )
 
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+def _locate_in_directory(path: Path) -> tuple[str, Path]:
+    ggufs = sorted(path.glob("*.gguf"))
+    if ggufs and not any(True for pattern in _WEIGHTS for _ in path.glob(pattern)):
+        if len(ggufs) > 1:
+            names = ", ".join(file.name for file in ggufs)
+            raise SourceError(f"{path}: has several .gguf files; name one of them: {names}")
+        return "gguf", ggufs[0]
+    if (path / "config.json").is_file():
+        return "transformers", path
+    if (path / _ADAPTER).is_file():
+        raise SourceError(
+            f"{path}: is an adapter of {_base_model(path)}, not a model; merge it into that model "
+            "(peft's merge_and_unload) and export the result"
+        )
+    raise SourceError(f"{path}: no config.json in this directory, so it is not a model")
 
 
-def _of_task(source: Source, task: str) -> Source:
-    if task not in ("auto", source.task):
-        raise SourceError(f"{source.name}: is a model for {source.task}, not {task}")
-    return source
+def _base_model(path: Path) -> str:
+    """The name of the model that an adapter belongs to."""
+    try:
+        return str(json.loads((path / _ADAPTER).read_bytes())["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError):
+        logger.debug("%s: no base model in %s", path, _ADAPTER, exc_info=True)
+        return "another model"
 
 
 def require_export_packages() -> None:
@@ -132,8 +121,6 @@ def require_export_packages() -> None:
     Raises:
         SourceError: naming what is missing and how to get it.
     """
-    from importlib.util import find_spec
-
     missing = [name for name in ("torch", "transformers", "onnxscript") if find_spec(name) is None]
     if missing:
         raise SourceError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgetie.bundle.names import MANIFEST, PROCESSOR, SPEECH
 from edgetie.errors import SourceError, summarize
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 from edgetie.sources.task_detection import auto_class, task_of
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -1,11 +1,11 @@
-"""What a model of transformers does, told by its class or its configuration."""
+"""Detect the task of a transformers model from its class or its configuration."""
 
 from __future__ import annotations
 
 from typing import Any
 
 TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq")
-"""What can be asked for; ``auto`` chooses."""
+"""The tasks that a user can name; ``auto`` detects one."""
 
 _FAMILIES = {
     "speech-seq2seq": ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "AutoModelForSpeechSeq2Seq"),
@@ -16,33 +16,33 @@ _FAMILIES = {
 
 
 def task_of(config: Any, architectures: list[str] | None = None) -> str:
-    """The task of a model.
+    """Detect the task of a model.
 
     Args:
         config: its transformers configuration, or ``None``.
         architectures: names of its class; by default those in the configuration.
 
     Returns:
-        One of :data:`TASKS`. Where a class serves several tasks, the configuration decides; where
-        nothing tells, ``causal-lm``.
+        One of :data:`TASKS`. If a class serves several tasks, the configuration decides; if nothing
+        decides, ``causal-lm``.
     """
     if config is None or not hasattr(config, "model_type"):
         return "causal-lm"
     names = set(architectures or getattr(config, "architectures", None) or ())
-    kind = getattr(config, "model_type", None)
-    fits = [task for task, classes in _classes().items() if names & set(classes.values())]
-    fits = fits or [task for task, classes in _classes().items() if kind in classes]
+    classes = _classes()
+    candidates = [task for task in classes if names & set(classes[task].values())]
+    candidates = candidates or [task for task in classes if config.model_type in classes[task]]
     if getattr(config, "is_encoder_decoder", False):
         order = ["speech-seq2seq", "seq2seq-lm", "causal-lm", "masked-lm"]
     elif getattr(config, "is_decoder", False):
         order = ["causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq"]
     else:
         order = ["masked-lm", "causal-lm", "seq2seq-lm", "speech-seq2seq"]
-    return next((task for task in order if task in fits), "causal-lm")
+    return next((task for task in order if task in candidates), "causal-lm")
 
 
 def auto_class(task: str) -> Any:
-    """The class of transformers that loads models of a task."""
+    """The transformers class that loads models of a task."""
     import transformers
 
     return getattr(transformers, _FAMILIES[task][1])

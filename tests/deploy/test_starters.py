@@ -28,7 +28,7 @@ from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.chat import render_chat
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 __all__ = ["headers", "library", "modules"]
 

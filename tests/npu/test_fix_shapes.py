@@ -26,7 +26,7 @@ from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.fixed_shape_decoder import FixedDecoder
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 CONTEXT = 64
 TEXT = BUILT_IN_TEXT[:300]

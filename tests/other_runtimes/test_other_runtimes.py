@@ -21,7 +21,7 @@ from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 TOKENS = 64
 PROMPT = "Tell me a long story about a fox and a river."

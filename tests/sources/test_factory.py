@@ -16,7 +16,8 @@ from edgetie.export.exporter import export_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
-from edgetie.sources.load import Source, load_source
+from edgetie.sources.load import load_source
+from edgetie.sources.source import Source
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 VOCAB = 320
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgetie.errors import UnfusableError, summarize
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 _EXPERTS = "batched_mm"
 """Every token's experts as one matrix product: the others loop over the experts that tokens happen

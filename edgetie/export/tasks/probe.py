@@ -9,7 +9,7 @@ from edgetie.export.tasks import audio_lm, causal, masked, seq2seq, speech
 from edgetie.export.tasks.base import Agreement, Expected, Graph, Task
 
 if TYPE_CHECKING:
-    from edgetie.sources.load import Source
+    from edgetie.sources.source import Source
 
 __all__ = ["Agreement", "Expected", "Graph", "Task", "probe"]
 

@@ -27,7 +27,7 @@ from edgetie.export.tasks.probe import Graph, Task
 from edgetie.export.tracing.exported_program import forget_failure, prepare
 from edgetie.export.tracing.shape_constraints import Bounds, read_bounds
 from edgetie.progress import Progress
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 OPSET = 23
 """Attention, RMSNormalization and RotaryEmbedding are operators from here on."""

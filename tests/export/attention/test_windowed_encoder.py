@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from edgetie.export.attention.mask_branches import MaskQuestions
 from edgetie.export.exporter import export_model
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 VOCAB = 320
 

@@ -22,7 +22,7 @@ from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 _COMMON = {
     "vocab_size": models.VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,

@@ -23,7 +23,7 @@ from edgetie.quickstart import quickstart
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 from edgetie.ties.groups import equal_initializers, find_ties
 from edgetie_cli.printing.quickstart import print_quickstart
 

@@ -24,7 +24,7 @@ from edgetie.quantize.quantizer import quantize_model
 from edgetie.repair import tie_model
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 1], [20, 21, 1], [300, 31, 32, 33, 1]]
 

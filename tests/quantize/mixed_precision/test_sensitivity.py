@@ -28,7 +28,7 @@ from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.harness.ties.tie_status import tie_status
 from edgetie.quantize.calibration.activations import calibration_text
 from edgetie.quantize.quantizer import QuantizeReport, quantize_model
-from edgetie.sources.load import Source
+from edgetie.sources.source import Source
 from edgetie_cli.main import cli
 
 TEXT = BUILT_IN_TEXT * 2
