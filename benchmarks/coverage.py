@@ -146,7 +146,6 @@ def copies(directory: Path, names: list[str]) -> int:
     from edgetie.ties.groups import is_named
 
     manifest = open_bundle(directory).manifest
-    assert manifest is not None
     ties = {tie.name for tie in manifest.ties if set(tie.parameters) & set(names)}
     models = [ir.load(path) for path in sorted(directory.glob("*.onnx"))]
     values = [value for model in models for value in model.graph.initializers.values()]
@@ -180,7 +179,6 @@ def top1(fp32: Path, int8: Path) -> tuple[float, float]:
     from edgetie.harness.accuracy.references import BundleReference
 
     manifest = open_bundle(fp32).manifest
-    assert manifest is not None
     signature = manifest.signature
     models = [BundleReference(directory, threads=1) for directory in (fp32, int8)]
     window = min(_WINDOW, models[0].longest or _WINDOW)

@@ -52,7 +52,6 @@ def command(
     from edgetie.npu.fix_shapes import fix_shapes
 
     made = fix_shapes(bundle, output, prompt_tokens=prompt_tokens, context=context, force=force)
-    assert made.manifest is not None
     if as_json:
         files = {path.name: path.stat().st_size for path in made.files}
         ties = [group.to_dict() for group in made.manifest.ties]

@@ -13,55 +13,65 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetie.bundle.manifest import Manifest, _sha256
+from edgetie.bundle.manifest import Manifest, _sha256, bare_manifest
 from edgetie.bundle.names import DATA, DECODER, ENCODER, MANIFEST, MODEL, PREFILL
 from edgetie.errors import BundleError
-from edgetie.graph.external_data import check_external_data, external_data_files
+from edgetie.graph.external_data import external_data_files
 
 
 @dataclass
 class Bundle:
-    """An opened bundle, or a bare ONNX file treated as one (``manifest`` is then ``None``).
+    """An opened bundle, or a bare ONNX file with a manifest that is made up for it.
 
-    ``model_path`` is the model, or the decoder of a bundle with an encoder beside it.
+    ``model_path`` is the model, or the decoder if the bundle has an encoder.
     """
 
     directory: Path
     model_path: Path
-    manifest: Manifest | None
+    manifest: Manifest
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether this is an ONNX file without a manifest on disk, so that it has no file list."""
+        return not self.manifest.files
+
+    @property
+    def path(self) -> Path:
+        """The path to open it by: the directory, or the file if it is bare."""
+        return self.model_path if self.is_bare else self.directory
 
     @property
     def model_paths(self) -> list[Path]:
         """Every ONNX file: the decoder behind its encoder, or its graph for prompts."""
-        if self.manifest is not None and self.manifest.encoder is not None:
+        if self.manifest.encoder is not None:
             return [self.directory / ENCODER, self.model_path]
-        if self.manifest is not None and (self.directory / PREFILL).is_file():
+        if not self.is_bare and (self.directory / PREFILL).is_file():
             return [self.directory / PREFILL, self.model_path]
         return [self.model_path]
 
     @property
     def has_fixed_shapes(self) -> bool:
         """Whether every input has a fixed shape, as :mod:`edgetie.npu.fix_shapes` gives them."""
-        inputs = self.manifest.signature.inputs if self.manifest is not None else []
-        sizes = [size for value in inputs for size in value.shape]
-        return bool(sizes) and all(isinstance(size, int) for size in sizes)
+        sizes = [size for value in self.manifest.signature.inputs for size in value.shape]
+        fixed = bool(sizes) and all(isinstance(size, int) for size in sizes)
+        return fixed and not self.is_bare
 
     @property
     def task(self) -> str:
         """What the model does; a bare ONNX file is taken for a decoder."""
-        return self.manifest.task if self.manifest is not None else "causal-lm"
+        return self.manifest.task
 
     @property
     def files(self) -> list[Path]:
         """All files that belong to it; for a bare ONNX file, that file and its data."""
-        if self.manifest is not None:
-            return sorted(path for path in self.directory.iterdir() if path.is_file())
-        return [self.model_path, *self.data_files]
+        if self.is_bare:
+            return [self.model_path, *self.data_files]
+        return sorted(path for path in self.directory.iterdir() if path.is_file())
 
     @property
     def data_files(self) -> list[Path]:
         """The files that weights lie in."""
-        if self.manifest is None:
+        if self.is_bare:
             return external_data_files(self.model_path)
         return [self.directory / n for n in self.manifest.files if n.endswith(Path(DATA).suffix)]
 
@@ -75,8 +85,6 @@ class Bundle:
         Raises:
             BundleError: naming the first file that is missing or differs.
         """
-        if self.manifest is None:
-            return
         for name, expected in self.manifest.files.items():
             path = self.directory / name
             if not path.is_file():
@@ -109,27 +117,22 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = False) -> Bundle
     where = Path(path)
     require_utf8(where)
     if where.is_file():
-        bundle = Bundle(where.parent, where, None)
-    elif where.is_dir():
+        return Bundle(where.parent, where, bare_manifest(where))
+    if where.is_dir():
         if (where / MANIFEST).is_file():
             text = (where / MANIFEST).read_text(encoding="utf-8", errors="replace")
             manifest = Manifest.from_json(text, where / MANIFEST)
             model = MODEL if manifest.encoder is None else DECODER
             bundle = Bundle(where, where / model, manifest)
-        else:
-            models = sorted(where.glob("*.onnx"))
-            if len(models) != 1:
-                found = "no .onnx file" if not models else f"{len(models)} .onnx files"
-                raise BundleError(f"{where}: {found} and no {MANIFEST}; name a bundle or one file")
-            bundle = Bundle(where, models[0], None)
-    else:
-        what = "neither a file nor a directory" if where.exists() else "no such file or directory"
-        raise BundleError(f"{where}: {what}; name a bundle or an .onnx file")
-    if bundle.manifest is None:
-        check_external_data(bundle.model_path)
-    else:  # it knows the files' sizes, so that the graph need not be read
-        bundle.verify_files(hashes=hashes)
-    return bundle
+            bundle.verify_files(hashes=hashes)  # the manifest has their sizes: no graph is read
+            return bundle
+        models = sorted(where.glob("*.onnx"))
+        if len(models) != 1:
+            count = "no .onnx file" if not models else f"{len(models)} .onnx files"
+            raise BundleError(f"{where}: {count} and no {MANIFEST}; name a bundle or one file")
+        return Bundle(where, models[0], bare_manifest(models[0]))
+    what = "neither a file nor a directory" if where.exists() else "no such file or directory"
+    raise BundleError(f"{where}: {what}; name a bundle or an .onnx file")
 
 
 def require_utf8(path: Path) -> None:

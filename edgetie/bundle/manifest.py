@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgetie.bundle.names import FORMAT, MANIFEST
+from edgetie.bundle.names import FORMAT, LAST_TOKEN_NODE, MANIFEST
 from edgetie.bundle.schema import require_types
 from edgetie.errors import BundleError
+from edgetie.graph.external_data import check_external_data
 from edgetie.graph.tensors import PAST, TensorInfo
 from edgetie.ties.groups import TieGroup
 
@@ -124,6 +125,28 @@ class Manifest:
         return manifest
 
 
+def bare_manifest(model_path: Path) -> Manifest:
+    """Make a manifest for an ONNX file without one, from its graph and without reading weights.
+
+    It has no source, precision, layout, ties or files: nothing states them. The task is that of a
+    decoder, ``causal-lm``.
+
+    Raises:
+        BundleError: if the file is not an ONNX model, or its external data is missing or truncated.
+    """
+    import onnx_ir as ir
+
+    graph = check_external_data(model_path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs, outputs = (
+        describe(ir.serde.deserialize_value_info_proto(value, None) for value in values)
+        for values in ((v for v in graph.input if v.name not in weights), graph.output)
+    )
+    last = any(node.name == LAST_TOKEN_NODE for node in graph.node)
+    signature = Signature(inputs, outputs, logits="last" if last else "all")
+    return Manifest({}, "causal-lm", "", signature, ties=[], unique_parameters=0, layout="")
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write ``edgetie.json``, with the size and SHA-256 of every file already in ``directory``."""
     manifest.files = {
@@ -144,7 +167,7 @@ def describe(values: Any) -> list[TensorInfo]:
     return [
         TensorInfo(
             value.name,
-            value.dtype.name.lower(),
+            value.dtype.name.lower() if value.dtype is not None else "",
             tuple(d if isinstance(d, int) else str(d.value) for d in value.shape or ()),
         )
         for value in values

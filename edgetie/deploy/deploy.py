@@ -145,14 +145,13 @@ def deploy_model(
 
 
 def _scheme(bundle: Bundle) -> str:
-    if bundle.manifest is None:
+    if bundle.is_bare:
         raise BundleError(f"{bundle.model_path}: no bundle; export the model with edgetie")
     return str(bundle.manifest.quantization.get("scheme", bundle.manifest.precision))
 
 
 def _require(bundle: Bundle, row: DeployTarget, scheme: str) -> None:
     """Refuse what would not run there."""
-    assert bundle.manifest is not None
     where = bundle.directory
     if bundle.manifest.task != "causal-lm":
         raise BundleError(
@@ -185,7 +184,6 @@ def _require(bundle: Bundle, row: DeployTarget, scheme: str) -> None:
 
 def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, Any]:
     """What a starter must know: prompt, stop tokens, inputs and cache."""
-    assert bundle.manifest is not None
     signature = bundle.manifest.signature
     before, after, trim = "", "", False
     prefix, suffix = list[int](), list[int]()
@@ -251,14 +249,12 @@ def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, words: str) -> tuple[st
 
 def _digest(bundle: Bundle) -> str:
     """Of graph and weights; another model has another one."""
-    assert bundle.manifest is not None
     hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(bundle.manifest.files.items())]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_format: bool) -> None:
     """Put the model's own figures into a file of a starter."""
-    assert bundle.manifest is not None
     weights = sum(file.stat().st_size for file in bundle.files)
     text = path.read_text(encoding="utf-8")
     files = f"from `model/{bundle.model_path.name}.data`, which stays beside the model"

@@ -87,7 +87,6 @@ def weights_of(model: Path) -> dict[str, bytes]:
 
 
 def _require_ties(bundle: Bundle, model: Path) -> None:
-    assert bundle.manifest is not None
     weights = weights_of(model)
     copies = Counter(weights.values())
     for group in bundle.manifest.ties:

@@ -74,7 +74,6 @@ class ExportReport:
 
     @property
     def manifest(self) -> Manifest:
-        assert self.bundle.manifest is not None
         return self.bundle.manifest
 
 

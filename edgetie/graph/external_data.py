@@ -9,23 +9,29 @@ from typing import TYPE_CHECKING, Any
 from edgetie.errors import BundleError
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 
 def external_data_files(model_path: Path) -> list[Path]:
     """The external-data files an ONNX model points at."""
-    names = {location for _, location, _, _ in _external_entries(model_path)}
+    model = _load_graph(model_path)
+    names = {location for _, location, _, _ in _external_entries(model_path, model)}
     return sorted(model_path.parent / name for name in names)
 
 
-def check_external_data(model_path: Path) -> None:
+def check_external_data(model_path: Path) -> onnx.ModelProto:
     """Check that every external tensor lies inside an existing file.
+
+    Returns:
+        The model, without its external data.
 
     Raises:
         BundleError: naming the file, and the first tensor that does not fit.
     """
     sizes: dict[str, int] = {}
-    for tensor, location, offset, length in _external_entries(model_path):
+    model = _load_graph(model_path)
+    for tensor, location, offset, length in _external_entries(model_path, model):
         path = model_path.parent / location
         if location not in sizes:
             if not path.is_file():
@@ -39,10 +45,10 @@ def check_external_data(model_path: Path) -> None:
                 f"{path}: {sizes[location]:,} bytes, but tensor {tensor} ends at "
                 f"{offset + length:,} (truncated?); export or copy it again"
             )
+    return model
 
 
-def _external_entries(model_path: Path) -> list[tuple[str, str, int, int]]:
-    """``(tensor, file, offset, length)`` of every external tensor."""
+def _load_graph(model_path: Path) -> onnx.ModelProto:
     import onnx
 
     try:
@@ -51,6 +57,13 @@ def _external_entries(model_path: Path) -> list[tuple[str, str, int, int]]:
         raise BundleError(f"{model_path}: not a readable ONNX model ({error})") from error
     if not proto.graph.node and not proto.graph.initializer:
         raise BundleError(f"{model_path}: not an ONNX model, or an empty one")
+    return proto
+
+
+def _external_entries(model_path: Path, proto: onnx.ModelProto) -> list[tuple[str, str, int, int]]:
+    """``(tensor, file, offset, length)`` of every external tensor."""
+    import onnx
+
     entries = []
     for tensor in _tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:

@@ -50,7 +50,7 @@ def compile_bundle(
     if not row.contexts:
         raise ProviderError(f"--provider {row.name}: keeps nothing that it compiles; run it as is")
     manifest = bundle.manifest
-    if manifest is None or not bundle.has_fixed_shapes:
+    if not bundle.has_fixed_shapes:
         raise BundleError(f"{bundle.directory}: has open shapes; first run edgetie fix-shapes")
     if manifest.compiled:
         raise BundleError(f"{bundle.directory}: is compiled already, for {manifest.compiled}")

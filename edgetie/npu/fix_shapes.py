@@ -84,7 +84,7 @@ def fix_shapes(
 
 def _require_open_shapes(bundle: Bundle) -> Manifest:
     manifest, where = bundle.manifest, bundle.directory
-    if manifest is None:
+    if bundle.is_bare:
         raise BundleError(f"{bundle.model_path}: no bundle; export the model with edgetie")
     cache = manifest.signature.cache
     if manifest.task != "causal-lm" or not cache:

@@ -19,10 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.manifest import Manifest, Signature, describe, write_manifest
+from edgetie.bundle.manifest import Manifest, describe, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
 from edgetie.bundle.model_config import eos_token_ids
-from edgetie.bundle.names import CONFIGURATIONS, DATA, LAST_TOKEN_NODE, MANIFEST, MODEL
+from edgetie.bundle.names import CONFIGURATIONS, DATA, MANIFEST, MODEL
 from edgetie.errors import QuantizeError
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.model_files import drop_declared_weights, load_model, write_models
@@ -75,7 +75,6 @@ class QuantizeReport:
 
     @property
     def manifest(self) -> Manifest:
-        assert self.bundle.manifest is not None
         return self.bundle.manifest
 
 
@@ -147,7 +146,7 @@ def quantize_model(
     for model in models.values():
         _require_float(bundle, model)
         drop_declared_weights(model)
-        if bundle.manifest is None:
+        if bundle.is_bare:
             _infer_shapes(model)
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]
     before = find_shared_ties(models, parameters)
@@ -299,7 +298,7 @@ def _calibrated_on(text: Text, audio_embeddings: str, runs: int) -> str:
 
 def find_known_ties(bundle: Bundle) -> list[Any]:
     """The tie groups that a bundle's manifest names."""
-    return [] if bundle.manifest is None else list(bundle.manifest.ties)
+    return list(bundle.manifest.ties)
 
 
 def _shared_names(models: Mapping[str, ir.Model]) -> frozenset[str]:
@@ -321,7 +320,7 @@ def _require_float(bundle: Bundle, model: ir.Model) -> None:
             f"{bundle.model_path}: is quantized already ({found.op_type} {found.name}); "
             "quantize the fp32 model it came from"
         )
-    if bundle.manifest is not None and bundle.manifest.precision != "fp32":
+    if bundle.manifest.precision not in ("", "fp32"):
         raise QuantizeError(
             f"{bundle.directory}: is {bundle.manifest.precision}; quantize an fp32 bundle"
         )
@@ -356,7 +355,7 @@ def _require_kept(before: list[Any], after: list[Any]) -> None:
 
 def _copy_extras(bundle: Bundle, directory: Path) -> None:
     """Configuration and tokenizer files, as they are; of a bare ONNX file those beside it."""
-    if bundle.manifest is None:
+    if bundle.is_bare:
         files = [bundle.directory / name for name in (*TOKENIZER_FILES, *CONFIGURATIONS)]
     else:
         files = [f for f in bundle.files if f.suffix != ".onnx" and f.name not in (DATA, MANIFEST)]
@@ -366,26 +365,22 @@ def _copy_extras(bundle: Bundle, directory: Path) -> None:
 
 
 def _manifest(bundle: Bundle, models: Mapping[str, ir.Model]) -> Manifest:
-    """The source's manifest, or one read off a bare ONNX graph."""
-    if bundle.manifest is not None:
-        return replace(bundle.manifest)
+    """The source's manifest; for a bare ONNX file, with what can be read off its graph."""
+    manifest = bundle.manifest
+    if not bundle.is_bare:
+        return replace(manifest)
     (model,) = models.values()
-    outputs = describe(model.graph.outputs)
-    shapes = {each.name: each.shape for each in outputs}
+    shapes = {each.name: each.shape for each in describe(model.graph.outputs)}
     width = shapes["logits"][-1] if shapes.get("logits") else 0
-    last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
-    return Manifest(
+    return replace(
+        manifest,
         source={"kind": "onnx", "name": bundle.model_path.name, "architecture": None},
         task="masked-lm" if is_bidirectional(bundle.model_path) else "causal-lm",
-        precision="fp32",
-        signature=Signature(
-            inputs=describe(model.graph.inputs),
-            outputs=outputs,
-            logits="last" if last else "all",
+        signature=replace(
+            manifest.signature,
             vocab_size=width if isinstance(width, int) else 0,
             eos_token_ids=eos_token_ids(bundle.directory),
         ),
-        ties=[],
         unique_parameters=_parameters(bundle),
         versions={name: version(name) for name in ("edgetie", "onnxruntime", "onnx")},
     )

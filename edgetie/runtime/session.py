@@ -120,18 +120,17 @@ def open_session(
         raise BundleError(f"threads {threads}: must be 1 or more")
     row = resolve(provider)
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
-    signature = bundle.manifest.signature if bundle.manifest is not None else None
     fixed = bundle.has_fixed_shapes
     every = without_last_token(bundle.model_path) if logits == "all" and not fixed else None
     options = session_options(threads or default_threads())
     if row.plugin:
         add_plugin(row, options)
-    compiled = bundle.manifest.compiled if bundle.manifest is not None else ""
+    compiled = bundle.manifest.compiled
     if compiled and compiled != row.name:
         raise ProviderError(
             f"{bundle.directory}: is compiled for {compiled}; run it with --provider {compiled}"
         )
-    mapped = bundle.manifest is not None and bundle.manifest.layout == "mapped"
+    mapped = bundle.manifest.layout == "mapped"
     if mapped:
         # made to run as it is: nothing is gained, and a session takes twice as long to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -179,7 +178,7 @@ def open_session(
         outputs=outputs,
         cache=cache,
         cache_dtype=next((i.dtype for i in inputs if i.name.startswith(f"{PAST}.")), ""),
-        cache_in_place=bool(cache) and signature is not None and signature.cache_in_place,
+        cache_in_place=bool(cache) and bundle.manifest.signature.cache_in_place,
         logits=kind,
         packed=graph is not None,
         lookups=files if _is_packed(bundle) else None,
@@ -197,7 +196,7 @@ def open_session(
 
 def _is_packed(bundle: Bundle) -> bool:
     """Whether every product reads a packed copy of its weight, so the file serves lookups only."""
-    return bundle.manifest is not None and bundle.manifest.layout == "packed"
+    return bundle.manifest.layout == "packed"
 
 
 def default_threads() -> int:

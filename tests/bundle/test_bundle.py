@@ -224,7 +224,6 @@ def test_manifest_that_is_damaged(bundle: Path, data: bytes) -> None:
 
 def test_manifest_survives_a_round_trip(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
-    assert manifest is not None
     assert Manifest.from_json(manifest.to_json(), bundle / MANIFEST) == manifest
 
 

@@ -86,7 +86,6 @@ def test_ort_format_keeps_one_table(real_int8: Path, library: Path, tmp_path: Pa
     bundle = open_bundle(real_int8)
     assert made.files["model/model.ort"] < 1.02 * sum(x.stat().st_size for x in bundle.files)
     weights = weights_of(tmp_path / "app" / "model" / "model.ort")
-    assert bundle.manifest is not None
     (tied,) = bundle.manifest.ties
     assert list(weights.values()).count(weights[tied.name]) == 1
     tokens, memory = c_tokens_and_memory(build(tmp_path / "app", library))
@@ -181,7 +180,6 @@ def changed(bundle: Path, directory: Path, file: str, **settings: object) -> Pat
     path = directory / file
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | settings), "utf-8")
     manifest = open_bundle(bundle).manifest
-    assert manifest is not None
     write_manifest(directory, manifest)
     return directory
 

@@ -79,7 +79,6 @@ def test_two_graphs_share_one_file_and_one_table(decoder: Path, fixed: Path) -> 
         sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
         assert sizes["input_ids"] == [1, tokens]
         assert all(size for shape in sizes.values() for size in shape)
-    assert bundle.manifest is not None
     (tie,) = (group for group in bundle.manifest.ties if group.shape[0] == models.VOCAB)
     assert {(use.op_type, use.file) for use in tie.uses} == {
         (operator, file) for operator in ("Gather", "Gemm") for file in (PREFILL, MODEL)

@@ -88,8 +88,7 @@ class BundleReference:
 
     @property
     def name(self) -> str:
-        whole = self.bundle.manifest is not None
-        return str(self.bundle.directory if whole else self.bundle.model_path)
+        return str(self.bundle.path)
 
     @property
     def nodes_per_provider(self) -> dict[str, int]:
@@ -110,8 +109,7 @@ class BundleReference:
     @property
     def longest(self) -> int | None:
         """Most tokens of a sequence, beside what is heard; ``None`` if that is not known."""
-        manifest = self.bundle.manifest
-        most = manifest.signature.max_positions if manifest is not None else None
+        most = self.bundle.manifest.signature.max_positions
         if most is None or not self.is_audio_model or self.session.cross:
             return most
         one = np.zeros((1, 1), np.int64)
@@ -156,14 +154,12 @@ class BundleReference:
         return noise(self.session.encoder, np.random.default_rng([_SEED, *ids[0].tolist()]))
 
     def _with_sound(self, ids: Ids, length: int) -> tuple[Ids, Floats]:
-        manifest = self.bundle.manifest
-        token = manifest.signature.audio_token_id if manifest is not None else None
+        token = self.bundle.manifest.signature.audio_token_id
         return with_audio_tokens(ids, embed_audio(self.session, self._sound(ids)), token, length)
 
     @property
     def _start(self) -> list[int]:
-        manifest = self.bundle.manifest
-        return manifest.signature.start_token_ids if manifest is not None else []
+        return self.bundle.manifest.signature.start_token_ids
 
     def _run(self, session: Any, outputs: list[str], feeds: dict[str, npt.NDArray[Any]]) -> Any:
         options = ort.RunOptions()
@@ -302,10 +298,10 @@ def resolve_reference(
     from edgetie.sources.load import load_source
     from edgetie.sources.task_detection import TASKS
 
-    manifest = bundle.manifest if bundle is not None else None
+    task = "auto" if bundle is None or bundle.is_bare else bundle.task
     source = load_source(
         text,
-        task=manifest.task if manifest is not None and manifest.task in TASKS else "auto",
+        task=task if task in TASKS else "auto",
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )

@@ -48,8 +48,7 @@ class RemoteReference:
         self.bundle = bundle
         self._folder = tempfile.TemporaryDirectory()
         self._process, name = start(provider, __name__, interactive=True)
-        whole = bundle.manifest is not None
-        path = bundle.directory if whole else bundle.model_path
+        path = bundle.path
         try:
             told = self._ask(
                 path=str(path.resolve()), provider=name, threads=threads, strict=strict

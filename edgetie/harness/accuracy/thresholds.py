@@ -109,7 +109,7 @@ def precision_of(bundle: Bundle) -> str:
 
     The precision of a bare ONNX file is the one of most of its weights.
     """
-    if bundle.manifest is not None:
+    if not bundle.is_bare:
         scheme = bundle.manifest.quantization.get("scheme")
         return scheme if scheme in DEFAULTS else bundle.manifest.precision
     elements: dict[str, int] = {}

@@ -290,7 +290,7 @@ def _summarize(
     return LatencyReport(
         model=job.path,
         precision=precision_of(bundle),
-        parameters=bundle.manifest.unique_parameters if bundle.manifest else None,
+        parameters=bundle.manifest.unique_parameters or None,
         provider=job.provider,
         threads=runs[0].threads,
         prompt_tokens=runs[0].prompt_tokens,

@@ -170,8 +170,7 @@ class _Prompt:
             self.tokens = len(self.decoder.start)
 
     def _heard(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        manifest = self._session.bundle.manifest
-        token = manifest.signature.audio_token_id if manifest is not None else None
+        token = self._session.bundle.manifest.signature.audio_token_id
         return with_audio_tokens(
             self._ids, embed_audio(self._session, self._source), token, self._length
         )

@@ -98,7 +98,7 @@ def inspect_model(
     """
     stages = progress or Stages()
     bundle = open_bundle(path, hashes=True)
-    if bundle.manifest is not None and bundle.manifest.compiled:
+    if bundle.manifest.compiled:
         raise BundleError(
             f"{bundle.directory}: is compiled for {bundle.manifest.compiled}, its weights are in a "
             "context binary; inspect the bundle it was made of"
@@ -107,8 +107,7 @@ def inspect_model(
     models = {path.name: load_model(path) for path in bundle.model_paths}
     for model in models.values():  # weights may stand in nodes
         common.LiftConstantsToInitializersPass(lift_all_constants=False)(model)
-    manifest = bundle.manifest
-    known = [tuple(group.parameters) for group in manifest.ties] if manifest else []
+    known = [tuple(group.parameters) for group in bundle.manifest.ties]
     groups = find_shared_ties(models, known)
     stages.stage("optimized graph")
     with tempfile.TemporaryDirectory() as scratch:
@@ -135,7 +134,7 @@ def inspect_model(
     return Inspection(
         bundle=bundle,
         ties=tuple(proofs),
-        copies=_other_copies(models, groups) if manifest is None else (),
+        copies=_other_copies(models, groups) if bundle.is_bare else (),
         operators=dict(
             Counter(n.op_type for model in models.values() for n in model.graph).most_common()
         ),
@@ -175,7 +174,7 @@ def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
     ``None`` if the manifest names none, or it cannot be measured: see
     :func:`~edgetie.harness.ties.tie_memory.measure_tie`.
     """
-    groups = bundle.manifest.ties if bundle.manifest is not None else ()
+    groups = bundle.manifest.ties
     if not groups:
         return None
     group = max(groups, key=lambda each: each.bytes)

@@ -30,7 +30,7 @@ def tie_status(bundle: Bundle) -> TieStatus:
 
     Weights are read from the file only as far as two of equal size must be compared.
     """
-    if bundle.manifest is not None:
+    if not bundle.is_bare:
         groups = bundle.manifest.ties
         try:
             for path in bundle.model_paths:

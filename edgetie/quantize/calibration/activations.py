@@ -98,7 +98,7 @@ def _vocabulary(bundle: Bundle, models: Iterable[ir.Model]) -> tuple[int, bool]:
     """The number of tokens, and whether it is sure: of a bare file it is the rows of the table that
     the tokens are looked up in, or of the smallest large table; an encoder may have more.
     """
-    if bundle.manifest is not None and bundle.manifest.signature.vocab_size:
+    if bundle.manifest.signature.vocab_size:
         return bundle.manifest.signature.vocab_size, bundle.manifest.encoder is None
     lookups = [
         (int(tensor.shape.numpy()[0]), node.inputs[1])

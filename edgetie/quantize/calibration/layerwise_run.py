@@ -249,9 +249,9 @@ def _runs(model: onnx.ModelProto, given: Input) -> list[Feeds]:
 
 def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: Input) -> list[Feeds]:
     """What the model reads of each window of the text, or of each sound."""
-    limit = bundle.manifest.signature.max_positions if bundle.manifest is not None else None
+    limit = bundle.manifest.signature.max_positions
     window = min(_WINDOW, limit or _WINDOW)
-    if bundle.manifest is None:
+    if bundle.is_bare:
         window = _usable(model, model_path.parent, window)
     first = bundle.model_paths[0]
     encoder = None
@@ -265,7 +265,7 @@ def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: In
         ids = texts[index % len(texts)]
         clip = clips[index % len(clips)] if clips else {}
         known = clip if encoder is None else _encoded(encoder, ids, clip)
-        if AUDIO in known and bundle.manifest is not None:
+        if AUDIO in known and not bundle.is_bare:
             token = bundle.manifest.signature.audio_token_id
             ids, known[AUDIO] = with_audio_tokens(ids, known[AUDIO], token, ids.shape[1])
             ids = ids[:, :limit]

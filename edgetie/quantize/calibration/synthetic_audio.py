@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 def calibration_audio(bundle: Bundle) -> tuple[list[dict[str, Array]], str]:
     """What the encoder reads of a few clips, and what they are in words; none for other models."""
-    encoder = bundle.manifest.encoder if bundle.manifest is not None else None
+    encoder = bundle.manifest.encoder
     if encoder is None or encoder.inputs[0].name == "input_ids":
         return [], ""
     random = np.random.default_rng(_SEED)

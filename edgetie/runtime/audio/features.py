@@ -63,7 +63,7 @@ class FeatureExtractor:
         Raises:
             BundleError: if the model hears nothing, or its features cannot be computed here.
         """
-        encoder = bundle.manifest.encoder if bundle.manifest is not None else None
+        encoder = bundle.manifest.encoder
         name, shape = (encoder.inputs[0].name, encoder.inputs[0].shape) if encoder else ("", ())
         if name not in ("input_features", "input_values", "inputs_embeds"):
             raise BundleError(f"{bundle.directory}: is no speech model; give it text")

@@ -74,8 +74,7 @@ def transcribe(
         yield from _answered(session, tokenizer, audio_embeddings, most, sampling, seed)
         return
     features = extractor(samples)
-    manifest = bundle.manifest
-    positions = (manifest.signature.max_positions if manifest is not None else None) or _POSITIONS
+    positions = bundle.manifest.signature.max_positions or _POSITIONS
     decoder = Seq2SeqDecoder(session, 1, positions)
     start, named = decoder.start, set(known.values())
     if known and (language or not named & set(start)):
@@ -118,7 +117,7 @@ def _request(bundle: Bundle, tokenizer: Tokenizer, rows: int) -> list[int]:
     Raises:
         BundleError: if the bundle does not say how a model is asked.
     """
-    token = bundle.manifest.signature.audio_token_id if bundle.manifest is not None else None
+    token = bundle.manifest.signature.audio_token_id
     settings = read_settings(bundle.directory / PROCESSOR)
     if token is None or tokenizer.chat_template is None or "time_marker_every_seconds" in settings:
         raise BundleError(

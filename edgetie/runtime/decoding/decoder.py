@@ -51,11 +51,11 @@ class Decoder:
         self.session, self.batch, self.max_length, self.length = session, batch, max_length, 0
         self._model = session.bundle.model_path
         inputs, logits = self._known_inputs()
-        manifest = session.bundle.manifest
-        limit = manifest.signature.max_positions if manifest is not None else None
+        signature = session.bundle.manifest.signature
+        limit = signature.max_positions
         if limit is not None and max_length > limit:
             raise EdgetieError(f"{self._model}: takes {limit} tokens, not {max_length}")
-        self._pads_left = manifest is not None and manifest.signature.padding == "left"
+        self._pads_left = signature.padding == "left"
         self._mask = np.zeros((batch, max_length), np.int64)
         self._ids = None if session.cache else np.zeros((batch, max_length), np.int64)
         self._inputs = {

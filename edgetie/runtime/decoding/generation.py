@@ -80,7 +80,7 @@ def stop_tokens(bundle: Bundle) -> frozenset[int]:
     Raises:
         BundleError: if one of these files is no JSON.
     """
-    known = bundle.manifest.signature.eos_token_ids if bundle.manifest is not None else []
+    known = bundle.manifest.signature.eos_token_ids
     return frozenset(known or eos_token_ids(bundle.directory))
 
 
@@ -147,7 +147,7 @@ def continued(
     stop_ids = np.array(sorted(stops), np.int64)
     bundle = decoder.session.bundle
     suppressed, first = suppressed_token_ids(bundle.directory)
-    sound = bundle.manifest.signature.audio_token_id if bundle.manifest is not None else None
+    sound = bundle.manifest.signature.audio_token_id
     if sound is not None:  # it stands for what is heard, and nobody says it
         suppressed, first = [*suppressed, sound], [*first, sound]
     rng = np.random.default_rng(seed)
@@ -187,10 +187,10 @@ def require_numbers(max_new_tokens: int, seed: int | None) -> None:
 def _require_tokens(session: Session, prompts: Sequence[Sequence[int]]) -> None:
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise EdgetieError("a prompt is empty; give at least one token")
-    manifest = session.bundle.manifest
-    if manifest is None or not manifest.signature.vocab_size:
+    signature = session.bundle.manifest.signature
+    size, sound = signature.vocab_size, signature.audio_token_id
+    if not size:
         return
-    size, sound = manifest.signature.vocab_size, manifest.signature.audio_token_id
     if any(sound in prompt for prompt in prompts):
         raise EdgetieError(
             f"{session.bundle.directory}: token {sound} of a prompt stands for a sound; use "
@@ -212,13 +212,12 @@ def decoder_for(
     Raises:
         BundleError: if the model is no decoder.
     """
-    manifest = session.bundle.manifest
-    signature = manifest.signature if manifest is not None else None
+    signature = session.bundle.manifest.signature
     first = prompt_tokens
-    if session.cross and signature is not None:
+    if session.cross:
         first = len(signature.start_token_ids)  # the prompt is the encoder's
     room = first + new_tokens
-    if signature is not None and signature.max_positions is not None:
+    if signature.max_positions is not None:
         room = max(first, min(room, signature.max_positions))
     if session.bundle.has_fixed_shapes:
         return FixedDecoder(session, batch, room)

@@ -41,14 +41,14 @@ class Seq2SeqDecoder:
         Raises:
             BundleError: if the bundle does not say what its decoder starts with.
         """
-        manifest = session.bundle.manifest
-        if manifest is None or session.encoder is None or not manifest.signature.start_token_ids:
+        start = session.bundle.manifest.signature.start_token_ids
+        if session.encoder is None or not start:
             raise BundleError(
                 f"{session.bundle.directory}: does not say which token its decoder starts with; "
                 "set decoder_start_token_id in the model's configuration and export it again"
             )
         self.session, self.batch, self.max_length, self.length = session, batch, max_length, 0
-        self.start = list(manifest.signature.start_token_ids)
+        self.start = list(start)
         self._binding = session.ort.io_binding()
         self._bound: list[Any] = []  # what the binding reads must live as long as it does
 

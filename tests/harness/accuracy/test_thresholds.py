@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgetie.bundle.bundle import Bundle
+from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import EdgetieError
 from edgetie.harness.accuracy.metrics import PredictionMetrics
 from edgetie.harness.accuracy.thresholds import Thresholds, default_thresholds, precision_of
@@ -96,4 +96,4 @@ def test_precision_of_a_bare_file_is_that_of_most_weights(
     out = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [out], [], tensors)
     onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
-    assert precision_of(Bundle(tmp_path, tmp_path / "m.onnx", None)) == precision
+    assert precision_of(open_bundle(tmp_path)) == precision

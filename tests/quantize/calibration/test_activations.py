@@ -36,7 +36,7 @@ def test_calibration_text_of_ones_own(float_bundle: Any, tmp_path: Path) -> None
     words.pre_tokenizer = Whitespace()
     words.save(str(source / "tokenizer.json"))
     manifest = json.loads((source / "edgetie.json").read_text())
-    assert open_bundle(source).manifest is not None
+    assert not open_bundle(source).is_bare
     assert manifest["precision"] == "fp32"
     with pytest.raises(QuantizeError, match="fewer than 16 tokens"):
         quantize_model(source, tmp_path / "int8", calibration="w1 w2")

@@ -1,0 +1,87 @@
+"""The manifest: made up for a bare ONNX file, written with hashes, and read again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from runtime_models import write_plain
+
+from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.manifest import Manifest, Signature, bare_manifest, write_manifest
+from edgetie.bundle.names import LAST_TOKEN_NODE, MANIFEST
+from edgetie.errors import BundleError
+from edgetie.graph.tensors import TensorInfo
+
+
+def write_graph(path: Path, *, node_name: str = "") -> Path:
+    """``y = x + w`` whose weight ``w`` is also listed as an input, as old IR versions do."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"], name=node_name)],
+        "g",
+        [value("x", TensorProto.FLOAT, ["batch", 2]), value("w", TensorProto.FLOAT, [2])],
+        [value("y", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0])],
+    )
+    onnx.save(helper.make_model(graph), str(path))
+    return path
+
+
+def test_bare_manifest_has_the_signature_of_the_graph(tmp_path: Path) -> None:
+    manifest = bare_manifest(write_graph(tmp_path / "m.onnx"))
+    assert manifest.signature == Signature(
+        [TensorInfo("x", "float", ("batch", 2))],
+        [TensorInfo("y", "float", ("batch", 2))],
+        logits="all",
+    )
+    assert (manifest.task, manifest.precision, manifest.layout) == ("causal-lm", "", "")
+    assert not any((manifest.source, manifest.ties, manifest.files, manifest.versions))
+
+
+def test_bare_manifest_recognizes_the_node_that_keeps_the_last_token(tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "m.onnx", node_name=LAST_TOKEN_NODE)
+    assert bare_manifest(path).signature.logits == "last"
+
+
+def test_bare_model_is_opened_as_file_or_directory(tmp_path: Path) -> None:
+    (file,) = write_plain(tmp_path).glob("*.onnx")
+    for path in (file, tmp_path):
+        bundle = open_bundle(path)
+        assert bundle.is_bare
+        assert bundle.path == bundle.model_path == file
+        assert bundle.files == [file, *bundle.data_files]
+        assert bundle.manifest.signature.inputs[0].name == "input_ids"
+        bundle.verify_files(hashes=True)
+
+
+def test_bare_manifest_of_a_file_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"not protobuf at all")
+    with pytest.raises(BundleError, match=r"m\.onnx"):
+        bare_manifest(tmp_path / "m.onnx")
+
+
+def test_written_manifest_lists_sizes_and_hashes(tmp_path: Path) -> None:
+    write_graph(tmp_path / "model.onnx")
+    write_manifest(tmp_path, Manifest({}, "causal-lm", "fp32", Signature([], []), [], 2))
+    data = (tmp_path / "model.onnx").read_bytes()
+    bundle = open_bundle(tmp_path, hashes=True)
+    assert not bundle.is_bare
+    assert bundle.path == tmp_path
+    assert bundle.manifest.files == {
+        "model.onnx": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    }
+
+
+def test_manifest_without_optional_fields_opens(tmp_path: Path) -> None:
+    write_graph(tmp_path / "model.onnx")
+    write_manifest(tmp_path, Manifest({}, "causal-lm", "fp32", Signature([], []), [], 2))
+    written = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    required = ("source", "task", "precision", "signature", "ties", "unique_parameters")
+    old = {name: written[name] for name in (*required, "files", "format")}
+    (tmp_path / MANIFEST).write_text(json.dumps(old), encoding="utf-8")
+    assert open_bundle(tmp_path).manifest.layout == "packed"
