@@ -36,16 +36,11 @@ NEEDED = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2")
 _FILE = "environment.json"
 
 _START = """
-import sys
+import runpy, sys, types
 if sys.path[:1] == [""]:
-    del sys.path[0]  # what lies where the user is stays out
-import importlib.util, runpy
-folder = sys.argv[1]
-spec = importlib.util.spec_from_file_location(
-    "edgetie", folder + "/__init__.py", submodule_search_locations=[folder]
-)
-sys.modules["edgetie"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["edgetie"])
+    del sys.path[0]  # the current directory is not searched
+sys.modules["edgetie"] = types.ModuleType("edgetie")
+sys.modules["edgetie"].__path__ = [sys.argv[1]]
 runpy.run_module(sys.argv[2], run_name="__main__")
 """
 
