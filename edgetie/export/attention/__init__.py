@@ -1,1 +1,1 @@
-"""Attention as one operator, attention masks, and transformers' key-value caches."""
+"""Attention as one operator, attention masks, and the caches of transformers models."""

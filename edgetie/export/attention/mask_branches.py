@@ -1,9 +1,9 @@
-"""Branches that a model takes on its mask, answered once for every mask.
+"""Resolve branches that a model takes on its attention mask.
 
-``torch.export`` cannot follow ``if mask.any():``, as the answer depends on data. Where a question
-depends on nothing but the attention mask, and every kind of mask of zeros and ones has the same
-answer, that answer is the branch. Longformer asks so for tokens with global attention, which a mask
-of zeros and ones does not name. Any other question is torch's to refuse.
+``torch.export`` cannot trace ``if mask.any():``, as the condition depends on data. If a condition
+depends on nothing but the attention mask, and has the same value for every kind of mask of zeros
+and ones, that value decides the branch. Longformer looks in this way for tokens with global
+attention, which a mask of zeros and ones does not have. Other conditions are left to torch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-_ASKING = (torch.Tensor.item, torch.Tensor.__bool__)
+_CONDITIONS = (torch.Tensor.item, torch.Tensor.__bool__)
 
 
-class MaskQuestions(TorchFunctionMode):
-    """Answers what a model asks about its mask while it is traced.
+class ResolveMaskBranches(TorchFunctionMode):
+    """Evaluate conditions on the mask while a model is traced.
 
     Args:
-        mask: ``(batch, sequence)``, the traced input; ``None`` if the model reads none.
+        mask: ``(batch, sequence)``, the traced input; ``None`` if the model does not read one.
     """
 
     def __init__(self, mask: torch.Tensor | None) -> None:
@@ -30,63 +30,63 @@ class MaskQuestions(TorchFunctionMode):
         self._mask = mask
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _ASKING and args[0].dtype is torch.bool and self._mask is not None:
-            answers = _answers(args[0], self._mask)
-            if len(answers) == 1:
-                return answers.pop()
+        if func in _CONDITIONS and args[0].dtype is torch.bool and self._mask is not None:
+            outcomes = _outcomes(args[0], self._mask)
+            if len(outcomes) == 1:
+                return outcomes.pop()
         return func(*args, **(kwargs or {}))
 
 
-def _answers(question: torch.Tensor, mask: torch.Tensor) -> set[bool]:
-    """The different answers for masks of the traced shape; none if more than the mask decides."""
+def _outcomes(condition: torch.Tensor, mask: torch.Tensor) -> set[bool]:
+    """Evaluate for masks of the traced shape; nothing if the condition depends on other data."""
     mode = get_proxy_mode()
     if mode is None:
         return set()
     tracer: Any = mode.tracer
-    slots = [get_proxy_slot(tensor, tracer, None) for tensor in (question, mask)]
-    asked, given = (slot.proxy.node if slot is not None else None for slot in slots)
-    nodes = _between(asked, given) if asked is not None and given is not None else None
+    slots = [get_proxy_slot(tensor, tracer, None) for tensor in (condition, mask)]
+    target, source = (slot.proxy.node if slot is not None else None for slot in slots)
+    nodes = _between(source, target) if target is not None and source is not None else None
     if nodes is None:
         return set()
-    rows, count = (_size(size) for size in mask.shape)
+    batch, length = (_example_size(size) for size in mask.shape)
     with _disable_current_modes(), torch.no_grad():
         return {
-            bool(_run(nodes, {given: trial.expand(rows, count).to(mask.dtype)}, tracer.root))
-            for trial in _masks(count)
+            bool(_run(nodes, {source: trial.expand(batch, length).to(mask.dtype)}, tracer.root))
+            for trial in _trial_masks(length)
         }
 
 
-def _masks(count: int) -> list[torch.Tensor]:
-    """Rows of every kind: full, empty, padded on either side, with holes."""
-    ones, places = torch.ones(count, dtype=torch.long), torch.arange(count)
-    half = (places < (count + 1) // 2).long()
-    return [ones, 0 * ones, half, half.flip(0), places % 2, (places == 0).long()]
+def _trial_masks(length: int) -> list[torch.Tensor]:
+    """Masks of every kind: full, empty, padded on either side, with holes."""
+    ones, positions = torch.ones(length, dtype=torch.long), torch.arange(length)
+    half = (positions < (length + 1) // 2).long()
+    return [ones, 0 * ones, half, half.flip(0), positions % 2, (positions == 0).long()]
 
 
-def _between(asked: torch.fx.Node, given: torch.fx.Node) -> list[torch.fx.Node] | None:
-    """The nodes from ``given`` to ``asked`` in order; ``None`` if other data takes part."""
-    wanted, todo = {given}, [asked]
-    while todo:
-        node = todo.pop()
-        if node in wanted or isinstance(node.meta.get("val"), torch.SymInt):
+def _between(source: torch.fx.Node, target: torch.fx.Node) -> list[torch.fx.Node] | None:
+    """The nodes from ``source`` to ``target`` in order; ``None`` if other data takes part."""
+    nodes, waiting = {source}, [target]
+    while waiting:
+        node = waiting.pop()
+        if node in nodes or isinstance(node.meta.get("val"), torch.SymInt):
             continue
         if node.op not in ("call_function", "get_attr"):
             return None
-        wanted.add(node)
-        todo += node.all_input_nodes
-    for node in asked.graph.nodes:
+        nodes.add(node)
+        waiting += node.all_input_nodes
+    for node in target.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         writes = schema is not None and schema.is_mutable
-        if writes and node not in wanted and wanted & set(node.all_input_nodes):
+        if writes and node not in nodes and nodes & set(node.all_input_nodes):
             return None
-    return [node for node in asked.graph.nodes if node in wanted and node is not given]
+    return [node for node in target.graph.nodes if node in nodes and node is not source]
 
 
 def _run(nodes: list[torch.fx.Node], values: dict[Any, Any], root: Any) -> Any:
-    """What the last of ``nodes`` computes."""
+    """Compute the last of ``nodes``."""
 
     def value(node: torch.fx.Node) -> Any:
-        return values[node] if node in values else _size(node.meta["val"])
+        return values[node] if node in values else _example_size(node.meta["val"])
 
     for node in nodes:
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value)
@@ -95,6 +95,5 @@ def _run(nodes: list[torch.fx.Node], values: dict[Any, Any], root: Any) -> Any:
     return values[nodes[-1]]
 
 
-def _size(size: Any) -> int:
-    """A size as it is in the example."""
+def _example_size(size: Any) -> int:
     return size if isinstance(size, int) else int(size.node.hint)

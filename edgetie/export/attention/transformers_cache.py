@@ -1,4 +1,4 @@
-"""Where a transformers model keeps what it remembers: cache layers, or modules' attributes."""
+"""Caches of transformers models: cache layers, and recurrent states in modules' attributes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from edgetie.export.attention.interface import CacheLayer
+from edgetie.export.attention.group_query_attention import CacheLayer
 
 _PARTS = ("conv_state", "recurrent_state")
 _STATE = re.compile(r"(\d+)\.(conv_state|recurrent_state)(?:_(\d+))?")
 
 
-def cache_states(cache: Any) -> dict[str, torch.Tensor]:
-    """The states ``(batch, *sizes)`` in a cache, as ``3.conv_state``; a second one of a kind in the
-    same layer has a number.
+def recurrent_states(cache: Any) -> dict[str, torch.Tensor]:
+    """Collect the states ``(batch, *sizes)`` in a cache, as ``3.conv_state``.
+
+    A second state of a kind in the same layer has a number: ``3.conv_state_1``.
     """
     return {
         f"{index}.{part}" + (f"_{number}" if number else ""): state
@@ -29,7 +30,7 @@ def cache_states(cache: Any) -> dict[str, torch.Tensor]:
 
 
 def attribute_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors in attributes of modules that are neither parameters nor buffers, by full name."""
+    """Collect tensors in attributes that are neither parameters nor buffers, by full name."""
     return {
         f"{path}.{name}": value
         for path, part in module.named_modules()
@@ -38,7 +39,7 @@ def attribute_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def run_cached(
+def run_with_cache(
     module: torch.nn.Module, config: Any, keyword: str, ids: torch.Tensor
 ) -> tuple[Any, Any, dict[str, torch.Tensor]]:
     """Run a transformers model with a cache.
@@ -46,19 +47,19 @@ def run_cached(
     Args:
         module: the model.
         config: its configuration.
-        keyword: what it calls its cache.
+        keyword: its name for the cache, as argument and in its output.
         ids: ``(1, sequence)``.
 
     Returns:
-        Its output; the cache, or ``None``; and the states ``(1, *sizes)`` that it keeps in
-        attributes, by full name: tensors that every call replaces by others of one shape.
+        Its output; the cache, or ``None``; and the recurrent states ``(1, *sizes)`` in attributes,
+        by full name: tensors that every call replaces by tensors of the same shape.
     """
     first = attribute_tensors(module)
     output = module(input_ids=ids, use_cache=True)
     cache = getattr(output, keyword, None)
-    if not _replaced(first, attribute_tensors(module)):
+    if not _replaced_states(first, attribute_tensors(module)):
         return output, cache, {}
-    if cache is None:  # one that is used, but not returned
+    if cache is None:  # the model uses one, but does not return it
         from transformers.cache_utils import DynamicCache
 
         cache = DynamicCache(config=config)
@@ -67,11 +68,11 @@ def run_cached(
     module(input_ids=ids[:, :1], use_cache=True, **{keyword: cache})
     after = attribute_tensors(module)
     for name in after:
-        set_attribute(module, name, first.get(name))
-    return output, cache, _replaced(before, after)
+        _set_attribute(module, name, first.get(name))
+    return output, cache, _replaced_states(before, after)
 
 
-def _replaced(
+def _replaced_states(
     before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     return {
@@ -85,45 +86,65 @@ def _replaced(
     }
 
 
-def set_attribute(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
-    """Set the attribute of that full name."""
+def _set_attribute(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
     path, _, attribute = name.rpartition(".")
     setattr(module.get_submodule(path), attribute, value)
 
 
 @contextlib.contextmanager
-def attributes_held(
+def states_in_attributes(
     module: torch.nn.Module, states: Mapping[str, torch.Tensor]
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Put states into attributes; yields a mapping that holds what has become of them behind.
+    """Set attributes to recurrent states.
 
-    The attributes are empty afterwards, as they are in a model that has not been called.
+    Afterwards the attributes are empty, as in a model that has not been called.
+
+    Yields:
+        A mapping that holds the attributes' new states when the context ends.
     """
     after: dict[str, torch.Tensor] = {}
     for name, state in states.items():
-        set_attribute(module, name, state)
+        _set_attribute(module, name, state)
     try:
         yield after
-        found = attribute_tensors(module)
-        after.update({name: found[name] for name in states})
+        tensors = attribute_tensors(module)
+        after.update({name: tensors[name] for name in states})
     finally:
         for name in states:
-            set_attribute(module, name, None)
+            _set_attribute(module, name, None)
 
 
-def cache_of(
+def build_cache(
     layers: Mapping[int, CacheLayer], states: Mapping[str, torch.Tensor] | None = None
 ) -> Any:
-    """transformers' cache object.
+    """Build transformers' cache object.
 
     Args:
         layers: keys and values, by number of layer.
-        states: the states of recurrent layers, named as by :func:`cache_states`.
+        states: the states of recurrent layers, named as by :func:`recurrent_states`.
     """
-    from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, LinearAttentionLayer
+    from transformers.cache_utils import Cache, DummyLayer
+
+    states = states or {}
+    parts = [match for name in states if (match := _STATE.fullmatch(name))]
+    recurrent = {int(match[1]) for match in parts}
+    types = _cache_layer_types()
+    entries: list[Any] = []
+    for index in range(max([*layers, *recurrent], default=-1) + 1):
+        entries.append(types.get((index in layers, index in recurrent), DummyLayer)())
+        if index in layers:
+            entries[index].set_layer(layers[index])
+    for match, state in zip(parts, states.values(), strict=True):
+        entries[int(match[1])].set_state(match[2], int(match[3] or 0), state)
+    return Cache(layers=entries)
+
+
+def _cache_layer_types() -> dict[tuple[bool, bool], Any]:
+    """Subclass transformers' cache layers; by whether they hold keys and values, and states."""
+    from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
     class Attention(DynamicLayer):  # type: ignore[misc]
-        def hold(self, layer: CacheLayer) -> None:
+        def set_layer(self, layer: CacheLayer) -> None:
             self.layer = layer
             self.keys, self.values = layer.past_key, layer.past_value
             self.dtype, self.device = self.keys.dtype, self.keys.device
@@ -135,8 +156,8 @@ def cache_of(
         def get_seq_length(self) -> int:
             return self.layer.past_key.shape[-2]
 
-    class State(LinearAttentionLayer):  # type: ignore[misc]
-        def put(self, part: str, number: int, state: torch.Tensor) -> None:
+    class Recurrent(LinearAttentionLayer):  # type: ignore[misc]
+        def set_state(self, part: str, number: int, state: torch.Tensor) -> None:
             getattr(self, f"{part}s")[number] = state
             getattr(self, f"is_{part}s_initialized")[number] = True
             self.has_previous_state[number] = True
@@ -144,22 +165,9 @@ def cache_of(
             if part == "conv_state":
                 self.conv_kernel_size[number] = state.shape[-1]
 
-    class Both(State, Attention):
+    class Hybrid(Recurrent, Attention):
         def __init__(self) -> None:
             Attention.__init__(self)
-            State.__init__(self)
+            Recurrent.__init__(self)
 
-    keys = [_STATE.fullmatch(name) for name in states or {}]
-    recurrent = {int(key[1]) for key in keys if key is not None}
-    made: list[Any] = []
-    for index in range(max([*layers, *recurrent], default=-1) + 1):
-        kind = {(1, 0): Attention, (0, 1): State, (1, 1): Both}.get(
-            (index in layers, index in recurrent), DummyLayer
-        )
-        made.append(kind())
-        if index in layers:
-            made[index].hold(layers[index])
-    for key, state in zip(keys, (states or {}).values(), strict=True):
-        assert key is not None
-        made[int(key[1])].put(key[2], int(key[3] or 0), state)
-    return Cache(layers=made)
+    return {(True, False): Attention, (False, True): Recurrent, (True, True): Hybrid}

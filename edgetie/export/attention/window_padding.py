@@ -1,7 +1,7 @@
-"""Models that attend in windows read whole windows.
+"""Pad inputs of models that attend in windows to a multiple of the window.
 
-Longformer pads what it reads to a multiple of its window, which is a branch on the length. The
-wrapper pads instead, by an expression that holds for every length, and cuts what comes out.
+Longformer pads its own inputs, which is a branch on the length. Padding them before, by an
+expression that holds for every length, makes that branch constant.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 
-def window_of(module: torch.nn.Module) -> int | None:
-    """The window that a model pads to a multiple of, if its configuration has one."""
+def attention_window(module: torch.nn.Module) -> int | None:
+    """Read the window that a model pads to a multiple of; ``None`` if it has none."""
     window = getattr(getattr(module, "config", None), "attention_window", None)
     return max(window) if isinstance(window, (list, tuple)) else window
 
 
-def length_of_several(module: torch.nn.Module, fewest: int) -> int:
-    """An example's length: more than two windows, as a branch on a single one would be traced."""
-    return max(fewest, 5 * (window_of(module) or 0) // 2)
+def example_length(module: torch.nn.Module, minimum: int) -> int:
+    """Choose an example's length: more than two windows, as one window could take a branch."""
+    return max(minimum, 5 * (attention_window(module) or 0) // 2)
 
 
 def pad_to_window(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int | None:
@@ -28,14 +28,14 @@ def pad_to_window(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> i
     Returns:
         The length before, to which outputs are cut; ``None`` if the model has no window.
     """
-    window = window_of(module)
+    window = attention_window(module)
     if window is None or "input_ids" not in inputs:
         return None
     config: Any = module.config
-    before = inputs["input_ids"].shape[1]
+    length_before = inputs["input_ids"].shape[1]
     for name, tensor in inputs.items():
         length = tensor.shape[1]
-        more = (length + window - 1) // window * window - length
+        padding = (length + window - 1) // window * window - length
         filler = config.pad_token_id if name == "input_ids" else 0
-        inputs[name] = torch.nn.functional.pad(tensor, (0, more), value=filler)
-    return before
+        inputs[name] = torch.nn.functional.pad(tensor, (0, padding), value=filler)
+    return length_before

@@ -1,8 +1,8 @@
-"""Encoders that attend within windows of equal length, which transformers counts in Python.
+"""Trace encoders that attend within windows of equal length, which transformers counts in Python.
 
-Such an encoder is told where windows begin (``cu_seqlens``) and cuts its sequence there. While it
-is traced, attention is computed at once instead, over a mask that keeps windows apart. transformers
-hands the boundaries over to attention whose name says ``flash``.
+Such an encoder splits its sequence where windows begin (``cu_seqlens``). While it is traced,
+attention is computed at once instead, with a mask that separates the windows. transformers passes
+``cu_seqlens`` to attention implementations whose name contains ``flash``.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ from typing import Any
 import torch
 
 _NAME = "flash_edgetie"
-_BOUNDARIES, _LONGEST = "cu_seqlens", "max_seqlen"
+_STARTS, _LONGEST = "cu_seqlens", "max_seqlen"
 
 
-def find_attention_window(module: torch.nn.Module, run: Callable[[], Any]) -> int | None:
-    """Length of the windows in which an encoder attends; ``None`` if it has none.
+def find_window_length(module: torch.nn.Module, run: Callable[[], Any]) -> int | None:
+    """Find the length of the windows in which an encoder attends; ``None`` if it has none.
 
     Args:
-        module: it.
-        run: runs it on something longer than a window.
+        module: the encoder.
+        run: runs it on an input that is longer than a window.
 
     Raises:
-        TypeError: if they are of several lengths.
+        TypeError: if windows have several lengths.
     """
-    seen: list[list[int]] = []
+    calls: list[list[int]] = []
 
-    def note(_: Any, args: Any, given: dict[str, Any]) -> None:
-        if isinstance(given.get(_BOUNDARIES), torch.Tensor):
-            seen.append(given[_BOUNDARIES].tolist())
+    def record(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if isinstance(kwargs.get(_STARTS), torch.Tensor):
+            calls.append(kwargs[_STARTS].tolist())
 
-    hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in module.modules()]
+    hooks = [part.register_forward_pre_hook(record, with_kwargs=True) for part in module.modules()]
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen:
+    if not calls:
         return None
-    first, *_ = seen
-    if any(found != [*range(0, first[-1], first[1]), first[-1]] for found in seen):
+    starts = calls[0]
+    if any(call != [*range(0, starts[-1], starts[1]), starts[-1]] for call in calls):
         raise TypeError("its encoder attends within windows of several lengths")
-    return first[1]
+    return starts[1]
 
 
 @contextlib.contextmanager
 def attend_in_windows(module: torch.nn.Module, length: int | None) -> Iterator[dict[str, Any]]:
-    """Compute attention in windows of ``length``; does nothing without.
+    """Compute attention in windows of ``length``; ``None`` changes nothing.
 
     Yields:
-        What the encoder is called with besides.
+        Further arguments of the encoder.
     """
     if length is None:
         yield {}
@@ -65,7 +65,7 @@ def attend_in_windows(module: torch.nn.Module, length: int | None) -> Iterator[d
     try:
         for config, _ in before:
             config._attn_implementation = _NAME
-        yield {_BOUNDARIES: torch.tensor([0, length]), _LONGEST: length}
+        yield {_STARTS: torch.tensor([0, length]), _LONGEST: length}
     finally:
         for config, name in before:
             config._attn_implementation = name
@@ -81,7 +81,7 @@ def _attention(
     max_length_q: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention call; returns ``(batch, sequence, heads, head_size)``."""
+    """Compute transformers' attention call: ``(batch, sequence, heads, head_size)``."""
     window = torch.arange(query.shape[2]) // max_length_q
     output = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=(window[:, None] == window)[None, None], scale=scaling

@@ -1,13 +1,13 @@
-"""Tables of positions, found by watching a model and read at the positions the wrapper knows.
+"""Find position embedding tables in a trial run, and gather them at given positions in a trace.
 
-A model that counts positions itself counts padding too, and some count from an offset of their own
-even when positions are given. One trial run shows which tables are read at consecutive rows; while
-the model is traced, these lookups take the wrapper's positions instead.
+A model that counts positions itself counts padding too, and some add an offset even to positions
+that they are given. A trial run shows which embedding tables are read at consecutive rows. While
+the model is traced, these tables are read at the positions that the wrapper computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,84 +15,79 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
-_TOKENS = (7, 3, 11, 5, 9)  # nowhere consecutive, so that only positions are
+_TOKENS = (7, 3, 11, 5, 9)  # not consecutive anywhere, so that only positions are
 
 
 def trial_ids(vocab_size: int | None, pad_token_id: int | None) -> torch.Tensor:
-    """Token ids ``(1, count)`` for a trial run; padding, which some models do not count, is not
-    among them.
-    """
+    """Make token ids ``(1, count)`` for a trial run, without padding, which some models skip."""
     ids = [token % vocab_size if vocab_size else token for token in _TOKENS]
     return torch.tensor([[13 if token == pad_token_id else token for token in ids]])
 
 
-class WatchTables(TorchFunctionMode):
-    """Notes which tables are looked up at consecutive rows, and from which row on."""
+class FindPositionTables(TorchFunctionMode):
+    """Record which embedding tables are read at consecutive rows, and the first of these rows."""
 
     def __init__(self) -> None:
         super().__init__()
         self._first: dict[int, int | None] = {}
 
     def tables(self, module: torch.nn.Module) -> dict[str, int]:
-        """The offset of each table of positions, by the parameter's name."""
-        found = {}
-        for name, tensor in _tensors(module):
-            first = self._first.get(id(tensor))
-            if first is not None:
-                found[name] = first
-        return found
+        """Return the offset of each position table, by the parameter's name."""
+        firsts = ((name, self._first.get(id(tensor))) for name, tensor in _named_tensors(module))
+        return {name: first for name, first in firsts if first is not None}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.embedding:
-            index, weight = _lookup(args, kwargs)
-            rows = index.reshape(-1)
-            steps = rows.shape[0] == len(_TOKENS) and bool((rows.diff() == 1).all())
-            first = int(rows[0]) if steps else None
+            index, weight = _embedding_arguments(args, kwargs)
+            ids = index.reshape(-1)
+            consecutive = ids.shape[0] == len(_TOKENS) and bool((ids.diff() == 1).all())
+            first = int(ids[0]) if consecutive else None
             if self._first.setdefault(id(weight), first) != first:
                 self._first[id(weight)] = None  # also read for something else
         return func(*args, **kwargs)
 
 
-class ReadTables(TorchFunctionMode):
-    """Reads the tables of positions at ``positions``, whatever the model asks for.
+class ReadPositionTables(TorchFunctionMode):
+    """Read the position tables at ``positions``, whatever the model reads.
 
     Args:
-        module: whose tables; names are looked up now, as ``torch.export`` puts other tensors in the
-            place of parameters.
-        tables: as :meth:`WatchTables.tables` returns them.
-        positions: ``(batch, sequence)``, counted from 0 in each row.
+        module: the model; its tensors are looked up by name now, as ``torch.export`` replaces
+            parameters by other tensors.
+        tables: as :meth:`FindPositionTables.tables` returns them.
+        positions: ``(batch, sequence)``, counted from 0 in each batch item.
     """
 
     def __init__(
         self, module: torch.nn.Module, tables: Mapping[str, int], positions: torch.Tensor
     ) -> None:
         super().__init__()
-        self._offsets = {id(t): tables[name] for name, t in _tensors(module) if name in tables}
+        tensors = _named_tensors(module)
+        self._offsets = {id(tensor): tables[name] for name, tensor in tensors if name in tables}
         self._positions = positions
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.embedding:
-            index, weight = _lookup(args, kwargs)
+            index, weight = _embedding_arguments(args, kwargs)
             offset = self._offsets.get(id(weight))
-            if offset is not None and _may_be_equal(index.shape[-1], self._positions.shape[-1]):
-                rows = self._positions + offset if offset else self._positions
-                return torch.embedding(weight, rows)
+            if offset is not None and not _differ(index.shape[-1], self._positions.shape[-1]):
+                positions = self._positions + offset if offset else self._positions
+                return torch.embedding(weight, positions)
         return func(*args, **kwargs)
 
 
-def _lookup(args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    given = {**dict(zip(["input", "weight"], args, strict=False)), **kwargs}
-    return given["input"], given["weight"]
+def _embedding_arguments(args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    call = {**dict(zip(["input", "weight"], args, strict=False)), **kwargs}
+    return call["input"], call["weight"]
 
 
-def _tensors(module: torch.nn.Module) -> Any:
+def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     return chain(
         module.named_parameters(remove_duplicate=False),
         module.named_buffers(remove_duplicate=False),
     )
 
 
-def _may_be_equal(one: Any, other: Any) -> bool:
-    return not statically_known_true(one != other)
+def _differ(one: Any, other: Any) -> bool:
+    return statically_known_true(one != other)

@@ -1,11 +1,11 @@
-"""Recurrent layers: a model is traced one token at a time, its states are looped afterwards.
+"""Trace recurrent layers one token at a time, their states as marked nodes.
 
 Whatever a recurrent layer does with a whole sequence at once (chunks, scans, Python loops), with
-one token and a state it does the plain thing. So every token of a batch is traced as a row of its
-own, ``(batch * sequence, 1)``: projections, norms and experts cannot tell rows from sequences,
-attention joins a sequence again (:meth:`TokenUnroll.together`), and a state is what the row before
-left. That last part no trace can say: two marked nodes stand for it, and
-:mod:`scan` puts what lies between them into an ONNX Scan over the sequence.
+one token and a state it computes the plain recurrence. So every token is traced as a batch item,
+``(batch * sequence, 1)``: projections, norms and experts treat tokens alike, attention merges
+tokens into sequences again (:meth:`TokenUnroll.merge`), and the state of a token is what the token
+before left. A trace cannot express that last part. Two marked nodes stand for it, and :mod:`scan`
+moves the nodes between them into an ONNX Scan over the sequence.
 """
 
 from __future__ import annotations
@@ -15,50 +15,53 @@ from dataclasses import dataclass
 import torch
 
 DOMAIN, PAST_STATE, PRESENT_STATE = "edgetie", "PastState", "PresentState"
-"""The marked nodes: ``state (batch, *sizes), ids (batch, sequence) -> (batch * sequence, *sizes)``,
-the state in front of each token; and the state behind each, which becomes that behind the last.
+"""The marked nodes. ``PastState(state (batch, *sizes), ids (batch, sequence))`` is the state before
+each token, ``(batch * sequence, *sizes)``. ``PresentState(state, past)`` reads the state after each
+token and is the state after the last, ``(batch, *sizes)``.
 """
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class TokenUnroll:
-    """The tokens ``(batch, sequence)`` of a trace, each a row of its own."""
+    """The token ids ``(batch, sequence)`` of a trace, each traced as a batch item."""
 
     ids: torch.Tensor
 
-    def apart(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``(batch, sequence, ...)`` to ``(batch * sequence, 1, ...)``."""
+    def split(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Reshape ``(batch, sequence, ...)`` to ``(batch * sequence, 1, ...)``."""
         return tensor.reshape(-1, 1, *tensor.shape[2:])
 
-    def together(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``(batch * sequence, heads, 1, size)`` to ``(batch, heads, sequence, size)``."""
+    def merge(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Turn ``(batch * sequence, heads, 1, size)`` into ``(batch, heads, sequence, size)``."""
         _, heads, _, size = tensor.shape
         return tensor.reshape(*self.ids.shape, heads, size).transpose(1, 2)
 
-    def past(self, state: torch.Tensor) -> torch.Tensor:
-        """The state in front of each row, of the states ``(batch, *sizes)`` before the first."""
-        rows = self.apart(self.ids).shape[0]
+    def past_state(self, state: torch.Tensor) -> torch.Tensor:
+        """Emit the state before each token; ``state (batch, *sizes)`` is before the first."""
+        tokens = self.split(self.ids).shape[0]
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{PAST_STATE}",
             [state, self.ids],
             dtype=state.dtype,
-            shape=(rows, *state.shape[1:]),
+            shape=(tokens, *state.shape[1:]),
             version=_VERSION,
         )
 
-    def present(self, state: torch.Tensor, past: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """The states ``(batch, *sizes)`` behind the last row.
+    def present_state(
+        self, state: torch.Tensor, past: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """Emit the states ``(batch, *sizes)`` after the last token.
 
         Args:
-            state: behind each row, ``(batch * sequence, *sizes)``.
-            past: in front of each; it stays where a row is padding.
-            valid: ``(batch, sequence)``, false where a row is padding.
+            state: after each token, ``(batch * sequence, *sizes)``.
+            past: before each token; a token of padding does not change it.
+            valid: ``(batch, sequence)``, false for padding.
         """
-        kept = valid.reshape(-1, *[1] * (past.ndim - 1))
+        is_token = valid.reshape(-1, *[1] * (past.ndim - 1))
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{PRESENT_STATE}",
-            [torch.where(kept, state.to(past.dtype), past), past],
+            [torch.where(is_token, state.to(past.dtype), past), past],
             dtype=past.dtype,
             shape=(self.ids.shape[0], *past.shape[1:]),
             version=_VERSION,

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from edgetie.bundle.names import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MASK
-from edgetie.export.attention.interface import Broadcast
-from edgetie.export.attention.windowed_encoder import attend_in_windows, find_attention_window
+from edgetie.export.attention.broadcast import BroadcastAttention
+from edgetie.export.attention.windowed_encoder import attend_in_windows, find_window_length
 from edgetie.export.tasks import causal
 from edgetie.export.tasks.base import (
     FRAMES,
@@ -222,7 +222,7 @@ class _Encoder(torch.nn.Module):
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         given = {_SOURCE: features} | ({} if mask is None else {FEATURES_MASK: mask})
-        with Broadcast(), attend_in_windows(self.model, self.window) as windows:
+        with BroadcastAttention(), attend_in_windows(self.model, self.window) as windows:
             rows = _heard(self.model, given | windows)
         return rows.flatten(0, -2) if self.flat else rows
 
@@ -343,8 +343,8 @@ def probe(module: torch.nn.Module, config: Any) -> AudioTask:
         varies = False
     if varies:
         listener, long = _listener(module), _longer(shape, axis, _LONG)
-        window = find_attention_window(listener, lambda: encode(shape, axis))
-        window = window and find_attention_window(listener, lambda: encode(long, axis))
+        window = find_window_length(listener, lambda: encode(shape, axis))
+        window = window and find_window_length(listener, lambda: encode(long, axis))
     return AudioTask(
         **{each.name: getattr(base, each.name) for each in fields(base)}
         | {"audio_token_id": token},

@@ -111,7 +111,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def replaces_attention(self) -> bool:
-        """Whether transformers is told what attention is (:mod:`interface`)."""
+        """Whether transformers is told what attention is (:mod:`transformers_attention`)."""
 
     def without_cache(self, why: str) -> Task | None:
         """The same task for a model whose cache turned out not to work; ``None`` if it has none."""

@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle.names import MODEL
 from edgetie.errors import ExportError, UnfusableError
-from edgetie.export.attention import interface as attention
-from edgetie.export.attention.transformers_cache import cache_states, run_cached
-from edgetie.export.patches.position_tables import WatchTables, trial_ids
+from edgetie.export.attention.group_query_attention import require_fusable
+from edgetie.export.attention.transformers_cache import recurrent_states, run_with_cache
+from edgetie.export.patches.position_tables import FindPositionTables, trial_ids
 from edgetie.export.tasks.base import (
     Agreement,
     Array,
@@ -214,11 +214,11 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
     position_ids, decoder_part = False, False
     cache: tuple[CacheTensor, ...]
     attributes: dict[str, str] = {}
-    watch = WatchTables()
+    watch = FindPositionTables()
     with torch.no_grad(), watch:
         keyword = cache_keyword(module)
         if keyword is not None and config is not None:
-            output, found, held = run_cached(module, config, keyword, ids)
+            output, found, held = run_with_cache(module, config, keyword, ids)
             vocab = logits_of(output).shape[-1]
             own = getattr(found, "self_attention_cache", None)
             decoder_part = own is not None
@@ -279,7 +279,7 @@ def _cache_shapes(
     layers = getattr(cache, "layers", None)
     if not layers:
         return (), {}, "the model returns no cache"
-    states, attributes = cache_states(cache), {}
+    states, attributes = recurrent_states(cache), {}
     for path, state in held.items():
         number = re.search(r"\d+", path)
         name = f"{number[0] if number else 0}.{path.rpartition('.')[2]}"
@@ -324,7 +324,7 @@ class _CountAttention(TorchFunctionMode):
         if func is torch.nn.functional.scaled_dot_product_attention:
             try:
                 query, key, value, _ = causal_arguments(args, kwargs)
-                attention.require_fusable(query, key, value)
+                require_fusable(query, key, value)
                 self.layers.append(key_value(str(len(self.layers)), key, value))
                 self.why = self.why if self.refused else None
             except UnfusableError as error:

@@ -24,10 +24,19 @@ from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle.names import LAST_TOKEN_NODE
 from edgetie.errors import UnfusableError
-from edgetie.export.attention import interface as attention
-from edgetie.export.attention.interface import Broadcast, CacheLayer, Trace
-from edgetie.export.attention.transformers_cache import attributes_held, cache_of, cache_states
-from edgetie.export.patches.position_tables import ReadTables
+from edgetie.export.attention.broadcast import BroadcastAttention, attention_arguments
+from edgetie.export.attention.group_query_attention import (
+    AttentionTrace,
+    CacheLayer,
+    attend,
+    tracing,
+)
+from edgetie.export.attention.transformers_cache import (
+    build_cache,
+    recurrent_states,
+    states_in_attributes,
+)
+from edgetie.export.patches.position_tables import ReadPositionTables
 from edgetie.export.recurrence.token_unroll import TokenUnroll
 from edgetie.export.tasks.base import logits_of
 from edgetie.graph.tensors import CacheTensor
@@ -47,18 +56,17 @@ class _CachedAttention(TorchFunctionMode):
             query, key, value, scale = causal_arguments(args, kwargs)
             layer = next(self._layers)
             layer.append(key, value)
-            return attention.attend(query, layer, scale=scale).transpose(1, 2)
+            return attend(query, layer, scale=scale).transpose(1, 2)
         return func(*args, **kwargs)
 
 
 def causal_arguments(
     args: Any, kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float | None]:
-    names = ["query", "key", "value", "attn_mask", "dropout_p", "is_causal"]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    if given.get("attn_mask") is not None or not given.get("is_causal"):
+    call = attention_arguments(args, kwargs)
+    if call.get("attn_mask") is not None or not call.get("is_causal"):
         raise UnfusableError("scaled_dot_product_attention that is not is_causal=True")
-    return given["query"], given["key"], given["value"], given.get("scale")
+    return call["query"], call["key"], call["value"], call.get("scale")
 
 
 class CausalLM(torch.nn.Module):
@@ -118,12 +126,12 @@ class CausalLM(torch.nn.Module):
             total, here = attention_mask.sum(1), window.sum(1)
             positions = (total - here)[:, None] + steps
             last = here - 1
-            trace = Trace(
+            trace = AttentionTrace(
                 seqlens_k=(total - 1).to(torch.int32),
                 total_length=torch.full((1,), attention_mask.shape[1], dtype=torch.int32),
                 layers=[],
             )
-            with attention.tracing(trace):
+            with tracing(trace):
                 if self.recurrent:
                     valid = steps < here[:, None]
                     logits, present = self._tokenwise(ids, valid, positions, past, trace)
@@ -144,7 +152,7 @@ class CausalLM(torch.nn.Module):
         mask: torch.Tensor,
         positions: torch.Tensor,
         past: tuple[torch.Tensor, ...],
-        trace: Trace,
+        trace: AttentionTrace,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run on rows whose valid tokens stand in front."""
         layers = trace.layers = cache_layers(past)
@@ -157,7 +165,7 @@ class CausalLM(torch.nn.Module):
                 given["use_cache"] = False
             output = self.model(ids, **given)
         else:
-            output = self._call(ids, mask, positions, cache_of(dict(enumerate(layers))))
+            output = self._call(ids, mask, positions, build_cache(dict(enumerate(layers))))
         if any(layer.present is None for layer in layers):
             raise UnfusableError("a layer with a KV cache but no attention call")
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
@@ -168,7 +176,7 @@ class CausalLM(torch.nn.Module):
         valid: torch.Tensor,
         positions: torch.Tensor,
         past: tuple[torch.Tensor, ...],
-        trace: Trace,
+        trace: AttentionTrace,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run on every token alone, see :mod:`token_unroll`; attention as in ``_packed``."""
         rows = TokenUnroll(ids)
@@ -180,17 +188,17 @@ class CausalLM(torch.nn.Module):
             if part == "key":
                 layers[int(number)] = CacheLayer(tensor, given[f"{number}.value"], rows)
             elif part != "value":
-                states[name] = rows.past(tensor)
+                states[name] = rows.past_state(tensor)
         trace.layers = list(layers.values())
         held = {self.attributes[name]: states[name] for name in self.attributes}
         cached = {name: state for name, state in states.items() if name not in self.attributes}
         # a model may write into the tensors it is given
         copy = {name: state.clone() for name, state in cached.items()}
-        with attributes_held(self.model, held) as left:
-            cache = cache_of(layers, copy)
-            output = self._call(rows.apart(ids), None, rows.apart(positions), cache)
-        now = cache_states(cache) | {name: left[path] for name, path in self.attributes.items()}
-        present = {name: rows.present(now[name], states[name], valid) for name in states}
+        with states_in_attributes(self.model, held) as left:
+            cache = build_cache(layers, copy)
+            output = self._call(rows.split(ids), None, rows.split(positions), cache)
+        now = recurrent_states(cache) | {name: left[path] for name, path in self.attributes.items()}
+        present = {name: rows.present_state(now[name], states[name], valid) for name in states}
         for index, layer in layers.items():
             if layer.present is None:
                 raise UnfusableError("a layer with a KV cache but no attention call")
@@ -207,8 +215,8 @@ class CausalLM(torch.nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The model's own attention and masks; caches are concatenated."""
         layers = cache_layers(past)
-        with Broadcast():
-            cache = cache_of(dict(enumerate(layers)))
+        with BroadcastAttention():
+            cache = build_cache(dict(enumerate(layers)))
             output = self._call(ids, attention_mask, positions, cache)
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
 
@@ -238,7 +246,7 @@ class CausalLM(torch.nn.Module):
         if not self.tables:
             yield
             return
-        with ReadTables(self.model, self.tables, positions):
+        with ReadPositionTables(self.model, self.tables, positions):
             yield
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from edgetie.bundle.names import MODEL
-from edgetie.export.attention.interface import Broadcast
-from edgetie.export.attention.mask_branches import MaskQuestions
-from edgetie.export.attention.window_padding import length_of_several, pad_to_window
+from edgetie.export.attention.broadcast import BroadcastAttention
+from edgetie.export.attention.mask_branches import ResolveMaskBranches
+from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
     Agreement,
     Expected,
@@ -52,7 +52,7 @@ class MaskedTask(Task):
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dynamic = torch.export.Dim.DYNAMIC  # a table of positions bounds the sequence
-        shape = _BATCH, length_of_several(module, _SEQUENCE)
+        shape = _BATCH, example_length(module, _SEQUENCE)
         ids = {
             name: torch.full(shape, int(name != "token_type_ids"), dtype=torch.long)
             for name in self.inputs
@@ -70,7 +70,7 @@ class MaskedTask(Task):
         ]
 
     def expect(self, module: torch.nn.Module) -> Expected:
-        count = length_of_several(module, _TOKENS)
+        count = example_length(module, _TOKENS)
         count = min(count, self.max_positions or count)
         random = np.random.default_rng(0)
         inputs = {
@@ -108,7 +108,7 @@ class _MaskedLM(torch.nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.inputs, inputs, strict=True))
         length = pad_to_window(self.model, given)
-        with Broadcast(), MaskQuestions(given.get("attention_mask")):
+        with BroadcastAttention(), ResolveMaskBranches(given.get("attention_mask")):
             logits = logits_of(self.model(**given))
         return logits if length is None else logits[:, :length]
 

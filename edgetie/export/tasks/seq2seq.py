@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from edgetie.bundle.names import DECODER, ENCODER, ENCODER_MASK
-from edgetie.export.attention.interface import Broadcast
-from edgetie.export.attention.mask_branches import MaskQuestions
-from edgetie.export.attention.transformers_cache import cache_of
-from edgetie.export.attention.window_padding import length_of_several, pad_to_window
+from edgetie.export.attention.broadcast import BroadcastAttention
+from edgetie.export.attention.mask_branches import ResolveMaskBranches
+from edgetie.export.attention.transformers_cache import build_cache
+from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
     Agreement,
     Array,
@@ -222,7 +222,7 @@ class _Encoder(torch.nn.Module):
         model: Any = self.model
         given = dict(zip(self.inputs, inputs, strict=True))
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        with Broadcast():
+        with BroadcastAttention():
             hidden = self._encode(given)
             # all that does not become a key or value of cross-attention is dead code
             model(
@@ -239,7 +239,7 @@ class _Encoder(torch.nn.Module):
         model: Any = self.model
         read = dict(given)
         length = pad_to_window(model, read)
-        with MaskQuestions(read.get(_MASK)):
+        with ResolveMaskBranches(read.get(_MASK)):
             hidden: torch.Tensor = model.get_encoder()(**read)[0]
         return hidden if length is None else hidden[:, :length]
 
@@ -270,12 +270,12 @@ class _Decoder(torch.nn.Module):
         cross, own = (
             cache_layers(part) for part in (past[: 2 * self.cross], past[2 * self.cross :])
         )
-        cache = EncoderDecoderCache(*(cache_of(dict(enumerate(part))) for part in (own, cross)))
+        cache = EncoderDecoderCache(*(build_cache(dict(enumerate(part))) for part in (own, cross)))
         cache.is_updated = dict.fromkeys(range(self.cross), True)
         # only its shape is looked at: the keys and values made of it are in the cache
         shape = mask[0].shape if mask else (past[0].shape[0], past[0].shape[2])
         hidden = torch.zeros(*shape, self.hidden_size, dtype=past[0].dtype)
-        with Broadcast():
+        with BroadcastAttention():
             output = self.model(
                 encoder_outputs=_encoded(hidden, self.output),
                 decoder_input_ids=input_ids,
@@ -313,7 +313,7 @@ def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
         cross,
         hidden.shape[-1],
         cache=own,
-        source_length=length_of_several(module, _SOURCE),
+        source_length=example_length(module, _SOURCE),
     )
 
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 
 from edgetie.errors import ExportError, UnfusableError, summarize
-from edgetie.export.attention import interface as attention
+from edgetie.export.attention import transformers_attention
 from edgetie.export.patches.implementations import (
     announced_export,
     attention_implementation,
@@ -77,7 +77,7 @@ def trace(
             unfused.append("experts: their weights are gathered for each token")
         if task.replaces_attention:
             try:
-                with attention_implementation(source, attention.register()):
+                with attention_implementation(source, transformers_attention.register()):
                     return _trace_all(source, task, True, last_only, progress, unfused)
             except (UnfusableError, ExportError) as error:
                 unfused.append(f"attention: {_reason(source, error)}")

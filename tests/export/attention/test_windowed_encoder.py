@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from edgetie.export.attention.mask_branches import MaskQuestions
+from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.exporter import export_model
 from edgetie.sources.source import Source
 
@@ -99,7 +99,7 @@ class Asking(nn.Module):
         scores = (1 - mask) * torch.tensor(-5.0)
         scores[mask == 3] = 1.0
         asked = {"global": scores > 0, "padding": scores < 0, "tokens": ids > 7}[self.question]
-        with MaskQuestions(mask):
+        with ResolveMaskBranches(mask):
             return -scores if asked.any() else scores
 
 
