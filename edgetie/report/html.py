@@ -1,9 +1,8 @@
-"""A latency report as one page of HTML, pictures inside: nothing else is needed to read it."""
+"""A latency report as one self-contained page of HTML, pictures inside."""
 
 from __future__ import annotations
 
 import base64
-import platform
 from collections.abc import Sequence
 from html import escape
 from io import BytesIO
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetie.bundle.atomic import atomic_files
+from edgetie.harness.environment import environment_line
 from edgetie.providers.placement import placed
 from edgetie.report.plots import plot_latency, plot_sweep
 from edgetie.report.tables import (
@@ -21,6 +21,7 @@ from edgetie.report.tables import (
     short_name,
     speed_table,
     titles,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ th { background: #f5f7fa; } .right { text-align: right; font-variant-numeric: ta
 
 
 def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: Path) -> None:
-    """Write a report, and what accuracy was measured beside it, into ``path``.
+    """Write a report, and the accuracy measured along with it, into ``path``.
 
     Raises:
         EdgetieError: if matplotlib is not installed.
@@ -49,6 +50,7 @@ def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: 
     parts = [
         f"<h1>{escape(short_name(report.model))}</h1>",
         f"<p>{escape(_protocol(report))}</p>",
+        f"<p>{escape(environment_line(report.environment))}</p>",
         *(f"<p>{escape(line)}</p>" for line in _remarks(report)),
         "<h2>Latency, memory, size</h2>",
         _picture(report, "plot"),
@@ -60,7 +62,7 @@ def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: 
     if accuracy:
         parts += [
             f"<h2>Accuracy against {escape(short_name(accuracy[0].reference))}</h2>",
-            f"<p>on {escape(accuracy[0].data)}</p>",
+            f"<p>on {escape(accuracy[0].data)}; {escape(verdict(*accuracy))}</p>",
             _table(accuracy_table(*accuracy)),
         ]
     page = (
@@ -76,11 +78,9 @@ def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: 
 
 def _protocol(report: LatencyReport) -> str:
     return (
-        f"{report.repeat} runs in processes of their own, in turn; a warm-up does not count. "
-        f"Prompt of {report.prompt_tokens} tokens, {report.new_tokens} new ones, "
-        f"batch {report.batch}, {report.threads} threads; {platform.system()} on "
-        f"{platform.machine()}. Medians; memory "
-        "over what a process has after imports."
+        f"{report.repeat} runs in separate processes, in turn; a warm-up does not count. Prompt of "
+        f"{report.prompt_tokens} tokens, {report.new_tokens} new ones, batch {report.batch}, "
+        f"{report.threads} threads. Medians; memory over what a process has after imports."
     )
 
 
@@ -89,8 +89,8 @@ def _remarks(report: LatencyReport) -> list[str]:
     models = models_of(report)
     for name, each in zip(titles(models), models, strict=True):
         if each.fallback_nodes:
-            left = placed(each.nodes_per_provider, each.fallback_nodes)
-            lines.append(f"{name}: {each.provider} leaves {left}.")
+            rest = placed(each.nodes_per_provider, each.fallback_nodes)
+            lines.append(f"{name}: {each.provider} leaves {rest}.")
         if each.latency_problem:
             lines.append(f"{name}: no times, {each.latency_problem}.")
     return lines

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgetie.bundle.atomic import atomic_files
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.harness.environment import environment_line
 from edgetie.report.tables import models_of, titles
 
 if TYPE_CHECKING:
@@ -150,7 +151,9 @@ def _title(report: LatencyReport) -> str:
         f"{report.provider}, {report.threads} threads · prompt {report.prompt_tokens}, "
         f"{report.new_tokens} new tokens · {report.repeat} runs"
     )
-    return text if report.latency_valid else f"{text} · NOT VALID: {report.latency_problem}"
+    if not report.latency_valid:
+        text += f" · NOT VALID: {report.latency_problem}"
+    return f"{text}\n{environment_line(report.environment)}"
 
 
 def _names(models: list[LatencyReport]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reports as tables that people read: for a terminal, or as Markdown to paste."""
+"""Reports as tables for people: drawn for a terminal, or Markdown to paste."""
 
 from __future__ import annotations
 
@@ -17,15 +17,8 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 _WIDE = 10_000
-
-_TIMES = {
-    "load_seconds",
-    "first_run_ms",
-    "encode_ms",
-    "prefill_ms",
-    "decode_tokens_per_second",
-}
-"""Fields that say nothing where hardware is emulated."""
+_STYLES = {"ok": "green", "FAIL": "bold red"}
+_Format = Callable[[float], str]
 
 
 @dataclass
@@ -36,43 +29,37 @@ class Table:
     rows: list[list[str]]
 
     def rich(self) -> RichTable:
-        """For a terminal; print it with a ``rich.console.Console``."""
+        """Convert to a table for a ``rich.console.Console``. Cells wrap, and none is cut."""
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in self.columns:
-            name = Text(column.removeprefix(">"))
-            table.add_column(name, justify="right" if column.startswith(">") else "left")
+            name, right = Text(column.removeprefix(">")), column.startswith(">")
+            table.add_column(name, justify="right" if right else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         return table
 
     def markdown(self) -> str:
-        """The same as a Markdown table, its source aligned too."""
-        names = [column.removeprefix(">") for column in self.columns]
-        right = [column.startswith(">") for column in self.columns]
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in (names, *self.rows)]
-        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-
-        def line(row: list[str]) -> str:
-            padded = (
-                cell.rjust(width) if is_right else cell.ljust(width)
-                for cell, width, is_right in zip(row, widths, right, strict=True)
-            )
-            return f"| {' | '.join(padded)} |"
-
-        rule = [
-            "-" * (width - 1) + (":" if is_right else "-")
-            for width, is_right in zip(widths, right, strict=True)
-        ]
-        return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
+        """Convert to Markdown whose source is aligned, too."""
+        lines = []
+        for column in zip(self.columns, *self.rows, strict=True):
+            right = column[0].startswith(">")
+            cells = [
+                cell.replace("|", "\\|") for cell in (column[0].removeprefix(">"), *column[1:])
+            ]
+            width = max(3, *map(len, cells))
+            head, *rest = (cell.rjust(width) if right else cell.ljust(width) for cell in cells)
+            lines.append([head, "-" * (width - 1) + (":" if right else "-"), *rest])
+        return "\n".join(f"| {' | '.join(line)} |" for line in zip(*lines, strict=True))
 
 
 def plain_console() -> Console:
-    """Prints text as it is, names with brackets too; where there is no terminal, as wide as need be
-    for what others read.
+    """Return a console that prints text as it is, also names with brackets.
+
+    Without a terminal its lines are as long as the text, for programs that read them.
     """
     from rich.console import Console
 
@@ -83,7 +70,7 @@ def plain_console() -> Console:
 
 
 def print_tables(*tables: Table) -> None:
-    """Print on stdout: drawn where that is a terminal, as Markdown where it is a pipe or file."""
+    """Print on stdout: drawn if it is a terminal, as Markdown if it is a pipe or file."""
     console = plain_console()
     for table in tables:
         if console.is_terminal:
@@ -92,86 +79,77 @@ def print_tables(*tables: Table) -> None:
             print(f"\n{table.markdown()}")
 
 
-_STYLES = {"ok": "green", "FAIL": "bold red"}
-
-
 def accuracy_table(*reports: AccuracyReport) -> Table:
-    """One line a metric: its value on each provider, its limit and whether all keep it."""
-    metrics: list[tuple[str, str, Callable[[AccuracyReport], str], str, str]] = [
-        ("max_abs_error", "largest logit error", lambda r: _scientific(r.max_abs_error), "", ""),
-        ("", "mean logit error", lambda r: _scientific(r.mean_abs_error), "", ""),
+    """Tabulate one metric a line: its value on each provider, its limit and whether all keep it."""
+    metrics: tuple[tuple[str, str, _Format, str], ...] = (
+        ("max_abs_error", "largest logit error", _scientific, ""),
+        ("mean_abs_error", "mean logit error", _scientific, ""),
+        ("relative_error", "largest error / largest logit", _scientific, "max_relative_error"),
+        ("mean_kl_divergence", "KL divergence, nats a token", _scientific, "max_kl"),
+        ("top1_agreement", "top-1 agreement", _percent, "min_top1"),
         (
-            "relative_error",
-            "largest error / largest logit",
-            lambda r: _scientific(r.relative_error),
-            "≤",
-            _limits(reports, "max_relative_error", _scientific),
+            "greedy_agreement",
+            "greedy agreement (equal tokens of free-running answers)",
+            _percent,
+            "",
         ),
-        (
-            "mean_kl_divergence",
-            "KL divergence, nats a token",
-            lambda r: _scientific(r.mean_kl_divergence),
-            "≤",
-            _limits(reports, "max_kl", _scientific),
-        ),
-        (
-            "top1_agreement",
-            "top-1 agreement",
-            lambda r: _with_error(r.top1_agreement, r.top1_agreement_error),
-            "≥",
-            _limits(reports, "min_top1", _percent),
-        ),
-        ("", "greedy agreement", lambda r: _percent(r.greedy_agreement), "", ""),
-        ("", "perplexity", lambda r: f"{r.perplexity:.6g}", "", ""),
-        ("", "perplexity, reference", lambda r: f"{r.reference_perplexity:.6g}", "", ""),
-        (
-            "perplexity_increase",
-            "perplexity increase",
-            lambda r: _with_error(r.perplexity_increase, r.perplexity_increase_error),
-            "≤",
-            _limits(reports, "max_perplexity_increase", _percent),
-        ),
-    ]
+        ("perplexity", "perplexity", _number, ""),
+        ("reference_perplexity", "perplexity, reference", _number, ""),
+        ("perplexity_increase", "perplexity increase", _percent, "max_perplexity_increase"),
+    )
     rows = []
-    for field, name, value, sign, limit in metrics:
-        failed = any(field in report.failures for report in reports)
-        state = "FAIL" if failed else "ok" if limit else ""
-        cells = [value(report) for report in reports]
-        rows.append([name, *cells, f"{sign} {limit}" if limit else "", state])
+    for field, name, form, limit_name in metrics:
+        cells = [_with_error(report, field, form) for report in reports]
+        limit = _limits(reports, limit_name, form) if limit_name else ""
+        is_broken = any(field in report.failures for report in reports)
+        rows.append([name, *cells, limit, "FAIL" if is_broken else "ok" if limit else ""])
     if len(reports) > 1:
         rows.append(["nodes", *(_nodes(report.nodes_per_provider) for report in reports), "", ""])
     names = [report.provider for report in reports] if len(reports) > 1 else ["value"]
     return Table(["metric", *(f">{name}" for name in names), ">limit", ""], rows)
 
 
-def _with_error(value: float, error: float) -> str:
-    return _percent(value) if math.isnan(error) else f"{_percent(value)} ± {_percent(error)}"
+def verdict(*reports: AccuracyReport) -> str:
+    """Say whether an accuracy check passed or failed, on each provider if there are several."""
+    if len(reports) > 1:
+        return ", ".join(f"{r.provider}: {'passed' if r.passed else 'failed'}" for r in reports)
+    (report,) = reports
+    count = len(report.failures)
+    broken = f"{count} limit{'s' if count > 1 else ''} broken"
+    return "passed: every limit holds" if report.passed else f"failed: {broken}"
+
+
+def _with_error(report: AccuracyReport, field: str, form: _Format) -> str:
+    """Format a metric, with its standard error if it has one."""
+    value, error = form(getattr(report, field)), getattr(report, f"{field}_error", math.nan)
+    return value if math.isnan(error) else f"{value} ± {form(error)}"
 
 
 def _nodes(counts: dict[str, int]) -> str:
     return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in counts.items())
 
 
-def _limits(reports: Sequence[AccuracyReport], name: str, form: Callable[[float], str]) -> str:
-    """A limit, or those of each provider where they differ."""
-    found = [getattr(report.thresholds, name) for report in reports]
-    words = ["none" if limit is None else form(limit) for limit in found]
-    if all(limit is None for limit in found):
+def _limits(reports: Sequence[AccuracyReport], name: str, form: _Format) -> str:
+    """Format a limit, or the limits of all providers if they differ."""
+    limits = [getattr(report.thresholds, name) for report in reports]
+    if all(limit is None for limit in limits):
         return ""
-    return words[0] if len(set(words)) == 1 else ", ".join(words)
+    texts = ["none" if limit is None else form(limit) for limit in limits]
+    same = len(set(texts)) == 1
+    return f"{'≥' if name.startswith('min') else '≤'} {texts[0] if same else ', '.join(texts)}"
 
 
 def speed_table(report: LatencyReport) -> Table:
-    """Prefill (``pp``) and decode (``tg``) tokens per second: median ± deviation over the runs."""
+    """Tabulate prefill (``pp``) and decode (``tg``) tokens/s: median ± deviation over the runs."""
     rows = []
     models = models_of(report)
     names = _short_names(models)
     for each in (point for model in models for point in (model, *model.sweep)):
         name = names[each.model]
-        rows_of = f" × {each.batch}" if each.batch > 1 else ""
+        batch = f" × {each.batch}" if each.batch > 1 else ""
         for test, field in (
-            (f"pp{each.prompt_tokens}{rows_of}", "prefill_tokens_per_second"),
-            (f"tg{each.new_tokens}{rows_of}", "decode_tokens_per_second"),
+            (f"pp{each.prompt_tokens}{batch}", "prefill_tokens_per_second"),
+            (f"tg{each.new_tokens}{batch}", "decode_tokens_per_second"),
         ):
             speed = f"{getattr(each, field):.1f} ± {each.deviation[field]:.1f}"
             rows.append(
@@ -189,59 +167,54 @@ def speed_table(report: LatencyReport) -> Table:
 
 
 def resource_table(report: LatencyReport) -> Table:
-    """Load time, latencies, memory and ties: a column for each model, and their ratio."""
+    """Tabulate load time, latencies, memory and ties: a column for each model, and their ratio."""
     models = models_of(report)
-    columns = ["", *(f">{name}" for name in titles(models))]
+    rows: list[list[str]] = []
 
-    def row(label: str, name: str, form: Callable[[float], str]) -> list[str]:
-        cells = [form(getattr(each, name)) for each in models]
-        if name in _TIMES:
-            cells = [c if m.latency_valid else MISSING for c, m in zip(cells, models, strict=True)]
+    def add(label: str, form: Callable[[LatencyReport], str], ratio: str = "") -> None:
+        cells = [form(model) for model in models]
         if report.against is not None:
-            cells.append(f"{report.ratios[name]:.2f}" if name in report.ratios else MISSING)
-        return [label, *cells]
+            number = report.ratios.get(ratio)
+            cells.append(f"{number:.2f}" if number is not None else MISSING if ratio else "")
+        rows.append([label, *cells])
 
-    encodes = any(each.encode_ms is not None for each in models)
-    rows = [
-        row("load", "load_seconds", "{:.2f} s".format),
-        row("first run", "first_run_ms", "{:.0f} ms".format),
-        *([row("encode", "encode_ms", _milliseconds)] if encodes else []),
-        row("prefill (TTFT)", "prefill_ms", "{:.0f} ms".format),
-        row("decode, tokens/s", "decode_tokens_per_second", "{:.1f}".format),
-    ]
-    filler = [""] if report.against is not None else []
-    rows.append(["its median lies in", *(_interval(each) for each in models), *filler])
-    for name in ("p50", "p90", "p99"):
-        cells = [
-            f"{each.latency_ms[name]:.1f} ms" if each.latency_valid else MISSING for each in models
-        ]
-        rows.append([f"token latency {name}", *cells, *filler])
-    rows += [
-        row("memory, anonymous", "anonymous_bytes", _bytes),
-        row("memory, file-mapped", "file_mapped_bytes", _bytes),
-        row("memory, resident", "rss_bytes", _bytes),
-        row("memory, peak", "peak_rss_bytes", _bytes),
-        row("files", "file_bytes", _bytes),
-    ]
-    nodes = [_nodes(each.nodes_per_provider) for each in models]
-    rows.append(["nodes", *nodes, *filler])
-    ties = {True: "intact", False: "BROKEN", None: "none"}
-    rows.append(["ties", *(ties[each.ties.intact] for each in models), *filler])
-    copies = [MISSING if m.copies_in_memory is None else str(m.copies_in_memory) for m in models]
-    rows.append(["copies in memory", *copies, *filler])
-    if report.against is not None:
-        columns.append(">ratio")
-    return Table(columns, rows)
+    def add_time(label: str, form: Callable[[LatencyReport], str], ratio: str = "") -> None:
+        add(label, lambda model: form(model) if model.latency_valid else MISSING, ratio)
+
+    def add_size(label: str, field: str) -> None:
+        add(label, lambda model: _bytes(getattr(model, field)), field)
+
+    add_time("load", lambda m: f"{m.load_seconds:.2f} s", "load_seconds")
+    add_time("first run", lambda m: _milliseconds(m.first_run_ms), "first_run_ms")
+    if any(model.encode_ms is not None for model in models):
+        add_time("encode", lambda m: _milliseconds(m.encode_ms), "encode_ms")
+    add_time("prefill (TTFT)", lambda m: _milliseconds(m.prefill_ms), "prefill_ms")
+    speed = "decode_tokens_per_second"
+    add_time("decode, tokens/s", lambda m: f"{m.decode_tokens_per_second:.1f}", speed)
+    add_time("its median lies in", _interval)
+    add_time("token latency p50", lambda m: f"{m.latency_ms['p50']:.1f} ms")
+    add_time("token latency p90", lambda m: f"{m.latency_ms['p90']:.1f} ms")
+    add_time("token latency p99", lambda m: f"{m.latency_ms['p99']:.1f} ms")
+    add_size("memory, anonymous", "anonymous_bytes")
+    add_size("memory, file-mapped", "file_mapped_bytes")
+    add_size("memory, resident", "rss_bytes")
+    add_size("memory, peak", "peak_rss_bytes")
+    add_size("files", "file_bytes")
+    add("nodes", lambda m: _nodes(m.nodes_per_provider))
+    add("ties", lambda m: {True: "intact", False: "BROKEN", None: "none"}[m.ties.intact])
+    add("copies in memory", lambda m: f"{MISSING if (n := m.copies_in_memory) is None else n}")
+    ratio = [">ratio"] if report.against is not None else []
+    return Table(["", *(f">{name}" for name in titles(models)), *ratio], rows)
 
 
 def models_of(report: LatencyReport) -> list[LatencyReport]:
-    """The model measured, on each provider, and the other one it was measured against."""
-    mine = [report, *report.others]
-    return mine if report.against is None else [*mine, report.against, *report.against.others]
+    """List the model measured, on each provider, and the model it was measured against."""
+    reports = [report, *report.others]
+    return reports if report.against is None else [*reports, *models_of(report.against)]
 
 
 def titles(models: list[LatencyReport]) -> list[str]:
-    """Names of models that tell them apart: with the provider, where there are several."""
+    """Name models so that no two are alike: with the provider, if there are several."""
     several = len({each.provider for each in models}) > 1
     shorts = _short_names(models)
     return [
@@ -251,23 +224,22 @@ def titles(models: list[LatencyReport]) -> list[str]:
 
 
 def _short_names(models: list[LatencyReport]) -> dict[str, str]:
-    """By path; the paths themselves where the last parts are alike."""
+    """Map each path to its last part, or to itself if two last parts are alike."""
     shorts = {each.model: short_name(each.model) for each in models}
     return shorts if len(set(shorts.values())) == len(shorts) else {path: path for path in shorts}
 
 
 def _interval(report: LatencyReport) -> str:
-    """Where the median of the decode speed lies, and how surely."""
-    found = report.confidence["decode_tokens_per_second"]
-    if not report.latency_valid or not found.level:
-        return MISSING
-    return f"{found.low:.1f}–{found.high:.1f} ({found.level:.0%})"
+    """Format the confidence interval of the decode speed's median, and its level."""
+    interval = report.confidence["decode_tokens_per_second"]
+    text = f"{interval.low:.1f}–{interval.high:.1f} ({interval.level:.0%})"
+    return text if interval.level else MISSING
 
 
 def short_name(path: str) -> str:
-    """The last part of a path; of ``x/model.onnx``, which says little, the last two."""
-    where = Path(path)
-    return "/".join(where.parts[-2:]) if where.suffix == ".onnx" else where.name or path
+    """Return the last part of a path; of ``x/model.onnx``, which says little, the last two."""
+    parts = Path(path)
+    return "/".join(parts.parts[-2:]) if parts.suffix == ".onnx" else parts.name or path
 
 
 def _bytes(size: float) -> str:
@@ -278,9 +250,13 @@ def _milliseconds(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0f} ms"
 
 
+def _number(value: float) -> str:
+    return MISSING if math.isnan(value) else f"{value:.6g}"
+
+
 def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value * 100:.2f} %"
+    return MISSING if math.isnan(value) else f"{value * 100:.2f} %"
 
 
 def _scientific(value: float) -> str:
-    return f"{value:.2e}"
+    return MISSING if math.isnan(value) else f"{value:.2e}"

@@ -30,6 +30,7 @@ from edgetie.harness.accuracy.metrics import (
 from edgetie.harness.accuracy.references import BundleReference, Reference, resolve_reference
 from edgetie.harness.accuracy.remote_reference import RemoteReference, open_reference
 from edgetie.harness.accuracy.thresholds import Thresholds, default_thresholds, precision_of
+from edgetie.harness.environment import describe_environment
 from edgetie.progress import Progress, Stages
 from edgetie.providers.registry import find
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
@@ -67,6 +68,8 @@ class AccuracyReport(PredictionMetrics):
             the texts are no longer comparable. NaN for a masked language model.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
         fallback_nodes: nodes that run on another provider than ``provider``, by operator.
+        environment: processor, versions and date, see
+            :func:`edgetie.harness.environment.describe_environment`.
         thresholds: the limits applied.
         failures: a sentence for each metric that broke its limit, by field name; a list in JSON.
     """
@@ -83,6 +86,7 @@ class AccuracyReport(PredictionMetrics):
     greedy_agreement: float
     nodes_per_provider: dict[str, int]
     fallback_nodes: dict[str, int]
+    environment: dict[str, str]
     thresholds: Thresholds
     failures: dict[str, str]
 
@@ -239,6 +243,7 @@ class _Comparison:
             greedy_agreement=greedy_agreement,
             nodes_per_provider=self.candidate.nodes_per_provider,
             fallback_nodes=self.candidate.fallback_nodes,
+            environment=describe_environment(self.candidate.onnxruntime_version),
             thresholds=limits,
             failures=failures,
             **vars(predictions),

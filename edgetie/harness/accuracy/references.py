@@ -1,7 +1,7 @@
 """Models an accuracy check compares: a bundle in ONNX Runtime, or a torch module.
 
-Both answer the same two questions: the logits at every position of a sequence, and the greedy
-continuation of a prompt.
+Both compute two things: the logits at every position of a sequence, and the greedy continuation
+of a prompt.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ _TORCH_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
 
 
 class Reference(Protocol):
-    """A language model that can be compared with another; only a causal one continues prompts."""
+    """A language model that can be compared with another. Only causal ones continue prompts."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Name in reports."""
 
     def logits(self, ids: Ids) -> Floats:
-        """Logits at every position: ``(1, S)`` int64 to ``(S, vocabulary)`` float32.
+        """Compute logits at every position: ``(1, S)`` int64 to ``(S, vocabulary)`` float32.
 
         Raises:
-            BundleError, SourceError: if the model fails, on more tokens than it takes for one.
+            BundleError, SourceError: if the model fails, for example on too many tokens.
         """
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
-        """The ``n`` tokens after the prompt, each the likeliest; end tokens do not stop it."""
+        """Generate ``n`` tokens, each the likeliest. End tokens do not stop it."""
 
 
 class BundleReference:
     """A bundle, or a bare ONNX decoder, run by :mod:`edgetie.runtime`.
 
     Args:
-        bundle: it, or a path to it.
+        bundle: the bundle, or a path to it.
         provider: execution provider.
         threads: intra-op threads; ``None`` takes ONNX Runtime's default.
-        strict: take no provider that leaves nodes to another one.
+        strict: refuse a provider that leaves nodes to another one.
 
     Attributes:
-        choices: values for inputs with a default, given to every graph that has them.
+        choices: values for inputs that have a default, for every graph that has these inputs.
 
     Raises:
         BundleError: if the bundle cannot be read.
@@ -84,7 +84,7 @@ class BundleReference:
         )
         self.choices: dict[str, npt.NDArray[Any]] = {}
         if self.bundle.task != "masked-lm":
-            decoder_for(self.session, 1, 1, 1)  # raises where the model is no decoder
+            decoder_for(self.session, 1, 1, 1)  # raises if the model is not a decoder
 
     @property
     def name(self) -> str:
@@ -97,65 +97,71 @@ class BundleReference:
 
     @property
     def fallback_nodes(self) -> dict[str, int]:
-        """By operator, nodes that run elsewhere than asked."""
+        """Nodes that run on another provider than asked, by operator."""
         return self.session.fallback_nodes
 
     @property
+    def onnxruntime_version(self) -> str:
+        """Version of onnxruntime that runs it."""
+        version: str = ort.__version__
+        return version
+
+    @property
     def is_audio_model(self) -> bool:
-        """Whether its encoder reads sound: then each sequence comes with noise of its own."""
+        """Whether its encoder reads audio. Each sequence then comes with noise for it."""
         encoder = self.session.encoder
         return encoder is not None and encoder.get_inputs()[0].name != "input_ids"
 
     @property
     def longest(self) -> int | None:
-        """Most tokens of a sequence, beside what is heard; ``None`` if that is not known."""
+        """Most tokens of a sequence, audio embeddings excluded; ``None`` if that is unknown."""
         most = self.bundle.manifest.signature.max_positions
         if most is None or not self.is_audio_model or self.session.cross:
             return most
         one = np.zeros((1, 1), np.int64)
-        return most + 1 - int(self._with_sound(one, 1)[0].shape[1])
+        return most + 1 - int(self._with_audio(one, 1)[0].shape[1])
 
     def logits(self, ids: Ids) -> Floats:
         if self.bundle.has_fixed_shapes:
             decoder = decoder_for(self.session, 1, ids.shape[1], 0)
-            rows = [decoder.step(token) for token in ids.T]
+            logits = [decoder.step(token) for token in ids.T]
             decoder.reset()
-            rows[-1] = decoder.prefill(ids)  # so that both graphs are looked at
-            return np.concatenate(rows)
-        feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids}
+            logits[-1] = decoder.prefill(ids)  # so that both graphs are measured
+            return np.concatenate(logits)
+        tokens, feeds = ids, {}
         if self.session.cross:
-            source = self._sound(ids) if self.is_audio_model else {"input_ids": ids}
+            source = self._noise(ids) if self.is_audio_model else {"input_ids": ids}
             if not self.is_audio_model:
                 source["attention_mask"] = np.ones_like(ids)
-            made = [tensor.present for tensor in self.session.cross]
-            keys = self._run(self.session.encoder, made, source)
-            feeds |= {t.past: key for t, key in zip(self.session.cross, keys, strict=True)}
+            outputs = [tensor.present for tensor in self.session.cross]
+            cache = self._run(self.session.encoder, outputs, source)
+            feeds = {t.past: array for t, array in zip(self.session.cross, cache, strict=True)}
             feeds["encoder_attention_mask"] = np.ones_like(ids)
-            feeds["input_ids"] = _shifted(ids, self._start)
+            tokens = _shifted(ids, self._start)
         elif self.is_audio_model:
-            feeds["input_ids"], feeds[AUDIO] = self._with_sound(ids, ids.shape[1])
-        read = feeds["input_ids"]
+            tokens, feeds[AUDIO] = self._with_audio(ids, ids.shape[1])
         feeds |= {
-            "attention_mask": np.ones_like(read),
-            "position_ids": np.arange(read.shape[1])[None],
-            "token_type_ids": np.zeros_like(read),
+            "input_ids": tokens,
+            "attention_mask": np.ones_like(tokens),
+            "position_ids": np.arange(tokens.shape[1])[None],
+            "token_type_ids": np.zeros_like(tokens),
         }
         for tensor in self.session.cache:
             feeds[tensor.past] = np.zeros(tensor.shape(1), self.session.cache_dtype)
-        unknown = [value.name for value in self.session.inputs if value.name not in feeds]
-        if unknown:
+        names = [value.name for value in self.session.inputs]
+        if unknown := [name for name in names if name not in feeds]:
             raise BundleError(f"{self.name}: input {unknown[0]} is not known")
-        known = {value.name: feeds[value.name] for value in self.session.inputs}
-        result: Floats = self._run(self.session.ort, ["logits"], known)[0][0]
+        inputs = {name: feeds[name] for name in names}
+        result: Floats = self._run(self.session.ort, ["logits"], inputs)[0][0]
         return result[-ids.shape[1] :].astype(np.float32, copy=False)
 
-    def _sound(self, ids: Ids) -> dict[str, npt.NDArray[Any]]:
-        """Noise for the encoder, the same for the same tokens."""
+    def _noise(self, ids: Ids) -> dict[str, npt.NDArray[Any]]:
+        """Draw features for the encoder, the same for the same tokens."""
         return noise(self.session.encoder, np.random.default_rng([_SEED, *ids[0].tolist()]))
 
-    def _with_sound(self, ids: Ids, length: int) -> tuple[Ids, Floats]:
+    def _with_audio(self, ids: Ids, length: int) -> tuple[Ids, Floats]:
         token = self.bundle.manifest.signature.audio_token_id
-        return with_audio_tokens(ids, embed_audio(self.session, self._sound(ids)), token, length)
+        return with_audio_tokens(ids, embed_audio(self.session, self._noise(ids)), token, length)
 
     @property
     def _start(self) -> list[int]:
@@ -163,7 +169,7 @@ class BundleReference:
 
     def _run(self, session: Any, outputs: list[str], feeds: dict[str, npt.NDArray[Any]]) -> Any:
         options = ort.RunOptions()
-        options.log_severity_level = 4  # an error is raised, it need not be logged too
+        options.log_severity_level = 4  # an error is raised, so it need not be logged
         optional = {value.name for value in session.get_overridable_initializers()}
         feeds = feeds | {name: v for name, v in self.choices.items() if name in optional}
         for value in session.get_inputs():
@@ -177,13 +183,13 @@ class BundleReference:
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
         ids, audio_embeddings = np.array([prompt_ids], np.int64), None
         if self.is_audio_model and not self.session.cross:
-            ids, audio_embeddings = self._with_sound(ids, ids.shape[1] + n)
+            ids, audio_embeddings = self._with_audio(ids, ids.shape[1] + n)
         decoder = decoder_for(self.session, 1, ids.shape[1], n)
         if isinstance(decoder, Decoder | FixedDecoder):
             logits = decoder.prefill(ids, audio_embeddings=audio_embeddings)
         else:
             logits = decoder.prefill(
-                next(iter(self._sound(ids).values())) if self.is_audio_model else ids
+                next(iter(self._noise(ids).values())) if self.is_audio_model else ids
             )
         tokens = [int(logits[0].argmax())]
         while len(tokens) < n:
@@ -196,12 +202,12 @@ class TorchReference:
     """A torch module, in evaluation mode, on the device it is on.
 
     Args:
-        module: its ``forward`` takes the token ids ``(1, S)`` first, and ``position_ids`` where it
-            has such a parameter; it returns logits ``(1, S, vocabulary)``, or an object or tuple
-            that holds them. A transformers model generates with its own KV cache, any other
+        module: its ``forward`` takes the token ids ``(1, S)`` first, and ``position_ids`` if it
+            has such a parameter. It returns logits ``(1, S, vocabulary)``, or an object or tuple
+            that contains them. A transformers model generates with its own KV cache. Any other
             module reads the whole prefix again for each token.
-        name: what reports call it.
-        start: what the decoder starts with, of a model with an encoder.
+        name: name in reports.
+        start: tokens that the decoder starts with, for a model with an encoder.
     """
 
     def __init__(
@@ -213,8 +219,9 @@ class TorchReference:
         self._torch = torch
         self._module = module.eval()
         positions = inspect.signature(module.forward).parameters.get("position_ids")
-        # where they can be left out, a model knows best: RoBERTa counts from its padding token on
-        self._counts = positions is not None and positions.default is inspect.Parameter.empty
+        # positions that can be left out are the model's own: RoBERTa counts from its padding token
+        no_default = inspect.Parameter.empty
+        self._needs_positions = positions is not None and positions.default is no_default
         self._cache = cache_keyword(module) if hasattr(module, "config") else None
         self._device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._start = None if start is None else list(start)
@@ -249,14 +256,16 @@ class TorchReference:
             extra = {"decoder_input_ids": self._tensor(target)}
         elif self._cache is not None:
             extra = {"use_cache": True, self._cache: past}
-        elif self._counts:
+        elif self._needs_positions:
             extra = {"position_ids": self._torch.arange(ids.shape[1], device=self._device)[None]}
         try:
             with self._torch.inference_mode():
                 return self._module(ids, **extra)
         except Exception as error:  # it is the user's code
-            what = " ".join(str(error).split())[:300]
-            raise SourceError(f"{self.name}: {type(error).__name__} in forward: {what}") from error
+            message = " ".join(str(error).split())[:300]
+            raise SourceError(
+                f"{self.name}: {type(error).__name__} in forward: {message}"
+            ) from error
 
     def _numpy(self, output: Any) -> Floats:
         logits = getattr(output, "logits", output)
@@ -277,20 +286,20 @@ def resolve_reference(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
-    """Open what ``--reference`` names.
+    """Open a reference.
 
     A bundle, an ``.onnx`` file or a directory with one and no torch weights runs in ONNX Runtime
-    on the CPU; anything else is a torch model, see :func:`edgetie.sources.load.load_source`.
+    on the CPU. Anything else is a torch model, see :func:`edgetie.sources.load.load_source`.
 
     Args:
-        text: as it was named.
-        bundle: what is compared with it; its manifest says which task torch's weights serve.
-        trust_remote_code: allow a model directory to run Python code of its own.
+        text: path or name of the reference.
+        bundle: the bundle to compare with it. Its manifest has the task of torch's weights.
+        trust_remote_code: allow a model directory to run its own Python code.
         allow_pickle: allow pickled weights.
 
     Raises:
         BundleError: if it is ONNX and cannot be read.
-        SourceError: if there is no such model, or it needs a permission that was not given.
+        SourceError: if there is no such model, or it needs a permission that is missing.
     """
     path = Path(text)
     if _is_onnx(path):
@@ -306,18 +315,18 @@ def resolve_reference(
         allow_pickle=allow_pickle,
     )
     if source.task == SPEECH or hasattr(source.module, "get_audio_features"):
-        raise SourceError(f"{text}: hears; compare a bundle of it with another bundle of it")
+        raise SourceError(f"{text}: is an audio model; compare a bundle of it with another bundle")
     start = _start_tokens(source.module) if source.task == "seq2seq-lm" else None
     return TorchReference(source.module, text, start)
 
 
 def _start_tokens(module: torch.nn.Module) -> list[int]:
-    """What transformers starts a decoder with, see :func:`start_token_ids`."""
-    settings = [getattr(module, name, None) for name in ("generation_config", "config")]
+    """List the tokens that transformers starts a decoder with, see :func:`start_token_ids`."""
+    configs = [getattr(module, name, None) for name in ("generation_config", "config")]
 
     def setting(name: str) -> int | None:
-        found = (getattr(each, name, None) for each in settings)
-        return next((value for value in found if isinstance(value, int)), None)
+        values = (getattr(config, name, None) for config in configs)
+        return next((value for value in values if isinstance(value, int)), None)
 
     start = setting("decoder_start_token_id")
     start = setting("bos_token_id") if start is None else start
@@ -325,7 +334,7 @@ def _start_tokens(module: torch.nn.Module) -> list[int]:
 
 
 def _shifted(ids: Ids, start: Sequence[int]) -> Ids:
-    """What a decoder reads to predict ``ids`` ``(1, S)``, its first token given: ``(1, S)``."""
+    """Shift ``ids`` ``(1, S)`` by one: what a decoder reads to predict them, ``(1, S)``."""
     return np.concatenate([np.array([list(start)[-1:]], np.int64), ids[:, :-1]], axis=1)
 
 

@@ -1,7 +1,7 @@
-"""A bundle that another process runs, where its provider can be had, asked as if it were here.
+"""A bundle run by another process, whose environment has the provider.
 
-``python -m edgetie.harness.accuracy.remote_reference`` opens the bundle it is told and
-answers questions, a line of JSON each; logits, which are large, go through a file.
+``python -m edgetie.harness.accuracy.remote_reference`` reads requests and answers them, a line of
+JSON each. The first request opens the bundle. Logits, which are large, go through a file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,18 @@ from edgetie.providers.registry import find
 
 
 class RemoteReference:
-    """A bundle in a process of its own.
+    """A bundle in a separate process.
 
     Args:
-        bundle: it.
+        bundle: the bundle.
         provider: where it runs.
         threads: intra-op threads; ``None`` takes ONNX Runtime's default.
         strict: take no provider that leaves nodes to another one.
 
     Attributes:
         nodes_per_provider: nodes of the optimized graph, by ONNX Runtime's provider name.
-        elsewhere: by operator, those that run elsewhere than asked.
+        fallback_nodes: nodes that run on another provider than asked, by operator.
+        onnxruntime_version: version of onnxruntime that runs it.
 
     Raises:
         BundleError: if the bundle cannot be read.
@@ -50,35 +51,36 @@ class RemoteReference:
         self._process, name = start(provider, __name__, interactive=True)
         path = bundle.path
         try:
-            told = self._ask(
+            facts = self._ask(
                 path=str(path.resolve()), provider=name, threads=threads, strict=strict
             )
         except BaseException:
             self.close()
             raise
         self.name: str = str(path)
-        self.is_audio_model: bool = told["hears"]
-        self.longest: int | None = told["longest"]
-        self.nodes_per_provider: dict[str, int] = told["nodes_per_provider"]
-        self.fallback_nodes: dict[str, int] = told["elsewhere"]
+        self.is_audio_model: bool = facts["is_audio_model"]
+        self.longest: int | None = facts["longest"]
+        self.nodes_per_provider: dict[str, int] = facts["nodes_per_provider"]
+        self.fallback_nodes: dict[str, int] = facts["fallback_nodes"]
+        self.onnxruntime_version: str = facts["onnxruntime_version"]
 
     def logits(self, ids: Ids) -> Floats:
         """Logits at every position: ``(1, S)`` to ``(S, vocabulary)``."""
         file = Path(self._folder.name) / "logits.npy"
         self._ask(logits=ids[0].tolist(), to=str(file))
-        found: Floats = np.load(file)
-        return found
+        logits: Floats = np.load(file)
+        return logits
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
         """The ``n`` likeliest tokens after the prompt."""
         return list(self._ask(greedy=prompt_ids, count=n)["tokens"])
 
-    def _ask(self, **question: Any) -> Any:
+    def _ask(self, **request: Any) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         try:
-            stdin.write(json.dumps(question) + "\n")
+            stdin.write(json.dumps(request) + "\n")
             stdin.flush()
             answer = json.loads(stdout.readline())
         except (OSError, ValueError):
@@ -101,7 +103,7 @@ class RemoteReference:
 def open_reference(
     bundle: Bundle, *, provider: str, threads: int | None, strict: bool = False
 ) -> Iterator[BundleReference | RemoteReference]:
-    """A bundle on a provider: in this process, or in another where it can be had.
+    """Open a bundle on a provider, in another process if this one lacks the provider.
 
     Raises:
         BundleError: if the bundle cannot be read.
@@ -110,39 +112,38 @@ def open_reference(
     if environment_of(find(provider)) is None:
         yield BundleReference(bundle, provider=provider, threads=threads, strict=strict)
         return
-    there = RemoteReference(bundle, provider=provider, threads=threads, strict=strict)
-    try:
-        yield there
-    finally:
-        there.close()
+    with closing(
+        RemoteReference(bundle, provider=provider, threads=threads, strict=strict)
+    ) as remote:
+        yield remote
 
 
-def _answer(model: BundleReference | None, question: dict[str, Any]) -> dict[str, Any]:
+_FACTS = (
+    "is_audio_model", "longest", "nodes_per_provider", "fallback_nodes", "onnxruntime_version",
+)  # fmt: skip
+
+
+def _answer(model: BundleReference | None, request: dict[str, Any]) -> dict[str, Any]:
     if model is None:
         raise EdgetieError("no bundle was opened")
-    if "logits" in question:
-        np.save(question["to"], model.logits(np.array([question["logits"]], np.int64)))
+    if "logits" in request:
+        np.save(request["to"], model.logits(np.array([request["logits"]], np.int64)))
         return {}
-    return {"tokens": model.greedy(question["greedy"], question["count"])}
+    return {"tokens": model.greedy(request["greedy"], request["count"])}
 
 
 def _main() -> None:
     answers = answer_stream()
     model: BundleReference | None = None
     for line in sys.stdin:
-        question = json.loads(line)
+        request = json.loads(line)
         answer: dict[str, Any]
         try:
-            if "path" in question:
-                model = BundleReference(question.pop("path"), **question)
-                answer = {
-                    "hears": model.is_audio_model,
-                    "longest": model.longest,
-                    "nodes_per_provider": model.session.nodes_per_provider,
-                    "elsewhere": model.session.fallback_nodes,
-                }
+            if "path" in request:
+                model = BundleReference(request.pop("path"), **request)
+                answer = {name: getattr(model, name) for name in _FACTS}
             else:
-                answer = _answer(model, question)
+                answer = _answer(model, request)
         except EdgetieError as error:
             answer = {"error": {"type": type(error).__name__, "message": str(error)}}
         answers.write(json.dumps(answer) + "\n")

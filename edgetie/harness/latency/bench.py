@@ -1,7 +1,8 @@
-"""Load time, latency and memory of a bundle, alone, beside another model, on several providers.
+"""Load time, latency and memory of a bundle: alone, against another model, on several providers.
 
-Every run is a fresh process (:mod:`worker`). Models, providers and lengths take
-turns run by run, so that all meet the same state of the machine; results are medians over the runs.
+Every run is a fresh process (:mod:`edgetie.harness.latency.worker`). Models, providers and lengths
+take turns run by run, so that all meet the same state of the machine. Results are medians over the
+runs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.errors import EdgetieError
 from edgetie.harness.accuracy.metrics import Interval, median_interval
 from edgetie.harness.accuracy.thresholds import precision_of
+from edgetie.harness.environment import describe_environment
 from edgetie.harness.latency.worker import Job, Run
 from edgetie.harness.ties.inspect import copies_in_memory
 from edgetie.harness.ties.tie_status import TieStatus, tie_status
@@ -26,20 +28,14 @@ from edgetie.progress import Progress, Stages
 from edgetie.providers.environments import ask, environment_of
 from edgetie.providers.registry import find
 
-_RATIOS = (
-    "load_seconds",
-    "first_run_ms",
-    "prefill_ms",
-    "prefill_tokens_per_second",
-    "decode_tokens_per_second",
-    "rss_bytes",
-    "anonymous_bytes",
-    "peak_rss_bytes",
-    "file_bytes",
-)
-
-
 _SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
+_SIZES = (
+    "baseline_rss_bytes", "rss_bytes", "anonymous_bytes", "file_mapped_bytes", "peak_rss_bytes",
+)  # fmt: skip
+_RATIOS = (
+    "load_seconds", "first_run_ms", "prefill_ms", *_SPEEDS, "rss_bytes", "anonymous_bytes",
+    "peak_rss_bytes", "file_bytes",
+)  # fmt: skip
 
 
 @dataclass
@@ -47,46 +43,49 @@ class LatencyReport:
     """What :func:`bench_model` measured. Values are medians over the runs unless said otherwise.
 
     Attributes:
-        model: what was measured.
-        precision: of its weights.
-        parameters: weights, each shared one counted once; ``None`` if there is no manifest.
-        provider, threads: where it ran, on how many intra-op threads.
-        prompt_tokens, new_tokens, batch, repeat: the protocol: so many tokens read, generated, rows
-            of them, and runs; a model that hears reads noise besides, an encoder-decoder one only
-            those tokens that its decoder starts with.
+        model: path of the model.
+        precision: precision of its weights.
+        parameters: number of weights, each shared one counted once; ``None`` without a manifest.
+        provider, threads: execution provider and intra-op threads.
+        prompt_tokens, new_tokens, batch, repeat: tokens read and generated, batch items, and runs.
+            An audio model reads noise as well. An encoder-decoder model reads only the tokens that
+            its decoder starts with.
         load_seconds: opening the session in a process that has only imported.
         first_run_ms: the session's first prefill.
-        encode_ms: the encoder alone; ``None`` where there is none.
-        prefill_ms: the time to the first token (TTFT), that of the encoder included, the session
-            warm and its cache empty.
+        encode_ms: the encoder alone; ``None`` without one.
+        prefill_ms: time to the first token (TTFT) including the encoder, with a warm session and
+            an empty cache.
         prefill_tokens_per_second: tokens of all prompts over that time.
-        decode_tokens_per_second: from the second token on: ``new_tokens - 1`` of every row over
-            their time.
+        decode_tokens_per_second: from the second token on, ``new_tokens - 1`` of every batch item
+            over their time.
         latency_ms: ``p50``, ``p90`` and ``p99`` of single tokens from the second on, all runs.
         baseline_rss_bytes: resident memory after imports, before loading.
         rss_bytes, anonymous_bytes, file_mapped_bytes: resident at the last token, the cache
-            alive, OVER the baseline: private pages, and pages of mapped files the kernel can drop.
-        peak_rss_bytes: the largest resident size from start to last token, over the baseline.
-        file_bytes: every file of the directory given; of an ``.onnx`` file, it and its data.
+            alive, OVER the baseline: private pages, and pages of mapped files that the kernel can
+            drop.
+        peak_rss_bytes: largest resident size from start to last token, over the baseline.
+        file_bytes: every file of the directory; of an ``.onnx`` file, it and its data.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
-        elsewhere: by operator, those that run elsewhere than on ``provider``.
-        latency_valid: false where the hardware is emulated or simulated, see
-            :mod:`edgetie.providers.environment`; speeds then say nothing.
-        latency_problem: why not.
+        fallback_nodes: nodes that run on another provider than ``provider``, by operator.
+        latency_valid: false if the hardware is emulated or simulated, see
+            :mod:`edgetie.providers.environment`. Speeds then mean nothing.
+        latency_problem: the reason for that.
         ties: whether each tied weight is stored once in the file.
-        copies_in_memory: of the largest tied weight, in a session of this provider, measured;
-            ``None`` where there is none or it cannot be.
-        confidence: by field, where the true median lies, and how surely (``level``); from the order
-            of the runs alone (:func:`edgetie.harness.accuracy.metrics.median_interval`).
+        copies_in_memory: copies of the largest tied weight in a session of this provider,
+            measured; ``None`` if there is none or it cannot be measured.
+        confidence: by field, an interval with the true median, and its level, from the order of
+            the runs alone (:func:`edgetie.harness.accuracy.metrics.median_interval`).
         spread: smallest and largest value over the runs, by field.
         deviation: sample standard deviation over the runs of both tokens per second.
+        environment: processor, versions and date, see
+            :func:`edgetie.harness.environment.describe_environment`.
         runs: the single runs.
-        sampled: one more run with memory over time, whose latencies do not count; if asked for.
-        sweep: the same with other prompt lengths and batches.
-        others: the same on further providers.
-        against: the same of the other model.
-        ratios: this model's value over the other's, by field; without times where either is not
-            valid.
+        sampled: one more run with memory over time, if asked for. Its latencies do not count.
+        sweep: reports with other prompt lengths and batches.
+        others: reports of further providers.
+        against: report of the other model.
+        ratios: this model's value over the other model's, by field. Without times if those of
+            either model are not valid.
     """
 
     model: str
@@ -120,6 +119,7 @@ class LatencyReport:
     confidence: dict[str, Interval]
     spread: dict[str, tuple[float, float]]
     deviation: dict[str, float]
+    environment: dict[str, str]
     runs: list[Run] = field(repr=False)
     sampled: Run | None = field(default=None, repr=False)
     sweep: list[LatencyReport] = field(default_factory=list)
@@ -128,7 +128,7 @@ class LatencyReport:
     ratios: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the single runs."""
+        """Convert to JSON types: everything but the single runs."""
         data = asdict(replace(self, runs=[], sampled=None, sweep=[], others=[], against=None))
         for name in ("runs", "sampled"):
             del data[name]
@@ -156,19 +156,19 @@ def bench_model(
 
     Args:
         bundle: a bundle, a directory with one ONNX decoder, or an ``.onnx`` file.
-        provider: execution providers; the report is of the first one, with the others in it. One
-            that this onnxruntime lacks runs in an environment of its own
+        provider: execution providers. The report is of the first one and contains the others. A
+            provider that this onnxruntime lacks runs in a separate environment
             (:mod:`edgetie.providers.environments`).
-        prompt_tokens: tokens of the prompt, drawn at random with a fixed seed; of several lengths,
+        prompt_tokens: tokens of the prompt, drawn at random with a fixed seed. Of several lengths,
             the first is the report's and the others are its ``sweep``.
-        new_tokens: tokens to generate greedily, at least 2; end tokens do not stop it.
-        batch: prompts at a time; of several numbers, the first is the report's.
+        new_tokens: tokens to generate greedily, at least 2. End tokens do not stop it.
+        batch: prompts at a time. Of several numbers, the first is the report's.
         threads: intra-op threads; ``None`` takes every physical core.
         repeat: runs of each model.
         against: another model, of any of the three kinds.
-        strict: fail where a provider leaves nodes to another one.
+        strict: fail if a provider leaves nodes to another one.
         timeline: add a run of each that records memory over time.
-        progress: told about each run.
+        progress: notified of each run.
 
     Raises:
         BundleError: if a model cannot be read, or its process ended without a result.
@@ -177,72 +177,69 @@ def bench_model(
         EdgetieError: if a number is too small, or one of the lists empty.
     """
     progress = progress or Stages()
-    for name, given, least in (
+    for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
         ("new_tokens", new_tokens, 2),
         ("batch", batch, 1),
         ("repeat", repeat, 1),
     ):
-        if min(_several(given), default=0) < least:
-            raise EdgetieError(f"{name} {given}: must be {least} or more")
-    providers = [find(name) for name in _several(provider)]
+        if min(_as_list(value), default=0) < least:
+            raise EdgetieError(f"must be {least} or more", parameter=name, value=value)
+    providers = [find(name) for name in _as_list(provider)]
     if not providers:
-        raise EdgetieError("provider: name at least one")
-    for row in providers:
-        environment_of(row)  # raises where there is none
-    paths = [Path(path) for path in (bundle, against) if path is not None]
-    opened = [open_bundle(path) for path in paths]
-    settings = list(itertools.product(_several(prompt_tokens), _several(batch)))
-
+        raise EdgetieError("name at least one", parameter="provider")
+    for each in providers:
+        environment_of(each)  # raises if there is none
+    bundles = [(path, open_bundle(path)) for path in (bundle, against) if path is not None]
     progress.stage("Checking ties")
-    places = list(itertools.product(range(len(paths)), providers))
-    checked = [tie_status(each) for each in opened]
-    copies = [copies_in_memory(opened[index], row.name) for index, row in places]
-    progress.stage("Measuring")
-    jobs = [
-        Job(str(paths[index]), row.name, threads, prompt, new_tokens, rows, strict)
-        for index, row in places
-        for prompt, rows in settings
+    cases = [
+        _Case(str(path), opened, each.name, ties, copies_in_memory(opened, each.name))
+        for path, opened in bundles
+        for ties in (tie_status(opened),)
+        for each in providers
     ]
+    jobs = [
+        Job(case.path, case.provider, threads, prompt, new_tokens, size, strict)
+        for case in cases
+        for prompt, size in itertools.product(_as_list(prompt_tokens), _as_list(batch))
+    ]
+    progress.stage("Measuring")
     runs: list[list[Run]] = [[] for _ in jobs]
     for index in range(repeat * len(jobs)):
         progress.advance(index, repeat * len(jobs))
-        turn = index % len(jobs)
-        runs[turn].append(run_worker(jobs[turn]))
-    first = range(0, len(jobs), len(settings))  # of each place
-    sampled: dict[int, Run] = {}
+        runs[index % len(jobs)].append(run_worker(jobs[index % len(jobs)]))
+    settings = len(jobs) // len(cases)
+    reports = []
+    for index, case in enumerate(cases):
+        group = slice(index * settings, (index + 1) * settings)
+        report, *sweep = map(case.summarize, jobs[group], runs[group])
+        report.sweep = sweep
+        reports.append(report)
     if timeline:
         progress.stage("Recording memory")
-        sampled = {turn: run_worker(replace(jobs[turn], sample_memory=True)) for turn in first}
-
-    reports = []
-    for turn, (index, _), held in zip(first, places, copies, strict=True):
-        each = [
-            _summarize(opened[index], jobs[at], runs[at], checked[index], held, sampled.get(at))
-            for at in range(turn, turn + len(settings))
-        ]
-        each[0].sweep = each[1:]
-        reports.append(each[0])
-    mine, theirs = reports[: len(providers)], reports[len(providers) :]
-    report = mine[0]
-    report.others = mine[1:]
-    if theirs:
-        report.against = theirs[0]
-        report.against.others = theirs[1:]
-        timed = report.latency_valid and report.against.latency_valid
-        report.ratios = {
-            name: getattr(report, name) / getattr(theirs[0], name)
-            for name in _RATIOS
-            if getattr(theirs[0], name) and (timed or name.endswith("_bytes"))
-        }
+        for report, job in zip(reports, jobs[::settings], strict=True):
+            report.sampled = run_worker(replace(job, sample_memory=True))
+    report, *report.others = reports[: len(providers)]
+    if against is not None:
+        report.against, *report.against.others = reports[len(providers) :]
+        report.ratios = _ratios(report, report.against)
     return report
 
 
 T = TypeVar("T", str, int)
 
 
-def _several(given: T | Sequence[T]) -> list[T]:
-    return [given] if isinstance(given, (str, int)) else list(given)
+def _as_list(value: T | Sequence[T]) -> list[T]:
+    return [value] if isinstance(value, (str, int)) else list(value)
+
+
+def _ratios(report: LatencyReport, other: LatencyReport) -> dict[str, float]:
+    is_timed = report.latency_valid and other.latency_valid
+    return {
+        name: getattr(report, name) / getattr(other, name)
+        for name in _RATIOS
+        if getattr(other, name) and (is_timed or name.endswith("_bytes"))
+    }
 
 
 def run_worker(job: Job) -> Run:
@@ -255,66 +252,63 @@ def run_worker(job: Job) -> Run:
     return Run(**ask(job.provider, "edgetie.harness.latency.worker", asdict(job), job.path))
 
 
-def _values(run: Run, batch: int) -> dict[str, float]:
-    """One run's scalar results, by field name."""
-    sizes = ("baseline_rss", "rss", "anonymous", "file_mapped", "peak_rss")
-    return {
-        "load_seconds": run.load_seconds,
-        "first_run_ms": run.first_run_ms,
-        "prefill_ms": run.prefill_ms,
-        "prefill_tokens_per_second": batch * run.prompt_tokens / run.prefill_ms * 1000,
-        "decode_tokens_per_second": batch * len(run.step_ms) / sum(run.step_ms) * 1000,
-        **{f"{name}_bytes": getattr(run, f"{name}_bytes") for name in sizes},
-    }
+@dataclass(frozen=True)
+class _Case:
+    """A model on a provider, and the state of its ties."""
 
+    path: str
+    bundle: Bundle
+    provider: str
+    ties: TieStatus
+    copies_in_memory: int | None
 
-def _summarize(
-    bundle: Bundle,
-    job: Job,
-    runs: list[Run],
-    ties: TieStatus,
-    copies: int | None,
-    sampled: Run | None,
-) -> LatencyReport:
-    each = [_values(run, job.batch) for run in runs]
-    columns = {name: [values[name] for values in each] for name in each[0]}
-    medians: dict[str, Any] = {
-        name: int(statistics.median(column))
-        if name.endswith("_bytes")
-        else statistics.median(column)
-        for name, column in columns.items()
-    }
-    encoded = [run.encode_ms for run in runs if run.encode_ms is not None]
-    steps = np.concatenate([run.step_ms for run in runs])
-    p50, p90, p99 = (float(value) for value in np.percentile(steps, (50, 90, 99)))
-    return LatencyReport(
-        model=job.path,
-        precision=precision_of(bundle),
-        parameters=bundle.manifest.unique_parameters or None,
-        provider=job.provider,
-        threads=runs[0].threads,
-        prompt_tokens=runs[0].prompt_tokens,
-        new_tokens=job.new_tokens,
-        batch=job.batch,
-        repeat=len(runs),
-        **medians,
-        encode_ms=statistics.median(encoded) if encoded else None,
-        latency_ms={"p50": p50, "p90": p90, "p99": p99},
-        file_bytes=_file_bytes(Path(job.path), bundle),
-        nodes_per_provider=runs[0].nodes_per_provider,
-        fallback_nodes=runs[0].fallback_nodes,
-        latency_valid=runs[0].latency_problem is None,
-        latency_problem=runs[0].latency_problem,
-        ties=ties,
-        copies_in_memory=copies,
-        confidence={name: median_interval(columns[name]) for name in _SPEEDS},
-        spread={name: (min(column), max(column)) for name, column in columns.items()},
-        deviation={
-            name: statistics.stdev(columns[name]) if len(runs) > 1 else 0.0 for name in _SPEEDS
-        },
-        runs=runs,
-        sampled=sampled,
-    )
+    def summarize(self, job: Job, runs: list[Run]) -> LatencyReport:
+        """Take medians over the runs of one job."""
+        columns = {
+            name: [getattr(run, name) for run in runs]
+            for name in ("load_seconds", "first_run_ms", "prefill_ms", *_SIZES)
+        }
+        columns["prefill_tokens_per_second"] = [
+            job.batch * run.prompt_tokens / run.prefill_ms * 1000 for run in runs
+        ]
+        columns["decode_tokens_per_second"] = [
+            job.batch * len(run.step_ms) / sum(run.step_ms) * 1000 for run in runs
+        ]
+        medians: dict[str, Any] = {
+            name: int(statistics.median(column)) if name in _SIZES else statistics.median(column)
+            for name, column in columns.items()
+        }
+        encoded = [run.encode_ms for run in runs if run.encode_ms is not None]
+        steps = np.concatenate([run.step_ms for run in runs])
+        p50, p90, p99 = (float(value) for value in np.percentile(steps, (50, 90, 99)))
+        return LatencyReport(
+            model=self.path,
+            precision=precision_of(self.bundle),
+            parameters=self.bundle.manifest.unique_parameters or None,
+            provider=self.provider,
+            threads=runs[0].threads,
+            prompt_tokens=runs[0].prompt_tokens,
+            new_tokens=job.new_tokens,
+            batch=job.batch,
+            repeat=len(runs),
+            **medians,
+            encode_ms=statistics.median(encoded) if encoded else None,
+            latency_ms={"p50": p50, "p90": p90, "p99": p99},
+            file_bytes=_file_bytes(Path(self.path), self.bundle),
+            nodes_per_provider=runs[0].nodes_per_provider,
+            fallback_nodes=runs[0].fallback_nodes,
+            latency_valid=runs[0].latency_problem is None,
+            latency_problem=runs[0].latency_problem,
+            ties=self.ties,
+            copies_in_memory=self.copies_in_memory,
+            confidence={name: median_interval(columns[name]) for name in _SPEEDS},
+            spread={name: (min(column), max(column)) for name, column in columns.items()},
+            deviation={
+                name: statistics.stdev(columns[name]) if len(runs) > 1 else 0.0 for name in _SPEEDS
+            },
+            environment=describe_environment(runs[0].onnxruntime_version),
+            runs=runs,
+        )
 
 
 def _file_bytes(path: Path, bundle: Bundle) -> int:

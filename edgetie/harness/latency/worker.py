@@ -1,11 +1,11 @@
-"""One measured run in a process of its own: ``python -m edgetie.harness.latency.worker``.
+"""One measured run in a separate process: ``python -m edgetie.harness.latency.worker``.
 
 Reads a :class:`Job` as JSON on stdin, measures, and writes a :class:`Run` as JSON on stdout, or
-``{"error": {"type", "message"}}``. A fresh process is the only way to an honest load time and an
-honest memory use: a second session in one process finds warm allocators and mapped files.
+``{"error": {"type", "message"}}``. Only a fresh process gives an honest load time and memory use: a
+second session in one process finds warm allocators and mapped files.
 
-Order: memory after all imports (the baseline); the session opens (timed); the first run, timed by
-itself, pays for whatever ONNX Runtime left for it; a short generation that does not count; then
+Order: memory after all imports (the baseline). The session opens (timed). The first run, timed by
+itself, pays for whatever ONNX Runtime left for it. A short generation does not count. Then comes
 the measured one, with an empty cache. Memory is read at its last token, the cache still alive.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.accuracy.samples import random_ids
@@ -35,8 +36,9 @@ _SEED = 20240229
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure. ``batch`` rows read as many prompts of one length. ``sample_memory`` adds a
-    timeline, at the price of disturbed latencies.
+    """What to measure: ``batch`` prompts of one length, read together.
+
+    ``sample_memory`` adds a timeline, which disturbs the latencies.
     """
 
     path: str
@@ -57,15 +59,16 @@ class Run:
         load_seconds: opening the session.
         prompt_tokens: tokens read before the first one.
         first_run_ms: the first prefill of the session.
-        encode_ms: the encoder alone, where there is one.
-        prefill_ms: prompt to first token, chosen (TTFT), with the encoder.
+        encode_ms: the encoder alone; ``None`` without one.
+        prefill_ms: prompt to first token (TTFT), with the encoder.
         step_ms: each later token, ``(new_tokens - 1,)``.
         baseline_rss_bytes: resident after imports, before loading; the other sizes are over it.
         rss_bytes, anonymous_bytes, file_mapped_bytes: at the last token.
         peak_rss_bytes: largest resident size up to then.
         threads: intra-op threads.
         nodes_per_provider: nodes of the optimized graph, by ONNX Runtime's provider name.
-        elsewhere: by operator, those that run elsewhere than asked.
+        fallback_nodes: nodes that run on another provider than asked, by operator.
+        onnxruntime_version: version of onnxruntime that ran the model.
         latency_problem: why the latencies mean nothing, or ``None``.
         timeline: ``(seconds, anonymous, file-mapped)`` over the baseline, if sampled.
     """
@@ -84,6 +87,7 @@ class Run:
     threads: int
     nodes_per_provider: dict[str, int]
     fallback_nodes: dict[str, int]
+    onnxruntime_version: str
     latency_problem: str | None
     timeline: list[tuple[float, int, int]] = field(default_factory=list)
 
@@ -108,7 +112,7 @@ def measure(job: Job) -> Run:
             encode_ms = prompt.encode()
             prefill_ms, *step_ms = _generate(prompt, job.new_tokens)
         except EdgetieError as error:
-            hint = "if the model takes fewer tokens, lower --prompt-tokens and --new-tokens"
+            hint = "if the model takes fewer tokens, use a shorter prompt and fewer new tokens"
             raise BundleError(f"{error}; {hint}") from error
         after = read_memory()
     timeline = [
@@ -130,23 +134,24 @@ def measure(job: Job) -> Run:
         threads=session.threads,
         nodes_per_provider=session.nodes_per_provider,
         fallback_nodes=session.fallback_nodes,
+        onnxruntime_version=onnxruntime.__version__,
         latency_problem=latency_problem(job.provider),
         timeline=timeline,
     )
 
 
 def _vocabulary(session: Session) -> int:
-    """Size of the vocabulary; one the graph does not tell is taken to hold the 256 bytes."""
+    """Return the size of the vocabulary; 256 if the graph does not have it."""
     size = next((value.shape[-1] for value in session.outputs if value.name == "logits"), None)
     return size if isinstance(size, int) else 256
 
 
 class _Prompt:
-    """Random tokens and, for a model that hears, noise; and the decoder that reads them.
+    """Random tokens, noise for an audio model, and the decoder that reads them.
 
     Attributes:
-        decoder: with room for them and the tokens to come.
-        tokens: that it reads.
+        decoder: with room for them and the new tokens.
+        tokens: tokens that it reads.
     """
 
     def __init__(self, session: Session, job: Job) -> None:
@@ -155,28 +160,29 @@ class _Prompt:
         self._ids = random_ids(count, _vocabulary(session)).reshape(job.batch, -1)
         self._length = job.prompt_tokens + job.new_tokens
         self._source: dict[str, npt.NDArray[Any]] = {}
-        self._hears = False
+        is_audio_model = False
         if session.encoder is not None:
-            self._hears = session.encoder.get_inputs()[0].name != "input_ids"
+            is_audio_model = session.encoder.get_inputs()[0].name != "input_ids"
             self._source = {"input_ids": self._ids, "attention_mask": np.ones_like(self._ids)}
-        if self._hears and job.batch > 1:
-            raise BundleError(f"{job.path}: hears; --batch above 1 is for models that read text")
-        if self._hears:
+        if is_audio_model:
+            if job.batch > 1:
+                raise BundleError(f"{job.path}: is an audio model, which takes batches of 1 only")
             self._source = noise(session.encoder, np.random.default_rng(_SEED))
-        ids = self._ids if session.encoder is None or session.cross else self._heard()[0]
+        self._is_audio_lm = is_audio_model and not session.cross
+        ids = self._embed_audio()[0] if self._is_audio_lm else self._ids
         self.decoder = decoder_for(session, job.batch, ids.shape[1], job.new_tokens)
         self.tokens = int(ids.shape[1])
-        if self._hears and isinstance(self.decoder, Seq2SeqDecoder):
+        if is_audio_model and isinstance(self.decoder, Seq2SeqDecoder):
             self.tokens = len(self.decoder.start)
 
-    def _heard(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    def _embed_audio(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         token = self._session.bundle.manifest.signature.audio_token_id
         return with_audio_tokens(
             self._ids, embed_audio(self._session, self._source), token, self._length
         )
 
     def encode(self) -> float | None:
-        """Milliseconds of the encoder."""
+        """Run the encoder; return its milliseconds."""
         if self._session.encoder is None:
             return None
         start = time.perf_counter()
@@ -184,17 +190,17 @@ class _Prompt:
         return (time.perf_counter() - start) * 1000
 
     def prefill(self) -> npt.NDArray[np.float32]:
-        """Logits ``(1, vocabulary)`` behind the prompt."""
+        """Compute logits ``(1, vocabulary)`` after the prompt."""
         if isinstance(self.decoder, Seq2SeqDecoder):
             return self.decoder.prefill(next(iter(self._source.values())))
-        if not self._source:
+        if not self._is_audio_lm:
             return self.decoder.prefill(self._ids)
-        ids, audio_embeddings = self._heard()
+        ids, audio_embeddings = self._embed_audio()
         return self.decoder.prefill(ids, audio_embeddings=audio_embeddings)
 
 
 def _generate(prompt: _Prompt, count: int) -> list[float]:
-    """Milliseconds for each of ``count`` greedy tokens; the first includes the prompt."""
+    """Generate greedily; return the milliseconds of each token, the first with the prompt."""
     decoder = prompt.decoder
     decoder.reset()
     times = []

@@ -178,7 +178,7 @@ def test_check_and_bench_hear_noise(
     assert report.max_abs_error > 0
     assert np.isnan(report.perplexity)
     assert check_model(fp32, fp32, max_tokens=64, greedy_prompts=1).passed
-    with pytest.raises(SourceError, match="hears; compare a bundle of it with another"):
+    with pytest.raises(SourceError, match="is an audio model; compare a bundle of it with another"):
         check_model(fp32, str(bundle.directory.parent))
     speed = bench_model(bundle.directory, prompt_tokens=8, new_tokens=4, repeat=1)
     assert speed.encode_ms is not None

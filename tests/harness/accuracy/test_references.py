@@ -90,7 +90,9 @@ def test_harness_needs_no_torch(tmp_path: Path) -> None:
     path = write_decoder(tmp_path, table())
     code = (
         "import sys\n"
-        "from edgetie.harness import bench, check, resolve_reference\n"
+        "from edgetie.harness.accuracy import check\n"
+        "from edgetie.harness.latency import bench\n"
+        "from edgetie.harness.accuracy.references import resolve_reference\n"
         "from edgetie.report import plots, tables\n"
         f"resolve_reference({str(path)!r})\n"
         "print({'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
