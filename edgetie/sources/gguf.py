@@ -1,4 +1,4 @@
-"""GGUF files, dequantised to fp32 by transformers and gguf."""
+"""Load GGUF files, dequantized to fp32 by transformers and gguf."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from edgetie.sources.pretrained import quiet_transformers, require_weights, save
 from edgetie.sources.source import Source
 
 _ROTARY = "rope_"
-"""Tables of rotary embeddings begin so; they are read here."""
+"""Prefix of tensors with rotary frequencies, which :func:`_scale_rotary` reads."""
 
 
 def load_gguf(path: Path) -> Source:
     """Load a GGUF file as an fp32 model.
 
     Raises:
-        SourceError: if the file is damaged or of an architecture transformers does not read.
+        SourceError: if the file is damaged, or transformers does not read its architecture or all
+            of its weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -30,7 +31,7 @@ def load_gguf(path: Path) -> Source:
         if file.read(4) != b"GGUF":
             raise SourceError(f"{path}: not a GGUF file")
     try:
-        with _no_bars(), _read_once(), _noting_unread() as unread:
+        with _adapted_loader() as unread:
             module, loading = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
@@ -43,17 +44,17 @@ def load_gguf(path: Path) -> Source:
             f"{path}: cannot be loaded ({summarize(error)}); if it is cut short, download it again"
         ) from error
     require_weights(str(path), loading)
-    lost = sorted(name for name in unread if name.startswith("blk.") or name.endswith(".bias"))
-    if lost:
+    needed = sorted(name for name in unread if name.startswith("blk.") or name.endswith(".bias"))
+    if needed:
         raise SourceError(
-            f"{path}: holds {len(lost)} weights of layers and biases that transformers does not "
-            f"read ({lost[0]}, ...); export the model that the file was made from"
+            f"{path}: has {len(needed)} weights of layers and biases that transformers does not "
+            f"read ({needed[0]}, ...); export the model that the file was made from"
         )
     _scale_rotary(path, module.eval())
     tokenizer = _tokenizer(path)
     _drop_pages(path)
     config = module.config
-    if hasattr(config, "quantization_config"):  # the weights are dequantised by now
+    if hasattr(config, "quantization_config"):  # the weights are dequantized by now
         del config.quantization_config
     config.architectures = [type(module).__name__]
 
@@ -61,13 +62,13 @@ def load_gguf(path: Path) -> Source:
         from transformers import GenerationConfig
 
         config.save_pretrained(target)
-        named = config.eos_token_id
-        ends = {*named} if isinstance(named, list) else {named}
+        end = config.eos_token_id
+        end_tokens = {*end} if isinstance(end, list) else {end}
         if tokenizer is not None:
-            ends.add(tokenizer.eos_token_id)
+            end_tokens.add(tokenizer.eos_token_id)
             save_tokenizer(tokenizer, target)
         generation = GenerationConfig.from_model_config(config)
-        generation.eos_token_id = sorted(ends - {None})
+        generation.eos_token_id = sorted(end_tokens - {None})
         generation.save_pretrained(target)
 
     _reader.cache_clear()
@@ -78,7 +79,7 @@ def _tokenizer(path: Path) -> Any:
     """The file's tokenizer; ``None`` if there is none.
 
     Raises:
-        SourceError: if transformers does not read it.
+        SourceError: if transformers cannot read it.
     """
     import gguf
     from transformers import AutoTokenizer
@@ -86,14 +87,14 @@ def _tokenizer(path: Path) -> Any:
     if "tokenizer.ggml.model" not in _reader(gguf.GGUFReader, str(path)).fields:
         return None
     try:
-        with quiet_transformers(), _read_once():
+        with _adapted_loader():
             return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as error:
         raise SourceError(f"{path}: its tokenizer cannot be read ({summarize(error)})") from error
 
 
 def _scale_rotary(path: Path, module: Any) -> None:
-    """Slow rotary embeddings down as the file says: transformers leaves that out.
+    """Divide rotary frequencies as the file says, which transformers ignores.
 
     Raises:
         SourceError: if that is more than a factor for each frequency.
@@ -104,29 +105,29 @@ def _scale_rotary(path: Path, module: Any) -> None:
     reader = _reader(gguf.GGUFReader, str(path))
     architecture = reader.fields["general.architecture"].contents()
 
-    def field(name: str, default: Any) -> Any:
-        found = reader.fields.get(f"{architecture}.rope.{name}")
-        return default if found is None else found.contents()
+    def setting(name: str, default: Any) -> Any:
+        field = reader.fields.get(f"{architecture}.rope.{name}")
+        return default if field is None else field.contents()
 
-    known = getattr(module.config, "rope_parameters", None) or {}
-    if known.get("rope_type", "default") != "default":
-        return  # read after all
-    kind = field("scaling.type", "linear")  # where only a factor is told
-    factor = float(field("scaling.factor", field("scale_linear", 1.0))) or 1.0
+    parameters = getattr(module.config, "rope_parameters", None) or {}
+    if parameters.get("rope_type", "default") != "default":
+        return  # transformers did read it
+    kind = setting("scaling.type", "linear")  # the default if only a factor is set
+    factor = float(setting("scaling.factor", setting("scale_linear", 1.0))) or 1.0
     if kind == "none":
         factor = 1.0
-    tables = {tensor.name: tensor for tensor in reader.tensors if tensor.name.startswith(_ROTARY)}
-    single = tables.pop("rope_freqs.weight", None)
+    tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name.startswith(_ROTARY)}
+    divisors = tensors.pop("rope_freqs.weight", None)
     rotaries = [part for part in module.modules() if hasattr(part, "inv_freq")]
-    if single is None and not tables and factor == 1:
+    if divisors is None and not tensors and factor == 1:
         return
-    if tables or (kind != "linear" and factor != 1) or not rotaries:
-        what = next(iter(tables), f"scaling of type {kind}")
+    if tensors or (kind != "linear" and factor != 1) or not rotaries:
+        what = next(iter(tensors), f"scaling of type {kind}")
         raise SourceError(
             f"{path}: its rotary embedding ({what}) is not read by transformers; export the model "
             "that the file was made from"
         )
-    divisor = factor if single is None else torch.tensor(single.data.copy()).float() * factor
+    divisor = factor if divisors is None else torch.tensor(divisors.data.copy()).float() * factor
     for rotary in rotaries:
         rotary.inv_freq = rotary.inv_freq / divisor
         if hasattr(rotary, "original_inv_freq"):
@@ -134,12 +135,12 @@ def _scale_rotary(path: Path, module: Any) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _reader(original: Any, path: str) -> Any:
-    return original(path)
+def _reader(reader_class: Any, path: str) -> Any:
+    return reader_class(path)
 
 
 def _drop_pages(path: Path) -> None:
-    """Give back the memory of the file's pages: its weights are dequantised by now."""
+    """Free the memory of the file's pages: its weights are dequantized by now."""
     import gguf
 
     if hasattr(mmap, "MADV_DONTNEED"):
@@ -147,56 +148,39 @@ def _drop_pages(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _read_once() -> Iterator[None]:
-    """Let transformers parse a file's header and build its name map once, not per use.
+def _adapted_loader() -> Iterator[set[str]]:
+    """Adapt how transformers reads GGUF files; yields the names of tensors that it leaves out.
 
-    It does both anew for the configuration, the weights and the tokenizer, and the map for every
-    submodule: most of the time of loading a small model.
+    transformers leaves out tensors for which it has no weight, without a message. It parses the
+    header anew for the configuration, the weights and the tokenizer, and builds the map of names
+    for every submodule, most of the time of loading a small model: here both happen once. Its
+    progress bars are hidden.
     """
     import gguf
-
-    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader = lambda path, *_: _reader(reader, str(path))
-    gguf.get_tensor_name_map = functools.cache(name_map)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
-
-
-@contextlib.contextmanager
-def _noting_unread() -> Iterator[set[str]]:
-    """Note the tensors for which transformers, while it loads a file, knows no weight: it leaves
-    them out without a word.
-    """
     from transformers import modeling_gguf_pytorch_utils as loader
 
+    reader_class, weights_map = gguf.GGUFReader, loader.get_gguf_hf_weights_map
     unread: set[str] = set()
 
     class Names(dict[str, str]):
         def __contains__(self, name: object) -> bool:
-            known = super().__contains__(name)
-            if not known and isinstance(name, str) and not name.startswith(_ROTARY):
+            is_read = super().__contains__(name)
+            if not is_read and isinstance(name, str) and not name.startswith(_ROTARY):
                 unread.add(name)
-            return known
+            return is_read
 
-    find = loader.get_gguf_hf_weights_map
-    loader.get_gguf_hf_weights_map = lambda *args, **kwargs: Names(find(*args, **kwargs))
+    replacements = [
+        (gguf, "GGUFReader", lambda path, *_: _reader(reader_class, str(path))),
+        (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+        (loader, "get_gguf_hf_weights_map", lambda *a, **k: Names(weights_map(*a, **k))),
+        (loader, "tqdm", functools.partial(loader.tqdm, disable=True)),
+    ]
+    originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
     try:
-        yield unread
-    finally:
-        loader.get_gguf_hf_weights_map = find
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars off the terminal, that of GGUF files too."""
-    from transformers import modeling_gguf_pytorch_utils as loader
-
-    bar = loader.tqdm
-    loader.tqdm = functools.partial(bar, disable=True)
-    try:
+        for module, name, value in replacements:
+            setattr(module, name, value)
         with quiet_transformers():
-            yield
+            yield unread
     finally:
-        loader.tqdm = bar
+        for module, name, value in originals:
+            setattr(module, name, value)

@@ -1,9 +1,10 @@
-"""Models in transformers' format: a directory, or an id on the hub."""
+"""Load models in transformers' format: a directory, or an id on the hub."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,12 +17,15 @@ from edgetie.errors import SourceError, summarize
 from edgetie.sources.source import Source
 from edgetie.sources.task_detection import auto_class, task_of
 
+logger = logging.getLogger(__name__)
+
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "vocab.json")
 _PREPROCESSORS = ("preprocessor_config.json", PROCESSOR)
-_HEARING = (SPEECH, "seq2seq-lm")  # some models that hear are listed among those that read
+_AUDIO_TASKS = (SPEECH, "seq2seq-lm")  # transformers lists some audio models with text models
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG)
 _HUB_SECONDS = 10.0
+_HTTP_REFUSED = (401, 403, 404)  # not for everyone, or nothing of that name
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -29,8 +33,8 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
     """Load a language model with transformers.
 
     Raises:
-        SourceError: if it cannot be loaded, lacks weights, or has code of its own or pickled
-            weights and the permission for them was not given.
+        SourceError: if it cannot be loaded, lacks weights, or has its own code or pickled weights
+            and the permission for them was not given.
     """
     import torch
     from transformers import AutoConfig
@@ -64,43 +68,33 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
             ) from error
         raise SourceError(f"{text}: cannot be loaded ({summarize(error)})") from error
     require_weights(text, loading)
-    _refuse_lost_adapter(text, options)
+    if _cached_file(text, "adapter_config.json", options) and find_spec("peft") is None:
+        raise SourceError(  # without peft, transformers ignores the adapter
+            f"{text}: has an adapter (adapter_config.json), which needs the package peft to be "
+            "loaded; install it, or merge the adapter into the weights"
+        )
+
+    def save_extras(target: Path) -> None:
+        _save_config_and_tokenizer(text, config, target, options)
+        if task in _AUDIO_TASKS:
+            _save_feature_extractor(text, target, options)
+
     return Source(
         kind="transformers",
         name=directory.resolve().name if directory.is_dir() else text,
         module=module.eval(),
-        config=module.config,  # a copy of ``config``: its attention implementation is what counts
-        save_extras=lambda target: _save_all(text, config, target, options, task),
+        config=module.config,  # a copy of ``config``; its attention implementation is the one used
+        save_extras=save_extras,
         task=task,
-        unused=unused_weights(text, module, loading),
+        unused=_unused_weights(text, module, loading),
     )
 
 
-def _save_all(text: str, config: Any, target: Path, options: dict[str, Any], task: str) -> None:
-    """:func:`save_extras`, and how sound becomes features where the model hears."""
-    save_extras(text, config, target, options)
-    files = [path for name in _PREPROCESSORS if (path := _file(text, name, options))]
-    if task not in _HEARING or not files:
-        return
-    from transformers import AutoFeatureExtractor
-
-    try:
-        with quiet_transformers():
-            AutoFeatureExtractor.from_pretrained(text, **options).save_pretrained(target)
-        if files[-1].name == PROCESSOR:  # how a sound is asked about
-            shutil.copyfile(files[-1], target / PROCESSOR)
-    except Exception as error:
-        raise SourceError(
-            f"{text}: its feature extractor cannot be loaded ({summarize(error)}); "
-            "repair its files, or remove them to export without one"
-        ) from error
-
-
 def require_weights(text: str, loading: dict[str, Any]) -> None:
-    """Refuse a model with weights that transformers had to make up.
+    """Refuse a model with weights that transformers had to invent.
 
     Raises:
-        SourceError: naming the first weight that the files lack, or hold in another shape.
+        SourceError: naming the first weight that the files lack, or have in another shape.
     """
     wrong = [str(key[0] if isinstance(key, tuple) else key) for key in loading["mismatched_keys"]]
     for names, why in ((wrong, "of another shape than"), (loading["missing_keys"], "not among")):
@@ -111,15 +105,15 @@ def require_weights(text: str, loading: dict[str, Any]) -> None:
             )
 
 
-def unused_weights(text: str, module: Any, loading: dict[str, Any]) -> list[str]:
+def _unused_weights(text: str, module: Any, loading: dict[str, Any]) -> list[str]:
     """Names of weights in the files that the model does not have.
 
     Raises:
         SourceError: if they are of further layers like those it has.
     """
     unused = sorted(loading["unexpected_keys"])
-    kinds = {_NUMBER.sub("", name) for name in module.state_dict()}
-    more = next((name for name in unused if _NUMBER.sub("", name) in kinds), None)
+    patterns = {_NUMBER.sub("", name) for name in module.state_dict()}
+    more = next((name for name in unused if _NUMBER.sub("", name) in patterns), None)
     if more is not None:
         raise SourceError(
             f"{text}: its files have weights of more layers than its configuration says ({more}); "
@@ -128,23 +122,11 @@ def unused_weights(text: str, module: Any, loading: dict[str, Any]) -> list[str]
     return unused
 
 
-def _refuse_lost_adapter(text: str, options: dict[str, Any]) -> None:
-    """transformers loads the weights beside an adapter without it where peft is missing."""
-    if _file(text, "adapter_config.json", options) and find_spec("peft") is None:
-        raise SourceError(
-            f"{text}: has an adapter (adapter_config.json), which needs the package peft to be "
-            "loaded; install it, or merge the adapter into the weights"
-        )
-
-
-_NOT_THERE = (401, 403, 404)  # HTTP: not for everyone, or nothing of that name
-
-
 def _why_unreachable(text: str) -> str | None:
-    """Ask the hub once for a model, before transformers asks for each file again and again.
+    """Ask the hub once for a model, before transformers asks again and again for each file.
 
     Returns:
-        Why there was no answer, or ``None`` if the model is there.
+        Why there was no answer, or ``None`` if the hub has the model.
 
     Raises:
         SourceError: if the hub has no such model, or does not give it to everyone.
@@ -156,20 +138,21 @@ def _why_unreachable(text: str) -> str | None:
         HfApi().model_info(text, timeout=_HUB_SECONDS)
     except (HfHubHTTPError, HFValidationError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None and status not in _NOT_THERE:
-            return summarize(error)  # busy or broken for now: what was downloaded before is here
+        if status is not None and status not in _HTTP_REFUSED:
+            logger.debug("%s: the hub failed", text, exc_info=True)
+            return summarize(error)  # for now; an earlier download may be in the cache
         raise SourceError(
             f"{text}: neither a directory nor a model on the hub that you may load "
             f"({summarize(error)})"
         ) from error
-    except Exception as error:  # which one depends on the HTTP library and on proxies
+    except Exception as error:  # its class depends on the HTTP library and on proxies
+        logger.debug("%s: the hub cannot be reached", text, exc_info=True)
         return summarize(error)
     return None
 
 
 def _refuse_custom_code(directory: Path, allowed: bool) -> None:
-    for name in _SETTINGS:
-        path = directory / name
+    for path in (directory / name for name in _SETTINGS):
         if not path.is_file():
             continue
         try:
@@ -180,15 +163,16 @@ def _refuse_custom_code(directory: Path, allowed: bool) -> None:
             raise SourceError(f"{path}: not a JSON object; download it again")
         if settings.get("auto_map") and not allowed:
             raise SourceError(
-                f"{directory}: the model brings Python code of its own (auto_map in {name}); "
-                "read it, then allow it with --trust-remote-code"
+                f"{directory}: the model has its own Python code (auto_map in {path.name}); "
+                "read it, then allow it",
+                advice={"trust_remote_code": True},
             )
 
 
 def _refuse_pickle(directory: Path, allowed: bool) -> None:
     if any(directory.glob("*.safetensors")):
         return
-    pickles = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
+    pickles = sorted(path for kind in ("bin", "pt", "pth") for path in directory.glob(f"*.{kind}"))
     if not pickles and (directory / MANIFEST).is_file():
         raise SourceError(f"{directory}: is a bundle already; export the model it was made from")
     if not pickles:
@@ -196,20 +180,17 @@ def _refuse_pickle(directory: Path, allowed: bool) -> None:
     if not allowed:
         raise SourceError(
             f"{pickles[0]}: pickled weights can run code when loaded; "
-            "convert them to safetensors, or allow them with --allow-pickle"
+            "convert them to safetensors, or allow them",
+            advice={"allow_pickle": True},
         )
 
 
-def save_extras(text: str, config: Any, target: Path, options: dict[str, Any]) -> None:
+def _save_config_and_tokenizer(
+    text: str, config: Any, target: Path, options: dict[str, Any]
+) -> None:
     """Write configuration, generation configuration and tokenizer files into ``target``.
 
     A model without a tokenizer is exported without one.
-
-    Args:
-        text: directory or hub id.
-        config: the model's configuration.
-        target: the bundle's directory.
-        options: further arguments of ``from_pretrained``.
 
     Raises:
         SourceError: if there is a tokenizer that cannot be loaded.
@@ -223,9 +204,10 @@ def save_extras(text: str, config: Any, target: Path, options: dict[str, Any]) -
                 text, local_files_only=options["local_files_only"]
             )
         except OSError:
+            logger.debug("%s: no generation configuration", text, exc_info=True)
             generation = GenerationConfig.from_model_config(config)
         generation.save_pretrained(target)
-        if not any(_file(text, name, options) for name in _TOKENIZERS):
+        if not any(_cached_file(text, name, options) for name in _TOKENIZERS):
             return
         try:
             tokenizer = AutoTokenizer.from_pretrained(text, **options)
@@ -237,38 +219,62 @@ def save_extras(text: str, config: Any, target: Path, options: dict[str, Any]) -
         save_tokenizer(tokenizer, target)
 
 
-def _file(text: str, name: str, options: dict[str, Any]) -> Path | None:
+def _save_feature_extractor(text: str, target: Path, options: dict[str, Any]) -> None:
+    """Write how audio becomes features, if the model has such files.
+
+    Raises:
+        SourceError: if they cannot be loaded.
+    """
+    files = [path for name in _PREPROCESSORS if (path := _cached_file(text, name, options))]
+    if not files:
+        return
+    from transformers import AutoFeatureExtractor
+
+    try:
+        with quiet_transformers():
+            AutoFeatureExtractor.from_pretrained(text, **options).save_pretrained(target)
+        if files[-1].name == PROCESSOR:  # has the prompt for audio
+            shutil.copyfile(files[-1], target / PROCESSOR)
+    except Exception as error:
+        raise SourceError(
+            f"{text}: its feature extractor cannot be loaded ({summarize(error)}); "
+            "repair its files, or remove them to export without one"
+        ) from error
+
+
+def _cached_file(text: str, name: str, options: dict[str, Any]) -> Path | None:
     """A file of a model, or ``None`` if it has no such file."""
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(text, name, local_files_only=options["local_files_only"])
+        path = cached_file(text, name, local_files_only=options["local_files_only"])
     except OSError:
+        logger.debug("%s: no file %s", text, name, exc_info=True)
         return None
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and reports off the terminal: errors are raised anyway."""
+    """Hide transformers' progress bars and reports: errors are raised anyway."""
     from transformers.utils import logging
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    had_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bars:
+        if had_bars:
             logging.enable_progress_bar()
 
 
 def save_tokenizer(tokenizer: Any, target: Path) -> None:
-    """Save a tokenizer as transformers 4 and transformers.js read it too.
+    """Save a tokenizer so that transformers 4 and transformers.js can read it too.
 
-    Its chat template is kept in ``tokenizer_config.json``, its class has the name that all of them
-    know, and its JSON is without the indentation that doubles its size.
+    Its chat template goes into ``tokenizer_config.json``, its class has the name that all of them
+    recognize, and its JSON has no indentation, which would double its size.
     """
     tokenizer.save_pretrained(target, save_jinja_files=False)
     path = target / _TOKENIZER_CONFIG
@@ -279,7 +285,6 @@ def save_tokenizer(tokenizer: Any, target: Path) -> None:
         path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     path = target / "tokenizer.json"
     if path.is_file():
-        text = json.dumps(
-            json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")
-        )
-        path.write_text(text, encoding="utf-8")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        compact = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        path.write_text(compact, encoding="utf-8")

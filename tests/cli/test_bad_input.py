@@ -253,10 +253,10 @@ def bring_code(source: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (bring_code, "--trust-remote-code"),
+        (bring_code, "trust_remote_code=True"),
         (lambda d: edit(d / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", None]}),
-         "--trust-remote-code"),
-        (pickle_weights, "--allow-pickle"),
+         "trust_remote_code=True"),
+        (pickle_weights, "allow_pickle=True"),
         (unlink_weights, "no weights"),
         (lambda d: os.truncate(d / "model.safetensors", 100_000), "cannot be loaded"),
         (lambda d: (d / "config.json").write_text('{"a": '), "not valid JSON"),

@@ -193,3 +193,16 @@ def test_the_quickstart_times_nothing_that_does_not_generate(tmp_path: Path) -> 
     assert (report.latency, report.answers) == (None, ())
     assert report.accuracy.passed
     print_quickstart(report)
+
+
+@pytest.mark.slow
+def test_roberta_counts_positions_from_its_padding_token_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        **SIZES, intermediate_size=128, max_position_embeddings=130, pad_token_id=1
+    )
+    transformers.RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
+    report = export_model(str(tmp_path / "roberta"), tmp_path / "bundle")
+    assert report.manifest.signature.max_positions == 128
+    checked = check_model(report.bundle, str(tmp_path / "roberta"), window=256)
+    assert checked.relative_error < 1e-5

@@ -1,0 +1,155 @@
+"""GGUF files: weights that transformers leaves out, rotary frequencies, end tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from edgetie.errors import SourceError
+from edgetie.sources.load import load_source
+
+IDS = np.random.default_rng(3).integers(3, 300, (1, 60))
+VOCAB, WIDTH, HEADS, KEYS, LAYERS = 320, 64, 4, 2, 2
+SIZE = WIDTH // HEADS
+FREQUENCIES = np.linspace(1, 8, SIZE // 2).astype(np.float32)
+
+
+def write_gguf(
+    path: Path,
+    *,
+    scaling: tuple[str, float] | None = None,
+    tables: dict[str, np.ndarray] | None,
+    layers: int = LAYERS,
+) -> Path:
+    """A small Llama, without a tokenizer; the same weights each time."""
+    rng, writer = np.random.default_rng(0), gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(512)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(128)
+    writer.add_embedding_length(WIDTH)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KEYS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(SIZE)
+    writer.add_vocab_size(VOCAB)
+    if scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling[0]))
+        writer.add_rope_scaling_factor(scaling[1])
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (VOCAB, WIDTH), "output_norm": (WIDTH,)}
+    for layer in range(LAYERS):
+        shapes |= {
+            f"blk.{layer}.{name}": shape
+            for name, shape in {
+                "attn_norm": (WIDTH,),
+                "ffn_norm": (WIDTH,),
+                "attn_q": (WIDTH, WIDTH),
+                "attn_k": (KEYS * SIZE, WIDTH),
+                "attn_v": (KEYS * SIZE, WIDTH),
+                "attn_output": (WIDTH, WIDTH),
+                "ffn_gate": (128, WIDTH),
+                "ffn_up": (128, WIDTH),
+                "ffn_down": (WIDTH, 128),
+            }.items()
+        }
+    for name, shape in shapes.items():
+        array = 0.3 * rng.standard_normal(shape) + (len(shape) == 1)
+        writer.add_tensor(f"{name}.weight", array.astype(np.float32))
+    for name, table in (tables or {}).items():
+        writer.add_tensor(name, table)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("lost", "layers", "message"),
+    [
+        ("blk.0.attn_q.bias", LAYERS, r"1 weights .*blk\.0\.attn_q\.bias"),
+        ("output.bias", LAYERS, r"output\.bias"),
+        (None, LAYERS - 1, rf"9 weights of layers .*blk\.{LAYERS - 1}\."),
+    ],
+)
+def test_gguf_weights_that_transformers_leaves_out_are_refused(
+    tmp_path: Path, lost: str | None, layers: int, message: str
+) -> None:
+    tables = {lost: np.ones(WIDTH, np.float32)} if lost else None
+    path = write_gguf(tmp_path / "model.gguf", tables=tables, layers=layers)
+    with pytest.raises(SourceError, match=message):
+        load_source(str(path))
+
+
+def test_other_gguf_weights_are_named(tmp_path: Path) -> None:
+    tables = {"projector.weight": np.ones(WIDTH, np.float32)}
+    source = load_source(str(write_gguf(tmp_path / "model.gguf", tables=tables)))
+    assert source.unused == ["projector.weight"]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "tables", "divisor"),
+    [
+        (("linear", 4.0), None, np.float32(4)),
+        (None, {"rope_freqs.weight": FREQUENCIES}, FREQUENCIES),
+    ],
+)
+def test_rotary_embeddings_of_gguf_files_are_scaled(
+    tmp_path: Path, scaling: Any, tables: Any, divisor: Any
+) -> None:
+    path = write_gguf(tmp_path / "model.gguf", scaling=scaling, tables=tables)
+    scaled = load_source(str(path)).module
+    plain = load_source(str(write_gguf(tmp_path / "plain.gguf", tables=None))).module
+    ids = torch.from_numpy(IDS)
+    with torch.no_grad():
+        unscaled = plain(ids).logits[0].numpy()
+        plain.model.rotary_emb.inv_freq /= torch.tensor(divisor)
+        expected = plain(ids).logits[0].numpy()
+        scaled_logits = scaled(ids).logits[0].numpy()
+    assert np.abs(scaled_logits - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(scaled_logits - unscaled).max() > 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "tables", "message"),
+    [
+        (("yarn", 8.0), None, "scaling of type yarn"),
+        (None, {"rope_factors_long.weight": FREQUENCIES}, r"rope_factors_long\.weight"),
+    ],
+)
+def test_other_rotary_scaling_is_refused(
+    tmp_path: Path, scaling: Any, tables: Any, message: str
+) -> None:
+    path = write_gguf(tmp_path / "model.gguf", scaling=scaling, tables=tables)
+    with pytest.raises(SourceError, match=message):
+        load_source(str(path))
+
+
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGML")
+    with pytest.raises(SourceError, match="not a GGUF file"):
+        load_source(str(tmp_path / "model.gguf"))
+
+
+def test_another_task_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", tables=None)
+    with pytest.raises(SourceError, match="is a model for causal-lm, not masked-lm"):
+        load_source(str(path), task="masked-lm")
+
+
+def test_transformers_is_left_as_it_was(tmp_path: Path) -> None:
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    before = gguf.GGUFReader, gguf.get_tensor_name_map, loader.get_gguf_hf_weights_map, loader.tqdm
+    source = load_source(str(write_gguf(tmp_path / "model.gguf", tables=None)))
+    after = gguf.GGUFReader, gguf.get_tensor_name_map, loader.get_gguf_hf_weights_map, loader.tqdm
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    (tmp_path / "extras").mkdir()
+    source.save_extras(tmp_path / "extras")
+    names = {path.name for path in (tmp_path / "extras").iterdir()}
+    assert names == {"config.json", "generation_config.json"}

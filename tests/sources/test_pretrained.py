@@ -1,0 +1,114 @@
+"""Directories of transformers: weights that do not fit, and files that are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from edgetie.errors import SourceError
+from edgetie.sources import pretrained
+from edgetie.sources.load import load_source
+
+WIDTH = 64
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    models.transformers_model("Llama").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(directory: Path, **settings: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_weights_of_more_layers_are_refused(saved: Path) -> None:
+    change(saved, num_hidden_layers=1)
+    with pytest.raises(SourceError, match=r"more layers .*model\.layers\.1\..*config\.json"):
+        load_source(str(saved))
+
+
+def test_weights_that_are_not_used_are_named(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.bias"
+    save_file(weights | {name: torch.zeros(WIDTH)}, saved / "model.safetensors", {"format": "pt"})
+    assert load_source(str(saved)).unused == [name]
+
+
+def test_an_adapter_that_would_be_left_out_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    (saved / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"adapter_config\.json.* peft"):
+        load_source(str(saved))
+
+
+def test_missing_and_mismatched_weights_are_refused() -> None:
+    with pytest.raises(SourceError, match=r"2 weights of the model are not among .*\(a, \.\.\.\)"):
+        pretrained.require_weights("m", {"mismatched_keys": [], "missing_keys": ["b", "a"]})
+    shapes = {"mismatched_keys": [("w", (1,), (2,))], "missing_keys": []}
+    with pytest.raises(SourceError, match=r"1 weights of the model are of another shape than .*w"):
+        pretrained.require_weights("m", shapes)
+    pretrained.require_weights("m", {"mismatched_keys": [], "missing_keys": []})
+
+
+def test_code_and_pickles_need_a_permission(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "own.Model"}}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"auto_map in config\.json") as refused:
+        pretrained.load_pretrained(str(tmp_path), "auto", False, True)
+    assert refused.value.advice == {"trust_remote_code": True}
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SourceError, match="can run code when loaded") as refused:
+        pretrained.load_pretrained(str(tmp_path), "auto", False, False)
+    assert refused.value.advice == {"allow_pickle": True}
+    assert "--" not in str(refused.value)
+
+
+def test_a_bundle_is_not_exported_again(tmp_path: Path) -> None:
+    for name in ("config.json", "edgetie.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(SourceError, match="is a bundle already"):
+        load_source(str(tmp_path))
+
+
+def test_extras_without_a_tokenizer(saved: Path, tmp_path: Path) -> None:
+    source = load_source(str(saved))
+    assert (source.kind, source.name, source.task) == ("transformers", "model", "causal-lm")
+    (tmp_path / "extras").mkdir()
+    source.save_extras(tmp_path / "extras")
+    names = {path.name for path in (tmp_path / "extras").iterdir()}
+    assert names == {"config.json", "generation_config.json"}
+
+
+def test_tokenizers_are_saved_compactly_and_for_older_transformers(tmp_path: Path) -> None:
+    model = tokenizers.models.WordLevel({"a": 0, "b": 1}, "a")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(model), chat_template="{{ messages }}"
+    )
+    pretrained.save_tokenizer(tokenizer, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["chat_template"] == "{{ messages }}"
+    text = (tmp_path / "tokenizer.json").read_text()
+    assert "\n" not in text
+    assert json.loads(text)["model"]["vocab"] == {"a": 0, "b": 1}
+
+
+def test_progress_bars_come_back() -> None:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    with pretrained.quiet_transformers():
+        assert not logging.is_progress_bar_enabled()
+    assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == before
