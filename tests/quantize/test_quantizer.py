@@ -284,7 +284,9 @@ def test_smaller_blocks_are_closer(float_bundle: Any, tmp_path: Path) -> None:
         sizes.append(report.bundle.file_bytes)
     assert errors[0] > errors[1] > errors[2]
     assert sizes[0] < sizes[1] < sizes[2]
-    with pytest.raises(QuantizeError, match="--block-size: int8-mapped has no blocks"):
-        quantize_model(float_bundle("Llama"), tmp_path / "mapped", layout="mapped", block_size=32)
-    with pytest.raises(QuantizeError, match="--block-size 48: not one of 16, 32, 64"):
+    with pytest.raises(QuantizeError, match="block_size: int8-mapped has no blocks"):
+        quantize_model(
+            float_bundle("Llama"), tmp_path / "mapped", scheme="int8-mapped", block_size=32
+        )
+    with pytest.raises(QuantizeError, match="block_size=48: not one of 16, 32, 64"):
         quantize_model(float_bundle("Llama"), tmp_path / "odd", block_size=48)

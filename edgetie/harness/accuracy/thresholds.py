@@ -10,6 +10,7 @@ import onnx
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import EdgetieError
 from edgetie.harness.accuracy.metrics import PredictionMetrics
+from edgetie.targets import SCHEMES
 
 _FROM_ZERO = (0.0, math.inf, "0 or more")
 _RANGES = {
@@ -85,12 +86,7 @@ def _number(value: float) -> str:
 
 DEFAULTS: dict[str, Thresholds] = {
     "fp32": Thresholds(1e-4, 1e-6, 0.999, 1e-4),
-    "fp16": Thresholds(1e-2, 1e-3, 0.99, 1e-3),
-    "int8-dynamic": Thresholds(None, 3e-2, 0.95, 1e-2),
-    "int8-static16": Thresholds(None, 3e-2, 0.93, 2e-2),
-    "int8-static": Thresholds(None, 1e-1, 0.85, 5e-2),
-    "int8": Thresholds(None, 2e-2, 0.98, 3e-3),
-    "int4": Thresholds(None, 3e-1, 0.7, 2e-1),
+    **{name: Thresholds(*row.limits) for name, row in SCHEMES.items() if row.limits is not None},
 }
 """Limits for each precision, or for a scheme that needs other ones. Quantized models have no limit
 for single logits: predictions decide."""
@@ -128,6 +124,6 @@ def default_thresholds(precision: str, *, on_text: bool = True) -> Thresholds:
             is never sure. The likeliest token changes with the last bits, and perplexity measures
             nothing, so neither is limited.
     """
-    limits = next((DEFAULTS[name] for name in DEFAULTS if precision.startswith(name)), None)
-    limits = limits or DEFAULTS["int8"]
+    name = max(filter(precision.startswith, DEFAULTS), key=len, default="int8")
+    limits = DEFAULTS[name]
     return limits if on_text else replace(limits, min_top1=None, max_perplexity_increase=None)

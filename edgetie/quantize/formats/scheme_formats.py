@@ -1,4 +1,4 @@
-"""The forms that matrices take in each scheme."""
+"""The weight formats of each quantization scheme."""
 
 from __future__ import annotations
 
@@ -16,41 +16,37 @@ from edgetie.targets import Scheme
 
 Ranges = Mapping[str, LinearOpRanges]
 
-_FORMS: dict[str, Callable[[int | None, Ranges], tuple[WeightFormat, WeightFormat]]] = {
-    "int8": lambda block, _: (MatMulNBitsFormat(8, block), MatMulNBitsFormat(8, block)),
-    "int8-aliased": lambda block, _: (
-        MatMulNBitsFormat(8, block, aliased=True),
-        MatMulNBitsFormat(8, block),
+FORMATS: dict[str, Callable[[int, Scheme, Ranges, bool], WeightFormat]] = {
+    "matmul_nbits": lambda bits, scheme, *_: MatMulNBitsFormat(bits, scheme.block_size),
+    "matmul_nbits_aliased": lambda bits, scheme, *_: MatMulNBitsFormat(
+        bits, scheme.block_size, aliased=True
     ),
-    "int8-mapped": lambda *_: (MatMulIntegerFormat(), MatMulIntegerFormat()),
-    "int8-mapped-arm": lambda *_: (
-        MatMulIntegerFormat(apart=False),
-        MatMulIntegerFormat(apart=False),
+    "matmul_integer": lambda *_: MatMulIntegerFormat(),
+    "matmul_integer_merged": lambda *_: MatMulIntegerFormat(apart=False),
+    "matmul_integer_standard": lambda *_: StandardMatMulIntegerFormat(),
+    "matmul_integer_standard_merged": lambda *_: StandardMatMulIntegerFormat(apart=False),
+    "matmul_integer_dynamic": lambda *_: DynamicMatMulIntegerFormat(),
+    "qdq": lambda _, scheme, ranges, embedding: QdqFormat(
+        scheme.activation_bits, ranges, table=embedding
     ),
-    "int8-mapped-table": lambda block, _: (MatMulIntegerFormat(), MatMulNBitsFormat(8, block)),
-    "int8-plain": lambda *_: (
-        StandardMatMulIntegerFormat(apart=False),
-        StandardMatMulIntegerFormat(apart=False),
-    ),
-    "int8-dynamic": lambda *_: (StandardMatMulIntegerFormat(), DynamicMatMulIntegerFormat()),
-    "int8-static": lambda _, ranges: (QdqFormat(8, ranges, table=True), QdqFormat(8, ranges)),
-    "int8-static16": lambda _, ranges: (QdqFormat(16, ranges, table=True), QdqFormat(16, ranges)),
-    "int4": lambda block, _: (MatMulNBitsFormat(8, block), MatMulNBitsFormat(4, block)),
-    "int4-all": lambda block, _: (MatMulNBitsFormat(4, block), MatMulNBitsFormat(4, block)),
-    "int8-fp16": lambda block, _: (MatMulNBitsFormat(8, block), MatMulNBitsFormat(8, block)),
-    "int4-fp16": lambda block, _: (MatMulNBitsFormat(8, block), MatMulNBitsFormat(4, block)),
 }
+"""Makers of formats, by the names in :data:`edgetie.targets.SCHEMES`. Their arguments are the bits
+of a weight, the scheme, the ranges of activations, and whether it is for embedding tables."""
 
 
 def weight_formats(
     scheme: Scheme, ranges: Ranges | None = None
 ) -> tuple[WeightFormat, WeightFormat] | None:
-    """New forms: of matrices that rows are looked up in, and of all others; ``None`` where all stay
-    in floating point.
+    """Make the formats of embedding tables and of all other weights; ``None`` if all are floats.
 
     Args:
-        scheme: as :func:`edgetie.targets.find_scheme` gives it.
-        ranges: around the product with each matrix, by its name, where they are fixed.
+        scheme: as :func:`edgetie.targets.find_scheme` returns it.
+        ranges: input and output ranges of linear ops with static scales, by the weight's name.
     """
-    made = _FORMS.get(scheme.name)
-    return made(scheme.block, ranges or {}) if made is not None else None
+    if scheme.embedding_format is None or scheme.linear_format is None:
+        return None
+    known = ranges or {}
+    return (
+        FORMATS[scheme.embedding_format](scheme.embedding_bits, scheme, known, True),
+        FORMATS[scheme.linear_format](scheme.linear_bits, scheme, known, False),
+    )

@@ -183,7 +183,9 @@ def test_a_decoder_without_a_start(tmp_path: Path) -> None:
 def test_mapped_bundles_have_a_merged_decoder_too(
     exported: Callable[[str], ExportReport], tmp_path: Path
 ) -> None:
-    report = quantize_model(exported("Bart").bundle.directory, tmp_path / "out", layout="mapped")
+    report = quantize_model(
+        exported("Bart").bundle.directory, tmp_path / "out", scheme="int8-mapped"
+    )
     assert (tmp_path / "out" / "decoder_model_merged.onnx").is_file()
     (table,) = (group for group in report.manifest.ties if group.shape[-1] == 512)
     assert sorted(use.op_type for use in table.uses) == ["Gather", "Gather", "MatMulInteger"]

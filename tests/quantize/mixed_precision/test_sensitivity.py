@@ -163,14 +163,16 @@ def test_limits_from_the_command_line(fp32: Path, plain: QuantizeReport, tmp_pat
 def test_a_cache_of_8_bits_is_held_to_the_limits_too(
     fp32: Path, plain: QuantizeReport, tmp_path: Path
 ) -> None:
-    both = quantize_model(fp32, tmp_path / "both", limits=Thresholds(max_kl=1.0), cache_bits=8)
+    both = quantize_model(
+        fp32, tmp_path / "both", limits=Thresholds(max_kl=1.0), int8_kv_cache=True
+    )
     alone = plain.manifest.quantization["measured"]["kl"]
     together = both.manifest.quantization["measured"]["kl"]
     assert together == pytest.approx(divergence(fp32, both.bundle.directory), rel=0.5)
     assert together > alone
     limits = Thresholds(max_kl=(alone + together) / 2)
-    with pytest.raises(QuantizeError, match=r"with a KV cache of int8, KL .* leave out --cache"):
-        quantize_model(fp32, tmp_path / "int8", limits=limits, cache_bits=8)
+    with pytest.raises(QuantizeError, match=r"with a KV cache of int8, KL .* allow more"):
+        quantize_model(fp32, tmp_path / "int8", limits=limits, int8_kv_cache=True)
     assert not (tmp_path / "int8").exists()
 
 
