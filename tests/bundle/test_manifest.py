@@ -39,7 +39,7 @@ def test_bare_manifest_has_the_signature_of_the_graph(tmp_path: Path) -> None:
         [TensorInfo("y", "float", ("batch", 2))],
         logits="all",
     )
-    assert (manifest.task, manifest.precision, manifest.layout) == ("causal-lm", "", "")
+    assert (manifest.task, manifest.precision, manifest.weights_in_memory) == ("causal-lm", "", "")
     assert not any((manifest.source, manifest.ties, manifest.files, manifest.versions))
 
 
@@ -84,4 +84,4 @@ def test_manifest_without_optional_fields_opens(tmp_path: Path) -> None:
     required = ("source", "task", "precision", "signature", "ties", "unique_parameters")
     old = {name: written[name] for name in (*required, "files", "format")}
     (tmp_path / MANIFEST).write_text(json.dumps(old), encoding="utf-8")
-    assert open_bundle(tmp_path).manifest.layout == "packed"
+    assert open_bundle(tmp_path).manifest.weights_in_memory == "packed"
