@@ -22,7 +22,9 @@ from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, LAST_TOKEN_NODE
 from edgetie.errors import EdgetieError, ExportError
 from edgetie.export.genai_config import write_genai_config
 from edgetie.export.optimize import optimize
-from edgetie.export.tasks.probe import Agreement, Expected, Task, probe
+from edgetie.export.tasks.base import Task
+from edgetie.export.tasks.comparison import Agreement, ReferenceRun
+from edgetie.export.tasks.trial_run import trial_run
 from edgetie.export.tracing.trace import trace
 from edgetie.graph.model_files import write_models
 from edgetie.passes.run import PassReport
@@ -137,9 +139,9 @@ def export_model(
     name = held[0].name
     stages.stage("probe")
     modes = _modes(held[0].module)
-    plan = probe(held[0])
+    plan = trial_run(held[0])
     try:
-        expected = plan.expect(held[0].module)
+        expected = plan.run_reference(held[0].module)
     except ExportError as error:
         raise ExportError(f"{name}: {error}") from error
     for mode, value in _modes(held[0].module).items():
@@ -193,7 +195,7 @@ class _Disagreement(Exception):
 class _Job:
     """What is exported to where, whichever way its attention is computed."""
 
-    expected: Expected
+    expected: ReferenceRun
     output: Path
     precision: str
     last_only: bool
@@ -260,7 +262,7 @@ class _Job:
                 verify_ties(ir.load(path), ties, where=f"the file {path.name}")
             dtype = np.float16 if precision == "fp16" else np.float32
             try:
-                agreement = plan.measure(directory, self.expected, dtype)
+                agreement = plan.compare(directory, self.expected, dtype)
             except ExportError as error:
                 raise _Disagreement(str(error), plain=not plan.cache) from error
             _require_agreement(agreement, precision, plain=not plan.cache)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgetie.errors import TieError
-from edgetie.export.tasks.probe import Task
+from edgetie.export.tasks.base import Task
 from edgetie.passes.base import GraphPass
 from edgetie.passes.cancel_transposes import CancelTransposes
 from edgetie.passes.clean_up import CleanUp

@@ -23,16 +23,18 @@ from edgetie.export.attention.windowed_encoder import attend_in_windows, find_wi
 from edgetie.export.tasks import causal
 from edgetie.export.tasks.base import (
     FRAMES,
-    Agreement,
-    Array,
-    Expected,
     Graph,
-    largest_error,
-    largest_logit,
     logits_of,
 )
 from edgetie.export.tasks.causal import CausalTask
-from edgetie.export.tasks.run_graph import open_graph
+from edgetie.export.tasks.comparison import (
+    Agreement,
+    Array,
+    ReferenceRun,
+    cpu_session,
+    largest_error,
+    largest_logit,
+)
 from edgetie.export.tasks.speech import shapes, try_shapes
 from edgetie.sources.cache_argument import cache_keyword
 
@@ -45,7 +47,7 @@ _STEPS = 3  # of those after it, one at a time
 
 @dataclass(frozen=True)
 class AudioTask(CausalTask):
-    """See :class:`edgetie.export.tasks.probe.causal.CausalTask`.
+    """See :class:`edgetie.export.tasks.causal.CausalTask`.
 
     Attributes:
         shape: of one clip's features, an example.
@@ -123,7 +125,7 @@ class AudioTask(CausalTask):
             given[FEATURES_MASK] = _ones(features, self.axis)
         return given
 
-    def expect(self, module: torch.nn.Module) -> Expected:
+    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
         random = np.random.default_rng(0)
         token = self.audio_token_id
         inputs: dict[str, Array] = {}
@@ -146,23 +148,23 @@ class AudioTask(CausalTask):
                 output = module(input_ids=torch.from_numpy(ids), **given)
             logits.append(logits_of(output)[0].float().numpy())
             inputs |= {f"clip.{index}": clip, f"ids.{index}": ids}
-        return Expected(inputs, np.concatenate(logits))
+        return ReferenceRun(inputs, np.concatenate(logits))
 
-    def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
+    def compare(self, directory: Path, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
         clips, ids = (
             [expected.inputs[f"{kind}.{i}"] for i in range(2)] for kind in ("clip", "ids")
         )
         count = ids[0].shape[1]
         wanted = expected.logits[:count], expected.logits[count:]
-        with open_graph(directory / ENCODER) as encoder:
+        with cpu_session(directory / ENCODER) as encoder:
             rows = []
             for clip in clips:
                 given = self._features(torch.from_numpy(clip.astype(dtype)))
                 rows += encoder.run(None, {name: value.numpy() for name, value in given.items()})
-        with open_graph(directory / DECODER) as decoder:
-            return self._compare(decoder, ids, rows, wanted, dtype)
+        with cpu_session(directory / DECODER) as decoder:
+            return self._compare_clips(decoder, ids, rows, wanted, dtype)
 
-    def _compare(
+    def _compare_clips(
         self, decoder: Any, ids: list[Array], rows: list[Array], wanted: Any, dtype: type[Any]
     ) -> Agreement:
         names = [value.name for value in decoder.get_inputs()]
@@ -318,7 +320,7 @@ def is_audio_model(module: torch.nn.Module) -> bool:
     )
 
 
-def probe(module: torch.nn.Module, config: Any) -> AudioTask:
+def trial_run(module: torch.nn.Module, config: Any) -> AudioTask:
     """Run encoder and decoder once.
 
     Raises:
@@ -335,7 +337,7 @@ def probe(module: torch.nn.Module, config: Any) -> AudioTask:
 
     shape, axis, rows = try_shapes(shapes(_SOURCE, *configs), encode, _SOURCE)
     token = getattr(config, "audio_token_id", None)
-    base = causal.probe(Embedded(module, adds=token is None), config)
+    base = causal.trial_run(Embedded(module, adds=token is None), config)
     window = None
     try:
         varies = encode(_longer(shape, axis, 2), axis).numel() != rows.numel()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
-from edgetie.graph.constants import MASKED_LOGIT
+from edgetie.export.tasks.comparison import (
+    Agreement,
+    ReferenceRun,
+)
 from edgetie.graph.tensors import CacheTensor
-
-Array = np.ndarray[Any, Any]
 
 FRAMES = "frames"
 """Name of a dimension that is no sequence of tokens: the length of a sound."""
@@ -55,35 +55,6 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """Inputs, and what torch in fp32 makes of them."""
-
-    inputs: Mapping[str, Array]
-    logits: Array
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Largest absolute logit errors against torch in fp32.
-
-    ``cached`` is after steps that read the cache, ``padded`` for the shorter row of a padded
-    batch of two; ``relative`` is the largest of all over the largest logit.
-    """
-
-    prefill: float
-    cached: float
-    padded: float
-    largest_logit: float
-
-    @property
-    def relative(self) -> float:
-        return max(self.prefill, self.cached, self.padded) / max(self.largest_logit, 1e-12)
-
-    def to_dict(self) -> dict[str, float]:
-        return {**asdict(self), "relative": self.relative}
-
-
-@dataclass(frozen=True)
 class Task(ABC):
     """What a trial run of a model showed.
 
@@ -100,7 +71,7 @@ class Task(ABC):
     vocab_size: int
     max_positions: int | None
     cache: tuple[CacheTensor, ...] = field(default=(), kw_only=True)
-    why_plain: str | None = field(default=None, kw_only=True)
+    no_cache_reason: str | None = field(default=None, kw_only=True)
     audio_token_id: int | None = field(default=None, kw_only=True)
 
     @property
@@ -128,7 +99,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def expect(self, module: torch.nn.Module) -> Expected:
+    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
         """Run the module itself, before anything is changed about it.
 
         Raises:
@@ -136,7 +107,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
+    def compare(self, directory: Path, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
         """Run the written graphs on the CPU and compare.
 
         Raises:
@@ -178,19 +149,3 @@ def longest(config: Any, module: torch.nn.Module) -> int | None:
         and "position" in name
     ]
     return found - max(behind, default=0)
-
-
-def largest_error(got: Array, expected: Array) -> float:
-    """The largest absolute difference; infinite where something is not finite. Tokens that both
-    leave out do not count.
-    """
-    found = got.astype(np.float32)
-    distance = np.abs(found - expected)
-    distance[(found <= -MASKED_LOGIT) & (expected <= -MASKED_LOGIT)] = 0
-    largest = float(distance.max())
-    return largest if np.isfinite(largest) else float("inf")  # max() would lose a NaN
-
-
-def largest_logit(logits: Array) -> float:
-    """The largest absolute logit, but for tokens that are left out."""
-    return float(np.abs(logits, where=~(logits <= -MASKED_LOGIT), out=np.zeros_like(logits)).max())

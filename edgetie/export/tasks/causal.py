@@ -19,19 +19,21 @@ from edgetie.export.attention.group_query_attention import require_fusable
 from edgetie.export.attention.transformers_cache import recurrent_states, run_with_cache
 from edgetie.export.patches.position_tables import FindPositionTables, trial_ids
 from edgetie.export.tasks.base import (
-    Agreement,
-    Array,
-    Expected,
     Graph,
     Task,
     key_value,
-    largest_error,
-    largest_logit,
     logits_of,
     longest,
 )
 from edgetie.export.tasks.causal_model import CausalLM, causal_arguments
-from edgetie.export.tasks.run_graph import open_graph
+from edgetie.export.tasks.comparison import (
+    Agreement,
+    Array,
+    ReferenceRun,
+    cpu_session,
+    largest_error,
+    largest_logit,
+)
 from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.cache_argument import cache_keyword
 
@@ -45,7 +47,7 @@ _SHORTEST = (1, 2)  # shorter than what a graph is traced with
 
 @dataclass(frozen=True)
 class CausalTask(Task):
-    """See :class:`edgetie.export.tasks.probe.base.Task`.
+    """See :class:`edgetie.export.tasks.base.Task`.
 
     Attributes:
         caller: ``transformers`` (cache object), ``positions`` (a module of one's own whose
@@ -73,7 +75,7 @@ class CausalTask(Task):
     def without_cache(self, why: str) -> Task | None:
         if self.caller == "plain":
             return None
-        return replace(self, caller="plain", cache=(), attributes={}, why_plain=why)
+        return replace(self, caller="plain", cache=(), attributes={}, no_cache_reason=why)
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         wrapper = CausalLM(
@@ -133,13 +135,13 @@ class CausalTask(Task):
         sequence = max(1, min(_SEQUENCE, longest // 2))
         return sequence, min(_PAST, longest - sequence) if self.cache else 0
 
-    def expect(self, module: torch.nn.Module) -> Expected:
+    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
         count = min(_TOKENS, self.max_positions or _TOKENS)
         tokens = np.random.default_rng(0).integers(0, self.vocab_size, count)
         logits = [self._logits(module, tokens)]
         _require_causal(logits[0], self._logits(module, tokens[:_SHORT]))
         logits += [self._logits(module, tokens[:length])[-1:] for length in _SHORTEST]
-        return Expected({"input_ids": tokens}, np.concatenate(logits))
+        return ReferenceRun({"input_ids": tokens}, np.concatenate(logits))
 
     def _logits(self, module: torch.nn.Module, tokens: Array) -> Array:
         ids = torch.from_numpy(tokens)[None]
@@ -153,11 +155,11 @@ class CausalTask(Task):
             )
         return logits
 
-    def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
-        with open_graph(directory / MODEL) as session:
-            return self._measure(session, expected, dtype)
+    def compare(self, directory: Path, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
+        with cpu_session(directory / MODEL) as session:
+            return self._compare(session, expected, dtype)
 
-    def _measure(self, session: Any, expected: Expected, dtype: type[Any]) -> Agreement:
+    def _compare(self, session: Any, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
         tokens = expected.inputs["input_ids"]
         count = len(tokens)
         prefix, short = min(_PREFIX, count - 1), min(_SHORT, count - 1)
@@ -205,7 +207,7 @@ def _require_causal(whole: Array, short: Array) -> None:
         )
 
 
-def probe(module: torch.nn.Module, config: Any) -> CausalTask:
+def trial_run(module: torch.nn.Module, config: Any) -> CausalTask:
     """Run the model once on a few tokens and read off what it needs."""
     parameters = inspect.signature(module.forward).parameters
     sizes = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
@@ -244,7 +246,7 @@ def probe(module: torch.nn.Module, config: Any) -> CausalTask:
         decoder_part=decoder_part,
         attributes=attributes if caller != "plain" else {},
         cache=cache if caller != "plain" else (),
-        why_plain=why,
+        no_cache_reason=why,
     )
 
 

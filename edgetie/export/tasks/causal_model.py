@@ -74,7 +74,7 @@ class CausalLM(torch.nn.Module):
 
     Args:
         model: the language model.
-        caller: as in :class:`edgetie.export.tasks.probe.causal.CausalTask`.
+        caller: as in :class:`edgetie.export.tasks.causal.CausalTask`.
         position_ids: whether a module of one's own takes them.
         cache, tables, decoder_part, attributes: as there.
         fused: emit GroupQueryAttention (``True``) or let the model compute its own attention.

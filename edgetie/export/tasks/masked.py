@@ -16,16 +16,18 @@ from edgetie.export.attention.broadcast import BroadcastAttention
 from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
-    Agreement,
-    Expected,
     Graph,
     Task,
-    largest_error,
-    largest_logit,
     logits_of,
     longest,
 )
-from edgetie.export.tasks.run_graph import open_graph
+from edgetie.export.tasks.comparison import (
+    Agreement,
+    ReferenceRun,
+    cpu_session,
+    largest_error,
+    largest_logit,
+)
 
 _BATCH, _SEQUENCE = 2, 8
 _TOKENS = 16  # compared with torch
@@ -34,7 +36,7 @@ _SHORT = 7
 
 @dataclass(frozen=True)
 class MaskedTask(Task):
-    """See :class:`edgetie.export.tasks.probe.base.Task`.
+    """See :class:`edgetie.export.tasks.base.Task`.
 
     Attributes:
         inputs: those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` it takes.
@@ -69,7 +71,7 @@ class MaskedTask(Task):
             )
         ]
 
-    def expect(self, module: torch.nn.Module) -> Expected:
+    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
         count = example_length(module, _TOKENS)
         count = min(count, self.max_positions or count)
         random = np.random.default_rng(0)
@@ -81,13 +83,13 @@ class MaskedTask(Task):
         inputs = {name: inputs[name] for name in self.inputs}
         whole = _run(module, inputs)[0]
         padded = _run(module, _padded(inputs))[1, :_SHORT]  # some models read what is padding
-        return Expected(inputs, np.concatenate([whole, padded]))
+        return ReferenceRun(inputs, np.concatenate([whole, padded]))
 
-    def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
+    def compare(self, directory: Path, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
         inputs = expected.inputs
         count = inputs["input_ids"].shape[1]
         whole, short = expected.logits[:count], expected.logits[count:]
-        with open_graph(directory / MODEL) as session:
+        with cpu_session(directory / MODEL) as session:
             (logits,) = session.run(["logits"], dict(inputs))
             prefill = largest_error(logits[0], whole)
             padded = 0.0
@@ -113,7 +115,7 @@ class _MaskedLM(torch.nn.Module):
         return logits if length is None else logits[:, :length]
 
 
-def probe(module: torch.nn.Module, config: Any) -> MaskedTask:
+def trial_run(module: torch.nn.Module, config: Any) -> MaskedTask:
     """Run the model once on a few tokens."""
     parameters = inspect.signature(module.forward).parameters
     types = int(getattr(config, "type_vocab_size", 0) or 0)

@@ -22,19 +22,21 @@ from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.attention.transformers_cache import build_cache
 from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
-    Agreement,
-    Array,
-    Expected,
     Graph,
     Task,
     key_value,
-    largest_error,
-    largest_logit,
     logits_of,
     longest,
 )
 from edgetie.export.tasks.causal_model import cache_layers
-from edgetie.export.tasks.run_graph import open_graph
+from edgetie.export.tasks.comparison import (
+    Agreement,
+    Array,
+    ReferenceRun,
+    cpu_session,
+    largest_error,
+    largest_logit,
+)
 from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.cache_argument import cache_keyword
 
@@ -71,7 +73,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Seq2SeqTask(Task):
-    """See :class:`edgetie.export.tasks.probe.base.Task`; ``cache`` is the decoder's own.
+    """See :class:`edgetie.export.tasks.base.Task`; ``cache`` is the decoder's own.
 
     Attributes:
         cross: the cache of cross-attention.
@@ -149,21 +151,21 @@ class Seq2SeqTask(Task):
         )  # fmt: skip
         return [encoder, decoder]
 
-    def expect(self, module: torch.nn.Module) -> Expected:
+    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
         count = max(_SOURCE_TOKENS, self.source_length)
         random = np.random.default_rng(0)
         source = random.integers(0, self.vocab_size, (1, min(count, self.max_positions or count)))
         target = self.target(random)
         logits = [run(module, target, input_ids=ids) for ids in (source, source[:, :_SHORT])]
         inputs = {"input_ids": source, "decoder_input_ids": target}
-        return Expected(inputs, np.concatenate(logits))
+        return ReferenceRun(inputs, np.concatenate(logits))
 
     def target(self, random: np.random.Generator) -> Array:
         """Random tokens of the decoder ``(1, count)``."""
         count = min(_TOKENS, self.max_positions or _TOKENS)
         return random.integers(0, self.vocab_size, (1, count))
 
-    def readings(self, expected: Expected, dtype: type[Any]) -> tuple[dict[str, Array], ...]:
+    def readings(self, expected: ReferenceRun, dtype: type[Any]) -> tuple[dict[str, Array], ...]:
         """Inputs of the encoder: alone, and a batch of two that begins with the same."""
         source = expected.inputs["input_ids"]
         rows = np.repeat(source, 2, axis=0)
@@ -174,17 +176,17 @@ class Seq2SeqTask(Task):
             {"input_ids": rows, _MASK: mask},
         )
 
-    def measure(self, directory: Path, expected: Expected, dtype: type[Any]) -> Agreement:
+    def compare(self, directory: Path, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
         target = expected.inputs["decoder_input_ids"]
         count = target.shape[1]
         whole, second = expected.logits[:count], expected.logits[count:]
         read = self.readings(expected, dtype)
-        with open_graph(directory / ENCODER) as encoder:
+        with cpu_session(directory / ENCODER) as encoder:
             encoded = [encoder.run(None, feeds)[1:] for feeds in read]
         masks = [[feeds[_MASK]] if _MASK in feeds else [] for feeds in read]
         alone, pair = ([*mask, *cross] for mask, cross in zip(masks, encoded, strict=True))
         prefill = cached = 0.0
-        with open_graph(directory / DECODER) as decoder:
+        with cpu_session(directory / DECODER) as decoder:
 
             def run(ids: Array, given: list[Array], past: list[Array]) -> Any:
                 past = past or [np.zeros(tensor.shape(len(ids)), dtype) for tensor in self.cache]
@@ -293,7 +295,7 @@ def _encoded(hidden: torch.Tensor, output: type[Any] | None) -> Any:
     return (output or MoEModelOutput)(last_hidden_state=hidden)
 
 
-def probe(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
+def trial_run(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
     """Run the model once on a few tokens.
 
     Raises:

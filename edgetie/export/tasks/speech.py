@@ -1,7 +1,7 @@
 """Encoder–decoder models that hear: features of speech in, tokens out.
 
 The encoder reads features (a spectrogram, or the waveform itself) without a mask; the decoder is
-that of :mod:`edgetie.export.tasks.probe.seq2seq`.
+that of :mod:`edgetie.export.tasks.seq2seq`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetie.export.tasks.base import Array, Expected, logits_of, longest
+from edgetie.export.tasks.base import (
+    logits_of,
+    longest,
+)
+from edgetie.export.tasks.comparison import (
+    Array,
+    ReferenceRun,
+)
 from edgetie.export.tasks.seq2seq import BATCH, Reading, Seq2SeqTask, caches, run
 
 _WIDTHS = (
@@ -31,7 +38,7 @@ _SAMPLES, _FRAMES = 8000, (96, 200)  # of one example, where its length is free
 
 @dataclass(frozen=True)
 class SpeechTask(Seq2SeqTask):
-    """See :class:`edgetie.export.tasks.probe.seq2seq.Seq2SeqTask`.
+    """See :class:`edgetie.export.tasks.seq2seq.Seq2SeqTask`.
 
     Attributes:
         source: name of the encoder's input.
@@ -55,20 +62,20 @@ class SpeechTask(Seq2SeqTask):
         features = torch.zeros(BATCH, *self.shape, dtype=dtype)
         return Reading((self.source,), (features,), (shape,), self.length, self.axis is not None)
 
-    def expect(self, module: torch.nn.Module) -> Expected:
+    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
         random = np.random.default_rng(0)
         clips = random.standard_normal((BATCH, *self.shape), np.float32)
         target = self.target(random)
         logits = [run(module, target, **{self.source: clips[i : i + 1]}) for i in range(BATCH)]
         inputs = {self.source: clips, "decoder_input_ids": target}
-        return Expected(inputs, np.concatenate(logits))
+        return ReferenceRun(inputs, np.concatenate(logits))
 
-    def readings(self, expected: Expected, dtype: type[Any]) -> tuple[dict[str, Array], ...]:
+    def readings(self, expected: ReferenceRun, dtype: type[Any]) -> tuple[dict[str, Array], ...]:
         clips = expected.inputs[self.source].astype(dtype)
         return {self.source: clips[:1]}, {self.source: clips}
 
 
-def probe(module: torch.nn.Module, config: Any) -> SpeechTask:
+def trial_run(module: torch.nn.Module, config: Any) -> SpeechTask:
     """Run the model once on noise, its shape found by trying what the configuration suggests.
 
     Raises:

@@ -14,8 +14,7 @@ import torch
 from torch.utils._sympy.value_ranges import bound_sympy
 
 from edgetie.errors import UnfusableError
-from edgetie.export.tasks.base import FRAMES
-from edgetie.export.tasks.probe import Graph
+from edgetie.export.tasks.base import FRAMES, Graph
 
 _FEWEST = 64
 """A limit below is no table of positions."""

@@ -23,7 +23,7 @@ from edgetie.export.patches.implementations import (
 )
 from edgetie.export.patches.traceable import traceable
 from edgetie.export.recurrence.scan import replace_loops_by_scans
-from edgetie.export.tasks.probe import Graph, Task
+from edgetie.export.tasks.base import Graph, Task
 from edgetie.export.tracing.exported_program import forget_failure, prepare
 from edgetie.export.tracing.shape_constraints import Bounds, read_bounds
 from edgetie.progress import Progress
@@ -70,8 +70,8 @@ def trace(
     if not fused:
         return _trace_plain(source, task, last_only, progress)
     unfused: list[str] = []
-    if task.why_plain:
-        unfused.append(f"KV cache: {task.why_plain}")
+    if task.no_cache_reason:
+        unfused.append(f"KV cache: {task.no_cache_reason}")
     with announced_export(source), experts_implementation(source) as has_experts:
         if has_experts:
             unfused.append("experts: their weights are gathered for each token")

@@ -1,0 +1,34 @@
+"""Run a model on a few tokens to find out how it is exported: one module a task."""
+
+from __future__ import annotations
+
+from edgetie.errors import ExportError, summarize
+from edgetie.export.tasks import audio_lm, causal, masked, seq2seq, speech
+from edgetie.export.tasks.base import Task
+from edgetie.sources.source import Source
+
+_TRIAL_RUNS = {
+    "causal-lm": causal.trial_run,
+    "masked-lm": masked.trial_run,
+    "seq2seq-lm": seq2seq.trial_run,
+    "speech-seq2seq": speech.trial_run,
+}
+
+
+def trial_run(source: Source) -> Task:
+    """Run the model once and describe how it is exported.
+
+    Raises:
+        ExportError: if it cannot be called, or models of its task cannot be exported.
+    """
+    if source.task not in _TRIAL_RUNS:
+        raise ExportError(f"{source.name}: {source.task} models cannot be exported yet")
+    is_audio_model = audio_lm.is_audio_model(source.module)
+    run = audio_lm.trial_run if is_audio_model else _TRIAL_RUNS[source.task]
+    try:
+        return run(source.module, source.config)
+    except Exception as error:
+        raise ExportError(
+            f"{source.name}: calling it with a few tokens failed "
+            f"({type(error).__name__}: {summarize(error)})"
+        ) from error
