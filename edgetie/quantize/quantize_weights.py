@@ -1,7 +1,7 @@
-"""Matrices of a float graph, found and replaced: shared ones first, and once.
+"""Replace float weights, their linear operators and their Gathers by quantized ones.
 
-A :class:`WeightFormat` says how a matrix is stored and computed with; which of two
-it takes depends on whether rows are looked up in it.
+A :class:`~edgetie.quantize.formats.weight_format.WeightFormat` defines how a weight is stored and
+computed with. There are two: for weights that a Gather reads, as embeddings, and for all others.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.errors import QuantizeError
-from edgetie.graph.editing import initializer, insert, replace
+from edgetie.graph.editing import insert, replace
 from edgetie.graph.matching import last_dimension, only_user, producer, weight
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
-from edgetie.quantize.formats.weight_format import (
-    NodeBuilder,
-    QuantizedWeight,
-    WeightFormat,
-    quantize_in_background,
-)
+from edgetie.quantize.formats.node_builder import NodeBuilder
+from edgetie.quantize.formats.weight_format import WeightFormat, rank
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.linear_op import (
     LinearOp,
@@ -30,12 +26,13 @@ from edgetie.quantize.weights.linear_op import (
     is_gather,
     is_weight_matrix,
 )
+from edgetie.quantize.weights.quantized_weight import QuantizedWeight, quantize_in_background
 
-_FEW = 32  # output channels of what is no head: a classifier's
+_LARGEST_CLASSIFIER = 32  # output channels; with more, a graph's output is a language model's head
 
 
 class QuantizeWeightsPass(GraphPass):
-    """Replaces MatMul and Gather over fp32 weights.
+    """Replaces MatMul and Gather over float32 weights, tied weights first.
 
     Args:
         embedding_format: the format of weights that a Gather reads.
@@ -46,10 +43,6 @@ class QuantizeWeightsPass(GraphPass):
         higher_precision: names of weights that have the higher precision of ``linear_format``.
         exact: names of weights whose inputs must hardly be rounded.
         linear_in_others: names of weights that linear operators of other models read too.
-
-    Attributes:
-        aliases: initializers that share the bytes of another, by name.
-        block_sizes: number of weights by block size.
     """
 
     name = "quantize"
@@ -65,215 +58,200 @@ class QuantizeWeightsPass(GraphPass):
         linear_in_others: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.table, self.layer, self.hessians = embedding_format, linear_format, hessians
-        self.excluded, self.higher_precision, self.exact = excluded, higher_precision, exact
-        self.linear_in_others = linear_in_others
-        self._higher_precision = linear_format.higher_precision() or linear_format
-        self.aliases: dict[str, str] = {}
-        self.block_sizes: dict[str, int] = {}
-        self._matrices: dict[str, QuantizedWeight] = {}
+        self.embedding_format, self.linear_format = embedding_format, linear_format
+        self.hessians, self.excluded, self.exact = hessians, excluded, exact
+        self.higher_precision, self.linear_in_others = higher_precision, linear_in_others
+        self._higher_precision_format = linear_format.higher_precision() or linear_format
+        self._weights: dict[str, QuantizedWeight] = {}
+        self._embeddings: set[str] = set()
 
     @property
     def linear_initializers(self) -> dict[str, list[str]]:
         """Names of the initializers of each quantized weight that no Gather reads, by its name."""
         return {
-            m.name: [str(part.name) for part in m.parts]
-            for m in self._matrices.values()
-            if not self._is_table[m.name]
+            name: [str(part.name) for part in weight.parts.values()]
+            for name, weight in self._weights.items()
+            if name not in self._embeddings
         }
 
     @property
     def embeddings(self) -> list[str]:
         """Names of the quantized weights that a Gather reads."""
-        return [m.name for m in self._matrices.values() if self._is_table[m.name]]
+        return [name for name in self._weights if name in self._embeddings]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Initializers that share the bytes of another, by name."""
+        return {
+            str(alias.name): str(source.name)
+            for weight in self._weights.values()
+            for alias, source in weight.aliases.items()
+        }
+
+    @property
+    def block_sizes(self) -> dict[str, int]:
+        """Number of weights by block size; ``row`` for a whole output channel."""
+        return dict(Counter(str(w.spec.block or "row") for w in self._weights.values()))
 
     def rewrite(self, model: ir.Model) -> None:
         graph = model.graph
-        needed, opset = max(form.opset for form in self._forms), graph.opset_imports.get("", 1)
+        self._require_opset(graph)
+        values = [value for value in graph.initializers.values() if is_weight_matrix(value)]
+        values.sort(key=lambda value: len(value.uses()) < 2)
+        self._embeddings = {str(v.name) for v in values if any(is_gather(*use) for use in v.uses())}
+        for value in values:
+            if value.name not in self.excluded and _has_one_orientation(value):
+                self._quantize(graph, value)
+        for value in values:
+            if value.name in self._weights and not value.uses():
+                self._weights[value.name].take_name()
+            elif value.uses() and value.name not in self.excluded:
+                users = ", ".join(sorted({operator(node) for node, _ in value.uses()}))
+                self.skipped.append(f"{value.name}: used by {users}")
+        quantize_in_background(list(self._weights.values()))
+        graph.sort()  # nodes that several linear operators share come before the first one replaced
+
+    def _require_opset(self, graph: ir.Graph) -> None:
+        formats = self.embedding_format, self.linear_format, self._higher_precision_format
+        needed, opset = max(each.opset for each in formats), graph.opset_imports.get("", 1)
         if opset < needed:
             raise QuantizeError(
                 f"the model's opset is {opset} and this scheme's operators need {needed}; "
                 f"export it with opset {needed} or newer, or choose another scheme"
             )
-        values = [v for v in graph.initializers.values() if is_weight_matrix(v)]
-        values.sort(key=lambda value: len(value.uses()) < 2)  # the tied ones first
-        self._is_table = {str(v.name): any(is_gather(*use) for use in v.uses()) for v in values}
-        for value in values:
-            if value.name not in self.excluded and _is_read_one_way(value):
-                self._replace(graph, value)
-        self.aliases = {name: to for form in self._forms for name, to in form.aliases.items()}
-        sizes = Counter(str(m.spec.block or "row") for m in self._matrices.values())
-        self.block_sizes = dict(sizes)
-        self._take_over_names(graph, values)
-        quantize_in_background(list(self._matrices.values()))
-        graph.sort()  # what several products read stands in front of the first one replaced
-        for value in values:
-            if value.uses() and value.name not in self.excluded:
-                users = ", ".join(sorted({operator(node) for node, _ in value.uses()}))
-                self.skipped.append(f"{value.name}: used by {users}")
 
-    def _take_over_names(self, graph: ir.Graph, values: list[ir.Value]) -> None:
-        """Codes carry the name of the weight they replace: a tie group stays the same by name."""
-        replaced = {str(value.name) for value in values if not value.uses()}
-        for matrix in self._matrices.values():
-            if matrix.name not in replaced or matrix.name not in graph.initializers:
-                continue
-            graph.initializers.pop(matrix.name)
-            old = str(graph.initializers.pop(str(matrix.codes.name)).name)
-            matrix.codes.name = matrix.name
-            graph.register_initializer(matrix.codes)
-            # what belongs to it comes behind it, as the writer takes them
-            for name in [n for n in graph.initializers if n.startswith(f"{matrix.label}.")]:
-                graph.register_initializer(graph.initializers.pop(name))
-            for name in [name for name, target in self.aliases.items() if target == old]:
-                self.aliases[name] = matrix.name
+    def _format(self, name: str) -> WeightFormat:
+        if name in self._embeddings:
+            return self.embedding_format
+        if name in self.higher_precision:
+            return self._higher_precision_format
+        return self.linear_format
 
-    def _replace(self, graph: ir.Graph, value: ir.Value) -> None:
-        """Take the place of every use that is known of a matrix."""
-        form = self._form(str(value.name))
-        products = find_linear_ops(value)
-        if not all(form.takes(product.x) for product in products):
+    def _quantize(self, graph: ir.Graph, value: ir.Value) -> None:
+        """Replace all uses of a weight, if its format supports all of them."""
+        name, linear_ops = str(value.name), find_linear_ops(value)
+        weight_format = self._format(name)
+        if not all(weight_format.supports_input(linear_op.x) for linear_op in linear_ops):
             return
-        if not form.branches and any(product.node.graph is not graph for product in products):
+        in_subgraph = any(linear_op.node.graph is not graph for linear_op in linear_ops)
+        if in_subgraph and not weight_format.supports_subgraphs:
             return
-        for product in products:
-            matrix = self._matrix(graph, value, transposed=product.transposed)
-            self._product(product, matrix)
+        assert value.const_value is not None
+        transposed = any(linear_op.transposed for linear_op in linear_ops)
+        in_channels = int(value.const_value.shape.numpy()[0 if transposed else 1])
+        quantized = self._weights[name] = QuantizedWeight(
+            graph,
+            value,
+            weight_format.spec(in_channels),
+            transposed=transposed,
+            hessian=self.hessians.get(name),
+            in_linear_op=bool(linear_ops) or name in self.linear_in_others,
+            uses=max(len(value.uses()), len(linear_ops)),
+        )
+        weight_format.add_values(quantized)
+        for linear_op in linear_ops:
+            self._replace_linear_op(linear_op, quantized)
         for node, index in list(value.uses()):
             if is_gather(node, index):
-                matrix = self._matrix(graph, value, transposed=False, multiplied=bool(products))
-                self._lookup(graph, node, matrix)
-        for node, _ in list(value.uses()):
-            if operator(node) == "Transpose" and not node.outputs[0].uses():
-                _forget(node)
+                self._replace_gather(node, quantized)
+            elif operator(node) == "Transpose" and not node.outputs[0].uses():
+                _detach(node)
 
-    @property
-    def _forms(self) -> tuple[WeightFormat, ...]:
-        return self.table, self.layer, self._higher_precision
+    def _replace_gather(self, node: ir.Node, quantized: QuantizedWeight) -> None:
+        """Replace ``Gather(W, indices)`` by its dequantized rows."""
+        indices, nodes = node.inputs[1], NodeBuilder(quantized.graph)
+        assert indices is not None
+        if indices.shape is not None:
+            output = self._format(quantized.name).gather(nodes, quantized, indices)
+        else:  # their rank is known when the model runs
+            flat = nodes("Reshape", indices, nodes.constant("table.line", [-1], np.int64))
+            flat.shape = ir.Shape([None])
+            flat.type = indices.type or ir.TensorType(ir.DataType.INT64)
+            rows = self._format(quantized.name).gather(nodes, quantized, flat)
+            width = quantized.in_channels
+            last = nodes.constant(f"table.width.{width}", [width], np.int64)
+            shape = nodes("Concat", nodes("Shape", indices), last, axis=0)
+            output = nodes("Reshape", rows, shape)
+        nodes.nodes[0].name = node.name
+        self._replace(node, node.outputs[0], output, nodes, f"{quantized.label}.lookup")
+        _detach(node)
 
-    def _form(self, name: str) -> WeightFormat:
-        if self._is_table[name]:
-            return self.table
-        return self._higher_precision if name in self.higher_precision else self.layer
-
-    def _matrix(
-        self, graph: ir.Graph, value: ir.Value, *, transposed: bool, multiplied: bool = True
-    ) -> QuantizedWeight:
-        """A weight to be rounded, made once; ``transposed`` if it is stored ``(in, out)``."""
-        label = f"{value.name}{'.T' if transposed else ''}"
-        if label in self._matrices:
-            return self._matrices[label]
-        tensor, name = value.const_value, str(value.name)
-        assert tensor is not None
-        shape = list(tensor.shape.numpy())
-        rows, columns = shape[::-1] if transposed else shape
-
-        form = self._form(name)
-        matrix = QuantizedWeight(
-            graph,
-            name,
-            label,
-            (rows, columns),
-            form.spec(columns),
-            tensor.numpy,
-            transposed,
-            self.hessians.get(name),
-            multiplied=multiplied or name in self.linear_in_others,
-            uses=max(len(value.uses()), len(find_linear_ops(value))),
-        )
-        form.store(matrix)
-        self._matrices[label] = matrix
-        return matrix
-
-    def _lookup(self, graph: ir.Graph, node: ir.Node, matrix: QuantizedWeight) -> None:
-        """``Gather(W, ids)``: the rows, dequantized."""
-        ids, result = node.inputs[1], node.outputs[0]
-        assert ids is not None
-        nodes, flat = NodeBuilder(matrix.graph), ids
-        if ids.shape is None:  # of as many axes as it has when the model runs
-            line = initializer(matrix.graph, "table.line", np.array([-1], np.int64))
-            flat = nodes("Reshape", ids, line)
-            flat.shape, flat.type = ir.Shape([None]), ids.type or ir.TensorType(ir.DataType.INT64)
-        assert flat.shape is not None
-        nodes += self._form(matrix.name).lookup(matrix, flat, len(flat.shape))
-        if flat is not ids:
-            width = np.array([matrix.columns], np.int64)
-            last = initializer(matrix.graph, f"table.width.{matrix.columns}", width)
-            shape = nodes("Concat", nodes("Shape", ids), last, axis=0)
-            nodes("Reshape", nodes[-3].outputs[0], shape)
-        if node.graph is not matrix.graph:
-            nodes.make_names_unique(f"{matrix.label}.lookup.{self.changed}")
-        nodes[0].name = node.name
-        insert(node, *nodes)
-        replace(result, nodes[-1].outputs[0])
-        _forget(node)
-        self.changed += 1
-
-    def _product(self, product: LinearOp, matrix: QuantizedWeight) -> None:
-        """``x Wᵀ``, with a bias behind it taken in."""
-        node, x, result = product.node, product.x, product.output
-        if product.weight_on_left:
-            x, result = _unflattened(x, result, matrix)
+    def _replace_linear_op(self, linear_op: LinearOp, quantized: QuantizedWeight) -> None:
+        """Replace a linear operator. A bias stays an Add."""
+        node, x, output = linear_op.node, linear_op.x, linear_op.output
+        if linear_op.weight_on_left:
+            x, output = _remove_flatten(x, output, quantized.in_channels)
         bias: ir.Value | None = None
-        add = only_user(result, "Add")
+        add = only_user(output, "Add")
         if add is not None and add.graph is node.graph:
-            added = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
-            tensor = weight(added)
-            if tensor is not None and tuple(tensor.shape) == (matrix.rows,):
-                bias = added
-                result = add.outputs[0]
-        # what is rounded away in front of the head goes into the logits as it is
-        head = result.is_graph_output() and matrix.rows > _FEW
-        exact = head or matrix.name in self.exact
-        nodes = NodeBuilder(matrix.graph)
-        if node.graph is not matrix.graph:  # others do not see what a form keeps of x
-            x = nodes.again(x)
-        nodes += self._form(matrix.name).product(matrix, x, bias, exact=exact)
-        if node.graph is not matrix.graph:
-            nodes.make_names_unique(f"{matrix.label}.product.{self.changed}")
-        next((n for n in nodes if matrix.codes in n.inputs), nodes[-1]).name = node.name
-        made = result.producer()
-        assert made is not None
-        insert(made, *nodes)
-        replace(result, nodes[-1].outputs[0])
-        _forget(node)
+            addend = add.inputs[1] if add.inputs[0] is output else add.inputs[0]
+            tensor = weight(addend)
+            if tensor is not None and tuple(tensor.shape) == (quantized.out_channels,):
+                bias, output = addend, add.outputs[0]
+        # errors in the inputs of a language model's head are errors of the logits
+        is_head = output.is_graph_output() and quantized.out_channels > _LARGEST_CLASSIFIER
+        nodes = NodeBuilder(quantized.graph)
+        if node.graph is not quantized.graph:  # formats share what they compute from an activation
+            x = nodes.local_copy(x)
+        result = self._format(quantized.name).matmul(
+            nodes, quantized, x, exact=is_head or quantized.name in self.exact
+        )
+        if bias is not None:  # ONNX Runtime's CPU provider fuses it; other kernels cannot
+            result = nodes("Add", result, bias)
+        readers = [each for each in nodes.nodes if quantized.values in each.inputs]
+        (readers or nodes.nodes[-1:])[0].name = node.name
+        last = output.producer()
+        assert last is not None
+        self._replace(last, output, result, nodes, f"{quantized.label}.product")
+        _detach(node)
+
+    def _replace(
+        self, before: ir.Node, old: ir.Value, new: ir.Value, nodes: NodeBuilder, name: str
+    ) -> None:
+        """Insert nodes before another one and replace a value."""
+        if before.graph is not nodes.main_graph:
+            nodes.make_names_unique(f"{name}.{self.changed}")
+        insert(before, *nodes.nodes)
+        replace(old, new)
         self.changed += 1
 
 
-def _is_read_one_way(value: ir.Value) -> bool:
-    """Whether all that reads a matrix can read the same codes. Blocks of its rows serve a product
-    with it as it is or transposed, not both; what reads it otherwise needs its floats. Rounding
-    would part such a matrix, so it stays in floating point.
+def _has_one_orientation(value: ir.Value) -> bool:
+    """Whether only linear operators and Gathers read a weight, and all read the same quantized
+    values.
+
+    Blocks of its rows serve a MatMul with it as it is or transposed, but not both, and other nodes
+    need the floats. Such a weight would have to be stored twice, so it stays in floating point.
     """
-    products = {id(product.node) for product in find_linear_ops(value)}
+    linear_nodes = {linear_op.node for linear_op in find_linear_ops(value)}
 
-    def is_known(use: tuple[ir.Node, int]) -> bool:
-        node = use[0]
+    def is_replaceable(node: ir.Node, index: int) -> bool:
         if operator(node) == "Transpose":
-            turned = node.outputs[0]
-            known = all(id(user) in products for user, _ in turned.uses())
-            return known and not turned.is_graph_output()
-        return id(node) in products or is_gather(*use)
+            output = node.outputs[0]
+            users = {user for user, _ in output.uses()}
+            return users <= linear_nodes and not output.is_graph_output()
+        return node in linear_nodes or is_gather(node, index)
 
-    ways = {operator(node) == "MatMul" and index == 1 for node, index in value.uses()}
-    return len(ways) == 1 and not value.is_graph_output() and all(map(is_known, value.uses()))
+    orientations = {operator(node) == "MatMul" and index == 1 for node, index in value.uses()}
+    return (
+        len(orientations) == 1
+        and not value.is_graph_output()
+        and all(is_replaceable(*use) for use in value.uses())
+    )
 
 
-def _unflattened(
-    x: ir.Value, result: ir.Value, matrix: QuantizedWeight
-) -> tuple[ir.Value, ir.Value]:
-    """Undo the head's ``Reshape(…, (-1, K))`` and the Reshape back, where both are there."""
-    flat, restored = producer(x, "Reshape"), only_user(result, "Reshape")
-    if flat is None or restored is None or flat.inputs[0] is None:
-        return x, result
-    inner, outer = flat.inputs[0], restored.outputs[0]
-    ranks = [len(v.shape) if v.shape is not None else 0 for v in (inner, outer)]
-    if ranks == [3, 3] and last_dimension(inner) == matrix.columns:
+def _remove_flatten(x: ir.Value, output: ir.Value, in_channels: int) -> tuple[ir.Value, ir.Value]:
+    """Skip a head's ``Reshape(x, (-1, K))`` and the Reshape of its output, if it has both."""
+    flatten, restore = producer(x, "Reshape"), only_user(output, "Reshape")
+    if flatten is None or restore is None or flatten.inputs[0] is None:
+        return x, output
+    inner, outer = flatten.inputs[0], restore.outputs[0]
+    if rank(inner) == rank(outer) == 3 and last_dimension(inner) == in_channels:
         return inner, outer
-    return x, result
+    return x, output
 
 
-def _forget(node: ir.Node) -> None:
-    """Detach a replaced node from its inputs, so an unused weight shows as unused."""
+def _detach(node: ir.Node) -> None:
+    """Remove a replaced node's inputs, so that an unused weight has no uses."""
     for index in range(len(node.inputs)):
         node.replace_input_with(index, None)

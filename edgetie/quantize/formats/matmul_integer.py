@@ -1,232 +1,218 @@
-"""The mapped layout: int8 weights that products read where the file is mapped.
+"""MatMulInteger over int8 weights that are read where the file is mapped.
 
-ONNX Runtime packs the constant right-hand side of a product into memory of its own when a session
-starts, if it has two axes. So weights have three, ``(1, columns, rows)``, and are read as they are:
-nothing is copied, a session is ready at once, processes share the pages. Of a token table one
+ONNX Runtime copies the constant right-hand side of a MatMul into packed memory when a session
+starts, if it has two axes. So weights have three, ``(1, in, out)``, and are read as they are:
+nothing is copied, a session is ready at once, processes share the pages. In an embedding, one
 column is a token, gathered along the last axis of the same bytes.
 
-Activations become two numbers of seven bits each, which together have the precision of thirteen,
-with a scale for each token. On x86 each part has a product of its own where a matrix is large:
-kernels there multiply one row with a matrix in place, and know nothing of several rows, nor of zero
-points, so parts are shifted to unsigned codes and what that adds is known beforehand. Else a matrix
-is copied for each product, and both parts are rows of one. Seven bits, because x86 processors
-without VNNI add pairs of products of uint8 and int8 in 16 bits: 127 · 128 · 2 still fits.
+Activations become two values of seven bits each, coarse and fine, which together have the precision
+of thirteen, with a scale for each token. On x86 each has a MatMul if a weight is large: kernels
+there multiply one token with a weight in place, but not several tokens, and know no zero points. So
+activations are shifted to unsigned values, and what that adds is computed beforehand. If a weight
+is small it is copied for each MatMul, and both parts are tokens of one. Seven bits, because x86
+processors without VNNI add pairs of products of uint8 and int8 in 16 bits: 127 · 128 · 2 still
+fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.weight_format import (
-    NodeBuilder,
-    QuantizedWeight,
-    ScaleGranularity,
-    WeightFormat,
-)
-from edgetie.quantize.weights.affine import Array, QuantSpec
+from edgetie.quantize.formats.node_builder import NodeBuilder
+from edgetie.quantize.formats.weight_format import ScaleGranularity, WeightFormat, rank
+from edgetie.quantize.weights.affine import QuantSpec
+from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
-LARGEST = 64
-"""Of the first part of an activation, and its zero point: codes are 128 at most."""
+COARSE_LIMIT = 64
+"""Largest coarse value, and its zero point: shifted values are 128 at most."""
 
-HIGHER_PRECISION = 85
-"""Of the second part's steps make one of the first; its zero point too, so that half a step of the
-first is a code of 128 at most."""
+FINE_STEPS = 85
+"""Fine values in one coarse value, and their zero point: half a coarse value is 128 at most."""
 
-_LARGE = 1 << 21  # bytes that are copied more slowly than a second product starts
+_LARGE = 1 << 21  # bytes that take longer to copy than a second MatMul takes to start
 _TINY = 1e-30  # added to a mean of squares: tokens may be all zeros
 _SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 
+@dataclass
+class _SplitActivation:
+    """An activation in two parts.
+
+    Attributes:
+        parts: coarse and fine values, uint8.
+        multiplier: what ``x`` was multiplied with, for each token.
+        concatenated: both parts as one, if a linear operator needed them.
+        zero_point: zero as a value that is not constant, if a linear operator needed it.
+    """
+
+    parts: Sequence[ir.Value]
+    multiplier: ir.Value
+    concatenated: ir.Value | None = None
+    zero_point: ir.Value | None = None
+
+
 class MatMulIntegerFormat(WeightFormat):
-    """8 bits with a scale for each row, read in place.
+    """8 bits with a scale for each output channel, read in place.
 
     Args:
-        apart: give both parts of activations a product of their own where matrices are large.
+        split_matmuls: give both parts of activations a MatMul each if weights are large.
     """
 
     activations = ScaleGranularity.NONE  # they are hardly rounded
-    opset = 18  # Split into a number of parts, ReduceL2 along an input
-    rounding = MICROSOFT  # its kernels are found sooner than the standard's, of many versions
+    opset = 18  # Split into a number of parts, ReduceL2 with an input for axes
+    quantize_domain = MICROSOFT  # ONNX Runtime finds its kernels sooner than the standard's
 
-    def __init__(self, *, apart: bool = True) -> None:
-        super().__init__()
-        self._apart = apart
-        self._parts: dict[ir.Value, tuple[list[ir.Value], ir.Value]] = {}
-        self._together: dict[ir.Value, ir.Value] = {}
-        self._zeros: dict[ir.Value, ir.Value] = {}
-        self._sums: dict[QuantizedWeight, Array] = {}
+    def __init__(self, *, split_matmuls: bool = True) -> None:
+        self.split_matmuls = split_matmuls
+        self._activations: dict[ir.Value, _SplitActivation] = {}
 
-    def spec(self, columns: int) -> QuantSpec:
+    def spec(self, in_channels: int) -> QuantSpec:
         return QuantSpec()
 
-    def takes(self, x: ir.Value) -> bool:
-        return x.shape is not None and len(x.shape) > 1
+    def supports_input(self, x: ir.Value) -> bool:
+        return rank(x) > 1
 
-    def store(self, matrix: QuantizedWeight) -> None:
-        """Matrices that are only looked up in keep their rows: a token is one page, not many."""
-        if not matrix.multiplied:
-            shape: tuple[int, ...] = matrix.rows, matrix.columns
-            matrix.codes = matrix.initializer("int8", ir.DataType.UINT8, shape, matrix.take_codes)
-            return
+    def add_values(self, weight: QuantizedWeight) -> None:
+        """Add values ``(1, in, out)``, or ``(out, in)`` if only Gathers read them: a token is one
+        page then, not many.
+        """
+        if weight.in_linear_op:
+            weight.needs_sums = True
+            weight.add(
+                Part.VALUES,
+                ir.DataType.INT8,
+                (1, weight.in_channels, weight.out_channels),
+                lambda: (weight.read_values().T ^ np.uint8(128)).view(np.int8)[None],
+            )
+        else:
+            shape = weight.out_channels, weight.in_channels
+            weight.add(Part.VALUES, ir.DataType.UINT8, shape, weight.read_values)
 
-        def codes() -> Array:
-            taken = matrix.take_codes()
-            self._sums[matrix] = _sums(taken)
-            return (taken.T ^ np.uint8(128)).view(np.int8)[None]
-
-        shape = 1, matrix.columns, matrix.rows
-        matrix.codes = matrix.initializer("int8", ir.DataType.INT8, shape, codes)
-
-    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> NodeBuilder:
-        nodes = NodeBuilder(matrix.graph)
-        scales = matrix.row_scales(lookup=True)
-        if not matrix.multiplied:
-            self._rows(nodes, matrix, ids, scales)
-            return nodes
-        taken = nodes("Gather", matrix.codes, ids, axis=2)
-        first = initializer(matrix.graph, "mapped.first", np.array([0], np.int64))
-        columns = nodes("Squeeze", taken, first)
-        rows = nodes("Transpose", columns, perm=[*range(1, rank + 1), 0])
+    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+        scales = weight.add_scales_for_gather()
+        if not weight.in_linear_op:
+            return self._gather_rows(nodes, weight, indices, scales)
+        columns = nodes("Gather", weight.values, indices, axis=2)
+        columns = nodes("Squeeze", columns, nodes.constant("mapped.first", [0], np.int64))
+        rows = nodes("Transpose", columns, perm=[*range(1, rank(indices) + 1), 0])
         floats = nodes("Cast", rows, to=ir.DataType.FLOAT)
-        nodes("Mul", floats, nodes("Gather", scales, ids))
-        return nodes
+        return nodes("Mul", floats, nodes("Gather", scales, indices))
 
-    def _rows(
-        self, nodes: NodeBuilder, matrix: QuantizedWeight, ids: ir.Value, scales: ir.Value
-    ) -> None:
-        """GatherBlockQuantized; a block that is longer than a row is the row."""
-        nodes(
+    def _gather_rows(
+        self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value, scales: ir.Value
+    ) -> ir.Value:
+        """Add GatherBlockQuantized. A block that is longer than a row is the row."""
+        return nodes(
             "GatherBlockQuantized",
-            *(matrix.codes, ids, scales),
+            *(weight.values, indices, scales),
             domain=MICROSOFT,
             gather_axis=0,
             quantize_axis=1,
-            block_size=max(_SMALLEST_BLOCK, 1 << (matrix.columns - 1).bit_length()),
+            block_size=max(_SMALLEST_BLOCK, 1 << (weight.in_channels - 1).bit_length()),
             bits=8,
         )
 
-    def product(
-        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
-    ) -> NodeBuilder:
-        """The sum of the products with both parts, ``85 (W · coarse) + W · fine``."""
-        assert x.shape is not None
-        nodes = NodeBuilder(matrix.graph)
-        if x not in self._parts:
-            steps, in_one = self._steps(nodes, x, matrix.columns)
-            self._parts[x] = self._split(nodes, steps), in_one
-        parts, in_one = self._parts[x]
-        higher_precision = initializer(
-            matrix.graph, "mapped.finer", np.array(HIGHER_PRECISION, np.float32)
-        )
-        zero = (
-            self._unfolded_zero(nodes, x, in_one)
-            if matrix.uses > 1 or self._large(matrix)
-            else None
-        )
-        coarse, fine = self._products(nodes, matrix, parts, zero)
-        floats = (
-            nodes("DequantizeLinear", coarse, higher_precision, domain=self.rounding),
+    def matmul(
+        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
+    ) -> ir.Value:
+        """Add ``85 (W · coarse) + W · fine`` and its scales."""
+        if x not in self._activations:
+            scaled, multiplier = self._scale(nodes, x, weight.in_channels)
+            self._activations[x] = _SplitActivation(self._split(nodes, scaled), multiplier)
+        activation = self._activations[x]
+        fine_steps = nodes.constant("mapped.finer", FINE_STEPS, np.float32)
+        coarse, fine = self._matmuls(nodes, weight, activation)
+        sums = nodes(
+            "Sum",
+            nodes("DequantizeLinear", coarse, fine_steps, domain=self.quantize_domain),
             nodes("Cast", fine, to=ir.DataType.FLOAT),
+            _add_offsets(weight),
         )
-        sums = nodes("Sum", *floats, self._shift(matrix))
-        result = nodes("Mul", nodes("Div", sums, in_one), self._scales(matrix))
-        if len(x.shape) < 3:
-            first = initializer(matrix.graph, "mapped.first", np.array([0], np.int64))
-            result = nodes("Squeeze", result, first)
-        if bias is not None:
-            nodes("Add", result, bias)
-        return nodes
+        result = nodes("Div", sums, activation.multiplier)
+        result = nodes("Mul", result, self._add_scales(weight))
+        if rank(x) > 2:
+            return result
+        return nodes("Squeeze", result, nodes.constant("mapped.first", [0], np.int64))
 
-    def _large(self, matrix: QuantizedWeight) -> bool:
-        return self._apart and matrix.rows * matrix.columns >= _LARGE
-
-    def _products(
-        self,
-        nodes: NodeBuilder,
-        matrix: QuantizedWeight,
-        parts: list[ir.Value],
-        zero: ir.Value | None,
+    def _matmuls(
+        self, nodes: NodeBuilder, weight: QuantizedWeight, activation: _SplitActivation
     ) -> Sequence[ir.Value]:
-        if self._large(matrix):
-            return [nodes("MatMulInteger", part, matrix.codes, None, zero) for part in parts]
-        first = parts[0]
-        if first not in self._together:
-            self._together[first] = nodes("Concat", *parts, axis=-2)
-        both = nodes("MatMulInteger", self._together[first], matrix.codes, None, zero)
-        split = ir.node("Split", [both], {"axis": -2, "num_outputs": 2}, num_outputs=2)
-        nodes.append(split)
-        return split.outputs
+        """Add the products of the weight with both parts of an activation."""
+        size = weight.out_channels * weight.in_channels
+        split = self.split_matmuls and size >= _LARGE
+        zero_point = _zero_point(nodes, activation) if split or weight.uses > 1 else None
+        if split:
+            return [
+                nodes("MatMulInteger", part, weight.values, None, zero_point)
+                for part in activation.parts
+            ]
+        if activation.concatenated is None:
+            activation.concatenated = nodes("Concat", *activation.parts, axis=-2)
+        both = nodes("MatMulInteger", activation.concatenated, weight.values, None, zero_point)
+        attributes = {"axis": -2, "num_outputs": 2}
+        return nodes.op_multi_out("Split", [both], attributes, num_outputs=2)
 
-    def _unfolded_zero(self, nodes: NodeBuilder, x: ir.Value, in_one: ir.Value) -> ir.Value:
-        """The zero point of weights, 0, which constant folding does not find: whether a number is
-        less than itself.
+    def _scale(
+        self, nodes: NodeBuilder, x: ir.Value, in_channels: int
+    ) -> tuple[ir.Value, ir.Value]:
+        """Scale ``x`` for each token so that the largest value it can have is 64.
 
-        Were it a constant, ONNX Runtime would make a uint8 copy of a weight for each product where
-        ``session.x64quantprecision`` is set, and fail at the second, as both have one name.
+        No value is larger than the root of the sum of squares, which one operator divides by.
+
+        Returns:
+            The scaled activation, and what it was multiplied with except for a constant, which
+            :meth:`_add_scales` applies.
         """
-        if x not in self._zeros:
-            least = nodes("ReduceMin", in_one, keepdims=0)
-            self._zeros[x] = nodes("Cast", nodes("Less", least, least), to=ir.DataType.INT8)
-        return self._zeros[x]
-
-    def _shift(self, matrix: QuantizedWeight) -> ir.Value:
-        """Minus what the zero points of both parts add."""
-
-        def make() -> Array:
-            sums = self._sums.get(matrix)
-            sums = _sums(matrix.small().codes) if sums is None else sums
-            return sums * np.float32(-(LARGEST * HIGHER_PRECISION + HIGHER_PRECISION))
-
-        return matrix.initializer("shift", ir.DataType.FLOAT, (matrix.rows,), make)
-
-    def _steps(self, nodes: NodeBuilder, x: ir.Value, columns: int) -> tuple[ir.Value, ir.Value]:
-        """``x`` of each token in steps of which 64 hold the largest it can be, and what one is
-        multiplied with for that, but for what :meth:`_scales` knows.
-
-        No number is larger than the root of the sum of squares, which one operator divides by.
-        """
-        gain = np.full(columns, LARGEST / np.sqrt(columns), np.float32)
-        gains = initializer(nodes.graph, f"mapped.steps.{columns}", gain)
-        norm = ir.node(
-            "SimplifiedLayerNormalization",
-            [x, gains],
-            {"axis": -1, "epsilon": _TINY},
-            num_outputs=2,
+        gain = np.full(in_channels, COARSE_LIMIT / np.sqrt(in_channels), np.float32)
+        gains = nodes.constant(f"mapped.steps.{in_channels}", gain, np.float32)
+        attributes = {"axis": -1, "epsilon": _TINY}
+        scaled, multiplier = nodes.op_multi_out(
+            "SimplifiedLayerNormalization", [x, gains], attributes, num_outputs=2
         )
-        nodes.append(norm)
-        return norm.outputs[0], norm.outputs[1]
+        return scaled, multiplier
 
-    def _split(self, nodes: NodeBuilder, steps: ir.Value) -> list[ir.Value]:
-        """Both parts as uint8 codes."""
-        whole = nodes("Round", steps)
+    def _split(self, nodes: NodeBuilder, scaled: ir.Value) -> list[ir.Value]:
+        """Add both parts as uint8 values."""
+        rounded = nodes("Round", scaled)
+        remainder = nodes("Sub", scaled, rounded)
         parts = []
-        for part, higher_precision, zero in (
-            (whole, 1, LARGEST),
-            (nodes("Sub", steps, whole), HIGHER_PRECISION, HIGHER_PRECISION),
+        for part, steps, zero in (
+            (rounded, 1, COARSE_LIMIT),
+            (remainder, FINE_STEPS, FINE_STEPS),
         ):
-            step = initializer(
-                nodes.graph,
-                f"mapped.step.{higher_precision}",
-                np.array(1 / higher_precision, np.float32),
+            step = nodes.constant(f"mapped.step.{steps}", 1 / steps, np.float32)
+            zero_point = nodes.constant(f"mapped.zero.{steps}", zero, np.uint8)
+            parts.append(
+                nodes("QuantizeLinear", part, step, zero_point, domain=self.quantize_domain)
             )
-            middle = initializer(
-                nodes.graph, f"mapped.zero.{higher_precision}", np.array(zero, np.uint8)
-            )
-            parts.append(nodes("QuantizeLinear", part, step, middle, domain=self.rounding))
         return parts
 
-    def _scales(self, matrix: QuantizedWeight) -> ir.Value:
-        return matrix.row_scales(
-            times=float(np.sqrt(matrix.columns)) / (LARGEST * HIGHER_PRECISION)
-        )
+    def _add_scales(self, weight: QuantizedWeight) -> ir.Value:
+        factor = float(np.sqrt(weight.in_channels)) / (COARSE_LIMIT * FINE_STEPS)
+        return weight.add_scales(factor=factor)
 
 
-def _sums(codes: Array) -> Array:
-    """Of each row, zero being 128."""
-    sums = codes.sum(axis=1, dtype=np.int32) - np.int32(128 * codes.shape[1])
-    return np.asarray(sums, np.float32)
+def _zero_point(nodes: NodeBuilder, activation: _SplitActivation) -> ir.Value:
+    """Add the zero point of weights, 0, as a result that constant folding cannot compute: whether a
+    number is less than itself.
+
+    If it were a constant, ONNX Runtime would make a uint8 copy of a weight for each MatMul if
+    ``session.x64quantprecision`` is set, and fail at the second, as both have one name.
+    """
+    if activation.zero_point is None:
+        least = nodes("ReduceMin", activation.multiplier, keepdims=0)
+        is_less = nodes("Less", least, least)
+        activation.zero_point = nodes("Cast", is_less, to=ir.DataType.INT8)
+    return activation.zero_point
+
+
+def _add_offsets(weight: QuantizedWeight) -> ir.Value:
+    """Return what the zero points of both parts add to an output channel, negated."""
+    factor = np.float32(-(COARSE_LIMIT * FINE_STEPS + FINE_STEPS))
+    shape = (weight.out_channels,)
+    return weight.add(Part.OFFSETS, ir.DataType.FLOAT, shape, lambda: weight.sums() * factor)

@@ -1,8 +1,8 @@
-"""Weight-only in the packed layout: MatMulNBits and GatherBlockQuantized of ONNX Runtime.
+"""MatMulNBits and GatherBlockQuantized, ONNX Runtime's operators for weight-only quantization.
 
-Both operators read uint8 codes ``(rows, blocks, bytes of a block)`` as they are, so a table used by
-both is one initializer. A 2-D table with a Reshape for one of its users, as other tools write it,
-is folded into a second copy when ONNX Runtime starts.
+Both read uint8 values ``(out, blocks, bytes of a block)`` as they are, so an embedding that both
+use is one initializer. A 2-D embedding with a Reshape for one of its users, as other tools write
+it, is folded into a second copy when ONNX Runtime starts.
 """
 
 from __future__ import annotations
@@ -11,212 +11,187 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.weight_format import NodeBuilder, QuantizedWeight, WeightFormat
+from edgetie.quantize.formats.node_builder import NodeBuilder
+from edgetie.quantize.formats.weight_format import WeightFormat, rank
 from edgetie.quantize.weights.affine import Array, QuantSpec, choose_block
+from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 from edgetie.targets import BLOCK_SIZES
 
 _ACCURACY_LEVEL = 4  # activations to int8 inside the kernel; other levels unpack the whole weight
-_BLOCK = {8: 64, 4: 32}
-_COUNTED_SPLIT = 18  # the opset from which on Split counts its parts and ReduceMax reads its axes
-_TINY = 1e-30  # in the place of zero, of blocks that are all zeros
+_DEFAULT_BLOCK = {8: 64, 4: 32}
+_OPSET_18 = 18  # the first in which Split counts its parts and ReduceMax has an input for axes
+_TINY = 1e-30  # instead of zero, for blocks that are all zeros
 
 
 class MatMulNBitsFormat(WeightFormat):
     """8 or 4 bits with a scale and a zero point for each block.
 
-    Zero points cost a byte for each block and nothing at run time, as products read unsigned codes
-    in any case, and take a fifth from the error of 8 bits.
+    Zero points cost a byte for each block and nothing at run time, as MatMulNBits reads unsigned
+    values in any case, and reduce the error of 8 bits by a fifth.
 
     Args:
-        bits: of a code.
-        block: columns that share a scale, fewer where that pads less; ``None`` for 64 of 8 bits
-            and 32 of 4.
-        aliased: give lookup and product entries of their own over the same bytes.
+        bits: of a quantized value.
+        block: input channels that share a scale, fewer if that pads less; by default 64 for 8 bits
+            and 32 for 4.
+        aliased: give Gather and MatMul separate initializers over the same bytes.
     """
 
     opset = 11  # Round
 
     def __init__(self, bits: int = 8, block: int | None = None, *, aliased: bool = False) -> None:
-        super().__init__()
         self.bits, self.aliased = bits, aliased
-        self.block = block or _BLOCK[bits]
+        self.block = block or _DEFAULT_BLOCK[bits]
 
-    def spec(self, columns: int) -> QuantSpec:
-        block = choose_block(columns, self.block)
+    def spec(self, in_channels: int) -> QuantSpec:
+        block = choose_block(in_channels, self.block)
         return QuantSpec(self.bits, block, asymmetric=True, clip=self.bits < 8)
 
     def higher_precision(self) -> WeightFormat | None:
-        """8 bits in the place of 4, then the smallest blocks: an eighth more bytes, almost half the
-        error.
+        """Return 8 bits instead of 4, then the smallest blocks: an eighth more bytes, almost half
+        the error.
         """
         if self.bits < 8:
             return MatMulNBitsFormat(8)
         smallest = min(BLOCK_SIZES)
         return MatMulNBitsFormat(8, smallest) if self.block > smallest else None
 
-    def store(self, matrix: QuantizedWeight) -> None:
-        shape = (matrix.rows, matrix.blocks, _width(matrix))
+    def add_values(self, weight: QuantizedWeight) -> None:
+        shape = weight.out_channels, weight.block_count, self._block_bytes(weight)
+        weight.add(
+            Part.VALUES,
+            ir.DataType.UINT8,
+            shape,
+            lambda: self._pack(weight.read_values()).reshape(shape),
+        )
 
-        def codes() -> Array:
-            found = matrix.take_codes()
-            packed = found if self.bits == 8 else found[:, ::2] | found[:, 1::2] << 4
-            return packed.reshape(shape)
-
-        matrix.codes = matrix.initializer("int8", ir.DataType.UINT8, shape, codes)
-
-    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> NodeBuilder:
-        """GatherBlockQuantized, then the blocks of a row side by side."""
-        padded = matrix.blocks * _block(matrix) != matrix.columns
-        flat_table = self.aliased and not padded
-        inputs: list[ir.Value | None]
-        if flat_table:
-            flat = (matrix.rows, matrix.blocks * _width(matrix))
-            table = self._alias(matrix, matrix.codes, flat)
-            inputs = [table, ids, _scales(matrix)]
-        else:
-            small = (matrix.rows, matrix.blocks, 1)
-            inputs = [matrix.codes, ids, self._alias(matrix, _scales(matrix), small)]
-        if matrix.spec.asymmetric:
-            inputs.append(self._lookup_zeros(matrix, flat=flat_table))
-        nodes = NodeBuilder(matrix.graph)
-        rows = nodes(
+    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+        """Add GatherBlockQuantized and a Reshape that joins the blocks of a row."""
+        block, blocks, axis = _block(weight), weight.block_count, rank(indices)
+        padded = blocks * block != weight.in_channels
+        flat = self.aliased and not padded
+        gathered = nodes(
             "GatherBlockQuantized",
-            *inputs,
+            *self._gather_inputs(weight, indices, flat=flat),
             domain=MICROSOFT,
             gather_axis=0,
-            quantize_axis=1 if flat_table else 2,
-            block_size=_block(matrix),
+            quantize_axis=1 if flat else 2,
+            block_size=block,
             bits=self.bits,
         )
-        if flat_table:
-            return nodes
-        width = matrix.blocks * _block(matrix)
-        rows = nodes("Reshape", rows, _ints(matrix, f"{rank}.{width}", [0] * rank + [width]))
-        if padded:
-            start, end = (_ints(matrix, f"column.{n}", [n]) for n in (0, matrix.columns))
-            nodes("Slice", rows, start, end, _ints(matrix, f"axis.{rank}", [rank]))
-        return nodes
+        if flat:
+            return gathered
+        width = blocks * block
+        shape = nodes.constant(f"packed.{axis}.{width}", [0] * axis + [width], np.int64)
+        joined = nodes("Reshape", gathered, shape)
+        if not padded:
+            return joined
+        start, end = (
+            nodes.constant(f"packed.column.{n}", [n], np.int64) for n in (0, weight.in_channels)
+        )
+        return nodes(
+            "Slice", joined, start, end, nodes.constant(f"packed.axis.{axis}", [axis], np.int64)
+        )
 
-    def product(
-        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
-    ) -> NodeBuilder:
-        """MatMulNBits; where activations must hardly be rounded, of two parts of them at once."""
-        nodes = NodeBuilder(matrix.graph)
-        rank = len(x.shape) if x.shape is not None else 0
-        padded = matrix.blocks * _block(matrix) != matrix.columns
-        parts = exact and rank > 1 and not padded
-        inputs: list[ir.Value | None] = [
-            _in_two(nodes, x, rank, matrix) if parts else x,
-            matrix.codes,
-            _scales(matrix),
-        ]
-        if matrix.spec.asymmetric:
-            inputs.append(_zeros(matrix))
+    def _gather_inputs(
+        self, weight: QuantizedWeight, indices: ir.Value, *, flat: bool
+    ) -> list[ir.Value]:
+        """Values, indices, scales and zero points; ``flat`` for values ``(out, in)``."""
+        out, blocks = weight.out_channels, weight.block_count
+        if flat:
+            flat_shape = out, blocks * self._block_bytes(weight)
+            values = weight.add_alias(Part.VALUES_FOR_GATHER, weight.values, flat_shape)
+            return [values, indices, self._add_scales(weight), self._add_zero_points(weight)]
+        shape = out, blocks, 1
+        scales = weight.add_alias(Part.SCALES_FOR_GATHER, self._add_scales(weight), shape)
+        if self.bits == 8:
+            zero_points = weight.add_alias(
+                Part.ZERO_POINTS_FOR_GATHER, self._add_zero_points(weight), shape
+            )
+        else:  # those of 4 bits are one in a byte here
+            zero_points = weight.add(
+                Part.ZERO_POINTS_FOR_GATHER,
+                ir.DataType.UINT8,
+                shape,
+                lambda: weight.zero_points().reshape(shape),
+            )
+        return [weight.values, indices, scales, zero_points]
+
+    def matmul(
+        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
+    ) -> ir.Value:
+        """Add MatMulNBits; if activations must hardly be rounded, over two parts of them."""
+        axis = rank(x) - 2
+        exact = exact and axis >= 0 and weight.in_channels % _block(weight) == 0
         result = nodes(
             "MatMulNBits",
-            *inputs,
+            _split_activation(nodes, x, weight) if exact else x,
+            weight.values,
+            self._add_scales(weight),
+            self._add_zero_points(weight),
             domain=MICROSOFT,
-            K=matrix.columns,
-            N=matrix.rows,
+            K=weight.in_channels,
+            N=weight.out_channels,
             bits=self.bits,
-            block_size=_block(matrix),
+            block_size=_block(weight),
             accuracy_level=_ACCURACY_LEVEL,
         )
-        if parts:
-            halves = ir.node("Split", [result], {"axis": rank - 2}, num_outputs=2)
-            if matrix.graph.opset_imports.get("", 1) >= _COUNTED_SPLIT:
-                halves.attributes["num_outputs"] = ir.AttrInt64("num_outputs", 2)
-            nodes.append(halves)
-            result = nodes("Add", *halves.outputs)
-        if bias is not None:  # ONNX Runtime's CPU provider takes it in; others' kernels cannot
-            nodes("Add", result, bias)
-        return nodes
+        if not exact:
+            return result
+        attributes = {"axis": axis} | ({"num_outputs": 2} if _has_opset_18(weight) else {})
+        return nodes("Add", *nodes.op_multi_out("Split", [result], attributes, num_outputs=2))
 
-    def _alias(self, matrix: QuantizedWeight, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
-        """The bytes of ``value`` under another name and shape."""
-        suffix = f"{str(value.name).removeprefix(f'{matrix.label}.')}.lookup"
-        tensor = value.const_value
-        assert tensor is not None
-        made = matrix.initializer(
-            suffix, tensor.dtype, shape, lambda: tensor.numpy().reshape(shape)
+    def _add_scales(self, weight: QuantizedWeight) -> ir.Value:
+        shape = weight.out_channels, weight.block_count
+        return weight.add(Part.SCALES, ir.DataType.FLOAT, shape, lambda: weight.parameters().scales)
+
+    def _add_zero_points(self, weight: QuantizedWeight) -> ir.Value:
+        """Return the zero points; those of 4 bits two in a byte, each output channel padded."""
+        shape = weight.out_channels, -(-weight.block_count * self.bits // 8)
+        return weight.add(
+            Part.ZERO_POINTS, ir.DataType.UINT8, shape, lambda: self._pack(weight.zero_points())
         )
-        self.aliases[str(made.name)] = str(value.name)
-        return made
 
-    def _lookup_zeros(self, matrix: QuantizedWeight, *, flat: bool) -> ir.Value:
-        """Zero points as lookups read them: like the scales; those of 4 bits each in a byte."""
-        if flat:
-            return _zeros(matrix)
-        shape = (matrix.rows, matrix.blocks, 1)
+    def _pack(self, values: Array) -> Array:
+        """Store two values of 4 bits in a byte, the first in its lower half."""
         if self.bits == 8:
-            return self._alias(matrix, _zeros(matrix), shape)
+            return values
+        values = np.pad(values, [(0, 0), (0, values.shape[1] % 2)])
+        return np.asarray(values[:, ::2] | values[:, 1::2] << 4)
 
-        def make() -> Array:
-            zeros = matrix.small().zeros
-            assert zeros is not None
-            return zeros.reshape(shape)
-
-        return matrix.initializer("zeros.lookup", ir.DataType.UINT8, shape, make)
+    def _block_bytes(self, weight: QuantizedWeight) -> int:
+        return _block(weight) * self.bits // 8
 
 
-def _in_two(nodes: NodeBuilder, x: ir.Value, rank: int, matrix: QuantizedWeight) -> ir.Value:
-    """``x`` as rows that MatMulNBits rounds to themselves, and behind them what is left of it.
+def _split_activation(nodes: NodeBuilder, x: ir.Value, weight: QuantizedWeight) -> ir.Value:
+    """Concatenate ``x`` as MatMulNBits rounds it and, as further tokens, the remainder.
 
-    The operator rounds activations to int8 by blocks, to steps of the largest magnitude over 127.
-    What is already a multiple of the step stays as it is; the rest is 254 times smaller, and so is
-    the error of rounding it.
+    The operator rounds activations to int8 by blocks, in units of the largest magnitude over 127.
+    What is already a multiple of the unit stays as it is. The remainder is 254 times smaller, and
+    so is the error of rounding it.
     """
-    blocks = [0] * (rank - 1) + [matrix.blocks, _block(matrix)]
-    cut = nodes("Reshape", x, _ints(matrix, f"blocks.{rank}.{matrix.columns}", blocks))
-    magnitudes = nodes("Abs", cut)
-    last = _ints(matrix, "last", [-1])
-    if matrix.graph.opset_imports.get("", 1) >= _COUNTED_SPLIT:
-        peak = nodes("ReduceMax", magnitudes, last, keepdims=1)
+    axes, columns = rank(x), weight.in_channels
+    shape = [0] * (axes - 1) + [weight.block_count, _block(weight)]
+    blocks = nodes("Reshape", x, nodes.constant(f"packed.blocks.{axes}.{columns}", shape, np.int64))
+    magnitudes = nodes("Abs", blocks)
+    last = nodes.constant("packed.last", [-1], np.int64)
+    if _has_opset_18(weight):
+        largest = nodes("ReduceMax", magnitudes, last, keepdims=1)
     else:
-        peak = nodes("ReduceMax", magnitudes, axes=[-1], keepdims=1)
-    step = nodes("Mul", peak, _number(matrix, "step", 1 / 127))
-    step = nodes("Max", step, _number(matrix, "tiny", _TINY))
-    coarse = nodes("Mul", nodes("Round", nodes("Div", cut, step)), step)
-    whole = [0] * (rank - 1) + [matrix.columns]
-    flat = nodes("Reshape", coarse, _ints(matrix, f"whole.{rank}.{matrix.columns}", whole))
-    return nodes("Concat", flat, nodes("Sub", x, flat), axis=rank - 2)
+        largest = nodes("ReduceMax", magnitudes, axes=[-1], keepdims=1)
+    unit = nodes("Mul", largest, nodes.constant("packed.step", 1 / 127, np.float32))
+    unit = nodes("Max", unit, nodes.constant("packed.tiny", _TINY, np.float32))
+    rounded = nodes("Mul", nodes("Round", nodes("Div", blocks, unit)), unit)
+    shape = [0] * (axes - 1) + [columns]
+    joined = nodes(
+        "Reshape", rounded, nodes.constant(f"packed.whole.{axes}.{columns}", shape, np.int64)
+    )
+    return nodes("Concat", joined, nodes("Sub", x, joined), axis=axes - 2)
 
 
-def _block(matrix: QuantizedWeight) -> int:
-    assert matrix.spec.block is not None
-    return matrix.spec.block
+def _block(weight: QuantizedWeight) -> int:
+    assert weight.spec.block is not None
+    return weight.spec.block
 
 
-def _width(matrix: QuantizedWeight) -> int:
-    """Bytes of a block."""
-    return _block(matrix) * matrix.spec.bits // 8
-
-
-def _scales(matrix: QuantizedWeight) -> ir.Value:
-    shape = (matrix.rows, matrix.blocks)
-    return matrix.initializer("scales", ir.DataType.FLOAT, shape, lambda: matrix.small().scales)
-
-
-def _zeros(matrix: QuantizedWeight) -> ir.Value:
-    """Zero points; those of 4 bits two in a byte, each row filled up."""
-    count, whole = matrix.blocks, matrix.spec.bits == 8
-
-    def make() -> Array:
-        zeros = matrix.small().zeros
-        assert zeros is not None
-        if whole:
-            return zeros
-        even = np.pad(zeros, [(0, 0), (0, count % 2)])
-        return np.asarray(even[:, ::2] | even[:, 1::2] << 4)
-
-    shape = matrix.rows, count if whole else -(-count // 2)
-    return matrix.initializer("zeros", ir.DataType.UINT8, shape, make)
-
-
-def _ints(matrix: QuantizedWeight, label: str, numbers: list[int]) -> ir.Value:
-    return initializer(matrix.graph, f"packed.{label}", np.array(numbers, np.int64))
-
-
-def _number(matrix: QuantizedWeight, label: str, number: float) -> ir.Value:
-    return initializer(matrix.graph, f"packed.{label}", np.array(number, np.float32))
+def _has_opset_18(weight: QuantizedWeight) -> bool:
+    return weight.graph.opset_imports.get("", 1) >= _OPSET_18

@@ -1,11 +1,11 @@
-"""QuantizeLinear and DequantizeLinear around products (QDQ), for compilers of integer graphs.
+"""QuantizeLinear and DequantizeLinear around MatMuls (QDQ), for compilers of integer graphs.
 
-NPUs and OpenVINO make integer products of them. Activations have one scale and zero point for each
-tensor, fixed beforehand from what a calibration text shows; weights one scale for each output
-channel. A token table is looked up in by row, in the codes; its product reads the same ones.
+NPUs and OpenVINO turn them into integer MatMuls. Activations have one scale and zero point for each
+tensor, fixed in advance from a calibration text; weights have one scale for each output channel. An
+embedding is gathered by row from its quantized values, and its MatMul reads the same ones.
 
-With 16 bits, what a product makes is rounded too: only then do NPUs take the product whole, its
-weights as they are stored.
+With 16 bits, the output of a MatMul is quantized too: only then do NPUs run it as one operator,
+with its weights as they are stored.
 """
 
 from __future__ import annotations
@@ -17,19 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.weight_format import (
-    NodeBuilder,
-    QuantizedWeight,
-    ScaleGranularity,
-    WeightFormat,
-)
+from edgetie.quantize.formats.node_builder import NodeBuilder
+from edgetie.quantize.formats.weight_format import ScaleGranularity, WeightFormat
 from edgetie.quantize.weights.affine import Array, QuantSpec
-
-_MARGIN = 1.5  # of 16 bits: codes are many, and other texts have larger values
-
+from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
 Range = tuple[float, float]
+
+_MARGIN = 1.5  # with 16 bits: there are many values, and other texts have larger activations
+_SMALLEST_SCALE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -47,100 +43,88 @@ class QdqFormat(WeightFormat):
 
     Args:
         bits: of activations.
-        ranges: around the product with each matrix, by its name.
-        table: whether rows are looked up in the matrices: they stay ``(rows, columns)``.
+        ranges: of each linear operator, by the name of its weight.
+        embedding: whether Gathers read the weights, which stay ``(out, in)``.
     """
 
-    branches = False  # it looks for weights of DequantizeLinear in the subgraph itself
+    supports_subgraphs = False  # DequantizeLinear needs its weights in the subgraph itself
 
     def __init__(
-        self, bits: int, ranges: Mapping[str, LinearOpRanges], *, table: bool = False
+        self, bits: int, ranges: Mapping[str, LinearOpRanges], *, embedding: bool = False
     ) -> None:
-        super().__init__()
-        self.ranges, self.table = ranges, table
+        self.ranges, self.embedding = ranges, embedding
         self.activations = ScaleGranularity.TENSOR if bits == 8 else ScaleGranularity.NONE
         self.supports_rotation = bits == 8  # a real model's rotations did not fit QNN's simulator
         self.opset = 13 if bits == 8 else 21  # DequantizeLinear along an axis; uint16
-        self._codes = np.dtype(f"uint{bits}")
+        self._dtype = np.dtype(f"uint{bits}")
         self._margin = 1.0 if bits == 8 else _MARGIN
-        self._rounded: dict[ir.Value, ir.Value] = {}
-        self._products: Counter[str] = Counter()
+        self._activations: dict[ir.Value, ir.Value] = {}
+        self._copies: Counter[QuantizedWeight] = Counter()
 
-    def spec(self, columns: int) -> QuantSpec:
+    def spec(self, in_channels: int) -> QuantSpec:
         return QuantSpec()
 
-    def store(self, matrix: QuantizedWeight) -> None:
-        if self.table:
-            shape, make = (matrix.rows, matrix.columns), lambda: _columns_first(matrix).T
-        else:
-            shape, make = (matrix.columns, matrix.rows), lambda: _columns_first(matrix)
-        matrix.codes = matrix.initializer("int8", ir.DataType.INT8, shape, make)
+    def add_values(self, weight: QuantizedWeight) -> None:
+        def values() -> Array:
+            signed = (weight.read_values() ^ np.uint8(128)).view(np.int8)
+            return signed if self.embedding else signed.T
 
-    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> NodeBuilder:
-        """``row · scale``."""
-        nodes = NodeBuilder(matrix.graph)
-        rows = nodes("Cast", nodes("Gather", matrix.codes, ids), to=ir.DataType.FLOAT)
-        nodes("Mul", rows, nodes("Gather", matrix.row_scales(lookup=True), ids))
-        return nodes
+        shape = weight.out_channels, weight.in_channels
+        weight.add(Part.VALUES, ir.DataType.INT8, shape if self.embedding else shape[::-1], values)
 
-    def product(
-        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
-    ) -> NodeBuilder:
-        nodes = NodeBuilder(matrix.graph)
-        fixed = self.ranges.get(matrix.name)
-        if x not in self._rounded and fixed is not None:
-            self._rounded[x] = self._round(nodes, matrix, x, "input", fixed.input)
-        codes, zeros = self._entries(matrix)
-        if self.table:
-            codes = nodes("Transpose", codes, perm=[1, 0])
-        weights = nodes("DequantizeLinear", codes, matrix.row_scales(), zeros, axis=1)
-        result = nodes("MatMul", self._rounded.get(x, x), weights)
-        if fixed is not None and fixed.output is not None:
-            result = self._round(nodes, matrix, result, "output", fixed.output)
-        if bias is not None:
-            nodes("Add", result, bias)
-        return nodes
+    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+        """Add ``row · scale``."""
+        rows = nodes("Cast", nodes("Gather", weight.values, indices), to=ir.DataType.FLOAT)
+        return nodes("Mul", rows, nodes("Gather", weight.add_scales_for_gather(), indices))
 
-    def _entries(self, matrix: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
-        """Codes and zero points, which some runtimes take for uint8 if they are left out.
-
-        Each product has entries of its own over the same bytes: ONNX Runtime changes what a
-        DequantizeLinear reads, and fails where two read the same.
-        """
-        number = self._products[matrix.label]
-        self._products[matrix.label] += 1
-        zeros = matrix.initializer(
-            "zeros", ir.DataType.INT8, (matrix.rows,), lambda: np.zeros(matrix.rows, np.int8)
-        )
-        if not number:
-            return matrix.codes, zeros
-        return self._again(matrix, matrix.codes, f"codes.{number}"), self._again(
-            matrix, zeros, f"zeros.{number}"
-        )
-
-    def _again(self, matrix: QuantizedWeight, value: ir.Value, suffix: str) -> ir.Value:
-        tensor = value.const_value
-        assert tensor is not None
-        shape = tuple(int(size) for size in tensor.shape.numpy())
-        made = matrix.initializer(suffix, tensor.dtype, shape, tensor.numpy)
-        self.aliases[str(made.name)] = str(value.name)
-        return made
-
-    def _round(
-        self, nodes: NodeBuilder, matrix: QuantizedWeight, value: ir.Value, side: str, limits: Range
+    def matmul(
+        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
     ) -> ir.Value:
-        """An activation in steps of fixed size; zero has a code of its own."""
-        low, high = (end * self._margin for end in (min(limits[0], 0.0), max(limits[1], 0.0)))
-        most = np.iinfo(self._codes).max
-        step = max((high - low) / most, 1e-12)
-        middle = np.clip(round(-low / step), 0, most)
-        name = f"{matrix.label}.{side}"
-        scale = initializer(matrix.graph, f"{name}.scale", np.array(step, np.float32))
-        zero = initializer(matrix.graph, f"{name}.zero", np.array(middle, self._codes))
-        codes = nodes("QuantizeLinear", value, scale, zero)
-        return nodes("DequantizeLinear", codes, scale, zero)
+        ranges = self.ranges.get(weight.name)
+        if x not in self._activations and ranges is not None:
+            self._activations[x] = self._quantize(nodes, weight, x, "input", ranges.input)
+        values, zero_points = self._copy(weight)
+        if self.embedding:
+            values = nodes("Transpose", values, perm=[1, 0])
+        floats = nodes("DequantizeLinear", values, weight.add_scales(), zero_points, axis=1)
+        result = nodes("MatMul", self._activations.get(x, x), floats)
+        if ranges is None or ranges.output is None:
+            return result
+        return self._quantize(nodes, weight, result, "output", ranges.output)
 
+    def _copy(self, weight: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
+        """Return values and zero points, which some runtimes take for uint8 if they are left out.
 
-def _columns_first(matrix: QuantizedWeight) -> Array:
-    """Signed codes, one column an output channel: int8 ``(columns, rows)``."""
-    return (matrix.take_codes() ^ np.uint8(128)).view(np.int8).T
+        Each MatMul has separate initializers over the same bytes: ONNX Runtime changes what a
+        DequantizeLinear reads, and fails if two read the same.
+        """
+        copy = self._copies[weight]
+        self._copies[weight] += 1
+        channels = weight.out_channels
+        zero_points = weight.add(
+            Part.ZERO_POINTS, ir.DataType.INT8, (channels,), lambda: np.zeros(channels, np.int8)
+        )
+        if not copy:
+            return weight.values, zero_points
+        return (
+            weight.add_alias(Part.VALUES_COPY, weight.values, copy=copy),
+            weight.add_alias(Part.ZERO_POINTS, zero_points, copy=copy),
+        )
+
+    def _quantize(
+        self,
+        nodes: NodeBuilder,
+        weight: QuantizedWeight,
+        x: ir.Value,
+        side: str,
+        value_range: Range,
+    ) -> ir.Value:
+        """Quantize and dequantize an activation with a fixed scale. Zero stays exact."""
+        low, high = min(value_range[0], 0.0) * self._margin, max(value_range[1], 0.0) * self._margin
+        largest = np.iinfo(self._dtype).max
+        step = max((high - low) / largest, _SMALLEST_SCALE)
+        middle = np.clip(round(-low / step), 0, largest)
+        scale = nodes.constant(f"{weight.label}.{side}.scale", step, np.float32)
+        zero_point = nodes.constant(f"{weight.label}.{side}.zero", middle, self._dtype)
+        quantized = nodes("QuantizeLinear", x, scale, zero_point)
+        return nodes("DequantizeLinear", quantized, scale, zero_point)

@@ -22,31 +22,31 @@ FORMATS: dict[str, Callable[[int, Scheme, Ranges, bool], WeightFormat]] = {
         bits, scheme.block_size, aliased=True
     ),
     "matmul_integer": lambda *_: MatMulIntegerFormat(),
-    "matmul_integer_merged": lambda *_: MatMulIntegerFormat(apart=False),
+    "matmul_integer_merged": lambda *_: MatMulIntegerFormat(split_matmuls=False),
     "matmul_integer_standard": lambda *_: StandardMatMulIntegerFormat(),
-    "matmul_integer_standard_merged": lambda *_: StandardMatMulIntegerFormat(apart=False),
+    "matmul_integer_standard_merged": lambda *_: StandardMatMulIntegerFormat(split_matmuls=False),
     "matmul_integer_dynamic": lambda *_: DynamicMatMulIntegerFormat(),
     "qdq": lambda _, scheme, ranges, embedding: QdqFormat(
-        scheme.activation_bits, ranges, table=embedding
+        scheme.activation_bits, ranges, embedding=embedding
     ),
 }
-"""Makers of formats, by the names in :data:`edgetie.targets.SCHEMES`. Their arguments are the bits
-of a weight, the scheme, the ranges of activations, and whether it is for embedding tables."""
+"""Formats by the names in :data:`edgetie.targets.SCHEMES`. Arguments: bits of a weight, scheme,
+ranges of activations, whether it is for embeddings."""
 
 
 def weight_formats(
     scheme: Scheme, ranges: Ranges | None = None
 ) -> tuple[WeightFormat, WeightFormat] | None:
-    """Make the formats of embedding tables and of all other weights; ``None`` if all are floats.
+    """Create the formats of embeddings and of all other weights; ``None`` if all stay float.
 
     Args:
         scheme: as :func:`edgetie.targets.find_scheme` returns it.
-        ranges: input and output ranges of linear ops with static scales, by the weight's name.
+        ranges: of each linear operator, by the name of its weight, if they are fixed.
     """
     if scheme.embedding_format is None or scheme.linear_format is None:
         return None
-    known = ranges or {}
+    ranges = ranges or {}
     return (
-        FORMATS[scheme.embedding_format](scheme.embedding_bits, scheme, known, True),
-        FORMATS[scheme.linear_format](scheme.linear_bits, scheme, known, False),
+        FORMATS[scheme.embedding_format](scheme.embedding_bits, scheme, ranges, True),
+        FORMATS[scheme.linear_format](scheme.linear_bits, scheme, ranges, False),
     )

@@ -1,7 +1,7 @@
-"""A graph in which each product is rounded or not, as an input says when it runs.
+"""A graph that quantizes one weight at a time, chosen by an input when it runs.
 
-What rounding one weight costs is measured for every weight; with both forms of each product in the
-branches of an If, one session serves all of them.
+The cost of quantizing each weight is measured on its own. With both versions of each linear
+operator in the branches of an If, one session measures all of them.
 """
 
 from __future__ import annotations
@@ -12,80 +12,72 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.weight_format import NodeBuilder, QuantizedWeight, WeightFormat
+from edgetie.quantize.formats.node_builder import NodeBuilder
+from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.quantize.weights.affine import QuantSpec
+from edgetie.quantize.weights.quantized_weight import QuantizedWeight
 
 TOGGLE_INPUT = "edgetie.rounded"
-"""Which product is rounded, by its index in the names; -1, which is the default, for none."""
+"""The input: the index of the quantized weight, or -1, which is the default, for none."""
 
 
 class ToggleFormat(WeightFormat):
-    """Products of another form, or of floats.
+    """Another format's linear operators, or those of the float weights.
 
     Args:
-        form: of what is rounded.
-        names: of the weights.
-        floats: the weights before they were rounded, by their names.
+        quantized_format: the other format.
+        names: of the weights, in the order of their indices.
+        float_weights: the weights before they are quantized, by name.
     """
 
     def __init__(
-        self, form: WeightFormat, names: Sequence[str], floats: Mapping[str, ir.TensorProtocol]
+        self,
+        quantized_format: WeightFormat,
+        names: Sequence[str],
+        float_weights: Mapping[str, ir.TensorProtocol],
     ) -> None:
-        super().__init__()
-        self.form, self.names, self.floats = form, names, floats
-        self.activations, self.supports_rotation, self.opset = (
-            form.activations,
-            form.supports_rotation,
-            form.opset,
-        )
-        self.aliases = form.aliases
+        self.quantized_format, self.names = quantized_format, names
+        self.float_weights = float_weights
+        self.opset = quantized_format.opset
 
-    def spec(self, columns: int) -> QuantSpec:
-        return self.form.spec(columns)
+    def spec(self, in_channels: int) -> QuantSpec:
+        return self.quantized_format.spec(in_channels)
 
-    def store(self, matrix: QuantizedWeight) -> None:
-        self.form.store(matrix)
+    def add_values(self, weight: QuantizedWeight) -> None:
+        self.quantized_format.add_values(weight)
 
-    def takes(self, x: ir.Value) -> bool:
-        return self.form.takes(x)
+    def supports_input(self, x: ir.Value) -> bool:
+        return self.quantized_format.supports_input(x)
 
-    def lookup(self, matrix: QuantizedWeight, ids: ir.Value, rank: int) -> Sequence[ir.Node]:
-        return self.form.lookup(matrix, ids, rank)
+    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+        return self.quantized_format.gather(nodes, weight, indices)
 
-    def product(
-        self, matrix: QuantizedWeight, x: ir.Value, bias: ir.Value | None, *, exact: bool
-    ) -> list[ir.Node]:
-        """``If`` this weight is to be rounded."""
-        graph, index = matrix.graph, self.names.index(matrix.name)
-        exactly = NodeBuilder(graph)
-        weight = initializer(graph, f"{matrix.name}.float", self.floats[matrix.name])
-        right = weight if matrix.turned else exactly("Transpose", weight, perm=[1, 0])
-        result = exactly("MatMul", x, right)
-        if bias is not None:
-            exactly("Add", result, bias)
-        rounded = NodeBuilder(
-            graph
-        )  # what a form keeps of ``x`` for other products is in this branch
-        rounded += self.form.product(matrix, rounded.again(x), bias, exact=exact)
-        number = initializer(graph, f"{TOGGLE_INPUT}.{index}", np.array(index, np.int64))
-        chosen = ir.node("Equal", [_which(graph), number])
-        branches = {
-            key: ir.AttrGraph(key, _branch(nodes, f"{matrix.label}.{index}.{key}"))
-            for key, nodes in (("then_branch", rounded), ("else_branch", exactly))
+    def matmul(
+        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
+    ) -> ir.Value:
+        """Add an If whose condition is that this weight is to be quantized."""
+        index = self.names.index(weight.name)
+        quantized, unquantized = NodeBuilder(weight.graph), NodeBuilder(weight.graph)
+        # a copy, because a format shares what it computes from an activation, here in a branch
+        local = quantized.local_copy(x)
+        stored = initializer(weight.graph, f"{weight.name}.float", self.float_weights[weight.name])
+        right = stored if weight.transposed else unquantized("Transpose", stored, perm=[1, 0])
+        outputs = {
+            "then_branch": self.quantized_format.matmul(quantized, weight, local, exact=exact),
+            "else_branch": unquantized("MatMul", x, right),
         }
-        return [chosen, ir.Node("", "If", chosen.outputs, branches.values(), num_outputs=1)]
+        branches = {}
+        for key, builder in (("then_branch", quantized), ("else_branch", unquantized)):
+            name = f"{weight.label}.{index}.{key}"
+            builder.make_names_unique(name)
+            branches[key] = ir.Graph([], [outputs[key]], nodes=builder.nodes, name=name)
+        number = nodes.constant(f"{TOGGLE_INPUT}.{index}", index, np.int64)
+        condition = nodes("Equal", _toggle_input(weight.graph), number)
+        return nodes.op("If", [condition], branches)
 
 
-def _which(graph: ir.Graph) -> ir.Value:
-    """The input; it has a default."""
-    existing = graph.initializers.get(TOGGLE_INPUT)
-    if existing is not None:
-        return existing
-    value = initializer(graph, TOGGLE_INPUT, np.array(-1, np.int64))
-    graph.inputs.append(value)
-    return value
-
-
-def _branch(nodes: NodeBuilder, name: str) -> ir.Graph:
-    nodes.make_names_unique(name)
-    return ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)
+def _toggle_input(graph: ir.Graph) -> ir.Value:
+    """Return the input, added once, with its default."""
+    if TOGGLE_INPUT not in graph.initializers:
+        graph.inputs.append(initializer(graph, TOGGLE_INPUT, np.array(-1, np.int64)))
+    return graph.initializers[TOGGLE_INPUT]

@@ -17,7 +17,7 @@ def test_nearest_is_within_half_a_step(block: int | None, asymmetric: bool) -> N
     rows[5] = np.abs(rows[5])
     spec = QuantSpec(8, block, asymmetric=asymmetric)
     rounded = round_to_nearest(rows, spec)
-    errors = np.abs(dequantized(rounded, spec, 48) - rows).reshape(40, spec.count(48), -1)
+    errors = np.abs(dequantized(rounded, spec, 48) - rows).reshape(40, spec.block_count(48), -1)
     assert (errors <= 0.501 * rounded.scales[..., None]).all()
     assert (errors[3] == 0).all()
 
