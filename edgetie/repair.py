@@ -1,30 +1,29 @@
-"""``tie``: ONNX files whose shared weights were stored apart, with each of them one again.
+"""Merge the duplicate weights of ONNX files.
 
-Works on files of any exporter: copies are found by content (:mod:`equal_weights`), whatever they
-are called and wherever they stand. Copies that are only nearly equal, because a converter rounded
-one side, are reported with their distance and merged on request.
+The files may come from any exporter: copies are found by content (:mod:`equal_weights`), whatever
+their names are and whichever graph they are in. Copies that are only nearly equal, because a
+converter rounded one of them, are reported with their distance and merged on request.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.bundle.atomic import atomic_directory, atomic_files
-from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import Manifest
 from edgetie.bundle.names import DATA, MANIFEST
 from edgetie.errors import BundleError, EdgetieError, TieError
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import make_names_unique
 from edgetie.graph.external_data import external_data_files
 from edgetie.graph.model_files import load_model, write_models
 from edgetie.graph.operators import operator
@@ -32,19 +31,23 @@ from edgetie.harness.ties.equivalence import Equivalence, compare_files
 from edgetie.passes.merge_duplicates import (
     MergeDuplicates,
     can_read_transposed,
-    fixed,
-    hoist,
+    is_input_or_output,
+    move_to_main_graph,
     read_transposed,
 )
-from edgetie.passes.merge_near_duplicates import ALIKE, MergeNearDuplicates, NearCopy, near_copies
+from edgetie.passes.merge_near_duplicates import (
+    MAX_DISTANCE,
+    MergeNearDuplicates,
+    NearCopy,
+    near_copies,
+)
 from edgetie.passes.run import run_passes
 from edgetie.passes.tied_head_gemm import TiedHeadGemm
 from edgetie.progress import Stages
 from edgetie.ties.equal_weights import equal_groups
 from edgetie.ties.groups import TieGroup, all_initializers, find_ties, verify_ties
 
-_TOLERANCE = 1e-5
-"""Relative: another order of the same sums."""
+_TOLERANCE = 1e-5  # relative: the same sums in another order
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,17 @@ class RepairReport:
 
     Attributes:
         path: the file it wrote, or the directory.
-        merged: initializers that are gone, and what took the place of each; of several files
-            with the file's name in front, here and in all that follows.
-        shared: initializers that share another's bytes, in another shape or file, and that other.
-        near: copies that are nearly equal to a table, whether merged or not.
-        merged_near: names of those that were.
+        merged: removed initializers, each with the one that replaced it. Of several files, every
+            name in this report starts with the name of its file.
+        shared: initializers that share the bytes of another one, in another shape or file, each
+            with that other.
+        near: copies that are nearly equal to an embedding table, whether merged or not.
+        merged_near: names of those that were merged.
         skipped: copies that could not be merged, and why.
         ties: the tied weights of the new file.
         bytes_before, bytes_after: sizes of the files, external data included.
-        outputs: each new file's outputs against the old one's.
-        seconds: where the time went.
+        outputs: each new file's outputs compared with the old one's.
+        seconds: the time of each stage.
     """
 
     path: Path
@@ -86,112 +90,112 @@ def tie_model(
     force: bool = False,
     progress: Stages | None = None,
 ) -> RepairReport:
-    """Make every weight that ONNX files store more than once one byte range.
+    """Merge every weight that ONNX files store more than once into one byte range.
 
     Args:
-        sources: an ``.onnx`` file or a directory with one; or several files that belong together,
+        sources: an ``.onnx`` file or a directory with one, or several files that belong together,
             such as an encoder and its decoders.
-        output: the ``.onnx`` file to write, its weights in a file of that name with ``.data``
-            added; of several files the directory, which keeps their names, with one data file
-            ``model.onnx.data`` for all.
-        max_distance: also merge copies whose relative distance (Frobenius norm of the difference
-            over that of the table) is no more, up to 0.1; this changes what the model computes.
-        force: replace files that are there; not with several files, a directory is never replaced.
+        output: the ``.onnx`` file to write. Its weights go to a file of that name with ``.data``
+            added. Of several files: a directory, where they keep their names and share the data
+            file ``model.onnx.data``.
+        max_distance: also merge copies up to this relative distance (Frobenius norm of the
+            difference over that of the table), at most 0.1. This changes what the model computes.
+        force: replace existing files, but never a directory.
         progress: told about each stage.
 
     Raises:
         BundleError: if a file cannot be read, ``output`` is in the way or the disk is full, or a
             file that would be replaced belongs to another model too.
         EdgetieError: if ``max_distance`` is out of range.
-        TieError: if a new file's outputs are not the old one's.
+        TieError: if a new file's outputs differ from the old one's.
     """
-    stages = progress or Stages()
-    if not 0 <= max_distance <= ALIKE:
-        raise EdgetieError(f"max_distance {max_distance:g}: give a share of 0 to {ALIKE:g}")
+    stages, target = progress or Stages(), Path(output)
+    if not 0 <= max_distance <= MAX_DISTANCE:
+        message = f"must be a share of 0 to {MAX_DISTANCE:g}"
+        raise EdgetieError(message, parameter="max_distance", value=max_distance)
     stages.stage("read")
     several = not isinstance(sources, (str, os.PathLike)) and len(sources) > 1
     if several and force:
         raise BundleError(f"{output}: a directory is never replaced; choose another, without force")
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    bundles = [open_bundle(path) for path in paths]
-    for source, bundle in zip(paths, bundles, strict=True):
-        if len(bundle.model_paths) > 1:
-            held = ", ".join(path.name for path in bundle.model_paths)
-            raise BundleError(f"{source}: holds several models; name the files themselves: {held}")
-    target = Path(output)
-    names = [bundle.model_path.name for bundle in bundles] if several else [target.name]
-    if len({*names, DATA}) != len(names) + 1:
-        raise BundleError(f"two of the files, or one and {DATA}, have the same name; rename one")
-    files = {p for b in bundles for p in (b.model_path, *external_data_files(b.model_path))}
-    bytes_before = sum(path.stat().st_size for path in files)
-    if not several and target.suffix != ".onnx":
-        raise BundleError(f"{target}: name a file that ends in .onnx")
-    if not several:
-        _require_alone(target, bundles[0].model_path)
+    originals = [_only_model(path) for path in paths]
+    names = [path.name for path in originals] if several else [target.name]
+    _check_names(names, target, None if several else originals[0])
+    files = {file for path in originals for file in (path, *external_data_files(path))}
+    bytes_before = sum(file.stat().st_size for file in files)
     place = atomic_directory(target, force=None) if several else atomic_files(target, force=force)
     with place as directory:
-        with _sound(bundles):
+        with _blame_files(originals):
             models = [
-                _Model(name, bundle.model_path, f"{name}: " if several else "")
-                for name, bundle in zip(names, bundles, strict=True)
+                _Model(name, path, f"{name}: " if several else "")
+                for name, path in zip(names, originals, strict=True)
             ]
             stages.stage("find copies")
             for model in models:
                 model.merge(max_distance)
-            same = _share(models)
-            for model in models:
-                make_names_unique(model.graph)
+            same = _share_bytes(models)
             stages.stage("write")
             data = DATA if several else f"{target.name}.data"
-            written = write_models(
-                {model.name: model.graph for model in models},
-                directory, data=data, same=same, progress=stages,
-            )  # fmt: skip
+            written = _write(models, directory, data, same, stages)
         ties = [
-            tie_model
+            group
             for model, path in zip(models, written, strict=True)
-            for tie_model in _verified(path, model.copies_left, path.name if several else "")
+            for group in _verify(path, model.has_copies, path.name if several else "")
         ]
-        size = sum(file.stat().st_size for file in directory.iterdir())
+        bytes_after = sum(file.stat().st_size for file in directory.iterdir())
         stages.stage("compare outputs")
         outputs = [
-            _compare(model, bundle.model_path, path)
-            for model, bundle, path in zip(models, bundles, written, strict=True)
+            _compare(model, path, new)
+            for model, path, new in zip(models, originals, written, strict=True)
         ]
     stages.finish()
     return RepairReport(
         path=target,
-        merged={m.label(k): m.label(v) for m in models for k, v in m.merged.items()},
-        shared={k: v for model in models for k, v in model.shared.items()},
-        near=tuple(
-            replace(copy, name=m.label(copy.name), table=m.label(copy.table))
-            for m in models
-            for copy in m.near
-        ),
-        merged_near=tuple(m.label(name) for m in models for name in m.merged_near),
+        merged={key: name for model in models for key, name in model.merged.items()},
+        shared={key: name for model in models for key, name in model.shared.items()},
+        near=tuple(copy for model in models for copy in model.near),
+        merged_near=tuple(name for model in models for name in model.merged_near),
         skipped=tuple(text for model in models for text in model.skipped),
         ties=tuple(ties),
         bytes_before=bytes_before,
-        bytes_after=size,
+        bytes_after=bytes_after,
         outputs=tuple(outputs),
         seconds=dict(stages.seconds),
     )
 
 
-def _require_alone(target: Path, source: Path) -> None:
-    """Refuse to replace files that other models are made of."""
-    data = target.parent / f"{target.name}.data"
-    manifest = target.parent / MANIFEST
-    if target.exists() and manifest.is_file():
-        known = Manifest.from_json(manifest.read_text(encoding="utf-8", errors="replace"), manifest)
-        if {target.name, data.name} & known.files.keys():
-            raise BundleError(f"{target}: is part of a bundle; choose another output")
-    if not data.exists():
+def _only_model(source: str | os.PathLike[str]) -> Path:
+    """Open a file, or a directory with one."""
+    paths = open_bundle(source).model_paths
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
+        raise BundleError(f"{source}: holds several models; name the files themselves: {names}")
+    return paths[0]
+
+
+def _check_names(names: list[str], target: Path, source: Path | None) -> None:
+    """Refuse names that clash, and to replace files that belong to other models.
+
+    Args:
+        names: the model files to write.
+        target: the file to write, or the directory.
+        source: the file to read, if it is the only one.
+    """
+    if len({*names, DATA}) != len(names) + 1:
+        raise BundleError(f"two of the files, or one and {DATA}, have the same name; rename one")
+    if source is None:
         return
-    for model in {*target.parent.glob("*.onnx"), source}:
+    if target.suffix != ".onnx":
+        raise BundleError(f"{target}: name a file that ends in .onnx")
+    data, manifest_path = target.parent / f"{target.name}.data", target.parent / MANIFEST
+    if target.exists() and manifest_path.is_file():
+        text = manifest_path.read_text(encoding="utf-8", errors="replace")
+        if {target.name, data.name} & Manifest.from_json(text, manifest_path).files.keys():
+            raise BundleError(f"{target}: is part of a bundle; choose another output")
+    for model in {*target.parent.glob("*.onnx"), source} if data.exists() else ():
         if not model.is_file() or (target.exists() and model.samefile(target)):
             continue
-        with contextlib.suppress(BundleError):  # what cannot be read reads nothing
+        with contextlib.suppress(BundleError):  # an unreadable file has no data to lose
             if any(file.exists() and file.samefile(data) for file in external_data_files(model)):
                 break
     else:
@@ -200,8 +204,8 @@ def _require_alone(target: Path, source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _sound(bundles: Sequence[Bundle]) -> Iterator[None]:
-    """Blame a graph that breaks the rules of ONNX on its file."""
+def _blame_files(paths: Sequence[Path]) -> Iterator[None]:
+    """Turn the errors that a graph raises if it breaks the rules of ONNX into a BundleError."""
     try:
         yield
         return
@@ -211,57 +215,61 @@ def _sound(bundles: Sequence[Bundle]) -> Iterator[None]:
         if error.errno is not None:
             raise
         why = " ".join(str(error).split())[:200]
-    names = ", ".join(str(bundle.model_path) for bundle in bundles)
+    names = ", ".join(map(str, paths))
     raise BundleError(f"{names}: not a valid ONNX model ({why}); export it again")
 
 
 class _Model:
-    """One of the files, its graph, and what is merged in it."""
+    """One of the files, its graph, and what was merged in it, by the names of the report."""
 
     def __init__(self, name: str, path: Path, prefix: str) -> None:
         self.name, self._prefix = name, prefix
         self.graph = load_model(path)
-        self.vocabulary = min(_table_rows(self.graph), default=2)
-        self.merged: dict[str, str] = {}
+        self.vocabulary = min(_vocabulary_sizes(self.graph), default=2)
         self.aliases: dict[ir.Value, ir.Value] = {}
+        self.merged: dict[str, str] = {}
         self.shared: dict[str, str] = {}
         self.near: list[NearCopy] = []
         self.merged_near: list[str] = []
         self.skipped: list[str] = []
-        self.copies_left = False
+        self.has_copies = False
 
-    def label(self, text: str) -> str:
-        """A name, or what is said of it, as reports give it."""
-        return f"{self._prefix}{text}"
+    def label(self, name: object) -> str:
+        """Return a name or description as the report gives it."""
+        return f"{self._prefix}{name}"
 
     def merge(self, max_distance: float) -> None:
         """Merge the copies within the file."""
         common.LiftConstantsToInitializersPass(lift_all_constants=False)(self.graph)
-        retie = MergeDuplicates()
-        run_passes(self.graph, [], [retie])
-        self.near = near_copies(self.graph)
-        wanted = [copy for copy in self.near if max_distance and copy.distance <= max_distance]
-        nearest = MergeNearDuplicates(wanted)
+        exact = MergeDuplicates()
+        run_passes(self.graph, [], [exact])
+        copies = near_copies(self.graph)
+        near = [c for c in copies if max_distance and c.distance <= max_distance]
+        nearest = MergeNearDuplicates(near)
         run_passes(self.graph, [], [nearest])
         self.fuse_heads()
-        self.merged, self.aliases = retie.merged, retie.aliases
+        self.aliases, self.has_copies = exact.aliases, bool(exact.skipped)
+        self.merged = {self.label(old): self.label(new) for old, new in exact.merged.items()}
         self.shared = {
-            self.label(str(copy.name)): self.label(str(kept.name))
-            for copy, kept in retie.aliases.items()
+            self.label(copy.name): self.label(original.name)
+            for copy, original in exact.aliases.items()
         }
-        self.merged_near = nearest.merged
-        self.skipped += map(self.label, retie.skipped)
-        self.copies_left = bool(retie.skipped)
+        self.near = [
+            replace(copy, name=self.label(copy.name), table=self.label(copy.table))
+            for copy in copies
+        ]
+        self.merged_near = [self.label(name) for name in nearest.merged]
+        self.skipped += map(self.label, exact.skipped)
 
     def fuse_heads(self) -> None:
-        """Products with a transposed table in a form that ONNX Runtime does not copy."""
-        head = TiedHeadGemm()
-        run_passes(self.graph, [], [head])  # the written file is held against its ties
-        self.skipped += map(self.label, head.skipped)
+        """Rewrite MatMuls with a transposed table, which ONNX Runtime would copy."""
+        heads = TiedHeadGemm()
+        run_passes(self.graph, [], [heads])  # ties are verified in the written file
+        self.skipped += map(self.label, heads.skipped)
 
 
-def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
-    """Initializers that are to lie over another's bytes, within a file and across files."""
+def _share_bytes(models: list[_Model]) -> dict[ir.Value, ir.Value]:
+    """Map initializers to those whose bytes they share, within a file and across files."""
     same: dict[ir.Value, ir.Value] = {}
     owners: dict[ir.Value, _Model] = {}
     for model in models:
@@ -269,33 +277,47 @@ def _share(models: list[_Model]) -> dict[ir.Value, ir.Value]:
         owners |= dict.fromkeys(all_initializers(model.graph), model)
     if len(models) == 1:
         return same
-    for first, *twins in equal_groups(value for value in owners if value not in same):
-        for twin in twins:
-            owner, value = owners[twin.value], twin.value
-            if fixed(value, owner.graph) and twin.form == "transposed":
-                owner.skipped.append(owner.label(f"{value.name}: is an input or output itself"))
+    for first, *copies in equal_groups(value for value in owners if value not in same):
+        label = owners[first.value].label(first.value.name)
+        for copy in copies:
+            model, value = owners[copy.value], copy.value
+            transposed = copy.arrangement == "transposed"
+            if transposed and is_input_or_output(value, model.graph):
+                model.skipped.append(model.label(f"{value.name}: is an input or output itself"))
                 continue
-            label = owners[first.value].label(str(first.value.name))
-            if twin.form == "transposed" and not can_read_transposed(value, first.value):
-                owner.skipped.append(owner.label(f"{value.name}: is {label} in another shape"))
+            if transposed and not can_read_transposed(value, first.value):
+                model.skipped.append(model.label(f"{value.name}: is {label} in another shape"))
                 continue
-            owner.shared[owner.label(str(value.name))] = label
-            if twin.form == "transposed":
-                hoist(owner.graph, value)
-                value = read_transposed(owner.graph.graph, value, first.value)
-                owner.fuse_heads()
+            model.shared[model.label(value.name)] = label
+            if transposed:
+                move_to_main_graph(model.graph, value)
+                value = read_transposed(model.graph.graph, value, first.value)
+                model.fuse_heads()
             same[value] = first.value
     return same
 
 
-def _verified(path: Path, copies_left: bool, file: str) -> list[TieGroup]:
-    """The ties of a written file, which has no copy of one unless copies had to stay.
+def _write(
+    models: list[_Model],
+    directory: Path,
+    data: str,
+    same: dict[ir.Value, ir.Value],
+    stages: Stages,
+) -> list[Path]:
+    graphs = {model.name: model.graph for model in models}
+    for graph in graphs.values():
+        common.NameFixPass()(graph)
+    return write_models(graphs, directory, data=data, same=same, progress=stages)
 
-    ``file`` is what their uses are said to be in.
+
+def _verify(path: Path, has_copies: bool, file: str) -> list[TieGroup]:
+    """Find the ties of a written file, and check them unless copies had to stay.
+
+    ``file`` is the file name that their uses get.
     """
     model = load_model(path)
     ties = find_ties(model)
-    if not copies_left:
+    if not has_copies:
         verify_ties(model, ties, where=path.name)
     return [
         replace(group, uses=tuple(replace(use, file=file) for use in group.uses)) for group in ties
@@ -303,6 +325,7 @@ def _verified(path: Path, copies_left: bool, file: str) -> list[TieGroup]:
 
 
 def _compare(model: _Model, before: Path, after: Path) -> Equivalence:
+    """Compare the outputs of a file before and after. Near copies may change them."""
     outputs = compare_files(before, after, model.vocabulary)
     broken = not np.isfinite(outputs.max_abs_error) and outputs.runs_before
     if (broken or not model.merged_near) and outputs.relative_error > _TOLERANCE:
@@ -313,15 +336,14 @@ def _compare(model: _Model, before: Path, after: Path) -> Equivalence:
     return outputs
 
 
-def _table_rows(model: ir.Model) -> Iterator[int]:
-    """Numbers of rows of the tables that are looked up in."""
+def _vocabulary_sizes(model: ir.Model) -> Iterator[int]:
+    """Yield the numbers of rows of the embedding tables."""
     for graph in model.graphs():
         for node in graph:
-            table: Any = (
-                node.inputs[0] if operator(node).startswith("Gather") and node.inputs else None
-            )
-            shape = table.shape if table is not None else None
-            if shape is not None and len(shape) > 1 and isinstance(shape[0], int):
-                rows = shape[0]
-                if int(np.prod([d for d in shape if isinstance(d, int)])) >= MIN_ELEMENTS:
-                    yield rows
+            is_gather = operator(node).startswith("Gather") and node.inputs
+            table = node.inputs[0] if is_gather else None
+            shape = list(table.shape or ()) if table is not None else []
+            if len(shape) > 1 and isinstance(shape[0], int):
+                size = math.prod(d for d in shape if isinstance(d, int))
+                if size >= MIN_ELEMENTS:
+                    yield shape[0]

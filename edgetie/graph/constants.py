@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 MASKED_LOGIT = 1e4
-"""A logit below minus this one stands for minus infinity: the model never says such a token."""
+"""A logit below minus this number stands for minus infinity: the token is never generated."""
 MIN_ELEMENTS = 1024
-"""Smaller initializers are not worth a search."""
+"""Initializers with fewer elements are not searched for ties or quantized."""
 MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,8 @@ def prune(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def make_names_unique(model: ir.Model) -> None:
-    """Give values of all graphs different names: new ones may be called as some of a subgraph."""
-    taken: set[str] = set()
-    fresh = itertools.count()
-    for graph in model.graphs():  # the outermost one first, whose outputs are called from outside
-        taken |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
-        for node in graph:
-            for value in node.outputs:
-                while value.name and value.name in taken:
-                    value.name = f"{value.name}.{next(fresh)}"
-                taken.add(str(value.name))
-
-
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let every user of ``old`` take ``new``; graph outputs keep their name."""
+    """Let every user of ``old`` read ``new``. Graph outputs keep their name."""
     if new.shape is None:
         new.shape = old.shape
     if new.type is None:
@@ -42,13 +28,13 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def insert(before: ir.Node, *nodes: ir.Node) -> None:
-    """Put nodes in front of another, in its graph; unnamed values get names there."""
+    """Insert nodes before another one, in its graph. The graph names their unnamed values."""
     assert before.graph is not None
     before.graph.insert_before(before, nodes)
 
 
 def initializer(graph: ir.Graph, name: str, array: Any) -> ir.Value:
-    """Register an array or a tensor as an initializer; one of that name is taken as it is."""
+    """Register an array or a tensor as an initializer, or return the one that has this name."""
     existing = graph.initializers.get(name)
     if existing is not None:
         return existing

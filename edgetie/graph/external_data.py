@@ -1,4 +1,4 @@
-"""The files beside an ONNX model that its tensors lie in, without reading any weight."""
+"""Find the external data files of an ONNX model, without reading any weight."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def external_data_files(model_path: Path) -> list[Path]:
-    """The external-data files an ONNX model points at."""
-    model = _load_graph(model_path)
-    names = {location for _, location, _, _ in _external_entries(model_path, model)}
+    """Return the external data files that an ONNX model refers to."""
+    entries = _external_entries(model_path, _load_graph(model_path))
+    names = {location for _, location, _, _ in entries}
     return sorted(model_path.parent / name for name in names)
 
 
@@ -37,7 +37,7 @@ def check_external_data(model_path: Path) -> onnx.ModelProto:
             if not path.is_file():
                 raise BundleError(
                     f"{path}: external data of {model_path.name} is missing; "
-                    "copy it beside the model"
+                    "copy it next to the model"
                 )
             sizes[location] = path.stat().st_size
         if offset + length > sizes[location]:
@@ -60,41 +60,42 @@ def _load_graph(model_path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _external_entries(model_path: Path, proto: onnx.ModelProto) -> list[tuple[str, str, int, int]]:
-    """``(tensor, file, offset, length)`` of every external tensor."""
+def _external_entries(
+    model_path: Path, proto: onnx.ModelProto
+) -> Iterator[tuple[str, str, int, int]]:
+    """Yield ``(tensor, file, offset, length)`` of every external tensor."""
     import onnx
 
-    entries = []
     for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            info = {entry.key: entry.value for entry in tensor.external_data}
-            location = info.get("location", "")
-            try:
-                offset, length = int(info.get("offset", 0)), int(info.get("length", 0))
-            except ValueError:
-                offset = length = -1
-            outside = Path(location).is_absolute() or ".." in Path(location).parts
-            if not location or outside or offset < 0 or length < 0:
-                raise BundleError(
-                    f"{model_path}: external data of {tensor.name} is not a range of a file "
-                    f"beside the model ({info}); export it again"
-                )
-            entries.append((tensor.name, location, offset, length))
-    return entries
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        info = {entry.key: entry.value for entry in tensor.external_data}
+        location = info.get("location", "")
+        try:
+            offset, length = int(info.get("offset", 0)), int(info.get("length", 0))
+        except ValueError:
+            offset = length = -1
+        outside = Path(location).is_absolute() or ".." in Path(location).parts
+        if not location or outside or offset < 0 or length < 0:
+            raise BundleError(
+                f"{model_path}: external data of {tensor.name} is not a range of a file "
+                f"next to the model ({info}); export it again"
+            )
+        yield tensor.name, location, offset, length
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    """Initializers and constants of a graph and its subgraphs."""
+    """Yield the initializers and constants of a graph and its subgraphs."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _tensors(subgraph)
 
 
 def byte_range(value: ir.Value) -> tuple[str, int, int] | None:
-    """``(file, offset, length)`` of an initializer that lies in external data."""
+    """Return ``(file, offset, length)`` of an initializer in external data."""
     import onnx_ir as ir
 
     tensor = value.const_value

@@ -2,56 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import onnx_ir as ir
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from edgetie.graph.operators import operator
 
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The node that makes ``value``, if it is one of ``op_types``."""
-    if value is None:
-        return None
-    node = value.producer()
+    """Return the node that computes ``value`` if it is one of ``op_types``."""
+    node = value.producer() if value is not None else None
     return node if node is not None and operator(node) in op_types else None
 
 
 def only_user(value: ir.Value, *op_types: str) -> ir.Node | None:
-    """The one node that uses ``value``, if there is one and it is one of ``op_types``."""
+    """Return the node that uses ``value`` if it is the only one, and one of ``op_types``."""
     if value.is_graph_output() or len(value.uses()) != 1:
         return None
     node = next(iter(value.uses()))[0]
     return node if not op_types or operator(node) in op_types else None
 
 
+def operand_orders(node: ir.Node) -> Iterator[tuple[ir.Value | None, ir.Value | None]]:
+    """Yield the two inputs of a commutative operator in both orders."""
+    left, right = node.inputs
+    yield left, right
+    yield right, left
+
+
+def other_operand(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """Return the input of a binary operator that is not ``value``."""
+    return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+
+
 def constant(value: ir.Value | None, limit: int = 1 << 16) -> np.ndarray[Any, Any] | None:
-    """The array behind a small constant, or ``None``."""
+    """Return the array of a constant of at most ``limit`` elements."""
     if value is None or value.const_value is None or value.const_value.size > limit:
         return None
     return value.const_value.numpy()
 
 
 def scalar(value: ir.Value | None) -> float | int | None:
-    """The number behind a constant of one element, or ``None``."""
+    """Return the number of a constant of one element."""
     array = constant(value, limit=1)
     return None if array is None or array.size != 1 else array.reshape(()).item()
 
 
 def weight(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer, of any size, or ``None``."""
+    """Return the tensor of an initializer of any size."""
     return None if value is None or not value.is_initializer() else value.const_value
 
 
 def attribute_ints(node: ir.Node, name: str) -> list[int] | None:
-    """An attribute's integers, or ``None`` where it is absent."""
+    """Return the integers of an attribute, or ``None`` if the node does not have it."""
     attribute = node.attributes.get(name)
     return None if attribute is None else [int(i) for i in attribute.as_ints()]
 
 
 def last_dimension(value: ir.Value) -> int | None:
-    """The size of the last axis, if it is known."""
+    """Return the size of the last axis if it is known."""
     if value.shape is None or len(value.shape) == 0:
         return None
     size = value.shape[-1]
@@ -59,11 +71,19 @@ def last_dimension(value: ir.Value) -> int | None:
 
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
-    """Whether both shapes are known and equal, symbolic dimensions by name."""
+    """Whether both shapes are known and equal. Symbolic dimensions are compared by name."""
+    return _equal_dimensions(a, b, None)
+
+
+def same_leading_shape(a: ir.Value, b: ir.Value) -> bool:
+    """Whether both shapes have the same rank and are equal but for the last axis."""
+    return _equal_dimensions(a, b, -1)
+
+
+def _equal_dimensions(a: ir.Value, b: ir.Value, end: int | None) -> bool:
     if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
     return all(
-        x == y if isinstance(x, int) or isinstance(y, int) else x.value == y.value
-        and x.value is not None
-        for x, y in zip(a.shape, b.shape, strict=True)
-    )  # fmt: skip
+        x == y if isinstance(x, int) or isinstance(y, int) else x.value == y.value is not None
+        for x, y in zip(a.shape[:end], b.shape[:end], strict=True)
+    )

@@ -1,7 +1,7 @@
-"""External data: weights in one file beside the model, each tensor written once, streamed.
+"""Load ONNX models, and write several with one external data file.
 
-``onnx.save`` and ``onnx_ir.save`` split byte ranges that two tensors share; this writer keeps them,
-and evaluates a lazy tensor only when its turn comes, so memory holds one tensor at a time.
+``onnx.save`` and ``onnx_ir.save`` split byte ranges that two tensors share. This writer keeps them.
+It evaluates a lazy tensor only when it writes it, so memory holds one tensor at a time.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from edgetie.progress import Progress
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file
 _ALIGN = 64
-_ALIGN_LARGE = 4096  # a page: large tensors can be mapped and released on their own
+_ALIGN_LARGE = 4096  # a page: a large tensor can be mapped and released separately
 _LARGE_BYTES = 1 << 20
-_INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs
+_IR_VERSION_WITHOUT_INPUTS = 4  # from this version on, initializers need not be inputs
 
 
 def load_model(path: Path) -> ir.Model:
-    """An ONNX file, its weights left in theirs.
+    """Load an ONNX file without reading its external data.
 
-    Symbolic links to data are followed, as ONNX Runtime does: caches of downloads are made of them.
+    Symbolic links to data are followed, as ONNX Runtime does: download caches consist of them.
 
     Raises:
         BundleError: if it cannot be read, or its data has several hard links, which onnx refuses.
@@ -42,43 +42,50 @@ def load_model(path: Path) -> ir.Model:
             tensor = value.const_value
             if not isinstance(tensor, ir.ExternalTensor) or not Path(tensor.path).is_file():
                 continue
-            if Path(tensor.path).stat().st_nlink > 1:
-                raise BundleError(f"{tensor.path}: has several hard links, copy it and its model")
-            if Path(tensor.path).is_symlink():
-                value.const_value = _as(ir.ExternalTensor, tensor, Path(tensor.path).resolve())
+            data = Path(tensor.path)
+            if data.stat().st_nlink > 1:
+                raise BundleError(f"{data}: has several hard links, copy it and its model")
+            if data.is_symlink():
+                value.const_value = _copy_tensor(tensor, ir.ExternalTensor, data.resolve())
     return model
 
 
-def drop_declared_weights(model: ir.Model) -> None:
-    """Let weights be no inputs, where they are declared so, as all are in old files."""
-    declared = [v for v in model.graph.inputs if v.name in model.graph.initializers]
-    if any(v.const_value is not None and v.const_value.size >= MIN_ELEMENTS for v in declared):
-        for value in declared:
-            model.graph.inputs.remove(value)
-        model.ir_version = max(model.ir_version, _INITIALIZERS_ALONE)
+def remove_weights_from_inputs(model: ir.Model) -> None:
+    """Remove the initializers from the graph's inputs if a large one is declared as input.
+
+    Old files declare all of them.
+    """
+    import onnx_ir.passes.common as common
+
+    tensors = [value.const_value for value in model.graph.inputs if value.is_initializer()]
+    if any(tensor is not None and tensor.size >= MIN_ELEMENTS for tensor in tensors):
+        common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = max(model.ir_version, _IR_VERSION_WITHOUT_INPUTS)
 
 
-class Unkept(ir.ExternalTensor):
-    """External data that is mapped anew for each read: its pages go with the array that reads them,
-    and threads may read at once.
+class UncachedTensor(ir.ExternalTensor):
+    """An external tensor that maps its file anew for each read.
+
+    Its pages are released with the array that reads them, and several threads may read at once.
     """
 
     __slots__ = ()
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        return _as(ir.ExternalTensor, self).numpy()
+        return _copy_tensor(self, ir.ExternalTensor).numpy()
 
 
-def read_unkept(model: ir.Model) -> None:
-    """Make every external initializer one that is read so."""
+def read_uncached(model: ir.Model) -> None:
+    """Turn every external initializer into an :class:`UncachedTensor`."""
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = _as(Unkept, value.const_value)
+            value.const_value = _copy_tensor(value.const_value, UncachedTensor)
 
 
-def _as(
-    kind: type[ir.ExternalTensor], tensor: ir.ExternalTensor, path: Path | None = None
+def _copy_tensor(
+    tensor: ir.ExternalTensor, kind: type[ir.ExternalTensor], path: Path | None = None
 ) -> ir.ExternalTensor:
+    """Return a new tensor over the same bytes, or over those of another path to the file."""
     return kind(
         tensor.location if path is None else path.name,
         tensor.offset,
@@ -98,13 +105,13 @@ def write_models(
     same: Mapping[ir.Value, ir.Value],
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write some models whose weights lie in one data file.
+    """Write several models with their weights in one data file.
 
     Args:
-        models: by file name; their large initializers become references into the data file.
-        directory: must exist; files of these names are replaced.
+        models: by file name. Their large initializers become references into the data file.
+        directory: must exist. Files of these names are replaced.
         data: name of the data file.
-        same: initializers that share the bytes of another, of the same model or another one.
+        same: initializers that share the bytes of another one, of the same or another model.
         progress: told how many bytes are written.
 
     Returns:
@@ -119,65 +126,73 @@ def write_models(
         and value.const_value.dtype != ir.DataType.STRING
         and value.const_value.nbytes > _INLINE_BYTES
     ]
-    total = sum(v.const_value.nbytes for v in values if v not in same and v.const_value is not None)
-    ranges: dict[ir.Value, tuple[int, int]] = {}
-    copied: dict[tuple[str, int, int], tuple[int, int]] = {}
-    with (directory / data).open("wb") as file:
-        for value in values:
-            tensor = value.const_value
-            assert tensor is not None
-            if value in same:
-                continue
-            where = byte_range(value)
-            if where in copied:  # entries over the same bytes stay that
-                ranges[value] = copied[where]
-                continue
-            align = _ALIGN_LARGE if tensor.nbytes >= _LARGE_BYTES else _ALIGN
-            file.write(bytes(-file.tell() % align))
-            start = file.tell()
-            _write_tensor(file, tensor)
-            ranges[value] = start, file.tell() - start
-            if where is not None:
-                copied[where] = ranges[value]
-            if progress is not None:
-                progress.advance(file.tell() >> 20, total >> 20)
+    path = directory / data
+    with path.open("wb") as file:
+        ranges = _write_data(file, [value for value in values if value not in same], progress)
     if not ranges:
-        (directory / data).unlink()
+        path.unlink()
     for value in values:
         original = value
         while original in same:
             original = same[original]
-        _refer(value, directory / data, *ranges[original])
+        _point_to_range(value, path, *ranges[original])
     for name, model in models.items():
-        _read_constants(model)
+        _load_constants(model)
         ir.save(model, directory / name)
     return [directory / name for name in models]
 
 
-def _read_constants(model: ir.Model) -> None:
-    """Take what stands in nodes out of the files that the model was read from."""
-    for graph in (*model.graphs(), *model.functions.values()):
-        for node in graph:
-            for name, attribute in node.attributes.items():
-                value = attribute.value
-                if isinstance(value, ir.ExternalTensor):
-                    array = np.array(value.numpy())
-                    kept = ir.Tensor(array, dtype=value.dtype, shape=value.shape, name=value.name)
-                    node.attributes[name] = ir.AttrTensor(name, kept)
+def _write_data(
+    file: BinaryIO, values: list[ir.Value], progress: Progress | None
+) -> dict[ir.Value, tuple[int, int]]:
+    """Write each tensor, those over the same bytes of a file once. Return offsets and lengths."""
+    total = sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    ranges: dict[ir.Value, tuple[int, int]] = {}
+    by_source: dict[tuple[str, int, int], tuple[int, int]] = {}
+    for value in values:
+        tensor, source = value.const_value, byte_range(value)
+        assert tensor is not None
+        if source in by_source:
+            ranges[value] = by_source[source]
+            continue
+        align = _ALIGN_LARGE if tensor.nbytes >= _LARGE_BYTES else _ALIGN
+        file.write(bytes(-file.tell() % align))
+        start = file.tell()
+        _write_tensor(file, tensor)
+        ranges[value] = start, file.tell() - start
+        if source is not None:
+            by_source[source] = ranges[value]
+        if progress is not None:
+            progress.advance(file.tell() >> 20, total >> 20)
+    return ranges
 
 
 def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
-    """A tensor's bytes; those of another file are copied without being mapped."""
+    """Write a tensor's bytes. Those of another file are copied without mapping it."""
     if isinstance(tensor, ir.ExternalTensor):
         tensor.tofile(file)
     elif tensor.dtype.bitwidth < 8:
-        file.write(tensor.tobytes())  # packed
+        file.write(tensor.tobytes())  # several elements a byte
     else:
         file.write(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
 
 
-def _refer(value: ir.Value, path: Path, offset: int, length: int) -> None:
-    """Point an initializer at a byte range of the data file."""
+def _load_constants(model: ir.Model) -> None:
+    """Load the external tensors of node attributes, whose files may be replaced."""
+    for graph in (*model.graphs(), *model.functions.values()):
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                tensor = attribute.value
+                if isinstance(tensor, ir.ExternalTensor):
+                    array = np.array(tensor.numpy())
+                    loaded = ir.Tensor(
+                        array, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name
+                    )
+                    node.attributes[name] = ir.AttrTensor(name, loaded)
+
+
+def _point_to_range(value: ir.Value, path: Path, offset: int, length: int) -> None:
+    """Let an initializer refer to a byte range of the data file."""
     tensor = value.const_value
     assert tensor is not None
     value.const_value = ir.ExternalTensor(

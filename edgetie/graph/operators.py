@@ -1,4 +1,4 @@
-"""Operators by name."""
+"""Name the operator of a node, whatever its domain."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_KNOWN = ("", "ai.onnx", "com.microsoft")
+_STANDARD_DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
 def operator(node: ir.Node) -> str:
-    """A node's operator; of a domain that is neither ONNX's nor ONNX Runtime's with that in front:
-    what is called MatMul there need not multiply.
+    """Return a node's operator type, with its domain as prefix unless ONNX or ONNX Runtime owns it.
+
+    A ``MatMul`` of another domain need not multiply.
     """
-    return node.op_type if node.domain in _KNOWN else f"{node.domain}::{node.op_type}"
+    if node.domain in _STANDARD_DOMAINS:
+        return node.op_type
+    return f"{node.domain}::{node.op_type}"

@@ -1,4 +1,4 @@
-"""The base of all passes, and the few helpers they share for reading and editing a graph."""
+"""The base class of all graph passes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.graph.editing import make_names_unique, prune
+from edgetie.graph.editing import prune
 from edgetie.ties.groups import TieGroup, verify_ties
 
 
 class GraphPass(ir.passes.InPlacePass):
-    """A pass that edits the graph in place and keeps every tied weight one.
+    """A pass that edits the graph in place and keeps every tied weight a single initializer.
 
     Attributes:
-        name: what reports and errors call it.
+        name: the pass in reports and errors: the name of its module, unless the class sets one.
         ties: the groups verified after the pass.
         changed: how many places it rewrote.
         skipped: places that looked right and did not match, and why.
@@ -23,22 +23,28 @@ class GraphPass(ir.passes.InPlacePass):
 
     name = ""
 
+    def __init_subclass__(cls) -> None:
+        if "name" not in cls.__dict__:
+            cls.name = cls.__module__.rpartition(".")[2]
+
     def __init__(self) -> None:
         self.ties: Sequence[TieGroup] = ()
         self.changed = 0
         self.skipped: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        import onnx_ir.passes.common as common
+
         self.rewrite(model)
         if self.changed:
             prune(model)
-            make_names_unique(model)
+            common.NameFixPass()(model)
             if any(node.domain == MICROSOFT for node in model.graph):
                 model.graph.opset_imports.setdefault(MICROSOFT, 1)
         return ir.passes.PassResult(model, modified=bool(self.changed))
 
     def rewrite(self, model: ir.Model) -> None:
-        """Edit ``model``; count in ``changed``, explain in ``skipped``."""
+        """Edit ``model``. Count the changes in ``changed`` and explain in ``skipped``."""
         raise NotImplementedError
 
     def ensures(self, model: ir.Model) -> None:

@@ -1,4 +1,4 @@
-"""Small constants folded, equal expressions shared, dead nodes removed: onnxscript and onnx-ir."""
+"""Clean up a graph with the passes of onnxscript and onnx-ir."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ _FOLD_LIMIT = 1 << 14  # elements: norm weights and biases, never a matrix
 
 
 class CleanUp(GraphPass):
-    """Leaves: constants as initializers, no identities, no two equal expressions.
+    """Folds small constants, shares equal expressions and removes unused nodes.
 
-    A Transpose is never folded: the folded copy would part a tied weight from its twin.
+    Afterwards all constants are initializers. There are no identities and no two equal expressions.
+    A Transpose of a weight is never folded: the result would be a copy of a tied weight.
 
     Args:
-        fold: compute constant expressions; not wanted behind the ``rotary`` pass, whose tables are
-            computed when a session starts.
+        fold: compute constant expressions. Not wanted after the pass ``fuse_rotary``, whose tables
+            are computed when a session starts.
     """
-
-    name = "normalize"
 
     def __init__(self, *, fold: bool = True) -> None:
         super().__init__()
@@ -29,16 +28,6 @@ class CleanUp(GraphPass):
 
     def rewrite(self, model: ir.Model) -> None:
         from onnxscript import optimizer
-
-        def should_fold(node: ir.Node) -> bool | None:
-            if node.op_type == "Transpose" and any(
-                value is not None
-                and value.const_value is not None
-                and value.const_value.size >= MIN_ELEMENTS
-                for value in node.inputs
-            ):
-                return False
-            return None
 
         before = len(model.graph)
         common.InlinePass()(model)
@@ -48,7 +37,7 @@ class CleanUp(GraphPass):
                 onnx_shape_inference=False,
                 input_size_limit=_FOLD_LIMIT,
                 output_size_limit=_FOLD_LIMIT,
-                should_fold=should_fold,
+                should_fold=lambda node: False if _transposes_weight(node) else None,
             )
         for step in (
             common.RemoveUnusedNodesPass(),
@@ -61,3 +50,12 @@ class CleanUp(GraphPass):
         ):
             step(model)
         self.changed = before - len(model.graph)
+
+
+def _transposes_weight(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and any(
+        value is not None
+        and value.const_value is not None
+        and value.const_value.size >= MIN_ELEMENTS
+        for value in node.inputs
+    )

@@ -1,49 +1,49 @@
-"""What is computed from small constants alone, computed once and stored."""
+"""Fold what is computed from small constants only."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import initializer, prune, replace
+from edgetie.graph.editing import initializer, replace
+from edgetie.graph.evaluation import evaluate
 from edgetie.passes.base import GraphPass
 
-_DRAWS = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
 
 
 class FoldConstants(GraphPass):
     """Replaces nodes that read constants only, as ONNX Runtime does when a session starts.
 
-    A session may then start without optimizing the graph. Leaves alone what reads a weight of some
-    size: the result would be a copy of it.
+    A session may then start without optimizing the graph. A node that reads a larger weight stays:
+    its result would be a copy of the weight.
     """
 
-    name = "fold"
-
     def rewrite(self, model: ir.Model) -> None:
-        known: set[ir.Value] = set()
+        folded: set[ir.Value] = set()
         for node in model.graph:
-            if _is_fixed(node) and all(_is_small(value, known) for value in node.inputs):
-                known.update(node.outputs)
-        wanted = [
+            if _is_deterministic(node) and all(_is_small(value, folded) for value in node.inputs):
+                folded.update(node.outputs)
+        results = [
             value
-            for value in known
-            if any(not known.issuperset(user.outputs) for user, _ in value.uses())
+            for value in folded
+            if any(not folded.issuperset(user.outputs) for user, _ in value.uses())
         ]
-        if not wanted:
+        if not results:
             return
-        results = _run(model, [str(value.name) for value in wanted])
-        for value, result in zip(wanted, results, strict=True):
-            replace(value, initializer(model.graph, f"{value.name}.folded", result))
+        model.graph.sort()
+        arrays = evaluate(ir.convenience.extract(model.graph, [], results))
+        for value, array in zip(results, arrays, strict=True):
+            replace(value, initializer(model.graph, f"{value.name}.folded", array))
             self.changed += 1
 
 
-def _is_fixed(node: ir.Node) -> bool:
-    """Whether a node makes the same of the same inputs: it reads no others and draws nothing."""
+def _is_deterministic(node: ir.Node) -> bool:
+    """Whether a node reads nothing but its inputs and draws no random numbers."""
     return (
         node.domain == ""
         and bool(node.inputs)
-        and node.op_type not in _DRAWS
+        and node.op_type not in _RANDOM
         and not any(
             attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for attribute in node.attributes.values()
@@ -51,32 +51,8 @@ def _is_fixed(node: ir.Node) -> bool:
     )
 
 
-def _is_small(value: ir.Value | None, known: set[ir.Value]) -> bool:
-    if value is None or value in known:
+def _is_small(value: ir.Value | None, folded: set[ir.Value]) -> bool:
+    if value is None or value in folded:
         return True
     tensor = value.const_value
     return value.is_initializer() and tensor is not None and tensor.size < MIN_ELEMENTS
-
-
-def _run(model: ir.Model, names: list[str]) -> list[object]:
-    """The values of these names, which depend on no input."""
-    import onnxruntime
-
-    model.graph.sort()
-    copy = model.clone()
-    made = {value.name: value for node in copy.graph for value in node.outputs}
-    copy.graph.inputs.clear()
-    copy.graph.outputs[:] = [made[name] for name in names]
-    prune(copy)
-    for value in copy.graph.initializers.values():  # a session of bytes knows no folder
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        ir.serde.serialize_model(copy).SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
-    results: list[object] = session.run(names, {})
-    return results

@@ -1,4 +1,4 @@
-"""A residual sum and the norm behind it as one operator."""
+"""Fuse a residual sum and the norm that follows it into one operator."""
 
 from __future__ import annotations
 
@@ -16,32 +16,29 @@ _FUSED = {
 
 
 class FuseSkipNorm(GraphPass):
-    """``Norm(a + b)`` becomes Skip(Simplified)LayerNormalization, which also gives ``a + b``."""
-
-    name = "skip_norm"
+    """Fuses ``Norm(a + b)`` into Skip(Simplified)LayerNormalization, which returns the sum too."""
 
     def rewrite(self, model: ir.Model) -> None:
         for node in list(model.graph):
             if node.op_type in _FUSED:
-                self._at(node)
+                self._fuse(node)
 
-    def _at(self, norm: ir.Node) -> None:
+    def _fuse(self, norm: ir.Node) -> None:
         add = producer(norm.inputs[0], "Add")
         if add is None or len(norm.outputs) != 1:
             return
         a, b = add.inputs
         total = add.outputs[0]
-        axis = norm.attributes["axis"].as_int() if "axis" in norm.attributes else -1
+        axis = norm.attributes.get_int("axis", -1)
         rank = len(total.shape) if total.shape is not None else 0
         if a is None or b is None or rank != 3 or axis not in (-1, 2):
             return
         if not same_shape(a, total) or not same_shape(b, total):
             return
-        epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
         fused = ir.node(
             _FUSED[norm.op_type],
             [a, b, *norm.inputs[1:]],
-            {"epsilon": epsilon},
+            {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
             domain=MICROSOFT,
             num_outputs=4,
             name=norm.name,

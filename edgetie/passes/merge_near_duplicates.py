@@ -1,4 +1,7 @@
-"""Copies of a table that are nearly equal to it: one side was rounded, or converted, apart."""
+"""Find and merge copies of an embedding table that are nearly equal to it.
+
+They arise if a converter rounds or quantizes only one of two tied weights.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,26 @@ import onnx_ir as ir
 
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.editing import insert
-from edgetie.graph.matching import producer, weight
+from edgetie.graph.matching import weight
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
-from edgetie.passes.merge_duplicates import fixed
+from edgetie.passes.merge_duplicates import is_input_or_output
 
 Array = np.ndarray[Any, Any]
 
-ALIKE = 0.1
-"""Relative distance beyond which two matrices are strangers."""
-_ROWS = 256  # rows that strangers are told by
-_PIECE = 4096  # rows at a time when all are compared
+MAX_DISTANCE = 0.1
+"""Relative distance from which on two matrices are unrelated."""
+_SAMPLED_ROWS = 256  # compared first
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class NearCopy:
-    """A matrix close to a table that is looked up in.
+    """A matrix close to an embedding table.
 
     Attributes:
         name: the copy: an initializer, or the output of a DequantizeLinear.
-        table: what it is close to.
+        table: the embedding table.
         distance: Frobenius norm of the difference over that of the table.
         transposed: whether it is close to the table's transpose.
     """
@@ -42,77 +45,80 @@ class NearCopy:
 
 
 @dataclass(frozen=True)
-class _Matrix:
-    """A float matrix in a graph: an initializer, or what a DequantizeLinear makes of one."""
+class _FloatMatrix:
+    """A float matrix in a graph: an initializer, or the output of a DequantizeLinear of one."""
 
     name: str
     value: ir.Value
     shape: tuple[int, ...]
     dtype: ir.DataType
-    rows: Callable[[Any], Array]
-    """Rows at some indices, float32."""
-
-    columns: Callable[[Any], Array]
+    read: Callable[[Any, int], Array]
+    """Return the rows (axis 0) or columns (axis 1) at some indices in float32."""
 
 
 def near_copies(model: ir.Model) -> list[NearCopy]:
-    """Matrices that are nearly a table of the same graph; those that must stay are left out.
+    """Find matrices that are nearly equal to an embedding table of the same graph.
 
-    A few rows tell strangers; of the others every row is compared. What is close to several tables
-    is a copy of the nearest.
+    A few rows tell unrelated matrices. Of the others every row is compared. A matrix close to
+    several tables is a copy of the nearest one. Graph inputs and outputs are left out.
     """
-    matrices = [m for m in _matrices(model) if not fixed(m.value, model)]
-    tables = [
-        m
-        for m in matrices
-        if any(operator(n).startswith("Gather") and i == 0 for n, i in m.value.uses())
-    ]
-    found: dict[str, NearCopy] = {}
+    matrices = [m for m in _float_matrices(model) if not is_input_or_output(m.value, model)]
+    tables = [m for m in matrices if _is_table(m)]
+    table_values = {table.value for table in tables}
+    copies: dict[str, NearCopy] = {}
     for table in tables:
-        sample = np.linspace(0, table.shape[0] - 1, min(_ROWS, table.shape[0])).astype(int)
         for other in matrices:
-            if other.value is table.value or any(t.value is other.value for t in tables):
+            if other.value in table_values or other.dtype != table.dtype:
                 continue
-            if other.dtype != table.dtype:
-                continue
-            turned = other.shape == table.shape[::-1]
-            if not turned and other.shape != table.shape:
-                continue
-            for transposed in {turned, other.shape != table.shape}:
-                if _distance(table, other, transposed, [sample]) >= ALIKE:
-                    continue
-                every = np.arange(table.shape[0])
-                pieces = [every[i : i + _PIECE] for i in range(0, len(every), _PIECE)]
-                distance = _distance(table, other, transposed, pieces)
-                known = found.get(other.name)
-                if distance < ALIKE and (known is None or distance < known.distance):
-                    found[other.name] = NearCopy(other.name, table.name, distance, transposed)
-                    break
-    return list(found.values())
+            copy = _compare(table, other)
+            nearest = copies.get(other.name)
+            if copy is not None and (nearest is None or copy.distance < nearest.distance):
+                copies[other.name] = copy
+    return list(copies.values())
 
 
-def _distance(table: _Matrix, other: _Matrix, transposed: bool, pieces: list[Array]) -> float:
-    """Relative distance over the rows in ``pieces``."""
-    difference = size = 0.0
-    for taken in pieces:
-        expected = table.rows(taken)
-        got = other.columns(taken).T if transposed else other.rows(taken)
-        difference += float(np.linalg.norm(got - expected)) ** 2
-        size += float(np.linalg.norm(expected)) ** 2
-    return float(np.sqrt(difference / (size or 1.0)))
+def _is_table(matrix: _FloatMatrix) -> bool:
+    uses = matrix.value.uses()
+    return any(operator(node).startswith("Gather") and index == 0 for node, index in uses)
+
+
+def _compare(table: _FloatMatrix, other: _FloatMatrix) -> NearCopy | None:
+    """Compare a matrix with a table, as it is and transposed, as far as the shapes allow."""
+    rows = table.shape[0]
+    sample = np.linspace(0, rows - 1, min(_SAMPLED_ROWS, rows)).astype(int)
+    for transposed in (False, True):
+        if other.shape != (table.shape[::-1] if transposed else table.shape):
+            continue
+        if _distance(table, other, transposed, [sample]) < MAX_DISTANCE:
+            chunks = np.split(np.arange(rows), range(_ROWS_AT_ONCE, rows, _ROWS_AT_ONCE))
+            distance = _distance(table, other, transposed, chunks)
+            if distance < MAX_DISTANCE:
+                return NearCopy(other.name, table.name, distance, transposed)
+    return None
+
+
+def _distance(
+    table: _FloatMatrix, other: _FloatMatrix, transposed: bool, chunks: list[Array]
+) -> float:
+    """Compute the relative distance over the rows in ``chunks``."""
+    difference = norm = 0.0
+    for rows in chunks:
+        expected = table.read(rows, 0)
+        actual = other.read(rows, 1).T if transposed else other.read(rows, 0)
+        difference += float(np.linalg.norm(actual - expected)) ** 2
+        norm += float(np.linalg.norm(expected)) ** 2
+    return float(np.sqrt(difference / (norm or 1.0)))
 
 
 class MergeNearDuplicates(GraphPass):
-    """Lets users of near copies read the table.
+    """Lets the users of near copies read the table.
 
     Args:
         copies: what to merge.
 
     Attributes:
-        merged: names of the copies that are gone.
+        merged: names of the copies that were removed.
     """
-
-    name = "merge_near"
 
     def __init__(self, copies: Sequence[NearCopy]) -> None:
         super().__init__()
@@ -120,74 +126,75 @@ class MergeNearDuplicates(GraphPass):
         self.merged: list[str] = []
 
     def rewrite(self, model: ir.Model) -> None:
-        by_name = {matrix.name: matrix for matrix in _matrices(model)}
+        by_name = {matrix.name: matrix.value for matrix in _float_matrices(model)}
         for copy in self.copies:
-            table, other = by_name[copy.table].value, by_name[copy.name].value
+            table, other = by_name[copy.table], by_name[copy.name]
             for node, index in list(other.uses()):
                 value = table
                 if copy.transposed:
-                    turned = ir.node("Transpose", [table], {"perm": [1, 0]})
-                    insert(node, turned)
-                    value = turned.outputs[0]
+                    transpose = ir.node("Transpose", [table], {"perm": [1, 0]})
+                    insert(node, transpose)
+                    value = transpose.outputs[0]
                     value.shape, value.type = other.shape, other.type
                 node.replace_input_with(index, value)
             self.merged.append(copy.name)
             self.changed += 1
         if self.changed:
-            model.graph.sort()  # a table may be made behind the first user of its copy
+            model.graph.sort()  # a dequantized table may come after the first user of its copy
 
 
-def _matrices(model: ir.Model) -> Iterator[_Matrix]:
+def _float_matrices(model: ir.Model) -> Iterator[_FloatMatrix]:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.size < MIN_ELEMENTS or len(tensor.shape) != 2:
             continue
-        shape = tuple(tensor.shape.numpy())
         if tensor.dtype.is_floating_point():
-            readers = _readers(tensor, None, None, 0)
-            yield _Matrix(str(value.name), value, shape, tensor.dtype, *readers)
+            shape = tuple(tensor.shape.numpy())
+            read = _reader(tensor, None, None, 0)
+            yield _FloatMatrix(str(value.name), value, shape, tensor.dtype, read)
             continue
         for node, index in value.uses():
-            made = node.outputs[0] if node.outputs else None
-            if (
-                made is None
-                or index
-                or node.graph is not model.graph  # a branch's value is not seen outside
-                or len(node.inputs) < 2
-                or producer(made, "DequantizeLinear") is not node
-            ):
-                continue
-            scale, zero = weight(node.inputs[1]), None
-            if len(node.inputs) > 2 and node.inputs[2] is not None:
-                zero = weight(node.inputs[2])
-                if zero is None:
-                    continue
-            axis = node.attributes["axis"].as_int() % 2 if "axis" in node.attributes else 1
-            if scale is None or len(scale.shape) > 1:
-                continue  # blocks: their scales are laid out as the codes are
-            if scale.size not in (1, shape[axis]):
-                continue
-            readers = _readers(tensor, scale.numpy(), zero.numpy() if zero else None, axis)
-            yield _Matrix(str(made.name), made, shape, scale.dtype, *readers)
+            # a subgraph's value is not visible in the main graph
+            if operator(node) == "DequantizeLinear" and not index and node.graph is model.graph:
+                dequantized = _dequantized(node, tensor)
+                if dequantized is not None:
+                    yield dequantized
 
 
-def _readers(
-    tensor: ir.TensorProtocol, scale: Array | None, zero: Array | None, axis: int
-) -> tuple[Callable[[Any], Array], Callable[[Any], Array]]:
-    """Functions that give some rows, and some columns, in float32."""
+def _dequantized(node: ir.Node, tensor: ir.TensorProtocol) -> _FloatMatrix | None:
+    """Return the result of a DequantizeLinear of ``tensor`` with scales for an axis or for all."""
+    shape = tuple(tensor.shape.numpy())
+    scale, zero_point = weight(node.inputs[1]), None
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        zero_point = weight(node.inputs[2])
+        if zero_point is None:
+            return None
+    axis = node.attributes.get_int("axis", 1) % 2
+    if scale is None or len(scale.shape) > 1 or scale.size not in (1, shape[axis]):
+        return None  # scales of blocks have the layout of the quantized values
+    result = node.outputs[0]
+    zeros = zero_point.numpy() if zero_point is not None else None
+    read = _reader(tensor, scale.numpy(), zeros, axis)
+    return _FloatMatrix(str(result.name), result, shape, scale.dtype, read)
 
-    def part(index: Any, along: int) -> Array:
-        taken = np.asarray(np.take(tensor.numpy(), index, axis=along), np.float32)
 
-        def fitted(array: Array) -> Array:
+def _reader(
+    tensor: ir.TensorProtocol, scale: Array | None, zero_point: Array | None, axis: int
+) -> Callable[[Any, int], Array]:
+    """Return a function that reads rows or columns of a matrix and dequantizes them."""
+
+    def read(indices: Any, along: int) -> Array:
+        part = np.asarray(np.take(tensor.numpy(), indices, axis=along), np.float32)
+
+        def broadcast(array: Array) -> Array:
             array = np.asarray(array, np.float32)
-            if array.ndim == 0 or array.size == 1:
+            if array.size == 1:
                 return array.reshape(())
-            array = array[index] if axis == along else array
+            array = array[indices] if axis == along else array
             return array[:, None] if axis == 0 else array[None, :]
 
-        if zero is not None:
-            taken = taken - fitted(zero)
-        return taken if scale is None else taken * fitted(scale)
+        if zero_point is not None:
+            part = part - broadcast(zero_point)
+        return part if scale is None else part * broadcast(scale)
 
-    return (lambda index: part(index, 0)), (lambda index: part(index, 1))
+    return read

@@ -1,4 +1,4 @@
-"""Projections of one input as one product, and packed Q/K/V for attention."""
+"""Pack the projections of one input into one MatMul, and Q, K and V for attention."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer, insert
-from edgetie.graph.matching import only_user, producer, weight
+from edgetie.graph.matching import only_user, other_operand, producer, weight
 from edgetie.passes.base import GraphPass
-from edgetie.ties.groups import FORM_CHANGES
+from edgetie.ties.groups import VIEW_OPERATORS
 
 
 @dataclass(frozen=True)
 class _Projection:
-    """``MatMul(x, weight)`` and perhaps ``Add(bias)``."""
+    """``MatMul(x, weight)``, followed by ``Add(bias)`` if it has one."""
 
-    product: ir.Node
+    matmul: ir.Node
     weight: ir.Value
     bias: ir.Value | None
     result: ir.Value
@@ -27,51 +27,42 @@ class _Projection:
 class PackProjections(GraphPass):
     """Merges MatMuls over the same input into one MatMul and a Split.
 
-    Three products for Q, K and V and two for gate and up become one each: fewer, larger kernels.
-    Attention whose Q, K and V are that Split's outputs takes the product whole.
+    The three MatMuls of Q, K and V and the two of gate and up become one each: fewer, larger
+    kernels. Attention that reads Q, K and V from that Split reads the packed result instead.
     """
-
-    name = "pack"
 
     def rewrite(self, model: ir.Model) -> None:
         by_input: dict[ir.Value, list[_Projection]] = {}
         for node in model.graph:
-            projection = _projection(node)
-            x = node.inputs[0]
+            projection = _match_projection(node)
+            x = node.inputs[0] if node.inputs else None
             if projection is not None and x is not None and not _is_weight(x):
                 by_input.setdefault(x, []).append(projection)
-        for siblings in by_input.values():
-            if len(siblings) > 1 and len({p.bias is None for p in siblings}) == 1:
-                self._merge(model.graph, siblings)
+        for x, projections in by_input.items():
+            if len(projections) > 1 and len({p.bias is None for p in projections}) == 1:
+                self._pack(model.graph, x, projections)
         for node in list(model.graph):
             if node.op_type == "GroupQueryAttention":
                 self._pack_attention(node)
 
-    def _merge(self, graph: ir.Graph, siblings: list[_Projection]) -> None:
-        name = "+".join(str(p.weight.name) for p in siblings)
-        widths = [p.width for p in siblings]
-        first = siblings[0]
-        x = first.product.inputs[0]
-        assert x is not None
-        packed = initializer(graph, name, _joined([p.weight for p in siblings], 1, name))
-        product = ir.node("MatMul", [x, packed], name=first.product.name)
-        nodes = [product]
-        _like(product.outputs[0], first.result, sum(widths))
-        if first.bias is not None:
-            biases = [p.bias for p in siblings if p.bias is not None]
-            label = "+".join(str(b.name) for b in biases)
-            bias = initializer(graph, label, _joined(biases, 0, label))
-            nodes.append(ir.node("Add", [product.outputs[0], bias]))
-            _like(nodes[-1].outputs[0], first.result, sum(widths))
-        sizes = initializer(
-            graph, f"sizes.{'.'.join(map(str, widths))}", np.array(widths, np.int64)
+    def _pack(self, graph: ir.Graph, x: ir.Value, projections: list[_Projection]) -> None:
+        first, widths = projections[0], [p.width for p in projections]
+        tape = ir.tape.Tape()
+        packed_weight = _concatenate(graph, [p.weight for p in projections], axis=1)
+        packed = tape.op("MatMul", [x, packed_weight], name=first.matmul.name)
+        _copy_type(packed, first.result, sum(widths))
+        biases = [p.bias for p in projections if p.bias is not None]
+        if biases:
+            packed = tape.op("Add", [packed, _concatenate(graph, biases, axis=0)])
+            _copy_type(packed, first.result, sum(widths))
+        label = f"sizes.{'.'.join(map(str, widths))}"
+        sizes = initializer(graph, label, np.array(widths, np.int64))
+        outputs = tape.op_multi_out(
+            "Split", [packed, sizes], {"axis": -1}, num_outputs=len(projections)
         )
-        split = ir.node(
-            "Split", [nodes[-1].outputs[0], sizes], {"axis": -1}, num_outputs=len(siblings)
-        )
-        insert(first.product, *nodes, split)
-        for projection, output in zip(siblings, split.outputs, strict=True):
-            _like(output, projection.result, projection.width)
+        insert(first.matmul, *tape.nodes)
+        for projection, output in zip(projections, outputs, strict=True):
+            _copy_type(output, projection.result, projection.width)
             ir.convenience.replace_all_uses_with(projection.result, output)
         self.changed += 1
 
@@ -89,49 +80,50 @@ class PackProjections(GraphPass):
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """Whether it is an initializer, perhaps in another form: its uses are counted one by one."""
-    while (made := value.producer()) is not None and made.op_type in FORM_CHANGES:
-        if made.inputs[0] is None:
+    """Whether it is a view of an initializer, whose uses are counted one by one."""
+    while (view := producer(value, *VIEW_OPERATORS)) is not None:
+        if view.inputs[0] is None:
             return False
-        value = made.inputs[0]
+        value = view.inputs[0]
     return value.is_initializer()
 
 
-def _projection(node: ir.Node) -> _Projection | None:
-    if node.op_type != "MatMul" or weight(node.inputs[1]) is None:
+def _match_projection(node: ir.Node) -> _Projection | None:
+    if node.op_type != "MatMul":
         return None
-    w = node.inputs[1]
-    assert w is not None
-    assert w.const_value is not None
-    if len(w.const_value.shape) != 2 or len(w.uses()) != 1:
+    matrix, output = node.inputs[1], node.outputs[0]
+    tensor = weight(matrix)
+    if matrix is None or tensor is None or len(tensor.shape) != 2 or len(matrix.uses()) != 1:
         return None
-    width = w.const_value.shape.numpy()[1]
-    output = node.outputs[0]
     if output.is_graph_output():
         return None
+    width = tensor.shape.numpy()[1]
     add = only_user(output, "Add")
     if add is not None:
-        bias = add.inputs[1] if add.inputs[0] is output else add.inputs[0]
-        tensor = weight(bias)
-        if tensor is not None and tuple(tensor.shape) == (width,):
-            return _Projection(node, w, bias, add.outputs[0], width)
-    return _Projection(node, w, None, output, width)
+        bias = other_operand(add, output)
+        vector = weight(bias)
+        if vector is not None and tuple(vector.shape) == (width,):
+            return _Projection(node, matrix, bias, add.outputs[0], width)
+    return _Projection(node, matrix, None, output, width)
 
 
-def _joined(values: list[ir.Value], axis: int, name: str) -> ir.LazyTensor:
-    """The weights side by side, put together when the file is written."""
-    tensors = [v.const_value for v in values if v.const_value is not None]
+def _concatenate(graph: ir.Graph, values: list[ir.Value], axis: int) -> ir.Value:
+    """Add the concatenation of initializers, which is computed when the file is written."""
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    name = "+".join(str(value.name) for value in values)
     shape = list(tensors[0].shape.numpy())
     shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
-    return ir.LazyTensor(
+    lazy = ir.LazyTensor(
         lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=axis)),
         dtype=tensors[0].dtype,
         shape=ir.Shape(shape),
         name=name,
     )
+    return initializer(graph, name, lazy)
 
 
-def _like(value: ir.Value, other: ir.Value, width: int) -> None:
+def _copy_type(value: ir.Value, other: ir.Value, width: int) -> None:
+    """Give ``value`` the type of ``other``, and its shape but for the last axis."""
     value.type = other.type
     if other.shape is not None:
         value.shape = ir.Shape([*list(other.shape)[:-1], width])

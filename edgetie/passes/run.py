@@ -1,7 +1,4 @@
-"""Graph passes on onnx-ir, one a file; the tie groups are a postcondition of each.
-
-:func:`run_passes` runs them in order, times them and names the one that breaks a tie.
-"""
+"""Run graph passes in order, time them, and name the one that breaks a tie."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from edgetie.ties.groups import TieGroup
 
 @dataclass(frozen=True)
 class PassReport:
-    """What one pass did: how many places it changed, its time, what it left and why."""
+    """How many places a pass changed, how long it took, and what it skipped and why."""
 
     name: str
     changed: int
@@ -29,7 +26,7 @@ class PassReport:
 def run_passes(
     model: ir.Model, ties: Sequence[TieGroup], passes: Sequence[GraphPass]
 ) -> list[PassReport]:
-    """Run ``passes`` on ``model`` in place; ``ties`` must hold after each.
+    """Run ``passes`` on ``model`` in place. The groups in ``ties`` must hold after each.
 
     Raises:
         TieError: naming the pass and the weight.

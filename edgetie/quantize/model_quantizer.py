@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import QuantizeError
-from edgetie.graph.model_files import read_unkept
+from edgetie.graph.model_files import read_uncached
 from edgetie.graph.operators import operator
 from edgetie.passes.fold_constants import FoldConstants
 from edgetie.passes.gemm_to_matmul import GemmToMatMul
@@ -103,7 +103,7 @@ class ModelQuantizer:
         self._prepared: dict[str, PreprocessReport] = {}
         self._ranges: dict[str, Ranges] = {}
         for (file, model), path in zip(models.items(), bundle.model_paths, strict=True):
-            read_unkept(model)
+            read_uncached(model)
             self._prepared[file], self._ranges[file] = PreprocessReport(), {}
             if weight_formats(scheme) is not None:
                 run_passes(model, ties[file], [GemmToMatMul(), RemoveFlattenReshapes()])

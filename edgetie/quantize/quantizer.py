@@ -25,7 +25,7 @@ from edgetie.bundle.model_config import eos_token_ids
 from edgetie.bundle.names import CONFIGURATIONS, DATA, MANIFEST, MODEL
 from edgetie.errors import QuantizeError
 from edgetie.graph.external_data import byte_range
-from edgetie.graph.model_files import drop_declared_weights, load_model, write_models
+from edgetie.graph.model_files import load_model, remove_weights_from_inputs, write_models
 from edgetie.graph.operators import operator
 from edgetie.harness.accuracy.metrics import PredictionMetrics
 from edgetie.harness.accuracy.thresholds import Thresholds
@@ -139,7 +139,7 @@ def quantize_model(
     models = {path.name: load_model(path) for path in bundle.model_paths}
     for model in models.values():
         _require_float(bundle, model)
-        drop_declared_weights(model)
+        remove_weights_from_inputs(model)
         if bundle.is_bare:
             _infer_shapes(model)
     parameters = [tuple(group.parameters) for group in find_known_ties(bundle)]

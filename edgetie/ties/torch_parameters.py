@@ -1,4 +1,4 @@
-"""Find tied parameters of a torch module."""
+"""Find the tied parameters of a torch module."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def tied_parameters(module: torch.nn.Module) -> list[tuple[str, ...]]:
-    """Names of the parameters of ``module`` that share storage, offset and shape, group by group.
+    """Name the parameters of ``module`` that share storage, offset and shape, group by group.
 
-    Equal storage is the definition of a tie in torch; a copy of equal value is found in the graph
-    (:func:`equal_initializers`) and merged by the ``retie`` pass.
+    Shared storage is what a tie is in torch. Copies of equal value are found in the graph
+    (:func:`equal_initializers`) and merged by the pass ``merge_duplicates``.
     """
     groups: dict[tuple[int, int, tuple[int, ...]], list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -26,9 +26,9 @@ def tied_parameters(module: torch.nn.Module) -> list[tuple[str, ...]]:
 
 
 def partial_ties(module: torch.nn.Module) -> list[str]:
-    """Parameters of ``module`` that are parts of another one, in words.
+    """Describe each parameter of ``module`` that is a part of another one.
 
-    ONNX has no view of a part of an initializer, so a part is stored again; this says which.
+    ONNX has no view of a part of an initializer, so the part is stored again.
     """
     spans: dict[int, list[tuple[int, int, str]]] = {}
     for name, parameter in module.named_parameters():
@@ -36,12 +36,12 @@ def partial_ties(module: torch.nn.Module) -> list[str]:
             start = int(parameter.storage_offset())
             span = (start, start + parameter.numel(), name)
             spans.setdefault(parameter.untyped_storage()._cdata, []).append(span)
-    found = []
+    descriptions = []
     for parts in spans.values():
         start, end, whole = max(parts, key=lambda part: part[1] - part[0])
-        found += [
+        descriptions += [
             f"{name} is a part of {whole} and is stored again"
             for first, last, name in parts
             if name != whole and (first, last) != (start, end) and first < end and last > start
         ]
-    return found
+    return descriptions
