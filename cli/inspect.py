@@ -36,50 +36,51 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
     from edgetie.progress import live
 
     with live(quiet) as progress:
-        found = inspect_model(path, provider=provider, progress=progress)
+        inspection = inspect_model(path, provider=provider, progress=progress)
     if as_json:
         print_json(
             {
-                "path": str(found.bundle.model_path),
-                "tie_groups": [proof.to_dict() for proof in found.ties],
-                "copies": found.copies,
-                "operators": found.operators,
+                "path": str(inspection.bundle.model_path),
+                "tie_groups": [tie.to_dict() for tie in inspection.ties],
+                "copies": inspection.copies,
+                "operators": inspection.operators,
                 "largest_tensors": [
-                    {"name": n, "dtype": d, "shape": s, "bytes": b} for n, d, s, b in found.tensors
+                    {"name": n, "dtype": d, "shape": s, "bytes": b}
+                    for n, d, s, b in inspection.tensors
                 ],
-                "weight_bytes": found.weight_bytes,
-                "file_bytes": found.bundle.file_bytes,
-                "nodes_per_provider": found.nodes_per_provider,
+                "weight_bytes": inspection.weight_bytes,
+                "file_bytes": inspection.bundle.file_bytes,
+                "nodes_per_provider": inspection.nodes_per_provider,
             }
         )
     elif not quiet:
         from .printing.inspect import print_inspection
 
-        print_inspection(found)
-    problems = _problems(found) if require_tied else []
+        print_inspection(inspection)
+    problems = _problems(inspection) if require_tied else []
     for text in problems:
         click.echo(f"edgetie: {text}", err=True)
     return 1 if problems else 0
 
 
-def _problems(found: Inspection) -> list[str]:
-    """What keeps the weights from being proven one each."""
+def _problems(inspection: Inspection) -> list[str]:
+    """List what shows that a weight is not stored once, or cannot be shown to be."""
     from edgetie.harness.ties.tie_memory import MIN_BYTES
 
-    if not found.ties and not found.copies:
-        return [f"{found.bundle.model_path}: no tied weights"]
+    if not inspection.ties and not inspection.copies:
+        return [f"{inspection.bundle.model_path}: no tied weights"]
     problems = [
         f"{' = '.join(names)}: stored {len(names)} times; edgetie tie makes them one"
-        for names in found.copies
+        for names in inspection.copies
     ]
-    for proof in found.ties:
-        name = proof.group.name
-        if max(proof.file, proof.optimized, proof.memory or 1) > 1:
-            memory = "not measured" if proof.memory is None else proof.memory
+    for tie in inspection.ties:
+        name = tie.group.name
+        if max(tie.file, tie.optimized, tie.memory or 1) > 1:
+            memory = "not measured" if tie.memory is None else tie.memory
             problems.append(
-                f"{name}: copies in the file {proof.file}, optimized {proof.optimized}, in memory "
+                f"{name}: copies in the file {tie.file}, optimized {tie.optimized}, in memory "
                 f"{memory}"
             )
-        elif proof.memory is None and proof.group.bytes >= MIN_BYTES:
+        elif tie.memory is None and tie.group.bytes >= MIN_BYTES:
             problems.append(f"{name}: its copies in memory cannot be counted here")
     return problems

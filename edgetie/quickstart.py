@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetie.bundle.atomic import check_destination
+from edgetie.bundle.bundle import Bundle
 from edgetie.downloads import demo_model, demo_text
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.harness.accuracy.check import AccuracyReport, check_model, usable_window
 from edgetie.harness.accuracy.references import BundleReference
+from edgetie.harness.accuracy.thresholds import default_thresholds, precision_of
 from edgetie.harness.latency.bench import LatencyReport, bench_model
 from edgetie.harness.ties.inspect import Inspection, inspect_model
 from edgetie.progress import Stages
@@ -73,7 +76,7 @@ def quickstart(
     fp32, int8 = Path(output) / "fp32", Path(output) / "int8"
     for bundle in (fp32, int8):
         check_destination(bundle, force=force)
-    text = None
+    text = min_top1 = None
     if model is None:
         stages.stage("download")
         model, text = str(demo_model()), demo_text()
@@ -82,9 +85,12 @@ def quickstart(
     inspected_fp32 = inspect_model(fp32, progress=stages)
     inspected_int8 = inspect_model(int8, progress=stages)
     reference = BundleReference(fp32)
+    if text is not None:
+        min_top1 = _least_agreement(quantized.bundle, accuracy_tokens)
     accuracy = check_model(
-        int8, reference, threads=threads, text=text, max_tokens=accuracy_tokens, progress=stages
-    )
+        int8, reference, threads=threads, text=text, max_tokens=accuracy_tokens,
+        min_top1=min_top1, progress=stages,
+    )  # fmt: skip
     task = exported.manifest.task
     latency: LatencyReport | None = None
     answers: tuple[tuple[str, str], ...] = ()
@@ -103,6 +109,15 @@ def quickstart(
     return QuickstartReport(
         exported, quantized, inspected_fp32, inspected_int8, accuracy, latency, answers
     )
+
+
+def _least_agreement(bundle: Bundle, tokens: int) -> float | None:
+    """Return the default limit of top-1 agreement, less two standard errors: chance on few tokens.
+
+    The limit of the perplexity's increase grants as much by itself.
+    """
+    limit = default_thresholds(precision_of(bundle)).min_top1
+    return None if limit is None else limit - 2 * math.sqrt(limit * (1 - limit) / tokens)
 
 
 def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:

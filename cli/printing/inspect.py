@@ -1,14 +1,13 @@
-"""What an inspection found, for people."""
+"""Print what an inspection found."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from edgetie.harness.ties.tie_memory import MIN_BYTES
-from edgetie.report.tables import plain_console
+from edgetie.report.tables import plain_console, plain_table
 
 from .export import uses_in_words
 
@@ -16,46 +15,39 @@ if TYPE_CHECKING:
     from edgetie.harness.ties.inspect import Inspection
 
 
-def print_inspection(found: Inspection) -> None:
+def print_inspection(inspection: Inspection) -> None:
     """Print tied weights and their copies, the largest tensors, operators and providers."""
     console = plain_console()
-    if found.ties:
-        table = Table(
-            "tied weight", "size", "uses", "in the file", "optimized", "in memory",
-            box=None, header_style="bold",
-        )  # fmt: skip
-        for proof in found.ties:
-            group = proof.group
+    if inspection.ties:
+        table = plain_table("tied weight", "size", "uses", "in the file", "optimized", "in memory")
+        for tie in inspection.ties:
+            group = tie.group
             uses = uses_in_words(group)
             size = f"{'×'.join(map(str, group.shape))} {group.dtype} {group.bytes / 1e6:.1f} MB"
             unknown = "too small" if group.bytes < MIN_BYTES else "not measured"
-            memory = Text(unknown) if proof.memory is None else _count(proof.memory)
-            if proof.resident is not None:
-                private, mapped = proof.resident.anonymous, proof.resident.file_mapped
+            memory = Text(unknown) if tie.memory is None else _count(tie.memory)
+            if tie.resident is not None:
+                private, mapped = tie.resident.anonymous, tie.resident.file_mapped
                 memory += f" ({private / 1e6:.0f} private + {mapped / 1e6:.0f} file MB)"
-            table.add_row(
-                group.name, size, uses, _count(proof.file), _count(proof.optimized), memory
-            )
+            table.add_row(group.name, size, uses, _count(tie.file), _count(tie.optimized), memory)
         console.print(table)
-        for proof in found.ties:
-            for text in proof.made_by:
-                console.print(f"  {proof.group.name}: {text}")
-    elif not found.copies:
+        for tie in inspection.ties:
+            for text in tie.made_by:
+                console.print(f"  {tie.group.name}: {text}")
+    elif not inspection.copies:
         console.print("no tied weights: every initializer has one use", style="yellow")
-    for names in found.copies:
-        twins = " = ".join(names)
-        console.print(
-            f"{twins}: stored {len(names)} times; edgetie tie makes them one", style="red"
-        )
+    for names in inspection.copies:
+        text = f"{' = '.join(names)}: stored {len(names)} times; edgetie tie makes them one"
+        console.print(text, style="red")
     console.print()
-    largest = Table("largest tensors", "dtype", "shape", "MB", box=None, header_style="bold")
-    for name, dtype, shape, count in found.tensors[:5]:
+    largest = plain_table("largest tensors", "dtype", "shape", "MB")
+    for name, dtype, shape, count in inspection.tensors[:5]:
         largest.add_row(name, dtype, "×".join(map(str, shape)), f"{count / 1e6:.1f}")
     console.print(largest)
-    operators = ", ".join(f"{name} {count}" for name, count in found.operators.items())
+    operators = ", ".join(f"{name} {count}" for name, count in inspection.operators.items())
     console.print(f"\noperators    {operators}")
-    console.print(f"weights      {found.weight_bytes / 1e6:,.1f} MB")
-    placed = ", ".join(f"{name} {count}" for name, count in found.nodes_per_provider.items())
+    console.print(f"weights      {inspection.weight_bytes / 1e6:,.1f} MB")
+    placed = ", ".join(f"{name} {count}" for name, count in inspection.nodes_per_provider.items())
     console.print(f"providers    {placed}")
 
 

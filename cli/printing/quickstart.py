@@ -84,7 +84,7 @@ def _latency_rows(fp32: LatencyReport, int8: LatencyReport) -> list[list[str]]:
     prompt = f"time to read {int8.prompt_tokens} tokens"
     speeds = fp32.decode_tokens_per_second, int8.decode_tokens_per_second
     return [
-        _row("memory over imports", fp32.rss_bytes / 1e6, int8.rss_bytes / 1e6, "MB", "smaller"),
+        _row("memory in use", fp32.rss_bytes / 1e6, int8.rss_bytes / 1e6, "MB", "smaller"),
         _row("time to load", fp32.load_seconds, int8.load_seconds, "s", "faster"),
         _row(prompt, fp32.prefill_ms, int8.prefill_ms, "ms", "faster"),
         [

@@ -69,6 +69,16 @@ def plain_console() -> Console:
     return console
 
 
+def plain_table(*columns: str) -> RichTable:
+    """Return a table without lines for a ``rich.console.Console``. Cells wrap, and none is cut."""
+    from rich.table import Table as RichTable
+
+    table = RichTable(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def print_tables(*tables: Table) -> None:
     """Print on stdout: drawn if it is a terminal, as Markdown if it is a pipe or file."""
     console = plain_console()

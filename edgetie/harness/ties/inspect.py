@@ -1,12 +1,13 @@
-"""``inspect``: what a model file holds, and every copy of its shared weights."""
+"""``inspect``: the contents of a model file, and every copy of its tied weights."""
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,60 +25,62 @@ from edgetie.runtime.session import write_optimized
 from edgetie.ties.equal_weights import equal_groups
 from edgetie.ties.groups import TieGroup, all_initializers, find_shared_ties, ties_of_file
 
+logger = logging.getLogger(__name__)
+
+_Tensor = tuple[str, str, tuple[int, ...], int]
+
 
 @dataclass(frozen=True)
-class TieProof:
+class TieCopies:
     """One tied weight and its copies.
 
     Attributes:
         group: the weight and its uses.
-        file: how many times its values stand in the file.
-        optimized: how many times in the graph as ONNX Runtime rewrites it at start.
-        memory: resident bytes of a loaded session over the weight's size, rounded; ``None`` where
-            it is too small to measure, or cannot be
+        file: copies of its values in the file.
+        optimized: copies in the graph as ONNX Runtime rewrites it at start.
+        made_by: what made each copy beyond the first.
+        memory: resident bytes of a loaded session over the weight's size, rounded; ``None`` if it
+            is too small to measure, or cannot be measured
             (:func:`~edgetie.harness.ties.tie_memory.measure_tie`).
-        resident: the bytes behind ``memory``.
-        made_by: who made each copy beyond the first.
+        resident: the bytes that ``memory`` is computed from.
     """
 
     group: TieGroup
     file: int
     optimized: int
-    memory: int | None
-    resident: TieMemory | None
     made_by: tuple[str, ...]
+    memory: int | None = None
+    resident: TieMemory | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        copies = {"file": self.file, "optimized": self.optimized, "memory": self.memory}
-        resident = None if self.resident is None else vars(self.resident)
         return {
             **self.group.to_dict(),
-            "copies": copies,
-            "resident_bytes": resident,
+            "copies": {"file": self.file, "optimized": self.optimized, "memory": self.memory},
+            "resident_bytes": None if self.resident is None else vars(self.resident),
             "made_by": list(self.made_by),
         }
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :func:`inspect_model` found.
+    """What :func:`inspect_model` reports.
 
     Attributes:
-        bundle: what was looked at.
+        bundle: the bundle inspected.
         ties: every tied weight, largest first.
-        copies: names of other weights that stand in a bare ONNX file several times, as they are or
+        copies: names of other weights that a bare ONNX file stores several times, unchanged or
             transposed: ``tie`` makes each of them one.
         operators: nodes of each operator type.
         tensors: the largest initializers: ``(name, dtype, shape, bytes)``.
         weight_bytes: all initializers, each byte range counted once.
-        nodes_per_provider: where ONNX Runtime puts the nodes.
+        nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
     """
 
     bundle: Bundle
-    ties: tuple[TieProof, ...]
+    ties: tuple[TieCopies, ...]
     copies: tuple[tuple[str, ...], ...]
     operators: dict[str, int]
-    tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]
+    tensors: tuple[_Tensor, ...]
     weight_bytes: int
     nodes_per_provider: dict[str, int]
 
@@ -85,12 +88,12 @@ class Inspection:
 def inspect_model(
     path: str | os.PathLike[str], *, provider: str = "cpu", progress: Stages | None = None
 ) -> Inspection:
-    """Look into a bundle or an ONNX file: file, optimized graph, memory of a loaded session.
+    """Inspect a bundle or an ONNX file: file, optimized graph, memory of a loaded session.
 
     Args:
         path: a bundle or ``.onnx`` file.
-        provider: where the optimized graph and the memory are looked at.
-        progress: told about each stage.
+        provider: execution provider of the optimized graph and the session.
+        progress: notified of each stage.
 
     Raises:
         BundleError: if it cannot be read or loaded.
@@ -105,10 +108,9 @@ def inspect_model(
         )
     stages.stage("read")
     models = {path.name: load_model(path) for path in bundle.model_paths}
-    for model in models.values():  # weights may stand in nodes
+    for model in models.values():  # weights may be attributes of nodes
         common.LiftConstantsToInitializersPass(lift_all_constants=False)(model)
-    known = [tuple(group.parameters) for group in bundle.manifest.ties]
-    groups = find_shared_ties(models, known)
+    groups = find_shared_ties(models, [tuple(group.parameters) for group in bundle.manifest.ties])
     stages.stage("optimized graph")
     with tempfile.TemporaryDirectory() as scratch:
         nodes: Counter[str] = Counter()
@@ -116,52 +118,53 @@ def inspect_model(
         for path in bundle.model_paths:
             nodes.update(write_optimized(path, Path(scratch) / path.name, provider))
             optimized[path.name] = ir.load(Path(scratch) / path.name)
-        counted = [(group, *_copies(models, optimized, group)) for group in groups]
+        ties = [_count_copies(models, optimized, group) for group in groups]
     stages.stage("memory")
-    proofs = []
-    for group, file, opt, made_by in counted:
-        resident = _resident(models, group, provider)
-        memory = None
-        if resident is not None:
-            memory = _times(resident, group)
-            private = resident.anonymous / group.bytes
-            if memory > 1 or private > 0.5:
-                kernels = dict.fromkeys(u.op_type for u in group.uses if _packs(u.op_type))
-                words = ", ".join(kernels) or "the product behind it"
-                made_by = [*made_by, f"memory: {words} packs it ({private:.2f} × private)"]
-        proofs.append(TieProof(group, file, opt, memory, resident, tuple(made_by)))
+    ties = [_measure_memory(models, tie, provider) for tie in ties]
     stages.finish()
+    tensors = _tensors(models)
+    operators = Counter(node.op_type for model in models.values() for node in model.graph)
     return Inspection(
         bundle=bundle,
-        ties=tuple(proofs),
+        ties=tuple(ties),
         copies=_other_copies(models, groups) if bundle.is_bare else (),
-        operators=dict(
-            Counter(n.op_type for model in models.values() for n in model.graph).most_common()
-        ),
-        tensors=_largest(models),
-        weight_bytes=_weight_bytes(models),
+        operators=dict(operators.most_common()),
+        tensors=tuple(sorted(tensors, key=lambda tensor: -tensor[3])[:10]),
+        weight_bytes=sum(size for *_, size in tensors),
         nodes_per_provider=dict(nodes),
     )
+
+
+def _measure_memory(models: Mapping[str, ir.Model], tie: TieCopies, provider: str) -> TieCopies:
+    """Add the copies in the memory of a loaded session, if they can be measured."""
+    group, resident = tie.group, _resident(models, tie.group, provider)
+    if resident is None:
+        return tie
+    memory, made_by = _copies_of(resident, group), tie.made_by
+    private = resident.anonymous / group.bytes
+    if memory > 1 or private > 0.5:
+        kernels = dict.fromkeys(use.op_type for use in group.uses if _packs(use.op_type))
+        names = ", ".join(kernels) or "the MatMul that reads it"
+        made_by = (*made_by, f"memory: {names} packs it ({private:.2f} × private)")
+    return replace(tie, memory=memory, resident=resident, made_by=made_by)
 
 
 def _other_copies(
     models: Mapping[str, ir.Model], ties: Sequence[TieGroup]
 ) -> tuple[tuple[str, ...], ...]:
-    """Equal matrices that are not among the ties, and not one number throughout: these are equal
-    by chance.
-    """
-    known = {group.name for group in ties}
-    found = []
+    """Name equal matrices that are not ties. Matrices of a single number are equal by chance."""
+    tied = {group.name for group in ties}
+    copies = []
     for model in models.values():
         for group in equal_groups(all_initializers(model)):
             names = tuple(str(twin.value.name) for twin in group)
             tensor = group[0].value.const_value
-            if tensor is None or len(tensor.shape) < 2 or not known.isdisjoint(names):
+            if tensor is None or len(tensor.shape) < 2 or not tied.isdisjoint(names):
                 continue
             numbers = tensor.numpy().reshape(-1)
             if (numbers != numbers[0]).any():
-                found.append(names)
-    return tuple(found)
+                copies.append(names)
+    return tuple(copies)
 
 
 def _packs(op_type: str) -> bool:
@@ -169,10 +172,11 @@ def _packs(op_type: str) -> bool:
 
 
 def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
-    """Copies of the largest tied weight that a session on ``provider`` keeps, measured.
+    """Measure the copies of the largest tied weight in the memory of a session on ``provider``.
 
-    ``None`` if the manifest names none, or it cannot be measured: see
-    :func:`~edgetie.harness.ties.tie_memory.measure_tie`.
+    Returns:
+        ``None`` if the manifest names no ties, or it cannot be measured: see
+        :func:`~edgetie.harness.ties.tie_memory.measure_tie`.
     """
     groups = bundle.manifest.ties
     if not groups:
@@ -181,42 +185,44 @@ def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
     try:
         models = {path.name: load_model(path) for path in bundle.model_paths}
         resident = _resident(models, group, provider)
-    except EdgetieError:  # the provider does not take the piece, or the file is broken
+    except EdgetieError:  # the provider does not take the subgraph, or the file is broken
+        logger.debug("copies of %s in memory cannot be measured", group.name, exc_info=True)
         return None
-    return None if resident is None else _times(resident, group)
+    return None if resident is None else _copies_of(resident, group)
 
 
-def _times(resident: TieMemory, group: TieGroup) -> int:
+def _copies_of(resident: TieMemory, group: TieGroup) -> int:
     return max(1, round((resident.anonymous + resident.file_mapped) / group.bytes))
 
 
 def _resident(models: Mapping[str, ir.Model], group: TieGroup, provider: str) -> TieMemory | None:
-    """Memory for a weight in the sessions of all models: private bytes add up, pages of the file
-    are the same ones.
+    """Measure the memory of a weight in the sessions of all models.
+
+    Private bytes add up. Pages of the file are the same ones.
     """
-    found = [
+    memories = [
         measure_tie(model, part, provider)
         for file, model in models.items()
         for part in ties_of_file([group], file)
     ]
-    parts = [memory for memory in found if memory is not None]
-    if not parts or len(parts) < len(found):
+    measured = [memory for memory in memories if memory is not None]
+    if not measured or len(measured) < len(memories):
         return None
     return TieMemory(
-        anonymous=sum(memory.anonymous for memory in parts),
-        file_mapped=max(memory.file_mapped for memory in parts),
+        anonymous=sum(memory.anonymous for memory in measured),
+        file_mapped=max(memory.file_mapped for memory in measured),
     )
 
 
-def _copies(
+def _count_copies(
     models: Mapping[str, ir.Model], optimized: Mapping[str, ir.Model], group: TieGroup
-) -> tuple[int, int, list[str]]:
-    """Copies in the files and in the optimized graphs, and what each extra one is."""
-    holder = next(m for m in models.values() if group.name in m.graph.initializers)
-    table = holder.graph.initializers[group.name]
-    tensor = table.const_value
+) -> TieCopies:
+    """Count copies in the files and in the optimized graphs."""
+    owner = next(m for m in models.values() if group.name in m.graph.initializers)
+    weight = owner.graph.initializers[group.name]
+    tensor = weight.const_value
     assert tensor is not None
-    alike = [
+    candidates = [
         value
         for model in models.values()
         for value in all_initializers(model)
@@ -224,56 +230,55 @@ def _copies(
         and (other.dtype, other.size) == (tensor.dtype, tensor.size)
     ]
     twins = next(
-        (g for g in equal_groups(alike) if table.name in [twin.value.name for twin in g]), []
+        (g for g in equal_groups(candidates) if weight.name in [twin.value.name for twin in g]), []
     )
-    made_by = [f"file: {t.value.name} holds the same values" for t in twins if t.value is not table]
+    made_by = [
+        f"file: {twin.value.name} holds the same values"
+        for twin in twins
+        if twin.value is not weight
+    ]
     array = tensor.numpy()
-    ranges: set[Any] = set()
+    places: set[Any] = set()
     for file, model in optimized.items():
-        before = {str(value.name): value for value in all_initializers(models[file])}
+        originals = {str(value.name): value for value in all_initializers(models[file])}
         for value in all_initializers(model):
-            form = _form(array, value.const_value)
-            if form is None:
+            arrangement = _arrangement(array, value.const_value)
+            if arrangement is None:
                 continue
-            original = before.get(str(value.name))
-            where = (byte_range(original) if original else byte_range(value)) or str(value.name)
-            if where in ranges:
+            original = originals.get(str(value.name))
+            place = byte_range(original or value) or str(value.name)
+            if place in places:
                 continue
-            ranges.add(where)
+            places.add(place)
             if original is None:
                 users = ", ".join(f"{node.op_type} {node.name}" for node, _ in value.uses())
                 made_by.append(
-                    f"optimized: constant folding made {value.name}, {form}, for {users}"
+                    f"optimized: constant folding made {value.name}, {arrangement}, for {users}"
                 )
-    return max(1, len(twins)), len(ranges), made_by
+    return TieCopies(group, max(1, len(twins)), len(places), tuple(made_by))
 
 
-def _form(array: np.ndarray[Any, Any], other: ir.TensorProtocol | None) -> str | None:
-    """In which form a tensor holds the values of a weight; ``None`` where it does not.
+def _arrangement(array: np.ndarray[Any, Any], other: ir.TensorProtocol | None) -> str | None:
+    """Say how a tensor stores the values of a weight; ``None`` if it does not.
 
-    Codes of 8 bits may be counted from another zero: ONNX Runtime makes uint8 of int8.
+    8-bit values may have another zero point: ONNX Runtime makes uint8 of int8.
     """
     if other is None or (other.size, other.nbytes) != (array.size, array.nbytes):
         return None
-    found = other.numpy()
-    if found.dtype != array.dtype:
-        if {found.dtype, array.dtype} != {np.dtype(np.int8), np.dtype(np.uint8)}:
+    values = other.numpy()
+    if values.dtype != array.dtype:
+        if {values.dtype, array.dtype} != {np.dtype(np.int8), np.dtype(np.uint8)}:
             return None
-        found = found.view(np.uint8) ^ 128
-        array = array.view(np.uint8)
-    if np.array_equal(found.reshape(-1), array.reshape(-1)):
+        values, array = values.view(np.uint8) ^ 128, array.view(np.uint8)
+    if np.array_equal(values.reshape(-1), array.reshape(-1)):
         return "as it is"
-    if array.ndim > 1:
-        flat = array.reshape(len(array), -1)
-        if np.array_equal(found.reshape(-1), flat.T.reshape(-1)):
-            return "transposed"
-    return None
+    transposed = array.reshape(len(array), -1).T.reshape(-1) if array.ndim > 1 else array
+    return "transposed" if np.array_equal(values.reshape(-1), transposed) else None
 
 
-def _largest(
-    models: Mapping[str, ir.Model],
-) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
-    rows = {
+def _tensors(models: Mapping[str, ir.Model]) -> list[_Tensor]:
+    """Describe all initializers, each byte range once."""
+    tensors: dict[Any, _Tensor] = {
         byte_range(value) or value: (
             str(value.name), tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.nbytes,
         )
@@ -281,14 +286,4 @@ def _largest(
         for value in all_initializers(model)
         if (tensor := value.const_value) is not None
     }  # fmt: skip
-    return tuple(sorted(rows.values(), key=lambda row: -row[3])[:10])
-
-
-def _weight_bytes(models: Mapping[str, ir.Model]) -> int:
-    sizes = {
-        byte_range(value) or value: value.const_value.nbytes
-        for model in models.values()
-        for value in all_initializers(model)
-        if value.const_value is not None
-    }
-    return sum(sizes.values())
+    return list(tensors.values())

@@ -15,9 +15,9 @@ class TieStatus:
     """The state of a file's tied weights.
 
     Attributes:
-        groups: tied weights found.
+        groups: number of tied weights.
         intact: whether each is one initializer; ``None`` if the model has none.
-        detail: names, uses and sizes, or what is broken.
+        detail: names, uses and sizes, or the ties that are broken.
     """
 
     groups: int
@@ -26,9 +26,9 @@ class TieStatus:
 
 
 def tie_status(bundle: Bundle) -> TieStatus:
-    """Hold the file against its manifest; of a bare ONNX file, look for equal weights.
+    """Compare a file with its manifest; in a bare ONNX file, search for equal weights.
 
-    Weights are read from the file only as far as two of equal size must be compared.
+    Weights are read from the file only if two of equal size must be compared.
     """
     if not bundle.is_bare:
         groups = bundle.manifest.ties

@@ -18,20 +18,20 @@ from edgetie.quantize.quantizer import quantize_model
 
 def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Path) -> None:
     for path in (real_bundle, real_int8):
-        (proof,) = inspect_model(path).ties
-        assert (proof.file, proof.optimized, proof.memory) == (1, 1, 1)
+        (tie,) = inspect_model(path).ties
+        assert (tie.file, tie.optimized, tie.memory) == (1, 1, 1)
     fp32, int8 = inspect_model(real_bundle).ties[0], inspect_model(real_int8).ties[0]
-    for proof in (fp32, int8):
-        assert proof.resident is not None
-        assert proof.resident.file_mapped < 0.1 * proof.group.bytes, "pages given back once packed"
+    for tie in (fp32, int8):
+        assert tie.resident is not None
+        assert tie.resident.file_mapped < 0.1 * tie.group.bytes, "pages given back once packed"
 
 
 def test_a_mapped_table_is_read_where_it_lies(real_mapped: Path) -> None:
-    (proof,) = inspect_model(real_mapped).ties
-    assert (proof.file, proof.optimized, proof.memory) == (1, 1, 1)
-    assert proof.resident is not None
-    assert proof.resident.anonymous < 0.1 * proof.group.bytes
-    assert [use.op_type for use in proof.group.uses] == ["Gather", "MatMulInteger"]
+    (tie,) = inspect_model(real_mapped).ties
+    assert (tie.file, tie.optimized, tie.memory) == (1, 1, 1)
+    assert tie.resident is not None
+    assert tie.resident.anonymous < 0.1 * tie.group.bytes
+    assert [use.op_type for use in tie.group.uses] == ["Gather", "MatMulInteger"]
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def folding(tmp_path: Path) -> Path:
 
 
 def test_a_copy_made_by_constant_folding_is_counted_and_named(folding: Path) -> None:
-    (proof,) = inspect_model(folding).ties
-    assert proof.file == 1
-    assert proof.optimized == 2
-    assert any("constant folding" in text and "head" in text for text in proof.made_by)
+    (tie,) = inspect_model(folding).ties
+    assert tie.file == 1
+    assert tie.optimized == 2
+    assert any("constant folding" in text and "head" in text for text in tie.made_by)
 
 
 def test_command_gates_on_ties(folding: Path, real_int8: Path) -> None:
@@ -146,10 +146,10 @@ def test_copies_of_codes_in_another_form_are_counted(tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "m.onnx")
     quantize_model(tmp_path / "m.onnx", tmp_path / "static", scheme="int8-static")
-    (proof,) = inspect_model(tmp_path / "static").ties
-    assert (proof.file, proof.optimized) == (1, 2)
-    assert proof.memory in (1, 2)
-    assert any("transposed, for" in text for text in proof.made_by)
+    (tie,) = inspect_model(tmp_path / "static").ties
+    assert (tie.file, tie.optimized) == (1, 2)
+    assert tie.memory in (1, 2)
+    assert any("transposed, for" in text for text in tie.made_by)
 
 
 def test_a_product_of_what_was_looked_up_in_codes_is_measured(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_a_product_of_what_was_looked_up_in_codes_is_measured(tmp_path: Path) ->
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
-    (proof,) = inspect_model(tmp_path / "m.onnx").ties
-    assert proof.file == 1
-    assert proof.memory is not None
+    (tie,) = inspect_model(tmp_path / "m.onnx").ties
+    assert tie.file == 1
+    assert tie.memory is not None
 
 
 def test_nodes_without_names_are_measured(tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_nodes_without_names_are_measured(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
-    (proof,) = inspect_model(tmp_path / "m.onnx").ties
-    assert proof.memory == 1
+    (tie,) = inspect_model(tmp_path / "m.onnx").ties
+    assert tie.memory == 1
 
 
 def test_copies_in_branches_and_of_signed_codes(tmp_path: Path) -> None:
