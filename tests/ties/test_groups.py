@@ -1,19 +1,30 @@
-"""Tie groups: found, counted, and missed when a pass parts them."""
+"""Tie groups are found, counted and verified after each pass."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.errors import TieError
 from edgetie.graph.editing import initializer
+from edgetie.graph.model_files import load_model, write_models
 from edgetie.passes.base import GraphPass
 from edgetie.passes.run import run_passes
-from edgetie.ties.groups import equal_initializers, find_ties, verify_ties
-from edgetie.ties.torch_parameters import partial_ties
+from edgetie.ties.groups import (
+    TieGroup,
+    equal_initializers,
+    find_shared_ties,
+    find_ties,
+    is_named,
+    nodes_using,
+    share_across,
+    ties_of_file,
+    verify_ties,
+)
 
 ROWS, COLUMNS = 128, 64
 
@@ -25,8 +36,8 @@ def tied_graph(table: np.ndarray | None = None) -> ir.Model:
     graph = helper.make_graph(
         [
             helper.make_node("Gather", ["table", "ids"], ["x"], name="lookup"),
-            helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
-            helper.make_node("MatMul", ["x", "turned"], ["logits"], name="head"),
+            helper.make_node("Transpose", ["table"], ["transposed"], perm=[1, 0]),
+            helper.make_node("MatMul", ["x", "transposed"], ["logits"], name="head"),
         ],
         "tied",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "s"])],
@@ -47,10 +58,10 @@ def test_uses_are_seen_through_a_transpose() -> None:
     ]
 
 
-class FoldsTheTranspose(GraphPass):
+class FoldTranspose(GraphPass):
     """What ONNX Runtime and many tools do."""
 
-    name = "folds_the_transpose"
+    name = "fold_transpose"
 
     def rewrite(self, model: ir.Model) -> None:
         transpose = next(node for node in model.graph if node.op_type == "Transpose")
@@ -60,10 +71,10 @@ class FoldsTheTranspose(GraphPass):
         self.changed = 1
 
 
-class CopiesTheTable(GraphPass):
+class CopyTable(GraphPass):
     """A second initializer of equal value that nothing needs."""
 
-    name = "copies_the_table"
+    name = "copy_table"
 
     def rewrite(self, model: ir.Model) -> None:
         gather = next(node for node in model.graph if node.op_type == "Gather")
@@ -73,8 +84,8 @@ class CopiesTheTable(GraphPass):
         self.changed = 1
 
 
-@pytest.mark.parametrize("breaker", [FoldsTheTranspose, CopiesTheTable])
-def test_a_pass_that_parts_a_tie_fails_by_name(breaker: type[GraphPass]) -> None:
+@pytest.mark.parametrize("breaker", [FoldTranspose, CopyTable])
+def test_a_pass_that_breaks_a_tie_fails_by_name(breaker: type[GraphPass]) -> None:
     model = tied_graph()
     ties = find_ties(model)
     with pytest.raises(TieError, match=f"pass {breaker.name}.*table"):
@@ -85,10 +96,10 @@ def test_equal_and_transposed_copies_are_found() -> None:
     model = tied_graph()
     array = model.graph.initializers["table"].const_value.numpy()
     initializer(model.graph, "same", array.copy())
-    initializer(model.graph, "turned_copy", np.ascontiguousarray(array.T))
+    initializer(model.graph, "transposed_copy", np.ascontiguousarray(array.T))
     initializer(model.graph, "other", array + 1)
     (group,) = equal_initializers(model)
-    assert set(group) == {"table", "same", "turned_copy"}
+    assert set(group) == {"table", "same", "transposed_copy"}
 
 
 def test_a_lost_table_is_named() -> None:
@@ -98,23 +109,12 @@ def test_a_lost_table_is_named() -> None:
         verify_ties(ir.Model(ir.Graph([], [], nodes=[], name="empty"), ir_version=10), ties)
 
 
-def test_a_part_of_a_table_is_told() -> None:
-    embedding = torch.nn.Embedding(600, 64)
-    head = torch.nn.Linear(64, 512, bias=False)
-    head.weight = torch.nn.Parameter(embedding.weight.detach()[:512])
-    other = torch.nn.Linear(64, 512, bias=False)
-    module = torch.nn.ModuleDict({"embedding": embedding, "head": head, "other": other})
-    assert partial_ties(module) == ["head.weight is a part of embedding.weight and is stored again"]
-    head.weight = embedding.weight
-    assert partial_ties(module) == []
-
-
-def test_summed_products_of_two_activations_are_two_uses() -> None:
+def test_summed_matmuls_of_two_activations_are_two_uses() -> None:
     weight = np.random.default_rng(0).integers(-127, 127, (64, 64)).astype(np.int8)
     nodes = []
     for x in "ab":
-        nodes.append(helper.make_node("MatMulInteger", [x, "w"], [f"{x}.product"]))
-        nodes.append(helper.make_node("Cast", [f"{x}.product"], [f"{x}.y"], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("MatMulInteger", [x, "w"], [f"{x}.matmul"]))
+        nodes.append(helper.make_node("Cast", [f"{x}.matmul"], [f"{x}.y"], to=TensorProto.FLOAT))
     graph = helper.make_graph(
         [*nodes, helper.make_node("Sum", ["a.y", "b.y"], ["y"])],
         "sum",
@@ -124,3 +124,51 @@ def test_summed_products_of_two_activations_are_two_uses() -> None:
     )
     (group,) = find_ties(ir.from_proto(helper.make_model(graph)))
     assert len(group.uses) == 2
+
+
+def test_a_matmul_of_the_rounding_residual_is_no_use_of_its_own() -> None:
+    weight = np.random.default_rng(0).integers(-127, 127, (64, 64)).astype(np.int8)
+    nodes = [
+        helper.make_node("Round", ["x"], ["rounded"]),
+        helper.make_node("QuantizeLinear", ["rounded", "one"], ["q"]),
+        helper.make_node("MatMulInteger", ["q", "w"], ["main"]),
+        helper.make_node("Sub", ["x", "rounded"], ["residual"]),
+        helper.make_node("QuantizeLinear", ["residual", "one"], ["r"]),
+        helper.make_node("MatMulInteger", ["r", "w"], ["fine"]),
+        helper.make_node("Add", ["main", "fine"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "residual",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 64])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(1), "one")],
+    )
+    model = ir.from_proto(helper.make_model(graph))
+    assert find_ties(model) == []
+    assert [node.op_type for node in nodes_using(model, "w")] == ["MatMulInteger"] * 2
+
+
+def test_equal_weights_of_two_models_get_one_name_and_one_group(tmp_path: Path) -> None:
+    first, second = tied_graph(), tied_graph()
+    second.graph.initializers["table"].name = "shared"
+    models = {"encoder.onnx": first, "decoder.onnx": second}
+    same = share_across(models)
+    assert {a.name: b.name for a, b in same.items()} == {"table": "table"}
+    assert list(second.graph.initializers) == ["table"]
+    paths = write_models(models, tmp_path, data="model.onnx.data", same=same)
+    loaded = {path.name: load_model(path) for path in paths}
+    (group,) = find_shared_ties(loaded)
+    assert [use.file for use in group.uses] == ["encoder.onnx"] * 2 + ["decoder.onnx"] * 2
+    assert group.data == {"file": "model.onnx.data", "offset": 0, "length": ROWS * COLUMNS * 4}
+    (part,) = ties_of_file([group], "decoder.onnx")
+    assert len(part.uses) == 2
+    assert ties_of_file([group], "other.onnx") == []
+
+
+def test_groups_survive_json() -> None:
+    groups = find_ties(tied_graph(), [("head.weight", "table")])
+    assert groups[0].parameters == ("head.weight", "table")
+    assert [TieGroup.from_dict(group.to_dict()) for group in groups] == groups
+    assert is_named("model.head.weight", ("head.weight",))
+    assert not is_named("model.ahead.weight", ("head.weight",))

@@ -1,0 +1,44 @@
+"""Nodes, values and initializers are added, replaced and removed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from small_graphs import SHAPE, X, graph, node, run
+
+from edgetie.graph.editing import initializer, insert, prune, replace
+
+
+def test_a_replaced_graph_output_keeps_its_name() -> None:
+    model = graph([node("Neg", ["x"], ["n"]), node("Neg", ["n"], ["y"])], {})
+    replace(model.graph.outputs[0], model.graph[0].outputs[0])
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    assert [str(d) for d in model.graph.outputs[0].shape] == [str(d) for d in SHAPE]
+    prune(model)
+    assert [n.op_type for n in model.graph] == ["Neg"]
+    np.testing.assert_array_equal(run(model, x=X), -X)
+
+
+def test_users_of_a_replaced_value_read_the_new_one() -> None:
+    model = graph([node("Abs", ["x"], ["a"]), node("Neg", ["a"], ["y"])], {})
+    first, last = model.graph
+    square = ir.node("Mul", [model.graph.inputs[0], model.graph.inputs[0]])
+    insert(last, square)
+    replace(first.outputs[0], square.outputs[0])
+    prune(model)
+    assert [n.op_type for n in model.graph] == ["Mul", "Neg"]
+    assert all(value.name for n in model.graph for value in n.outputs)
+    np.testing.assert_array_equal(run(model, x=X), -(X * X))
+
+
+def test_initializers_of_one_name_are_one() -> None:
+    model = graph([node("Neg", ["x"], ["y"])], {})
+    first = initializer(model.graph, "two", np.float32([2]))
+    assert initializer(model.graph, "two", np.float32([3])) is first
+    assert first.const_value.numpy() == [2]
+    lazy = ir.LazyTensor(
+        lambda: ir.tensor(np.zeros(3)), dtype=ir.DataType.DOUBLE, shape=ir.Shape([3])
+    )
+    assert initializer(model.graph, "lazy", lazy).const_value is lazy
+    prune(model)
+    assert not model.graph.initializers
