@@ -17,8 +17,7 @@ from edgetie.graph.editing import insert, replace
 from edgetie.graph.matching import last_dimension, only_user, producer, weight
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
-from edgetie.quantize.formats.node_builder import NodeBuilder
-from edgetie.quantize.formats.weight_format import WeightFormat, rank
+from edgetie.quantize.formats.weight_format import Nodes, WeightFormat, rank
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.linear_op import (
     LinearOp,
@@ -159,7 +158,7 @@ class QuantizeWeightsPass(GraphPass):
 
     def _replace_gather(self, node: ir.Node, quantized: QuantizedWeight) -> None:
         """Replace ``Gather(W, indices)`` by its dequantized rows."""
-        indices, nodes = node.inputs[1], NodeBuilder(quantized.graph)
+        indices, nodes = node.inputs[1], Nodes(quantized.graph)
         assert indices is not None
         if indices.shape is not None:
             output = self._format(quantized.name).gather(nodes, quantized, indices)
@@ -190,11 +189,11 @@ class QuantizeWeightsPass(GraphPass):
                 bias, output = addend, add.outputs[0]
         # errors in the inputs of a language model's head are errors of the logits
         is_head = output.is_graph_output() and quantized.out_channels > _LARGEST_CLASSIFIER
-        nodes = NodeBuilder(quantized.graph)
+        nodes = Nodes(quantized.graph)
         if node.graph is not quantized.graph:  # formats share what they compute from an activation
             x = nodes.local_copy(x)
         result = self._format(quantized.name).matmul(
-            nodes, quantized, x, exact=is_head or quantized.name in self.exact
+            nodes, quantized, x, is_head or quantized.name in self.exact
         )
         if bias is not None:  # ONNX Runtime's CPU provider fuses it; other kernels cannot
             result = nodes("Add", result, bias)
@@ -206,7 +205,7 @@ class QuantizeWeightsPass(GraphPass):
         _detach(node)
 
     def _replace(
-        self, before: ir.Node, old: ir.Value, new: ir.Value, nodes: NodeBuilder, name: str
+        self, before: ir.Node, old: ir.Value, new: ir.Value, nodes: Nodes, name: str
     ) -> None:
         """Insert nodes before another one and replace a value."""
         if before.graph is not nodes.main_graph:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edgetie.errors import QuantizeError
 from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.quantize.weights.affine import Array
 
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0
 _INFINITE = 1e30
@@ -85,36 +86,31 @@ def _cast(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if tensor.dtype != ir.DataType.FLOAT:
         return tensor
 
+    is_small = tensor.size < MIN_ELEMENTS
+
     def cast() -> ir.TensorProtocol:
-        return ir.tensor(_cast_array(name, tensor.numpy(), is_small=tensor.size < MIN_ELEMENTS))
+        return ir.tensor(_cast_array(name, tensor.numpy(), is_small=is_small))
 
-    if tensor.size < MIN_ELEMENTS:
-        return cast()
-    return ir.LazyTensor(
-        cast, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape.numpy()), name=name
-    )
+    shape = ir.Shape(tensor.shape.numpy())
+    return cast() if is_small else ir.LazyTensor(cast, ir.DataType.FLOAT16, shape, name=name)
 
 
-def _cast_array(
-    name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], *, is_small: bool
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-    """Cast to float16: infinity of a mask to the largest value, what is tiny in a small array, as a
-    constant that keeps divisors from zero, to the smallest.
+def _cast_array(name: str, array: Array, *, is_small: bool) -> Array:
+    """Cast an array to float16.
+
+    The infinity of a mask becomes the largest value. A tiny value of a small array, which keeps a
+    divisor from zero, becomes the smallest.
 
     Raises:
         QuantizeError: if a value is too large or NaN.
     """
     infinite = ~(np.abs(array) < _INFINITE)  # NaN too
     finite = array[~infinite]
-    is_mask = infinite.any() and (is_small or not finite.any())
-    if (
-        np.isnan(array).any()
-        or (infinite.any() and not is_mask)
-        or (np.abs(finite) > _LARGEST).any()
-    ):
+    is_weight = infinite.any() and not is_small and finite.any()
+    if np.isnan(array).any() or is_weight or (np.abs(finite) > _LARGEST).any():
         raise QuantizeError(f"{name}: a value is too large for float16; choose another scheme")
     limited = np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array)
     if is_small:
         tiny = (array != 0) & (np.abs(array) < _SMALLEST)
         limited = np.where(tiny, np.copysign(_SMALLEST, array), limited)
-    return limited.astype(np.float16)
+    return np.asarray(limited, np.float16)

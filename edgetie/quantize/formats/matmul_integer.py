@@ -23,9 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.quantize.formats.node_builder import NodeBuilder
-from edgetie.quantize.formats.weight_format import ScaleGranularity, WeightFormat, rank
-from edgetie.quantize.weights.affine import QuantSpec
+from edgetie.quantize.formats.weight_format import Nodes, ScaleGranularity, WeightFormat, rank
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
 COARSE_LIMIT = 64
@@ -41,13 +39,10 @@ _SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 @dataclass
 class _SplitActivation:
-    """An activation in two parts.
+    """An activation in two parts, coarse and fine uint8 values.
 
-    Attributes:
-        parts: coarse and fine values, uint8.
-        multiplier: what ``x`` was multiplied with, for each token.
-        concatenated: both parts as one, if a linear operator needed them.
-        zero_point: zero as a value that is not constant, if a linear operator needed it.
+    The other values are added when a linear operator needs them: both parts as one, and a zero that
+    is not constant.
     """
 
     parts: Sequence[ir.Value]
@@ -71,9 +66,6 @@ class MatMulIntegerFormat(WeightFormat):
         self.split_matmuls = split_matmuls
         self._activations: dict[ir.Value, _SplitActivation] = {}
 
-    def spec(self, in_channels: int) -> QuantSpec:
-        return QuantSpec()
-
     def supports_input(self, x: ir.Value) -> bool:
         return rank(x) > 1
 
@@ -81,56 +73,65 @@ class MatMulIntegerFormat(WeightFormat):
         """Add values ``(1, in, out)``, or ``(out, in)`` if only Gathers read them: a token is one
         page then, not many.
         """
-        if weight.in_linear_op:
-            weight.needs_sums = True
-            weight.add(
-                Part.VALUES,
-                ir.DataType.INT8,
-                (1, weight.in_channels, weight.out_channels),
-                lambda: (weight.read_values().T ^ np.uint8(128)).view(np.int8)[None],
-            )
-        else:
+        if not weight.in_linear_op:
             shape = weight.out_channels, weight.in_channels
             weight.add(Part.VALUES, ir.DataType.UINT8, shape, weight.read_values)
+            return
+        weight.needs_sums = True
+        weight.add(
+            Part.VALUES,
+            ir.DataType.INT8,
+            (1, weight.in_channels, weight.out_channels),
+            lambda: (weight.read_values().T ^ np.uint8(128)).view(np.int8)[None],
+        )
 
-    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
-        scales = weight.add_scales_for_gather()
+    def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+        scales = weight.add_scales(1, part=Part.SCALES_FOR_GATHER)
         if not weight.in_linear_op:
-            return self._gather_rows(nodes, weight, indices, scales)
+            return self._gather_rows(nodes, weight.values, indices, scales)
         columns = nodes("Gather", weight.values, indices, axis=2)
         columns = nodes("Squeeze", columns, nodes.constant("mapped.first", [0], np.int64))
         rows = nodes("Transpose", columns, perm=[*range(1, rank(indices) + 1), 0])
         floats = nodes("Cast", rows, to=ir.DataType.FLOAT)
         return nodes("Mul", floats, nodes("Gather", scales, indices))
 
-    def _gather_rows(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value, scales: ir.Value
-    ) -> ir.Value:
-        """Add GatherBlockQuantized. A block that is longer than a row is the row."""
+    def _gather_rows(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
+        """Add GatherBlockQuantized of values, indices and scales."""
+        assert inputs[0].shape is not None
+        width = inputs[0].shape.numpy()[1]
         return nodes(
             "GatherBlockQuantized",
-            *(weight.values, indices, scales),
+            *inputs,
             domain=MICROSOFT,
             gather_axis=0,
             quantize_axis=1,
-            block_size=max(_SMALLEST_BLOCK, 1 << (weight.in_channels - 1).bit_length()),
+            block_size=max(_SMALLEST_BLOCK, 1 << (width - 1).bit_length()),  # covers a row
             bits=8,
         )
 
-    def matmul(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
-    ) -> ir.Value:
+    def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add ``85 (W · coarse) + W · fine`` and its scales."""
         if x not in self._activations:
             scaled, multiplier = self._scale(nodes, x, weight.in_channels)
             self._activations[x] = _SplitActivation(self._split(nodes, scaled), multiplier)
         activation = self._activations[x]
         fine_steps = nodes.constant("mapped.finer", FINE_STEPS, np.float32)
-        coarse, fine = self._matmuls(nodes, weight, activation)
+        size = weight.out_channels * weight.in_channels
+        split = self.split_matmuls and size >= _LARGE
+        zero_point = _zero_point(nodes, activation) if split or weight.uses > 1 else None
+        if not split and activation.concatenated is None:
+            activation.concatenated = nodes("Concat", *activation.parts, axis=-2)
+        products = [
+            nodes("MatMulInteger", part, weight.values, None, zero_point)
+            for part in (activation.parts if split else [activation.concatenated])
+        ]
+        if not split:
+            attributes = {"axis": -2, "num_outputs": 2}
+            products = [*nodes.op_multi_out("Split", products, attributes, num_outputs=2)]
         sums = nodes(
             "Sum",
-            nodes("DequantizeLinear", coarse, fine_steps, domain=self.quantize_domain),
-            nodes("Cast", fine, to=ir.DataType.FLOAT),
+            nodes("DequantizeLinear", products[0], fine_steps, domain=self.quantize_domain),
+            nodes("Cast", products[1], to=ir.DataType.FLOAT),
             _add_offsets(weight),
         )
         result = nodes("Div", sums, activation.multiplier)
@@ -139,27 +140,7 @@ class MatMulIntegerFormat(WeightFormat):
             return result
         return nodes("Squeeze", result, nodes.constant("mapped.first", [0], np.int64))
 
-    def _matmuls(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, activation: _SplitActivation
-    ) -> Sequence[ir.Value]:
-        """Add the products of the weight with both parts of an activation."""
-        size = weight.out_channels * weight.in_channels
-        split = self.split_matmuls and size >= _LARGE
-        zero_point = _zero_point(nodes, activation) if split or weight.uses > 1 else None
-        if split:
-            return [
-                nodes("MatMulInteger", part, weight.values, None, zero_point)
-                for part in activation.parts
-            ]
-        if activation.concatenated is None:
-            activation.concatenated = nodes("Concat", *activation.parts, axis=-2)
-        both = nodes("MatMulInteger", activation.concatenated, weight.values, None, zero_point)
-        attributes = {"axis": -2, "num_outputs": 2}
-        return nodes.op_multi_out("Split", [both], attributes, num_outputs=2)
-
-    def _scale(
-        self, nodes: NodeBuilder, x: ir.Value, in_channels: int
-    ) -> tuple[ir.Value, ir.Value]:
+    def _scale(self, nodes: Nodes, x: ir.Value, in_channels: int) -> tuple[ir.Value, ir.Value]:
         """Scale ``x`` for each token so that the largest value it can have is 64.
 
         No value is larger than the root of the sum of squares, which one operator divides by.
@@ -168,28 +149,24 @@ class MatMulIntegerFormat(WeightFormat):
             The scaled activation, and what it was multiplied with except for a constant, which
             :meth:`_add_scales` applies.
         """
-        gain = np.full(in_channels, COARSE_LIMIT / np.sqrt(in_channels), np.float32)
-        gains = nodes.constant(f"mapped.steps.{in_channels}", gain, np.float32)
+        gain = np.full(in_channels, COARSE_LIMIT / np.sqrt(in_channels))
+        inputs = [x, nodes.constant(f"mapped.steps.{in_channels}", gain, np.float32)]
         attributes = {"axis": -1, "epsilon": _TINY}
         scaled, multiplier = nodes.op_multi_out(
-            "SimplifiedLayerNormalization", [x, gains], attributes, num_outputs=2
+            "SimplifiedLayerNormalization", inputs, attributes, num_outputs=2
         )
         return scaled, multiplier
 
-    def _split(self, nodes: NodeBuilder, scaled: ir.Value) -> list[ir.Value]:
+    def _split(self, nodes: Nodes, scaled: ir.Value) -> list[ir.Value]:
         """Add both parts as uint8 values."""
-        rounded = nodes("Round", scaled)
-        remainder = nodes("Sub", scaled, rounded)
+        coarse = nodes("Round", scaled)
+        fine = nodes("Sub", scaled, coarse)
         parts = []
-        for part, steps, zero in (
-            (rounded, 1, COARSE_LIMIT),
-            (remainder, FINE_STEPS, FINE_STEPS),
-        ):
+        for part, steps, zero in ((coarse, 1, COARSE_LIMIT), (fine, FINE_STEPS, FINE_STEPS)):
             step = nodes.constant(f"mapped.step.{steps}", 1 / steps, np.float32)
             zero_point = nodes.constant(f"mapped.zero.{steps}", zero, np.uint8)
-            parts.append(
-                nodes("QuantizeLinear", part, step, zero_point, domain=self.quantize_domain)
-            )
+            inputs = part, step, zero_point
+            parts.append(nodes("QuantizeLinear", *inputs, domain=self.quantize_domain))
         return parts
 
     def _add_scales(self, weight: QuantizedWeight) -> ir.Value:
@@ -197,7 +174,7 @@ class MatMulIntegerFormat(WeightFormat):
         return weight.add_scales(factor=factor)
 
 
-def _zero_point(nodes: NodeBuilder, activation: _SplitActivation) -> ir.Value:
+def _zero_point(nodes: Nodes, activation: _SplitActivation) -> ir.Value:
     """Add the zero point of weights, 0, as a result that constant folding cannot compute: whether a
     number is less than itself.
 

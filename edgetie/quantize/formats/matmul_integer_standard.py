@@ -8,9 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.quantize.formats.matmul_integer import COARSE_LIMIT, FINE_STEPS, MatMulIntegerFormat
-from edgetie.quantize.formats.node_builder import NodeBuilder
-from edgetie.quantize.formats.weight_format import ScaleGranularity, WeightFormat
-from edgetie.quantize.weights.affine import QuantSpec
+from edgetie.quantize.formats.weight_format import Nodes, ScaleGranularity, WeightFormat
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
 _TINY = 1e-30  # instead of zero, for tokens that are all zeros
@@ -31,22 +29,13 @@ class DynamicMatMulIntegerFormat(WeightFormat):
     def __init__(self) -> None:
         self._activations: dict[ir.Value, tuple[ir.Value, Sequence[ir.Value]]] = {}
 
-    def spec(self, in_channels: int) -> QuantSpec:
-        return QuantSpec()
-
     def add_values(self, weight: QuantizedWeight) -> None:
         shape = weight.in_channels, weight.out_channels
         weight.add(Part.VALUES, ir.DataType.UINT8, shape, lambda: weight.read_values().T)
 
-    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
-        raise NotImplementedError  # embeddings have another format
-
-    def matmul(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
-    ) -> ir.Value:
+    def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         if x not in self._activations:
-            largest = nodes("ReduceMax", nodes("Abs", x), _last_axis(nodes), keepdims=1)
-            largest = nodes("Max", largest, _tiny(nodes))
+            largest = _reduce(nodes, "ReduceMax", nodes("Abs", x))
             relative = nodes("Div", x, largest)
             quantized = nodes.op_multi_out("DynamicQuantizeLinear", [relative], num_outputs=3)
             self._activations[x] = largest, quantized
@@ -63,29 +52,23 @@ class StandardMatMulIntegerFormat(MatMulIntegerFormat):
 
     quantize_domain = ""
 
-    def _gather_rows(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value, scales: ir.Value
-    ) -> ir.Value:
-        """Add ``(row - 128) · scale``."""
-        rows = nodes("Cast", nodes("Gather", weight.values, indices), to=ir.DataType.FLOAT)
+    def _gather_rows(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
+        """Add ``(row - 128) · scale`` of values, indices and scales."""
+        values, indices, scales = inputs
+        rows = nodes("Cast", nodes("Gather", values, indices), to=ir.DataType.FLOAT)
         centered = nodes("Sub", rows, nodes.constant("table.middle", 128, np.float32))
         return nodes("Mul", centered, nodes("Gather", scales, indices))
 
-    def _scale(
-        self, nodes: NodeBuilder, x: ir.Value, in_channels: int
-    ) -> tuple[ir.Value, ir.Value]:
+    def _scale(self, nodes: Nodes, x: ir.Value, in_channels: int) -> tuple[ir.Value, ir.Value]:
         limit = nodes.constant("table.largest", COARSE_LIMIT, np.float32)
-        length = nodes("ReduceL2", x, _last_axis(nodes), keepdims=1)
-        multiplier = nodes("Div", limit, nodes("Max", length, _tiny(nodes)))
+        multiplier = nodes("Div", limit, _reduce(nodes, "ReduceL2", x))
         return nodes("Mul", x, multiplier), multiplier
 
     def _add_scales(self, weight: QuantizedWeight) -> ir.Value:
         return weight.add_scales(factor=1 / FINE_STEPS)
 
 
-def _last_axis(nodes: NodeBuilder) -> ir.Value:
-    return nodes.constant("plain.last", [-1], np.int64)
-
-
-def _tiny(nodes: NodeBuilder) -> ir.Value:
-    return nodes.constant("plain.tiny", _TINY, np.float32)
+def _reduce(nodes: Nodes, op_type: str, x: ir.Value) -> ir.Value:
+    """Add a reduction over the channels of each token, and replace zero by a tiny value."""
+    reduced = nodes(op_type, x, nodes.constant("plain.last", [-1], np.int64), keepdims=1)
+    return nodes("Max", reduced, nodes.constant("plain.tiny", _TINY, np.float32))

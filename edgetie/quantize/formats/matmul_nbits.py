@@ -11,8 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.quantize.formats.node_builder import NodeBuilder
-from edgetie.quantize.formats.weight_format import WeightFormat, rank
+from edgetie.quantize.formats.weight_format import Nodes, WeightFormat, rank
 from edgetie.quantize.weights.affine import Array, QuantSpec, choose_block
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 from edgetie.targets import BLOCK_SIZES
@@ -64,7 +63,7 @@ class MatMulNBitsFormat(WeightFormat):
             lambda: self._pack(weight.read_values()).reshape(shape),
         )
 
-    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+    def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add GatherBlockQuantized and a Reshape that joins the blocks of a row."""
         block, blocks, axis = _block(weight), weight.block_count, rank(indices)
         padded = blocks * block != weight.in_channels
@@ -96,29 +95,24 @@ class MatMulNBitsFormat(WeightFormat):
         self, weight: QuantizedWeight, indices: ir.Value, *, flat: bool
     ) -> list[ir.Value]:
         """Values, indices, scales and zero points; ``flat`` for values ``(out, in)``."""
-        out, blocks = weight.out_channels, weight.block_count
+        out, blocks, values = weight.out_channels, weight.block_count, weight.values
         if flat:
-            flat_shape = out, blocks * self._block_bytes(weight)
-            values = weight.add_alias(Part.VALUES_FOR_GATHER, weight.values, flat_shape)
-            return [values, indices, self._add_scales(weight), self._add_zero_points(weight)]
-        shape = out, blocks, 1
-        scales = weight.add_alias(Part.SCALES_FOR_GATHER, self._add_scales(weight), shape)
+            shape = out, blocks * self._block_bytes(weight)
+            values = weight.add_alias(Part.VALUES_FOR_GATHER, values, shape)
+        scales = weight.add_scales(blocks)
+        if flat:
+            return [values, indices, scales, self._add_zero_points(weight)]
+        scales = weight.add_alias(Part.SCALES_FOR_GATHER, scales, (out, blocks, 1))
+        part = Part.ZERO_POINTS_FOR_GATHER
         if self.bits == 8:
-            zero_points = weight.add_alias(
-                Part.ZERO_POINTS_FOR_GATHER, self._add_zero_points(weight), shape
-            )
+            zero_points = weight.add_alias(part, self._add_zero_points(weight), (out, blocks, 1))
         else:  # those of 4 bits are one in a byte here
             zero_points = weight.add(
-                Part.ZERO_POINTS_FOR_GATHER,
-                ir.DataType.UINT8,
-                shape,
-                lambda: weight.zero_points().reshape(shape),
+                part, ir.DataType.UINT8, (out, blocks, 1), lambda: weight.zero_points()[..., None]
             )
-        return [weight.values, indices, scales, zero_points]
+        return [values, indices, scales, zero_points]
 
-    def matmul(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
-    ) -> ir.Value:
+    def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add MatMulNBits; if activations must hardly be rounded, over two parts of them."""
         axis = rank(x) - 2
         exact = exact and axis >= 0 and weight.in_channels % _block(weight) == 0
@@ -126,7 +120,7 @@ class MatMulNBitsFormat(WeightFormat):
             "MatMulNBits",
             _split_activation(nodes, x, weight) if exact else x,
             weight.values,
-            self._add_scales(weight),
+            weight.add_scales(weight.block_count),
             self._add_zero_points(weight),
             domain=MICROSOFT,
             K=weight.in_channels,
@@ -139,10 +133,6 @@ class MatMulNBitsFormat(WeightFormat):
             return result
         attributes = {"axis": axis} | ({"num_outputs": 2} if _has_opset_18(weight) else {})
         return nodes("Add", *nodes.op_multi_out("Split", [result], attributes, num_outputs=2))
-
-    def _add_scales(self, weight: QuantizedWeight) -> ir.Value:
-        shape = weight.out_channels, weight.block_count
-        return weight.add(Part.SCALES, ir.DataType.FLOAT, shape, lambda: weight.parameters().scales)
 
     def _add_zero_points(self, weight: QuantizedWeight) -> ir.Value:
         """Return the zero points; those of 4 bits two in a byte, each output channel padded."""
@@ -162,7 +152,7 @@ class MatMulNBitsFormat(WeightFormat):
         return _block(weight) * self.bits // 8
 
 
-def _split_activation(nodes: NodeBuilder, x: ir.Value, weight: QuantizedWeight) -> ir.Value:
+def _split_activation(nodes: Nodes, x: ir.Value, weight: QuantizedWeight) -> ir.Value:
     """Concatenate ``x`` as MatMulNBits rounds it and, as further tokens, the remainder.
 
     The operator rounds activations to int8 by blocks, in units of the largest magnitude over 127.

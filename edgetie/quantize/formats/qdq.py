@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.quantize.formats.node_builder import NodeBuilder
-from edgetie.quantize.formats.weight_format import ScaleGranularity, WeightFormat
-from edgetie.quantize.weights.affine import Array, QuantSpec
+from edgetie.quantize.formats.weight_format import Nodes, ScaleGranularity, WeightFormat
+from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
 Range = tuple[float, float]
@@ -61,25 +60,24 @@ class QdqFormat(WeightFormat):
         self._activations: dict[ir.Value, ir.Value] = {}
         self._copies: Counter[QuantizedWeight] = Counter()
 
-    def spec(self, in_channels: int) -> QuantSpec:
-        return QuantSpec()
-
     def add_values(self, weight: QuantizedWeight) -> None:
         def values() -> Array:
             signed = (weight.read_values() ^ np.uint8(128)).view(np.int8)
             return signed if self.embedding else signed.T
 
-        shape = weight.out_channels, weight.in_channels
-        weight.add(Part.VALUES, ir.DataType.INT8, shape if self.embedding else shape[::-1], values)
+        weight.add(Part.VALUES, ir.DataType.INT8, self._shape(weight), values)
 
-    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+    def _shape(self, weight: QuantizedWeight) -> tuple[int, int]:
+        shape = weight.out_channels, weight.in_channels
+        return shape if self.embedding else shape[::-1]
+
+    def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add ``row · scale``."""
         rows = nodes("Cast", nodes("Gather", weight.values, indices), to=ir.DataType.FLOAT)
-        return nodes("Mul", rows, nodes("Gather", weight.add_scales_for_gather(), indices))
+        scales = weight.add_scales(1, part=Part.SCALES_FOR_GATHER)
+        return nodes("Mul", rows, nodes("Gather", scales, indices))
 
-    def matmul(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
-    ) -> ir.Value:
+    def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         ranges = self.ranges.get(weight.name)
         if x not in self._activations and ranges is not None:
             self._activations[x] = self._quantize(nodes, weight, x, "input", ranges.input)
@@ -107,13 +105,13 @@ class QdqFormat(WeightFormat):
         if not copy:
             return weight.values, zero_points
         return (
-            weight.add_alias(Part.VALUES_COPY, weight.values, copy=copy),
-            weight.add_alias(Part.ZERO_POINTS, zero_points, copy=copy),
+            weight.add_alias(Part.VALUES_COPY, weight.values, self._shape(weight), copy=copy),
+            weight.add_alias(Part.ZERO_POINTS, zero_points, (channels,), copy=copy),
         )
 
     def _quantize(
         self,
-        nodes: NodeBuilder,
+        nodes: Nodes,
         weight: QuantizedWeight,
         x: ir.Value,
         side: str,

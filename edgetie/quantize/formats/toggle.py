@@ -12,8 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.node_builder import NodeBuilder
-from edgetie.quantize.formats.weight_format import WeightFormat
+from edgetie.quantize.formats.weight_format import Nodes, WeightFormat
 from edgetie.quantize.weights.affine import QuantSpec
 from edgetie.quantize.weights.quantized_weight import QuantizedWeight
 
@@ -49,21 +48,19 @@ class ToggleFormat(WeightFormat):
     def supports_input(self, x: ir.Value) -> bool:
         return self.quantized_format.supports_input(x)
 
-    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+    def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         return self.quantized_format.gather(nodes, weight, indices)
 
-    def matmul(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
-    ) -> ir.Value:
+    def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add an If whose condition is that this weight is to be quantized."""
         index = self.names.index(weight.name)
-        quantized, unquantized = NodeBuilder(weight.graph), NodeBuilder(weight.graph)
+        quantized, unquantized = Nodes(weight.graph), Nodes(weight.graph)
         # a copy, because a format shares what it computes from an activation, here in a branch
         local = quantized.local_copy(x)
         stored = initializer(weight.graph, f"{weight.name}.float", self.float_weights[weight.name])
         right = stored if weight.transposed else unquantized("Transpose", stored, perm=[1, 0])
         outputs = {
-            "then_branch": self.quantized_format.matmul(quantized, weight, local, exact=exact),
+            "then_branch": self.quantized_format.matmul(quantized, weight, local, exact),
             "else_branch": unquantized("MatMul", x, right),
         }
         branches = {}

@@ -4,12 +4,48 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from edgetie.quantize.formats.node_builder import NodeBuilder
+from edgetie.graph.editing import initializer
 from edgetie.quantize.weights.affine import QuantSpec
 from edgetie.quantize.weights.quantized_weight import QuantizedWeight
+
+
+class Nodes(ir.tape.Tape):
+    """Nodes to insert into a graph; a call adds one and returns its output.
+
+    Args:
+        graph: the main graph, which gets the initializers.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        super().__init__()
+        self.main_graph = graph
+
+    def __call__(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        return self.op(op_type, inputs, attributes, domain=domain)
+
+    def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> ir.Value:
+        """Return an initializer, registered once by its name."""
+        return initializer(self.main_graph, name, np.array(value, dtype))
+
+    def local_copy(self, x: ir.Value) -> ir.Value:
+        """Return ``x`` as a value that only these nodes read."""
+        copy = self("Identity", x)
+        copy.shape, copy.type = x.shape, x.type
+        return copy
+
+    def make_names_unique(self, prefix: str) -> None:
+        """Name the values of a subgraph unlike those of all other graphs."""
+        for index, node in enumerate(self.nodes):
+            for output in node.outputs:
+                output.name = f"{prefix}.{index}.{output.index()}"
 
 
 class ScaleGranularity(Enum):
@@ -36,22 +72,20 @@ class WeightFormat(ABC):
     opset = 1
     """The oldest opset with all its operators."""
 
-    @abstractmethod
     def spec(self, in_channels: int) -> QuantSpec:
-        """Return how an output channel of this many input channels is quantized."""
+        """Return how weights are quantized: by default in 8 bits by output channel."""
+        return QuantSpec()
 
     @abstractmethod
     def add_values(self, weight: QuantizedWeight) -> None:
         """Add the initializer with the quantized values."""
 
-    @abstractmethod
-    def gather(self, nodes: NodeBuilder, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
+    def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add nodes for the dequantized rows ``(…, in)`` of ``indices``, whose rank is known."""
+        raise NotImplementedError
 
     @abstractmethod
-    def matmul(
-        self, nodes: NodeBuilder, weight: QuantizedWeight, x: ir.Value, *, exact: bool
-    ) -> ir.Value:
+    def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add nodes for ``x Wᵀ``.
 
         ``exact`` asks for activations that are hardly rounded, if the format can have them.

@@ -1,4 +1,4 @@
-"""Arrays that wait in a file until they are needed."""
+"""Arrays that are kept in a file until they are needed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from edgetie.quantize.weights.affine import Array
 
 
 class ArraySpill:
-    """A file without a name: it is gone with the process, however that ends.
+    """A file without a name, which is gone when the process ends, however that happens.
 
     Args:
-        directory: where there is room for it.
+        directory: where there is space for it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -26,16 +26,9 @@ class ArraySpill:
         self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - open as long as this is
 
     def put(self, array: Array) -> Callable[[], Array]:
-        """Write an array; what is returned reads it."""
+        """Write an array and return a function that maps it, read-only."""
         with self._lock:
             start = self._file.seek(0, os.SEEK_END)
             self._file.write(np.ascontiguousarray(array).data)
             self._file.flush()
-        shape, dtype, size = array.shape, array.dtype, array.nbytes
-
-        def read() -> Array:
-            with self._lock:
-                self._file.seek(start)
-                return np.frombuffer(self._file.read(size), dtype).reshape(shape)
-
-        return read
+        return partial(np.memmap, self._file, array.dtype, "r", start, array.shape)

@@ -108,44 +108,37 @@ class QuantizedWeight:
         """Return an initializer, registered once, whose array is computed when it is read."""
         if (part, copy) not in self.parts:
             name = f"{self.label}.{part.value}{f'.{copy}' if copy else ''}"
-            tensor = ir.LazyTensor(
+            lazy = ir.LazyTensor(
                 lambda: ir.tensor(np.ascontiguousarray(compute())),
-                dtype=dtype,
-                shape=ir.Shape(shape),
+                dtype,
+                ir.Shape(shape),
                 name=name,
             )
-            self.parts[part, copy] = initializer(self.graph, name, tensor)
+            self.parts[part, copy] = initializer(self.graph, name, lazy)
         return self.parts[part, copy]
 
     def add_alias(
-        self, part: Part, source: ir.Value, shape: Sequence[int] | None = None, *, copy: int = 0
+        self, part: Part, source: ir.Value, shape: Sequence[int], *, copy: int = 0
     ) -> ir.Value:
-        """Return an initializer over the bytes of ``source``, by default of the same shape."""
+        """Return an initializer of this shape over the bytes of ``source``."""
         tensor = source.const_value
         assert tensor is not None
-        shape = tuple(int(size) for size in tensor.shape.numpy()) if shape is None else shape
         alias = self.add(
             part, tensor.dtype, shape, lambda: tensor.numpy().reshape(shape), copy=copy
         )
         self.aliases[alias] = source
         return alias
 
-    def add_scales(self, *, factor: float = 1.0) -> ir.Value:
-        """Return the scales of whole output channels ``(out,)``."""
+    def add_scales(
+        self, *block_shape: int, part: Part = Part.SCALES, factor: float = 1.0
+    ) -> ir.Value:
+        """Return the scales ``(out, *block_shape)``, times a factor."""
+        shape = self.out_channels, *block_shape
         return self.add(
-            Part.SCALES,
+            part,
             ir.DataType.FLOAT,
-            (self.out_channels,),
-            lambda: self.parameters().scales.reshape(-1) * np.float32(factor),
-        )
-
-    def add_scales_for_gather(self) -> ir.Value:
-        """Return the scales of whole output channels, ``(out, 1)``, to gather from."""
-        return self.add(
-            Part.SCALES_FOR_GATHER,
-            ir.DataType.FLOAT,
-            (self.out_channels, 1),
-            lambda: self.parameters().scales,
+            shape,
+            lambda: self.parameters().scales.reshape(shape) * np.float32(factor),
         )
 
     def take_name(self) -> None:
@@ -154,7 +147,7 @@ class QuantizedWeight:
         """
         initializers = self.graph.initializers
         initializers.pop(self.name)
-        parts = [self.values, *(part for part in self.parts.values() if part is not self.values)]
+        parts = list(self.parts.values())  # values were added first
         for part in parts:
             initializers.pop(str(part.name))
         self.values.name = self.name
@@ -203,12 +196,11 @@ class QuantizedWeight:
         stored = self._tensor.numpy()
         weight = stored.T if self.transposed else stored
         require_finite(weight, self.name)
-        if self._hessian is None:
-            quantized = round_to_nearest(weight, self.spec)
-        else:
-            quantized = gptq_quantize(
-                stored, self.spec, self._hessian(), transposed=self.transposed
-            )
+        quantized = (
+            round_to_nearest(weight, self.spec)
+            if self._hessian is None
+            else gptq_quantize(stored, self.spec, self._hessian(), transposed=self.transposed)
+        )
         if self.needs_sums:
             sums = quantized.values.sum(axis=1, dtype=np.int32)
             midpoint = self.spec.midpoint * quantized.values.shape[1]
