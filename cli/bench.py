@@ -101,7 +101,7 @@ def command(
     from edgetie.harness.accuracy.references import resolve_reference
     from edgetie.harness.latency.bench import bench_model
     from edgetie.progress import live
-    from edgetie.providers.placement import placed
+    from edgetie.providers.placement import describe_fallback
     from edgetie.report import plots
     from edgetie.report.html import write_html
     from edgetie.report.tables import (
@@ -155,7 +155,7 @@ def command(
     models = models_of(report)
     for name, each in zip(titles(models), models, strict=True):
         if each.fallback_nodes and not quiet:
-            left = placed(each.nodes_per_provider, each.fallback_nodes)
+            left = describe_fallback(each.nodes_per_provider, each.fallback_nodes)
             click.echo(f"edgetie: {name}: {each.provider} leaves {left}", err=True)
         if each.latency_problem and not quiet:
             problem = each.latency_problem

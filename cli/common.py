@@ -1,10 +1,12 @@
-"""What every command shares: ``--json``, ``--quiet``, progress and tables on stderr."""
+"""Options and checks that commands share."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,11 +62,30 @@ def require_drawable(option: str, file: Path) -> None:
 
 
 def output_options(function: F) -> F:
-    """Add ``--json`` (``as_json``) and ``--quiet`` to a command."""
+    """Add ``--json`` (``as_json``), ``--quiet`` and ``--verbose`` to a command."""
+    function = click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=_show_log,
+        help="Print the library's log on stderr.",
+    )(function)
     function = click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
     )(function)
     return click.option("--quiet", is_flag=True, help="Print errors only.")(function)
+
+
+def _show_log(_: click.Context, __: click.Parameter, verbose: bool) -> None:
+    """Send the records of edgetie's loggers to stderr."""
+    if verbose:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        logger = logging.getLogger("edgetie")
+        logger.handlers = [handler]
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
 
 
 def provider_option(function: F) -> F:

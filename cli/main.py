@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
+from functools import partial
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -54,6 +56,14 @@ HELP = """From a PyTorch language model with tied embeddings to a small, fast ON
 """
 
 
+class CommandError(Exception):
+    """An error of the library in the words of the command line."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's file only when the command is called."""
 
@@ -67,6 +77,15 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an error of the library names the command's options, not parameters."""
+        try:
+            return super().invoke(ctx)
+        except EdgetieError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            spell = partial(as_option, command.params if command is not None else [])
+            raise CommandError(error.describe(spell), error.exit_code) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -76,6 +95,22 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="edgetie")
 def cli() -> None:
     pass
+
+
+def as_option(params: Sequence[click.Parameter], name: str, value: object = None) -> str:
+    """Spell a parameter of the library as an option: ``--force``, ``--cache-bits 8``.
+
+    Args:
+        params: the parameters of the command. A positional argument is spelled by its value alone,
+            or in capitals if it has none.
+        name: the parameter's name in the library.
+        value: its value; ``None`` and ``True`` are not spelled.
+    """
+    param = next((each for each in params if each.name == name), None)
+    if isinstance(param, click.Argument):
+        return name.upper() if value is None else str(value)
+    option = f"--{name.replace('_', '-')}" if param is None else max(param.opts, key=len)
+    return option if value is None or value is True else f"{option} {value}"
 
 
 def main() -> None:
@@ -115,8 +150,8 @@ def main() -> None:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """What to say about an error, and the exit code."""
-    if isinstance(error, EdgetieError):
-        return error.describe(_as_option), error.exit_code
+    if isinstance(error, CommandError):
+        return str(error), error.exit_code
     if isinstance(error, click.UsageError) and error.ctx is not None:
         path = error.ctx.command_path.removeprefix("edgetie").strip()
         where = f"{path}: " if path else ""
@@ -130,12 +165,6 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{error.filename or 'writing'}: {error.strerror}", 2
     what = " ".join(str(error).split())[:300]
     return f"unexpected {type(error).__name__}: {what}; set {TRACEBACK}=1 to see where", 2
-
-
-def _as_option(parameter: str, value: object = None) -> str:
-    """Spell a parameter of the library as the option of the same name: ``--force``."""
-    option = f"--{parameter.replace('_', '-')}"
-    return option if value is None or value is True else f"{option} {value}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

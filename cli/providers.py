@@ -1,4 +1,4 @@
-"""``edgetie providers``: execution providers, which can be had, and why not."""
+"""``edgetie providers``: list execution providers and install environments for them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from . import common
 @click.command()
 @click.option(
     "--install",
+    "provider",
     metavar="PROVIDER",
-    help="Make the environment of its own in which a provider runs that this one lacks.",
+    help="Install a separate environment for a provider that this one lacks.",
 )
 @common.output_options
-def command(install: str | None, as_json: bool, quiet: bool) -> None:
-    """List the execution providers: where each can be had, what suits it, what can be measured.
+def command(provider: str | None, as_json: bool, quiet: bool) -> None:
+    """List execution providers, their availability and recommended schemes.
 
     \b
     edgetie providers
     edgetie providers --install openvino
     """
     from edgetie.progress import live
-    from edgetie.providers import environments
+    from edgetie.providers.availability import list_availability
+    from edgetie.providers.environments import install_environment
 
     from .printing.provider import print_providers
 
-    if install is not None:
+    if provider is not None:
         with live(quiet) as progress:
-            environments.install(install, progress)
-    found = environments.availability()
+            install_environment(provider, progress)
+    providers = list_availability()
     if as_json:
-        common.print_json({"providers": [each.to_dict() for each in found]})
+        common.print_json({"providers": [each.to_dict() for each in providers]})
     elif not quiet:
-        print_providers(found)
+        print_providers(providers)

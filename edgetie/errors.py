@@ -1,13 +1,14 @@
-"""The errors edgetie raises: typed, one line each, with what failed and what to do next.
+"""The errors that edgetie raises: typed, one line each, with what is wrong and what to do.
 
-Every error carries the exit code of the command line: 2 for bad usage or input, 1 for a check
-that failed. The library speaks of parameters (``force=True``). The command line spells the same
-error with its options (``--force``), see :meth:`EdgetieError.describe`.
+Every error has the exit code of the command line: 2 for bad usage or input, 1 for a check that
+failed. The library names parameters (``force=True``). The command line spells the same error with
+its options, see :meth:`EdgetieError.describe`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 
 def as_argument(parameter: str, value: object = None) -> str:
@@ -16,13 +17,13 @@ def as_argument(parameter: str, value: object = None) -> str:
 
 
 class EdgetieError(Exception):
-    """Base of all errors raised on purpose.
+    """Base of all errors that edgetie raises on purpose.
 
     Args:
         message: what is wrong, and what to do about it.
         parameter: the parameter of the public function that is wrong, if one is.
         value: the value it was given.
-        advice: parameters and values that would help, any one of them.
+        advice: parameters and values, each of which would help.
     """
 
     exit_code = 2
@@ -46,43 +47,67 @@ class EdgetieError(Exception):
         """Compose the error's one line; ``spell`` turns a parameter and its value into text."""
         start = f"{spell(self.parameter, self.value)}: " if self.parameter else ""
         options = " or ".join(spell(name, value) for name, value in self.advice.items())
-        return f"{start}{self.message}" + (f"; pass {options}" if options else "")
+        joint = " or" if ";" in self.message else ";"
+        return f"{start}{self.message}" + (f"{joint} pass {options}" if options else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the error in JSON for another process, see :func:`error_from_dict`."""
+        plain = isinstance(self.value, str | int | float | None)
+        return {
+            "type": type(self).__name__,
+            "message": self.message,
+            "parameter": self.parameter,
+            "value": self.value if plain else str(self.value),
+            "advice": self.advice,
+        }
 
 
 class SourceError(EdgetieError):
-    """What was given is no model that can be exported."""
+    """The source is not a model that can be exported."""
 
 
 class ExportError(EdgetieError):
-    """A model could be loaded, but not turned into an ONNX graph."""
+    """A model was loaded but cannot be converted to an ONNX graph."""
 
 
 class BundleError(EdgetieError):
-    """A bundle, or a file in it, is missing, truncated, damaged or in the way."""
+    """A bundle or a file in it is missing, truncated, damaged or in the way of an output."""
 
 
 class AudioError(EdgetieError):
-    """A sound cannot be read, or is not what the model takes."""
+    """An audio file cannot be read or does not suit the model."""
 
 
 class ProviderError(EdgetieError):
-    """An execution provider is unknown, absent or did not take the model."""
+    """An execution provider is unknown, absent or does not run the model."""
 
 
 class QuantizeError(EdgetieError):
-    """A model cannot be quantized as asked."""
+    """A model cannot be quantized with these settings."""
 
 
 class LimitError(QuantizeError):
-    """A limit of accuracy cannot be kept."""
+    """A limit on the loss of accuracy cannot be met."""
 
     exit_code = 1
 
 
 class TieError(EdgetieError):
-    """A tied weight is no longer one: names the weight and what broke it."""
+    """A tied weight is no longer one tensor. The message names the weight and what split it."""
 
     exit_code = 1
+
+
+def error_from_dict(data: Mapping[str, Any]) -> EdgetieError:
+    """Make the error that another process described with :meth:`EdgetieError.to_dict`."""
+    kind = globals().get(data["type"], BundleError)
+    error: EdgetieError = kind(
+        data["message"],
+        parameter=data.get("parameter"),
+        value=data.get("value"),
+        advice=data.get("advice"),
+    )
+    return error
 
 
 class UnfusableError(Exception):

@@ -9,22 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Protocol
 
+_HOLD_SECONDS = 2.0
+
 
 class Progress(Protocol):
-    """Where a long call says what it is doing; pass one to see progress."""
+    """Receives the progress of a long call."""
 
     def stage(self, name: str) -> None:
-        """A named step begins; the one before it is over."""
+        """Begin a named step, which ends the one before it."""
 
     def advance(self, done: int, total: int) -> None:
-        """``done`` of ``total`` parts of the current step are finished."""
+        """Report that ``done`` of ``total`` parts of the current step are finished."""
 
 
 class Stages:
-    """Times named steps; the base of every progress display, silent by itself.
+    """Measure the time of named steps. It prints nothing: displays derive from it.
 
     Attributes:
-        seconds: what each finished step took, in order.
+        seconds: duration of each finished step, in order.
     """
 
     def __init__(self) -> None:
@@ -42,20 +44,25 @@ class Stages:
     def finish(self) -> None:
         """End the current step."""
         if self._name is not None:
-            spent = time.perf_counter() - self._start
-            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + spent
+            duration = time.perf_counter() - self._start
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + duration
             self._name = None
 
 
 class LiveStages(Stages):
-    """Shows the current step as a spinner on stderr and leaves a line with its time."""
+    """Show the current step as a spinner on stderr and print a line with the time of each step.
+
+    A line is held back until a later step has finished and two seconds have passed. Lines that are
+    still held back when a command fails are dropped, so that an error of usage stands alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         from rich.console import Console
 
-        self._console = Console(file=sys.stderr)  # this one, also while another stands in for it
+        self._console = Console(file=sys.stderr)  # stays this stream if sys.stderr is replaced
         self._status = self._console.status("")
+        self._held_back: list[str] = []
 
     def stage(self, name: str) -> None:
         super().stage(name)
@@ -70,15 +77,22 @@ class LiveStages(Stages):
         super().finish()
         if name is not None:
             self._status.stop()
-            self._console.print(f"  {name} [dim]{self.seconds[name]:.1f} s[/dim]", highlight=False)
+            if sum(self.seconds.values()) >= _HOLD_SECONDS:
+                self.print_lines()
+            self._held_back.append(f"  {name} [dim]{self.seconds[name]:.1f} s[/dim]")
+
+    def print_lines(self) -> None:
+        for line in self._held_back:
+            self._console.print(line, highlight=False)
+        self._held_back.clear()
 
 
 @contextmanager
 def live(quiet: bool) -> Iterator[Stages]:
-    """A progress display for a command; silent if ``quiet``.
+    """Show the progress of a command unless ``quiet``.
 
-    Until it ends, stdout is kept for the command's result: what a model's own code or a library
-    prints goes to stderr.
+    Until it ends, stdout is reserved for the command's result: what the code of a model or a
+    library prints goes to stderr.
     """
     stages = Stages() if quiet else LiveStages()
     with _stdout_to_stderr():
@@ -86,14 +100,16 @@ def live(quiet: bool) -> Iterator[Stages]:
             yield stages
         finally:
             stages.finish()
+    if isinstance(stages, LiveStages):
+        stages.print_lines()
 
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Send Python's stdout to stderr, and the file descriptor that native code writes to."""
+    """Redirect stdout to stderr, in Python and for the file descriptor of native code."""
     try:
         sys.stdout.flush()
-        kept = os.dup(1)
+        original = os.dup(1)
         os.dup2(2, 1)
     except (OSError, AttributeError):  # one of them is closed
         with redirect_stdout(sys.stderr):
@@ -103,5 +119,5 @@ def _stdout_to_stderr() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(original, 1)
+        os.close(original)

@@ -1,32 +1,39 @@
-"""``edgetie providers`` as a table."""
+"""Print ``edgetie providers`` as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import click
+
 from edgetie.report.tables import Table, print_tables
 from edgetie.targets import TARGETS
 
 if TYPE_CHECKING:
-    from edgetie.providers.environments import Availability
+    from edgetie.providers.availability import Availability
+
+_STARTS = {"here": "here", "in its environment": "separate"}
 
 
-def print_providers(found: Sequence[Availability]) -> None:
-    """Print every provider: whether it can be had, its scheme, whether times mean anything."""
+def print_providers(providers: Sequence[Availability]) -> None:
+    """Print every provider: whether it starts, its scheme, and what it needs."""
     rows = [
         [
             each.row.name,
-            each.where or "no",
-            each.row.package,
-            each.row.machines,
+            _STARTS.get(each.where, "no"),
             TARGETS[each.row.target].scheme,
-            each.row.latency,
+            each.row.package.partition(",")[0],
+            each.row.machines,
         ]
-        for each in found
+        for each in providers
     ]
-    print_tables(Table(["provider", "starts", "comes with", "runs on", "scheme", "times"], rows))
-    print()
-    for each in found:
+    print_tables(Table(["provider", "starts", "scheme", "package", "hardware"], rows))
+    click.echo()
+    for each in providers:
+        if each.row.latency != "measured":
+            click.echo(f"{each.row.name}: {each.row.latency}")
         if each.problem and each.row.environment:
-            print(f"{each.row.name}: {each.problem}")
+            click.echo(f"{each.row.name}: {each.problem}")
+    if any(each.problem and each.row.environment for each in providers):
+        click.echo("Install a separate environment: edgetie providers --install PROVIDER")

@@ -1,4 +1,4 @@
-"""Outputs that are written whole or not at all: under a temporary name, then renamed."""
+"""Write outputs completely or not at all: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def atomic_directory(
     """Write a directory under a temporary name; rename it when the block succeeds.
 
     Args:
-        destination: where it will be; must not exist unless ``force`` and it is a bundle.
-        force: replace an existing bundle (never a directory that is something else); ``None``
-            where nothing is ever replaced.
+        destination: the directory; must not exist unless ``force`` and it is a bundle.
+        force: replace an existing bundle, but no other directory. With ``None`` nothing is ever
+            replaced, and errors do not suggest it.
 
     Raises:
         BundleError: if the destination is in the way or cannot be written, or the disk is full.
@@ -42,7 +42,7 @@ def atomic_directory(
             staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
             mask = os.umask(0)
             os.umask(mask)
-            staging.chmod(0o777 & ~mask)  # as a new directory has it; this one was private
+            staging.chmod(0o777 & ~mask)  # the mode of a new directory; mkdtemp makes it private
         except OSError as error:
             raise BundleError(
                 f"{name}: cannot be created ({error.filename}: {error.strerror}); "
@@ -63,19 +63,19 @@ def atomic_directory(
             shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
             for parent in created:
-                parent.rmdir()  # fails on the first that holds something: all is well
+                parent.rmdir()  # fails on the first that is not empty, which is fine
 
 
 @contextlib.contextmanager
 def atomic_files(destination: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Write some files beside ``destination``; they take their places when the block succeeds.
+    """Write files next to ``destination``; move them there when the block succeeds.
 
     Args:
-        destination: the file that counts; the others' names are the caller's.
-        force: replace files that are there.
+        destination: the main file. The caller chooses the names of the others.
+        force: replace existing files.
 
     Yields:
-        A directory for the files, each under its own name.
+        A temporary directory for the files, each under its final name.
 
     Raises:
         BundleError: if a file is in the way or cannot be written, or the disk is full.
@@ -83,9 +83,11 @@ def atomic_files(destination: str | os.PathLike[str], *, force: bool = False) ->
     target = Path(destination)
     require_utf8(target)
     if target.is_dir() or (target.exists() and not force):
-        raise BundleError(f"{target}: already exists; choose another output or pass --force")
+        raise _exists(target)
     if target.exists() and not target.is_file():
-        raise BundleError(f"{target}: is no file, so it is never replaced; choose another output")
+        raise BundleError(
+            f"{target}: is not a file, so it is never replaced; choose another output"
+        )
     staging: Path | None = None
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -96,7 +98,7 @@ def atomic_files(destination: str | os.PathLike[str], *, force: bool = False) ->
         files = sorted(new.iterdir(), key=lambda path: path.name == target.name)
         for place in (target.parent / path.name for path in files):
             if place.is_dir() or (place.exists() and not force):
-                raise BundleError(f"{place}: already exists; choose another output or pass --force")
+                raise _exists(place)
         _move_in(files, old, target)
     except OSError as error:
         if error.errno is None:
@@ -109,8 +111,13 @@ def atomic_files(destination: str | os.PathLike[str], *, force: bool = False) ->
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def _exists(path: Path, force: bool | None = False) -> BundleError:
+    advice = {} if force is None else {"force": True}
+    return BundleError(f"{path}: already exists; choose another output", advice=advice)
+
+
 def _move_in(files: list[Path], old: Path, target: Path) -> None:
-    """Put files beside ``target``; if one cannot be, all are as before."""
+    """Move files next to ``target``; if one fails, restore all of them."""
     placed: list[Path] = []
     try:
         for path in files:
@@ -130,14 +137,14 @@ def _move_in(files: list[Path], old: Path, target: Path) -> None:
 
 
 def _no_space(error: Exception) -> bool:
-    """Whether a write failed for want of space; the tokenizers' library says so in words only."""
+    """Return whether a write failed for lack of space, which tokenizers reports as text only."""
     if isinstance(error, OSError):
         return error.errno in _NO_SPACE
     return any(f"(os error {number})" in str(error) for number in _NO_SPACE)
 
 
 def _swap(staging: Path, target: Path) -> None:
-    """Put ``staging`` in the place of ``target``, which comes back if that fails."""
+    """Replace ``target`` by ``staging``; restore it if that fails."""
     if not target.exists():
         staging.rename(target)
         return
@@ -155,7 +162,7 @@ def _swap(staging: Path, target: Path) -> None:
 
 
 def check_destination(destination: str | os.PathLike[str], *, force: bool | None = False) -> None:
-    """Refuse a destination that exists, unless it is empty, or a bundle and ``force``.
+    """Refuse a destination that exists, unless it is empty, or is a bundle and ``force``.
 
     Raises:
         BundleError: naming the destination.
@@ -170,11 +177,10 @@ def check_destination(destination: str | os.PathLike[str], *, force: bool | None
             return
         if not (target / MANIFEST).is_file():
             raise BundleError(
-                f"{name}: exists and is no bundle, so it is never replaced; choose another output"
+                f"{name}: exists but is not a bundle, so never replaced; choose another output"
             )
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"{name}: cannot be used ({reason}); choose another output") from error
     if not force:
-        how = "" if force is None else " or pass --force"
-        raise BundleError(f"{name}: already exists; choose another output{how}")
+        raise _exists(name, force)

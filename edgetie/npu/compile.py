@@ -1,9 +1,8 @@
-"""``compile``: graphs of fixed shapes made ready for an NPU beforehand, not when a session starts.
+"""Compile graphs of fixed shapes for an NPU in advance instead of at session start.
 
-ONNX Runtime writes what a provider made of a graph as an EPContext node beside a context binary
-(https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html). The graph for prompts and
-the one for tokens go into one binary, which holds their weights once. A provider compiles in an
-environment of its own where this process lacks it.
+ONNX Runtime writes a compiled graph as an EPContext node with a context binary
+(https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html). The graphs for prompts and
+for single tokens share one binary, which contains their weights once.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from edgetie.bundle.atomic import atomic_directory
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import write_manifest
 from edgetie.bundle.names import MANIFEST
-from edgetie.errors import BundleError, ProviderError
+from edgetie.errors import BundleError
 from edgetie.graph.external_data import external_data_files
-from edgetie.providers.environments import ask
-from edgetie.providers.json_worker import reply
-from edgetie.providers.registry import find
+from edgetie.providers.json_worker import ask_worker, reply
+from edgetie.providers.registry import find_provider
 from edgetie.runtime.session import write_contexts
 
 
@@ -33,25 +31,25 @@ def compile_bundle(
     provider: str = "qnn",
     force: bool = False,
 ) -> Bundle:
-    """Compile a bundle of fixed shapes for a provider that keeps what it compiles.
+    """Compile a bundle of fixed shapes for a provider that can save compiled graphs.
 
     Args:
-        source: what :func:`edgetie.fix_shapes` wrote.
-        output: directory to write; complete or not at all. Its weights are in the context binary.
+        source: a bundle written by :func:`edgetie.fix_shapes`.
+        output: directory to write. Its weights are in the context binary.
         provider: short name of the execution provider.
         force: replace an existing bundle.
 
     Raises:
-        ProviderError: if the provider is absent, keeps nothing, or takes no node.
-        BundleError: if the bundle cannot be read, has open shapes or is compiled already.
+        ProviderError: if the provider is absent, cannot save graphs, or runs none of the nodes.
+        BundleError: if the bundle cannot be read, has dynamic shapes or is compiled already.
     """
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
-    row = find(provider)
+    row = find_provider(provider)
     if not row.contexts:
-        raise ProviderError(f"--provider {row.name}: keeps nothing that it compiles; run it as is")
+        raise row.error("cannot save compiled graphs; run the bundle as it is")
     manifest = bundle.manifest
     if not bundle.has_fixed_shapes:
-        raise BundleError(f"{bundle.directory}: has open shapes; first run edgetie fix-shapes")
+        raise BundleError(f"{bundle.path}: has dynamic shapes; first run edgetie fix-shapes")
     if manifest.compiled:
         raise BundleError(f"{bundle.directory}: is compiled already, for {manifest.compiled}")
     graphs = bundle.model_paths
@@ -59,7 +57,7 @@ def compile_bundle(
     replaced |= {file.name for path in graphs for file in external_data_files(path)}
     with atomic_directory(output, force=force) as directory:
         request = {"graphs": [str(p) for p in graphs], "folder": str(directory)}
-        ask(row.name, "edgetie.npu.compile", request, str(bundle.directory))
+        ask_worker(row.name, "edgetie.npu.compile", request, str(bundle.directory))
         for file in bundle.files:
             if file.name not in replaced:
                 shutil.copyfile(file, directory / file.name)

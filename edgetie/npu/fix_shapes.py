@@ -1,9 +1,9 @@
-"""``fix-shapes``: graphs of fixed shapes, which compilers for NPUs need, over one file of weights.
+"""Give the graphs of a bundle fixed shapes, which compilers for NPUs need.
 
-A step reads so many tokens, and a window of so many before and with them; its cache has the length
-of the window and slides: what a step adds pushes the oldest out. Where less has been read, the mask
-hides the rest. One graph reads the prompt in pieces, one a token at a time; both point at the same
-bytes, so a weight is in the file once.
+A step reads a fixed number of tokens. Its KV cache has a fixed length and slides: new tokens push
+the oldest ones out, and the mask hides the part that is not filled yet. One graph reads the prompt
+several tokens at a time and the other reads single tokens. Both point at the same external data,
+so each weight is in the file once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from edgetie.bundle.names import MANIFEST, PREFILL
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.ties.groups import find_shared_ties
 
-_LEFT_OUT = {MANIFEST, "genai_config.json"}
+_NOT_COPIED = {MANIFEST, "genai_config.json"}
 
-_AXES = 4  # of a KV cache: (batch, kv_heads, length, head_size)
+_CACHE_AXES = 4  # (batch, kv_heads, length, head_size)
 
 
 def fix_shapes(
@@ -37,32 +37,34 @@ def fix_shapes(
     context: int = 512,
     force: bool = False,
 ) -> Bundle:
-    """Write a bundle whose graphs have fixed shapes: one sequence, a window of tokens.
+    """Write a bundle whose graphs have fixed shapes, for one sequence.
 
     Args:
         source: a decoder exported with ``target="mobile-npu"``, quantized or not.
-        output: directory to write; complete or not at all.
-        prompt_tokens: tokens that the graph for prompts reads at once; with 1 there is none, and
-            prompts are read token by token.
-        context: tokens of the window: prompt and answer together are no longer.
+        output: directory to write.
+        prompt_tokens: tokens of a prompt that are read at once. With 1 there is no separate graph
+            for prompts.
+        context: largest number of tokens of prompt and answer together.
         force: replace an existing bundle.
 
     Raises:
-        BundleError: if the source cannot be read, or its attention is not written out.
-        EdgetieError: if the sizes do not fit together.
+        BundleError: if the source cannot be read, or its attention is a fused operator.
+        EdgetieError: if the sizes are not compatible.
     """
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     manifest = _require_open_shapes(bundle)
     longest = manifest.signature.max_positions
     if not 1 <= prompt_tokens < context or (longest is not None and context > longest):
-        limit = f", which has at most {longest}" if longest is not None else ""
+        limit = "" if longest is None else f" and at most {longest}"
         raise EdgetieError(
-            f"--prompt-tokens {prompt_tokens} --context {context}: a prompt's piece has at least "
-            f"one token and is shorter than the context{limit}"
+            f"a context of {context} tokens does not fit: it must be longer than prompt_tokens, "
+            f"which is at least 1{limit}",
+            parameter="prompt_tokens",
+            value=prompt_tokens,
         )
     with atomic_directory(output, force=force) as directory:
         for file in bundle.files:
-            if file.name not in {*_LEFT_OUT, bundle.model_path.name}:
+            if file.name not in {*_NOT_COPIED, bundle.model_path.name}:
                 shutil.copyfile(file, directory / file.name)
         if prompt_tokens > 1:
             _write(bundle.model_path, directory / PREFILL, prompt_tokens, context)
@@ -83,29 +85,30 @@ def fix_shapes(
 
 
 def _require_open_shapes(bundle: Bundle) -> Manifest:
-    manifest, where = bundle.manifest, bundle.directory
+    """Return the manifest of a decoder whose shapes can be fixed, or raise a BundleError."""
+    manifest, path = bundle.manifest, bundle.path
     if bundle.is_bare:
-        raise BundleError(f"{bundle.model_path}: no bundle; export the model with edgetie")
+        raise BundleError(f"{path}: not a bundle; export the model with edgetie")
     cache = manifest.signature.cache
     if manifest.task != "causal-lm" or not cache:
-        raise BundleError(f"{where}: no decoder with a cache, so there is no window to fix")
+        raise BundleError(f"{path}: not a decoder with a KV cache, whose length could be fixed")
     if manifest.signature.cache_in_place:
         raise BundleError(
-            f"{where}: its attention is one operator of ONNX Runtime's own; export it with "
-            "--target mobile-npu, which writes it out"
+            f"{path}: its attention is a fused operator of ONNX Runtime; export again for target "
+            "mobile-npu, which uses operators of the ONNX standard"
         )
     if bundle.has_fixed_shapes:
-        raise BundleError(f"{where}: its shapes are fixed already")
-    if any(len(v.shape) != _AXES or isinstance(v.shape[2], int) for v in cache):
+        raise BundleError(f"{path}: its shapes are fixed already")
+    if any(len(v.shape) != _CACHE_AXES or isinstance(v.shape[2], int) for v in cache):
         raise BundleError(
-            f"{where}: some of its layers keep a state of one size, which has no window; run it as "
+            f"{path}: some of its layers have a recurrent state instead of a KV cache; run it as "
             "it is"
         )
     return manifest
 
 
 def _write(source: Path, target: Path, tokens: int, context: int) -> None:
-    """Write the graph for so many tokens at once; its weights stay where they are."""
+    """Write the graph for a fixed number of tokens. Its weights stay in the same file."""
     model = onnx.load(source, load_external_data=False)
     shapes = {"input_ids": (1, tokens), "position_ids": (1, tokens), "attention_mask": (1, context)}
     cache = (1, None, context - tokens, None)
@@ -116,9 +119,9 @@ def _write(source: Path, target: Path, tokens: int, context: int) -> None:
                 make_dim_param_fixed(model.graph, dimension.dim_param, size)
         if not all(dimension.HasField("dim_value") for dimension in dimensions):
             raise BundleError(f"{source}: the shape of input {value.name} cannot be fixed")
-    for value in model.graph.output:  # keys and values are as long as the window
+    for value in model.graph.output:  # present keys and values have the length of the context
         for axis, size in enumerate(value.type.tensor_type.shape.dim):
             if not size.HasField("dim_value"):
                 size.dim_value = (1, tokens, context)[axis]
-    del model.graph.value_info[:]  # what is between follows from the inputs
+    del model.graph.value_info[:]  # ONNX Runtime infers them again
     onnx.save(model, target)

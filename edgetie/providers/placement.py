@@ -10,31 +10,31 @@ from edgetie.errors import ProviderError
 from edgetie.providers.registry import Provider
 
 
-def placement(wanted: str, *sessions: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Nodes by provider, and by operator those of any other than ``wanted``, most first.
+def count_nodes(ort_name: str, *sessions: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Count nodes by provider, and nodes on any provider but ``ort_name`` by operator.
 
     Args:
-        wanted: ONNX Runtime's name of a provider.
-        sessions: its sessions, which recorded what it assigned; ``None`` is passed over.
+        ort_name: ONNX Runtime's name of a provider.
+        sessions: sessions that recorded the assignment of their nodes; ``None`` is skipped.
     """
     nodes: Counter[str] = Counter()
     fallback_nodes: Counter[str] = Counter()
     for session in sessions:
         for part in session.get_provider_graph_assignment_info() if session is not None else ():
-            found = part.get_nodes()
-            nodes[part.ep_name] += len(found)
-            if part.ep_name != wanted:
-                fallback_nodes.update(node.op_type for node in found)
+            assigned = part.get_nodes()
+            nodes[part.ep_name] += len(assigned)
+            if part.ep_name != ort_name:
+                fallback_nodes.update(node.op_type for node in assigned)
     return dict(nodes), dict(fallback_nodes.most_common())
 
 
-def placed(nodes: dict[str, int], fallback_nodes: dict[str, int]) -> str:
-    """How many nodes run elsewhere than asked, in words: ``2 of 9 nodes to others (Abs 2)``."""
+def describe_fallback(nodes: dict[str, int], fallback_nodes: dict[str, int]) -> str:
+    """Describe nodes on other providers: ``2 of 9 nodes to others (Abs 2)``."""
     operators = ", ".join(f"{name} {count}" for name, count in fallback_nodes.items())
     return f"{sum(fallback_nodes.values())} of {sum(nodes.values())} nodes to others ({operators})"
 
 
-def require_placed(
+def require_placement(
     row: Provider,
     path: Path,
     nodes: dict[str, int],
@@ -42,18 +42,18 @@ def require_placed(
     *,
     strict: bool,
 ) -> None:
-    """Check that a provider took nodes of a model, or all of them if ``strict``.
+    """Check that a provider runs nodes of a model, or all of them if ``strict``.
 
     Raises:
-        ProviderError: if it did not.
+        ProviderError: if it does not.
     """
     if not nodes.get(row.ort_name):
-        raise ProviderError(
-            f"--provider {row.name}: took none of the {sum(nodes.values())} nodes of {path}; "
-            "use another provider"
+        raise row.error(
+            f"took none of the {sum(nodes.values())} nodes of {path}; use another provider"
         )
     if strict and fallback_nodes:
         raise ProviderError(
-            f"--strict: {path}: {row.name} leaves {placed(nodes, fallback_nodes)}; allow that, or "
-            f"quantize for it: edgetie quantize --target {row.target}"
+            f"{path}: {row.name} leaves {describe_fallback(nodes, fallback_nodes)}; allow that, or "
+            f"quantize for target {row.target}",
+            parameter="strict",
         )

@@ -1,4 +1,4 @@
-"""Execution providers as data: what each is called, needs, takes, and what can be said of it."""
+"""The table of execution providers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from edgetie.errors import ProviderError
 
 @dataclass(frozen=True)
 class Provider:
-    """One execution provider of ONNX Runtime, on one kind of machine.
+    """One execution provider of ONNX Runtime on one kind of machine.
 
     Attributes:
-        name: edgetie's short name, as in ``--provider cpu``.
-        ort_name: ONNX Runtime's name; empty where Python cannot have it.
-        package: what to install to have it.
-        machines: where it runs.
+        name: short name in edgetie, such as ``cpu``.
+        ort_name: name in ONNX Runtime; empty if Python cannot use it.
+        package: package that contains it.
+        machines: hardware that it runs on.
         target: row of :data:`edgetie.targets.TARGETS` whose scheme suits it.
-        latency: whether a latency measured there means anything, and where it does not.
-        device: device on which its inputs and outputs are bound, as IOBinding names it.
-        options: options it is created with.
-        environment: the environment of its own that it can be had in besides this one
+        latency: ``measured``, or why latencies on it are not valid.
+        device: device of its inputs and outputs, as IOBinding names it.
+        options: options to create it with.
+        environment: name of the separate environment that can be installed for it
             (:data:`edgetie.providers.environments.RECIPES`).
-        flags: what that environment's command is told.
-        inside: the row that stands for it there; empty if that is itself.
-        plugin: the module whose library holds the provider, where onnxruntime's own does not.
-        fixed_shapes: whether it takes nodes of fixed shapes only.
-        half: whether it computes with 16 bits what is stored with 32.
-        contexts: whether what it compiles can be kept (:mod:`edgetie.npu.compile`).
+        flags: flags for the command of that environment.
+        worker_name: name of the provider in that environment, if it is another one.
+        plugin: module whose library contains it, if onnxruntime itself does not.
+        fixed_shapes: whether it runs nodes with fixed shapes only.
+        half: whether it computes float32 tensors in float16.
+        contexts: whether compiled graphs can be saved (:mod:`edgetie.npu.compile`).
     """
 
     name: str
@@ -43,36 +43,23 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     environment: str = ""
     flags: tuple[str, ...] = ()
-    inside: str = ""
+    worker_name: str = ""
     plugin: str = ""
     fixed_shapes: bool = False
     half: bool = False
     contexts: bool = False
 
+    def error(self, message: str) -> ProviderError:
+        """Make an error about this provider, to be raised."""
+        return ProviderError(message, parameter="provider", value=self.name)
 
-_ANDROID = "the onnxruntime-android library"
-_EMULATED = "emulated: not measured"
 
-
-def _arm(name: str, core: str, has: str) -> Provider:
-    """The CPU provider on an emulated core."""
-    return Provider(
-        name,
-        "CPUExecutionProvider",
-        "onnxruntime for aarch64",
-        f"ARM64, emulated {core}: {has}",
-        "mobile-cpu",
-        _EMULATED,
-        environment="arm64",
-        flags=("-cpu", core),
-        inside="cpu",
-    )
-
+_ANDROID = "onnxruntime-android"
 
 PROVIDERS = {
     row.name: row
     for row in (
-        Provider("cpu", "CPUExecutionProvider", "onnxruntime", "every machine", "cpu"),
+        Provider("cpu", "CPUExecutionProvider", "onnxruntime", "any machine", "cpu"),
         Provider(
             "cuda",
             "CUDAExecutionProvider",
@@ -86,7 +73,7 @@ PROVIDERS = {
             "openvino",
             "OpenVINOExecutionProvider",
             "onnxruntime-openvino",
-            "Intel CPUs, GPUs and NPUs; here the CPU",
+            "Intel CPUs",
             "openvino",
             options={"device_type": "CPU"},
             environment="openvino",
@@ -95,7 +82,7 @@ PROVIDERS = {
             "qnn",
             "QNNExecutionProvider",
             "onnxruntime-qnn",
-            "Snapdragon NPUs (HTP)",
+            "Snapdragon NPUs",
             "mobile-npu",
             "on x86-64 a simulator: not measured",
             options={"backend_type": "htp", "soc_model": "57", "htp_performance_mode": "burst"},
@@ -108,47 +95,43 @@ PROVIDERS = {
         Provider(
             "coreml",
             "CoreMLExecutionProvider",
-            "the onnxruntime wheel for macOS",
-            "Apple's CPUs, GPUs and neural engines",
+            "onnxruntime (macOS)",
+            "Apple hardware",
             "mobile-cpu",
             options={"ModelFormat": "MLProgram"},
         ),
         Provider("xnnpack", "XnnpackExecutionProvider", _ANDROID, "ARM CPUs", "mobile-cpu"),
-        Provider("nnapi", "NnapiExecutionProvider", _ANDROID, "Android's drivers", "mobile-cpu"),
-        Provider(
-            "webgpu", "WebGpuExecutionProvider", "onnxruntime-webgpu", "GPUs, natively", "webgpu"
-        ),
-        Provider("wasm", "", "onnxruntime-web, see edgetie deploy --for web", "browsers", "web"),
-        _arm("arm64-a53", "cortex-a53", "plain NEON"),
-        _arm("arm64-a76", "cortex-a76", "dot products"),
-        _arm("arm64-n2", "neoverse-n2", "int8 matrix products"),
+        Provider("nnapi", "NnapiExecutionProvider", _ANDROID, "Android drivers", "mobile-cpu"),
+        Provider("webgpu", "WebGpuExecutionProvider", "onnxruntime-webgpu", "GPUs", "webgpu"),
+        Provider("wasm", "", "onnxruntime-web, see edgetie deploy", "browsers", "web"),
     )
 }
-"""The table of providers by short name. Placement is proven alike on all: by the assignment of each
-node that ONNX Runtime records when it starts a session."""
+"""Providers by short name. Placement is checked the same way for all of them: with the assignment
+of each node, which ONNX Runtime records when a session starts."""
 
 
-def find(name: str) -> Provider:
-    """The row called ``name``.
+def find_provider(name: str) -> Provider:
+    """Find a provider by its short name.
 
     Raises:
         ProviderError: if there is none.
     """
     row = PROVIDERS.get(name.lower())
     if row is None:
-        raise ProviderError(f"--provider {name}: unknown; known are {', '.join(PROVIDERS)}")
+        names = ", ".join(PROVIDERS)
+        raise ProviderError(f"unknown; known are {names}", parameter="provider", value=name)
     return row
 
 
-def missing(row: Provider) -> str | None:
-    """Why the onnxruntime of this process cannot run ``row``; ``None`` if it has it.
+def explain_absence(row: Provider) -> str | None:
+    """Explain why the onnxruntime of this process lacks a provider; ``None`` if it has it.
 
-    What onnxruntime lists may still fail to start: only a session proves it.
+    A provider that onnxruntime lists may still fail to start. Only a session proves that it works.
     """
     if not row.ort_name:
         return f"not for Python: it comes with {row.package}"
-    if row.inside:
-        return f"runs in an environment of its own; make it: edgetie providers --install {row.name}"
+    if row.worker_name:
+        return "runs in a separate environment only; install it"
     import onnxruntime
 
     if row.plugin and importlib.util.find_spec(row.plugin) is not None:
@@ -156,20 +139,35 @@ def missing(row: Provider) -> str | None:
     available = onnxruntime.get_available_providers()
     if row.ort_name in available:
         return None
-    here = [other.name for other in PROVIDERS.values() if other.ort_name in available]
-    has = ", ".join(dict.fromkeys(name for name in here if not PROVIDERS[name].inside))
-    how = f"; or: edgetie providers --install {row.name}" if row.environment else ""
+    rows = [each for each in PROVIDERS.values() if not each.worker_name]
+    has = ", ".join(each.name for each in rows if each.ort_name in available)
+    how = ", or edgetie providers installs it in a separate environment" if row.environment else ""
     return (
         f"not in the installed onnxruntime {onnxruntime.__version__} (it has {has}); "
         f"it comes with {row.package}{how}"
     )
 
 
-def add_plugin(row: Provider, options: Any) -> None:
-    """Have a session use a provider that comes in a library of its own.
+def require_provider(name: str) -> Provider:
+    """Find a provider that the onnxruntime of this process has.
 
     Raises:
-        ProviderError: if the library does not load, or finds no device.
+        ProviderError: if there is no such provider, or this onnxruntime lacks it.
+    """
+    row = find_provider(name)
+    reason = explain_absence(row)
+    if reason is not None:
+        if row.environment:
+            reason += ", where check, bench and compile run; this does not"
+        raise row.error(reason)
+    return row
+
+
+def register_plugin(row: Provider, options: Any) -> None:
+    """Make a session use a provider from a separate library.
+
+    Raises:
+        ProviderError: if the library does not load, or has no device on this machine.
     """
     import onnxruntime
 
@@ -178,20 +176,5 @@ def add_plugin(row: Provider, options: Any) -> None:
         onnxruntime.register_execution_provider_library(row.ort_name, module.get_library_path())
     devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == row.ort_name]
     if not devices:
-        raise ProviderError(f"--provider {row.name}: {row.package} finds no device here")
+        raise row.error(f"{row.package} finds no device on this machine")
     options.add_provider_for_devices(devices[:1], dict(row.options))
-
-
-def resolve(name: str) -> Provider:
-    """The provider called ``name``, if this process's onnxruntime has it.
-
-    Raises:
-        ProviderError: if there is no such provider, or the installed onnxruntime lacks it.
-    """
-    row = find(name)
-    why = missing(row)
-    if why is not None:
-        if row.environment:
-            why += ", and check, bench and compile run there; this does not"
-        raise ProviderError(f"--provider {row.name}: {why}")
-    return row

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgetie.bundle.atomic import atomic_files
 from edgetie.harness.environment import environment_line
-from edgetie.providers.placement import placed
+from edgetie.providers.placement import describe_fallback
 from edgetie.report.plots import plot_latency, plot_sweep
 from edgetie.report.tables import (
     Table,
@@ -89,7 +89,7 @@ def _remarks(report: LatencyReport) -> list[str]:
     models = models_of(report)
     for name, each in zip(titles(models), models, strict=True):
         if each.fallback_nodes:
-            rest = placed(each.nodes_per_provider, each.fallback_nodes)
+            rest = describe_fallback(each.nodes_per_provider, each.fallback_nodes)
             lines.append(f"{name}: {each.provider} leaves {rest}.")
         if each.latency_problem:
             lines.append(f"{name}: no times, {each.latency_problem}.")

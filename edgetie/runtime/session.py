@@ -15,8 +15,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.errors import BundleError, ProviderError, summarize
 from edgetie.graph.tensors import PAST, CacheTensor, TensorInfo
-from edgetie.providers.placement import placement, require_placed
-from edgetie.providers.registry import Provider, add_plugin, resolve
+from edgetie.providers.placement import count_nodes, require_placement
+from edgetie.providers.registry import Provider, register_plugin, require_provider
 from edgetie.runtime.graph import FOLDER, without_last_token
 from edgetie.runtime.memory import MappedFiles, release_code, release_heap
 
@@ -84,8 +84,8 @@ class Session:
     @cached_property
     def _placement(self) -> tuple[dict[str, int], dict[str, int]]:
         """Asked for late: of a mapped model that takes a tenth of the time a session starts in."""
-        wanted = resolve(self.provider).ort_name
-        return placement(wanted, self.ort, self.encoder, self.prefill)
+        wanted = require_provider(self.provider).ort_name
+        return count_nodes(wanted, self.ort, self.encoder, self.prefill)
 
 
 def open_session(
@@ -118,13 +118,13 @@ def open_session(
         raise BundleError(f"logits {logits}: unknown; default or all")
     if threads is not None and threads < 1:
         raise BundleError(f"threads {threads}: must be 1 or more")
-    row = resolve(provider)
+    row = require_provider(provider)
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     fixed = bundle.has_fixed_shapes
     every = without_last_token(bundle.model_path) if logits == "all" and not fixed else None
     options = session_options(threads or default_threads())
     if row.plugin:
-        add_plugin(row, options)
+        register_plugin(row, options)
     compiled = bundle.manifest.compiled
     if compiled and compiled != row.name:
         raise ProviderError(
@@ -190,7 +190,7 @@ def open_session(
     )
     if row.ort_name != "CPUExecutionProvider":  # which takes whatever there is
         nodes, fallback_nodes = opened.nodes_per_provider, opened.fallback_nodes
-        require_placed(row, bundle.model_path, nodes, fallback_nodes, strict=strict)
+        require_placement(row, bundle.model_path, nodes, fallback_nodes, strict=strict)
     return opened
 
 
@@ -252,10 +252,10 @@ def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> di
     }
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    row = resolve(provider)
+    row = require_provider(provider)
     if row.plugin:
-        add_plugin(row, options)
-    return placement(row.ort_name, _create(model_path, None, options, row))[0]
+        register_plugin(row, options)
+    return count_nodes(row.ort_name, _create(model_path, None, options, row))[0]
 
 
 def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
@@ -266,7 +266,7 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
         BundleError: if ONNX Runtime rejects a graph, or the provider takes none of its nodes.
         ProviderError: if the provider is unknown or absent.
     """
-    row = resolve(provider)
+    row = require_provider(provider)
     for place, path in enumerate(graphs):
         options = session_options(default_threads())
         options.add_session_config_entry("ep.context_enable", "1")
@@ -276,7 +276,7 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
             options.add_session_config_entry(_SHARE, "1")
             if place == len(graphs) - 1:
                 options.add_session_config_entry(_LAST_SHARED, "1")
-        add_plugin(row, options)
+        register_plugin(row, options)
         _create(path, None, options, row)
         if not (folder / path.name).is_file():
             raise BundleError(f"{path}: {row.name} takes none of its nodes; run it as it is")

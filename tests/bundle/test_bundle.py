@@ -94,7 +94,7 @@ def test_old_bundle_comes_back_if_the_new_one_cannot_move_in(bundle: Path, tmp_p
 
 
 def test_only_a_bundle_is_replaced_and_only_with_force(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="--force"):
+    with pytest.raises(BundleError, match="choose another output or pass force=True"):
         check_destination(bundle)
     check_destination(bundle, force=True)
     other = tmp_path / "other"

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import debian
 import pytest
+from arm64 import CORES, register_arm64
 
 from edgetie.export.exporter import ExportReport
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.latency.bench import bench_model
-from edgetie.providers import debian
-from edgetie.providers.environments import directory, install
+from edgetie.providers.environments import environment_directory, install_environment
 from edgetie.quantize.quantizer import quantize_model
-
-CORES = ("arm64-a53", "arm64-a76", "arm64-n2")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,8 +21,9 @@ def arm64() -> None:
     """The environment of ARM64, made once."""
     if not debian.available():
         pytest.skip("the environment is made of Debian's packages")
-    if not (directory("arm64") / "environment.json").is_file():
-        install("arm64-a76")
+    register_arm64()
+    if not (environment_directory("arm64") / "environment.json").is_file():
+        install_environment("arm64-a76")
 
 
 @pytest.fixture(scope="module")

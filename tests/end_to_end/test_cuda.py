@@ -10,7 +10,7 @@ import pytest
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
 from edgetie.harness.latency.bench import bench_model
-from edgetie.providers.environments import directory, install
+from edgetie.providers.environments import environment_directory, install_environment
 from edgetie.quantize.quantizer import quantize_model
 
 pytestmark = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs an NVIDIA GPU")
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="need
 @pytest.fixture(scope="module", autouse=True)
 def cuda() -> None:
     """The environment of CUDA, made once."""
-    if not (directory("cuda") / "environment.json").is_file():
-        install("cuda")
+    if not (environment_directory("cuda") / "environment.json").is_file():
+        install_environment("cuda")
 
 
 @pytest.mark.parametrize(("scheme", "kl"), [("fp16", 1e-3), ("int8-fp16", 2e-2)])

@@ -20,7 +20,7 @@ from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
 from edgetie.npu.compile import compile_bundle
 from edgetie.npu.fix_shapes import fix_shapes
-from edgetie.providers.environments import directory, install
+from edgetie.providers.environments import environment_directory, install_environment
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.fixed_shape_decoder import FixedDecoder
@@ -129,9 +129,9 @@ def test_the_window_ends(fixed: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((64, 64), "is shorter than the context"),
-        ((0, 64), "at least one token"),
-        ((16, 4096), "which has at most 128"),
+        ((64, 64), "must be longer than prompt_tokens"),
+        ((0, 64), "at least 1"),
+        ((16, 4096), "at most 128"),
     ],
 )
 def test_sizes_that_do_not_fit(
@@ -144,9 +144,9 @@ def test_sizes_that_do_not_fit(
 
 def test_what_cannot_be_fixed(decoder: Path, fixed: Path, exported: Any, tmp_path: Path) -> None:
     for source, message in (
-        (exported("Llama").bundle.directory, "export it with --target mobile-npu"),
+        (exported("Llama").bundle.directory, "export again for target mobile-npu"),
         (fixed, "fixed already"),
-        (exported("cacheless").bundle.directory, "no decoder with a cache"),
+        (exported("cacheless").bundle.directory, "not a decoder with a KV cache"),
     ):
         with pytest.raises(BundleError, match=message):
             fix_shapes(source, tmp_path / "out", prompt_tokens=1, context=64)
@@ -154,7 +154,7 @@ def test_what_cannot_be_fixed(decoder: Path, fixed: Path, exported: Any, tmp_pat
         quantize_model(fixed, tmp_path / "out")
     with pytest.raises(BundleError, match="first run edgetie fix-shapes"):
         compile_bundle(decoder / "fp32", tmp_path / "out")
-    with pytest.raises(ProviderError, match="keeps nothing"):
+    with pytest.raises(ProviderError, match="cannot save compiled graphs"):
         compile_bundle(fixed, tmp_path / "out", provider="cpu")
     assert not list(tmp_path.iterdir())
 
@@ -162,9 +162,9 @@ def test_what_cannot_be_fixed(decoder: Path, fixed: Path, exported: Any, tmp_pat
 @pytest.fixture(scope="module")
 def qnn() -> None:
     """The environment of QNN, made once."""
-    if not (directory("qnn") / "environment.json").is_file():
+    if not (environment_directory("qnn") / "environment.json").is_file():
         try:
-            install("qnn")
+            install_environment("qnn")
         except ProviderError as error:
             pytest.skip(str(error))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetie.providers.environment import emulation, latency_problem
+from edgetie.providers.emulation import describe_emulation, latency_problem
 
 
 def elf(machine: int, order: str) -> bytes:
@@ -18,16 +18,16 @@ def elf(machine: int, order: str) -> bytes:
 def test_emulation_is_told_by_the_running_program(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_bytes(elf(62, "<"))  # what runs is made for x86-64
-    assert emulation(program, "aarch64") == "this aarch64 process is emulated"
-    assert emulation(program, "x86_64") is None
+    assert describe_emulation(program, "aarch64") == "this aarch64 process is emulated"
+    assert describe_emulation(program, "x86_64") is None
     program.write_bytes(elf(183, "<"))
-    assert emulation(program, "aarch64") is None
-    assert emulation(program, "armv7l") is None  # a 64-bit core runs 32-bit programs
+    assert describe_emulation(program, "aarch64") is None
+    assert describe_emulation(program, "armv7l") is None  # a 64-bit core runs 32-bit programs
     program.write_bytes(elf(22, ">"))
-    assert emulation(program, "x86_64") == "this x86_64 process is emulated"
+    assert describe_emulation(program, "x86_64") == "this x86_64 process is emulated"
     program.write_bytes(b"#!/bin/sh\n")
-    assert emulation(program, "x86_64") is None
-    assert emulation(tmp_path / "missing", "x86_64") is None
+    assert describe_emulation(program, "x86_64") is None
+    assert describe_emulation(tmp_path / "missing", "x86_64") is None
 
 
 def test_a_simulated_accelerator_is_no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,12 @@ from edgetie.export.exporter import ExportReport
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.accuracy.metrics import Interval, median_interval
 from edgetie.harness.latency.bench import bench_model
-from edgetie.providers.environments import Environment, availability, directory, install
+from edgetie.providers.availability import list_availability
+from edgetie.providers.environments import (
+    Environment,
+    environment_directory,
+    install_environment,
+)
 from edgetie.providers.registry import PROVIDERS
 from edgetie.report.html import write_html
 from edgetie.runtime.session import open_session
@@ -34,19 +39,19 @@ def openvino() -> Environment:
     """OpenVINO's own environment, made once."""
     if sys.platform != "linux":
         pytest.skip("tried on Linux")
-    file = directory("openvino") / "environment.json"
+    file = environment_directory("openvino") / "environment.json"
     if file.is_file():
         found = json.loads(file.read_text("utf-8"))
         return Environment(tuple(found["command"]), found["variables"])
-    return install("openvino")
+    return install_environment("openvino")
 
 
 def test_every_provider_is_listed_and_those_that_start_are_tried() -> None:
-    found = {each.row.name: each for each in availability()}
+    found = {each.row.name: each for each in list_availability()}
     assert found.keys() == PROVIDERS.keys()
     assert found["cpu"].where == "here"
     assert not found["wasm"].where
-    assert "edgetie deploy --for web" in found["wasm"].problem
+    assert "edgetie deploy" in found["wasm"].problem
     for each in found.values():
         assert each.row.target in TARGETS
         assert bool(each.where) != bool(each.problem)
@@ -88,7 +93,7 @@ def test_strict_takes_no_other_provider(
     exported: Callable[[str], ExportReport], openvino: Environment
 ) -> None:
     bundle = exported("Llama").bundle.directory
-    with pytest.raises(ProviderError, match=r"--strict: .*openvino leaves .*GroupQueryAttention 2"):
+    with pytest.raises(ProviderError, match=r"strict: .*openvino leaves .*GroupQueryAttention 2"):
         check_model(bundle, str(bundle), provider="openvino", strict=True)
     assert not open_session(bundle, strict=True).fallback_nodes
 
@@ -146,9 +151,9 @@ def test_a_broken_environment_is_to_be_made_anew(
     folder = tmp_path / "edgetie" / "environments" / "openvino"
     folder.mkdir(parents=True)
     (folder / "environment.json").write_text(text, "utf-8")
-    found = {each.row.name: each for each in availability()}
+    found = {each.row.name: each for each in list_availability()}
     assert "is broken" in found["openvino"].problem
-    assert found["openvino"].problem.endswith("edgetie providers --install openvino")
+    assert found["openvino"].problem.endswith("edgetie providers installs it again")
     assert found["cpu"].where == "here"
 
 

@@ -12,7 +12,7 @@ import runtime_models as tiny
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import BundleError, ProviderError, summarize
-from edgetie.providers.registry import PROVIDERS, resolve
+from edgetie.providers.registry import PROVIDERS, require_provider
 from edgetie.runtime.session import default_threads, open_session, write_optimized
 
 
@@ -114,14 +114,14 @@ def test_cache_of_another_form(tmp_path: Path) -> None:
 
 
 def test_unknown_provider() -> None:
-    with pytest.raises(ProviderError, match=r"--provider gpu: unknown; known are cpu, cuda"):
-        resolve("gpu")
+    with pytest.raises(ProviderError, match="provider='gpu': unknown; known are cpu, cuda"):
+        require_provider("gpu")
 
 
 def test_absent_provider_is_an_error_not_a_fallback(tmp_path: Path) -> None:
     available = onnxruntime.get_available_providers()
     absent = next(row for row in PROVIDERS.values() if row.ort_name not in [*available, ""])
-    with pytest.raises(ProviderError, match=f"--provider {absent.name}: not in the installed"):
+    with pytest.raises(ProviderError, match=f"provider='{absent.name}': not in the installed"):
         open_session(tiny.write_plain(tmp_path), provider=absent.name)
 
 

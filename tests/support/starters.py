@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import debian
 import pytest
 from filelock import FileLock
 
 from edgetie import Tokenizer, deploy_model, generate, open_bundle, open_session
 from edgetie.downloads import cache_directory
-from edgetie.providers import debian
 
 SUPPORT = Path(__file__).parent
 PROMPT = "Explain in one sentence why the sky is blue."

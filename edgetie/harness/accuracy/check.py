@@ -32,7 +32,7 @@ from edgetie.harness.accuracy.remote_reference import RemoteReference, open_refe
 from edgetie.harness.accuracy.thresholds import Thresholds, default_thresholds, precision_of
 from edgetie.harness.environment import describe_environment
 from edgetie.progress import Progress, Stages
-from edgetie.providers.registry import find
+from edgetie.providers.registry import find_provider
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class _Comparison:
             self.progress.stage("Comparing greedy tokens")
             greedy_agreement = self._greedy_agreement(greedy_prompts, greedy_tokens)
         precision = precision_of(bundle)
-        computed = "fp16" if precision == "fp32" and find(provider).half else precision
+        computed = "fp16" if precision == "fp32" and find_provider(provider).half else precision
         limits = default_thresholds(computed, on_text=is_predictable).override(limits)
         failures = limits.failures(predictions, relative_error=errors.relative_error)
         if errors.nonfinite:

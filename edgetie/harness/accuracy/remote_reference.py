@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from edgetie.bundle.bundle import Bundle
-from edgetie.errors import BundleError, EdgetieError
+from edgetie.errors import BundleError, EdgetieError, error_from_dict
 from edgetie.harness.accuracy.references import BundleReference, Floats, Ids
-from edgetie.providers.environments import environment_of, raise_error, start
-from edgetie.providers.json_worker import answer_stream
-from edgetie.providers.registry import find
+from edgetie.providers.environments import find_environment
+from edgetie.providers.json_worker import answer_stream, start_worker
+from edgetie.providers.registry import find_provider
 
 
 class RemoteReference:
@@ -48,7 +48,7 @@ class RemoteReference:
     ) -> None:
         self.bundle = bundle
         self._folder = tempfile.TemporaryDirectory()
-        self._process, name = start(provider, __name__, interactive=True)
+        self._process, name = start_worker(provider, __name__, interactive=True)
         path = bundle.path
         try:
             facts = self._ask(
@@ -89,7 +89,7 @@ class RemoteReference:
             path = self.bundle.model_path
             raise BundleError(f"{path}: the process that ran it ended with {how}") from None
         if "error" in answer:
-            raise_error(answer["error"])
+            raise error_from_dict(answer["error"])
         return answer
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ def open_reference(
         BundleError: if the bundle cannot be read.
         ProviderError: if the provider is absent or does not take the model.
     """
-    if environment_of(find(provider)) is None:
+    if find_environment(find_provider(provider)) is None:
         yield BundleReference(bundle, provider=provider, threads=threads, strict=strict)
         return
     with closing(
@@ -145,7 +145,7 @@ def _main() -> None:
             else:
                 answer = _answer(model, request)
         except EdgetieError as error:
-            answer = {"error": {"type": type(error).__name__, "message": str(error)}}
+            answer = {"error": error.to_dict()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -25,8 +25,9 @@ from edgetie.harness.latency.worker import Job, Run
 from edgetie.harness.ties.inspect import copies_in_memory
 from edgetie.harness.ties.tie_status import TieStatus, tie_status
 from edgetie.progress import Progress, Stages
-from edgetie.providers.environments import ask, environment_of
-from edgetie.providers.registry import find
+from edgetie.providers.environments import find_environment
+from edgetie.providers.json_worker import ask_worker
+from edgetie.providers.registry import find_provider
 
 _SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 _SIZES = (
@@ -68,7 +69,7 @@ class LatencyReport:
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
         fallback_nodes: nodes that run on another provider than ``provider``, by operator.
         latency_valid: false if the hardware is emulated or simulated, see
-            :mod:`edgetie.providers.environment`. Speeds then mean nothing.
+            :mod:`edgetie.providers.emulation`. Speeds then mean nothing.
         latency_problem: the reason for that.
         ties: whether each tied weight is stored once in the file.
         copies_in_memory: copies of the largest tied weight in a session of this provider,
@@ -185,11 +186,11 @@ def bench_model(
     ):
         if min(_as_list(value), default=0) < least:
             raise EdgetieError(f"must be {least} or more", parameter=name, value=value)
-    providers = [find(name) for name in _as_list(provider)]
+    providers = [find_provider(name) for name in _as_list(provider)]
     if not providers:
         raise EdgetieError("name at least one", parameter="provider")
     for each in providers:
-        environment_of(each)  # raises if there is none
+        find_environment(each)  # raises if there is none
     bundles = [(path, open_bundle(path)) for path in (bundle, against) if path is not None]
     progress.stage("Checking ties")
     cases = [
@@ -249,7 +250,7 @@ def run_worker(job: Job) -> Run:
         EdgetieError: what the process reported.
         BundleError: if it ended without reporting anything.
     """
-    return Run(**ask(job.provider, "edgetie.harness.latency.worker", asdict(job), job.path))
+    return Run(**ask_worker(job.provider, "edgetie.harness.latency.worker", asdict(job), job.path))
 
 
 @dataclass(frozen=True)

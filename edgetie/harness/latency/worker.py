@@ -22,7 +22,7 @@ import onnxruntime
 
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.accuracy.samples import random_ids
-from edgetie.providers.environment import latency_problem
+from edgetie.providers.emulation import latency_problem
 from edgetie.providers.json_worker import reply
 from edgetie.runtime.audio.embeddings import embed_audio, noise, with_audio_tokens
 from edgetie.runtime.decoding.generation import decoder_for

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgetie.graph.external_data import external_data_files
-from edgetie.providers.environments import here
+from edgetie.providers.json_worker import worker_command
 from edgetie.runtime.memory import release_file_pages
 
 _LENGTH = 8  # of every axis that is not fixed, batch and past aside
@@ -65,7 +65,7 @@ def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
             target = Path(scratch) / f"{index}.npz"
             request = {"model": str(path), "vocabulary": vocabulary, "target": str(target)}
             done = subprocess.run(
-                here("edgetie.harness.ties.equivalence"),
+                worker_command("edgetie.harness.ties.equivalence"),
                 input=json.dumps(request), capture_output=True, text=True, check=False,
             )  # fmt: skip
             if done.returncode != 0:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from edgetie.graph.matching import attribute_ints, only_user, producer
 from edgetie.graph.operators import operator
-from edgetie.providers.environments import ask
+from edgetie.providers.json_worker import ask_worker
 from edgetie.ties.groups import TieGroup, nodes_using
 
 MIN_BYTES = 8 << 20
@@ -62,7 +62,7 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
         "data": str((Path(tensor.base_dir) / tensor.location).resolve()),
         "feeds": feeds,
     }
-    return TieMemory(**ask(provider, "edgetie.harness.ties.tie_memory", request, group.name))
+    return TieMemory(**ask_worker(provider, "edgetie.harness.ties.tie_memory", request, group.name))
 
 
 def _extract(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]] | None:
@@ -250,7 +250,7 @@ def _inferred_shape(value: ir.Value) -> list[Any] | None:
 def _worker() -> None:
     import onnxruntime
 
-    from edgetie.providers.registry import resolve
+    from edgetie.providers.registry import require_provider
     from edgetie.runtime.memory import (
         MappedFiles,
         read_memory,
@@ -260,7 +260,7 @@ def _worker() -> None:
     from edgetie.runtime.session import session_options
 
     request = json.load(sys.stdin)
-    provider = resolve(request["provider"])
+    provider = require_provider(request["provider"])
     options = session_options(1)
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", request["folder"]

@@ -1,7 +1,7 @@
-"""A Python for ARM64 that this machine emulates: QEMU, Debian's Python, wheels for aarch64.
+"""An ARM64 environment that this machine emulates: QEMU, Debian's Python, wheels for aarch64.
 
-Everything comes from the package registries that this system is set up for, is unpacked below one
-directory and needs no rights. QEMU runs single programs (user mode), as the core it is told to be.
+Everything comes from the package registries of this system, is unpacked below one directory and
+needs no root rights. QEMU runs single programs (user mode) as a given core.
 """
 
 from __future__ import annotations
@@ -10,12 +10,35 @@ import shutil
 import sys
 from pathlib import Path
 
+from debian import run, unpack
+
 from edgetie.progress import Progress
-from edgetie.providers.debian import run, unpack
-from edgetie.providers.environments import FLAGS, NEEDED, Environment
+from edgetie.providers.environments import FLAGS, REQUIREMENTS, Environment, register_provider
+from edgetie.providers.registry import Provider
 
 _PYTHON = "3.13"
 _WHEELS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+
+
+CORES = {"arm64-a53": "cortex-a53", "arm64-a76": "cortex-a76", "arm64-n2": "neoverse-n2"}
+"""Providers to QEMU's cores: plain NEON, with dot products, with int8 matrix products."""
+
+
+def register_arm64() -> None:
+    """Add the CPU provider on each emulated core to edgetie's providers."""
+    for name, core in CORES.items():
+        row = Provider(
+            name,
+            "CPUExecutionProvider",
+            "onnxruntime for aarch64",
+            f"ARM64, emulated {core}",
+            "mobile-cpu",
+            "emulated: not measured",
+            environment="arm64",
+            flags=("-cpu", core),
+            worker_name="cpu",
+        )
+        register_provider(row, make_arm64)
 
 
 def make_arm64(directory: Path, progress: Progress) -> Environment:
@@ -38,7 +61,7 @@ def make_arm64(directory: Path, progress: Progress) -> Environment:
     options = [part for name in _WHEELS for part in ("--platform", f"{name}_aarch64")]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *options]
     command += ["--python-version", _PYTHON, "--implementation", "cp"]
-    run([*command, "--target", str(root / "packages"), "onnxruntime", *NEEDED])
+    run([*command, "--target", str(root / "packages"), "onnxruntime", *REQUIREMENTS])
     python = root / "usr" / "bin" / f"python{_PYTHON}"
     return Environment(
         (str(emulator), FLAGS, "-L", str(root), str(python)),

@@ -1,4 +1,4 @@
-"""Packages of Debian, unpacked below a directory: without rights, and of another architecture."""
+"""Debian packages, also of another architecture, unpacked without root rights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def available() -> bool:
-    """Whether this system has the tools, which Debian's own are."""
+    """Return whether this system has Debian's tools."""
     return shutil.which("apt-get") is not None and shutil.which("dpkg-deb") is not None
 
 

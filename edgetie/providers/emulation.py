@@ -1,12 +1,11 @@
-"""Whether a latency measured here says anything about the hardware it claims to be of.
+"""Whether latencies measured in this process are those of real hardware.
 
-Two properties decide, and both can be looked up:
+They are not in two cases:
 
-* **Emulation.** The kernel of an emulated process runs the emulator: the ELF header of
-  ``/proc/thread-self/exe`` names another machine than :func:`platform.machine`. On macOS the
-  system says itself that Rosetta translates the process.
-* **Simulation.** The provider's accelerator cannot be in a machine of this kind, so the library
-  that took the model simulates it: QNN's HTP on x86.
+* **Emulation.** The kernel runs an emulator: the ELF header of ``/proc/thread-self/exe`` names
+  another machine than :func:`platform.machine`. macOS reports whether Rosetta translates a process.
+* **Simulation.** The provider's accelerator does not exist in machines of this kind, so its library
+  simulates it: QNN's HTP on x86.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ _ELF_MACHINES = {
     183: {"aarch64", "arm64", "armv7l", "armv8l"},
     243: {"riscv64", "riscv32"},
 }
-"""ELF's number of a machine, and what a process that the hardware runs directly may call itself."""
+"""ELF machine numbers, and what :func:`platform.machine` may return without emulation."""
 
 _SIMULATED_ON = {"qnn": {"x86_64", "amd64"}}
 
 
 def latency_problem(provider: str) -> str | None:
-    """Why latencies of ``provider`` measured in this process mean nothing; ``None`` if they do.
+    """Explain why latencies of ``provider`` in this process are not valid; ``None`` if they are.
 
     Args:
         provider: its short name, e.g. ``cpu``.
@@ -40,12 +39,12 @@ def latency_problem(provider: str) -> str | None:
     if machine in _SIMULATED_ON.get(provider, ()):
         return f"{provider} on {machine} is a simulator"
     if sys.platform == "darwin":
-        return "this process is translated by Rosetta" if _rosetta() else None
-    return emulation(Path("/proc/thread-self/exe"), machine)
+        return "this process is translated by Rosetta" if _is_translated() else None
+    return describe_emulation(Path("/proc/thread-self/exe"), machine)
 
 
-def emulation(executable: Path, machine: str) -> str | None:
-    """Say so if ``executable`` is a program for another machine than ``machine``."""
+def describe_emulation(executable: Path, machine: str) -> str | None:
+    """Describe the emulation if ``executable`` is a program for another machine."""
     try:
         with executable.open("rb") as file:
             header = file.read(20)
@@ -60,7 +59,7 @@ def emulation(executable: Path, machine: str) -> str | None:
     return f"this {machine} process is emulated"
 
 
-def _rosetta() -> bool:
+def _is_translated() -> bool:
     import ctypes
     import ctypes.util
 

@@ -1,0 +1,76 @@
+"""Which execution providers are available, tried by starting them."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any
+
+from edgetie.errors import EdgetieError
+from edgetie.providers.environments import find_environment
+from edgetie.providers.json_worker import ask_worker
+from edgetie.providers.registry import PROVIDERS, Provider
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a provider is available.
+
+    Attributes:
+        row: the provider.
+        where: where it starts: ``here`` or ``in its environment``; empty if it does not.
+        problem: why it does not start; empty if it does.
+    """
+
+    row: Provider
+    where: str
+    problem: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to JSON types."""
+        return asdict(self)
+
+
+def list_availability() -> list[Availability]:
+    """Try every provider that is installed, once per environment."""
+    first = {row.environment or row.name: row for row in reversed(PROVIDERS.values())}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = dict(zip(first, pool.map(_probe, first.values()), strict=True))
+    return [replace(results[row.environment or row.name], row=row) for row in PROVIDERS.values()]
+
+
+def _probe(row: Provider) -> Availability:
+    try:
+        environment = find_environment(row)
+        request = {"model": _matmul_model()}
+        ask_worker(row.name, "edgetie.runtime.start_probe", request, row.name)
+    except EdgetieError as error:
+        logger.debug("%s does not start", row.name, exc_info=True)
+        problem = error.message if error.parameter == "provider" else str(error)
+        return Availability(row, "", problem)
+    return Availability(row, "here" if environment is None else "in its environment", "")
+
+
+@cache
+def _matmul_model() -> str:
+    """Make a model with one MatMul, in base64."""
+    import numpy as np
+    import onnx
+
+    shape, float32 = [1, 16], onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])],
+        "probe",
+        [onnx.helper.make_tensor_value_info("x", float32, shape)],
+        [onnx.helper.make_tensor_value_info("y", float32, shape)],
+        [onnx.numpy_helper.from_array(np.eye(16, dtype=np.float32), "weight")],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=opset)
+    return base64.b64encode(model.SerializeToString()).decode()
