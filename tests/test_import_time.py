@@ -1,13 +1,17 @@
-"""What is imported to run a bundle, and what must not be: a device has no torch."""
+"""What ``import edgetie`` and running a bundle import: a device has no torch."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import runtime_models as tiny
+
+import edgetie
 
 HEAVY = ("torch", "transformers", "onnxscript", "matplotlib")
 
@@ -34,9 +38,22 @@ def test_runtime_package_waits_for_onnxruntime() -> None:
     assert imported_by(code) == []
 
 
-def test_every_public_name_exists_without_torch() -> None:
-    code = "import edgetie.runtime as r; [getattr(r, name) for name in r.__all__]"
-    assert imported_by(code) == []
+def test_public_names_to_run_a_bundle_need_no_torch() -> None:
+    stub = (Path(edgetie.__file__).with_name("__init__.pyi")).read_text(encoding="utf-8")
+    rooms = "bundle|errors|graph|progress|providers|runtime|ties"
+    names = re.findall(rf"^from \.(?:{rooms})\S* import (\w+)", stub, re.MULTILINE)
+    assert {"Decoder", "generate", "open_session", "PROVIDERS"} <= set(names)
+    assert imported_by(f"import edgetie; [getattr(edgetie, name) for name in {names!r}]") == []
+
+
+def test_every_public_name_exists_and_is_listed() -> None:
+    assert dir(edgetie) == sorted(edgetie.__all__)
+    for name in edgetie.__all__:
+        assert getattr(edgetie, name) is not None
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert edgetie.__version__ == version("edgetie")
 
 
 def test_generate_command_needs_no_torch(tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
-"""Bundles: the directory that ``export`` writes and everything else reads.
+"""Open bundles: directories with a model, its weights, tokenizer files and a manifest.
 
-A bundle holds ``model.onnx`` (or ``encoder_model.onnx`` and ``decoder_model.onnx``), one
-external-data file ``model.onnx.data``, the configuration and tokenizer files, and the manifest
-``edgetie.json``. It is written under a temporary name beside
-its destination and renamed when complete, so a crash, a full disk or Ctrl-C leaves nothing
-half-written and an older bundle intact.
+A bundle contains ``model.onnx`` (or ``encoder_model.onnx`` and ``decoder_model.onnx``), the weights
+in one file ``model.onnx.data``, configuration and tokenizer files, and ``edgetie.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetie.bundle.manifest import Manifest, _sha256, bare_manifest
+from edgetie.bundle.manifest import Manifest, bare_manifest, sha256_of
 from edgetie.bundle.names import DATA, DECODER, ENCODER, MANIFEST, MODEL, PREFILL
 from edgetie.errors import BundleError
 from edgetie.graph.external_data import external_data_files
@@ -21,7 +18,7 @@ from edgetie.graph.external_data import external_data_files
 
 @dataclass
 class Bundle:
-    """An opened bundle, or a bare ONNX file with a manifest that is made up for it.
+    """An opened bundle, or a bare ONNX file with a manifest made from its graph.
 
     ``model_path`` is the model, or the decoder if the bundle has an encoder.
     """
@@ -32,17 +29,17 @@ class Bundle:
 
     @property
     def is_bare(self) -> bool:
-        """Whether this is an ONNX file without a manifest on disk, so that it has no file list."""
+        """Whether this is an ONNX file without a manifest on disk. It has no list of files then."""
         return not self.manifest.files
 
     @property
     def path(self) -> Path:
-        """The path to open it by: the directory, or the file if it is bare."""
+        """The path that opens it again: the directory, or the file if it is bare."""
         return self.model_path if self.is_bare else self.directory
 
     @property
     def model_paths(self) -> list[Path]:
-        """Every ONNX file: the decoder behind its encoder, or its graph for prompts."""
+        """All ONNX files. An encoder, or a graph for prompts, comes before the decoder."""
         if self.manifest.encoder is not None:
             return [self.directory / ENCODER, self.model_path]
         if not self.is_bare and (self.directory / PREFILL).is_file():
@@ -51,36 +48,37 @@ class Bundle:
 
     @property
     def has_fixed_shapes(self) -> bool:
-        """Whether every input has a fixed shape, as :mod:`edgetie.npu.fix_shapes` gives them."""
+        """Whether every input has a fixed shape, see :func:`edgetie.fix_shapes`."""
         sizes = [size for value in self.manifest.signature.inputs for size in value.shape]
         fixed = bool(sizes) and all(isinstance(size, int) for size in sizes)
         return fixed and not self.is_bare
 
     @property
     def task(self) -> str:
-        """What the model does; a bare ONNX file is taken for a decoder."""
+        """The task of the model. That of a bare ONNX file is ``causal-lm``."""
         return self.manifest.task
 
     @property
     def files(self) -> list[Path]:
-        """All files that belong to it; for a bare ONNX file, that file and its data."""
+        """All files in the directory; for a bare ONNX file, that file and its external data."""
         if self.is_bare:
             return [self.model_path, *self.data_files]
         return sorted(path for path in self.directory.iterdir() if path.is_file())
 
     @property
     def data_files(self) -> list[Path]:
-        """The files that weights lie in."""
+        """The files that contain weights."""
         if self.is_bare:
             return external_data_files(self.model_path)
         return [self.directory / n for n in self.manifest.files if n.endswith(Path(DATA).suffix)]
 
     @property
     def file_bytes(self) -> int:
+        """The size of all files together."""
         return sum(path.stat().st_size for path in self.files)
 
     def verify_files(self, *, hashes: bool = False) -> None:
-        """Check that every file has the size the manifest says and, if asked, the SHA-256.
+        """Check the size of every file in the manifest, and its SHA-256 if ``hashes``.
 
         Raises:
             BundleError: naming the first file that is missing or differs.
@@ -95,7 +93,7 @@ class Bundle:
                     f"{path}: {size:,} bytes, but the manifest says {expected['bytes']:,} "
                     "(truncated?); export or copy it again"
                 )
-            if hashes and _sha256(path) != expected["sha256"]:
+            if hashes and sha256_of(path) != expected["sha256"]:
                 raise BundleError(
                     f"{path}: damaged or changed, its SHA-256 is not the manifest's; "
                     "export or copy it again"
@@ -105,38 +103,40 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str], *, hashes: bool = False) -> Bundle:
     """Open a bundle directory, a directory with one ONNX model, or an ``.onnx`` file.
 
-    Checks that the model file and its external data are there and whole, without reading weights.
+    Files are checked for presence and size. No weights are read.
 
     Args:
-        path: where it is.
-        hashes: also check every file of a bundle against the SHA-256 in its manifest.
+        path: the directory or file.
+        hashes: also compare every file of a bundle with the SHA-256 in its manifest.
 
     Raises:
         BundleError: if there is no model, or a file is missing, truncated or damaged.
     """
-    where = Path(path)
-    require_utf8(where)
-    if where.is_file():
-        return Bundle(where.parent, where, bare_manifest(where))
-    if where.is_dir():
-        if (where / MANIFEST).is_file():
-            text = (where / MANIFEST).read_text(encoding="utf-8", errors="replace")
-            manifest = Manifest.from_json(text, where / MANIFEST)
-            model = MODEL if manifest.encoder is None else DECODER
-            bundle = Bundle(where, where / model, manifest)
-            bundle.verify_files(hashes=hashes)  # the manifest has their sizes: no graph is read
-            return bundle
-        models = sorted(where.glob("*.onnx"))
-        if len(models) != 1:
-            count = "no .onnx file" if not models else f"{len(models)} .onnx files"
-            raise BundleError(f"{where}: {count} and no {MANIFEST}; name a bundle or one file")
-        return Bundle(where, models[0], bare_manifest(models[0]))
-    what = "neither a file nor a directory" if where.exists() else "no such file or directory"
-    raise BundleError(f"{where}: {what}; name a bundle or an .onnx file")
+    directory = Path(path)
+    require_utf8(directory)
+    if directory.is_file():
+        return Bundle(directory.parent, directory, bare_manifest(directory))
+    if not directory.is_dir():
+        what = (
+            "neither a file nor a directory" if directory.exists() else "no such file or directory"
+        )
+        raise BundleError(f"{directory}: {what}; name a bundle or an .onnx file")
+    file = directory / MANIFEST
+    if file.is_file():
+        manifest = Manifest.from_json(file.read_text(encoding="utf-8", errors="replace"), file)
+        model_path = directory / (MODEL if manifest.encoder is None else DECODER)
+        bundle = Bundle(directory, model_path, manifest)
+        bundle.verify_files(hashes=hashes)  # the manifest has all sizes, so no graph is read
+        return bundle
+    models = sorted(directory.glob("*.onnx"))
+    if len(models) != 1:
+        count = f"{len(models)} .onnx files" if models else "no .onnx file"
+        raise BundleError(f"{directory}: {count} and no {MANIFEST}; name a bundle or one file")
+    return Bundle(directory, models[0], bare_manifest(models[0]))
 
 
 def require_utf8(path: Path) -> None:
-    """Refuse a path that is not UTF-8: ONNX Runtime and the tokenizers cannot open it.
+    """Refuse a path that is not UTF-8, which ONNX Runtime and tokenizers cannot open.
 
     Raises:
         BundleError: naming the path.

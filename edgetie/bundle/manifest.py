@@ -1,4 +1,4 @@
-"""The manifest ``edgetie.json``: what a bundle holds and where it came from."""
+"""The manifest ``edgetie.json``: the contents and the origin of a bundle."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from edgetie.ties.groups import TieGroup
 
 @dataclass
 class Signature:
-    """What goes into and comes out of the model, and what its cache looks like.
+    """The inputs and outputs of a graph, and what a caller must know about them.
 
-    The cache are the inputs ``past_key_values.{layer}.{part}``, ``(batch, ...)``. One axis of keys
-    and values is symbolic, as long as the past; a state has sizes only. Zeros are the empty cache.
+    The cache consists of the inputs ``past_key_values.{layer}.{part}``, ``(batch, ...)``. Keys and
+    values have one symbolic axis with the length of the past. Recurrent states have fixed sizes.
+    An empty cache is all zeros.
 
     Attributes:
-        inputs: of the graph, in order.
-        outputs: the same.
-        logits: ``last`` (logits are ``(batch, 1, vocabulary)``, of each row's last token) or
-            ``all`` (``(batch, sequence, vocabulary)``).
-        cache_in_place: whether keys and values may be bound as input and output in one buffer of
+        inputs: inputs of the graph, in order.
+        outputs: outputs of the graph, in order.
+        logits: ``last`` (logits are ``(batch, 1, vocabulary)``, those of the last token) or ``all``
+            (``(batch, sequence, vocabulary)``).
+        cache_in_place: whether keys and values can be bound as input and output in one buffer of
             fixed length (GroupQueryAttention's shared buffer).
-        max_positions: longest sequence the model takes, or ``None`` if nothing limits it.
-        vocab_size: number of rows of the logits' last dimension.
+        max_positions: longest sequence, or ``None`` if there is no limit.
+        vocab_size: last dimension of the logits.
         eos_token_ids: tokens that end a generated text.
-        start_token_ids: tokens that a decoder behind an encoder starts with.
-        audio_token_id: the token whose places the rows of a sound take; without one, where there
-            are such rows, one is added to each token.
-        padding: where prompts may be padded before a decoder continues them: ``left`` or ``both``.
+        start_token_ids: first tokens of an encoder-decoder model's decoder.
+        audio_token_id: token that audio embeddings replace. A model with audio embeddings but
+            without this token adds one embedding to each token.
+        padding: sides on which a decoder's prompts may be padded: ``left`` or ``both``.
     """
 
     inputs: list[TensorInfo]
@@ -52,12 +53,12 @@ class Signature:
 
     @property
     def cache(self) -> list[TensorInfo]:
-        """The inputs that are the cache."""
+        """The inputs that form the cache."""
         return [value for value in self.inputs if value.name.startswith(f"{PAST}.")]
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Signature:
-        """Read one from a manifest."""
+        """Parse a signature in a manifest."""
         tensors = {k: [TensorInfo.from_dict(v) for v in data[k]] for k in ("inputs", "outputs")}
         return cls(**{**data, **tensors})
 
@@ -97,7 +98,7 @@ class Manifest:
         """Parse a manifest.
 
         Raises:
-            BundleError: if it is no manifest, of a newer format, or names files outside.
+            BundleError: if it is not a valid manifest, of a newer format, or lists files outside.
         """
         try:
             data = json.loads(text)
@@ -133,8 +134,8 @@ class Manifest:
 def bare_manifest(model_path: Path) -> Manifest:
     """Make a manifest for an ONNX file without one, from its graph and without reading weights.
 
-    It has no source, precision, ties or files: nothing states them. The task is that of a
-    decoder, ``causal-lm``.
+    Its task is that of a decoder, ``causal-lm``. Its precision is empty, and so are source, ties
+    and files.
 
     Raises:
         BundleError: if the file is not an ONNX model, or its external data is missing or truncated.
@@ -144,7 +145,7 @@ def bare_manifest(model_path: Path) -> Manifest:
     graph = check_external_data(model_path).graph
     weights = {tensor.name for tensor in graph.initializer}
     inputs, outputs = (
-        describe(ir.serde.deserialize_value_info_proto(value, None) for value in values)
+        describe_tensors(ir.serde.deserialize_value_info_proto(value, None) for value in values)
         for values in ((v for v in graph.input if v.name not in weights), graph.output)
     )
     last = any(node.name == LAST_TOKEN_NODE for node in graph.node)
@@ -155,22 +156,22 @@ def bare_manifest(model_path: Path) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write ``edgetie.json``, with the size and SHA-256 of every file already in ``directory``."""
+    """Write ``edgetie.json`` with the size and SHA-256 of every other file in ``directory``."""
     manifest.files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(directory.iterdir())
         if path.is_file() and path.name != MANIFEST
     }
     (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(values: Any) -> list[TensorInfo]:
-    """Describe a graph's inputs or outputs."""
+def describe_tensors(values: Any) -> list[TensorInfo]:
+    """Describe inputs or outputs of an onnx-ir graph."""
     return [
         TensorInfo(
             value.name,

@@ -1,4 +1,4 @@
-"""Records read from JSON, held against the types that their dataclasses declare."""
+"""Check records read from JSON against the types of their dataclasses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def require_types(record: Any) -> None:
     """Check every field of a dataclass instance against its annotation.
 
     Raises:
-        TypeError: naming the first field that is something else.
+        TypeError: naming the first field of another type.
     """
     for name, hint in get_type_hints(type(record)).items():
         if not _fits(getattr(record, name), hint):

@@ -15,7 +15,7 @@ import torch
 
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.manifest import Manifest, Signature, describe, write_manifest
+from edgetie.bundle.manifest import Manifest, Signature, describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
 from edgetie.bundle.model_config import eos_token_ids, start_token_ids
 from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, LAST_TOKEN_NODE
@@ -300,8 +300,8 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
     fused = sum(1 for node in model.graph if node.op_type == "GroupQueryAttention")
     last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
     return Signature(
-        inputs=describe(model.graph.inputs),
-        outputs=describe(model.graph.outputs),
+        inputs=describe_tensors(model.graph.inputs),
+        outputs=describe_tensors(model.graph.outputs),
         logits="last" if last else "all",
         cache_in_place=bool(fused) and fused == task.cached_attentions,
         max_positions=task.max_positions,
@@ -323,7 +323,7 @@ def _encoder_signature(models: Mapping[str, ir.Model]) -> Signature | None:
     if ENCODER not in models:
         return None
     graph = models[ENCODER].graph
-    return Signature(describe(graph.inputs), describe(graph.outputs), logits="all")
+    return Signature(describe_tensors(graph.inputs), describe_tensors(graph.outputs), logits="all")
 
 
 def _count_operators(models: Mapping[str, ir.Model]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from edgetie.bundle.atomic import atomic_directory
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.manifest import Manifest, describe, write_manifest
+from edgetie.bundle.manifest import Manifest, describe_tensors, write_manifest
 from edgetie.bundle.names import MANIFEST, PREFILL
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.ties.groups import find_shared_ties
@@ -74,8 +74,8 @@ def fix_shapes(
         graph = models[bundle.model_path.name].graph
         signature = replace(
             manifest.signature,
-            inputs=describe(graph.inputs),
-            outputs=describe(graph.outputs),
+            inputs=describe_tensors(graph.inputs),
+            outputs=describe_tensors(graph.outputs),
             max_positions=context,
         )
         ties = find_shared_ties(models, [group.parameters for group in manifest.ties])

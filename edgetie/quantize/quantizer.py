@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.manifest import Manifest, describe, write_manifest
+from edgetie.bundle.manifest import Manifest, describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
 from edgetie.bundle.model_config import eos_token_ids
 from edgetie.bundle.names import CONFIGURATIONS, DATA, MANIFEST, MODEL
@@ -222,8 +222,8 @@ def quantize_model(
         *_, last = made.models.values()
         manifest.signature = replace(
             manifest.signature,
-            inputs=describe(last.graph.inputs),
-            outputs=describe(last.graph.outputs),
+            inputs=describe_tensors(last.graph.inputs),
+            outputs=describe_tensors(last.graph.outputs),
         )
         manifest.ties, manifest.accuracy = after, {}
         manifest.precision, manifest.weights_in_memory = row.precision, row.weights_in_memory
@@ -364,7 +364,7 @@ def _manifest(bundle: Bundle, models: Mapping[str, ir.Model]) -> Manifest:
     if not bundle.is_bare:
         return replace(manifest)
     (model,) = models.values()
-    shapes = {each.name: each.shape for each in describe(model.graph.outputs)}
+    shapes = {each.name: each.shape for each in describe_tensors(model.graph.outputs)}
     width = shapes["logits"][-1] if shapes.get("logits") else 0
     return replace(
         manifest,

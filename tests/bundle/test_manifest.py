@@ -83,5 +83,7 @@ def test_manifest_without_optional_fields_opens(tmp_path: Path) -> None:
     written = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
     required = ("source", "task", "precision", "signature", "ties", "unique_parameters")
     old = {name: written[name] for name in (*required, "files", "format")}
-    (tmp_path / MANIFEST).write_text(json.dumps(old), encoding="utf-8")
-    assert open_bundle(tmp_path).manifest.weights_in_memory == "packed"
+    for changes, weights in (({}, "prepacked"), ({"layout": "packed"}, "prepacked")):
+        text = json.dumps({**old, **changes, "format": 1})
+        (tmp_path / MANIFEST).write_text(text, encoding="utf-8")
+        assert open_bundle(tmp_path).manifest.weights_in_memory == weights

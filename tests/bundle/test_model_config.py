@@ -1,0 +1,61 @@
+"""Settings of a model are read from its configuration files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetie.bundle.model_config import (
+    eos_token_ids,
+    language_token_ids,
+    start_token_ids,
+    suppressed_token_ids,
+)
+from edgetie.errors import BundleError
+
+
+def write(directory: Path, name: str, **settings: Any) -> None:
+    (directory / name).write_text(json.dumps(settings), encoding="utf-8")
+
+
+def test_no_files_no_settings(tmp_path: Path) -> None:
+    assert eos_token_ids(tmp_path) == start_token_ids(tmp_path) == []
+    assert suppressed_token_ids(tmp_path) == ([], [])
+    assert language_token_ids(tmp_path) == {}
+
+
+def test_generation_config_comes_before_config(tmp_path: Path) -> None:
+    write(tmp_path, "config.json", eos_token_id=[3, 4], bos_token_id=1)
+    assert eos_token_ids(tmp_path) == [3, 4]
+    write(tmp_path, "generation_config.json", eos_token_id=2)
+    assert eos_token_ids(tmp_path) == [2]
+    assert start_token_ids(tmp_path) == [1]
+
+
+def test_start_of_a_decoder(tmp_path: Path) -> None:
+    write(
+        tmp_path, "config.json", decoder_start_token_id=5, forced_decoder_ids=[[1, None], [2, 6]],
+        no_timestamps_token_id=7,
+    )  # fmt: skip
+    assert start_token_ids(tmp_path) == [5, 6, 7]
+    write(tmp_path, "generation_config.json", forced_decoder_ids=[[1, 7]])
+    assert start_token_ids(tmp_path) == [5, 7]
+
+
+def test_suppressed_tokens_and_languages(tmp_path: Path) -> None:
+    write(
+        tmp_path, "generation_config.json", suppress_tokens=[8], begin_suppress_tokens=[9],
+        lang_to_id={"<|en|>": 10},
+    )  # fmt: skip
+    assert suppressed_token_ids(tmp_path) == ([8], [8, 9])
+    assert language_token_ids(tmp_path) == {"en": 10}
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_file_that_is_not_valid_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BundleError, match=r"config\.json: not valid JSON"):
+        eos_token_ids(tmp_path)
