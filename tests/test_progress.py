@@ -33,10 +33,14 @@ def test_lines_are_printed_when_a_command_succeeds(capsys: pytest.CaptureFixture
 
 
 def test_nothing_is_printed_before_an_early_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="bad"), live(quiet=False) as stages:
-        stages.stage("load")
-        stages.stage("check")
-        raise ValueError("bad")
+    def refuse() -> None:
+        with live(quiet=False) as stages:
+            stages.stage("load")
+            stages.stage("check")
+            raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        refuse()
     assert capsys.readouterr().err == ""
 
 

@@ -15,6 +15,8 @@ from edgetie.harness.latency.bench import bench_model
 from edgetie.providers.environments import environment_directory, install_environment
 from edgetie.quantize.quantizer import quantize_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def arm64() -> None:

@@ -13,7 +13,10 @@ from edgetie.harness.latency.bench import bench_model
 from edgetie.providers.environments import environment_directory, install_environment
 from edgetie.quantize.quantizer import quantize_model
 
-pytestmark = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs an NVIDIA GPU")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs an NVIDIA GPU"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
