@@ -1,4 +1,4 @@
-"""``edgetie deploy``: what an app developer copies into an app."""
+"""``edgetie deploy``: write a starter application."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from . import common
     "--ort",
     "ort_format",
     is_flag=True,
-    help="The model as one .ort file, with the operators that a reduced build needs.",
+    help="Write the model as one .ort file, with the operators that a reduced build needs.",
 )
 @common.output_options
 def command(
@@ -46,13 +46,13 @@ def command(
     from edgetie.progress import live
 
     with live(quiet) as progress:
-        made = deploy_model(bundle, target, output, ort_format=ort_format, progress=progress)
+        deployment = deploy_model(bundle, target, output, ort_format=ort_format, progress=progress)
     if as_json:
-        common.print_json(made.to_dict())
+        common.print_json(deployment.to_dict())
     elif not quiet:
-        size = sum(made.files.values()) / 1e6
-        click.echo(f"{output}: {made.scheme} for {target}, {size:.1f} MB; start it with")
-        for line in (f"cd {shlex.quote(str(output))}", *made.target.start):
+        size = sum(deployment.files.values()) / 1e6
+        click.echo(f"{output}: {deployment.scheme} for {target}, {size:.1f} MB; start it with")
+        for line in (f"cd {shlex.quote(str(output))}", *deployment.target.start):
             click.echo(f"  {line}")
-    for note in made.notes if not quiet else ():
+    for note in deployment.notes if not quiet else ():
         click.echo(f"note: {note}", err=True)

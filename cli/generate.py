@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgetie.errors import BundleError
+
 from .common import Number, output_options, print_json, provider_option, threads_option
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 _NEW_TOKENS = 128
 HELP = """Stream text from a bundle.
 
-The prompt becomes a chat message where the model has a chat template, and is continued as it
-stands otherwise. A speech model writes down what is said in --audio.
+The prompt becomes a chat message if the model has a chat template, and is continued as it is
+otherwise. A speech model transcribes --audio.
 
 \b
 Examples:
@@ -44,8 +46,8 @@ Examples:
     "--prompt",
     "prompts",
     multiple=True,
-    help="Text to answer or continue; - reads stdin; give several to run them as one batch, in "
-    "which all have the room of the longest.",
+    help="Text to answer or continue; - reads stdin; give several to run them as one batch, "
+    "in which all have the room of the longest.",
 )
 @click.option(
     "--audio",
@@ -54,10 +56,10 @@ Examples:
     help="WAV file to transcribe: 16 bits, mono, at the model's rate (16 kHz); repeat for more.",
 )
 @click.option(
-    "--language", help="Language of --audio by its code, such as en  [default: as heard]."
+    "--language", help="Language of --audio by its code, such as en  [default: as detected]."
 )
 @click.option("--system", help="System message, before the prompt.")
-@click.option("--no-chat", is_flag=True, help="Continue the prompt as it stands: no chat template.")
+@click.option("--no-chat", is_flag=True, help="Continue the prompt as it is: no chat template.")
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
@@ -69,7 +71,7 @@ Examples:
     type=Number(min=0),
     default=0.0,
     show_default=True,
-    help="0 always takes the most likely token; 1 samples as the model learned.",
+    help="0 always selects the most likely token; 1 samples as the model learned.",
 )
 @click.option("--top-k", type=click.IntRange(min=1), help="Sample among the K most likely tokens.")
 @click.option(
@@ -109,38 +111,41 @@ def command(
     if prompts and language is not None:
         raise click.UsageError("--language goes with --audio")
     from edgetie.bundle.bundle import open_bundle
-    from edgetie.bundle.names import SPEECH
-    from edgetie.runtime.decoding.generation import generate_text
     from edgetie.runtime.decoding.sampling import Sampling
     from edgetie.runtime.session import open_session
     from edgetie.runtime.text.tokenizer import Tokenizer
 
     opened = open_bundle(bundle)
-    if prompts and opened.task == SPEECH:
-        raise click.UsageError(f"{bundle} hears: give --audio instead of --prompt")
-    sounds = _read_sounds(opened, audio)
     tokenizer = Tokenizer.from_bundle(opened)
     sampling = Sampling(temperature, top_k, top_p)
-    chat = tokenizer.chat_template is not None and not no_chat
-    if system is not None and not chat:
-        raise click.UsageError("--system needs a model with a chat template, and no --no-chat")
-    texts = [_read_stdin() if prompt == "-" else prompt for prompt in prompts]
-    ids = [_encode(tokenizer, text, system, chat) for text in texts]
-    session = open_session(opened, provider=provider, threads=threads)
-    count = len(texts) or len(sounds)
-    completions: list[Completion | None] = [None] * count
-    streaming = count == 1 and not as_json
-    if sounds:
-        chunks = _transcribe(session, tokenizer, sounds, language, max_new_tokens, sampling, seed)
+    if audio:
+        samples = _read_audio(opened, audio)
+        session = open_session(opened, provider=provider, threads=threads)
+        chunks = _transcribe(session, tokenizer, samples, language, max_new_tokens, sampling, seed)
     else:
+        from edgetie.runtime.decoding.generation import generate_text
+
+        ids = _encode_prompts(opened, tokenizer, prompts, system, not no_chat)
         chunks = generate_text(
-            session,
+            open_session(opened, provider=provider, threads=threads),
             tokenizer,
             ids,
             max_new_tokens=max_new_tokens or _NEW_TOKENS,
             sampling=sampling,
             seed=seed,
         )
+    completions = _print_chunks(chunks, len(prompts) or len(audio), as_json)
+    if as_json:
+        print_json(_report(completions))
+    elif not quiet:
+        for completion in completions:
+            click.echo(_summary(completion), err=True)
+
+
+def _print_chunks(chunks: Iterator[Chunk], count: int, as_json: bool) -> list[Completion]:
+    """Print a single text as it comes, several each as a whole; returns them in order."""
+    completions: dict[int, Completion] = {}
+    streaming = count == 1 and not as_json
     for chunk in chunks:
         if streaming:
             click.echo(chunk.text, nl=False)
@@ -150,16 +155,11 @@ def command(
                 click.echo(f"[{chunk.index + 1}] {chunk.completion.text}")
     if streaming:
         click.echo()
-    done = [completion for completion in completions if completion is not None]
-    if as_json:
-        print_json(_report(done))
-    elif not quiet:
-        for completion in done:
-            click.echo(_summary(completion), err=True)
+    return [completions[index] for index in sorted(completions)]
 
 
-def _read_sounds(bundle: Bundle, paths: tuple[str, ...]) -> list[NDArray[np.float32]]:
-    """The samples of WAV files."""
+def _read_audio(bundle: Bundle, paths: tuple[str, ...]) -> list[NDArray[np.float32]]:
+    """Read the samples of WAV files."""
     from edgetie.runtime.audio.features import FeatureExtractor, read_wav
 
     return [read_wav(path, FeatureExtractor.from_bundle(bundle).rate) for path in paths]
@@ -168,17 +168,17 @@ def _read_sounds(bundle: Bundle, paths: tuple[str, ...]) -> list[NDArray[np.floa
 def _transcribe(
     session: Session,
     tokenizer: Tokenizer,
-    sounds: list[NDArray[np.float32]],
+    audio: list[NDArray[np.float32]],
     language: str | None,
     max_new_tokens: int | None,
     sampling: Sampling,
     seed: int | None,
 ) -> Iterator[Chunk]:
-    """The transcripts of one sound after the other, without the space they begin with."""
+    """Transcribe one audio after the other, without the space that texts begin with."""
     from edgetie.runtime.audio.transcription import transcribe
 
-    for index, samples in enumerate(sounds):
-        began = False
+    for index, samples in enumerate(audio):
+        started = False
         for chunk in transcribe(
             session,
             tokenizer,
@@ -188,12 +188,30 @@ def _transcribe(
             sampling=sampling,
             seed=seed,
         ):
-            text = chunk.text if began else chunk.text.lstrip()
-            began = began or bool(text)
-            done = chunk.completion
-            if done is not None:
-                done = replace(done, text=done.text.lstrip())
-            yield replace(chunk, index=index, text=text, completion=done)
+            text = chunk.text if started else chunk.text.lstrip()
+            started = started or bool(text)
+            completion = chunk.completion
+            if completion is not None:
+                completion = replace(completion, text=completion.text.lstrip())
+            yield replace(chunk, index=index, text=text, completion=completion)
+
+
+def _encode_prompts(
+    bundle: Bundle, tokenizer: Tokenizer, prompts: tuple[str, ...], system: str | None, chat: bool
+) -> list[list[int]]:
+    """Tokenize prompts, as chats if the model has a chat template and ``chat`` allows it."""
+    from edgetie.bundle.names import SPEECH
+
+    if bundle.task == SPEECH:
+        raise click.UsageError(f"{bundle.directory} is a speech model: give --audio, not --prompt")
+    chat = chat and tokenizer.chat_template is not None
+    if system is not None and not chat:
+        raise click.UsageError("--system needs a model with a chat template, and no --no-chat")
+    texts = [_read_stdin() if prompt == "-" else prompt for prompt in prompts]
+    try:
+        return [_encode(tokenizer, text, system, chat) for text in texts]
+    except BundleError as error:  # of the chat template
+        raise BundleError(error.message, advice={"no_chat": True}) from error
 
 
 def _read_stdin() -> str:

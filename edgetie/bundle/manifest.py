@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgetie.bundle.model_config import read_token_ids
 from edgetie.bundle.names import FORMAT, LAST_TOKEN_NODE, MANIFEST
 from edgetie.bundle.schema import require_types
 from edgetie.errors import BundleError
@@ -37,6 +38,9 @@ class Signature:
         start_token_ids: first tokens of an encoder-decoder model's decoder.
         audio_token_id: token that audio embeddings replace. A model with audio embeddings but
             without this token adds one embedding to each token.
+        suppressed_token_ids: tokens that are never generated.
+        begin_suppressed_token_ids: more tokens that are not generated first.
+        language_token_ids: tokens of spoken languages by language code.
         padding: sides on which a decoder's prompts may be padded: ``left`` or ``both``.
     """
 
@@ -49,6 +53,9 @@ class Signature:
     eos_token_ids: list[int] = field(default_factory=list)
     start_token_ids: list[int] = field(default_factory=list)
     audio_token_id: int | None = None
+    suppressed_token_ids: list[int] = field(default_factory=list)
+    begin_suppressed_token_ids: list[int] = field(default_factory=list)
+    language_token_ids: dict[str, int] = field(default_factory=dict)
     padding: str = "both"
 
     @property
@@ -110,6 +117,11 @@ class Manifest:
                 layout = data.pop("layout")
                 data["weights_in_memory"] = "prepacked" if layout == "packed" else layout
                 data["format"] = FORMAT
+            if "suppressed_token_ids" not in data["signature"]:  # of an older edgetie
+                has_encoder = data.get("encoder") is not None
+                token_ids = read_token_ids(path.parent, has_encoder=has_encoder)
+                stated = {k: v for k, v in data["signature"].items() if v or k not in token_ids}
+                data["signature"] = token_ids | stated
             data["signature"] = Signature.from_dict(data["signature"])
             if data.get("encoder") is not None:
                 data["encoder"] = Signature.from_dict(data["encoder"])
@@ -149,7 +161,8 @@ def bare_manifest(model_path: Path) -> Manifest:
         for values in ((v for v in graph.input if v.name not in weights), graph.output)
     )
     last = any(node.name == LAST_TOKEN_NODE for node in graph.node)
-    signature = Signature(inputs, outputs, logits="last" if last else "all")
+    token_ids = read_token_ids(model_path.parent)
+    signature = Signature(inputs, outputs, logits="last" if last else "all", **token_ids)
     return Manifest(
         {}, "causal-lm", "", signature, ties=[], unique_parameters=0, weights_in_memory=""
     )

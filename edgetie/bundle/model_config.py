@@ -1,4 +1,4 @@
-"""Read settings from ``generation_config.json`` and ``config.json``."""
+"""Read settings in ``generation_config.json`` and ``config.json``."""
 
 from __future__ import annotations
 
@@ -10,50 +10,41 @@ from edgetie.bundle.names import CONFIGURATIONS
 from edgetie.errors import BundleError
 
 
-def suppressed_token_ids(directory: Path) -> tuple[list[int], list[int]]:
-    """Read the tokens that are never generated, and those that are not generated first."""
-    never, first = (
-        _setting(directory, name) or [] for name in ("suppress_tokens", "begin_suppress_tokens")
-    )
-    return list(never), [*never, *first]
+def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, Any]:
+    """Read the token ids of a manifest's signature, by the names of its fields.
 
+    The generation configuration comes before the configuration. A decoder with an encoder starts
+    with its start token, forced tokens and, if the model has it, the token for no timestamps.
 
-def language_token_ids(directory: Path) -> dict[str, int]:
-    """Read the tokens of spoken languages by language code; empty if the model has none."""
-    tokens = _setting(directory, "lang_to_id") or {}
-    return {name.strip("<|>"): token for name, token in tokens.items()}
-
-
-def eos_token_ids(directory: Path) -> list[int]:
-    """Read the tokens that end a text."""
-    tokens = _setting(directory, "eos_token_id")
-    return [tokens] if isinstance(tokens, int) else list(tokens or ())
-
-
-def start_token_ids(directory: Path) -> list[int]:
-    """Read the first tokens of an encoder-decoder model's decoder.
-
-    They are its start token, forced tokens and, if the model has it, the token for a transcript
-    without timestamps.
+    Raises:
+        BundleError: if one of the files is not a JSON object.
     """
-    start = _setting(directory, "decoder_start_token_id")
-    start = _setting(directory, "bos_token_id") if start is None else start
-    forced = _setting(directory, "forced_decoder_ids") or []
-    tokens = [start, _setting(directory, "forced_bos_token_id"), *(token for _, token in forced)]
-    no_timestamps = _setting(directory, "no_timestamps_token_id")
-    tokens += [no_timestamps] if no_timestamps not in tokens else []
-    return [token for token in tokens if isinstance(token, int)]
+    settings = _read_settings(directory)
+    stops = settings.get("eos_token_id")
+    start = settings.get("decoder_start_token_id", settings.get("bos_token_id"))
+    forced = [token for _, token in settings.get("forced_decoder_ids") or []]
+    starts = [start, settings.get("forced_bos_token_id"), *forced]
+    no_timestamps = settings.get("no_timestamps_token_id")
+    starts += [no_timestamps] if no_timestamps not in starts else []
+    languages = settings.get("lang_to_id") or {}
+    return {
+        "eos_token_ids": [stops] if isinstance(stops, int) else list(stops or ()),
+        "start_token_ids": [t for t in starts if isinstance(t, int)] if has_encoder else [],
+        "suppressed_token_ids": list(settings.get("suppress_tokens") or ()),
+        "begin_suppressed_token_ids": list(settings.get("begin_suppress_tokens") or ()),
+        "language_token_ids": {name.strip("<|>"): token for name, token in languages.items()},
+    }
 
 
-def _setting(directory: Path, name: str) -> Any:
-    """Read a setting from the first configuration file that has it."""
-    for file in CONFIGURATIONS:
-        path = directory / file
+def _read_settings(directory: Path) -> dict[str, Any]:
+    """The settings of all configurations that are not null; those of the first file win."""
+    settings: dict[str, Any] = {}
+    for name in reversed(CONFIGURATIONS):
+        path = directory / name
         if path.is_file():
             try:
-                value = json.loads(path.read_text(encoding="utf-8")).get(name)
+                data = json.loads(path.read_text(encoding="utf-8"))
+                settings |= {key: value for key, value in data.items() if value is not None}
             except (ValueError, AttributeError) as error:
                 raise BundleError(f"{path}: not valid JSON ({error})") from error
-            if value is not None:
-                return value
-    return None
+    return settings

@@ -1,4 +1,4 @@
-"""What a starter in C must know of a model, as a header."""
+"""Write the settings of a starter in C as a header."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _TYPES = {"float": ("FLOAT", 4), "int8": ("INT8", 1), "uint8": ("UINT8", 1)}
 
 
 def c_header(app: Mapping[str, Any]) -> str:
-    """``app.h``: the settings of ``app.json`` as constants."""
-    kind, size = _TYPES[app["cache_dtype"]]
-    rows = {
+    """Compose ``app.h``: the settings of ``app.json`` as constants."""
+    element, size = _TYPES[app["cache_dtype"]]
+    constants = {
         "MODEL": _string(app["model"]),
         "WEIGHTS": _string(app["weights"]),
         "ORT_FORMAT": int(app["ort_format"]),
@@ -27,27 +27,28 @@ def c_header(app: Mapping[str, Any]) -> str:
         "CACHE_HEADS": app["cache_heads"],
         "CACHE_SIZE": app["cache_size"],
         "CACHE_BYTES": size,
-        "CACHE_TYPE": f"ONNX_TENSOR_ELEMENT_DATA_TYPE_{kind}",
+        "CACHE_TYPE": f"ONNX_TENSOR_ELEMENT_DATA_TYPE_{element}",
     }
-    lines = [f"#define APP_{name} {value}" for name, value in rows.items()]
+    lines = [f"#define APP_{name} {value}" for name, value in constants.items()]
     stops = ", ".join(map(str, app["stop_tokens"])) or "-1"
-    # a zero behind those in front, so that none is an array too
-    around = {name: ", ".join(map(str, [*app[name], 0])) for name in ("prefix", "suffix")}
     caches = ", ".join(_string(name) for name in app["cache"])
     lines += [
         f"static const long long APP_STOP[] = {{{stops}}};",
         f"static const char *const APP_CACHE[] = {{{caches}}};",
-        *(
-            f"static const long long APP_{name.upper()}[] = {{{ids}}};"
-            for name, ids in around.items()
-        ),
-        *(f"#define APP_{name.upper()}_TOKENS {len(app[name])}" for name in around),
     ]
-    return "/* Of this model; written by edgetie deploy. */\n" + "\n".join(lines) + "\n"
+    for name in ("prefix", "suffix"):
+        ids = ", ".join(map(str, [*app[name], 0]))  # a last zero: C has no empty arrays
+        lines += [
+            f"static const long long APP_{name.upper()}[] = {{{ids}}};",
+            f"#define APP_{name.upper()}_TOKENS {len(app[name])}",
+        ]
+    return (
+        "/* The settings of this model, written by edgetie deploy. */\n" + "\n".join(lines) + "\n"
+    )
 
 
 def _string(text: str) -> str:
-    """A C string literal; what is not plain ASCII is written in octal, which ends by itself."""
+    """A C string literal; bytes that are not plain ASCII are in octal, which has a fixed length."""
     plain = (
         chr(byte) if 32 <= byte < 127 and byte not in b'"\\?' else f"\\{byte:03o}"
         for byte in text.encode()

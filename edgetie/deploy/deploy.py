@@ -1,4 +1,4 @@
-"""``deploy``: a folder that an app developer starts from: model, tokenizer, a program that runs."""
+"""Write a folder that an app developer starts from: model, tokenizer and a program that runs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from html import escape
 from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgetie.bundle.atomic import atomic_directory
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.model_config import suppressed_token_ids
 from edgetie.bundle.names import MANIFEST
 from edgetie.deploy.c_header import c_header
 from edgetie.deploy.mobile_usability import usability
 from edgetie.deploy.ort_format import MODEL, OPERATORS, write_operators, write_ort
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME, DeployTarget
 from edgetie.deploy.tokenizer_tables import write_tables
-from edgetie.errors import BundleError, EdgetieError
+from edgetie.errors import BundleError, EdgetieError, as_argument
 from edgetie.progress import Progress, Stages
 from edgetie.runtime.decoding.generation import stop_tokens
-from edgetie.runtime.text.chat import PLACE
-from edgetie.runtime.text.tokenizer import Tokenizer
+from edgetie.runtime.text.chat import PLACEHOLDER
+from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
 APP = "app.json"
-"""What a starter must know of the model."""
+"""The settings that a starter reads."""
 
 _REDUCED = (
-    f"`{OPERATORS}` names its operators, for a build of ONNX Runtime with no others "
+    f"`{OPERATORS}` lists its operators, for a build of ONNX Runtime without others "
     "(`--include_ops_by_config`)"
 )
-_FILLED_IN = {".md", ".html", ".kts", ".txt", ""}
+_WITH_FIELDS = {".md", ".html", ".kts", ".txt", ""}
 _NOT_SHIPPED = {MANIFEST, "genai_config.json"}
+_RUN_WITH_EDGETIE = "run it with edgetie generate"
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Deployment:
         directory: where.
         target: for what.
         scheme: of the model's quantization, or ``fp32``.
-        files: every file and its bytes, by its path in the folder.
-        notes: what the starter does otherwise than ``edgetie generate``.
+        files: size in bytes of every file, by its path in the folder.
+        notes: what the starter does differently from ``edgetie generate``.
     """
 
     directory: Path
@@ -82,118 +82,120 @@ def deploy_model(
 
     Args:
         bundle: a decoder (causal-lm) with a tokenizer, quantized for the target.
-        target: a name of :data:`edgetie.deploy.deploy.targets.DEPLOY_TARGETS`.
+        target: a name of :data:`edgetie.deploy.targets.DEPLOY_TARGETS`.
         output: the folder; must not exist.
-        ort_format: the model as one file of the format ``.ort``, with the operators that a reduced
-            build of ONNX Runtime needs for it (:mod:`edgetie.deploy.deploy.ort_format`).
+        ort_format: write the model as one file of the format ``.ort``, with the operators that a
+            reduced build of ONNX Runtime needs for it (:mod:`edgetie.deploy.ort_format`).
         progress: told about each step.
 
     Raises:
         EdgetieError: if there is no such target, or its starter does not read ``.ort``.
-        BundleError: if the bundle cannot be read, is no decoder of text, or is not in a form that
-            runs there.
+        BundleError: if the bundle cannot be read, is not a decoder of text, or has a scheme that
+            does not run there.
     """
     stages = progress or Stages()
     row = DEPLOY_TARGETS.get(target)
     if row is None:
-        raise EdgetieError(f"--for {target}: unknown; one of {', '.join(DEPLOY_TARGETS)}")
+        raise EdgetieError(f"target {target} is unknown; one of {', '.join(DEPLOY_TARGETS)}")
     if ort_format and not row.ort_format:
-        able = ", ".join(each.name for each in DEPLOY_TARGETS.values() if each.ort_format)
-        raise EdgetieError(f"--ort: the starter for {target} reads .onnx; those for {able} read it")
+        readers = ", ".join(each.name for each in DEPLOY_TARGETS.values() if each.ort_format)
+        raise EdgetieError(f"the starter for {target} reads no .ort; those for {readers} do")
     stages.stage("Reading")
     opened = open_bundle(bundle, hashes=True)
-    scheme = _scheme(opened)
-    _require(opened, row, scheme)
+    _require_deployable(opened, row)
     tokenizer = Tokenizer.from_bundle(opened)
     with atomic_directory(output, force=None) as folder:
         stages.stage("Copying")
         model = folder / row.assets / "model"
-        model.mkdir(parents=True)
-        left_out = {*_NOT_SHIPPED, *(("tokenizer.json",) if row.tables else ())}
-        if ort_format:
-            left_out |= {opened.model_path.name, f"{opened.model_path.name}.data"}
-            write_ort(opened, model / MODEL)
-            write_operators(model / MODEL, folder / OPERATORS)
-        for file in opened.files:
-            if file.name not in left_out:
-                shutil.copyfile(file, model / file.name)
-        settings = model / "tokenizer_config.json"
-        if not row.tables and not settings.exists():  # JavaScript's tokenizer wants one
-            settings.write_text("{}\n", encoding="utf-8")
-        if row.tables:
-            write_tables(opened.directory / "tokenizer.json", model / "tokenizer.bin")
-        for name in (*row.shared, row.name):
-            place = folder / (row.native if name == "native" else ".")
-            with as_file(files("edgetie.deploy") / "templates" / name) as template:
-                unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
-                shutil.copytree(template, place, ignore=unwanted, dirs_exist_ok=True)
-        app = _app(opened, tokenizer, ort_format)
+        _write_model(opened, row, model, folder / OPERATORS if ort_format else None)
+        _copy_templates(row, folder)
+        app = _app_settings(opened, tokenizer, ort_format)
         if row.header:
             (folder / row.native / "app.h").write_text(c_header(app), encoding="utf-8")
         else:
             text = json.dumps(app, indent=1, ensure_ascii=False)
             (folder / APP).write_text(text + "\n", encoding="utf-8")
-        for file in folder.rglob("*"):
-            if file.suffix in _FILLED_IN and file.is_file() and model not in file.parents:
-                _fill_in(file, opened, row, scheme, ort_format)
-        sizes = {
-            file.relative_to(folder).as_posix(): file.stat().st_size
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
-        }
-    return Deployment(Path(output), row, scheme, sizes, _notes(opened, tokenizer, app))
+        fields = _fields(opened, row, ort_format)
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        for file in files:
+            if file.suffix in _WITH_FIELDS and model not in file.parents:
+                _fill_in(file, fields)
+        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+    return Deployment(Path(output), row, _scheme(opened), sizes, _notes(opened, tokenizer, app))
 
 
 def _scheme(bundle: Bundle) -> str:
-    if bundle.is_bare:
-        raise BundleError(f"{bundle.model_path}: no bundle; export the model with edgetie")
     return str(bundle.manifest.quantization.get("scheme", bundle.manifest.precision))
 
 
-def _require(bundle: Bundle, row: DeployTarget, scheme: str) -> None:
-    """Refuse what would not run there."""
-    where = bundle.directory
+def _require_deployable(bundle: Bundle, row: DeployTarget) -> None:
+    """Refuse a bundle that the starter cannot run."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise BundleError(f"{bundle.directory}: {reason}")
+
+    signature = bundle.manifest.signature
+    if bundle.is_bare:
+        raise BundleError(f"{bundle.model_path}: not a bundle; export the model with edgetie")
     if bundle.manifest.task != "causal-lm":
-        raise BundleError(
-            f"{where}: a bundle for {bundle.manifest.task}; starters are for decoders (causal-lm)"
+        refuse(f"a bundle for {bundle.manifest.task}; starters are for decoders (causal-lm)")
+    if not (bundle.directory / TOKENIZER).is_file():
+        refuse(f"no {TOKENIZER}, which a starter needs; export with one")
+    if _scheme(bundle) not in row.schemes:
+        refuse(
+            f"{_scheme(bundle)} does not run there; for {row.name} quantize with "
+            f"{as_argument('target', row.quantize)}"
         )
-    if not (where / "tokenizer.json").is_file():
-        raise BundleError(f"{where}: no tokenizer.json, which a starter needs; export with one")
-    if scheme not in row.schemes:
-        raise BundleError(
-            f"{where}: {scheme} does not run there; for {row.name} quantize with: edgetie quantize "
-            f"--target {row.quantize}"
+    if signature.suppressed_token_ids or signature.begin_suppressed_token_ids:
+        refuse(
+            "its generation settings suppress tokens, which starters do not; " + _RUN_WITH_EDGETIE
         )
-    if any(suppressed_token_ids(where)):
-        raise BundleError(
-            f"{where}: its generation settings suppress tokens, which starters do not; run it with "
-            "edgetie generate"
-        )
-    cache = bundle.manifest.signature.cache
-    if not cache or not bundle.manifest.signature.cache_in_place:
-        raise BundleError(
-            f"{where}: its attention keeps no cache in place, which starters rely on; run it with "
-            "edgetie generate"
-        )
+    cache = signature.cache
+    if not cache or not signature.cache_in_place:
+        refuse("its attention has no cache in place, which starters rely on; " + _RUN_WITH_EDGETIE)
     if len({(len(v.shape), *v.shape[1::2]) for v in cache}) > 1:
-        raise BundleError(
-            f"{where}: its layers keep caches of several kinds, and starters know one; run it with "
-            "edgetie generate"
+        refuse(
+            "its layers have caches of several kinds, and starters know one; " + _RUN_WITH_EDGETIE
         )
 
 
-def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, Any]:
-    """What a starter must know: prompt, stop tokens, inputs and cache."""
+def _write_model(bundle: Bundle, row: DeployTarget, model: Path, operators: Path | None) -> None:
+    """Write the model and its tokenizer, as ``.ort`` if there is a file for its ``operators``."""
+    model.mkdir(parents=True)
+    left_out = {*_NOT_SHIPPED, *((TOKENIZER,) if row.tables else ())}
+    if operators is not None:
+        left_out |= {bundle.model_path.name, f"{bundle.model_path.name}.data"}
+        write_ort(bundle, model / MODEL)
+        write_operators(model / MODEL, operators)
+    for file in bundle.files:
+        if file.name not in left_out:
+            shutil.copyfile(file, model / file.name)
+    settings = model / "tokenizer_config.json"
+    if row.tables:
+        write_tables(bundle.directory / TOKENIZER, model / "tokenizer.bin")
+    elif not settings.exists():  # JavaScript's tokenizer needs one
+        settings.write_text("{}\n", encoding="utf-8")
+
+
+def _copy_templates(row: DeployTarget, folder: Path) -> None:
+    for name in (*row.shared, row.name):
+        target = folder / (row.native if name == "native" else ".")
+        with as_file(files("edgetie.deploy") / "templates" / name) as template:
+            unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
+            shutil.copytree(template, target, ignore=unwanted, dirs_exist_ok=True)
+
+
+def _app_settings(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, Any]:
+    """The settings of a starter: prompt, stop tokens, inputs and cache."""
     signature = bundle.manifest.signature
     before, after, trim = "", "", False
     prefix, suffix = list[int](), list[int]()
     if tokenizer.chat_template is not None:
-        before, after = _around_prompt(bundle, tokenizer, PLACE)
-        trim = _around_prompt(bundle, tokenizer, f" {PLACE}\n") == (before, after)
+        before, after = _around_prompt(bundle, tokenizer, PLACEHOLDER)
+        trim = _around_prompt(bundle, tokenizer, f" {PLACEHOLDER}\n") == (before, after)
     else:
         prefix, suffix = tokenizer.surrounding
     caches = signature.cache
-    names = [v.name for v in caches]
     shape = caches[0].shape
     model = f"model/{MODEL if ort_format else bundle.model_path.name}"
     return {
@@ -211,7 +213,7 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
         "vocabulary": signature.vocab_size,
         "logits": signature.logits,
         "inputs": [v.name for v in signature.inputs if v not in caches],
-        "cache": [name.removeprefix("past_key_values.") for name in names],
+        "cache": [v.name.removeprefix("past_key_values.") for v in caches],
         "cache_dtype": caches[0].dtype,
         "cache_heads": shape[1],
         "cache_size": shape[3],
@@ -221,57 +223,56 @@ def _app(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, An
 
 
 def _notes(bundle: Bundle, tokenizer: Tokenizer, app: dict[str, Any]) -> tuple[str, ...]:
-    """What a chat template does that no starter does."""
+    """What a chat template does and no starter does."""
     if tokenizer.chat_template is None:
         return ()
-    found = []
+    notes = []
     if "strftime_now" in tokenizer.chat_template:
-        found.append("its chat template writes the date; the starter keeps that of today")
-    words = f" Aa{PLACE}aA\n"
-    made = PLACE.join(_around_prompt(bundle, tokenizer, words))
-    asked = words.strip() if app["trim"] else words
-    if made != app["before_prompt"] + asked + app["after_prompt"]:
-        found.append("its chat template changes the user's words; the starter does not")
-    return tuple(found)
+        notes.append("its chat template writes the date; the starter always writes today's")
+    text = f" Aa{PLACEHOLDER}aA\n"
+    rendered = PLACEHOLDER.join(_around_prompt(bundle, tokenizer, text))
+    prompt = text.strip() if app["trim"] else text
+    if rendered != app["before_prompt"] + prompt + app["after_prompt"]:
+        notes.append("its chat template changes the user's text; the starter does not")
+    return tuple(notes)
 
 
-def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, words: str) -> tuple[str, str]:
-    """The text that a chat has in front of the place in the user's words, and behind it."""
-    text = tokenizer.apply_chat_template([{"role": "user", "content": words}])
-    parts = text.split(PLACE)
+def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, prompt: str) -> tuple[str, str]:
+    """The text of a chat before and after the placeholder in a prompt."""
+    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+    parts = text.split(PLACEHOLDER)
     if len(parts) != 2:
         raise BundleError(
-            f"{bundle.directory}: its chat template does not write the user's words once, which "
-            "starters rely on; run it with edgetie generate"
+            f"{bundle.directory}: its chat template does not write the user's text once, which "
+            f"starters rely on; {_RUN_WITH_EDGETIE}"
         )
     return parts[0], parts[1]
 
 
 def _digest(bundle: Bundle) -> str:
-    """Of graph and weights; another model has another one."""
+    """Digest of graph and weights, which identifies the model."""
     hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(bundle.manifest.files.items())]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_format: bool) -> None:
-    """Put the model's own figures into a file of a starter."""
+def _fields(bundle: Bundle, row: DeployTarget, ort_format: bool) -> dict[str, str]:
+    """The model's own figures for the ``{{fields}}`` of templates."""
     weights = sum(file.stat().st_size for file in bundle.files)
-    text = path.read_text(encoding="utf-8")
-    files = f"from `model/{bundle.model_path.name}.data`, which stays beside the model"
+    files = f"from `model/{bundle.model_path.name}.data`, which stays next to the model"
     if ort_format:
         files = f"from `model/{MODEL}`; {_REDUCED}"
     memory = {
         "prepacked": "about its file size: ONNX Runtime packs the weights when it starts, and the "
-        "starter lets go of the file's pages",
+        "starter releases the file's pages",
         "mixed": "about its file size",
         "mapped": "pages of the file, which processes share and the system can drop, and some "
         "15 MB of its own",
     }[bundle.manifest.weights_in_memory]
     if ort_format and row.name == "python":
-        memory = "up to twice its file size: Python reads an .ort file whole, and keeps it"
-    for name, value in {
+        memory = "up to twice its file size: Python reads an .ort file into memory as a whole"
+    return {
         "name": str(bundle.manifest.source.get("name", bundle.directory.name)),
-        "scheme": scheme,
+        "scheme": _scheme(bundle),
         "megabytes": f"{weights / 1e6:.0f}",
         "memory": memory,
         "files": files,
@@ -281,7 +282,12 @@ def _fill_in(path: Path, bundle: Bundle, row: DeployTarget, scheme: str, ort_for
         "runtime": version("onnxruntime") if ort_format else RUNTIME,
         "checked": row.checked,
         "target": row.name,
-    }.items():
-        value = escape(value) if path.suffix == ".html" else value
-        text = text.replace("{{" + name + "}}", value)
+    }
+
+
+def _fill_in(path: Path, fields: dict[str, str]) -> None:
+    """Replace the ``{{fields}}`` in a file of a starter."""
+    text = path.read_text(encoding="utf-8")
+    for name, value in fields.items():
+        text = text.replace("{{" + name + "}}", escape(value) if path.suffix == ".html" else value)
     path.write_text(text, encoding="utf-8")

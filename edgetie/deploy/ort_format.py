@@ -1,9 +1,9 @@
-"""The format ``.ort``: one file with graph and weights, for builds of ONNX Runtime made small.
+"""Write the format ``.ort``: one file with graph and weights, for reduced builds of ONNX Runtime.
 
 `ORT format <https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html>`_
-models are written by a session as it starts. Its optimizer would fold and copy weights on the way
-(onnxruntime's own converter lets it), so it is off here: edgetie's graphs are fused already, and
-one matrix stays one initializer. The finished file is read back and held against the model.
+models are written by a session as it starts. Its optimizer would fold and copy weights
+(onnxruntime's own converter allows that), so it is off here: edgetie's graphs are fused already,
+and one matrix stays one initializer. The finished file is read back and compared with the model.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _LIMIT = 2**31 - 1  # a flatbuffer's offsets are signed 32-bit integers
 
 
 def write_ort(bundle: Bundle, target: Path) -> None:
-    """Write a bundle's model as one file, ties kept.
+    """Write a bundle's model as one file that keeps its ties.
 
     Raises:
-        BundleError: if ONNX Runtime cannot write it, it is too large, or a tied weight would be
-            in it more than once.
+        BundleError: if ONNX Runtime cannot write it, it is too large, or it would hold a tied
+            weight more than once.
     """
     path = bundle.model_path
     size = sum(file.stat().st_size for file in bundle.files if file.name.startswith(path.name))
@@ -50,7 +50,7 @@ def write_ort(bundle: Bundle, target: Path) -> None:
 
 
 def write_operators(model: Path, target: Path) -> None:
-    """Write which operators, with which types, a reduced build needs for a ``.ort`` file.
+    """Write the operators and types that a reduced build needs for a ``.ort`` file.
 
     The file is what ``--include_ops_by_config`` of ONNX Runtime's build reads.
     """
@@ -64,10 +64,10 @@ def write_operators(model: Path, target: Path) -> None:
 
 
 def weights_of(model: Path) -> dict[str, bytes]:
-    """SHA-256 of each initializer's bytes in a ``.ort`` file, by name.
+    """Hash each initializer of a ``.ort`` file: SHA-256 by name.
 
     Raises:
-        BundleError: if it is no such file.
+        BundleError: if it is not such a file.
     """
     from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import (
         InferenceSession,
@@ -75,15 +75,14 @@ def weights_of(model: Path) -> dict[str, bytes]:
 
     data = np.memmap(model, np.uint8, "r")
     if bytes(data[4:8]) != b"ORTM":
-        raise BundleError(f"{model}: no file of the format .ort")
+        raise BundleError(f"{model}: not a file of the format .ort")
     graph: Any = InferenceSession.GetRootAs(data, 0).Model().Graph()
-    found = {}
+    digests = {}
     for index in range(graph.InitializersLength()):
         tensor = graph.Initializers(index)
         if tensor.RawDataLength():
-            digest = hashlib.sha256(tensor.RawDataAsNumpy()).digest()
-            found[tensor.Name().decode()] = digest
-    return found
+            digests[tensor.Name().decode()] = hashlib.sha256(tensor.RawDataAsNumpy()).digest()
+    return digests
 
 
 def _require_ties(bundle: Bundle, model: Path) -> None:
@@ -94,7 +93,7 @@ def _require_ties(bundle: Bundle, model: Path) -> None:
         if digest is not None and copies[digest] > 1:
             raise BundleError(
                 f"{bundle.directory}: {group.name} would be in the .ort file "
-                f"{copies[digest]} times; quantize with --scheme int8 or int8-mapped"
+                f"{copies[digest]} times; quantize with scheme='int8' or 'int8-mapped'"
             )
         if digest is None:
             raise BundleError(f"{bundle.directory}: {group.name} is lost in the .ort file")

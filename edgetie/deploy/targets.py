@@ -1,4 +1,4 @@
-"""What a model can be deployed for: a table; each row has a folder of its name in ``templates``."""
+"""A table of what a model can be deployed for; each row has a folder in ``templates``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ class DeployTarget:
     """Where an app runs.
 
     Attributes:
-        name: as in ``--for python``.
-        words: what the folder holds.
+        name: such as ``python``.
         quantize: row of :data:`edgetie.targets.TARGETS` whose scheme suits it best.
         start: commands that start it.
-        checked: how far it was seen to work.
+        checked: how it is tested.
         tables: whether the starter reads ``tokenizer.bin`` (:mod:`tokenizer_tables`) instead
             of ``tokenizer.json``.
-        shared: more folders of ``templates`` that it is made of.
-        native: where in the folder C code goes.
-        assets: where in the folder ``model/`` is.
-        header: whether what it must know of the model is a C header instead of JSON.
-        ort_format: whether the starter reads a model as ``.ort`` too.
-        mobile: the execution provider of its phones, of which its README says what it would take.
+        shared: more folders of ``templates`` that it consists of.
+        native: folder for C code.
+        assets: folder for ``model/``.
+        header: whether its settings are a C header instead of JSON.
+        ort_format: whether the starter also reads a model as ``.ort``.
+        mobile: the phone's execution provider; the README says what it would run.
     """
 
     name: str
-    words: str
     quantize: str
     start: tuple[str, ...]
     checked: str
@@ -45,7 +43,7 @@ class DeployTarget:
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """Return the schemes that run there, and ``fp32``."""
+        """The schemes that run there, and ``fp32``."""
         return ("fp32", *(name for name, row in SCHEMES.items() if self.name in row.deploy))
 
 
@@ -56,7 +54,6 @@ DEPLOY_TARGETS = {
     for row in (
         DeployTarget(
             "python",
-            "one file on onnxruntime, tokenizers and numpy",
             "cpu",
             ("pip install -r requirements.txt", 'python app.py "What is the capital of France?"'),
             _RUN,
@@ -64,7 +61,6 @@ DEPLOY_TARGETS = {
         ),
         DeployTarget(
             "c",
-            "one C program on ONNX Runtime's C API, tokenizer included",
             "cpu",
             ("make ORT=path/to/onnxruntime", './app "What is the capital of France?"'),
             _RUN,
@@ -75,7 +71,6 @@ DEPLOY_TARGETS = {
         ),
         DeployTarget(
             "node",
-            "one program on onnxruntime-node and Hugging Face's tokenizer",
             "cpu",
             (
                 "ONNXRUNTIME_NODE_INSTALL=skip npm install",
@@ -86,7 +81,6 @@ DEPLOY_TARGETS = {
         ),
         DeployTarget(
             "web",
-            "a page on onnxruntime-web",
             "web",
             ("npm install", "node serve.mjs"),
             _RUN,
@@ -94,13 +88,12 @@ DEPLOY_TARGETS = {
         ),
         DeployTarget(
             "android",
-            "an app in Kotlin over the same C, on onnxruntime-android",
             "mobile-cpu",
             ("gradle installDebug",),
             "the C and Kotlin of the model are built by edgetie's tests with this CMakeLists.txt, "
-            "and run on a desktop's Java machine, where their tokens are those of edgetie "
-            "generate; MainActivity.kt is checked for its syntax, Gradle's files and a device "
-            "were not at hand",
+            "and run in a desktop's Java VM, where their tokens are those of edgetie "
+            "generate; only the syntax of MainActivity.kt is checked; Gradle's files and a device "
+            "are not tested",
             shared=("native",),
             native="app/src/main/cpp",
             assets="app/src/main/assets",
@@ -111,12 +104,11 @@ DEPLOY_TARGETS = {
         ),
         DeployTarget(
             "ios",
-            "an app in Swift over the same C, on the pod onnxruntime-c",
             "mobile-cpu",
             ("xcodegen", "pod install", "open Starter.xcworkspace"),
             "the C is run by edgetie's tests on Linux, and compiled for Apple's processors against "
-            "macOS's headers; the Swift is checked for its syntax; Xcode and a device were not at "
-            "hand",
+            "macOS's headers; only the syntax of the Swift is checked; Xcode and a device are "
+            "not tested",
             shared=("native",),
             native="Native",
             tables=True,

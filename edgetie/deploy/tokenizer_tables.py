@@ -1,16 +1,16 @@
-"""Tokenizers as plain tables, for programs that have no tokenizer library.
+"""Write a tokenizer as plain tables, for programs without a tokenizer library.
 
-``tokenizer.bin`` holds a byte-level BPE tokenizer (GPT-2; Radford et al. 2019) and what its
-pre-tokenizer must know of Unicode, as little-endian uint32 unless said otherwise::
+``tokenizer.bin`` holds a byte-level BPE tokenizer (GPT-2; Radford et al. 2019) and the classes of
+characters that its pre-tokenizer needs, as little-endian uint32 unless noted otherwise::
 
     "EDT1"                                magic
-    tokens, merges, added, letters, numbers, spaces: how many; digits: 1 if each stands alone
+    counts of tokens, merges, added, letters, numbers, spaces; digits: 1 if each is a token
     bytes      256                        token of each byte; 2**32 - 1: none, it is left out
     merges     merges x (left, right, rank, merged)             sorted by left, right
     added      added x (token, hidden)    longest text first; hidden: 1 if text leaves it out
     letters, numbers, spaces              ranges of code points (first, last)
     starts     tokens + 1                 where the bytes of each token begin in the text; its end
-    text                                  bytes of all tokens, one after the other
+    text                                  bytes of all tokens, concatenated
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def write_tables(source: Path, target: Path) -> None:
 
     Raises:
         BundleError: if it is not byte-level BPE with the pre-tokenizer of GPT-2, or has steps that
-            the tables do not know.
+            the tables cannot hold.
     """
     data = json.loads(source.read_text(encoding="utf-8"))
-    digits = _require_known(source, data)
+    digits = _require_supported(source, data)
     model = data["model"]
     ids: dict[str, int] = model["vocab"]
     added = {token["content"]: token for token in data["added_tokens"]}
@@ -59,10 +59,10 @@ def write_tables(source: Path, target: Path) -> None:
         [ids.get(character, _NONE) for _, character in sorted(byte_alphabet().items())],
         sorted(merges),
         [(token["id"], int(token["special"])) for token in special],
-        *(ranges := [_ranges("L"), _ranges("N"), _groups(_SPACES)]),
+        *(classes := [_category("L"), _category("N"), _ranges(_SPACES)]),
         list(accumulate(map(len, texts), initial=0)),
     ]
-    counts = [len(texts), len(merges), len(special), *map(len, ranges), int(digits)]
+    counts = [len(texts), len(merges), len(special), *map(len, classes), int(digits)]
     with target.open("wb") as file:
         file.write(b"EDT1" + np.array(counts, "<u4").tobytes())
         for table in tables:
@@ -71,7 +71,7 @@ def write_tables(source: Path, target: Path) -> None:
 
 
 def byte_alphabet() -> dict[int, str]:
-    """The printable character that stands for each byte in a byte-level vocabulary."""
+    """Map each byte to the printable character for it in a byte-level vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {
@@ -79,13 +79,13 @@ def byte_alphabet() -> dict[int, str]:
     }
 
 
-def _require_known(source: Path, data: dict[str, Any]) -> bool:
-    """Whether each digit stands alone, of a tokenizer that the tables can say."""
+def _require_supported(source: Path, data: dict[str, Any]) -> bool:
+    """Refuse a tokenizer that the tables cannot hold; returns whether each digit is a token."""
 
     def refuse(what: str) -> NoReturn:
         raise BundleError(
-            f"{source}: {what}; the tables of this starter know byte-level BPE as in GPT-2, deploy "
-            "--for python, node or web instead"
+            f"{source}: {what}; the tables of this starter hold byte-level BPE as in GPT-2 only; "
+            "deploy for python, node or web instead"
         )
 
     model = data["model"]
@@ -102,7 +102,7 @@ def _require_known(source: Path, data: dict[str, Any]) -> bool:
     if kinds not in (["ByteLevel"], ["Digits", "ByteLevel"]):
         refuse(f"a pre-tokenizer of {', '.join(map(str, kinds))}")
     if steps[-1].get("add_prefix_space") or not steps[-1].get("use_regex", True):
-        refuse("a pre-tokenizer with a space in front, or another pattern")
+        refuse("a pre-tokenizer that prepends a space, or has another pattern")
     if len(steps) > 1 and not steps[0].get("individual_digits"):
         refuse("a pre-tokenizer of whole numbers")
     for token in data["added_tokens"]:
@@ -111,15 +111,15 @@ def _require_known(source: Path, data: dict[str, Any]) -> bool:
     return len(steps) > 1
 
 
-def _ranges(category: str) -> list[tuple[int, int]]:
+def _category(category: str) -> list[tuple[int, int]]:
     """Code points of a general category, as ranges."""
     points = range(sys.maxunicode + 1)
-    return _groups([p for p in points if unicodedata.category(chr(p))[0] == category])
+    return _ranges([p for p in points if unicodedata.category(chr(p))[0] == category])
 
 
-def _groups(points: list[int]) -> list[tuple[int, int]]:
-    found = []
+def _ranges(points: list[int]) -> list[tuple[int, int]]:
+    ranges = []
     for _, run in groupby(enumerate(points), lambda pair: pair[1] - pair[0]):
         numbers = [point for _, point in run]
-        found.append((numbers[0], numbers[-1]))
-    return found
+        ranges.append((numbers[0], numbers[-1]))
+    return ranges

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import Manifest, Signature, describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
-from edgetie.bundle.model_config import eos_token_ids, start_token_ids
+from edgetie.bundle.model_config import read_token_ids
 from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, LAST_TOKEN_NODE
 from edgetie.errors import EdgetieError, ExportError
 from edgetie.export.genai_config import write_genai_config
@@ -252,9 +252,8 @@ class _Job:
             del source, traced  # the module's weights are not needed beside the file's
             release_freed_memory()
             save_extras(directory)
-            manifest.signature.eos_token_ids = eos_token_ids(directory)
-            if manifest.encoder is not None:
-                manifest.signature.start_token_ids = start_token_ids(directory)
+            token_ids = read_token_ids(directory, has_encoder=manifest.encoder is not None)
+            manifest.signature = replace(manifest.signature, **token_ids)
             write_genai_config(directory, config, plan, manifest.signature)
             stages.stage("verify")
             for path in paths:

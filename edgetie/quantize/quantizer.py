@@ -21,7 +21,6 @@ from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import Manifest, describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
-from edgetie.bundle.model_config import eos_token_ids
 from edgetie.bundle.names import CONFIGURATIONS, DATA, MANIFEST, MODEL
 from edgetie.errors import QuantizeError
 from edgetie.graph.external_data import byte_range
@@ -373,7 +372,6 @@ def _manifest(bundle: Bundle, models: Mapping[str, ir.Model]) -> Manifest:
         signature=replace(
             manifest.signature,
             vocab_size=width if isinstance(width, int) else 0,
-            eos_token_ids=eos_token_ids(bundle.directory),
         ),
         unique_parameters=_parameters(bundle),
         versions={name: version(name) for name in ("edgetie", "onnxruntime", "onnx")},

@@ -1,15 +1,16 @@
-"""Memory of this process, as the kernel counts it, and giving back file pages it no longer needs.
+"""Measure the memory of this process and release file pages that it no longer needs.
 
 ONNX Runtime maps a model's external-data file and, on most providers, packs each weight into
-private memory of its own when a session starts. The file's pages were read for that once and then
-only take up room: :func:`release_file_pages` lets go of them. A page that is needed after all is
-read again by the kernel, so nothing can be lost.
+private memory when a session starts. After that the file's pages are not needed:
+:func:`release_file_pages` releases them. If a page is needed again the kernel reads it again, so
+nothing can be lost.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import mmap
 import os
 import sys
@@ -19,10 +20,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 _MADV_PAGEOUT = 21  # Linux 5.4; in no version of Python's mmap module
 
@@ -33,7 +35,7 @@ class MemoryUse:
 
     Attributes:
         rss: resident pages of every kind.
-        anonymous: resident pages that belong to no file: what the process really costs.
+        anonymous: resident pages that belong to no file: the real cost of the process.
         file_mapped: resident pages of mapped files, which the kernel can drop and other
             processes share.
         peak: largest ``rss`` so far.
@@ -46,9 +48,9 @@ class MemoryUse:
 
 
 def read_memory() -> MemoryUse:
-    """The memory use of this process.
+    """Measure the memory use of this process.
 
-    Exact on Linux. Elsewhere only the peak is known; it stands for ``rss`` and ``anonymous`` too.
+    Exact on Linux. On other systems only the peak is known, also for ``rss`` and ``anonymous``.
     """
     try:
         status = _kilobytes("/proc/self/status")
@@ -66,8 +68,8 @@ def read_memory() -> MemoryUse:
 
 def _kilobytes(path: str) -> dict[str, int]:
     """The ``Name:  123 kB`` lines of a file below /proc, in bytes."""
-    rows = (line.split() for line in Path(path).read_text(encoding="ascii").splitlines())
-    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1:] == ["kB"]}
+    lines = (line.split() for line in Path(path).read_text(encoding="ascii").splitlines())
+    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if line[-1:] == ["kB"]}
 
 
 def _peak_from_getrusage() -> int:
@@ -79,20 +81,15 @@ def _peak_from_getrusage() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-_LARGE = 1 << 20  # bytes; what is smaller is not worth a system call
+_LARGE = 1 << 20  # bytes; a smaller mapping is not worth a system call
 
 
 class MappedFiles:
-    """This process's mappings of some files, as they are when it is made.
-
-    Args:
-        paths: files, e.g. a model's external data. Where the system does not list mappings (only
-            Linux does) there are none.
-    """
+    """This process's mappings of some files at the time of construction; only Linux lists them."""
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
         wanted = {os.path.realpath(path) for path in paths}
-        self._ranges: list[tuple[int, int, int]] = []
+        self._ranges: list[tuple[int, int, int]] = []  # address, length, advice
         try:
             with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
                 for address, length in _mapped_ranges(wanted):
@@ -101,45 +98,40 @@ class MappedFiles:
                     advice = _MADV_PAGEOUT if written else mmap.MADV_DONTNEED
                     self._ranges.append((address, length, advice))
         except OSError:  # no /proc here, or one without these files
+            logger.debug("mapped files cannot be listed", exc_info=True)
             self._ranges = []
 
     def touched(self) -> MappedFiles:
-        """The large ones of these mappings that have resident pages now."""
+        """Select the large mappings that have resident pages now."""
         result = MappedFiles([])
-        if self._ranges:
-            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-                result._ranges = [
-                    (address, length, advice)
-                    for address, length, advice in self._ranges
-                    if length >= _LARGE and _resident_pages(pagemap, address, length)[0]
-                ]
+        resident = zip(self._ranges, self._resident_pages(), strict=True)
+        result._ranges = [r for r, pages in resident if r[1] >= _LARGE and pages]
         return result
 
-    def keep_written(self) -> None:
+    def leave_out_written(self) -> None:
         """Leave out mappings that this process has written to."""
-        self._ranges = [row for row in self._ranges if row[2] == mmap.MADV_DONTNEED]
+        self._ranges = [r for r in self._ranges if r[2] == mmap.MADV_DONTNEED]
 
     def release(self) -> None:
-        """Let go of the resident pages; those that are needed again are read again."""
+        """Release the resident pages; the kernel reads again those that are needed again."""
         for address, length, advice in self._ranges:
             _c_library().madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
 
     def resident_bytes(self) -> int:
-        """Resident bytes that are the files' own."""
+        """Count resident bytes, without private copies."""
+        return sum(self._resident_pages()) * mmap.PAGESIZE
+
+    def _resident_pages(self) -> list[int]:
         if not self._ranges:
-            return 0
+            return []
         with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-            pages = sum(_resident_pages(pagemap, a, length)[0] for a, length, _ in self._ranges)
-        return pages * mmap.PAGESIZE
+            return [_resident_pages(pagemap, start, size)[0] for start, size, _ in self._ranges]
 
 
 def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
-    """Let go of the resident pages of ``paths`` that this process has mapped.
+    """Release the resident pages of mapped files, as far as the system can; returns their bytes.
 
-    Pages the process wrote to are kept. Does nothing where the system offers no way.
-
-    Returns:
-        Bytes that were resident and no longer are.
+    What the process has written to them is not lost.
     """
     files = MappedFiles(paths)
     before = files.resident_bytes()
@@ -148,13 +140,9 @@ def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
 
 
 def release_code(library: str | os.PathLike[str]) -> None:
-    """Let go of a loaded library's code; what is needed again is read again.
-
-    Two thirds of ONNX Runtime's code that is resident when a session has started only starts one:
-    10 MB.
-    """
+    """Release a loaded library's code; of ONNX Runtime's, 10 MB only start a session."""
     files = MappedFiles([library])
-    files.keep_written()
+    files.leave_out_written()
     files.release()
 
 
@@ -165,10 +153,7 @@ def release_freed_memory() -> None:
 
 
 def release_heap() -> None:
-    """Let go of memory that the C library keeps for later; does nothing where it cannot be told to.
-
-    A prompt leaves some 2 MB behind on a model of 135 M parameters.
-    """
+    """Return memory that the C library holds for later: 2 MB after a prompt of a 135 M model."""
     if sys.platform == "linux":
         trim = getattr(_c_library(), "malloc_trim", None)  # glibc's
         if trim is not None:
@@ -177,7 +162,7 @@ def release_heap() -> None:
 
 @cache
 def _c_library() -> ctypes.CDLL:
-    """The C library of this process; to look it up takes longer than to call it."""
+    """The C library of this process; finding it takes longer than calling it."""
     return ctypes.CDLL(None)
 
 
@@ -209,13 +194,13 @@ class MemorySampler:
     """Samples memory use in a thread while a ``with`` block runs.
 
     Attributes:
-        samples: ``(seconds since the start, MemoryUse)``, the first and last at its two ends.
+        samples: ``(seconds since the start, MemoryUse)``, also at the start and the end.
+
+    Args:
+        interval: seconds between samples.
     """
 
     def __init__(self, interval: float = 0.05) -> None:
-        """Args:
-        interval: seconds between samples.
-        """
         self.samples: list[tuple[float, MemoryUse]] = []
         self._interval = interval
         self._stop = threading.Event()
@@ -228,12 +213,7 @@ class MemorySampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self._sample()

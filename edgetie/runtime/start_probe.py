@@ -1,4 +1,4 @@
-"""Whether a provider starts: ``python -m edgetie.runtime.start_probe`` opens a small model on it.
+"""Check that a provider starts: ``python -m edgetie.runtime.start_probe`` runs a small model on it.
 
 What onnxruntime lists it was built with; drivers and libraries may still be missing.
 """
@@ -14,7 +14,8 @@ from edgetie.providers.json_worker import reply
 from edgetie.runtime.session import open_session
 
 
-def _open(request: dict[str, Any]) -> dict[str, Any]:
+def start_provider(request: dict[str, Any]) -> dict[str, Any]:
+    """Open the ``model`` of a request, base64, on its ``provider``; count nodes per provider."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.onnx"
         path.write_bytes(base64.b64decode(request["model"]))
@@ -23,4 +24,4 @@ def _open(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    reply(_open)
+    reply(start_provider)

@@ -87,3 +87,21 @@ def test_manifest_without_optional_fields_opens(tmp_path: Path) -> None:
         text = json.dumps({**old, **changes, "format": 1})
         (tmp_path / MANIFEST).write_text(text, encoding="utf-8")
         assert open_bundle(tmp_path).manifest.weights_in_memory == weights
+
+
+def test_token_ids_of_an_older_manifest_come_from_the_configuration(tmp_path: Path) -> None:
+    write_graph(tmp_path / "model.onnx")
+    settings = {"eos_token_id": 9, "suppress_tokens": [3], "lang_to_id": {"<|en|>": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    signature = Signature([], [], eos_token_ids=[2])
+    write_manifest(tmp_path, Manifest({}, "causal-lm", "fp32", signature, [], 2))
+    assert open_bundle(tmp_path).manifest.signature == signature
+    data = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    for name in ("suppressed_token_ids", "begin_suppressed_token_ids", "language_token_ids"):
+        del data["signature"][name]
+    (tmp_path / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    read = open_bundle(tmp_path).manifest.signature
+    assert (read.eos_token_ids, read.suppressed_token_ids) == ([2], [3])
+    assert read.language_token_ids == {"en": 4}
+    bare = open_bundle(tmp_path / "model.onnx").manifest.signature
+    assert (bare.eos_token_ids, bare.suppressed_token_ids) == ([9], [3])

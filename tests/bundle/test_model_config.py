@@ -1,4 +1,4 @@
-"""Settings of a model are read from its configuration files."""
+"""Token ids of a model are read from its configuration files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgetie.bundle.model_config import (
-    eos_token_ids,
-    language_token_ids,
-    start_token_ids,
-    suppressed_token_ids,
-)
+from edgetie.bundle.model_config import read_token_ids
 from edgetie.errors import BundleError
 
 
@@ -21,18 +16,22 @@ def write(directory: Path, name: str, **settings: Any) -> None:
     (directory / name).write_text(json.dumps(settings), encoding="utf-8")
 
 
+def start_token_ids(directory: Path) -> list[int]:
+    starts: list[int] = read_token_ids(directory, has_encoder=True)["start_token_ids"]
+    return starts
+
+
 def test_no_files_no_settings(tmp_path: Path) -> None:
-    assert eos_token_ids(tmp_path) == start_token_ids(tmp_path) == []
-    assert suppressed_token_ids(tmp_path) == ([], [])
-    assert language_token_ids(tmp_path) == {}
+    assert not any(read_token_ids(tmp_path, has_encoder=True).values())
 
 
 def test_generation_config_comes_before_config(tmp_path: Path) -> None:
     write(tmp_path, "config.json", eos_token_id=[3, 4], bos_token_id=1)
-    assert eos_token_ids(tmp_path) == [3, 4]
-    write(tmp_path, "generation_config.json", eos_token_id=2)
-    assert eos_token_ids(tmp_path) == [2]
+    assert read_token_ids(tmp_path)["eos_token_ids"] == [3, 4]
+    write(tmp_path, "generation_config.json", eos_token_id=2, bos_token_id=None)
+    assert read_token_ids(tmp_path)["eos_token_ids"] == [2]
     assert start_token_ids(tmp_path) == [1]
+    assert read_token_ids(tmp_path)["start_token_ids"] == []
 
 
 def test_start_of_a_decoder(tmp_path: Path) -> None:
@@ -50,12 +49,14 @@ def test_suppressed_tokens_and_languages(tmp_path: Path) -> None:
         tmp_path, "generation_config.json", suppress_tokens=[8], begin_suppress_tokens=[9],
         lang_to_id={"<|en|>": 10},
     )  # fmt: skip
-    assert suppressed_token_ids(tmp_path) == ([8], [8, 9])
-    assert language_token_ids(tmp_path) == {"en": 10}
+    ids = read_token_ids(tmp_path)
+    assert ids["suppressed_token_ids"] == [8]
+    assert ids["begin_suppressed_token_ids"] == [9]
+    assert ids["language_token_ids"] == {"en": 10}
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_file_that_is_not_valid_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(BundleError, match=r"config\.json: not valid JSON"):
-        eos_token_ids(tmp_path)
+        read_token_ids(tmp_path)

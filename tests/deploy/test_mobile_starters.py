@@ -25,6 +25,8 @@ from edgetie import Tokenizer, deploy_model, open_bundle
 
 __all__ = ["headers", "library"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def android(real_mapped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

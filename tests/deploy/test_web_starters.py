@@ -27,6 +27,8 @@ from starters import (
 
 from edgetie import quantize_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def real_plain(real_bundle: Path) -> Path:
@@ -89,4 +91,4 @@ def test_page_says_what_is_missing(real_plain: Path, modules: Path, tmp_path: Pa
 
 def test_forms_that_browsers_do_not_run_are_refused(real_int8: Path, tmp_path: Path) -> None:
     done = edgetie("deploy", real_int8, "--for", "web", "--output", "x", "--quiet", cwd=tmp_path)
-    refused(done, "int8 does not run there", "edgetie quantize --target web")
+    refused(done, "int8 does not run there", "target='web'")

@@ -23,7 +23,7 @@ from edgetie.npu.fix_shapes import fix_shapes
 from edgetie.providers.environments import environment_directory, install_environment
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.decoder import Decoder
-from edgetie.runtime.decoding.fixed_shape_decoder import FixedDecoder
+from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
 from edgetie.sources.source import Source
@@ -97,7 +97,7 @@ def test_same_tokens_as_with_open_shapes(decoder: Path, fixed: Path, length: int
 def test_a_prompt_in_several_parts(decoder: Path, fixed: Path, lengths: tuple[int, ...]) -> None:
     ids = np.random.default_rng(1).integers(3, models.VOCAB, (1, sum(lengths)))
     there = Decoder(open_session(decoder / "fp32"), 1, CONTEXT)
-    here = FixedDecoder(open_session(fixed), 1, CONTEXT)
+    here = FixedShapeDecoder(open_session(fixed), 1, CONTEXT)
     expected = there.prefill(ids)
     for part in np.split(ids, np.cumsum(lengths)[:-1], axis=1):
         found = here.prefill(part)
@@ -208,7 +208,7 @@ def test_what_is_compiled_loads_and_agrees(decoder: Path, fixed: Path, tmp_path:
     assert len(binaries) == 1
     assert binaries[0].stat().st_size < 1.25 * least  # the weights of two graphs, once
 
-    with pytest.raises(ProviderError, match="run it with --provider qnn"):
+    with pytest.raises(ProviderError, match="is compiled for qnn; pass provider='qnn'"):
         open_session(one)
     with pytest.raises(BundleError, match="compiled already"):
         compile_bundle(one, tmp_path / "again")
@@ -216,6 +216,6 @@ def test_what_is_compiled_loads_and_agrees(decoder: Path, fixed: Path, tmp_path:
 
 @pytest.mark.usefixtures("qnn")
 def test_open_shapes_on_an_npu_are_refused_in_one_line(decoder: Path) -> None:
-    with pytest.raises(ProviderError, match="edgetie fix-shapes fixes them") as raised:
+    with pytest.raises(ProviderError, match="fix them first") as raised:
         check_model(decoder / "fp32", str(decoder / "fp32"), provider="qnn", max_tokens=8)
     assert "\n" not in str(raised.value)

@@ -72,19 +72,21 @@ def test_sampler_sees_a_peak_in_the_middle() -> None:
     assert max(use.rss for _, use in sampler.samples) >= first.rss + SIZE * 0.9
 
 
+@pytest.mark.slow
 @linux
 def test_weights_stay_mapped_and_are_not_kept_twice(real_bundle: Path) -> None:
     data = real_bundle / "model.onnx.data"
     session = open_session(real_bundle, threads=2)
-    assert session.lookups is not None
+    assert session.embedding_files is not None
     assert release_file_pages([data]) < data.stat().st_size * 0.01
     before = read_memory()
     every = open_session(real_bundle, threads=2, logits="all")
     grown = read_memory().anonymous - before.anonymous
-    assert every.packed
+    assert every.left_aligned_logits
     assert grown < data.stat().st_size * 1.1  # packed once, and nothing read into memory besides
 
 
+@pytest.mark.slow
 @linux
 def test_code_that_starts_a_session_is_let_go(real_bundle: Path) -> None:
     library = MappedFiles([onnxruntime_pybind11_state.__file__])
@@ -95,6 +97,7 @@ def test_code_that_starts_a_session_is_let_go(real_bundle: Path) -> None:
     assert len(session.outputs) > 1
 
 
+@pytest.mark.slow
 @linux
 def test_memory_that_ends_is_one_line(real_bundle: Path) -> None:
     """Room to map the weights, and none to pack them."""

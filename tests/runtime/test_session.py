@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import bag_models as bag
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,7 +15,12 @@ import runtime_models as tiny
 from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import BundleError, ProviderError, summarize
 from edgetie.providers.registry import PROVIDERS, require_provider
-from edgetie.runtime.session import default_threads, open_session, write_optimized
+from edgetie.runtime.session import (
+    default_threads,
+    onnxruntime_errors,
+    open_session,
+    write_optimized,
+)
 
 
 def test_session_describes_the_model(tmp_path: Path) -> None:
@@ -44,7 +51,7 @@ def test_bare_models(tmp_path: Path) -> None:
 def test_all_logits_of_a_model_that_keeps_the_last(tmp_path: Path, last_before_head: bool) -> None:
     directory = tiny.write_packed(tmp_path, last_before_head=last_before_head)
     session = open_session(directory, logits="all")
-    assert (session.logits, session.packed) == ("all", True)
+    assert (session.logits, session.left_aligned_logits) == ("all", True)
     ids = [5, 77, 31, 2]
     feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, 4), np.int64)}
     for tensor in session.cache:
@@ -74,6 +81,66 @@ def test_optimized_model_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "optimized.onnx.data").stat().st_size > 0
 
 
+def test_encoder_and_decoder(tmp_path: Path) -> None:
+    session = open_session(bag.write_seq2seq(tmp_path))
+    assert [info.name for info in session.inputs][:2] == ["input_ids", "encoder_attention_mask"]
+    assert [tensor.past for tensor in session.cache] == ["past_key_values.0.decoder.key"]
+    assert [tensor.present for tensor in session.cross] == ["present.0.encoder.key"]
+    assert [value.name for value in session.encoder.get_inputs()] == ["input_ids", "attention_mask"]
+    assert session.prefill is None
+    both = sum(session.nodes_per_provider.values())
+    decoder = onnx.load(tmp_path / "decoder_model.onnx")
+    assert both < len(decoder.graph.node) + 10
+    assert session.fallback_nodes == {}
+
+
+def test_graphs_of_fixed_shapes(tmp_path: Path) -> None:
+    session = open_session(bag.write_fixed(tmp_path), logits="all")
+    assert session.encoder is None
+    assert session.prefill.get_inputs()[0].shape == [1, bag.CHUNK]
+    assert session.inputs[0].shape == (1, 1)
+    assert (session.logits, session.left_aligned_logits) == ("last", False)
+
+
+@pytest.mark.parametrize(
+    ("weights_in_memory", "has_files"), [("prepacked", True), ("mixed", False), ("mapped", False)]
+)
+def test_files_of_embeddings(tmp_path: Path, weights_in_memory: str, has_files: bool) -> None:
+    directory = tiny.write_packed(tmp_path)
+    bundle = open_bundle(directory)
+    bundle.manifest.weights_in_memory = weights_in_memory
+    assert (open_session(bundle).embedding_files is not None) == has_files
+    assert open_session(bundle, release=False).embedding_files is None
+    options = open_session(bundle).ort.get_session_options()
+    off = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert (options.graph_optimization_level == off) == (weights_in_memory == "mapped")
+
+
+def test_a_bundle_compiled_for_another_provider(tmp_path: Path) -> None:
+    bundle = open_bundle(tiny.write_packed(tmp_path))
+    bundle.manifest.compiled = "qnn"
+    with pytest.raises(ProviderError, match="is compiled for qnn; pass provider='qnn'"):
+        open_session(bundle)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads=0: must be 1 or more"),
+        ({"logits": "first"}, "logits='first': unknown; default or all"),
+    ],
+)
+def test_values_that_are_not_valid(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        open_session(tmp_path, **options)
+
+
+def test_failures_of_onnxruntime_are_bundle_errors(tmp_path: Path) -> None:
+    message = r"model\.onnx: ONNX Runtime failed: bad"
+    with pytest.raises(BundleError, match=message), onnxruntime_errors(tmp_path / "model.onnx"):
+        raise RuntimeError("bad\nworse")
+
+
 def test_not_an_onnx_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no protobuf")
@@ -100,7 +167,7 @@ def test_onnxruntime_errors_are_one_line(tmp_path: Path) -> None:
     assert "[ONNXRuntimeError]" not in str(raised.value)
 
 
-def test_cache_of_another_form(tmp_path: Path) -> None:
+def test_cache_of_another_shape(tmp_path: Path) -> None:
     directory = tiny.write_plain(tmp_path)
     model = onnx.load(directory / "model.onnx", load_external_data=False)
     for output in model.graph.output:

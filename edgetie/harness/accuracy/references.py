@@ -18,10 +18,8 @@ import onnxruntime as ort
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.names import AUDIO, MANIFEST, SPEECH
 from edgetie.errors import BundleError, SourceError, summarize
-from edgetie.runtime.audio.embeddings import embed_audio, noise, with_audio_tokens
-from edgetie.runtime.decoding.decoder import Decoder
-from edgetie.runtime.decoding.fixed_shape_decoder import FixedDecoder
-from edgetie.runtime.decoding.generation import decoder_for
+from edgetie.runtime.audio.embeddings import embed_audio, prepend_audio, random_features
+from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.session import open_session
 from edgetie.sources.cache_argument import cache_keyword
 
@@ -84,7 +82,7 @@ class BundleReference:
         )
         self.choices: dict[str, npt.NDArray[Any]] = {}
         if self.bundle.task != "masked-lm":
-            decoder_for(self.session, 1, 1, 1)  # raises if the model is not a decoder
+            make_decoder(self.session, 1, 1, 1)  # raises if the model is not a decoder
 
     @property
     def name(self) -> str:
@@ -123,7 +121,7 @@ class BundleReference:
 
     def logits(self, ids: Ids) -> Floats:
         if self.bundle.has_fixed_shapes:
-            decoder = decoder_for(self.session, 1, ids.shape[1], 0)
+            decoder = make_decoder(self.session, 1, ids.shape[1], 0)
             logits = [decoder.step(token) for token in ids.T]
             decoder.reset()
             logits[-1] = decoder.prefill(ids)  # so that both graphs are measured
@@ -157,11 +155,12 @@ class BundleReference:
 
     def _noise(self, ids: Ids) -> dict[str, npt.NDArray[Any]]:
         """Draw features for the encoder, the same for the same tokens."""
-        return noise(self.session.encoder, np.random.default_rng([_SEED, *ids[0].tolist()]))
+        random = np.random.default_rng([_SEED, *ids[0].tolist()])
+        return random_features(self.session.encoder, random)
 
     def _with_audio(self, ids: Ids, length: int) -> tuple[Ids, Floats]:
         token = self.bundle.manifest.signature.audio_token_id
-        return with_audio_tokens(ids, embed_audio(self.session, self._noise(ids)), token, length)
+        return prepend_audio(ids, embed_audio(self.session, self._noise(ids)), token, length)
 
     @property
     def _start(self) -> list[int]:
@@ -184,13 +183,11 @@ class BundleReference:
         ids, audio_embeddings = np.array([prompt_ids], np.int64), None
         if self.is_audio_model and not self.session.cross:
             ids, audio_embeddings = self._with_audio(ids, ids.shape[1] + n)
-        decoder = decoder_for(self.session, 1, ids.shape[1], n)
-        if isinstance(decoder, Decoder | FixedDecoder):
-            logits = decoder.prefill(ids, audio_embeddings=audio_embeddings)
-        else:
-            logits = decoder.prefill(
-                next(iter(self._noise(ids).values())) if self.is_audio_model else ids
-            )
+        decoder = make_decoder(self.session, 1, ids.shape[1], n)
+        prompt: npt.NDArray[Any] = ids
+        if self.is_audio_model and self.session.cross:
+            prompt = next(iter(self._noise(ids).values()))
+        logits = decoder.prefill(prompt, audio_embeddings=audio_embeddings)
         tokens = [int(logits[0].argmax())]
         while len(tokens) < n:
             logits = decoder.step(np.array(tokens[-1:], np.int64))

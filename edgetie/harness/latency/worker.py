@@ -24,9 +24,8 @@ from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.accuracy.samples import random_ids
 from edgetie.providers.emulation import latency_problem
 from edgetie.providers.json_worker import reply
-from edgetie.runtime.audio.embeddings import embed_audio, noise, with_audio_tokens
-from edgetie.runtime.decoding.generation import decoder_for
-from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
+from edgetie.runtime.audio.embeddings import embed_audio, prepend_audio, random_features
+from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.memory import MemorySampler, read_memory
 from edgetie.runtime.session import Session, open_session
 
@@ -167,19 +166,18 @@ class _Prompt:
         if is_audio_model:
             if job.batch > 1:
                 raise BundleError(f"{job.path}: is an audio model, which takes batches of 1 only")
-            self._source = noise(session.encoder, np.random.default_rng(_SEED))
+            self._source = random_features(session.encoder, np.random.default_rng(_SEED))
         self._is_audio_lm = is_audio_model and not session.cross
         ids = self._embed_audio()[0] if self._is_audio_lm else self._ids
-        self.decoder = decoder_for(session, job.batch, ids.shape[1], job.new_tokens)
+        self.decoder = make_decoder(session, job.batch, ids.shape[1], job.new_tokens)
         self.tokens = int(ids.shape[1])
-        if is_audio_model and isinstance(self.decoder, Seq2SeqDecoder):
-            self.tokens = len(self.decoder.start)
+        if is_audio_model and session.cross:
+            self.tokens = len(session.bundle.manifest.signature.start_token_ids)
 
     def _embed_audio(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         token = self._session.bundle.manifest.signature.audio_token_id
-        return with_audio_tokens(
-            self._ids, embed_audio(self._session, self._source), token, self._length
-        )
+        embeddings = embed_audio(self._session, self._source)
+        return prepend_audio(self._ids, embeddings, token, self._length)
 
     def encode(self) -> float | None:
         """Run the encoder; return its milliseconds."""
@@ -191,10 +189,8 @@ class _Prompt:
 
     def prefill(self) -> npt.NDArray[np.float32]:
         """Compute logits ``(1, vocabulary)`` after the prompt."""
-        if isinstance(self.decoder, Seq2SeqDecoder):
-            return self.decoder.prefill(next(iter(self._source.values())))
         if not self._is_audio_lm:
-            return self.decoder.prefill(self._ids)
+            return self.decoder.prefill(next(iter(self._source.values()), self._ids))
         ids, audio_embeddings = self._embed_audio()
         return self.decoder.prefill(ids, audio_embeddings=audio_embeddings)
 

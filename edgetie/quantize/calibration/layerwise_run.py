@@ -20,8 +20,8 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.names import AUDIO, LAST_TOKEN_NODE
 from edgetie.errors import QuantizeError
 from edgetie.harness.accuracy.samples import windows
-from edgetie.runtime.audio.embeddings import with_audio_tokens
-from edgetie.runtime.graph import FOLDER, read_graph, without_last_token
+from edgetie.runtime.audio.embeddings import prepend_audio
+from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, read_graph, remove_last_token_node
 
 _PIECE_BYTES = 48 << 20  # weights of a piece
 _CHANGE = 1e-4  # of the largest logit: more than rounding makes
@@ -70,7 +70,7 @@ def record(
         QuantizeError: if the model cannot be run on the CPU.
     """
     try:
-        graph, folder = without_last_token(model_path) or read_graph(model_path)
+        graph, folder = remove_last_token_node(model_path) or read_graph(model_path)
         feeds = _runs(graph, given) or _windows(bundle, model_path, graph, given)
         for piece in _pieces(graph, names, model_path):
             _declare(piece.model.graph, feeds[0])
@@ -224,7 +224,7 @@ def _open(model: onnx.ModelProto, folder: Path, *, packed: bool = True) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # an error is raised, once is enough
-    options.add_session_config_entry(FOLDER, str(folder))
+    options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(folder))
     options.add_session_config_entry("session.disable_prepacking", "0" if packed else "1")
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -267,7 +267,7 @@ def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: In
         known = clip if encoder is None else _encoded(encoder, ids, clip)
         if AUDIO in known and not bundle.is_bare:
             token = bundle.manifest.signature.audio_token_id
-            ids, known[AUDIO] = with_audio_tokens(ids, known[AUDIO], token, ids.shape[1])
+            ids, known[AUDIO] = prepend_audio(ids, known[AUDIO], token, ids.shape[1])
             ids = ids[:, :limit]
         made.append(_feeds(_signature(model), ids, known))
     return made

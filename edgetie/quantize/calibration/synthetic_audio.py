@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import BundleError
-from edgetie.runtime.audio.embeddings import noise
+from edgetie.runtime.audio.embeddings import random_features
 from edgetie.runtime.audio.features import FeatureExtractor
 from edgetie.runtime.session import session_options
 
@@ -29,7 +29,7 @@ def calibration_audio(bundle: Bundle) -> tuple[list[dict[str, Array]], str]:
         extract = FeatureExtractor.from_bundle(bundle)
     except BundleError:
         session = ort.InferenceSession(str(bundle.model_paths[0]), session_options(1))
-        clips = [noise(session, random) for _ in _SECONDS]
+        clips = [random_features(session, random) for _ in _SECONDS]
         return clips, f"{len(clips)} clips of random features"
     limit = extract.limit / extract.rate if extract.limit else _SECONDS[-1]
     sounds = [voice(random, min(s, limit), extract.rate) for s in _SECONDS]

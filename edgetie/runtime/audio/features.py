@@ -1,4 +1,4 @@
-"""Sound to what an encoder reads: WAV files, the waveform itself or its log-mel spectrogram.
+"""Read WAV files and turn audio into what an encoder reads: waveforms or log-mel spectrograms.
 
 Numbers are those of transformers' feature extractors, computed with numpy alone.
 """
@@ -21,33 +21,33 @@ from edgetie.bundle.names import FEATURES_MASK
 from edgetie.errors import AudioError, BundleError
 
 SETTINGS = "preprocessor_config.json"
-_RATE, _HOP, _WINDOW = 16000, 160, 400  # where a bundle has no settings
-_UNKNOWN = 0x7FFFF000  # bytes: programs that write into a pipe say so many in the header, or more
-_EXTENSIBLE = b"\xfe\xff"
-_PCM = bytes.fromhex("0100000000001000800000aa00389b71")  # its subformat
-_SPREAD = 8.0  # decades below the loudest value, all under it is as quiet
+_RATE, _HOP, _FFT_SIZE = 16000, 160, 400  # if a bundle has no settings
+_UNKNOWN_SIZE = 0x7FFFF000  # bytes: programs that write to a pipe put this or more in the header
+_EXTENSIBLE_FORMAT = b"\xfe\xff"
+_PCM_SUBFORMAT = bytes.fromhex("0100000000001000800000aa00389b71")
+_DYNAMIC_RANGE = 8.0  # decades below the loudest value; quieter values are raised to it
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """How a waveform becomes features.
+    """Turns a waveform into features.
 
     Attributes:
-        rate: samples a second.
+        rate: samples per second.
         bins: mel bins of a spectrogram; 0 leaves the waveform as it is.
-        window: samples of one Fourier transform.
+        fft_size: samples of one Fourier transform.
         hop: samples from one frame to the next.
-        limit: most samples of a clip, shorter ones are filled up with silence; 0 for no limit.
-        normalize: bring the waveform to mean 0 and variance 1.
+        limit: most samples of an audio; shorter ones are padded with zeros. 0 for no limit.
+        normalize: scale the waveform to mean 0 and variance 1.
         name: of the encoder's input.
-        masked: whether the encoder is told which frames are filled up.
-        multiple: frames are filled up to a multiple of it, where there is no limit.
-        shortest: fewest samples, shorter clips are filled up with silence.
+        masked: whether the encoder reads a mask of padded frames.
+        multiple: frames are padded to a multiple of it if there is no limit.
+        shortest: fewest samples; shorter audio is padded with zeros.
     """
 
     rate: int
     bins: int = 0
-    window: int = _WINDOW
+    fft_size: int = _FFT_SIZE
     hop: int = _HOP
     limit: int = 0
     normalize: bool = False
@@ -58,15 +58,15 @@ class FeatureExtractor:
 
     @staticmethod
     def from_bundle(bundle: Bundle) -> FeatureExtractor:
-        """Read ``preprocessor_config.json``; without one, the encoder's input tells what it can.
+        """Read ``preprocessor_config.json``; without one, use the shape of the encoder's input.
 
         Raises:
-            BundleError: if the model hears nothing, or its features cannot be computed here.
+            BundleError: if the model reads no audio, or its features cannot be computed here.
         """
         encoder = bundle.manifest.encoder
         name, shape = (encoder.inputs[0].name, encoder.inputs[0].shape) if encoder else ("", ())
         if name not in ("input_features", "input_values", "inputs_embeds"):
-            raise BundleError(f"{bundle.directory}: is no speech model; give it text")
+            raise BundleError(f"{bundle.directory}: is not a speech model; give it text")
         settings = read_settings(bundle.directory / SETTINGS)
         rate = settings.get("sampling_rate", _RATE)
         if name == "input_values":
@@ -77,28 +77,28 @@ class FeatureExtractor:
         assert encoder is not None
         masked = FEATURES_MASK in [value.name for value in encoder.inputs]
         if masked and len(sizes) == 2 and "n_fft" in settings:
-            return FeatureExtractor(rate, **_masked(settings, hop, *sizes))
+            return FeatureExtractor(rate, **_masked_spectrogram(settings, hop, *sizes))
         if (settings and "n_fft" not in settings) or len(fixed) < len(sizes):
             raise BundleError(
-                f"{bundle.directory}: its features are no log-mel spectrogram of fixed length; "
+                f"{bundle.directory}: its features are not a log-mel spectrogram of fixed length; "
                 "compute them yourself and run it from Python (Seq2SeqDecoder.prefill)"
             )
         bins, frames = fixed
-        return FeatureExtractor(rate, bins, settings.get("n_fft", _WINDOW), hop, frames * hop)
+        return FeatureExtractor(rate, bins, settings.get("n_fft", _FFT_SIZE), hop, frames * hop)
 
     def __call__(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features ``(1, bins, frames)`` of samples ``(count,)`` from -1 to 1, float32; the
-        waveform ``(1, count)`` where the encoder reads that.
+        """Compute features ``(1, bins, frames)`` of samples ``(count,)`` from -1 to 1, float32; or
+        the waveform ``(1, count)`` if the encoder reads that.
 
         Raises:
-            AudioError: if there are none, or more than the model takes.
+            AudioError: if there are none, or more than the model accepts.
         """
         if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
-            raise AudioError("a clip must be samples (count,), one or more, all of them finite")
+            raise AudioError("audio must be samples (count,), one or more, all of them finite")
         if self.limit and samples.size > self.limit:
             raise AudioError(
-                f"the clip is {samples.size / self.rate:.1f} s long, the model takes "
-                f"{self.limit / self.rate:g} s; cut it into shorter ones"
+                f"the audio is {samples.size / self.rate:.1f} s long, the model takes "
+                f"{self.limit / self.rate:g} s; cut it into shorter parts"
             )
         if self.bins:
             return self._spectrogram(samples)[None]
@@ -107,7 +107,7 @@ class FeatureExtractor:
         return samples.astype(np.float32)[None]
 
     def feeds(self, samples: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """What the encoder reads of samples ``(count,)``, by the names of its inputs.
+        """Compute the encoder's inputs by name from samples ``(count,)``.
 
         Raises:
             AudioError: as for features.
@@ -117,49 +117,50 @@ class FeatureExtractor:
             return {self.name: features}
         frames = features.shape[-1]
         count = max(samples.size, self.shortest)
-        audio_embeddings = -(-count // self.hop) if self.limit else count // self.hop
-        mask = (np.arange(frames) < audio_embeddings).astype(np.int64)
+        valid = -(-count // self.hop) if self.limit else count // self.hop
+        mask = (np.arange(frames) < valid).astype(np.int64)
         return {self.name: features, FEATURES_MASK: mask[None]}
 
     def _spectrogram(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``(bins, frames)``: logarithms of the energy in each bin, about -1 to 1."""
+        """Logarithms of the energy in each bin, ``(bins, frames)``, about -1 to 1."""
         size = self.limit or max(samples.size, self.shortest)
         padded = np.pad(samples.astype(np.float64), (0, size - samples.size))
-        padded = np.pad(padded, self.window // 2, mode="reflect")
-        frames = np.lib.stride_tricks.sliding_window_view(padded, self.window)[:: self.hop][:-1]
-        hann = np.hanning(self.window + 1)[:-1]
+        padded = np.pad(padded, self.fft_size // 2, mode="reflect")
+        frames = np.lib.stride_tricks.sliding_window_view(padded, self.fft_size)[:: self.hop][:-1]
+        hann = np.hanning(self.fft_size + 1)[:-1]
         power = np.abs(np.fft.rfft(frames * hann, axis=-1)) ** 2
-        filters = mel_filters(self.bins, self.window, self.rate)
+        filters = mel_filters(self.bins, self.fft_size, self.rate)
         mel = np.log10(np.maximum(power @ filters, 1e-10))
-        mel = (np.maximum(mel, mel.max() - _SPREAD) + 4) / 4
-        filled = np.pad(mel, ((0, -len(mel) % self.multiple), (0, 0)))
-        found: NDArray[np.float32] = np.ascontiguousarray(filled.T, np.float32)
-        return found
+        mel = (np.maximum(mel, mel.max() - _DYNAMIC_RANGE) + 4) / 4
+        padded = np.pad(mel, ((0, -len(mel) % self.multiple), (0, 0)))
+        return np.ascontiguousarray(padded.T, np.float32)
 
 
-def _masked(settings: dict[str, Any], hop: int, bins: Any, frames: Any) -> dict[str, Any]:
-    """How a masked spectrogram is filled up: to what the encoder takes, to a multiple of its
-    windows, or to the length that the settings name.
+def _masked_spectrogram(
+    settings: dict[str, Any], hop: int, bins: Any, frames: Any
+) -> dict[str, Any]:
+    """Parameters of a masked spectrogram: padded to the frames that the encoder reads, to a
+    multiple of its windows, or to the length in the settings.
     """
     if isinstance(frames, int):
-        filled = {"limit": frames * hop}
+        padding = {"limit": frames * hop}
     elif "n_window" in settings:
-        filled = {
+        padding = {
             "multiple": max(1, 2 * settings["n_window"]),
             "shortest": max(settings.get("min_length") or 0, settings["n_fft"]),
         }
     else:
-        filled = {"limit": settings.get("chunk_length", 0) * settings.get("sampling_rate", _RATE)}
-    return {"bins": bins, "window": settings["n_fft"], "hop": hop, "masked": True, **filled}
+        padding = {"limit": settings.get("chunk_length", 0) * settings.get("sampling_rate", _RATE)}
+    return {"bins": bins, "fft_size": settings["n_fft"], "hop": hop, "masked": True, **padding}
 
 
-def mel_filters(bins: int, window: int, rate: int) -> NDArray[np.float64]:
-    """Triangles of equal area over Slaney's mel scale up to 8 kHz: ``(window // 2 + 1, bins)``."""
+def mel_filters(bins: int, fft_size: int, rate: int) -> NDArray[np.float64]:
+    """Make triangles of equal area on Slaney's mel scale: ``(fft_size // 2 + 1, bins)``."""
     step = np.log(6.4) / 27  # linear up to 1000 Hz, which is mel 15; logarithmic above
     top = 15 + np.log(8000 / 1000) / step
     mels = np.linspace(0, top, bins + 2)
     edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp(step * (mels - 15)))
-    frequencies = np.linspace(0, rate // 2, window // 2 + 1)[:, None]
+    frequencies = np.linspace(0, rate // 2, fft_size // 2 + 1)[:, None]
     up = (frequencies - edges[:-2]) / np.diff(edges)[:-1]
     down = (edges[2:] - frequencies) / np.diff(edges)[1:]
     filters: NDArray[np.float64] = (
@@ -169,27 +170,26 @@ def mel_filters(bins: int, window: int, rate: int) -> NDArray[np.float64]:
 
 
 def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.float32]:
-    """The samples of a WAV file, ``(count,)`` from -1 to 1: mono, 16 bits, at the model's rate.
+    """Read the samples of a WAV file, ``(count,)`` from -1 to 1: mono, 16 bits, at ``rate``.
 
     Raises:
-        AudioError: if it cannot be read, is cut short, or is recorded otherwise.
+        AudioError: if it cannot be read, is cut short, or has another format.
     """
     convert = f"convert it, as with ffmpeg -i in.wav -ar {rate} -ac 1 -c:a pcm_s16le out.wav"
     try:
-        with wave.open(io.BytesIO(_plain(Path(path).read_bytes())), "rb") as file:
-            channels, width, found = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            count = file.getnframes()
-            data = file.readframes(count)
+        with wave.open(io.BytesIO(_as_plain_pcm(Path(path).read_bytes())), "rb") as file:
+            channels, width, count = file.getnchannels(), file.getsampwidth(), file.getnframes()
+            file_rate, data = file.getframerate(), file.readframes(count)
     except (OSError, EOFError, RuntimeError, wave.Error) as error:  # RuntimeError: chunk sizes
         why = str(error) or "it ends in its header"
         hint = f"; {convert}" if "unknown format" in why else ""
         raise AudioError(f"{path}: not a readable WAV file ({why}){hint}") from error
-    if (channels, width, found) != (1, 2, rate):
+    if (channels, width, file_rate) != (1, 2, rate):
         raise AudioError(
-            f"{path}: has {found} Hz, {8 * width} bits, {channels} channel(s); the model takes "
+            f"{path}: has {file_rate} Hz, {8 * width} bits, {channels} channel(s); the model takes "
             f"{rate} Hz, 16 bits, mono: {convert}"
         )
-    if count >= _UNKNOWN // 2:  # written into a pipe: up to the end of the file
+    if count >= _UNKNOWN_SIZE // 2:  # written to a pipe: read to the end of the file
         count = len(data) // 2
         data = data[: 2 * count]
     if len(data) != 2 * count or not count:
@@ -200,24 +200,24 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
     return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
 
 
-def _plain(data: bytes) -> bytes:
-    """A WAV file in the extensible format whose samples are plain integers (PCM), in the format of
-    these; Python reads the other only from 3.12 on.
+def _as_plain_pcm(data: bytes) -> bytes:
+    """Rewrite the header of an extensible WAV file with integer samples (PCM) to the plain format;
+    Python reads the other only from 3.12 on.
     """
     start = 12
     while data[start : start + 4] not in (b"fmt ", b""):
         start += 8 + (int.from_bytes(data[start + 4 : start + 8], "little") + 1 & ~1)
-    kind = start + 8
-    if data[kind : kind + 2] == _EXTENSIBLE and data[kind + 24 : kind + 40] == _PCM:
-        return data[:kind] + _PCM[:2] + data[kind + 2 :]
+    tag, subformat = data[start + 8 : start + 10], data[start + 32 : start + 48]
+    if tag == _EXTENSIBLE_FORMAT and subformat == _PCM_SUBFORMAT:
+        return data[: start + 8] + _PCM_SUBFORMAT[:2] + data[start + 10 :]
     return data
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The contents of ``preprocessor_config.json`` or ``processor_config.json``; none without it.
+    """Read ``preprocessor_config.json`` or ``processor_config.json``; empty if it is missing.
 
     Raises:
-        BundleError: if they are no settings.
+        BundleError: if it is not valid.
     """
     if not path.is_file():
         return {}

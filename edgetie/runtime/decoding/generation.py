@@ -1,4 +1,4 @@
-"""Generating tokens and text from an opened session, as a stream."""
+"""Generate tokens and text from an opened session, as a stream."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetie.bundle.bundle import Bundle
-from edgetie.bundle.model_config import eos_token_ids, suppressed_token_ids
 from edgetie.bundle.names import SPEECH
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.decoder import Decoder
-from edgetie.runtime.decoding.fixed_shape_decoder import FixedDecoder
+from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
 from edgetie.runtime.decoding.sampling import Sampling, sample
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
+from edgetie.runtime.decoding.token_decoder import TokenDecoder
 from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Detokenizer, Tokenizer, pad
 
@@ -30,7 +30,7 @@ class Step:
     """One token for every sequence.
 
     Attributes:
-        tokens: ``(batch,)``; meaningless where not ``active``.
+        tokens: ``(batch,)``; meaningless for sequences that are not ``active``.
         active: ``(batch,)``, sequences that had not ended before this step.
         stopped: ``(batch,)``, sequences whose token in this step is a stop token.
     """
@@ -61,7 +61,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of text of one prompt; the last one carries the completion.
+    """Text added to one completion; its last chunk carries the completion.
 
     Attributes:
         index: which prompt.
@@ -75,13 +75,8 @@ class Chunk:
 
 
 def stop_tokens(bundle: Bundle) -> frozenset[int]:
-    """Tokens that end a text: from the manifest, else generation_config.json, else config.json.
-
-    Raises:
-        BundleError: if one of these files is no JSON.
-    """
-    known = bundle.manifest.signature.eos_token_ids
-    return frozenset(known or eos_token_ids(bundle.directory))
+    """The tokens that end a text."""
+    return frozenset(bundle.manifest.signature.eos_token_ids)
 
 
 def generate(
@@ -98,34 +93,34 @@ def generate(
     Args:
         session: an opened decoder.
         prompts: token ids of each; they are padded on the left, or on the right for an encoder.
-        max_new_tokens: most tokens to add; fewer are added where the model's longest sequence
-            ends before. All prompts have the room of the longest.
-        sampling: how tokens are chosen.
-        stop_token_ids: tokens that end a sequence; ``None`` takes the model's own, an empty set
-            never stops early.
+        max_new_tokens: most tokens to add; fewer if the model's longest sequence ends before. All
+            prompts have the room of the longest.
+        sampling: how tokens are selected.
+        stop_token_ids: tokens that end a sequence; ``None`` for the model's own, an empty set to
+            never stop early.
         seed: makes sampling repeatable.
 
     Raises:
-        BundleError: if the model is no decoder, or ONNX Runtime fails on it.
-        EdgetieError: if a prompt is empty, longer than the model takes or has tokens that it lacks,
-            or ``max_new_tokens`` or ``seed`` is less than it can be.
+        BundleError: if the model is not a decoder, or ONNX Runtime fails on it.
+        EdgetieError: if a prompt is empty, too long for the model or has tokens that it lacks, or
+            ``max_new_tokens`` or ``seed`` is too small.
     """
-    require_numbers(max_new_tokens, seed)
-    _require_tokens(session, prompts)
+    require_limits(max_new_tokens, seed)
+    _require_prompts(session, prompts)
     if session.bundle.task == SPEECH:
-        raise BundleError(f"{session.bundle.directory}: takes sound, not text; use transcribe")
+        raise BundleError(f"{session.bundle.directory}: takes audio, not text; use transcribe")
     ids, mask = pad(prompts, side="right" if session.cross else "left")
-    decoder = decoder_for(session, len(prompts), ids.shape[1], max_new_tokens)
+    decoder = make_decoder(session, len(prompts), ids.shape[1], max_new_tokens)
     logits = decoder.prefill(ids, mask)
     seen = np.zeros(logits.shape, np.bool_)
-    for row, prompt in enumerate(() if session.cross else prompts):
-        seen[row, list(prompt)] = True
+    for index, prompt in enumerate(() if session.cross else prompts):
+        seen[index, list(prompt)] = True
     stops = stop_tokens(session.bundle) if stop_token_ids is None else stop_token_ids
-    yield from continued(decoder, logits, max_new_tokens, sampling, stops, seed, seen)
+    yield from continue_prompt(decoder, logits, max_new_tokens, sampling, stops, seed, seen)
 
 
-def continued(
-    decoder: Decoder | Seq2SeqDecoder | FixedDecoder,
+def continue_prompt(
+    decoder: TokenDecoder,
     logits: NDArray[np.float32],
     max_new_tokens: int,
     sampling: Sampling,
@@ -133,23 +128,21 @@ def continued(
     seed: int | None,
     seen: NDArray[np.bool_] | None = None,
 ) -> Iterator[Step]:
-    """The steps of :func:`generate` behind a prompt.
+    """Generate the steps of :func:`generate` after the prompt.
 
     Args:
         decoder: has read the prompt.
-        logits: ``(batch, vocabulary)`` behind it.
-        max_new_tokens: as in :func:`generate`.
-        sampling: as in :func:`generate`.
+        logits: ``(batch, vocabulary)`` of the first token to come.
+        max_new_tokens, sampling, seed: as in :func:`generate`.
         stops: tokens that end a sequence.
-        seed: as in :func:`generate`.
         seen: ``(batch, vocabulary)``, tokens that occurred in the prompt.
     """
     stop_ids = np.array(sorted(stops), np.int64)
-    bundle = decoder.session.bundle
-    suppressed, first = suppressed_token_ids(bundle.directory)
-    sound = bundle.manifest.signature.audio_token_id
-    if sound is not None:  # it stands for what is heard, and nobody says it
-        suppressed, first = [*suppressed, sound], [*first, sound]
+    signature = decoder.session.bundle.manifest.signature
+    suppressed = list(signature.suppressed_token_ids)
+    if signature.audio_token_id is not None:  # it marks audio in prompts and is not text
+        suppressed.append(signature.audio_token_id)
+    at_start = [*suppressed, *signature.begin_suppressed_token_ids]
     rng = np.random.default_rng(seed)
     if sampling.repetition_penalty == 1:
         seen = None
@@ -157,7 +150,7 @@ def continued(
         seen = np.zeros(logits.shape, np.bool_)
     active = np.ones(len(logits), np.bool_)
     for remaining in range(max_new_tokens, 0, -1):
-        never = first if remaining == max_new_tokens else suppressed
+        never = at_start if remaining == max_new_tokens else suppressed
         if never:
             logits = logits.copy()
             logits[:, never] = -np.inf
@@ -172,29 +165,25 @@ def continued(
         logits = decoder.step(tokens)
 
 
-def require_numbers(max_new_tokens: int, seed: int | None) -> None:
-    """Refuse what is less than it can be.
-
-    Raises:
-        EdgetieError: naming it.
-    """
+def require_limits(max_new_tokens: int, seed: int | None) -> None:
+    """Refuse numbers that are too small."""
     if max_new_tokens < 1:
-        raise EdgetieError(f"max_new_tokens {max_new_tokens}: must be 1 or more")
+        raise EdgetieError("must be 1 or more", parameter="max_new_tokens", value=max_new_tokens)
     if seed is not None and seed < 0:
-        raise EdgetieError(f"seed {seed}: must be 0 or more")
+        raise EdgetieError("must be 0 or more", parameter="seed", value=seed)
 
 
-def _require_tokens(session: Session, prompts: Sequence[Sequence[int]]) -> None:
+def _require_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> None:
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise EdgetieError("a prompt is empty; give at least one token")
     signature = session.bundle.manifest.signature
-    size, sound = signature.vocab_size, signature.audio_token_id
+    size, audio_token = signature.vocab_size, signature.audio_token_id
     if not size:
         return
-    if any(sound in prompt for prompt in prompts):
+    if any(audio_token in prompt for prompt in prompts):
         raise EdgetieError(
-            f"{session.bundle.directory}: token {sound} of a prompt stands for a sound; use "
-            "transcribe (--audio)"
+            f"{session.bundle.directory}: token {audio_token} of a prompt stands for audio; use "
+            "transcribe"
         )
     for token in (token for prompt in prompts for token in prompt):
         if token < 0 or (token >= size and not session.cross):  # an encoder may have others
@@ -204,25 +193,23 @@ def _require_tokens(session: Session, prompts: Sequence[Sequence[int]]) -> None:
             )
 
 
-def decoder_for(
-    session: Session, batch: int, prompt_tokens: int, new_tokens: int
-) -> Decoder | Seq2SeqDecoder | FixedDecoder:
-    """A decoder with room for so many tokens, fewer new ones where the model's limit is nearer.
+def make_decoder(session: Session, batch: int, prompt_tokens: int, new_tokens: int) -> TokenDecoder:
+    """Make a decoder with room for so many tokens, fewer new ones if the model's limit is nearer.
 
     Raises:
-        BundleError: if the model is no decoder.
+        BundleError: if the model is not a decoder.
     """
     signature = session.bundle.manifest.signature
-    first = prompt_tokens
-    if session.cross:
-        first = len(signature.start_token_ids)  # the prompt is the encoder's
+    # an encoder reads the prompt, and the decoder begins with tokens of its own
+    first = len(signature.start_token_ids) if session.cross else prompt_tokens
     room = first + new_tokens
     if signature.max_positions is not None:
         room = max(first, min(room, signature.max_positions))
     if session.bundle.has_fixed_shapes:
-        return FixedDecoder(session, batch, room)
-    kind = Seq2SeqDecoder if session.cross else Decoder
-    return kind(session, batch, room)
+        return FixedShapeDecoder(session, batch, room)
+    if session.cross:
+        return Seq2SeqDecoder(session, batch, room)
+    return Decoder(session, batch, room)
 
 
 def generate_text(
@@ -240,35 +227,28 @@ def generate_text(
     Args:
         session: an opened decoder.
         tokenizer: of the same model.
-        prompts: texts, or token ids of each.
-        max_new_tokens: as in :func:`generate`.
-        sampling: as in :func:`generate`.
+        prompts: texts, or token ids of each; a list also for one prompt.
+        max_new_tokens, sampling, seed: as in :func:`generate`.
         stop_strings: texts that end a completion; they are left out of it.
-        seed: as in :func:`generate`.
 
     Raises:
         BundleError: as in :func:`generate`.
-        EdgetieError: as in :func:`generate`.
+        EdgetieError: as in :func:`generate`, and if ``prompts`` is one string.
     """
+    if isinstance(prompts, str):
+        raise EdgetieError("is one text; make it a list", parameter="prompts", value=prompts)
     encoded = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
     steps = generate(session, encoded, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-    yield from written(steps, tokenizer, [len(ids) for ids in encoded], stop_strings)
+    yield from stream_text(steps, tokenizer, [len(ids) for ids in encoded], stop_strings)
 
 
-def written(
+def stream_text(
     steps: Iterable[Step],
     tokenizer: Tokenizer,
     prompt_tokens: Sequence[int],
     stop_strings: Sequence[str] = (),
 ) -> Iterator[Chunk]:
-    """The text of generated tokens, as a stream.
-
-    Args:
-        steps: as :func:`generate` gives them.
-        tokenizer: of the same model.
-        prompt_tokens: number of tokens of each prompt.
-        stop_strings: as in :func:`generate_text`.
-    """
+    """Turn the steps of :func:`generate` into text; ``prompt_tokens`` is only reported."""
     writers = [_Writer(tokenizer, count, stop_strings) for count in prompt_tokens]
     for step in steps:
         for index, writer in enumerate(writers):
@@ -285,7 +265,7 @@ def written(
 
 
 class _Writer:
-    """The text of one prompt as it grows, with stop strings taken out."""
+    """The text of one completion as it grows, up to a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stop_strings: Sequence[str]):
         self.completion: Completion | None = None
@@ -298,7 +278,7 @@ class _Writer:
         self._pending = ""
 
     def add(self, token: int, *, stopped: bool) -> str:
-        """Take a token; the text that is now certain."""
+        """Add a token; returns the text that is now certain."""
         self._tokens.append(token)
         self._times.append(time.perf_counter())
         if stopped:
@@ -307,7 +287,7 @@ class _Writer:
         return self._release()
 
     def finish(self, reason: StopReason) -> str:
-        """End the completion; the text that was held back."""
+        """End the completion; returns the text that was pending."""
         self._pending += self._detokenizer.finish()
         text = self._release()
         if self.completion is None:
@@ -315,20 +295,20 @@ class _Writer:
         return text
 
     def _release(self) -> str:
-        """Cut at a stop string, or hold back only what may be the beginning of one."""
-        found = [at for stop in self._stop_strings if (at := self._pending.find(stop)) >= 0]
-        if found:
-            return self._complete(self._pending[: min(found)], "stop_string")
-        held = max((_overlap(self._pending, stop) for stop in self._stop_strings), default=0)
-        text = self._pending[: len(self._pending) - held]
+        """Cut at a stop string, or leave pending only what may be the beginning of one."""
+        cuts = [at for stop in self._stop_strings if (at := self._pending.find(stop)) >= 0]
+        if cuts:
+            return self._complete(self._pending[: min(cuts)], "stop_string")
+        overlap = max((_overlap(self._pending, stop) for stop in self._stop_strings), default=0)
+        text = self._pending[: len(self._pending) - overlap]
         self._pending = self._pending[len(text) :]
         self._text += text
         return text
 
     def _complete(self, text: str, reason: StopReason) -> str:
         self._text += text
-        spent = self._times[-1] - self._times[0] if self._times else 0.0
-        rate = (len(self._times) - 1) / spent if spent > 0 else None
+        seconds = self._times[-1] - self._times[0] if self._times else 0.0
+        rate = (len(self._times) - 1) / seconds if seconds > 0 else None
         self.completion = Completion(self._text, self._tokens, self._prompt_tokens, reason, rate)
         return text
 

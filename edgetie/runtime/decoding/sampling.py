@@ -1,4 +1,4 @@
-"""Choosing the next token: pure functions on logits, for a whole batch at once."""
+"""Sample the next token: pure functions on logits, for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FIRST_GUESS = 256  # candidates tried first when only top_p limits them
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """How tokens are selected.
 
     Attributes:
-        temperature: 0 always takes the most likely token; 1 samples the model's distribution.
+        temperature: 0 always selects the most likely token; 1 samples the model's distribution.
         top_k: only the ``top_k`` most likely tokens can be drawn.
         top_p: only the smallest set of tokens whose probabilities reach ``top_p``.
         repetition_penalty: above 1 makes tokens that occurred before less likely.
@@ -30,14 +30,16 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise EdgetieError(f"temperature {self.temperature}: must be 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise EdgetieError(f"top_k {self.top_k}: must be 1 or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise EdgetieError(f"top_p {self.top_p}: must be above 0 and at most 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise EdgetieError(f"repetition_penalty {self.repetition_penalty}: must be above 0")
+        top_p, penalty = self.top_p, self.repetition_penalty
+        _require(0 <= self.temperature < math.inf, self, "temperature", "0 (greedy) or more")
+        _require(self.top_k is None or self.top_k >= 1, self, "top_k", "1 or more")
+        _require(top_p is None or 0 < top_p <= 1, self, "top_p", "above 0 and at most 1")
+        _require(0 < penalty < math.inf, self, "repetition_penalty", "above 0")
+
+
+def _require(valid: bool, sampling: Sampling, name: str, limits: str) -> None:
+    if not valid:
+        raise EdgetieError(f"must be {limits}", parameter=name, value=getattr(sampling, name))
 
 
 def sample(
@@ -46,12 +48,12 @@ def sample(
     rng: np.random.Generator,
     seen: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """Choose one token per row.
+    """Select one token per sequence.
 
     Args:
         logits: ``(batch, vocabulary)``.
         sampling: how.
-        rng: source of chance; draws one number per row unless greedy.
+        rng: draws one number per sequence unless greedy.
         seen: ``(batch, vocabulary)``, tokens that occurred, for the repetition penalty.
 
     Returns:
@@ -66,7 +68,7 @@ def sample(
 
 
 def greedy(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The most likely token of each row."""
+    """Select the most likely token of each sequence."""
     best: NDArray[np.int64] = logits.argmax(axis=-1).astype(np.int64)
     return best
 
@@ -85,7 +87,7 @@ def candidates(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens that can be drawn, most likely first.
+    """Compute the tokens that can be drawn, most likely first.
 
     Args:
         logits: ``(batch, vocabulary)``.
@@ -94,8 +96,8 @@ def candidates(
         top_p: as in :class:`Sampling`, of the distribution that ``top_k`` leaves.
 
     Returns:
-        Ids and probabilities, both ``(batch, count)``; a row with fewer candidates than another
-        ends in probabilities of 0.
+        Ids and probabilities, both ``(batch, count)``; a sequence with fewer candidates than
+        another ends in probabilities of 0.
     """
     vocabulary = logits.shape[-1]
     scaled = logits.astype(np.float64) / temperature
@@ -103,36 +105,36 @@ def candidates(
     limit = min(top_k or vocabulary, vocabulary)
     if top_p is None or top_p == 1:
         ids = _most_likely(weights, limit)
-        chosen = np.take_along_axis(weights, ids, axis=-1)
-        return ids, chosen / chosen.sum(axis=-1, keepdims=True)
+        selected = np.take_along_axis(weights, ids, axis=-1)
+        return ids, selected / selected.sum(axis=-1, keepdims=True)
     total = weights.sum(axis=-1, keepdims=True) if limit == vocabulary else None
     count = limit if total is None else min(_FIRST_GUESS, limit)
     while True:
         ids = _most_likely(weights, count)
-        chosen = np.take_along_axis(weights, ids, axis=-1)
-        whole = chosen.sum(axis=-1, keepdims=True) if total is None else total
-        reached = chosen.cumsum(axis=-1) / whole
+        selected = np.take_along_axis(weights, ids, axis=-1)
+        whole = selected.sum(axis=-1, keepdims=True) if total is None else total
+        reached = selected.cumsum(axis=-1) / whole
         if count == limit or (reached[:, -1] >= top_p).all():
             break
         count = min(count * 8, limit)
-    before = reached - chosen / whole
-    kept = np.where(before < top_p, chosen, 0.0)
-    kept[:, 0] = chosen[:, 0]
-    return ids, kept / kept.sum(axis=-1, keepdims=True)
+    before = reached - selected / whole
+    within = np.where(before < top_p, selected, 0.0)
+    within[:, 0] = selected[:, 0]
+    return ids, within / within.sum(axis=-1, keepdims=True)
 
 
 def draw(
     ids: NDArray[np.int64], probabilities: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw one of ``ids`` per row; both arrays are ``(batch, count)``."""
+    """Draw one of ``ids`` per sequence; both arrays are ``(batch, count)``."""
     reached = probabilities.cumsum(axis=-1)
-    aim = rng.random((len(ids), 1)) * reached[:, -1:]
-    place = (reached <= aim).sum(axis=-1, keepdims=True)
-    return np.take_along_axis(ids, place, axis=-1)[:, 0]
+    threshold = rng.random((len(ids), 1)) * reached[:, -1:]
+    index = (reached <= threshold).sum(axis=-1, keepdims=True)
+    return np.take_along_axis(ids, index, axis=-1)[:, 0]
 
 
 def _most_likely(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Indices of the ``count`` largest of each row, largest first."""
+    """Indices of each sequence's ``count`` largest weights, largest first."""
     if count < weights.shape[-1]:
         top = np.argpartition(weights, -count, axis=-1)[:, -count:]
     else:

@@ -1,5 +1,5 @@
-"""Encoder–decoder models step by step: the source, text or the features of speech, is read once;
-its keys and values stay bound.
+"""Decoding with encoder–decoder models: text or audio is encoded once, its keys and values stay
+bound.
 """
 
 from __future__ import annotations
@@ -11,35 +11,25 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgetie.bundle.names import ENCODER_MASK
-from edgetie.errors import BundleError, EdgetieError, summarize
+from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.memory import release_heap
-from edgetie.runtime.session import Session
+from edgetie.runtime.session import Session, onnxruntime_errors
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Seq2SeqDecoder:
-    """A batch of texts or sounds, each continued token by token on the decoder's side.
+    """The :class:`TokenDecoder` of an encoder–decoder model: prompts go to its encoder.
 
-    It is driven like a :class:`Decoder`: ``prefill`` reads them and
-    the decoder's first tokens, ``step`` appends one token to each.
+    Lengths count the decoder's tokens, those it starts with included.
 
     Attributes:
-        session: the opened model, with its encoder.
-        batch: number of texts or sounds.
-        max_length: most tokens on the decoder's side, those it starts with included.
-        length: tokens there so far.
-        start: tokens it starts with.
+        start: tokens that every continuation starts with.
     """
 
     def __init__(self, session: Session, batch: int, max_length: int) -> None:
-        """Args:
-        session: of a bundle with an encoder.
-        batch: number of texts.
-        max_length: most tokens on the decoder's side.
-
-        Raises:
-            BundleError: if the bundle does not say what its decoder starts with.
+        """Raises:
+        BundleError: if the bundle does not tell what its decoder starts with.
         """
         start = session.bundle.manifest.signature.start_token_ids
         if session.encoder is None or not start:
@@ -50,64 +40,52 @@ class Seq2SeqDecoder:
         self.session, self.batch, self.max_length, self.length = session, batch, max_length, 0
         self.start = list(start)
         self._binding = session.ort.io_binding()
-        self._bound: list[Any] = []  # what the binding reads must live as long as it does
+        self._buffers: list[Any] = []  # what the binding reads must live as long as it does
 
     def reset(self) -> None:
-        """Forget the texts."""
+        """Forget the sequences."""
         self.length = 0
 
     def prefill(
         self,
-        source: NDArray[np.int64] | NDArray[np.float32],
+        prompt: NDArray[Any],
         attention_mask: NDArray[np.int64] | None = None,
+        audio_embeddings: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Read texts or sounds and start their continuations.
-
-        Args:
-            source: ``(batch, count)`` token ids, padded on the right; or features, as
-                :class:`FeatureExtractor` makes them, each row a sound.
-            attention_mask: ``(batch, count)``, 0 where ids are padding.
-
-        Returns:
-            Logits ``(batch, vocabulary)`` of the first token to come.
+        """Encode prompts, padded on the right, and start their continuations.
 
         Raises:
+            EdgetieError: if the model reads features and gets tokens, or the other way round.
             BundleError: if ONNX Runtime fails on the model.
         """
         session = self.session
         assert session.encoder is not None
         first, *others = session.encoder.get_inputs()
         dtype = _DTYPES.get(first.type, np.int64)
-        if np.issubdtype(source.dtype, np.floating) != np.issubdtype(dtype, np.floating):
+        if np.issubdtype(prompt.dtype, np.floating) != np.issubdtype(dtype, np.floating):
             raise EdgetieError(f"{session.bundle.directory}: reads {first.name} of another kind")
         encoding = session.encoder.io_binding()
-        encoding.bind_cpu_input(first.name, np.ascontiguousarray(source, dtype))
+        encoding.bind_cpu_input(first.name, np.ascontiguousarray(prompt, dtype))
         masks: list[NDArray[np.int64]] = []
         if others:
-            mask = np.ones_like(source) if attention_mask is None else attention_mask
+            mask = np.ones_like(prompt) if attention_mask is None else attention_mask
             masks.append(np.ascontiguousarray(mask, np.int64))
             encoding.bind_cpu_input(others[0].name, masks[0])
         for tensor in session.cross:
             encoding.bind_output(tensor.present, session.device)
-        self._run(session.encoder, encoding)
-        made = encoding.get_outputs()
-        self._bound = [*masks, *made]
+        with onnxruntime_errors(session.bundle.directory):
+            session.encoder.run_with_iobinding(encoding)
+        encoded = encoding.get_outputs()
+        self._buffers = [*masks, *encoded]
         self._binding.clear_binding_inputs()
         for mask in masks:
             self._binding.bind_cpu_input(ENCODER_MASK, mask)
-        for tensor, value in zip(session.cross, made, strict=True):
+        for tensor, value in zip(session.cross, encoded, strict=True):
             self._binding.bind_ortvalue_input(tensor.past, value)
         return self.restart()
 
     def restart(self) -> NDArray[np.float32]:
-        """Start the continuations of what has been read anew, with the tokens of ``start``.
-
-        Returns:
-            Logits ``(batch, vocabulary)`` of the first token to come.
-
-        Raises:
-            BundleError: if ONNX Runtime fails on the model.
-        """
+        """Start the continuations of the encoded prompts anew, with the tokens of ``start``."""
         session = self.session
         for tensor in session.cache:
             empty = ort.OrtValue.ortvalue_from_shape_and_type(
@@ -120,8 +98,8 @@ class Seq2SeqDecoder:
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token, ``tokens[b]``, to every continuation."""
         if self.length == len(self.start):
-            if self.session.lookups is not None:
-                self.session.lookups.release()
+            if self.session.embedding_files is not None:
+                self.session.embedding_files.release()
             release_heap()
         return self._forward(np.ascontiguousarray(tokens[:, None]))
 
@@ -132,18 +110,11 @@ class Seq2SeqDecoder:
         self._binding.bind_output("logits", "cpu")
         for tensor in self.session.cache:
             self._binding.bind_output(tensor.present, self.session.device)
-        self._run(self.session.ort, self._binding)
+        with onnxruntime_errors(self.session.bundle.directory):
+            self.session.ort.run_with_iobinding(self._binding)
         logits, *presents = self._binding.get_outputs()
         for tensor, present in zip(self.session.cache, presents, strict=True):
             self._binding.bind_ortvalue_input(tensor.past, present)
         self.length += ids.shape[1]
         last: NDArray[np.float32] = logits.numpy()[:, -1].astype(np.float32)
         return last
-
-    def _run(self, session: Any, binding: Any) -> None:
-        try:
-            session.run_with_iobinding(binding)
-        except Exception as error:  # pybind11 classes without a common base
-            raise BundleError(
-                f"{self.session.bundle.directory}: ONNX Runtime failed: {summarize(error)}"
-            ) from error

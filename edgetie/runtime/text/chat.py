@@ -1,7 +1,7 @@
-"""Chat templates: Jinja programs that turn messages into a model's prompt.
+"""Render chat templates, the Jinja programs that turn messages into a model's prompt.
 
-They come with a model and are not trusted: they run in Jinja's immutable sandbox, with the same
-few extras that transformers gives them.
+They come with a model and are not trusted: they run in Jinja's immutable sandbox, with the
+extensions that transformers adds.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgetie.errors import BundleError
 
-PLACE = "\ue000"
-"""A character for private use, of which no template makes anything."""
-
+PLACEHOLDER = "\ue000"
+"""A character for private use, which no template changes."""
 
 _FAILURES = (
     jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, LookupError,
     AttributeError,
 )  # fmt: skip
-"""What a template that does not fit its messages ends in."""
+"""What a template raises if it does not fit its messages."""
 
 
 class _GenerationBlock(Extension):
-    """``{% generation %}`` … ``{% endgeneration %}`` marks text a model is trained on; it stays."""
+    """``{% generation %}`` … ``{% endgeneration %}`` marks text to train on; it is kept."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration)
 
@@ -49,8 +48,8 @@ def render_chat(
 ) -> str:
     """Render a chat template.
 
-    Templates of models that also see or hear take a message's content as a list of parts
-    (``{"type": "text", "text": …}``) and would leave out a string: they are given parts.
+    Templates of multimodal models expect a message's content as a list of parts
+    (``{"type": "text", "text": …}``) and would leave out a string: they get parts.
 
     Args:
         template: the Jinja source.
@@ -59,7 +58,7 @@ def render_chat(
         special_tokens: such as ``bos_token``, by name.
 
     Raises:
-        BundleError: if the template is no valid Jinja, or refuses the messages.
+        BundleError: if the template is not valid Jinja, or refuses the messages.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
@@ -68,11 +67,11 @@ def render_chat(
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
 
-    def render(given: Sequence[Mapping[str, Any]]) -> str:
+    def render(messages: Sequence[Mapping[str, Any]]) -> str:
         return environment.from_string(template).render(
-            messages=[dict(message) for message in given],
+            messages=[dict(message) for message in messages],
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
@@ -81,13 +80,13 @@ def render_chat(
 
     try:
         if all(isinstance(message.get("content"), str) for message in messages):
-            marked = [{**message, "content": PLACE} for message in messages]
-            if PLACE not in render(marked) and PLACE in render(_in_parts(marked)):
+            marked = [{**message, "content": PLACEHOLDER} for message in messages]
+            if PLACEHOLDER not in render(marked) and PLACEHOLDER in render(_in_parts(marked)):
                 messages = _in_parts(messages)
         return render(messages)
     except _FAILURES as error:
         raise BundleError(
-            f"chat template: {' '.join(str(error).split())}; change the messages or use --no-chat"
+            f"chat template: {' '.join(str(error).split())}; change the messages or give text"
         ) from error
 
 
@@ -102,14 +101,9 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # unlike Jinja's own filter, this one does not escape HTML
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+    """Dump as transformers does: unlike Jinja's own filter, without escaping HTML."""
+    options: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise(message: str) -> NoReturn:

@@ -1,8 +1,9 @@
-"""Text to tokens and back, with the files a bundle carries and without transformers."""
+"""Convert text to tokens and back with the files of a bundle, without transformers."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import BundleError
 
+logger = logging.getLogger(__name__)
+
 TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _SPECIAL_TOKENS = "special_tokens_map.json"
@@ -20,15 +23,7 @@ _TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (TOKENIZER, _TOKENIZER_CONFIG, _SPECIAL_TOKENS, _TEMPLATE)
 """The files that :class:`Tokenizer` reads."""
 
-_SPECIAL = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+_SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 class Tokenizer:
@@ -37,18 +32,14 @@ class Tokenizer:
     Attributes:
         backend: the ``tokenizers.Tokenizer``.
         special_tokens: text of the special tokens by name, such as ``eos_token``.
-        chat_template: Jinja source, or ``None`` if the model is no chat model.
+        chat_template: Jinja source, or ``None`` if the model is not a chat model.
         pad_token_id: token that fills padding.
     """
 
     def __init__(
         self, backend: Any, special_tokens: Mapping[str, str], chat_template: str | None
     ) -> None:
-        """Args:
-        backend: a ``tokenizers.Tokenizer``; its own padding and truncation are switched off.
-        special_tokens: their text by name.
-        chat_template: Jinja source.
-        """
+        """Switch off the backend's own padding and truncation."""
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
@@ -84,39 +75,38 @@ class Tokenizer:
 
     @property
     def mask_token_id(self) -> int | None:
-        """The token that stands for one to be predicted; ``None`` if the model has none."""
-        found: int | None = self.backend.token_to_id(self.special_tokens.get("mask_token", ""))
-        return found
+        """The token that masks one to be predicted; ``None`` if the model has none."""
+        token: int | None = self.backend.token_to_id(self.special_tokens.get("mask_token", ""))
+        return token
 
     @property
     def surrounding(self) -> tuple[list[int], list[int]]:
-        """The special tokens in front of a text and behind it."""
-        bare, whole = self.encode("a", add_special_tokens=False), self.encode("a")
-        start = next(
-            (i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), len(whole)
-        )
-        return whole[:start], whole[start + len(bare) :]
+        """The special tokens before a text and after it."""
+        text, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        places = (i for i in range(len(whole)) if text and whole[i : i + len(text)] == text)
+        start = next(places, len(whole))
+        return whole[:start], whole[start + len(text) :]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``; a rendered chat already has its special tokens."""
+        """Tokenize ``text``; a rendered chat already has its special tokens."""
         return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids and attention mask, both ``(batch, longest)`` and padded on the left."""
+        """Tokenize to ids and attention mask, both ``(batch, longest)``, padded on the left."""
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         return pad([encoding.ids for encoding in encodings], self.pad_token_id)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of ``ids``."""
+        """Convert ``ids`` to text."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt for ``messages`` (``{"role": ..., "content": ...}`` each).
+        """Render the prompt for ``messages`` (``{"role": ..., "content": ...}`` each).
 
         Encode it with ``add_special_tokens=False``.
 
@@ -126,7 +116,7 @@ class Tokenizer:
         from edgetie.runtime.text.chat import render_chat
 
         if self.chat_template is None:
-            raise BundleError("the bundle has no chat template; give plain text, with --no-chat")
+            raise BundleError("the bundle has no chat template; give plain text")
         return render_chat(
             self.chat_template,
             messages,
@@ -136,37 +126,37 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Turns tokens into text one by one; the pieces joined are the text of all tokens.
+    """Turn tokens into text one by one; the parts joined are the text of all tokens.
 
-    A piece is held back while it ends inside a character. A token alone has other spaces than in
-    its sentence, so a piece is what the text of a short window gains by it. (Only where bytes make
-    no character can the whole differ: some tokenizers then give up valid ones beside them.)
+    Text is held back while it ends within a character. (Only if bytes make no character can the
+    whole differ: some tokenizers then drop valid bytes next to them.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Args:
         tokenizer: decodes; special tokens are left out.
         """
+        from tokenizers.decoders import DecodeStream
+
         self._tokenizer = tokenizer
-        self._window: list[int] = []  # tokens of the last piece, and those not yet shown
-        self._shown_tokens = 0
-        self._shown = ""
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self._length = 0
 
     def add(self, token: int) -> str:
-        """The text that ``token`` completes; may be empty."""
-        self._window.append(token)
-        text = self._tokenizer.decode(self._window)
-        piece = text[len(self._shown) :]
-        if not piece or text.endswith("\ufffd") or not text.startswith(self._shown):
+        """Return the text that ``token`` completes; may be empty."""
+        self._tokens.append(token)
+        try:
+            text: str = self._stream.step(self._tokenizer.backend, token) or ""
+        except Exception:  # plain Exception: bytes that are not a character change earlier text
+            logger.debug("token %d does not continue the text", token, exc_info=True)
             return ""
-        self._window = self._window[self._shown_tokens :]
-        self._shown_tokens = len(self._window)
-        self._shown = self._tokenizer.decode(self._window)
-        return piece
+        self._length += len(text)
+        return text
 
     def finish(self) -> str:
-        """What was held back, with U+FFFD for bytes that are no character."""
-        return self._tokenizer.decode(self._window)[len(self._shown) :]
+        """Return the rest, with U+FFFD for bytes that are not a character."""
+        return self._tokenizer.decode(self._tokens)[self._length :]
 
 
 def pad(
@@ -174,15 +164,15 @@ def pad(
     pad_token_id: int = 0,
     side: Literal["left", "right"] = "left",
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids and attention mask, both ``(batch, longest)``, padded on one side."""
+    """Pad to ids and attention mask, both ``(batch, longest)``."""
     longest = max((len(ids) for ids in sequences), default=0)
     ids = np.full((len(sequences), longest), pad_token_id, np.int64)
     mask = np.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
+    for index, sequence in enumerate(sequences):
         if len(sequence):
-            part = slice(-len(sequence), None) if side == "left" else slice(len(sequence))
-            ids[row, part] = sequence
-            mask[row, part] = 1
+            place = slice(-len(sequence), None) if side == "left" else slice(len(sequence))
+            ids[index, place] = sequence
+            mask[index, place] = 1
     return ids, mask
 
 

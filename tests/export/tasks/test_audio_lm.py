@@ -25,7 +25,7 @@ from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.audio.embeddings import embed_audio
 from edgetie.runtime.audio.transcription import transcribe
 from edgetie.runtime.decoding.decoder import Decoder
-from edgetie.runtime.decoding.generation import continued, generate
+from edgetie.runtime.decoding.generation import continue_prompt, generate
 from edgetie.runtime.decoding.sampling import Sampling
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
@@ -230,14 +230,14 @@ def test_the_place_of_a_sound_is_never_said(
     audio_embeddings: tuple[Any, Any, ExportReport],
 ) -> None:
     session = open_session(audio_embeddings[2].bundle)
-    with pytest.raises(EdgetieError, match=f"token {HEARD} .*stands for a sound"):
+    with pytest.raises(EdgetieError, match=f"token {HEARD} .*stands for audio"):
         next(generate(session, [[5, HEARD, 6]], max_new_tokens=2))
-    with pytest.raises(EdgetieError, match="max_new_tokens 0"):
+    with pytest.raises(EdgetieError, match="max_new_tokens=0: must"):
         next(transcribe(session, Tokenizer.from_bundle(session.bundle), sound(1), max_new_tokens=0))
     decoder = Decoder(session, 1, 8)
     logits = decoder.prefill(np.array([[5, 6]]))
     logits[0, HEARD] = 1e4
-    steps = list(continued(decoder, logits, 3, Sampling(), frozenset(), None))
+    steps = list(continue_prompt(decoder, logits, 3, Sampling(), frozenset(), None))
     assert len(steps) == 3
     assert steps[0].tokens[0] != HEARD
 

@@ -104,11 +104,28 @@ def test_prompts_that_cannot_be_continued(session: Session) -> None:
     for token in (-5, 10**6):
         with pytest.raises(EdgetieError, match=f"token {token} of a prompt, but the model has"):
             next(generate(session, [[1, token]], max_new_tokens=1))
-    with pytest.raises(EdgetieError, match="max_new_tokens -1"):
+    with pytest.raises(EdgetieError, match="max_new_tokens=-1: must"):
         next(generate(session, [[1]], max_new_tokens=-1))
     for wrong in ({"temperature": math.nan}, {"temperature": 1, "repetition_penalty": math.nan}):
         with pytest.raises(EdgetieError, match="nan: must be"):
             Sampling(**wrong)
+
+
+def test_a_prompt_outside_a_list_is_refused(session: Session, tokenizer: Tokenizer) -> None:
+    with pytest.raises(EdgetieError, match="prompts='hello': is one text; make it a list"):
+        next(generate_text(session, tokenizer, "hello", max_new_tokens=1))
+
+
+def test_suppressed_tokens_are_not_generated(session: Session) -> None:
+    free = tiny.naive_greedy(PROMPTS[0], 3)
+    signature = session.bundle.manifest.signature
+    signature.begin_suppressed_token_ids = [free[0]]
+    first, *_ = tokens_of(session, [PROMPTS[0]], max_new_tokens=1, stop_token_ids=frozenset())[0]
+    assert first == int(np.argsort(tiny.naive_logits(PROMPTS[0])[-1])[-2])
+    signature.begin_suppressed_token_ids, signature.suppressed_token_ids = [], [free[1]]
+    got = tokens_of(session, [PROMPTS[0]], max_new_tokens=2, stop_token_ids=frozenset())[0]
+    logits = tiny.naive_logits([*PROMPTS[0], free[0]])[-1]
+    assert got == [free[0], int(np.argsort(logits)[-2])]
 
 
 def test_sampling_repeats_with_its_seed(session: Session) -> None:
@@ -267,6 +284,7 @@ def test_command_errors_are_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_real_model_answers(real_bundle: Path) -> None:
     session = open_session(real_bundle, threads=2)
     tokenizer = Tokenizer.from_bundle(session.bundle)

@@ -1,5 +1,5 @@
-/* The model: prompt in, text out, in pieces. Takes onnxruntime-node's or onnxruntime-web's module
-   as `ort`, and the Tokenizer class of @huggingface/tokenizers. */
+/* Runs the model: reads a prompt and streams text. Expects the module of onnxruntime-node or
+   onnxruntime-web as `ort`, and the class Tokenizer of @huggingface/tokenizers. */
 
 export class Model {
   /** `app`, `tokenizer`, `config`: app.json, tokenizer.json and tokenizer_config.json, parsed. */
@@ -10,7 +10,7 @@ export class Model {
     this.tokenizer = new Tokenizer(tokenizer, config);
   }
 
-  /** What a session should be told, besides where it runs. */
+  /** The options of a session, except the device. */
   static options(app) {
     const level = app.optimize ? {} : { graphOptimizationLevel: "disabled" };
     return { enableMemPattern: false, ...level };
@@ -24,12 +24,12 @@ export class Model {
     return [...this.app.prefix, ...ids, ...this.app.suffix];
   }
 
-  /** Whether a token ends the text; what it says is not shown. */
+  /** Whether a token ends the text; such a token is not shown. */
   ends(token) {
     return this.app.stop_tokens.includes(token);
   }
 
-  /** The likeliest tokens behind a prompt, one by one, up to one of `stops`. */
+  /** Streams the most likely tokens after a prompt, up to one of `stops`. */
   async *tokens(prompt, most, stops = this.app.stop_tokens) {
     let ids = prompt, seen = 0;
     if (!ids.length) throw new Error("the prompt has no tokens");
@@ -39,16 +39,16 @@ export class Model {
     if (ids.length > longest) {
       throw new Error(`the prompt has ${ids.length} tokens, the model takes ${longest}`);
     }
-    for (let made = 0; made < most && seen + ids.length <= longest; made++) {
+    for (let count = 0; count < most && seen + ids.length <= longest; count++) {
       const first = seen;
       seen += ids.length;
       const feeds = { ...cache };
-      const given = {
+      const values = {
         input_ids: () => ids,
         attention_mask: () => Array(seen).fill(1),
         position_ids: () => ids.map((_, i) => first + i),
       };
-      for (const name of this.app.inputs) feeds[name] = this.#row(given[name]());
+      for (const name of this.app.inputs) feeds[name] = this.#int64(values[name]());
       const results = await this.session.run(feeds);
       for (const name of this.app.cache) {
         feeds[`past_key_values.${name}`].dispose?.();
@@ -64,22 +64,22 @@ export class Model {
     for (const tensor of Object.values(cache)) tensor.dispose?.();
   }
 
-  /** The answer to a prompt, in pieces of text. */
+  /** Streams the text of the answer to a prompt. */
   async *answer(prompt, most) {
-    const made = [];
+    const tokens = [];
     let shown = 0;
     for await (const token of this.tokens(this.encode(prompt), most)) {
       if (this.ends(token)) break;
-      made.push(token);
-      const text = this.tokenizer.decode(made, { skip_special_tokens: true });
-      if (text.endsWith("\ufffd")) continue; // half a character
+      tokens.push(token);
+      const text = this.tokenizer.decode(tokens, { skip_special_tokens: true });
+      if (text.endsWith("\ufffd")) continue; // an incomplete character
       yield text.slice(shown);
       shown = text.length;
     }
-    if (made.length) yield this.tokenizer.decode(made, { skip_special_tokens: true }).slice(shown);
+    if (tokens.length) yield this.tokenizer.decode(tokens, { skip_special_tokens: true }).slice(shown);
   }
 
-  #row(values) {
+  #int64(values) {
     return new this.ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
   }
 

@@ -14,7 +14,7 @@
 #endif
 
 #include "app.h"
-#if defined(__APPLE__) && __has_include(<onnxruntime/onnxruntime_c_api.h>) /* of the framework */
+#if defined(__APPLE__) && __has_include(<onnxruntime/onnxruntime_c_api.h>) /* in the framework */
 #include <onnxruntime/onnxruntime_c_api.h>
 #else
 #include "onnxruntime_c_api.h"
@@ -28,8 +28,8 @@ struct Model {
   OrtEnv *env;
   OrtSession *session;
   OrtMemoryInfo *cpu;
-  OrtRunOptions *after_prompt; /* a prompt needs more memory than a step: it is given back */
-  void *file;                  /* of the format .ort, mapped */
+  OrtRunOptions *after_prompt; /* shrinks the arena: a prompt needs more memory than a step */
+  void *file;                  /* an .ort file, mapped */
   size_t bytes;
 };
 
@@ -55,8 +55,9 @@ static int failed(OrtStatus *status) {
     if (failed(ort->call)) goto done; \
   } while (0)
 
-/* Lets go of pages that only the start needed: of the weights' file, which ONNX Runtime has packed
-   into memory of its own, and, if asked, of its code. What is needed again is read again. */
+/* Releases pages that only the start needed: those of the weights' file, which ONNX Runtime has
+   packed into its own memory, and optionally those of its code. The kernel reads a page again if it
+   is needed again. */
 static void release_pages(int code_too) {
 #ifdef __linux__
   char line[4096];
@@ -78,7 +79,7 @@ static void release_pages(int code_too) {
 #endif
 }
 
-static void *room(size_t bytes) { /* zeroed; its pages come into being as they are written */
+static void *allocate(size_t bytes) { /* zeroed; a page is resident once it is written */
   void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return memory == MAP_FAILED ? NULL : memory;
 }
@@ -102,10 +103,10 @@ static int start_session(Model *model, const char *path) {
   TRY(CreateSessionOptions(&options));
   TRY(DisableMemPattern(options));
   TRY(AddSessionConfigEntry(options, "session.intra_op.spin_duration_us", "50"));
-  /* exact sums of int8 products also on x86 processors without VNNI */
+  /* exact sums of uint8 times int8 also on x86 processors without VNNI */
   TRY(AddSessionConfigEntry(options, "session.x64quantprecision", "1"));
   if (!APP_OPTIMIZE) TRY(SetSessionGraphOptimizationLevel(options, ORT_DISABLE_ALL));
-  if (APP_ORT_FORMAT) { /* weights are read where the file is mapped, as those of .onnx are */
+  if (APP_ORT_FORMAT) { /* weights stay in the mapped file, as they do with .onnx */
     if (map_file(model, path)) goto done;
     TRY(AddSessionConfigEntry(options, "session.use_ort_model_bytes_directly", "1"));
     TRY(AddSessionConfigEntry(options, "session.use_ort_model_bytes_for_initializers", "1"));
@@ -176,7 +177,7 @@ static int64_t *prompt_tokens(const Model *model, const char *prompt, size_t *co
 
 enum { INT64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT };
 
-/* Binds memory of ours as an input or output of a name. */
+/* Binds memory as the input or output of that name. */
 static int bind(const Model *model, OrtIoBinding *binding, int output, const char *name, void *data,
                 size_t size, const int64_t *shape, size_t rank, int type) {
   OrtValue *value = NULL;
@@ -191,7 +192,7 @@ static int bind(const Model *model, OrtIoBinding *binding, int output, const cha
   return bad;
 }
 
-/* Past and present are one buffer of the full length: a step writes one row into it. */
+/* Past and present share one buffer of the full length: a step appends one token to it. */
 static int bind_caches(const Model *model, OrtIoBinding *binding, char *caches, int64_t longest) {
   const int64_t shape[4] = {1, APP_CACHE_HEADS, longest, APP_CACHE_SIZE};
   size_t bytes = (size_t)(APP_CACHE_HEADS * longest * APP_CACHE_SIZE * APP_CACHE_BYTES);
@@ -227,35 +228,37 @@ int model_answer(Model *model, const char *prompt, long most, Piece piece, void 
   }
   size_t longest = read + (size_t)(most > 0 ? most : 0);
   if (APP_MAX_POSITIONS && longest > APP_MAX_POSITIONS) longest = APP_MAX_POSITIONS;
-  size_t kept = APP_LOGITS_OF_ALL ? read : 1;
+  size_t logits_tokens = APP_LOGITS_OF_ALL ? read : 1;
   size_t caches = CACHES * APP_CACHE_HEADS * longest * APP_CACHE_SIZE * APP_CACHE_BYTES;
-  size_t row = APP_VOCABULARY * sizeof(float);
-  size_t total = 2 * longest * sizeof(int64_t) + kept * row + caches;
-  if (!(memory = room(total))) {
+  size_t token_bytes = APP_VOCABULARY * sizeof(float);
+  size_t total = 2 * longest * sizeof(int64_t) + logits_tokens * token_bytes + caches;
+  if (!(memory = allocate(total))) {
     fail("not enough memory for so long a text", "");
     goto done;
   }
-  int64_t *mask = (int64_t *)memory, *places = mask + longest;
-  float *logits = (float *)(places + longest);
-  char *cache = (char *)logits + kept * row;
-  for (size_t i = 0; i < longest; i++) mask[i] = 1, places[i] = (int64_t)i;
+  int64_t *mask = (int64_t *)memory, *positions = mask + longest;
+  float *logits = (float *)(positions + longest);
+  char *cache = (char *)logits + logits_tokens * token_bytes;
+  for (size_t i = 0; i < longest; i++) mask[i] = 1, positions[i] = (int64_t)i;
   TRY(CreateIoBinding(model->session, &binding));
   if (bind_caches(model, binding, cache, (int64_t)longest)) goto done;
 
   int64_t token = 0, *next = ids;
   size_t seen = 0, fresh = read;
-  for (long made = 0; made < most && seen + fresh <= longest; made++) {
+  for (long count = 0; count < most && seen + fresh <= longest; count++) {
     const int64_t step[2] = {1, (int64_t)fresh}, whole[2] = {1, (int64_t)(seen + fresh)};
     const int64_t out[3] = {1, APP_LOGITS_OF_ALL ? (int64_t)fresh : 1, APP_VOCABULARY};
     const struct { const char *name; int64_t *data; const int64_t *shape; } inputs[] = {
-        {"input_ids", next, step}, {"attention_mask", mask, whole}, {"position_ids", places + seen, step}};
+        {"input_ids", next, step},
+        {"attention_mask", mask, whole},
+        {"position_ids", positions + seen, step}};
     for (int i = 0; i < 3; i++)
       if (strstr(" " APP_INPUTS " ", inputs[i].name) &&
           bind(model, binding, 0, inputs[i].name, inputs[i].data, sizeof token, inputs[i].shape, 2, INT64))
         goto done;
     if (bind(model, binding, 1, "logits", logits, sizeof *logits, out, 3, FLOAT)) goto done;
-    TRY(RunWithBinding(model->session, made ? NULL : model->after_prompt, binding));
-    if (made % 2) release_pages(made == 1); /* a row looked up brings its neighbours */
+    TRY(RunWithBinding(model->session, count ? NULL : model->after_prompt, binding));
+    if (count % 2) release_pages(count == 1); /* the kernel reads 64 KB around each embedding */
 
     const float *last = logits + (out[1] - 1) * APP_VOCABULARY;
     token = 0;

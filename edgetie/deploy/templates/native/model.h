@@ -1,4 +1,4 @@
-/* A language model and its tokenizer on ONNX Runtime's C API; what they are like is in app.h. */
+/* A language model and its tokenizer on ONNX Runtime's C API; app.h contains their settings. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -7,18 +7,19 @@
 
 typedef struct Model Model;
 
-/* A token as it comes: its text, which may end within a character, and whether it ends the answer.
+/* Called for each token: its text, which may end within a character, and whether it ends the answer.
    Returns whether to go on. */
 typedef int (*Piece)(void *user, const char *text, size_t length, int64_t token, int ends);
 
-/* Opens what lies below a folder: model/. NULL if that fails; model_problem() says why. */
+/* Opens the model in the subfolder model/. NULL if that fails; model_problem() returns the reason. */
 Model *model_open(const char *folder);
 void model_close(Model *model);
 
-/* Answers a prompt in up to so many tokens, the likeliest each time. Returns whether it could. */
+/* Answers a prompt with at most that many tokens, always the most likely one. Returns 0 if that
+   fails. */
 int model_answer(Model *model, const char *prompt, long most, Piece piece, void *user);
 
-/* Why the last call in this thread failed. */
+/* The reason why the last call in this thread failed. */
 const char *model_problem(void);
 
 #endif

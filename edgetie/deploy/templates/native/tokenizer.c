@@ -24,19 +24,19 @@ struct Tokenizer {
 
 typedef struct {
   int64_t *tokens;
-  size_t count, room;
+  size_t count, capacity;
   int failed;
 } List;
 
 static void push(List *list, int64_t token) {
-  if (list->count == list->room) {
-    size_t room = list->room ? list->room * 2 : 256;
-    int64_t *tokens = realloc(list->tokens, room * sizeof *tokens);
+  if (list->count == list->capacity) {
+    size_t capacity = list->capacity ? list->capacity * 2 : 256;
+    int64_t *tokens = realloc(list->tokens, capacity * sizeof *tokens);
     if (!tokens) {
       list->failed = 1;
       return;
     }
-    list->tokens = tokens, list->room = room;
+    list->tokens = tokens, list->capacity = capacity;
   }
   list->tokens[list->count++] = token;
 }
@@ -89,7 +89,7 @@ const char *tokenizer_text(const Tokenizer *t, int64_t token, size_t *length) {
   return t->text + t->starts[token];
 }
 
-/* The rank of a pair of tokens and what it merges to; NULL if it does not merge. */
+/* The merge of a pair of tokens, with its rank and its token; NULL if there is none. */
 static const uint32_t *find_merge(const Tokenizer *t, int64_t left, int64_t right) {
   size_t low = 0, high = t->counts[MERGES];
   while (low < high) {
@@ -109,20 +109,20 @@ static void add_word(const Tokenizer *t, List *list, const uint8_t *word, size_t
   if (list->failed) return;
   for (;;) {
     const uint32_t *best = NULL;
-    size_t place = 0;
+    size_t index = 0;
     for (size_t i = first; i + 1 < list->count; i++) {
       const uint32_t *merge = find_merge(t, list->tokens[i], list->tokens[i + 1]);
-      if (merge && (!best || merge[2] < best[2])) best = merge, place = i;
+      if (merge && (!best || merge[2] < best[2])) best = merge, index = i;
     }
     if (!best) return;
-    list->tokens[place] = best[3];
-    memmove(list->tokens + place + 1, list->tokens + place + 2,
-            (list->count - place - 2) * sizeof *list->tokens);
+    list->tokens[index] = best[3];
+    memmove(list->tokens + index + 1, list->tokens + index + 2,
+            (list->count - index - 2) * sizeof *list->tokens);
     list->count--;
   }
 }
 
-/* The code point at text and its bytes; of a byte that is no UTF-8, itself. */
+/* The code point at text and its number of bytes; a byte that is not UTF-8 stands for itself. */
 static uint32_t decode(const uint8_t *text, size_t left, size_t *bytes) {
   uint32_t first = text[0];
   size_t more = first >= 0xF0 ? 3 : first >= 0xE0 ? 2 : first >= 0xC0 ? 1 : 0;
@@ -151,7 +151,7 @@ static int kind_of(const Tokenizer *t, uint32_t point) {
   return OTHER;
 }
 
-/* How many bytes from text on are of one kind, at most left. */
+/* The number of bytes, at most left, whose characters are all of one kind. */
 static size_t run_of(const Tokenizer *t, const uint8_t *text, size_t left, int kind, size_t *last) {
   size_t length = 0, bytes;
   while (length < left) {
@@ -172,7 +172,7 @@ static size_t contraction(const uint8_t *text, size_t left) {
   return 0;
 }
 
-/* Words of text without added tokens and, where digits stand alone, without digits. */
+/* Adds the words of text without added tokens and, if each digit is a token, without digits. */
 static void add_words(const Tokenizer *t, List *list, const uint8_t *text, size_t left) {
   while (left) {
     size_t bytes, last = 0, length = contraction(text, left);
@@ -181,7 +181,7 @@ static void add_words(const Tokenizer *t, List *list, const uint8_t *text, size_
       int kind = kind_of(t, decode(text + space, left - space, &bytes));
       if (kind == SPACE) {
         length = run_of(t, text, left, SPACE, &last);
-        if (length < left && length > last) length -= last; /* the last one goes to the next word */
+        if (length < left && length > last) length -= last; /* the last space belongs to the next word */
       } else {
         length = space + run_of(t, text + space, left - space, kind, &last);
       }
@@ -209,23 +209,23 @@ int64_t *tokenizer_encode(const Tokenizer *t, const char *string, size_t *count)
   size_t left = strlen(string), start = 0, at = 0;
   List list = {0};
   while (at < left) {
-    uint32_t found = t->counts[ADDED];
-    for (uint32_t i = 0; i < t->counts[ADDED] && found == t->counts[ADDED]; i++) {
+    uint32_t match = t->counts[ADDED];
+    for (uint32_t i = 0; i < t->counts[ADDED] && match == t->counts[ADDED]; i++) {
       uint32_t token = t->added[2 * i];
       size_t length = length_of(t, token);
       if (length && length <= left - at && !memcmp(text + at, t->text + t->starts[token], length))
-        found = i;
+        match = i;
     }
-    if (found == t->counts[ADDED]) {
+    if (match == t->counts[ADDED]) {
       at++;
       continue;
     }
     add_part(t, &list, text + start, at - start);
-    push(&list, t->added[2 * found]);
-    at = start = at + length_of(t, t->added[2 * found]);
+    push(&list, t->added[2 * match]);
+    at = start = at + length_of(t, t->added[2 * match]);
   }
   add_part(t, &list, text + start, left - start);
-  madvise(t->file, t->size, MADV_DONTNEED); /* what is needed again is read again */
+  madvise(t->file, t->size, MADV_DONTNEED); /* the kernel reads it again if needed */
   *count = list.count;
   if (!list.failed) return list.tokens ? list.tokens : calloc(1, sizeof *list.tokens);
   free(list.tokens);

@@ -1,4 +1,4 @@
-/* A byte-level BPE tokenizer over the tables of tokenizer.bin. */
+/* A byte-level BPE tokenizer that reads the tables in tokenizer.bin. */
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
@@ -7,15 +7,15 @@
 
 typedef struct Tokenizer Tokenizer;
 
-/* NULL if the file cannot be read or is none. */
+/* NULL if the file cannot be read or is not valid. */
 Tokenizer *tokenizer_open(const char *path);
 void tokenizer_close(Tokenizer *tokenizer);
 
-/* Tokens of UTF-8 text; *count of them, to be freed. NULL without memory. */
+/* The *count tokens of UTF-8 text, to be freed. NULL if there is not enough memory. */
 int64_t *tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t *count);
 
-/* The bytes of a token, *length of them; none of tokens that only steer the model. A character may
-   be spread over several tokens. */
+/* The *length bytes of a token; none for control tokens. A character may consist of several
+   tokens. */
 const char *tokenizer_text(const Tokenizer *tokenizer, int64_t token, size_t *length);
 
 #endif

@@ -9,7 +9,7 @@ const read = (name) => JSON.parse(readFileSync(new URL(name, here), "utf8"));
 const [prompt = "What is the capital of France?", most = "128", flag] = process.argv.slice(2);
 
 const app = read("app.json");
-// by its path, not its bytes: the weights beside it are mapped
+// open the path, not the bytes: so the weights next to it are mapped
 const path = decodeURIComponent(new URL(app.model, here).pathname);
 const session = await ort.InferenceSession.create(path, Model.options(app));
 const files = [read("model/tokenizer.json"), read("model/tokenizer_config.json")];

@@ -22,8 +22,8 @@ class Model:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         options = ort.SessionOptions()
-        options.enable_mem_pattern = False  # one would be kept for every length
-        # exact sums of int8 products also on x86 processors without VNNI
+        options.enable_mem_pattern = False  # it would store one for every length
+        # exact sums of uint8 times int8 also on x86 processors without VNNI
         options.add_session_config_entry("session.x64quantprecision", "1")
         if not self.app["optimize"]:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -34,10 +34,10 @@ class Model:
             release(str(HERE / self.app["weights"]))
 
     def tokens(self, prompt: list[int], most: int) -> Iterator[int]:
-        """The likeliest tokens behind a prompt, one by one, up to one that ends the text.
+        """Yield the most likely tokens after a prompt, up to one that ends the text.
 
         Raises:
-            ValueError: if the prompt has no tokens, or the model does not take so many.
+            ValueError: if the prompt has no tokens, or more than the model accepts.
         """
         if not prompt:
             raise ValueError("the prompt has no tokens")
@@ -47,14 +47,14 @@ class Model:
         if longest:
             length = min(length, longest)
         binding = self.session.io_binding()
-        # past and present are one buffer of the full length: a step writes one row into it
+        # past and present share one buffer of the full length: a step appends one token to it
         shape = (1, self.app["cache_heads"], length, self.app["cache_size"])
         dtype = {"float": np.float32, "int8": np.int8}[self.app["cache_dtype"]]
         buffers = [np.zeros(shape, dtype) for _ in self.app["cache"]]
         for name, buffer in zip(self.app["cache"], buffers, strict=True):
-            place = ("cpu", 0, dtype, shape, buffer.ctypes.data)
-            binding.bind_input(f"past_key_values.{name}", *place)
-            binding.bind_output(f"present.{name}", *place)
+            memory = ("cpu", 0, dtype, shape, buffer.ctypes.data)
+            binding.bind_input(f"past_key_values.{name}", *memory)
+            binding.bind_output(f"present.{name}", *memory)
         ids, seen = np.array([prompt], np.int64), 0
         while most > 0 and seen + ids.shape[1] <= length:
             seen += ids.shape[1]
@@ -75,29 +75,29 @@ class Model:
             ids, most = np.array([[token]], np.int64), most - 1
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, with what the model expects around it."""
+        """Tokenize a prompt, with the text and tokens that the model expects around it."""
         prompt = prompt.strip() if self.app["trim"] else prompt
         text = self.app["before_prompt"] + prompt + self.app["after_prompt"]
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [*self.app["prefix"], *ids, *self.app["suffix"]]
 
     def answer(self, prompt: str, most: int) -> Iterator[str]:
-        """The answer to a prompt, in pieces."""
-        made: list[int] = []
+        """Yield the text of the answer to a prompt."""
+        tokens: list[int] = []
         shown = ""
         for token in self.tokens(self.encode(prompt), most):
             if token in self.app["stop_tokens"]:
                 break
-            made.append(token)
-            text = self.tokenizer.decode(made)
-            if not text.endswith("\ufffd"):  # half a character
+            tokens.append(token)
+            text = self.tokenizer.decode(tokens)
+            if not text.endswith("\ufffd"):  # an incomplete character
                 yield text[len(shown) :]
                 shown = text
-        yield self.tokenizer.decode(made)[len(shown) :]
+        yield self.tokenizer.decode(tokens)[len(shown) :]
 
 
 def release(path: str) -> None:
-    """Let go of the pages of a mapped file, whose weights ONNX Runtime has packed (Linux)."""
+    """Release the pages of a mapped file whose weights ONNX Runtime has packed (Linux)."""
     import ctypes
 
     try:

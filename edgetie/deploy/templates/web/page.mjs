@@ -1,5 +1,5 @@
-/* The page: shows how far the worker is, sends it prompts and writes its answers. ?device=webgpu
-   asks for the GPU, ?tokens=N for longer answers. */
+/* The page: shows the progress of the worker, sends it prompts and displays its answers.
+   ?device=webgpu asks for the GPU, ?tokens=N for longer answers. */
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const worker = new Worker("worker.mjs", { type: "module" });

@@ -16,7 +16,7 @@ const server = createServer((request, response) => {
     file = normalize(join(root, path.endsWith("/") ? `${path}index.html` : path));
     if (file.startsWith(root.endsWith(sep) ? root : root + sep)) stat = statSync(file);
   } catch {
-    // no such file, or no path at all
+    // no such file, or not a path
   }
   if (!stat?.isFile()) {
     response.writeHead(404).end("not found\n");

@@ -1,4 +1,4 @@
-/* The model, beside the page: it downloads once, and answers without holding the page up. */
+/* Runs the model outside the page: downloads it once, and answers without blocking the page. */
 import { Tokenizer } from "./node_modules/@huggingface/tokenizers/dist/tokenizers.mjs";
 import { Model } from "./model.mjs";
 
@@ -23,9 +23,9 @@ async function start(device) {
   const json = async (name) => (await fetched(name)).json();
   const app = await json("app.json");
   const files = await Promise.all(["model/tokenizer.json", "model/tokenizer_config.json"].map(json));
-  const store = await room(app.version);
-  const graph = await bytes(store, app.model);
-  const weights = await bytes(store, `${app.model}.data`, true);
+  const cache = await openCache(app.version);
+  const graph = await download(cache, app.model);
+  const weights = await download(cache, `${app.model}.data`, true);
   self.postMessage({ state: "Preparing the model…", progress: 1 });
   const session = await ort.InferenceSession.create(graph, {
     ...Model.options(app),
@@ -39,26 +39,26 @@ async function start(device) {
 
 async function answer(prompt, most) {
   const begin = performance.now();
-  const made = [];
+  const tokens = [];
   let shown = 0, first;
   for await (const token of model.tokens(model.encode(prompt), most)) {
     first ??= performance.now();
-    made.push(token);
+    tokens.push(token);
     if (model.ends(token)) break;
-    const text = model.tokenizer.decode(made, { skip_special_tokens: true });
-    if (text.endsWith("\ufffd")) continue; // half a character
+    const text = model.tokenizer.decode(tokens, { skip_special_tokens: true });
+    if (text.endsWith("\ufffd")) continue; // an incomplete character
     self.postMessage({ piece: text.slice(shown) });
     shown = text.length;
   }
-  const said = made.filter((token) => !model.ends(token));
-  if (said.length) {
-    const text = model.tokenizer.decode(said, { skip_special_tokens: true });
+  const shownTokens = tokens.filter((token) => !model.ends(token));
+  if (shownTokens.length) {
+    const text = model.tokenizer.decode(shownTokens, { skip_special_tokens: true });
     self.postMessage({ piece: text.slice(shown) });
   }
-  const speed = ((made.length - 1) / (performance.now() - first)) * 1000;
+  const speed = ((tokens.length - 1) / (performance.now() - first)) * 1000;
   const wait = ((first - begin) / 1000).toFixed(1);
-  const state = `${made.length} tokens, the first after ${wait} s, then ${speed.toFixed(1)} a second`;
-  self.postMessage({ state, tokens: made, ready: true });
+  const state = `${tokens.length} tokens, the first after ${wait} s, then ${speed.toFixed(1)} a second`;
+  self.postMessage({ state, tokens, ready: true });
 }
 
 async function fetched(name) {
@@ -67,28 +67,28 @@ async function fetched(name) {
   return response;
 }
 
-/* Where the browser keeps this version of the model, so that it is downloaded once; others go.
-   Browsers have no such place for pages of plain http. */
-async function room(version) {
+/* The browser's cache for this version of the model, so that it is downloaded once; deletes those of
+   other versions. Browsers have no cache for pages of plain http. */
+async function openCache(version) {
   const page = `edgetie ${self.location.pathname} `;
-  const places = (await self.caches?.keys().catch(() => [])) ?? [];
-  const old = places.filter((name) => name.startsWith(page) && name !== page + version);
+  const names = (await self.caches?.keys().catch(() => [])) ?? [];
+  const old = names.filter((name) => name.startsWith(page) && name !== page + version);
   await Promise.all(old.map((name) => self.caches.delete(name)));
   return self.caches?.open(page + version).catch(() => undefined);
 }
 
-/* A file, told about as it arrives. */
-async function bytes(store, name, telling = false) {
-  const kept = await store?.match(name);
-  const response = kept ?? (await fetched(name));
+/* Downloads a file or reads it from the cache, and reports progress if asked. */
+async function download(cache, name, report = false) {
+  const cached = await cache?.match(name);
+  const response = cached ?? (await fetched(name));
   const total = +response.headers.get("content-length");
   const parts = [];
   let loaded = 0;
   for await (const part of response.body) {
     parts.push(part);
     loaded += part.length;
-    if (telling) {
-      const state = `${kept ? "Reading" : "Downloading"} ${megabytes(loaded)} of ${megabytes(total)} MB`;
+    if (report) {
+      const state = `${cached ? "Reading" : "Downloading"} ${megabytes(loaded)} of ${megabytes(total)} MB`;
       self.postMessage({ state, progress: loaded / total });
     }
   }
@@ -98,9 +98,9 @@ async function bytes(store, name, telling = false) {
     whole.set(part, at);
     at += part.length;
   }
-  if (!kept) {
+  if (!cached) {
     const headers = { "content-length": String(loaded) };
-    await store?.put(name, new Response(whole, { headers })).catch(() => undefined); // no room: no cache
+    await cache?.put(name, new Response(whole, { headers })).catch(() => undefined); // no space: not cached
   }
   return whole;
 }

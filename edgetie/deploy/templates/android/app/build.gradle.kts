@@ -31,7 +31,7 @@ android {
     androidResources { noCompress += listOf("onnx", "data", "ort", "bin") }
 }
 
-// the package holds the C headers and, for each kind of processor, the library
+// the package contains the C headers and a library for each processor architecture
 val library by configurations.creating
 dependencies {
     implementation(runtime)

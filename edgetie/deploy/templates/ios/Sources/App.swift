@@ -7,7 +7,7 @@ struct StarterApp: App {
     }
 }
 
-/// Asks the model, away from the main thread.
+/// Asks the model, outside the main thread.
 @MainActor
 final class Conversation: ObservableObject {
     @Published var answer = ""

@@ -1,17 +1,17 @@
 import Foundation
 
-/// Why the model does not answer.
+/// The reason why the model does not answer.
 struct ModelError: LocalizedError {
     let errorDescription: String?
 
     init() { errorDescription = String(cString: model_problem()) }
 }
 
-/// A language model and its tokenizer, in C. One thread at a time may use it.
+/// A language model and its tokenizer, in C. Use it from one thread at a time.
 final class Model {
     private let native: OpaquePointer
 
-    /// - Parameter folder: where `model/` is.
+    /// - Parameter folder: the folder that contains `model/`.
     init(folder: String) throws {
         guard let opened = model_open(folder) else { throw ModelError() }
         native = opened
@@ -19,7 +19,7 @@ final class Model {
 
     deinit { model_close(native) }
 
-    /// Gives the answer's text as it comes; what `show` returns says whether to go on.
+    /// Streams the answer's text; `show` gets each part of it and returns whether to go on.
     func answer(_ prompt: String, most: Int, show: (String) -> Bool) throws {
         try withoutActuallyEscaping(show) { show in
             let listener = Listener(show)

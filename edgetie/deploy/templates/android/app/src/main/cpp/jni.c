@@ -1,4 +1,5 @@
-/* model.h for Model.kt. Text goes as UTF-8: what JNI calls UTF is another encoding. */
+/* Makes model.h available to Model.kt. Text is passed as UTF-8 bytes, because the "UTF" functions of
+   JNI use another encoding. */
 #include <jni.h>
 #include <stdlib.h>
 
@@ -14,7 +15,7 @@ static int listen(void *user, const char *text, size_t length, int64_t token, in
   Listener *listener = user;
   JNIEnv *env = listener->env;
   jbyteArray bytes = (*env)->NewByteArray(env, (jsize)length);
-  if (!bytes) return 0; /* an exception is on its way */
+  if (!bytes) return 0; /* an exception is pending */
   (*env)->SetByteArrayRegion(env, bytes, 0, (jsize)length, (const jbyte *)text);
   jboolean more = (*env)->CallBooleanMethod(env, listener->piece, listener->take, bytes,
                                             (jlong)token, (jboolean)(ends != 0));
@@ -31,7 +32,7 @@ static char *string(JNIEnv *env, jbyteArray bytes) { /* to be freed */
   return text;
 }
 
-static void complain(JNIEnv *env) {
+static void throw_problem(JNIEnv *env) {
   if ((*env)->ExceptionCheck(env)) return;
   jclass kind = (*env)->FindClass(env, "java/io/IOException");
   if (kind) (*env)->ThrowNew(env, kind, model_problem());
@@ -42,7 +43,7 @@ JNIEXPORT jlong JNICALL Java_app_starter_Model_open(JNIEnv *env, jobject self, j
   char *path = string(env, folder);
   Model *model = path ? model_open(path) : NULL;
   free(path);
-  if (!model) complain(env);
+  if (!model) throw_problem(env);
   return (jlong)(intptr_t)model;
 }
 
@@ -60,5 +61,5 @@ JNIEXPORT void JNICALL Java_app_starter_Model_answer(JNIEnv *env, jobject self, 
   int answered = listener.take && text &&
                  model_answer((Model *)(intptr_t)model, text, (long)most, listen, &listener);
   free(text);
-  if (!answered) complain(env);
+  if (!answered) throw_problem(env);
 }

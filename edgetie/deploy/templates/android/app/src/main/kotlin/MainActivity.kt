@@ -11,7 +11,7 @@ import java.io.File
 import java.io.IOException
 import java.util.concurrent.Executors
 
-/** Asks the model and shows its answer as it comes. */
+/** Asks the model and shows its answer while it is generated. */
 class MainActivity : Activity() {
     private val worker = Executors.newSingleThreadExecutor()
     private var model: Model? = null
@@ -55,7 +55,7 @@ class MainActivity : Activity() {
         super.onDestroy()
     }
 
-    /** A folder with the model, which native code can map; copied out of the package once. */
+    /** Copies the model from the package, once, to a folder of files that native code can map. */
     private fun unpack(): File {
         val version = packageManager.getPackageInfo(packageName, 0).lastUpdateTime.toString()
         val all = File(filesDir, "models")

@@ -7,24 +7,24 @@ import java.nio.ByteBuffer
 import java.nio.CharBuffer
 import java.nio.charset.CodingErrorAction
 
-/** Takes an answer as it comes; what it returns says whether to go on. */
+/** Receives an answer while it is generated. */
 interface Piece {
-    /** [text] is UTF-8 and may end within a character; [ends] is true of a token that ends answers. */
+    /** [text] is UTF-8 and may end within a character; [ends]: the token ends the answer. Returns whether to go on. */
     fun take(text: ByteArray, token: Long, ends: Boolean): Boolean
 }
 
-/** A language model and its tokenizer, in native code. One thread at a time may use it. */
+/** A language model and its tokenizer, in native code. Use it from one thread at a time. */
 class Model @Throws(IOException::class) constructor(folder: File) : Closeable {
     private var native = open(folder.path.toByteArray())
 
-    /** Tokens of the answer, the likeliest each time. */
+    /** Streams the tokens of the answer, always the most likely one. */
     @Throws(IOException::class)
     fun answer(prompt: String, most: Int, piece: Piece) {
         check(native != 0L) { "the model is closed" }
         answer(native, prompt.toByteArray(), most.toLong(), piece)
     }
 
-    /** The answer's text; [show] gets each part of it, and says whether to go on. */
+    /** Streams the answer's text; [show] gets each part of it and returns whether to go on. */
     @Throws(IOException::class)
     fun answer(prompt: String, most: Int, show: (String) -> Boolean) {
         val decoder = Text()
@@ -50,7 +50,7 @@ class Model @Throws(IOException::class) constructor(folder: File) : Closeable {
     }
 }
 
-/** UTF-8 that comes in parts, which may end within a character. */
+/** Decodes UTF-8 that comes in parts, which may end within a character. */
 private class Text {
     private val decoder = Charsets.UTF_8.newDecoder()
         .onMalformedInput(CodingErrorAction.REPLACE)

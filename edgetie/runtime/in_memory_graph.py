@@ -1,4 +1,4 @@
-"""Graphs loaded from memory, and the change made to them: logits of all tokens, not of the last."""
+"""Graphs that a session gets from memory, their weights still in files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from edgetie.errors import BundleError
 if TYPE_CHECKING:
     import onnx
 
-FOLDER = "session.model_external_initializers_file_folder_path"
-"""What tells a session where the weights of a graph from memory lie."""
+EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Session option: the folder with the weights of a graph from memory."""
 
 
 def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
-    """A graph without its weights, and the folder that these lie in.
+    """Read a graph without its weights.
 
-    Symbolic links to the weights are followed, which ONNX Runtime does for files only.
+    Returns:
+        The graph, and the folder of its weights. Symbolic links to them are followed, which ONNX
+        Runtime does only for graphs in files.
 
     Raises:
         BundleError: if the file cannot be read.
@@ -38,31 +40,29 @@ def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
     return model, folder
 
 
-def without_last_token(model_path: Path) -> tuple[onnx.ModelProto, Path] | None:
-    """A graph without the node that keeps each row's last token, as :func:`read_graph` gives it.
+def remove_last_token_node(model_path: Path) -> tuple[onnx.ModelProto, Path] | None:
+    """Read a graph without the node that keeps only the last token of each sequence.
 
     Returns:
-        The graph, whose logits are ``(batch, sequence, vocabulary)`` with each row's tokens packed
-        to the left, or ``None`` if there is no such node.
+        As :func:`read_graph`, with logits ``(batch, sequence, vocabulary)``, the tokens of each
+        sequence moved to the left; ``None`` if there is no such node.
 
     Raises:
         BundleError: if the file cannot be read.
     """
     model, folder = read_graph(model_path)
     graph = model.graph
-    found = next((node for node in graph.node if node.name == LAST_TOKEN_NODE), None)
-    if found is None:
+    node = next((node for node in graph.node if node.name == LAST_TOKEN_NODE), None)
+    if node is None:
         return None
-    every, last = found.input[0], found.output[0]
-    graph.node.remove(found)
+    all_tokens, last_token = node.input[0], node.output[0]
+    graph.node.remove(node)
     outputs = {output.name: output for output in graph.output}
-    old, new = (every, last) if last in outputs else (last, every)
+    old, new = (all_tokens, last_token) if last_token in outputs else (last_token, all_tokens)
     for node in graph.node:
         for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
+            names[:] = [new if name == old else name for name in names]
     sequence = next(i for i in graph.input if i.name == "input_ids").type.tensor_type.shape.dim[1]
     outputs["logits"].type.tensor_type.shape.dim[1].CopyFrom(sequence)
-    del graph.value_info[:]  # shapes behind the node have changed; ONNX Runtime infers them anew
+    del graph.value_info[:]  # shapes after the node have changed; ONNX Runtime infers them anew
     return model, folder

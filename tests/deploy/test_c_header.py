@@ -1,0 +1,65 @@
+"""The header of the starter in C, read back by a C compiler."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgetie.deploy.c_header import c_header
+
+APP = {
+    "model": "model/model.onnx",
+    "weights": "model/model.onnx.data",
+    "ort_format": False,
+    "before_prompt": '<|im_start|>"é\\?\n',
+    "after_prompt": "",
+    "trim": True,
+    "prefix": [1, 5],
+    "suffix": [],
+    "stop_tokens": [2, 7],
+    "max_positions": None,
+    "vocabulary": 320,
+    "logits": "all",
+    "inputs": ["input_ids", "attention_mask"],
+    "cache": ["0.key", "0.value"],
+    "cache_dtype": "int8",
+    "cache_heads": 2,
+    "cache_size": 16,
+    "packed": True,
+    "optimize": False,
+}
+
+
+def test_constants() -> None:
+    lines = c_header(APP).splitlines()
+    for expected in (
+        '#define APP_BEFORE "<|im_start|>\\042\\303\\251\\134\\077\\012"',
+        "#define APP_MAX_POSITIONS 0",
+        "#define APP_LOGITS_OF_ALL 1",
+        "#define APP_CACHE_BYTES 1",
+        "#define APP_CACHE_TYPE ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8",
+        "#define APP_PREFIX_TOKENS 2",
+        "static const long long APP_PREFIX[] = {1, 5, 0};",
+        "#define APP_SUFFIX_TOKENS 0",
+        "static const long long APP_SUFFIX[] = {0};",
+        "static const long long APP_STOP[] = {2, 7};",
+        'static const char *const APP_CACHE[] = {"0.key", "0.value"};',
+    ):
+        assert expected in lines
+    assert "APP_STOP[] = {-1};" in c_header(APP | {"stop_tokens": []})
+
+
+def test_strings_are_what_a_compiler_reads(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    (tmp_path / "app.h").write_text(c_header(APP), encoding="utf-8")
+    program = (
+        '#include <stdio.h>\n#include "app.h"\nint main(void) { fputs(APP_BEFORE, stdout); }\n'
+    )
+    (tmp_path / "main.c").write_text(program, encoding="utf-8")
+    subprocess.run(["cc", "main.c", "-o", "main"], cwd=tmp_path, check=True)
+    done = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, check=True)
+    assert done.stdout.decode() == APP["before_prompt"]

@@ -1,0 +1,215 @@
+"""Starters of a real model, compared with ``generate``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import (
+    edgetie,
+    refused,
+)
+from starters import (
+    PROMPT,
+    TOKENS,
+    build,
+    expected,
+    run,
+)
+from tokenizers import Tokenizer as Backend
+from tokenizers import pre_tokenizers
+
+from edgetie import deploy_model, open_bundle, quantize_model
+from edgetie.bundle.manifest import write_manifest
+from edgetie.deploy.ort_format import weights_of
+from edgetie.deploy.targets import RUNTIME
+from edgetie.deploy.tokenizer_tables import write_tables
+from edgetie.downloads import demo_text
+from edgetie.export.exporter import ExportReport
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def c_starter(real_int8: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter in C."""
+    folder = tmp_path_factory.mktemp("c") / "app"
+    deploy_model(real_int8, "c", folder)
+    return build(folder, library)
+
+
+def c_tokens_and_memory(folder: Path) -> tuple[list[int], float]:
+    """Its tokens, and what the process holds at its end, in bytes of the model's folder."""
+    done = subprocess.run(
+        ["./app", PROMPT, str(TOKENS), "--tokens"],
+        cwd=folder, env=os.environ | {"APP_MEMORY": "1"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    files = sum(file.stat().st_size for file in (folder / "model").iterdir())
+    resident = int(re.findall(r"VmRSS:\s+(\d+) kB", done.stderr)[0]) * 1024
+    return [int(token) for token in done.stdout.split()], resident / files
+
+
+def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Path) -> None:
+    made = deploy_model(real_int8, "python", tmp_path / "app")
+    assert made.files["model/model.onnx.data"] > 100e6
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    oldest = f"onnxruntime=={RUNTIME}"
+    run([python, "-m", "pip", "install", "-q", "-r", "requirements.txt", oldest], tmp_path / "app")
+    program = "import app; model = app.Model(); model.app['stop_tokens'] = []; "
+    program += "print(*model.tokens(model.encode({!r}), {}))"
+    found = run([python, "-c", program.format(PROMPT, TOKENS)], tmp_path / "app")
+    assert [int(token) for token in found.split()] == expected(real_int8)
+    answer = run([python, "app.py", PROMPT, TOKENS], tmp_path / "app")
+    assert answer.startswith("The sky is blue because")
+
+
+def test_c_starter_gives_the_same_tokens_in_its_files_memory(
+    c_starter: Path, real_int8: Path
+) -> None:
+    tokens, memory = c_tokens_and_memory(c_starter)
+    assert tokens == expected(real_int8)
+    assert memory < 1.33  # of the whole process, library and tokenizer included
+    assert run(["./app", PROMPT, TOKENS], c_starter).startswith("The sky is blue because")
+
+
+def test_ort_format_keeps_one_table(real_int8: Path, library: Path, tmp_path: Path) -> None:
+    made = deploy_model(real_int8, "c", tmp_path / "app", ort_format=True)
+    bundle = open_bundle(real_int8)
+    assert made.files["model/model.ort"] < 1.02 * sum(x.stat().st_size for x in bundle.files)
+    weights = weights_of(tmp_path / "app" / "model" / "model.ort")
+    (tied,) = bundle.manifest.ties
+    assert list(weights.values()).count(weights[tied.name]) == 1
+    tokens, memory = c_tokens_and_memory(build(tmp_path / "app", library))
+    assert tokens == expected(real_int8)
+    assert memory < 1.35
+    operators = (tmp_path / "app" / "required_operators.config").read_text("utf-8")
+    assert "com.microsoft;1;GatherBlockQuantized,GroupQueryAttention,MatMulNBits" in operators
+    assert str(tmp_path) not in operators
+
+
+def test_ort_format_that_parts_a_table_is_refused(
+    real_bundle: Path, real_int8: Path, tmp_path: Path
+) -> None:
+    quantize_model(real_bundle, tmp_path / "aliased", scheme="int8-aliased")
+    options = ("--ort", "--output", "app", "--quiet")
+    done = edgetie("deploy", "aliased", "--for", "python", *options, cwd=tmp_path)
+    refused(done, "would be in the .ort file 2 times", "scheme='int8'")
+    refused(edgetie("deploy", real_int8, "--for", "web", *options, cwd=tmp_path), "--ort")
+    assert not (tmp_path / "app").exists()
+
+
+def test_c_tokenizer_is_the_models(c_starter: Path, real_int8: Path, tmp_path: Path) -> None:
+    program = tmp_path / "encode.c"
+    program.write_text(
+        '#include "tokenizer.h"\n#include <stdio.h>\n#include <stdlib.h>\n'
+        "int main(int n, char **v) {\n"
+        "  static char text[1 << 20];\n"
+        '  FILE *file = fopen(v[2], "rb");\n'
+        "  Tokenizer *t = tokenizer_open(v[1]);\n"
+        "  if (n < 3 || !file || !t) return 1;\n"
+        "  text[fread(text, 1, sizeof text - 1, file)] = 0;\n"
+        "  size_t count;\n"
+        "  int64_t *ids = tokenizer_encode(t, text, &count);\n"
+        '  for (size_t i = 0; i < count; i++) printf("%ld\\n", (long)ids[i]);\n'
+        "  free(ids), tokenizer_close(t), fclose(file);\n"
+        "}\n",
+        "utf-8",
+    )
+    flags = ["-std=c11", "-g", "-fsanitize=address,undefined", f"-I{c_starter}"]
+    run(["cc", *flags, program, c_starter / "tokenizer.c", "-o", tmp_path / "encode"], tmp_path)
+    backend = Backend.from_file(str(real_int8 / "tokenizer.json"))
+    texts = [
+        demo_text()[:100000],
+        "Héllo  wörld\n\n\t x 123 4½ ²³ Ⅷ 日本語 😀👩‍👧 don't we'll I'M"
+        " \u00a0n\u2003em  \n <|im_start|>a",
+        "".join(map(chr, range(1, 0x600))) + " \u0300e\u0301 \u0378",
+        "   ", "a", " a  b   c    ", "\n\n\na\n \n b",
+    ]  # fmt: skip
+    for number, text in enumerate(texts):
+        (tmp_path / "text").write_bytes(text.encode())
+        for digits in (False, True):
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True)] * digits
+                + [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
+            backend.save(str(tmp_path / "tokenizer.json"))
+            write_tables(tmp_path / "tokenizer.json", tmp_path / "tokenizer.bin")
+            found = run([tmp_path / "encode", "tokenizer.bin", "text"], tmp_path)
+            wanted = backend.encode(text, add_special_tokens=False).ids
+            assert [int(token) for token in found.split()] == wanted, (number, digits)
+
+
+def test_broken_tables_are_refused(c_starter: Path, tmp_path: Path) -> None:
+    whole = (c_starter / "model" / "tokenizer.bin").read_bytes()
+    shutil.copy(c_starter / "app", tmp_path / "app")
+    (tmp_path / "model").mkdir()
+    for text in (b"", b"EDT1", whole[:1000], b"EDT1" + b"\xff" * 1000, whole[:-10]):
+        (tmp_path / "model" / "tokenizer.bin").write_bytes(text)
+        done = subprocess.run(["./app", "a"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "tokenizer.bin: cannot be read" in done.stderr
+
+
+def changed(bundle: Path, directory: Path, file: str, **settings: object) -> Path:
+    """A copy of a bundle with other settings in one of its files."""
+    shutil.copytree(bundle, directory)
+    path = directory / file
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | settings), "utf-8")
+    manifest = open_bundle(bundle).manifest
+    write_manifest(directory, manifest)
+    return directory
+
+
+def test_words_are_trimmed_where_the_template_does(
+    real_int8: Path, library: Path, tmp_path: Path
+) -> None:
+    template = "{{ strftime_now('%Y') }}{% for m in messages %}<{{ m.content | trim }}>{% endfor %}"
+    bundle = changed(real_int8, tmp_path / "trims", "tokenizer_config.json", chat_template=template)
+    (bundle / "chat_template.jinja").unlink(missing_ok=True)
+    made = deploy_model(bundle, "c", tmp_path / "c")
+    assert "date" in made.notes[0]
+    deploy_model(bundle, "python", tmp_path / "python")
+    build(tmp_path / "c", library)
+    words, python = " hi there\n", [sys.executable, "app.py"]
+    answers = {run([*at, asked, 4], tmp_path / at_folder) for asked in (words, words.strip())
+               for at, at_folder in ((["./app"], "c"), (python, "python"))}  # fmt: skip
+    assert len(answers) == 1
+    for at, folder in ((["./app"], "c"), (python, "python")):
+        done = subprocess.run(
+            [*at, "hi", "many"], cwd=tmp_path / folder, capture_output=True, text=True
+        )
+        assert done.returncode
+        assert "many" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_what_cannot_be_deployed_is_refused(
+    real_int8: Path, exported: Callable[[str], ExportReport], tmp_path: Path
+) -> None:
+    def to_out(bundle: Path, target: str) -> subprocess.CompletedProcess[str]:
+        options = ("--for", target, "--output", "out", "--quiet")
+        return edgetie("deploy", bundle, *options, cwd=tmp_path)
+
+    small = exported("Llama").bundle.directory
+    for bundle, target, said in (
+        (small, "python", "no tokenizer.json"),
+        (exported("cacheless").bundle.directory, "python", "no tokenizer.json"),
+        (tmp_path / "nothing", "c", "no such file"),
+        (small / "model.onnx", "c", "not a bundle"),
+    ):
+        refused(to_out(bundle, target), said)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").touch()
+    refused(to_out(real_int8, "c"), "out", "exists")
+    refused(to_out(real_int8, "mars"), "--for")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["kept"]

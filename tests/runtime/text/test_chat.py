@@ -1,0 +1,50 @@
+"""Chat templates: parts of messages, and templates that do not fit."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from edgetie.errors import BundleError
+from edgetie.runtime.text.chat import render_chat
+
+MESSAGES = [{"role": "user", "content": "why <now>?"}]
+PARTS = (
+    "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}<{{ p.text }}>"
+    "{% endif %}{% endfor %}{% endfor %}!"
+)
+
+
+def test_templates_that_expect_parts_get_them() -> None:
+    assert render_chat(PARTS, MESSAGES) == "<why <now>?>!"
+    either = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}"
+    assert render_chat(either + "{% endfor %}", MESSAGES) == "why <now>?"
+
+
+def test_globals_and_filters() -> None:
+    assert render_chat("{{ strftime_now('%Y') }}", MESSAGES) == str(datetime.now().year)
+    assert render_chat("{{ {'b': '<ä>', 'a': 1} | tojson }}", MESSAGES) == '{"b": "<ä>", "a": 1}'
+    sorted_keys = "{{ {'b': 2, 'a': 1} | tojson(sort_keys=true, separators=(',', ':')) }}"
+    assert render_chat(sorted_keys, MESSAGES) == '{"a":1,"b":2}'
+    template = "{{ bos_token }}{% if add_generation_prompt %}+{% endif %}"
+    assert render_chat(template, MESSAGES, special_tokens={"bos_token": "<s>"}) == "<s>+"
+    assert render_chat(template, MESSAGES, add_generation_prompt=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('only one system message') }}", "only one system message"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ messages[0].content + 1 }}", "str"),
+        ("{{ messages[5].content }}", "messages"),
+        ("{{ ().__class__.__bases__[0].__subclasses__() }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|append"),
+        ("{{ 1 / 0 }}", "division"),
+    ],
+)
+def test_templates_that_fail(template: str, reason: str) -> None:
+    with pytest.raises(BundleError, match=f"chat template: .*({reason})") as caught:
+        render_chat(template, MESSAGES)
+    assert "\n" not in str(caught.value)
