@@ -61,16 +61,19 @@ def print_quickstart(report: QuickstartReport) -> None:
     console.print(f"\naccuracy {verdict(accuracy)}, on {accuracy.data}")
     console.print("\nTry next:", style="bold")
     commands = [
-        (f"edgetie check {int8.directory} --reference {fp32.directory} --text FILE", "your text"),
-        (f"edgetie deploy {int8.directory} --for python --output app", "an app to start from"),
-        ("edgetie quickstart --model YOUR_MODEL --output mine", "the same with your own model"),
+        (
+            "accuracy on your text",
+            f"check {int8.directory} --reference {fp32.directory} --text FILE",
+        ),
+        ("start an app", f"deploy {int8.directory} --for python --output app"),
+        ("use your own model", "quickstart --model YOUR_MODEL --output mine"),
     ]
     if report.answers:
-        generate = f'edgetie generate {int8.directory} --prompt "Tell me a story."'
-        commands.insert(0, (generate, "let it write"))
-    width = max(len(command) for command, _ in commands)
-    for command, purpose in commands:
-        console.print(f"  {command:{width}}  # {purpose}")
+        commands.insert(
+            0, ("let it write", f'generate {int8.directory} --prompt "Tell me a story."')
+        )
+    for purpose, command in commands:
+        console.print(f"  {purpose:<22} edgetie {command}")
 
 
 def _row(name: str, fp32: float, int8: float, unit: str, better: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from edgetie.errors import EdgetieError
 from edgetie.harness.accuracy.metrics import Interval, median_interval
 from edgetie.harness.accuracy.thresholds import precision_of
 from edgetie.harness.environment import describe_environment
-from edgetie.harness.latency.worker import Job, Run
+from edgetie.harness.latency.worker import Job, Measurement, Run
 from edgetie.harness.ties.inspect import copies_in_memory
 from edgetie.harness.ties.tie_status import TieStatus, tie_status
 from edgetie.progress import Progress, Stages
@@ -33,44 +33,32 @@ _SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 _SIZES = (
     "baseline_rss_bytes", "rss_bytes", "anonymous_bytes", "file_mapped_bytes", "peak_rss_bytes",
 )  # fmt: skip
+_TIMES = ("load_seconds", "first_run_ms", "prefill_ms")
 _RATIOS = (
-    "load_seconds", "first_run_ms", "prefill_ms", *_SPEEDS, "rss_bytes", "anonymous_bytes",
+    *_TIMES, *_SPEEDS, "rss_bytes", "anonymous_bytes",
     "peak_rss_bytes", "file_bytes",
 )  # fmt: skip
 
 
-@dataclass
-class LatencyReport:
+@dataclass(kw_only=True)
+class LatencyReport(Measurement):
     """What :func:`bench_model` measured. Values are medians over the runs unless said otherwise.
+
+    The values of :class:`~edgetie.harness.latency.worker.Measurement` are fields as well.
 
     Attributes:
         model: path of the model.
         precision: precision of its weights.
         parameters: number of weights, each shared one counted once; ``None`` without a manifest.
-        provider, threads: execution provider and intra-op threads.
-        prompt_tokens, new_tokens, batch, repeat: tokens read and generated, batch items, and runs.
-            An audio model reads noise as well. An encoder-decoder model reads only the tokens that
-            its decoder starts with.
-        load_seconds: opening the session in a process that has only imported.
-        first_run_ms: the session's first prefill.
-        encode_ms: the encoder alone; ``None`` without one.
-        prefill_ms: time to the first token (TTFT) including the encoder, with a warm session and
-            an empty cache.
-        prefill_tokens_per_second: tokens of all prompts over that time.
+        provider: execution provider.
+        new_tokens, batch, repeat: tokens generated, batch items, and runs.
+        prefill_tokens_per_second: tokens of all prompts over the time of the prefill.
         decode_tokens_per_second: from the second token on, ``new_tokens - 1`` of every batch item
             over their time.
         latency_ms: ``p50``, ``p90`` and ``p99`` of single tokens from the second on, all runs.
-        baseline_rss_bytes: resident memory after imports, before loading.
-        rss_bytes, anonymous_bytes, file_mapped_bytes: resident at the last token, the cache
-            alive, OVER the baseline: private pages, and pages of mapped files that the kernel can
-            drop.
-        peak_rss_bytes: largest resident size from start to last token, over the baseline.
         file_bytes: every file of the directory; of an ``.onnx`` file, it and its data.
-        nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
-        fallback_nodes: nodes that run on another provider than ``provider``, by operator.
         latency_valid: false if the hardware is emulated or simulated, see
             :mod:`edgetie.providers.emulation`. Speeds then mean nothing.
-        latency_problem: the reason for that.
         ties: whether each tied weight is stored once in the file.
         copies_in_memory: copies of the largest tied weight in a session of this provider,
             measured; ``None`` if there is none or it cannot be measured.
@@ -93,28 +81,14 @@ class LatencyReport:
     precision: str
     parameters: int | None
     provider: str
-    threads: int
-    prompt_tokens: int
     new_tokens: int
     batch: int
     repeat: int
-    load_seconds: float
-    first_run_ms: float
-    encode_ms: float | None
-    prefill_ms: float
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     latency_ms: dict[str, float]
-    baseline_rss_bytes: int
-    rss_bytes: int
-    anonymous_bytes: int
-    file_mapped_bytes: int
-    peak_rss_bytes: int
     file_bytes: int
-    nodes_per_provider: dict[str, int]
-    fallback_nodes: dict[str, int]
     latency_valid: bool
-    latency_problem: str | None
     ties: TieStatus
     copies_in_memory: int | None
     confidence: dict[str, Interval]
@@ -265,41 +239,35 @@ class _Case:
 
     def summarize(self, job: Job, runs: list[Run]) -> LatencyReport:
         """Take medians over the runs of one job."""
-        columns = {
-            name: [getattr(run, name) for run in runs]
-            for name in ("load_seconds", "first_run_ms", "prefill_ms", *_SIZES)
-        }
+        first = runs[0]
+        columns = {name: [getattr(run, name) for run in runs] for name in (*_TIMES, *_SIZES)}
         columns["prefill_tokens_per_second"] = [
             job.batch * run.prompt_tokens / run.prefill_ms * 1000 for run in runs
         ]
         columns["decode_tokens_per_second"] = [
             job.batch * len(run.step_ms) / sum(run.step_ms) * 1000 for run in runs
         ]
-        medians: dict[str, Any] = {
-            name: int(statistics.median(column)) if name in _SIZES else statistics.median(column)
-            for name, column in columns.items()
+        values: dict[str, Any] = {
+            each.name: getattr(first, each.name) for each in fields(Measurement)
         }
-        encoded = [run.encode_ms for run in runs if run.encode_ms is not None]
+        values |= {name: statistics.median(column) for name, column in columns.items()}
+        values |= {name: int(values[name]) for name in _SIZES}
+        if first.encode_ms is not None:
+            values["encode_ms"] = statistics.median(run.encode_ms or 0 for run in runs)
         steps = np.concatenate([run.step_ms for run in runs])
         p50, p90, p99 = (float(value) for value in np.percentile(steps, (50, 90, 99)))
         return LatencyReport(
+            **values,
             model=self.path,
             precision=precision_of(self.bundle),
             parameters=self.bundle.manifest.unique_parameters or None,
             provider=self.provider,
-            threads=runs[0].threads,
-            prompt_tokens=runs[0].prompt_tokens,
             new_tokens=job.new_tokens,
             batch=job.batch,
             repeat=len(runs),
-            **medians,
-            encode_ms=statistics.median(encoded) if encoded else None,
             latency_ms={"p50": p50, "p90": p90, "p99": p99},
             file_bytes=_file_bytes(Path(self.path), self.bundle),
-            nodes_per_provider=runs[0].nodes_per_provider,
-            fallback_nodes=runs[0].fallback_nodes,
-            latency_valid=runs[0].latency_problem is None,
-            latency_problem=runs[0].latency_problem,
+            latency_valid=first.latency_problem is None,
             ties=self.ties,
             copies_in_memory=self.copies_in_memory,
             confidence={name: median_interval(columns[name]) for name in _SPEEDS},
@@ -307,7 +275,7 @@ class _Case:
             deviation={
                 name: statistics.stdev(columns[name]) if len(runs) > 1 else 0.0 for name in _SPEEDS
             },
-            environment=describe_environment(runs[0].onnxruntime_version),
+            environment=describe_environment(first.onnxruntime_version),
             runs=runs,
         )
 

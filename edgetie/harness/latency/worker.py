@@ -50,44 +50,57 @@ class Job:
     sample_memory: bool = False
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one run measured.
+@dataclass(kw_only=True)
+class Measurement:
+    """What a run measures, and a report summarizes.
 
     Attributes:
-        load_seconds: opening the session.
-        prompt_tokens: tokens read before the first one.
-        first_run_ms: the first prefill of the session.
-        encode_ms: the encoder alone; ``None`` without one.
-        prefill_ms: prompt to first token (TTFT), with the encoder.
-        step_ms: each later token, ``(new_tokens - 1,)``.
-        baseline_rss_bytes: resident after imports, before loading; the other sizes are over it.
-        rss_bytes, anonymous_bytes, file_mapped_bytes: at the last token.
-        peak_rss_bytes: largest resident size up to then.
+        prompt_tokens: tokens read before the first new one. An audio model reads noise as well. An
+            encoder-decoder model reads only the tokens that its decoder starts with.
         threads: intra-op threads.
-        nodes_per_provider: nodes of the optimized graph, by ONNX Runtime's provider name.
+        load_seconds: opening the session in a process that has only imported.
+        first_run_ms: the session's first prefill.
+        encode_ms: the encoder alone; ``None`` without one.
+        prefill_ms: time to the first token (TTFT) including the encoder, with a warm session and
+            an empty cache.
+        baseline_rss_bytes: resident memory after imports, before loading.
+        rss_bytes, anonymous_bytes, file_mapped_bytes: resident at the last token, the cache
+            alive, OVER the baseline: private pages, and pages of mapped files that the kernel can
+            drop.
+        peak_rss_bytes: largest resident size from start to last token, over the baseline.
+        nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
         fallback_nodes: nodes that run on another provider than asked, by operator.
-        onnxruntime_version: version of onnxruntime that ran the model.
         latency_problem: why the latencies mean nothing, or ``None``.
-        timeline: ``(seconds, anonymous, file-mapped)`` over the baseline, if sampled.
     """
 
-    load_seconds: float
     prompt_tokens: int
+    threads: int
+    load_seconds: float
     first_run_ms: float
     encode_ms: float | None
     prefill_ms: float
-    step_ms: list[float]
     baseline_rss_bytes: int
     rss_bytes: int
     anonymous_bytes: int
     file_mapped_bytes: int
     peak_rss_bytes: int
-    threads: int
     nodes_per_provider: dict[str, int]
     fallback_nodes: dict[str, int]
-    onnxruntime_version: str
     latency_problem: str | None
+
+
+@dataclass(kw_only=True)
+class Run(Measurement):
+    """What one run measured.
+
+    Attributes:
+        step_ms: milliseconds of each token after the first, ``(new_tokens - 1,)``.
+        onnxruntime_version: version of onnxruntime that ran the model.
+        timeline: ``(seconds, anonymous, file-mapped)`` over the baseline, if sampled.
+    """
+
+    step_ms: list[float]
+    onnxruntime_version: str
     timeline: list[tuple[float, int, int]] = field(default_factory=list)
 
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from edgetie.bundle.manifest import Manifest, Signature, write_manifest
-from edgetie.errors import BundleError, ProviderError, SourceError
+from edgetie.errors import BundleError, EdgetieError, ProviderError, SourceError
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.accuracy.references import TorchReference
 from edgetie.harness.accuracy.samples import BUILT_IN_TEXT, RANDOM_TOKENS, random_ids
@@ -212,6 +212,46 @@ def test_thresholds_given_replace_the_default_ones(tmp_path: Path) -> None:
     ]
 
 
+def test_limits_are_keywords_and_wrong_ones_fail_before_anything_runs(tmp_path: Path) -> None:
+    weights = table()
+    path = write_decoder(tmp_path, weights)
+    other = NaiveReference(weights * 1.01)
+    limits = {"max_relative_error": 0.1, "max_kl": 1.0}
+    report = check_model(path, other, max_tokens=64, **limits)
+    assert report.passed
+    assert (report.thresholds.max_relative_error, report.thresholds.max_kl) == (0.1, 1.0)
+    report = check_model(path, other, max_tokens=64, thresholds=Thresholds(0.1, 1.0), max_kl=0)
+    assert list(report.failures) == ["mean_kl_divergence"]
+    for name, value in (("min_top1", 98), ("max_kl", -1), ("max_perplexity_increase", math.nan)):
+        with pytest.raises(EdgetieError, match="must be") as caught:
+            check_model("nowhere", "nothing", **{name: value})
+        assert caught.value.parameter == name
+    for name in ("window", "max_tokens"):
+        with pytest.raises(EdgetieError, match=f"{name}=0: must be") as caught:
+            check_model("nowhere", "nothing", **{name: 0})
+
+
+def test_a_path_is_read_and_the_name_of_a_file_is_not_text(tmp_path: Path) -> None:
+    weights = table(0, BYTES)
+    bundle = write_bundle(tmp_path / "b", weights)
+    file = tmp_path / "text.txt"
+    file.write_text("A short text, read from a file.", encoding="utf-8")
+    report = check_model(bundle, NaiveReference(weights), text=file)
+    assert report.tokens == len("A short text, read from a file.")
+    with pytest.raises(EdgetieError, match=r"pass a pathlib\.Path") as caught:
+        check_model(bundle, NaiveReference(weights), text=str(file))
+    assert caught.value.parameter == "text"
+    for broken in (tmp_path / "nowhere.txt", tmp_path):
+        with pytest.raises(BundleError, match="not readable as UTF-8") as caught:
+            check_model(bundle, NaiveReference(weights), text=broken)
+        assert caught.value.parameter == "text"
+    with pytest.raises(BundleError, match="fewer than two tokens"):
+        check_model(bundle, NaiveReference(weights), text="x")
+    long = "no name of a file is as long as this " * 200
+    assert check_model(bundle, NaiveReference(weights), text=long, max_tokens=16).tokens == 16
+
+
+@pytest.mark.slow
 def test_command_exit_codes_and_json(tmp_path: Path) -> None:
     weights = table(0, BYTES)
     good = write_bundle(tmp_path / "good", weights)
@@ -226,6 +266,7 @@ def test_command_exit_codes_and_json(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert isinstance(data[name], float)
     assert data["perplexity"] == data["reference_perplexity"]
+    assert set(data["environment"]) == {"processor", "system", "edgetie", "onnxruntime", "date"}
 
     text = tmp_path / "text.txt"
     text.write_text("A short text, read from a file.\n" * 4, encoding="utf-8")
@@ -234,6 +275,7 @@ def test_command_exit_codes_and_json(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "edgetie: KL divergence" in done.stderr
     assert "| FAIL |" in done.stdout
+    assert "\nfailed: " in done.stdout
     limits = ["--max-kl", 100, "--min-top1", 0, "--max-perplexity-increase", 100]
     assert edgetie(*arguments, *limits).returncode == 0
     limits = ["--max-kl", 100, "--min-top1", "0%", "--max-perplexity-increase", "10000%"]

@@ -9,6 +9,7 @@ import pytest
 
 from edgetie.harness.accuracy import metrics, samples
 from edgetie.harness.accuracy.metrics import (
+    Interval,
     LogitErrors,
     PredictionErrors,
     common_prefix,
@@ -112,9 +113,14 @@ def test_tokens_that_both_leave_out_do_not_hide_an_error() -> None:
     assert errors.relative_error > 1
 
 
-def test_the_interval_of_a_median_states_the_level_it_reaches() -> None:
-    assert median_interval([3.0, 1.0, 2.0]).level == 0.75
-    assert (median_interval([3.0, 1.0, 2.0]).low, median_interval([3.0, 1.0, 2.0]).high) == (1, 3)
-    interval = median_interval(list(map(float, range(20))))
-    assert (interval.low, interval.high) == (5, 14)  # ranks 6 and 15: Conover's table
-    assert interval.level == pytest.approx(0.9586, abs=1e-4)
+def test_interval_of_a_median() -> None:
+    assert median_interval([3, 1, 2, 5, 4]) == Interval(1, 5, 0.9375)
+    assert median_interval(range(6)) == Interval(0, 5, 0.96875)
+    found = median_interval(range(20))  # the 6th and the 15th, by the binomial table
+    assert (found.low, found.high) == (5, 14)
+    assert found.level == pytest.approx(0.9586, abs=1e-4)
+    assert median_interval([7.0]) == Interval(7.0, 7.0, 0.0)
+    for count in (64, 65, 1030):
+        found = median_interval(range(count))
+        assert found.low < count / 2 < found.high
+        assert 0.95 <= found.level < 0.97

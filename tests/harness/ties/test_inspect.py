@@ -16,6 +16,7 @@ from edgetie.harness.ties.inspect import inspect_model
 from edgetie.quantize.quantizer import quantize_model
 
 
+@pytest.mark.slow
 def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Path) -> None:
     for path in (real_bundle, real_int8):
         (tie,) = inspect_model(path).ties
@@ -26,6 +27,7 @@ def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Pat
         assert tie.resident.file_mapped < 0.1 * tie.group.bytes, "pages given back once packed"
 
 
+@pytest.mark.slow
 def test_a_mapped_table_is_read_where_it_lies(real_mapped: Path) -> None:
     (tie,) = inspect_model(real_mapped).ties
     assert (tie.file, tie.optimized, tie.memory) == (1, 1, 1)
@@ -62,6 +64,7 @@ def test_a_copy_made_by_constant_folding_is_counted_and_named(folding: Path) -> 
     assert any("constant folding" in text and "head" in text for text in tie.made_by)
 
 
+@pytest.mark.slow
 def test_command_gates_on_ties(folding: Path, real_int8: Path) -> None:
     from edgetie_cli.main import cli
 
