@@ -19,7 +19,10 @@ def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, A
     Raises:
         BundleError: if one of the files is not a JSON object.
     """
-    settings = _read_settings(directory)
+    settings: dict[str, Any] = {}
+    for name in reversed(CONFIGURATIONS):
+        values = read_json(directory / name)
+        settings |= {key: value for key, value in values.items() if value is not None}
     stops = settings.get("eos_token_id")
     start = settings.get("decoder_start_token_id", settings.get("bos_token_id"))
     forced = [token for _, token in settings.get("forced_decoder_ids") or []]
@@ -36,15 +39,15 @@ def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, A
     }
 
 
-def _read_settings(directory: Path) -> dict[str, Any]:
-    """The settings of all configurations that are not null; those of the first file win."""
-    settings: dict[str, Any] = {}
-    for name in reversed(CONFIGURATIONS):
-        path = directory / name
-        if path.is_file():
-            try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-                settings |= {key: value for key, value in data.items() if value is not None}
-            except (ValueError, AttributeError) as error:
-                raise BundleError(f"{path}: not valid JSON ({error})") from error
-    return settings
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; empty if the file is missing.
+
+    Raises:
+        BundleError: if it is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError) as error:
+        raise BundleError(f"{path}: not valid JSON ({error})") from error

@@ -94,41 +94,41 @@ def deploy_model(
             does not run there.
     """
     stages = progress or Stages()
-    row = DEPLOY_TARGETS.get(target)
-    if row is None:
+    spec = DEPLOY_TARGETS.get(target)
+    if spec is None:
         raise EdgetieError(f"target {target} is unknown; one of {', '.join(DEPLOY_TARGETS)}")
-    if ort_format and not row.ort_format:
+    if ort_format and not spec.ort_format:
         readers = ", ".join(each.name for each in DEPLOY_TARGETS.values() if each.ort_format)
         raise EdgetieError(f"the starter for {target} reads no .ort; those for {readers} do")
     stages.stage("Reading")
     opened = open_bundle(bundle, hashes=True)
-    _require_deployable(opened, row)
+    _require_deployable(opened, spec)
     tokenizer = Tokenizer.from_bundle(opened)
     with atomic_directory(output, force=None) as folder:
         stages.stage("Copying")
-        model = folder / row.assets / "model"
-        _write_model(opened, row, model, folder / OPERATORS if ort_format else None)
-        _copy_templates(row, folder)
+        model = folder / spec.assets / "model"
+        _write_model(opened, spec, model, folder / OPERATORS if ort_format else None)
+        _copy_templates(spec, folder)
         app = _app_settings(opened, tokenizer, ort_format)
-        if row.header:
-            (folder / row.native / "app.h").write_text(c_header(app), encoding="utf-8")
+        if spec.header:
+            (folder / spec.native / "app.h").write_text(c_header(app), encoding="utf-8")
         else:
             text = json.dumps(app, indent=1, ensure_ascii=False)
             (folder / APP).write_text(text + "\n", encoding="utf-8")
-        fields = _fields(opened, row, ort_format)
+        fields = _fields(opened, spec, ort_format)
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         for file in files:
             if file.suffix in _WITH_FIELDS and model not in file.parents:
                 _fill_in(file, fields)
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
-    return Deployment(Path(output), row, _scheme(opened), sizes, _notes(opened, tokenizer, app))
+    return Deployment(Path(output), spec, _scheme(opened), sizes, _notes(opened, tokenizer, app))
 
 
 def _scheme(bundle: Bundle) -> str:
     return str(bundle.manifest.quantization.get("scheme", bundle.manifest.precision))
 
 
-def _require_deployable(bundle: Bundle, row: DeployTarget) -> None:
+def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
     """Refuse a bundle that the starter cannot run."""
 
     def refuse(reason: str) -> NoReturn:
@@ -141,10 +141,10 @@ def _require_deployable(bundle: Bundle, row: DeployTarget) -> None:
         refuse(f"a bundle for {bundle.manifest.task}; starters are for decoders (causal-lm)")
     if not (bundle.directory / TOKENIZER).is_file():
         refuse(f"no {TOKENIZER}, which a starter needs; export with one")
-    if _scheme(bundle) not in row.schemes:
+    if _scheme(bundle) not in spec.schemes:
         refuse(
-            f"{_scheme(bundle)} does not run there; for {row.name} quantize with "
-            f"{as_argument('target', row.quantize)}"
+            f"{_scheme(bundle)} does not run there; for {spec.name} quantize with "
+            f"{as_argument('target', spec.quantize)}"
         )
     if signature.suppressed_token_ids or signature.begin_suppressed_token_ids:
         refuse(
@@ -159,10 +159,10 @@ def _require_deployable(bundle: Bundle, row: DeployTarget) -> None:
         )
 
 
-def _write_model(bundle: Bundle, row: DeployTarget, model: Path, operators: Path | None) -> None:
+def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Path | None) -> None:
     """Write the model and its tokenizer, as ``.ort`` if there is a file for its ``operators``."""
     model.mkdir(parents=True)
-    left_out = {*_NOT_SHIPPED, *((TOKENIZER,) if row.tables else ())}
+    left_out = {*_NOT_SHIPPED, *((TOKENIZER,) if spec.tables else ())}
     if operators is not None:
         left_out |= {bundle.model_path.name, f"{bundle.model_path.name}.data"}
         write_ort(bundle, model / MODEL)
@@ -171,15 +171,15 @@ def _write_model(bundle: Bundle, row: DeployTarget, model: Path, operators: Path
         if file.name not in left_out:
             shutil.copyfile(file, model / file.name)
     settings = model / "tokenizer_config.json"
-    if row.tables:
+    if spec.tables:
         write_tables(bundle.directory / TOKENIZER, model / "tokenizer.bin")
     elif not settings.exists():  # JavaScript's tokenizer needs one
         settings.write_text("{}\n", encoding="utf-8")
 
 
-def _copy_templates(row: DeployTarget, folder: Path) -> None:
-    for name in (*row.shared, row.name):
-        target = folder / (row.native if name == "native" else ".")
+def _copy_templates(spec: DeployTarget, folder: Path) -> None:
+    for name in (*spec.shared, spec.name):
+        target = folder / (spec.native if name == "native" else ".")
         with as_file(files("edgetie.deploy") / "templates" / name) as template:
             unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
             shutil.copytree(template, target, ignore=unwanted, dirs_exist_ok=True)
@@ -255,7 +255,7 @@ def _digest(bundle: Bundle) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _fields(bundle: Bundle, row: DeployTarget, ort_format: bool) -> dict[str, str]:
+def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, str]:
     """The model's own figures for the ``{{fields}}`` of templates."""
     weights = sum(file.stat().st_size for file in bundle.files)
     files = f"from `model/{bundle.model_path.name}.data`, which stays next to the model"
@@ -268,7 +268,7 @@ def _fields(bundle: Bundle, row: DeployTarget, ort_format: bool) -> dict[str, st
         "mapped": "pages of the file, which processes share and the system can drop, and some "
         "15 MB of its own",
     }[bundle.manifest.weights_in_memory]
-    if ort_format and row.name == "python":
+    if ort_format and spec.name == "python":
         memory = "up to twice its file size: Python reads an .ort file into memory as a whole"
     return {
         "name": str(bundle.manifest.source.get("name", bundle.directory.name)),
@@ -276,12 +276,12 @@ def _fields(bundle: Bundle, row: DeployTarget, ort_format: bool) -> dict[str, st
         "megabytes": f"{weights / 1e6:.0f}",
         "memory": memory,
         "files": files,
-        "usability": usability(bundle.model_path, row.mobile).sentence() if row.mobile else "",
-        "start": "\n".join(row.start),
+        "usability": usability(bundle.model_path, spec.mobile).sentence() if spec.mobile else "",
+        "start": "\n".join(spec.start),
         # later versions may write what earlier ones do not know into an .ort file
         "runtime": version("onnxruntime") if ort_format else RUNTIME,
-        "checked": row.checked,
-        "target": row.name,
+        "checked": spec.checked,
+        "target": spec.name,
     }
 
 

@@ -51,12 +51,7 @@ class Usability:
 
 
 def usability(model_path: Path, provider: str) -> Usability:
-    """Ask onnxruntime's mobile usability checker, without the weights.
-
-    Args:
-        model_path: an ``.onnx`` file.
-        provider: ``NNAPI`` or ``CoreML``.
-    """
+    """Ask onnxruntime's checker about an ``.onnx`` file and ``NNAPI`` or ``CoreML``."""
     model = onnx.load(model_path, load_external_data=False)
     model = onnx.shape_inference.infer_shapes(model)
     if provider == "NNAPI":

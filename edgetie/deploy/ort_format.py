@@ -50,10 +50,7 @@ def write_ort(bundle: Bundle, target: Path) -> None:
 
 
 def write_operators(model: Path, target: Path) -> None:
-    """Write the operators and types that a reduced build needs for a ``.ort`` file.
-
-    The file is what ``--include_ops_by_config`` of ONNX Runtime's build reads.
-    """
+    """Write the operators and types of a ``.ort`` file, for a reduced build of ONNX Runtime."""
     from onnxruntime.tools.ort_format_model import utils  # configures logging as it is imported
 
     utils.log.setLevel(logging.WARNING)
@@ -64,11 +61,7 @@ def write_operators(model: Path, target: Path) -> None:
 
 
 def weights_of(model: Path) -> dict[str, bytes]:
-    """Hash each initializer of a ``.ort`` file: SHA-256 by name.
-
-    Raises:
-        BundleError: if it is not such a file.
-    """
+    """Hash each initializer of a ``.ort`` file: SHA-256 by name."""
     from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import (
         InferenceSession,
     )

@@ -44,14 +44,14 @@ class DeployTarget:
     @property
     def schemes(self) -> tuple[str, ...]:
         """The schemes that run there, and ``fp32``."""
-        return ("fp32", *(name for name, row in SCHEMES.items() if self.name in row.deploy))
+        return ("fp32", *(name for name, spec in SCHEMES.items() if self.name in spec.deploy))
 
 
 _RUN = "run by edgetie's tests; its tokens are those of edgetie generate"
 
 DEPLOY_TARGETS = {
-    row.name: row
-    for row in (
+    spec.name: spec
+    for spec in (
         DeployTarget(
             "python",
             "cpu",

@@ -16,11 +16,9 @@ EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
-    """Read a graph without its weights.
+    """Read a graph without its weights, and find the folder of these.
 
-    Returns:
-        The graph, and the folder of its weights. Symbolic links to them are followed, which ONNX
-        Runtime does only for graphs in files.
+    Symbolic links to weights are followed, which ONNX Runtime does only for graphs in files.
 
     Raises:
         BundleError: if the file cannot be read.
@@ -43,12 +41,8 @@ def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
 def remove_last_token_node(model_path: Path) -> tuple[onnx.ModelProto, Path] | None:
     """Read a graph without the node that keeps only the last token of each sequence.
 
-    Returns:
-        As :func:`read_graph`, with logits ``(batch, sequence, vocabulary)``, the tokens of each
-        sequence moved to the left; ``None`` if there is no such node.
-
-    Raises:
-        BundleError: if the file cannot be read.
+    Its logits are ``(batch, sequence, vocabulary)``, the tokens of each sequence moved to the left.
+    ``None`` if there is no such node.
     """
     model, folder = read_graph(model_path)
     graph = model.graph

@@ -121,15 +121,18 @@ def open_session(
         raise BundleError("unknown; default or all", parameter="logits", value=logits)
     if threads is not None and threads < 1:
         raise BundleError("must be 1 or more", parameter="threads", value=threads)
-    row = require_provider(provider)
+    spec = require_provider(provider)
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
-    options = _bundle_options(bundle, row, threads or default_threads())
+    options = _bundle_options(bundle, spec, threads or default_threads())
     fixed = bundle.has_fixed_shapes
     graph = _all_logits_graph(bundle, options) if logits == "all" and not fixed else None
-    first = _create_first(bundle, options, row)
+    first = _create_first(bundle, options, spec)
     encoder, prefill = (None, first) if fixed else (first, None)
-    session = _create(bundle.model_path, graph, options, row)
-    inputs, outputs = _describe(session.get_inputs()), _describe(session.get_outputs())
+    session = _create(bundle.model_path, graph, options, spec)
+    inputs, outputs = (
+        describe_tensors(session.get_inputs()),
+        describe_tensors(session.get_outputs()),
+    )
     shape = next((output.shape for output in outputs if output.name == "logits"), ())
     last_only = len(shape) == 3 and shape[1] == 1
     if logits == "all" and last_only and not fixed:
@@ -139,14 +142,14 @@ def open_session(
         )
     cross = []
     if encoder is not None:
-        cross = _cache(inputs, _describe(encoder.get_outputs()), bundle.model_path, _CROSS)
+        cross = _cache(inputs, describe_tensors(encoder.get_outputs()), bundle.model_path, _CROSS)
     cache = _cache(inputs, outputs, bundle.model_path, _SELF if cross else "")
-    if row.fixed_shapes:
-        _require_fixed_shapes(bundle.model_path, inputs, row)
+    if spec.fixed_shapes:
+        _require_fixed_shapes(bundle.model_path, inputs, spec)
     files = _release_weights(bundle) if release else None
     opened = Session(
         bundle=bundle,
-        provider=row.name,
+        provider=spec.name,
         threads=options.intra_op_num_threads,
         load_seconds=time.perf_counter() - start,
         inputs=inputs,
@@ -157,15 +160,15 @@ def open_session(
         logits="last" if last_only else "all",
         left_aligned_logits=graph is not None,
         embedding_files=files,
-        device=row.device,
+        device=spec.device,
         ort=session,
         encoder=encoder,
         prefill=prefill,
         cross=cross,
     )
-    if row.ort_name != "CPUExecutionProvider":  # which runs any node
+    if spec.ort_name != "CPUExecutionProvider":  # which runs any node
         nodes, fallback_nodes = opened.nodes_per_provider, opened.fallback_nodes
-        require_placement(row, bundle.model_path, nodes, fallback_nodes, strict=strict)
+        require_placement(spec, bundle.model_path, nodes, fallback_nodes, strict=strict)
     return opened
 
 
@@ -199,9 +202,9 @@ def session_options(threads: int) -> Any:
 
     Threads wait actively for the next operator (a quarter more tokens per second than asleep), but
     hardly longer than it takes to wake one: on a busy machine that makes prompts 40 % and tokens
-    20 % faster than the default, on a quiet one it changes nothing. Memory patterns are off: one is
-    kept for every length a sequence has had, 27 KB a token on a model of 135 M parameters. Sums of
-    uint8 times int8 are exact also on x86 processors without VNNI, whose own sums overflow.
+    20 % faster than the default. Memory patterns are off: ONNX Runtime stores one for every length
+    of a sequence, 27 KB a token on a model of 135 M parameters. Sums of uint8 times int8 are exact
+    also on x86 processors without VNNI, whose own sums overflow.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -272,24 +275,20 @@ def _release_weights(bundle: Bundle) -> MappedFiles | None:
 
 
 def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> dict[str, int]:
-    """Write a graph as ONNX Runtime runs it; weights go to a file with ``.data`` added.
-
-    Returns:
-        Its nodes per provider.
+    """Write a graph as ONNX Runtime runs it, its weights in ``.data``; returns nodes per provider.
 
     Raises:
-        BundleError: if ONNX Runtime rejects the model.
-        ProviderError: if the provider is unknown or absent.
+        BundleError, ProviderError: if ONNX Runtime rejects the model or lacks the provider.
     """
     options = session_options(default_threads())
     options.optimized_model_filepath = str(target)
     external = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{external}_file_name", f"{target.name}.data")
     options.add_session_config_entry(f"{external}_min_size_in_bytes", "1024")
-    row = require_provider(provider)
-    if row.plugin:
-        register_plugin(row, options)
-    return count_nodes(row.ort_name, _create(model_path, None, options, row))[0]
+    spec = require_provider(provider)
+    if spec.plugin:
+        register_plugin(spec, options)
+    return count_nodes(spec.ort_name, _create(model_path, None, options, spec))[0]
 
 
 def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
@@ -298,9 +297,8 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
 
     Raises:
         BundleError: if ONNX Runtime rejects a graph, or the provider takes none of its nodes.
-        ProviderError: if the provider is unknown or absent.
     """
-    row = require_provider(provider)
+    spec = require_provider(provider)
     for path in graphs:
         options = session_options(default_threads())
         options.add_session_config_entry("ep.context_enable", "1")
@@ -310,10 +308,10 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
             options.add_session_config_entry(_SHARE_CONTEXT, "1")
             if path == graphs[-1]:
                 options.add_session_config_entry(_LAST_TO_SHARE, "1")
-        register_plugin(row, options)
-        _create(path, None, options, row)
+        register_plugin(spec, options)
+        _create(path, None, options, spec)
         if not (folder / path.name).is_file():
-            raise BundleError(f"{path}: {row.name} takes none of its nodes; run it as it is")
+            raise BundleError(f"{path}: {spec.name} takes none of its nodes; run it as it is")
 
 
 def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -> Any:
@@ -343,8 +341,8 @@ def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -
     return session
 
 
-def _describe(values: list[Any]) -> list[TensorInfo]:
-    """Describe a session's inputs or outputs."""
+def describe_tensors(values: list[Any]) -> list[TensorInfo]:
+    """Describe inputs or outputs of an ONNX Runtime session."""
     names = [str(value.type).removeprefix("tensor(").removesuffix(")") for value in values]
     return [
         TensorInfo(value.name, _NUMPY_NAMES.get(name, name), tuple(value.shape))

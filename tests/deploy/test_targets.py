@@ -11,20 +11,20 @@ import pytest
 from edgetie.deploy.targets import DEPLOY_TARGETS, DeployTarget
 from edgetie.targets import SCHEMES, TARGETS
 
-ROWS = list(DEPLOY_TARGETS.values())
+SPECS = list(DEPLOY_TARGETS.values())
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_rows_name_what_there_is(row: DeployTarget) -> None:
-    assert DEPLOY_TARGETS[row.name] is row
-    assert set(row.schemes) <= {*SCHEMES, "fp32"}
-    assert TARGETS[row.quantize].scheme in row.schemes
-    for name in (row.name, *row.shared):
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_rows_name_what_there_is(spec: DeployTarget) -> None:
+    assert DEPLOY_TARGETS[spec.name] is spec
+    assert set(spec.schemes) <= {*SCHEMES, "fp32"}
+    assert TARGETS[spec.quantize].scheme in spec.schemes
+    for name in (spec.name, *spec.shared):
         assert (files("edgetie.deploy") / "templates" / name).is_dir()
-    assert row.header == row.tables == ("native" in row.shared)
-    assert row.mobile in ("", "NNAPI", "CoreML")
-    assert row.start
-    assert row.checked
+    assert spec.header == spec.tables == ("native" in spec.shared)
+    assert spec.mobile in ("", "NNAPI", "CoreML")
+    assert spec.start
+    assert spec.checked
 
 
 def test_the_table_is_free_of_onnx() -> None:

@@ -9,9 +9,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.runtime.session import Session, onnxruntime_errors
+from edgetie.runtime.session import Session, describe_tensors, onnxruntime_errors
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _FRAMES, _SAMPLES = (192, 200), (8000,)  # lengths to try if an encoder accepts several
 
 
@@ -54,17 +53,13 @@ def expand_audio_token(ids: list[int], token: int, count: int) -> list[int]:
 def prepend_audio(
     ids: NDArray[np.int64], embeddings: NDArray[np.float32], token: int | None, length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Put audio before a prompt.
+    """Put audio before a prompt ``(1, count)``; returns the prompt and its audio embeddings.
 
     Args:
-        ids: ``(1, count)``.
+        ids: of the prompt.
         embeddings: as :func:`embed_audio` returns them.
         token: the audio token; ``None`` if an embedding is added to each token.
-        length: number of tokens, the prompt's and later ones, that get an embedding added;
-            embeddings are repeated up to there.
-
-    Returns:
-        The prompt and its audio embeddings.
+        length: tokens to add embeddings to, later ones included; they are repeated up to there.
     """
     if token is None:
         return ids, np.ascontiguousarray(embeddings[:, np.arange(length) % embeddings.shape[1]])
@@ -73,22 +68,18 @@ def prepend_audio(
 
 
 def random_features(encoder: Any, random: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """Draw features ``(1, ...)`` of a length that an encoder accepts, and make its masks.
-
-    Args:
-        encoder: its session in ONNX Runtime.
-        random: draws the features.
+    """Draw features ``(1, ...)`` for the session of an encoder, and make its masks.
 
     Raises:
-        BundleError: if it accepts none of the lengths tried.
+        BundleError: if the encoder accepts none of the lengths tried.
     """
-    first, *masks = encoder.get_inputs()
+    first, *masks = describe_tensors(encoder.get_inputs())
     options = ort.RunOptions()
     options.log_severity_level = 4  # a length that it refuses is not an error to log
     failure: Exception | None = None
     for length in _SAMPLES if first.name == "input_values" else _FRAMES:
         sizes = [size if isinstance(size, int) else length for size in first.shape[1:]]
-        features = random.standard_normal((1, *sizes), np.float32).astype(_DTYPES[first.type])
+        features = random.standard_normal((1, *sizes), np.float32).astype(first.dtype)
         feeds: dict[str, NDArray[Any]] = {first.name: features}
         for mask in masks:
             frames = mask.shape[1] if isinstance(mask.shape[1], int) else length

@@ -6,7 +6,6 @@ Numbers are those of transformers' feature extractors, computed with numpy alone
 from __future__ import annotations
 
 import io
-import json
 import os
 import wave
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetie.bundle.bundle import Bundle
+from edgetie.bundle.model_config import read_json
 from edgetie.bundle.names import FEATURES_MASK
 from edgetie.errors import AudioError, BundleError
 
@@ -107,11 +107,7 @@ class FeatureExtractor:
         return samples.astype(np.float32)[None]
 
     def feeds(self, samples: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Compute the encoder's inputs by name from samples ``(count,)``.
-
-        Raises:
-            AudioError: as for features.
-        """
+        """Compute the encoder's inputs by name, its mask included, from samples ``(count,)``."""
         features = self(samples)
         if not self.masked:
             return {self.name: features}
@@ -139,9 +135,7 @@ class FeatureExtractor:
 def _masked_spectrogram(
     settings: dict[str, Any], hop: int, bins: Any, frames: Any
 ) -> dict[str, Any]:
-    """Parameters of a masked spectrogram: padded to the frames that the encoder reads, to a
-    multiple of its windows, or to the length in the settings.
-    """
+    """Pad to the frames that the encoder reads, to its windows, or to the length in settings."""
     if isinstance(frames, int):
         padding = {"limit": frames * hop}
     elif "n_window" in settings:
@@ -201,9 +195,7 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
 
 
 def _as_plain_pcm(data: bytes) -> bytes:
-    """Rewrite the header of an extensible WAV file with integer samples (PCM) to the plain format;
-    Python reads the other only from 3.12 on.
-    """
+    """Give an extensible WAV file of integers a plain header; Python reads it from 3.12 on."""
     start = 12
     while data[start : start + 4] not in (b"fmt ", b""):
         start += 8 + (int.from_bytes(data[start + 4 : start + 8], "little") + 1 & ~1)
@@ -214,21 +206,9 @@ def _as_plain_pcm(data: bytes) -> bytes:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read ``preprocessor_config.json`` or ``processor_config.json``; empty if it is missing.
-
-    Raises:
-        BundleError: if it is not valid.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path}: not valid JSON ({error})") from error
+    """Read the settings of a processor; empty if the file is missing, refused if not valid."""
+    data = read_json(path)
     numbers = ("sampling_rate", "hop_length", "n_fft")
-    wrong = not isinstance(data, dict) or any(
-        not isinstance(data.get(name, 1), int) or data.get(name, 1) < 1 for name in numbers
-    )
-    if wrong:
+    if any(not isinstance(data.get(name, 1), int) or data.get(name, 1) < 1 for name in numbers):
         raise BundleError(f"{path}: {', '.join(numbers)} must be numbers above 0")
-    return dict(data)
+    return data

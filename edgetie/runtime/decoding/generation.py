@@ -194,11 +194,7 @@ def _require_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> None
 
 
 def make_decoder(session: Session, batch: int, prompt_tokens: int, new_tokens: int) -> TokenDecoder:
-    """Make a decoder with room for so many tokens, fewer new ones if the model's limit is nearer.
-
-    Raises:
-        BundleError: if the model is not a decoder.
-    """
+    """Make a decoder with room for so many tokens, or up to the model's limit."""
     signature = session.bundle.manifest.signature
     # an encoder reads the prompt, and the decoder begins with tokens of its own
     first = len(signature.start_token_ids) if session.cross else prompt_tokens

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from edgetie.bundle.names import ENCODER_MASK
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.memory import release_heap
-from edgetie.runtime.session import Session, onnxruntime_errors
-
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+from edgetie.runtime.session import Session, describe_tensors, onnxruntime_errors
 
 
 class Seq2SeqDecoder:
@@ -28,9 +26,7 @@ class Seq2SeqDecoder:
     """
 
     def __init__(self, session: Session, batch: int, max_length: int) -> None:
-        """Raises:
-        BundleError: if the bundle does not tell what its decoder starts with.
-        """
+        """Refuse a bundle that does not tell what its decoder starts with."""
         start = session.bundle.manifest.signature.start_token_ids
         if session.encoder is None or not start:
             raise BundleError(
@@ -60,8 +56,8 @@ class Seq2SeqDecoder:
         """
         session = self.session
         assert session.encoder is not None
-        first, *others = session.encoder.get_inputs()
-        dtype = _DTYPES.get(first.type, np.int64)
+        first, *others = describe_tensors(session.encoder.get_inputs())
+        dtype = np.dtype(first.dtype)
         if np.issubdtype(prompt.dtype, np.floating) != np.issubdtype(dtype, np.floating):
             raise EdgetieError(f"{session.bundle.directory}: reads {first.name} of another kind")
         encoding = session.encoder.io_binding()

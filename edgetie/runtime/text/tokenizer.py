@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetie.bundle.bundle import Bundle
+from edgetie.bundle.model_config import read_json
 from edgetie.errors import BundleError
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{path}: not a readable tokenizer ({error})") from error
-        names = _read_json(bundle.directory / _SPECIAL_TOKENS)
-        config = _read_json(bundle.directory / _TOKENIZER_CONFIG)
+        names = read_json(bundle.directory / _SPECIAL_TOKENS)
+        config = read_json(bundle.directory / _TOKENIZER_CONFIG)
         special = {name: _content((names | config).get(name)) for name in _SPECIAL}
         return Tokenizer(
             backend,
@@ -133,9 +133,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Args:
-        tokenizer: decodes; special tokens are left out.
-        """
+        """Leave out special tokens."""
         from tokenizers.decoders import DecodeStream
 
         self._tokenizer = tokenizer
@@ -174,16 +172,6 @@ def pad(
             ids[index, place] = sequence
             mask[index, place] = 1
     return ids, mask
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path}: not valid JSON ({error})") from error
-    return data if isinstance(data, dict) else {}
 
 
 def _content(token: Any) -> str | None:
