@@ -1,13 +1,14 @@
-"""``export``: a source becomes a bundle."""
+"""Export a source to a bundle: trace, optimize, write, verify."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,7 @@ from edgetie.export.optimize import optimize
 from edgetie.export.tasks.base import Task
 from edgetie.export.tasks.comparison import Agreement, ReferenceRun
 from edgetie.export.tasks.trial_run import trial_run
+from edgetie.export.tracing.plans import DisagreementError, TracePlan, list_plans, try_plans
 from edgetie.export.tracing.trace import trace
 from edgetie.graph.model_files import write_models
 from edgetie.passes.run import PassReport
@@ -49,7 +51,7 @@ _FUSED_OPERATORS = (
     "Gelu",
 )
 
-_VERSIONED = ("edgetie", "torch", "transformers", "onnxruntime", "onnx")
+_PACKAGES = ("edgetie", "torch", "transformers", "onnxruntime", "onnx")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class ExportReport:
 
     Attributes:
         bundle: the bundle, opened.
-        seconds: where the time went, by stage.
+        seconds: time of each stage.
         passes: what each graph pass did.
         agreement: logit errors against torch.
         weights_bytes: size of the external-data file.
@@ -92,88 +94,113 @@ def export_model(
     allow_pickle: bool = False,
     progress: Stages | None = None,
 ) -> ExportReport:
-    """Export a language model to an ONNX bundle, its tied weights kept as one.
+    """Export a language model to an ONNX bundle with its tied weights stored once.
 
     Args:
         source: what :func:`edgetie.sources.load.load_source` takes, or an already loaded source.
         output: directory to write; complete or not at all.
-        target: where the bundle will run (:data:`edgetie.targets.TARGETS`); it chooses the forms of
-            the graph.
+        target: where the bundle will run (:data:`edgetie.targets.TARGETS`), which decides the
+            operators of the graph.
         precision: ``fp32`` or ``fp16`` (for GPUs: ONNX Runtime's CPU kernels would copy the
             weights to fp32).
-        logits: ``last``, of each row's last token, or ``all``; masked language models have all.
-        task: what the model does, where its configuration does not tell
+        logits: ``last``, of each batch item's last token, or ``all``; masked language models have
+            all.
+        task: what the model does, if its configuration does not tell
             (:data:`edgetie.sources.task_detection.TASKS`).
         force: replace an existing bundle.
-        trust_remote_code: allow a model directory to run code of its own.
+        trust_remote_code: allow a model directory to run its own code.
         allow_pickle: allow pickled weights.
-        progress: told about each stage.
+        progress: notified of each stage.
 
     Raises:
-        SourceError: if the source is no model.
+        SourceError: if the source is not a model.
         ExportError: if torch or ONNX Runtime cannot handle it, not as the target needs it, or its
             logits are wrong.
-        EdgetieError: if there is no such target, precision or kind of logits.
-        TieError: if a pass parted a tied weight.
+        EdgetieError: if the target, the precision or the kind of logits is unknown.
+        TieError: if a pass separated a tied weight.
         BundleError: if ``output`` is in the way or the disk is full.
     """
     fused = find_target(target).fused
-    for name, value, known in (
+    for name, value, choices in (
         ("precision", precision, ("fp32", "fp16")), ("logits", logits, ("last", "all")),
     ):  # fmt: skip
-        if value not in known:
-            raise EdgetieError(f"{name} {value!r}: unknown; one of {', '.join(known)}")
+        if value not in choices:
+            message = f"unknown; one of {', '.join(choices)}"
+            raise EdgetieError(message, parameter=name, value=value)
     check_destination(output, force=force)
     stages = progress or Stages()
 
     def load() -> Source:
         if isinstance(source, Source):
             return source
+        stages.stage("load")
         return load_source(
             source, task=task, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
         )
 
-    if not isinstance(source, Source):
-        stages.stage("load")
-    held = [load()]  # emptied by who works with it: the weights go when they are written
-    name = held[0].name
+    loaded = _LoadedSource(load)
     stages.stage("probe")
-    modes = _modes(held[0].module)
-    plan = trial_run(held[0])
+    name = loaded.get().name
+    model_task, reference = _run_source(loaded.get())
+    plans = list_plans(name, model_task, fused=fused)
+    export = _Export(
+        loaded, reference, Path(output), precision, logits == "last", fused, force, stages
+    )
+    return try_plans(name, plans, export.run)
+
+
+class _LoadedSource:
+    """The source, loaded when it is needed.
+
+    Its weights are released as soon as they are in a file. If the export then has to start over, it
+    is loaded again.
+    """
+
+    def __init__(self, load: Callable[[], Source]) -> None:
+        self._load = load
+        self._source: Source | None = load()
+
+    def get(self) -> Source:
+        """Return the source. Callers must not keep it after :meth:`release`."""
+        if self._source is None:
+            self._source = self._load()
+        return self._source
+
+    def release(self) -> None:
+        """Release the module's memory."""
+        self._source = None
+        release_freed_memory()
+
+
+def _run_source(source: Source) -> tuple[Task, ReferenceRun]:
+    """Run the model: find its task, and compute the logits that the export must reproduce.
+
+    Raises:
+        ExportError: if it cannot be called or verified, or if the run changes one of its settings.
+    """
+    settings = _text_settings(source.module)
+    task = trial_run(source)
     try:
-        expected = plan.run_reference(held[0].module)
+        reference = task.run_reference(source.module)
     except ExportError as error:
-        raise ExportError(f"{name}: {error}") from error
-    for mode, value in _modes(held[0].module).items():
-        if mode in modes and modes[mode] != value:
+        raise ExportError(f"{source.name}: {error}") from error
+    for setting, value in _text_settings(source.module).items():
+        if settings.get(setting, value) != value:
             raise ExportError(
-                f"{name}: a few tokens turned {mode} from {modes[mode]} to {value}, so longer "
-                f"texts would be computed in another way; set {mode} to {value} in its "
-                "configuration to export that"
+                f"{source.name}: a few tokens turned {setting} from {settings[setting]} to "
+                f"{value}, so longer texts would be computed in another way; set {setting} to "
+                f"{value} in its configuration to export that"
             )
-    if not np.isfinite(expected.logits).all():
+    if not np.isfinite(reference.logits).all():
         raise ExportError(
-            f"{name}: its logits in torch are NaN or infinite, so it cannot be verified; "
+            f"{source.name}: its logits in torch are NaN or infinite, so it cannot be verified; "
             "look for NaN in its weights"
         )
-    job = _Job(expected, Path(output), precision, logits == "last", fused, force, stages)
-    try:
-        return job.run(held, plan)
-    except _Disagreement as error:
-        plain = plan.without_cache(f"with one, {error}")
-        if plain is None or error.plain:
-            raise ExportError(f"{name}: {error}; nothing was written") from error
-        held.append(load())
-        try:
-            return job.run(held, plain)
-        except (_Disagreement, ExportError) as second:
-            raise ExportError(
-                f"{name}: {error}; without a KV cache, {second}; nothing was written"
-            ) from second
+    return task, reference
 
 
-def _modes(module: torch.nn.Module) -> dict[str, str]:
-    """Settings of a model that are words: by name, of its configuration and its parts."""
+def _text_settings(module: torch.nn.Module) -> dict[str, str]:
+    """Collect the settings of a model's configuration and parts that are strings, by name."""
     parts = (getattr(module, "config", None), *module.modules())
     return {
         name: value
@@ -183,19 +210,24 @@ def _modes(module: torch.nn.Module) -> dict[str, str]:
     }
 
 
-class _Disagreement(Exception):
-    """A written model that does not compute what torch does, and says what it does instead."""
+@dataclass(frozen=True)
+class _Written:
+    """What the weights are no longer needed for: the files, and what describes them."""
 
-    def __init__(self, text: str, *, plain: bool) -> None:
-        super().__init__(text)
-        self.plain = plain
+    paths: list[Path]
+    task: Task
+    manifest: Manifest
+    passes: list[PassReport]
+    config: Any
+    save_extras: Callable[[Path], None]
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is exported to where, whichever way its attention is computed."""
+class _Export:
+    """Export by one plan, see :meth:`run`; the fields are what every plan shares."""
 
-    expected: ReferenceRun
+    source: _LoadedSource
+    reference: ReferenceRun
     output: Path
     precision: str
     last_only: bool
@@ -203,28 +235,64 @@ class _Job:
     force: bool
     stages: Stages
 
-    def run(self, held: list[Source], plan: Task) -> ExportReport:
-        """Trace, optimize, write, verify.
+    def run(self, plan: TracePlan, failures: list[str]) -> ExportReport:
+        """Trace, optimize, write and verify.
 
         Args:
-            held: the source, taken out of the list.
-            plan: what to trace.
+            plan: how to trace.
+            failures: why earlier plans failed.
 
         Raises:
-            _Disagreement: if the written model's logits are wrong, or it does not run.
+            ExportError: if torch cannot trace or convert the model.
+            UnfusableError: if the plan does not suit the model.
+            DisagreementError: if the written model's logits are wrong, or it does not run.
         """
-        source, stages, precision = held.pop(), self.stages, self.precision
+        dtype = np.float16 if self.precision == "fp16" else np.float32
+        with atomic_directory(self.output, force=self.force) as directory:
+            written = self._write(plan, failures, directory)
+            self.source.release()
+            written.save_extras(directory)
+            manifest = written.manifest
+            token_ids = read_token_ids(directory, has_encoder=manifest.encoder is not None)
+            manifest.signature = replace(manifest.signature, **token_ids)
+            write_genai_config(directory, written.config, written.task, manifest.signature)
+            self.stages.stage("verify")
+            for path in written.paths:
+                ties = ties_of_file(manifest.ties, path.name)
+                verify_ties(ir.load(path), ties, where=f"the file {path.name}")
+            agreement = self._measure(written.task, directory, dtype)
+            if manifest.encoder is not None:
+                write_merged(directory)
+            manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
+            self.stages.stage("hash")
+            write_manifest(directory, manifest)
+        self.stages.finish()
+        bundle = open_bundle(self.output)
+        return ExportReport(
+            bundle=bundle,
+            seconds=dict(self.stages.seconds),
+            passes=written.passes,
+            agreement=agreement,
+            weights_bytes=sum(path.stat().st_size for path in bundle.data_files),
+            unique_parameter_bytes=manifest.unique_parameters * np.dtype(dtype).itemsize,
+            peak_bytes=read_memory().peak,
+        )
+
+    def _write(self, plan: TracePlan, failures: list[str], directory: Path) -> _Written:
+        """Trace, optimize and write; the only step that needs the module."""
+        source = self.source.get()
         parameters = tied_parameters(source.module)
         count = sum(parameter.numel() for parameter in source.module.parameters())
-        if precision == "fp16":
+        if self.precision == "fp16":
             _halve(source.module)
-        traced = trace(source, plan, last_only=self.last_only, fused=self.fused, progress=stages)
-        plan = traced.task
-        stages.stage("passes")
-        passes = optimize(traced.models, plan, parameters, fused=self.fused)
+        traced = trace(source, plan, last_only=self.last_only, progress=self.stages)
+        models, task = traced.models, traced.task
+        self.stages.stage("passes")
+        passes = optimize(models, task, parameters, fused=self.fused)
         unfused = [
             *partial_ties(source.module),
             *traced.unfused,
+            *failures,
             *(text for report in passes for text in report.skipped),
         ]
         manifest = Manifest(
@@ -234,58 +302,39 @@ class _Job:
                 "architecture": source.architecture,
                 "unused": list(source.unused),
             },
-            task=plan.name,
-            precision=precision,
-            signature=_signature(traced.models, plan),
-            encoder=_encoder_signature(traced.models),
+            task=task.name,
+            precision=self.precision,
+            signature=_signature(models, task),
+            encoder=_encoder_signature(models),
             ties=[],
             unique_parameters=count,
-            versions={package: version(package) for package in _VERSIONED},
-            fusion={"operators": _count_operators(traced.models), "unfused": unfused},
+            versions={package: version(package) for package in _PACKAGES},
+            fusion={"operators": _count_operators(models), "unfused": unfused},
         )
-        config, save_extras = source.config, source.save_extras
-        with atomic_directory(self.output, force=self.force) as directory:
-            stages.stage("write")
-            same = share_across(traced.models)
-            paths = write_models(traced.models, directory, data=DATA, same=same, progress=stages)
-            manifest.ties = find_shared_ties(traced.models, parameters)
-            del source, traced  # the module's weights are not needed beside the file's
-            release_freed_memory()
-            save_extras(directory)
-            token_ids = read_token_ids(directory, has_encoder=manifest.encoder is not None)
-            manifest.signature = replace(manifest.signature, **token_ids)
-            write_genai_config(directory, config, plan, manifest.signature)
-            stages.stage("verify")
-            for path in paths:
-                ties = ties_of_file(manifest.ties, path.name)
-                verify_ties(ir.load(path), ties, where=f"the file {path.name}")
-            dtype = np.float16 if precision == "fp16" else np.float32
-            try:
-                agreement = plan.compare(directory, self.expected, dtype)
-            except ExportError as error:
-                raise _Disagreement(str(error), plain=not plan.cache) from error
-            _require_agreement(agreement, precision, plain=not plan.cache)
-            if manifest.encoder is not None:
-                write_merged(directory)
-            manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
-            stages.stage("hash")
-            write_manifest(directory, manifest)
-        stages.finish()
-        bundle = open_bundle(self.output)
-        return ExportReport(
-            bundle=bundle,
-            seconds=dict(stages.seconds),
-            passes=passes,
-            agreement=agreement,
-            weights_bytes=sum(path.stat().st_size for path in bundle.data_files),
-            unique_parameter_bytes=count * np.dtype(dtype).itemsize,
-            peak_bytes=read_memory().peak,
-        )
+        self.stages.stage("write")
+        same = share_across(models)
+        paths = write_models(models, directory, data=DATA, same=same, progress=self.stages)
+        manifest.ties = find_shared_ties(models, parameters)
+        return _Written(paths, task, manifest, passes, source.config, source.save_extras)
+
+    def _measure(self, task: Task, directory: Path, dtype: type[Any]) -> Agreement:
+        try:
+            agreement = task.compare(directory, self.reference, dtype)
+        except ExportError as error:
+            raise DisagreementError(str(error)) from error
+        limit = 2e-2 if self.precision == "fp16" else 1e-3
+        if not agreement.relative <= limit:
+            raise DisagreementError(
+                "the exported model's logits differ from torch's by "
+                f"{agreement.relative:.1e} of the largest logit (prefill {agreement.prefill:.1e}, "
+                f"cached {agreement.cached:.1e}, padded {agreement.padded:.1e})"
+            )
+        return agreement
 
 
 def _halve(module: torch.nn.Module) -> None:
-    """Weights to fp16, and tables kept as buffers, which are added to activations; vectors, such as
-    the frequencies of rotary embeddings, stay as precise as they are.
+    """Convert weights to fp16, and tables in buffers, which are added to activations. Vectors, such
+    as the frequencies of rotary embeddings, keep their precision.
     """
     for parameter in module.parameters():
         parameter.data = parameter.data.half()
@@ -311,8 +360,10 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
 
 
 def _padding(task: Task, fused: int) -> str:
-    """Where a decoder's prompts may be padded before it continues them: without
-    GroupQueryAttention, which moves tokens together, distances count what lies between them.
+    """Return on which sides a decoder's prompts may be padded before it continues them.
+
+    Without GroupQueryAttention, which moves valid tokens together, padding between tokens would
+    count in their distance.
     """
     moves = bool(task.cache) and fused == task.cached_attentions
     return "both" if moves or task.name not in ("causal-lm", AUDIO_LM) else "left"
@@ -334,14 +385,3 @@ def _count_operators(models: Mapping[str, ir.Model]) -> dict[str, int]:
         "rotary inside attention": rotary,
         "nodes": len(nodes),
     }
-
-
-def _require_agreement(agreement: Agreement, precision: str, *, plain: bool) -> None:
-    limit = 2e-2 if precision == "fp16" else 1e-3
-    if not agreement.relative <= limit:
-        raise _Disagreement(
-            "the exported model's logits differ from torch's by "
-            f"{agreement.relative:.1e} of the largest logit (prefill {agreement.prefill:.1e}, "
-            f"cached {agreement.cached:.1e}, padded {agreement.padded:.1e})",
-            plain=plain,
-        )

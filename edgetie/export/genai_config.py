@@ -1,4 +1,4 @@
-"""``genai_config.json``: what onnxruntime-genai needs to run a bundle as it stands."""
+"""Write ``genai_config.json``, with which onnxruntime-genai runs a bundle."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DEFAULT_CONTEXT = 2048
 
 
 def write_genai_config(directory: Path, config: Any, task: Task, signature: Signature) -> bool:
-    """Write the file; returns whether the model has what onnxruntime-genai asks for.
+    """Write the file if onnxruntime-genai supports the model; return whether it does.
 
-    It needs one shape for the caches of all layers, a KV cache bound in place, and sizes that a
-    configuration of transformers names.
+    It needs one shape for the caches of all layers, a KV cache bound in place, and sizes from a
+    transformers configuration.
     """
     if not signature.cache_in_place or config is None:
         return False
@@ -26,7 +26,7 @@ def write_genai_config(directory: Path, config: Any, task: Task, signature: Sign
         return False
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if not all(hasattr(text, name) for name in ("hidden_size", "num_attention_heads")):
-        return False  # a configuration of somebody's own
+        return False  # not a transformers configuration
     kv_heads, _, head_size = shapes.pop()
     context = task.max_positions or _DEFAULT_CONTEXT
     ends = signature.eos_token_ids

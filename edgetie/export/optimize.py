@@ -1,4 +1,4 @@
-"""The passes that a traced model goes through, in their order."""
+"""Run the graph passes on traced models."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def optimize(
     *,
     fused: bool,
 ) -> list[PassReport]:
-    """Run the graph passes on traced models, in place; their ties hold after each.
+    """Run the graph passes on traced models, in place; ties are verified after each.
 
     Args:
         models: as :func:`edgetie.export.tracing.trace.trace` returns them.
         task: for the longest sequence, which sizes the rotary tables.
         parameters: names of tied parameters, group by group.
+        fused: whether the target supports ONNX Runtime's fused operators.
 
     Raises:
-        TieError: naming the pass that parted a weight.
+        TieError: naming the pass that separated a weight.
     """
     reports: list[PassReport] = []
     shared = [names for names in parameters if _count_uses(models, names) > 1]
@@ -60,7 +61,7 @@ def optimize(
 
 
 def _count_uses(models: Mapping[str, ir.Model], names: tuple[str, ...]) -> int:
-    """How often traced graphs use a parameter: once where nothing is computed of its other uses."""
+    """Count the uses of a parameter in traced graphs, from which unused results are removed."""
     return sum(
         len(value.uses())
         for model in models.values()
@@ -70,22 +71,22 @@ def _count_uses(models: Mapping[str, ir.Model], names: tuple[str, ...]) -> int:
 
 
 def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[str, ...]]) -> None:
-    """Every parameter tied in torch must be one shared initializer right after the trace: used more
-    than once in a graph, or in more than one graph.
+    """Check that each parameter tied in torch is one shared initializer right after the trace: used
+    more than once in a graph, or in more than one graph.
     """
-    found = {
+    tied = {
         name
         for model in models.values()
         for group in find_ties(model, parameters)
         for name in group.parameters
     }
     for names in parameters:
-        holders = sum(
+        graphs = sum(
             any(is_named(name, names) for name in model.graph.initializers)
             for model in models.values()
         )
-        if not set(names) & found and holders == 1:  # in none: nothing of it is computed
+        if not set(names) & tied and graphs == 1:  # in no graph if its results are not used
             raise TieError(
-                f"torch.onnx: {' = '.join(names)} is one parameter in torch, but no shared "
+                f"torch.onnx: {' = '.join(names)} is one parameter in torch, but not a shared "
                 "initializer in the exported graph"
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import models
-import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
@@ -14,9 +13,7 @@ from models import source_of
 from torch import nn
 
 from edgetie.errors import ExportError
-from edgetie.export.attention.transformers_attention import build_mask, compute_attention
 from edgetie.export.exporter import ExportReport, export_model
-from edgetie.export.patches.position_tables import FindPositionTables, ReadPositionTables, trial_ids
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
 
@@ -214,39 +211,3 @@ def test_cache_that_is_wrong_is_done_without(
     (why,) = report.manifest.fusion["unfused"]
     assert why.startswith("KV cache: with one, the exported model's logits differ")
     assert CausalTask.name == report.manifest.task
-
-
-class Offset(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(20, 4), nn.Embedding(20, 4)
-        self.kinds = nn.Embedding(20, 4)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        places = torch.arange(ids.shape[1]) + 2
-        return self.tokens(ids) + self.places(places) + self.kinds(torch.zeros_like(ids))
-
-
-def test_only_tables_of_positions_are_found_and_read_elsewhere() -> None:
-    torch.manual_seed(0)
-    module, watch = Offset(), FindPositionTables()
-    with watch:
-        module(trial_ids(20, 5))
-    tables = watch.tables(module)
-    assert tables == {"places.weight": 2}
-    ids = torch.tensor([[1, 2, 3]])
-    with ReadPositionTables(module, tables, torch.tensor([[0, 0, 1]])):
-        got = module(ids)
-    rows = module.tokens.weight[ids] + module.kinds.weight[0]
-    expected = rows + module.places.weight[torch.tensor([2, 2, 3])]
-    np.testing.assert_allclose(got.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
-
-
-def test_attention_beside_a_decoder_is_the_usual_one() -> None:
-    mask = build_mask(1, 3, 3, lambda _, head, query, key: query >= key, allow_is_causal_skip=False)
-    assert mask is not None
-    assert mask.tolist() == [[torch.ones(3, 3).tril().bool().tolist()]]
-    query, key, value = torch.randn(3, 1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
-    got, _ = compute_attention(nn.Linear(1, 1), query, key, value, mask, scaling=0.5)
-    scores = (query @ key.mT * 0.5).masked_fill(~mask, -torch.inf)
-    torch.testing.assert_close(got, (scores.softmax(-1) @ value).transpose(1, 2))

@@ -1,4 +1,4 @@
-"""Which of transformers' implementations a model runs while it is traced."""
+"""Set the implementations that a transformers model runs while it is traced."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from edgetie.errors import UnfusableError, summarize
 from edgetie.sources.source import Source
 
 _EXPERTS = "batched_mm"
-"""Every token's experts as one matrix product: the others loop over the experts that tokens happen
-to choose, or call kernels of torch's own, and neither is a graph."""
+"""Every token's experts as one MatMul: the other implementations loop over the experts that tokens
+are routed to, or call kernels of torch, and neither is a graph."""
 
 _EXPORTING = "onnx_export"
-"""What transformers' own models look for in their configurations."""
+"""The setting that transformers' own models check in their configurations."""
 
 
 @contextlib.contextmanager
-def attention_implementation(source: Source, name: str) -> Iterator[None]:
-    """Choose the attention implementation on the model's own configuration, and restore it.
+def attention_implementation(source: Source, name: str | None) -> Iterator[None]:
+    """Set the model's attention implementation and restore it; ``None`` leaves it as it is.
 
     Raises:
-        UnfusableError: if the model does not let it be chosen.
+        UnfusableError: if the model does not let it be set.
     """
-    config = source.config.get_text_config(decoder=True)  # its own, where there is no other
+    if name is None:
+        yield
+        return
+    module: Any = source.module
+    config = source.config.get_text_config(decoder=True)  # the model's own, if there is no other
     before = config._attn_implementation
     try:
         try:
-            _module(source).set_attn_implementation(name)
+            module.set_attn_implementation(name)
         except Exception as error:
             raise UnfusableError(
                 f"its attention cannot be replaced ({summarize(error)})"
@@ -37,17 +41,17 @@ def attention_implementation(source: Source, name: str) -> Iterator[None]:
             raise UnfusableError("its attention cannot be replaced")
         yield
     finally:
-        _module(source).set_attn_implementation(before)
+        module.set_attn_implementation(before)
 
 
 @contextlib.contextmanager
 def experts_implementation(source: Source) -> Iterator[bool]:
-    """Choose experts that can be traced, where the model has any, and restore what was chosen.
+    """Set an experts implementation that can be traced, if the model has experts, and restore it.
 
     Yields:
         Whether it has.
     """
-    module = _module(source)
+    module: Any = source.module
     names = ("get_experts_implementation", "set_experts_implementation")
     has_experts = any(hasattr(part, "_apply_gate") for part in module.modules())
     if not has_experts or not all(hasattr(module, name) for name in names):
@@ -63,8 +67,8 @@ def experts_implementation(source: Source) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def announced_export(source: Source) -> Iterator[None]:
-    """Say in the configurations that the model is exported: some models then run code that is a
-    graph, where otherwise they read memory in strides.
+    """Set in the configurations that the model is exported: some models then run code that can be
+    traced, and otherwise read memory in strides.
     """
     parts = (getattr(module, "config", None) for module in source.module.modules())
     configs = {id(config): config for config in parts if hasattr(config, "_attn_implementation")}
@@ -79,8 +83,3 @@ def announced_export(source: Source) -> Iterator[None]:
                 delattr(config, _EXPORTING)
             else:
                 setattr(config, _EXPORTING, value)
-
-
-def _module(source: Source) -> Any:
-    """The module as what it is: a transformers model, whose methods ``nn.Module`` does not know."""
-    return source.module

@@ -62,7 +62,7 @@ class Task(ABC):
         vocab_size: last dimension of the logits.
         max_positions: longest sequence, from the configuration.
         cache: its cache, tensor by tensor, empty without one.
-        why_plain: why there is no cache, where one could be.
+        no_cache_reason: why there is no cache, where one could be.
         audio_token_id: as in :class:`edgetie.bundle.bundle.Signature`.
     """
 
@@ -84,8 +84,8 @@ class Task(ABC):
     def replaces_attention(self) -> bool:
         """Whether transformers is told what attention is (:mod:`transformers_attention`)."""
 
-    def without_cache(self, why: str) -> Task | None:
-        """The same task for a model whose cache turned out not to work; ``None`` if it has none."""
+    def without_cache(self) -> Task | None:
+        """Return the same task without a cache; ``None`` if it has none already."""
         return None
 
     @abstractmethod

@@ -72,10 +72,10 @@ class CausalTask(Task):
         stateful = any(not tensor.grows for tensor in self.cache)
         return self.caller == "transformers" and (self.cached_attentions > 0 or not stateful)
 
-    def without_cache(self, why: str) -> Task | None:
+    def without_cache(self) -> Task | None:
         if self.caller == "plain":
             return None
-        return replace(self, caller="plain", cache=(), attributes={}, no_cache_reason=why)
+        return replace(self, caller="plain", cache=(), attributes={})
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         wrapper = CausalLM(

@@ -1,4 +1,4 @@
-"""What a traced program says that torch.onnx has no words for, said otherwise before conversion."""
+"""Rewrite an exported program so that torch.onnx can convert it without decomposing it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 aten = torch.ops.aten
 _LARGEST_CONSTANT = 1 << 14  # elements
-_SAME = {
+_EQUIVALENT = {
     aten.view.default: aten.reshape.default,
     aten.max.other: aten.maximum.default,
     aten.min.other: aten.minimum.default,
     aten.__and__.Tensor: aten.bitwise_and.Tensor,
     aten.__or__.Tensor: aten.bitwise_or.Tensor,
 }
-"""Operators, and others that compute the same."""
+"""Operators without an ONNX function, and others that compute the same."""
 
-_DRAWS = torch.Tag.nondeterministic_seeded
+_RANDOM = torch.Tag.nondeterministic_seeded
 
 
-def prepare(program: torch.export.ExportedProgram) -> bool:
-    """Rewrite ``program`` in place.
+def rewrite_for_onnx(program: torch.export.ExportedProgram) -> bool:
+    """Replace operators without an ONNX function and evaluate constants, in place.
 
     Returns:
-        Whether it can be converted without being decomposed: no operator works in place.
+        Whether the program can be converted as it is: no operator writes to its inputs.
     """
     graph = program.graph
     for node in list(graph.nodes):
-        node.target = _SAME.get(node.target, node.target)
-        if node.target is aten.detach_.default:  # behind every tensor that a model makes of numbers
+        node.target = _EQUIVALENT.get(node.target, node.target)
+        if node.target is aten.detach_.default:  # after every tensor that a model makes of numbers
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         if node.target is aten.scaled_dot_product_attention.default:
-            _settle_strides(node)
+            _make_contiguous(node)
     _evaluate_constants(program)
-    if any(_operator(node) and node.target._schema.is_mutable for node in graph.nodes):
+    if any(_is_operator(node) and node.target._schema.is_mutable for node in graph.nodes):
         return False
     graph.eliminate_dead_code()
     for node in graph.nodes:
@@ -46,17 +46,17 @@ def prepare(program: torch.export.ExportedProgram) -> bool:
     return True
 
 
-def forget_failure(program: torch.export.ExportedProgram) -> None:
-    """Make ready for another conversion: torch would miss sizes that the failed one drew up."""
+def reset_after_failure(program: torch.export.ExportedProgram) -> None:
+    """Allow another conversion: torch would miss symbols that the failed one left pending."""
     values = [node.meta.get("val") for node in program.graph.nodes]
     mode = torch._guards.detect_fake_mode(values)
     if mode is not None and mode.shape_env is not None:
         mode.shape_env.pending_fresh_unbacked_symbols.clear()
 
 
-def _settle_strides(attention: torch.fx.Node) -> None:
-    """Copy what attention returns: decomposed, it has other strides than traced, and a view of it
-    would be none. In ONNX the copy is an Identity, which goes.
+def _make_contiguous(attention: torch.fx.Node) -> None:
+    """Copy the output of attention, whose strides change if it is decomposed, so that it can still
+    be viewed. In ONNX the copy is an Identity, which is removed.
     """
     graph = attention.graph
     with graph.inserting_after(attention):
@@ -67,40 +67,40 @@ def _settle_strides(attention: torch.fx.Node) -> None:
 
 
 def _evaluate_constants(program: torch.export.ExportedProgram) -> None:
-    """Run what depends on nothing but small constants, and put its results in its place."""
-    known: dict[torch.fx.Node, torch.Tensor] = {}
+    """Evaluate nodes that depend on nothing but small constants."""
+    results: dict[torch.fx.Node, torch.Tensor] = {}
     constants = program.graph_signature.inputs_to_lifted_tensor_constants
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.target in constants:
-            known[node] = program.constants[constants[node.target]]
-        elif not _operator(node) or not known.keys() & node.all_input_nodes:
+            results[node] = program.constants[constants[node.target]]
+        elif not _is_operator(node) or not results.keys() & node.all_input_nodes:
             continue
         elif node.target._schema.is_mutable:
-            if node.args[0] in known:  # no constant after all
+            if node.args[0] in results:  # not a constant after all
                 return
-        elif known.keys() >= set(node.all_input_nodes) and _DRAWS not in node.target.tags:
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
+        elif results.keys() >= set(node.all_input_nodes) and _RANDOM not in node.target.tags:
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), results.__getitem__)
             result = node.target(*args, **kwargs)
             if isinstance(result, torch.Tensor) and result.numel() <= _LARGEST_CONSTANT:
-                known[node] = result
-    for node, value in known.items():
-        if node.op != "placeholder" and any(user not in known for user in node.users):
-            node.replace_all_uses_with(_constant(program, f"constant_{node.name}", value, node))
+                results[node] = result
+    for node, value in results.items():
+        if node.op != "placeholder" and any(user not in results for user in node.users):
+            node.replace_all_uses_with(_add_constant(program, f"constant_{node.name}", value, node))
             program.graph.erase_node(node)
 
 
-def _constant(
+def _add_constant(
     program: torch.export.ExportedProgram, name: str, value: torch.Tensor, like: torch.fx.Node
 ) -> torch.fx.Node:
     graph, signature = program.graph, program.graph_signature
     with graph.inserting_before(next(iter(graph.nodes))):
         node: torch.fx.Node = graph.placeholder(name)
     node.meta = {"val": like.meta["val"]}
-    spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(node.name), name)
-    signature.input_specs.insert(0, spec)
+    argument = TensorArgument(node.name)
+    signature.input_specs.insert(0, InputSpec(InputKind.CONSTANT_TENSOR, argument, name))
     program.constants[name] = value
     return node
 
 
-def _operator(node: torch.fx.Node) -> Any:
+def _is_operator(node: torch.fx.Node) -> Any:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)

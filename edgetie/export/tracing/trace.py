@@ -1,4 +1,4 @@
-"""Tracing: the wrapped model becomes an onnx-ir graph, weights by reference."""
+"""Trace a model with torch.export and convert it to onnx-ir graphs, weights by reference."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ import onnx_ir as ir
 import torch
 
 from edgetie.errors import ExportError, UnfusableError, summarize
-from edgetie.export.attention import transformers_attention
 from edgetie.export.patches.implementations import (
     announced_export,
     attention_implementation,
     experts_implementation,
 )
 from edgetie.export.patches.traceable import traceable
-from edgetie.export.recurrence.scan import replace_loops_by_scans
+from edgetie.export.recurrence.scan import replace_states_by_scans
 from edgetie.export.tasks.base import Graph, Task
-from edgetie.export.tracing.exported_program import forget_failure, prepare
-from edgetie.export.tracing.shape_constraints import Bounds, read_bounds
+from edgetie.export.tracing.exported_program import reset_after_failure, rewrite_for_onnx
+from edgetie.export.tracing.plans import TracePlan
+from edgetie.export.tracing.shape_constraints import ShapeConstraints, read_shape_constraints
 from edgetie.progress import Progress
 from edgetie.sources.source import Source
 
+logger = logging.getLogger(__name__)
+
 OPSET = 23
-"""Attention, RMSNormalization and RotaryEmbedding are operators from here on."""
+"""The first with the operators Attention, RMSNormalization and RotaryEmbedding."""
 
 
 @dataclass
@@ -39,8 +41,8 @@ class Traced:
 
     Attributes:
         models: by file name; their initializers point at the module's own memory.
-        task: what was traced: perhaps without a cache, perhaps for shorter sequences.
-        unfused: what could not be expressed, and why, for the report.
+        task: the traced task, perhaps for shorter sequences than the plan's.
+        unfused: what is not fused, and why, for the report.
     """
 
     models: dict[str, ir.Model]
@@ -48,100 +50,42 @@ class Traced:
     unfused: list[str]
 
 
-_EAGER = "eager"  # as transformers calls attention written out
-
-
-def trace(
-    source: Source, task: Task, *, last_only: bool, fused: bool, progress: Progress
-) -> Traced:
-    """Trace ``source`` with fused attention; or without, where that cannot be expressed; or without
-    a cache, where the model's cache cannot be traced either.
+def trace(source: Source, plan: TracePlan, *, last_only: bool, progress: Progress) -> Traced:
+    """Trace the graphs of a plan.
 
     Args:
         source: the model.
-        task: what to trace.
-        last_only: logits of each row's last token only.
-        fused: whether attention may be one operator; otherwise it is written out.
-        progress: told about each stage.
+        plan: how to trace it.
+        last_only: logits of each batch item's last token only.
+        progress: notified of each stage.
 
     Raises:
-        ExportError: if torch cannot trace or convert the model at all, or not as it is asked for.
+        ExportError: if torch cannot trace or convert a graph.
+        UnfusableError: if the plan does not suit the model.
     """
-    if not fused:
-        return _trace_plain(source, task, last_only, progress)
-    unfused: list[str] = []
-    if task.no_cache_reason:
-        unfused.append(f"KV cache: {task.no_cache_reason}")
-    with announced_export(source), experts_implementation(source) as has_experts:
+    task, models, unfused = plan.task, {}, list(plan.notes)
+    sizes = _sizes(source.module) if source.kind == "factory" else ()
+    with (
+        announced_export(source),
+        experts_implementation(source) as has_experts,
+        attention_implementation(source, plan.attention),
+    ):
         if has_experts:
             unfused.append("experts: their weights are gathered for each token")
-        if task.replaces_attention:
-            try:
-                with attention_implementation(source, transformers_attention.register()):
-                    return _trace_all(source, task, True, last_only, progress, unfused)
-            except (UnfusableError, ExportError) as error:
-                unfused.append(f"attention: {_reason(source, error)}")
-        try:
-            fused = not task.replaces_attention
-            return _trace_all(source, task, fused, last_only, progress, unfused)
-        except (UnfusableError, ExportError) as error:
-            why = _reason(source, error)
-            plain = task.without_cache(why)
-            if plain is None:
-                raise ExportError(f"{source.name}: {why}") from error
-        try:
-            unfused.append(f"KV cache: {why}")
-            return _trace_all(source, plain, True, last_only, progress, unfused)
-        except (UnfusableError, ExportError) as error:
-            raise ExportError(f"{source.name}: {_reason(source, error)}") from error
-
-
-def _trace_plain(source: Source, task: Task, last_only: bool, progress: Progress) -> Traced:
-    """Attention as transformers writes it out, the cache as inputs and outputs of their own."""
-    hint = f"{source.name}: cannot be exported in operators of the standard with a cache"
-    if not task.cache:
-        raise ExportError(
-            f"{source.name}: operators of the standard alone are for decoders with a cache; leave "
-            "out --target"
-        )
-    if not task.replaces_attention:
-        raise ExportError(f"{hint}: its attention cannot be chosen; leave out --target")
-    try:
-        with announced_export(source), attention_implementation(source, _EAGER):
-            return _trace_all(source, task, False, last_only, progress, ["attention: written out"])
-    except UnfusableError as error:
-        raise ExportError(f"{hint}: {error}") from error
-
-
-def _reason(source: Source, error: Exception) -> str:
-    return str(error).removeprefix(f"{source.name}: ")
-
-
-def _trace_all(
-    source: Source,
-    task: Task,
-    fused: bool,
-    last_only: bool,
-    progress: Progress,
-    unfused: list[str],
-) -> Traced:
-    models = {}
-    for graph in task.graphs(source.module, fused=fused, last_only=last_only):
-        models[graph.file], bounds = _trace(source, graph, progress)
-        longest = bounds.longest(
-            task.max_positions, _sizes(source) if source.kind == "factory" else ()
-        )
-        task = replace(task, max_positions=longest)
+        for graph in task.graphs(source.module, fused=plan.fused, last_only=last_only):
+            models[graph.file], constraints = _trace_graph(graph, progress)
+            longest = constraints.max_positions(task.max_positions, sizes)
+            task = replace(task, max_positions=longest)
     return Traced(models, task, unfused)
 
 
-def _sizes(source: Source) -> set[int]:
-    """The sizes of all axes of a module's tensors, a table of positions among them."""
-    tensors = chain(source.module.parameters(), source.module.buffers())
+def _sizes(module: torch.nn.Module) -> set[int]:
+    """Collect the sizes of all axes of a module's tensors, a table of positions among them."""
+    tensors = chain(module.parameters(), module.buffers())
     return {size for tensor in tensors for size in tensor.shape}
 
 
-def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, Bounds]:
+def _trace_graph(graph: Graph, progress: Progress) -> tuple[ir.Model, ShapeConstraints]:
     progress.stage("trace")
     with _quiet(), torch.no_grad(), traceable(graph.module):
         try:
@@ -151,29 +95,27 @@ def _trace(source: Source, graph: Graph, progress: Progress) -> tuple[ir.Model, 
         except UnfusableError:
             raise
         except Exception as error:
-            cause = _unfusable_cause(error)
-            if cause is not None:
-                raise cause from error
-            raise ExportError(
-                f"{source.name}: torch cannot trace it ({summarize(error)})"
-            ) from error
-    bounds = read_bounds(program, graph)
+            for cause in _causes(error):
+                if isinstance(cause, UnfusableError):
+                    raise cause from error
+            raise ExportError(f"torch cannot trace it ({summarize(error)})") from error
+    constraints = read_shape_constraints(program, graph)
     progress.stage("convert")
-    model = _convert(source, program, graph.arguments)
+    model = _convert(program, graph.arguments)
     for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
         value.name = name
     for value, name in zip(model.graph.outputs, graph.outputs, strict=True):
         value.name = name
     _name_dimensions(model, graph)
-    replace_loops_by_scans(model)
+    replace_states_by_scans(model)
     for node in model.graph:
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]
-    return model, bounds
+    return model, constraints
 
 
 def _name_dimensions(model: ir.Model, graph: Graph) -> None:
-    """Call the symbols that torch made up (``s43``) by what they are, everywhere in the graph."""
+    """Rename torch's symbols (``s43``) after the dimensions of the inputs, in all shapes."""
     inputs = {str(value.name): value for value in model.graph.inputs}
     names: dict[str, str] = {}
     for name, axis, dimension_name in graph.dimensions:
@@ -183,7 +125,7 @@ def _name_dimensions(model: ir.Model, graph: Graph) -> None:
         if not isinstance(dimension, int) and dimension.value is not None:
             names.setdefault(dimension.value, dimension_name)
 
-    def renamed(dimension: int | ir.SymbolicDim) -> int | str | None:
+    def rename(dimension: int | ir.SymbolicDim) -> int | str | None:
         if isinstance(dimension, int) or dimension.value is None:
             return dimension if isinstance(dimension, int) else None
         return re.sub(r"\bs\d+\b", lambda match: names.get(match[0], match[0]), dimension.value)
@@ -191,40 +133,33 @@ def _name_dimensions(model: ir.Model, graph: Graph) -> None:
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
         if value.shape is not None:
-            value.shape = ir.Shape([renamed(dimension) for dimension in value.shape])
-
-
-def _unfusable_cause(error: BaseException | None) -> UnfusableError | None:
-    while error is not None:
-        if isinstance(error, UnfusableError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+            value.shape = ir.Shape([rename(dimension) for dimension in value.shape])
 
 
 def _convert(
-    source: Source, program: torch.export.ExportedProgram, arguments: tuple[torch.Tensor, ...]
+    program: torch.export.ExportedProgram, arguments: tuple[torch.Tensor, ...]
 ) -> ir.Model:
-    """ExportedProgram to onnx-ir.
+    """Convert an exported program to onnx-ir.
 
     torch decomposes a program by tracing it again, half of an export's time. Programs of language
-    models hardly need it: few operators have no ONNX form of their own, and what else computes the
-    same is known (:mod:`exported_program`). So the program is converted as it is, and
-    decomposed only where that fails or an operator works in place.
+    models hardly need it: few operators lack an ONNX function, and :mod:`exported_program` replaces
+    these. So the program is converted as it is, and decomposed only if that fails or an operator
+    writes to its inputs.
     """
-    if prepare(program):
+    if rewrite_for_onnx(program):
         decompose = program.run_decompositions
         program.run_decompositions = lambda *_, **__: program
-        with contextlib.suppress(Exception):
+        try:
             return _to_ir(program, arguments)
+        except Exception:
+            logger.debug("converting without decompositions failed", exc_info=True)
         program.run_decompositions = decompose
-        forget_failure(program)
+        reset_after_failure(program)
     try:
         return _to_ir(program, arguments)
     except Exception as error:
-        raise ExportError(
-            f"{source.name}: torch.onnx cannot convert it ({_operator_of(error)})"
-        ) from error
+        innermost = list(_causes(error, explicit=True))[-1]  # the others are pages of advice
+        raise ExportError(f"torch.onnx cannot convert it ({summarize(innermost)})") from error
 
 
 def _to_ir(program: torch.export.ExportedProgram, arguments: tuple[torch.Tensor, ...]) -> ir.Model:
@@ -236,18 +171,19 @@ def _to_ir(program: torch.export.ExportedProgram, arguments: tuple[torch.Tensor,
     return converted.model
 
 
-def _operator_of(error: BaseException) -> str:
-    """The innermost message: torch.onnx wraps it in pages of advice."""
-    inner: BaseException = error
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
-    return summarize(inner)
+def _causes(error: BaseException | None, *, explicit: bool = False) -> Iterator[BaseException]:
+    """Iterate over an exception and its causes; ``explicit`` leaves out what ``from`` does not
+    name.
+    """
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if explicit else error.__context__)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter warns about optional packages, and prints a graph that it cannot finish;
-    what concerns the user is in the exceptions.
+    """Silence torch's exporter, which warns about optional packages and prints graphs that it
+    cannot finish. What concerns the user is in the exceptions.
     """
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What models say that torch.onnx has no words for: constants, experts' shares, views."""
+"""Programs rewritten for torch.onnx: equivalent operators, constants, views, loops over experts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models import source_of
 from torch import nn
 
 from edgetie.export.exporter import export_model
-from edgetie.export.tracing.exported_program import prepare
+from edgetie.export.tracing.exported_program import rewrite_for_onnx
 
 
 class Sparse(nn.Module):
@@ -93,7 +93,7 @@ def test_constants_are_evaluated_unless_written_to(writes: bool) -> None:
     x = torch.tensor([3.0, 4.0])
     module = Constants().train(writes)
     program = torch.export.export(module, (x,), strict=False)
-    assert prepare(program) is not writes
+    assert rewrite_for_onnx(program) is not writes
     targets = {node.target for node in program.graph.nodes}
     assert (torch.ops.aten.erfinv.default in targets) is writes
     np.testing.assert_allclose(program.module()(x), module(x), rtol=1e-6)
