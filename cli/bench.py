@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import common
+
+if TYPE_CHECKING:
+    from edgetie.harness.accuracy.check import AccuracyReport
+    from edgetie.harness.latency.bench import LatencyReport
 
 
 @click.command()
@@ -101,38 +106,24 @@ def command(
     from edgetie.harness.accuracy.references import resolve_reference
     from edgetie.harness.latency.bench import bench_model
     from edgetie.progress import live
-    from edgetie.providers.placement import describe_fallback
-    from edgetie.report import plots
-    from edgetie.report.html import write_html
-    from edgetie.report.tables import (
-        accuracy_table,
-        models_of,
-        print_tables,
-        resource_table,
-        speed_table,
-        titles,
-    )
 
     for option, file in (("--plot", plot), ("--html", html)):
         if file is not None:
             common.require_drawable(option, file)
+    accuracy: list[AccuracyReport] = []
     with live(quiet) as progress:
         opened = open_bundle(bundle)
         if against is not None:
             open_bundle(against)
-        right = None if reference is None else resolve_reference(reference, bundle=opened)
-        accuracy = [
-            check_model(
-                opened,
-                right,
-                provider=provider,
-                threads=threads,
-                strict=strict,
-                progress=progress,
-            )
-            for provider in providers
-            if right is not None
-        ]
+        if reference is not None:
+            resolved = resolve_reference(reference, bundle=opened)
+            accuracy = [
+                check_model(
+                    opened, resolved, provider=provider, threads=threads, strict=strict,
+                    progress=progress,
+                )
+                for provider in providers
+            ]  # fmt: skip
         report = bench_model(
             bundle,
             provider=providers,
@@ -147,21 +138,34 @@ def command(
             progress=progress,
         )
     if as_json:
-        found = [each.to_dict() for each in accuracy]
-        common.print_json(report.to_dict() | ({"accuracy": found} if found else {}))
+        extra = {"accuracy": [each.to_dict() for each in accuracy]} if accuracy else {}
+        common.print_json(report.to_dict() | extra)
     elif not quiet:
-        tables = [accuracy_table(*accuracy)] if accuracy else []
-        print_tables(speed_table(report), resource_table(report), *tables)
-    models = models_of(report)
-    for name, each in zip(titles(models), models, strict=True):
-        if each.fallback_nodes and not quiet:
-            left = describe_fallback(each.nodes_per_provider, each.fallback_nodes)
-            click.echo(f"edgetie: {name}: {each.provider} leaves {left}", err=True)
-        if each.latency_problem and not quiet:
-            problem = each.latency_problem
-            click.echo(f"edgetie: {name}: speeds are not valid: {problem}", err=True)
+        _print(report, accuracy)
+    _write_files(report, accuracy, plot, html)
+    return common.failed(accuracy)
+
+
+def _print(report: LatencyReport, accuracy: list[AccuracyReport]) -> None:
+    from edgetie.harness.environment import environment_line
+    from edgetie.report import tables
+
+    click.echo(environment_line(report.environment))
+    tables.print_tables(tables.speed_table(report), tables.resource_table(report))
+    if accuracy:
+        tables.print_tables(tables.accuracy_table(*accuracy))
+        click.echo(f"\naccuracy {tables.verdict(*accuracy)}")
+    for line in tables.remarks(report):
+        click.echo(f"edgetie: {line}", err=True)
+
+
+def _write_files(
+    report: LatencyReport, accuracy: list[AccuracyReport], plot: Path | None, html: Path | None
+) -> None:
+    from edgetie.report.html import write_html
+    from edgetie.report.plots import plot_latency
+
     if plot is not None:
-        plots.plot_latency(report, plot)
+        plot_latency(report, plot)
     if html is not None:
         write_html(report, accuracy, html)
-    return common.failed(accuracy)

@@ -66,9 +66,9 @@ def command(
 ) -> int:
     """Compare BUNDLE with a reference model, number by number.
 
-    Both read the same tokens. Measured are the largest and mean logit error, KL divergence, top-1
-    agreement, perplexity, and how far greedy texts agree. Limits depend on the bundle's precision;
-    the options below replace single ones.
+    Both read the same tokens. The report contains the largest and mean logit error, KL divergence,
+    top-1 agreement, perplexity, and how far greedy texts agree. Limits depend on the bundle's
+    precision. The options below replace single ones.
 
     \b
     edgetie check fp32 --reference SmolLM2-135M
@@ -78,21 +78,14 @@ def command(
     from edgetie.bundle.bundle import open_bundle
     from edgetie.harness.accuracy.check import check_model
     from edgetie.harness.accuracy.references import resolve_reference
-    from edgetie.harness.accuracy.thresholds import Thresholds
     from edgetie.harness.environment import environment_line
     from edgetie.progress import live
     from edgetie.report.tables import accuracy_table, print_tables, verdict
 
     opened = open_bundle(bundle)
-    thresholds = Thresholds(
-        max_relative_error=max_relative_error,
-        max_kl=max_kl,
-        min_top1=min_top1,
-        max_perplexity_increase=max_perplexity_increase,
-    )
     with live(quiet) as progress:
         progress.stage("Opening the reference")
-        right = resolve_reference(
+        resolved = resolve_reference(
             reference,
             bundle=opened,
             trust_remote_code=trust_remote_code,
@@ -101,13 +94,16 @@ def command(
         reports = [
             check_model(
                 opened,
-                right,
+                resolved,
                 provider=provider,
                 threads=threads,
                 strict=strict,
                 text=text,
                 max_tokens=max_tokens,
-                thresholds=thresholds,
+                max_relative_error=max_relative_error,
+                max_kl=max_kl,
+                min_top1=min_top1,
+                max_perplexity_increase=max_perplexity_increase,
                 progress=progress,
             )
             for provider in providers

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgetie.providers.placement import describe_fallback
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, JustifyMethod
     from rich.table import Table as RichTable
 
     from edgetie.harness.accuracy.check import AccuracyReport
@@ -28,6 +30,11 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns, without the ``>``."""
+        return [column.removeprefix(">") for column in self.columns]
+
     def rich(self) -> RichTable:
         """Convert to a table for a ``rich.console.Console``. Cells wrap, and none is cut."""
         from rich import box
@@ -35,9 +42,9 @@ class Table:
         from rich.text import Text
 
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in self.columns:
-            name, right = Text(column.removeprefix(">")), column.startswith(">")
-            table.add_column(name, justify="right" if right else "left", overflow="fold")
+        for column, name in zip(self.columns, self.names, strict=True):
+            justify: JustifyMethod = "right" if column.startswith(">") else "left"
+            table.add_column(Text(name), justify=justify, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         return table
@@ -45,14 +52,11 @@ class Table:
     def markdown(self) -> str:
         """Convert to Markdown whose source is aligned, too."""
         lines = []
-        for column in zip(self.columns, *self.rows, strict=True):
-            right = column[0].startswith(">")
-            cells = [
-                cell.replace("|", "\\|") for cell in (column[0].removeprefix(">"), *column[1:])
-            ]
-            width = max(3, *map(len, cells))
-            head, *rest = (cell.rjust(width) if right else cell.ljust(width) for cell in cells)
-            lines.append([head, "-" * (width - 1) + (":" if right else "-"), *rest])
+        for column, *cells in zip(self.columns, self.names, *self.rows, strict=True):
+            cells = [cell.replace("|", "\\|") for cell in cells]
+            width, is_right = max(3, *map(len, cells)), column.startswith(">")
+            head, *rest = (cell.rjust(width) if is_right else cell.ljust(width) for cell in cells)
+            lines.append([head, "-" * (width - 1) + (":" if is_right else "-"), *rest])
         return "\n".join(f"| {' | '.join(line)} |" for line in zip(*lines, strict=True))
 
 
@@ -221,6 +225,18 @@ def models_of(report: LatencyReport) -> list[LatencyReport]:
     """List the model measured, on each provider, and the model it was measured against."""
     reports = [report, *report.others]
     return reports if report.against is None else [*reports, *models_of(report.against)]
+
+
+def remarks(report: LatencyReport) -> list[str]:
+    """List nodes that run on other providers, and models whose speeds mean nothing."""
+    models, lines = models_of(report), []
+    for name, each in zip(titles(models), models, strict=True):
+        if each.fallback_nodes:
+            rest = describe_fallback(each.nodes_per_provider, each.fallback_nodes)
+            lines.append(f"{name}: {each.provider} leaves {rest}")
+        if each.latency_problem:
+            lines.append(f"{name}: speeds are not valid: {each.latency_problem}")
+    return lines
 
 
 def titles(models: list[LatencyReport]) -> list[str]:

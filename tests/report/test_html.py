@@ -32,5 +32,5 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<b>" not in page
     assert "&lt;b&gt;x" in page
-    assert "no times, a &amp; b do not count" in page
+    assert "speeds are not valid: a &amp; b do not count" in page
     assert "Accuracy" not in page

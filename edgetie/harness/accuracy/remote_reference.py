@@ -25,22 +25,8 @@ from edgetie.providers.registry import find_provider
 
 
 class RemoteReference:
-    """A bundle in a separate process.
-
-    Args:
-        bundle: the bundle.
-        provider: where it runs.
-        threads: intra-op threads; ``None`` takes ONNX Runtime's default.
-        strict: take no provider that leaves nodes to another one.
-
-    Attributes:
-        nodes_per_provider: nodes of the optimized graph, by ONNX Runtime's provider name.
-        fallback_nodes: nodes that run on another provider than asked, by operator.
-        onnxruntime_version: version of onnxruntime that runs it.
-
-    Raises:
-        BundleError: if the bundle cannot be read.
-        ProviderError: if the provider is absent or does not take the model.
+    """A bundle in a separate process. Arguments, attributes and errors are those of
+    :class:`~edgetie.harness.accuracy.references.BundleReference`.
     """
 
     def __init__(

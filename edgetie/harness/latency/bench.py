@@ -179,10 +179,7 @@ def bench_model(
         for prompt, size in itertools.product(_as_list(prompt_tokens), _as_list(batch))
     ]
     progress.stage("Measuring")
-    runs: list[list[Run]] = [[] for _ in jobs]
-    for index in range(repeat * len(jobs)):
-        progress.advance(index, repeat * len(jobs))
-        runs[index % len(jobs)].append(run_worker(jobs[index % len(jobs)]))
+    runs = _run_in_turn(jobs, repeat, progress)
     settings = len(jobs) // len(cases)
     reports = []
     for index, case in enumerate(cases):
@@ -206,6 +203,14 @@ T = TypeVar("T", str, int)
 
 def _as_list(value: T | Sequence[T]) -> list[T]:
     return [value] if isinstance(value, (str, int)) else list(value)
+
+
+def _run_in_turn(jobs: list[Job], repeat: int, progress: Progress) -> list[list[Run]]:
+    runs: list[list[Run]] = [[] for _ in jobs]
+    for index in range(repeat * len(jobs)):
+        progress.advance(index, repeat * len(jobs))
+        runs[index % len(jobs)].append(run_worker(jobs[index % len(jobs)]))
+    return runs
 
 
 def _ratios(report: LatencyReport, other: LatencyReport) -> dict[str, float]:

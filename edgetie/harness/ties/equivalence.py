@@ -1,9 +1,10 @@
-"""Whether two ONNX files compute the same, on random input, each in a process of its own."""
+"""Compare the outputs of two ONNX files for random input, each run in a separate process."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from edgetie.graph.external_data import external_data_files
-from edgetie.providers.json_worker import worker_command
 from edgetie.runtime.memory import release_file_pages
 
-_LENGTH = 8  # of every axis that is not fixed, batch and past aside
+logger = logging.getLogger(__name__)
+
+_LENGTH = 8  # of every axis that is not fixed, except batch and past
 _SEED = 20240229
 _TINY = 1e-12
+_INFINITE = float("inf")
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class Equivalence:
     Attributes:
         identical: every output equal bit for bit.
         max_abs_error: largest difference of any output.
-        relative_error: the largest, of all outputs, of an output's largest difference over its
-            largest finite value in the first model. Integers are equal or infinitely far apart.
-        reason: why there is nothing to compare, if so; the rest then says nothing.
-        runs_before: whether the first model could be run.
+        relative_error: largest ratio of an output's largest difference to its largest finite
+            value in the first model. Integers are equal or infinitely far apart.
+        reason: why there is nothing to compare, if so. The errors then mean nothing.
+        runs_before: whether the first model runs.
     """
 
     identical: bool
@@ -44,7 +47,7 @@ class Equivalence:
     runs_before: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has neither NaN nor infinity: they become ``None``."""
+        """Convert to JSON types. NaN and infinity, which JSON lacks, become ``None``."""
         return {
             name: None if isinstance(value, float) and not np.isfinite(value) else value
             for name, value in asdict(self).items()
@@ -55,9 +58,9 @@ def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
     """Run two models with the same inputs and outputs on the CPU, their weights left in the file.
 
     Args:
-        before: the one that is right.
-        after: the other.
-        vocabulary: integer inputs that are no mask and no position stay below it.
+        before: the reference.
+        after: the model to compare with it.
+        vocabulary: integer inputs that are neither mask nor position stay below it.
     """
     with tempfile.TemporaryDirectory() as scratch:
         outputs = []
@@ -69,35 +72,34 @@ def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
                 input=json.dumps(request), capture_output=True, text=True, check=False,
             )  # fmt: skip
             if done.returncode != 0:
-                why = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+                reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
                 if index:
-                    return Equivalence(False, float("inf"), float("inf"), why)
+                    return Equivalence(False, _INFINITE, _INFINITE, reason)
                 nan = float("nan")
-                return Equivalence(False, nan, nan, f"the old file does not run: {why}", False)
+                return Equivalence(False, nan, nan, f"the old file does not run: {reason}", False)
             with np.load(target) as arrays:
                 outputs.append([arrays[name] for name in arrays.files])
-    return _compared(*outputs)
+    return _compare(*outputs)
 
 
-def _compared(before: list[Any], after: list[Any]) -> Equivalence:
+def _compare(before: list[Any], after: list[Any]) -> Equivalence:
     if len(before) != len(after):  # one of them does not run with the other flag
-        return Equivalence(False, float("inf"), float("inf"), "one of them fails on a flag")
+        return Equivalence(False, _INFINITE, _INFINITE, "one of them fails on a flag")
     identical, error, relative = True, 0.0, 0.0
     for a, b in zip(before, after, strict=True):
         if a.shape != b.shape:
-            return Equivalence(False, float("inf"), float("inf"))
-        if not a.size:
+            return Equivalence(False, _INFINITE, _INFINITE)
+        is_float = a.dtype.kind == "f"
+        if np.array_equal(a, b, equal_nan=is_float):
             continue
-        if a.dtype.kind != "f":
-            if not np.array_equal(a, b):
-                identical, error, relative = False, float("inf"), float("inf")
-            continue
-        identical = identical and np.array_equal(a, b, equal_nan=True)
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        alike = (x == y) | (np.isnan(x) & np.isnan(y))
-        differences = np.abs(np.subtract(x, y, out=np.zeros_like(x), where=~alike))
-        difference = float(differences.max()) if np.isfinite(differences).all() else float("inf")
-        largest = float(np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max())
+        identical, difference, largest = False, _INFINITE, 1.0
+        if is_float:
+            x, y = a.astype(np.float64), b.astype(np.float64)
+            is_same = (x == y) | (np.isnan(x) & np.isnan(y))
+            differences = np.abs(np.subtract(x, y, out=np.zeros_like(x), where=~is_same))
+            if np.isfinite(differences).all():
+                difference = float(differences.max())
+            largest = float(np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max())
         error = max(error, difference)
         relative = max(relative, difference / max(largest, _TINY))
     return Equivalence(identical, error, relative)
@@ -118,21 +120,23 @@ def _run(model: str, vocabulary: int, target: str) -> None:
     flags = [v.name for v in inputs if feeds[v.name].dtype.kind == "b" and feeds[v.name].size == 1]
     with _few_pages(external_data_files(Path(model))):
         results = session.run(None, feeds)
-        for name in flags:  # what it chooses between; not every model takes both
-            with contextlib.suppress(Exception):
+        for name in flags:  # the other branch; not every model takes both values
+            try:
                 results += session.run(None, feeds | {name: np.asarray(~feeds[name])})
+            except Exception:  # pybind11 classes without a common base
+                logger.debug("%s: fails if %s is false", model, name, exc_info=True)
     np.savez(target, **{str(index): _plain(result) for index, result in enumerate(results)})
 
 
 def _plain(result: Any) -> Any:
-    """An array that a file takes without pickle: strings and sequences as text."""
+    """Return an array that is saved without pickle: strings and sequences as text."""
     array = np.asarray(result, dtype=object) if isinstance(result, (list, dict)) else result
     return np.asarray(repr(array)) if array.dtype == object else array
 
 
 @contextlib.contextmanager
 def _few_pages(paths: list[Path]) -> Iterator[None]:
-    """Let go of the files' pages again and again: each weight is read once."""
+    """Release the files' pages repeatedly. Each weight is read only once."""
     done = threading.Event()
 
     def release() -> None:
@@ -149,7 +153,7 @@ def _few_pages(paths: list[Path]) -> Iterator[None]:
 
 
 def _sizes(inputs: list[Any]) -> dict[str, int]:
-    """A size for each dimension that has a name: it may be that of several inputs."""
+    """Choose a size for each named dimension, which several inputs may share."""
     sizes: dict[str, int] = {}
     for value in sorted(inputs, key=lambda each: _is_past(each.name)):
         for axis, name in enumerate(value.shape):
@@ -159,7 +163,7 @@ def _sizes(inputs: list[Any]) -> dict[str, int]:
 
 
 def _is_past(name: str) -> bool:
-    """Whether an input is a decoder's own cache, which may be empty; an encoder's may not."""
+    """Whether an input is a decoder's cache, which may be empty; an encoder's may not."""
     name = name.lower()
     return ("past" in name or "cache" in name) and "encoder" not in name
 
@@ -169,7 +173,7 @@ def _open_size(axis: int, *, past: bool) -> int:
 
 
 def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[str, int]) -> Any:
-    """Something that an input of this name and type may hold."""
+    """Make up a value for an input of this name and type."""
     kind = value.type.removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
     name = value.name.lower()
