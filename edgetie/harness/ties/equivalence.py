@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgetie.graph.external_data import external_data_files
+from edgetie.providers.json_worker import worker_command
 from edgetie.runtime.memory import release_file_pages
 
 logger = logging.getLogger(__name__)
