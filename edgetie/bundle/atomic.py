@@ -34,35 +34,15 @@ def atomic_directory(
     name = Path(destination)
     check_destination(name, force=force)
     target = name.resolve()
-    created = [parent for parent in target.parents if not parent.exists()]
-    staging: Path | None = None
+    parents = [parent for parent in target.parents if not parent.exists()]
     try:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            mask = os.umask(0)
-            os.umask(mask)
-            staging.chmod(0o777 & ~mask)  # the mode of a new directory; mkdtemp makes it private
-        except OSError as error:
-            raise BundleError(
-                f"{name}: cannot be created ({error.filename}: {error.strerror}); "
-                "choose another output"
-            ) from error
-        yield staging
-        check_destination(name, force=force)
-        _swap(staging, target)
-    except Exception as error:
-        if not _no_space(error):
-            raise
-        raise BundleError(
-            f"{name}: no space left to write it ({error}), nothing was written; "
-            "free some or choose another output"
-        ) from error
+        with _staging(name, target, parents) as folder:
+            (folder / target.name).mkdir()
+            yield folder / target.name
+            check_destination(name, force=force)
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
-            for parent in created:
+            for parent in parents:
                 parent.rmdir()  # fails on the first that is not empty, which is fine
 
 
@@ -82,53 +62,76 @@ def atomic_files(destination: str | os.PathLike[str], *, force: bool = False) ->
     """
     target = Path(destination)
     require_utf8(target)
-    if target.is_dir() or (target.exists() and not force):
-        raise _exists(target)
-    if target.exists() and not target.is_file():
-        raise BundleError(
-            f"{target}: is not a file, so it is never replaced; choose another output"
-        )
+    _check_file(target, force)
+    with _staging(target, target, []) as folder:
+        yield folder
+        for file in folder.iterdir():
+            _check_file(target.parent / file.name, force)
+
+
+def _check_file(path: Path, force: bool) -> None:
+    if path.is_dir() or (path.exists() and not force):
+        raise _already_exists(path, force)
+    if path.exists() and not path.is_file():
+        raise BundleError(f"{path}: is not a file, so never replaced; choose another output")
+
+
+def _already_exists(path: Path, force: bool | None) -> BundleError:
+    advice = {} if force is None else {"force": True}
+    return BundleError(f"{path}: already exists; choose another output", advice=advice)
+
+
+@contextlib.contextmanager
+def _staging(name: Path, target: Path, parents: list[Path]) -> Iterator[Path]:
+    """Yield a temporary directory; move its contents next to ``target`` when the block succeeds.
+
+    Args:
+        name: the output in the words of the caller, for errors.
+        target: the output that is moved last.
+        parents: missing directories above the output, the innermost first.
+    """
     staging: Path | None = None
     try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        new, old = staging / "new", staging / "old"
-        new.mkdir()
-        old.mkdir()
+        try:
+            for parent in reversed(parents):
+                parent.mkdir(exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            new, old = staging / "new", staging / "old"
+            new.mkdir()
+            old.mkdir()
+        except OSError as error:
+            raise BundleError(
+                f"{name}: cannot be written ({error.filename}: {error.strerror}); "
+                "choose another output"
+            ) from error
         yield new
-        files = sorted(new.iterdir(), key=lambda path: path.name == target.name)
-        for place in (target.parent / path.name for path in files):
-            if place.is_dir() or (place.exists() and not force):
-                raise _exists(place)
-        _move_in(files, old, target)
-    except OSError as error:
-        if error.errno is None:
+        others = [path for path in new.iterdir() if path.name != target.name]
+        _move([*others, new / target.name], old, target.parent)
+    except Exception as error:
+        if not _is_disk_full(error):
             raise
-        space = _no_space(error)
-        why = "no space left to write it" if space else f"cannot be written ({error.strerror})"
-        raise BundleError(f"{target}: {why}, nothing was written; choose another output") from error
+        raise BundleError(
+            f"{name}: no space left to write it, nothing was written; "
+            "free some or choose another output"
+        ) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _exists(path: Path, force: bool | None = False) -> BundleError:
-    advice = {} if force is None else {"force": True}
-    return BundleError(f"{path}: already exists; choose another output", advice=advice)
-
-
-def _move_in(files: list[Path], old: Path, target: Path) -> None:
-    """Move files next to ``target``; if one fails, restore all of them."""
-    placed: list[Path] = []
+def _move(paths: list[Path], old: Path, folder: Path) -> None:
+    """Move files or directories to a folder. If one fails, restore what they replaced."""
+    moved: list[Path] = []
     try:
-        for path in files:
-            place = target.parent / path.name
+        for path in paths:
+            place = folder / path.name
             if place.exists():
                 shutil.copymode(place, path)
                 place.rename(old / path.name)
-            placed.append(place)
+            moved.append(place)
             path.rename(place)
     except BaseException:
-        for place in placed:
+        for place in moved:
             if (old / place.name).exists():
                 (old / place.name).replace(place)
             else:
@@ -136,29 +139,11 @@ def _move_in(files: list[Path], old: Path, target: Path) -> None:
         raise
 
 
-def _no_space(error: Exception) -> bool:
+def _is_disk_full(error: Exception) -> bool:
     """Return whether a write failed for lack of space, which tokenizers reports as text only."""
     if isinstance(error, OSError):
         return error.errno in _NO_SPACE
     return any(f"(os error {number})" in str(error) for number in _NO_SPACE)
-
-
-def _swap(staging: Path, target: Path) -> None:
-    """Replace ``target`` by ``staging``; restore it if that fails."""
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    try:
-        target.rename(old / target.name)
-        staging.rename(target)
-    except BaseException:
-        if not target.exists():
-            (old / target.name).rename(target)
-        raise
-    finally:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_destination(destination: str | os.PathLike[str], *, force: bool | None = False) -> None:
@@ -183,4 +168,4 @@ def check_destination(destination: str | os.PathLike[str], *, force: bool | None
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"{name}: cannot be used ({reason}); choose another output") from error
     if not force:
-        raise _exists(name, force)
+        raise _already_exists(name, force)

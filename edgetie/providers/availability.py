@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from typing import Any
 
 from edgetie.errors import EdgetieError
@@ -48,29 +46,9 @@ def list_availability() -> list[Availability]:
 def _probe(row: Provider) -> Availability:
     try:
         environment = find_environment(row)
-        request = {"model": _matmul_model()}
-        ask_worker(row.name, "edgetie.runtime.start_probe", request, row.name)
+        ask_worker(row.name, "edgetie.runtime.start_probe", {}, row.name)
     except EdgetieError as error:
         logger.debug("%s does not start", row.name, exc_info=True)
         problem = error.message if error.parameter == "provider" else str(error)
         return Availability(row, "", problem)
     return Availability(row, "here" if environment is None else "in its environment", "")
-
-
-@cache
-def _matmul_model() -> str:
-    """Make a model with one MatMul, in base64."""
-    import numpy as np
-    import onnx
-
-    shape, float32 = [1, 16], onnx.TensorProto.FLOAT
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])],
-        "probe",
-        [onnx.helper.make_tensor_value_info("x", float32, shape)],
-        [onnx.helper.make_tensor_value_info("y", float32, shape)],
-        [onnx.numpy_helper.from_array(np.eye(16, dtype=np.float32), "weight")],
-    )
-    opset = [onnx.helper.make_opsetid("", 17)]
-    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=opset)
-    return base64.b64encode(model.SerializeToString()).decode()

@@ -1,11 +1,10 @@
-"""Check that a provider starts: ``python -m edgetie.runtime.start_probe`` runs a small model on it.
+"""Check that a provider starts: ``python -m edgetie.runtime.start_probe`` runs a MatMul on it.
 
-What onnxruntime lists it was built with; drivers and libraries may still be missing.
+ONNX Runtime lists the providers that it was built with. Drivers and libraries may still be missing.
 """
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,21 @@ from typing import Any
 from edgetie.providers.json_worker import reply
 from edgetie.runtime.session import open_session
 
+_MODEL = """
+<ir_version: 8, opset_import: ["" : 17]>
+probe (float[1,16] x) => (float[1,16] y) <float[16,16] weight = {%s}> { y = MatMul(x, weight) }
+"""
+
 
 def start_provider(request: dict[str, Any]) -> dict[str, Any]:
-    """Open the ``model`` of a request, base64, on its ``provider``; count nodes per provider."""
+    """Open a model of one MatMul on the request's ``provider``; count nodes by provider."""
+    import onnx
+
+    model = onnx.parser.parse_model(_MODEL % ", ".join(["0.5"] * 256))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.onnx"
-        path.write_bytes(base64.b64decode(request["model"]))
-        session = open_session(path, provider=request["provider"])
-        return {"nodes": session.nodes_per_provider}
+        onnx.save(model, str(path))
+        return {"nodes": open_session(path, provider=request["provider"]).nodes_per_provider}
 
 
 if __name__ == "__main__":

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from runtime_models import write_plain
+from runtime_models import write_chat_bundle, write_plain
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import Manifest, Signature, bare_manifest, write_manifest
-from edgetie.bundle.names import LAST_TOKEN_NODE, MANIFEST
+from edgetie.bundle.names import FORMAT, LAST_TOKEN_NODE, MANIFEST
 from edgetie.errors import BundleError
 from edgetie.graph.tensors import TensorInfo
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_chat_bundle(tmp_path / "bundle")
+
+
+def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    change(data)
+    (bundle / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
 
 
 def write_graph(path: Path, *, node_name: str = "") -> Path:
@@ -105,3 +118,54 @@ def test_token_ids_of_an_older_manifest_come_from_the_configuration(tmp_path: Pa
     assert read.language_token_ids == {"en": 4}
     bare = open_bundle(tmp_path / "model.onnx").manifest.signature
     assert (bare.eos_token_ids, bare.suppressed_token_ids) == ([9], [3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(format=99), "newer edgetie"),
+        (lambda data: data.update(format="1"), "not a valid manifest"),
+        (lambda data: data.update(surprise=1), "surprise"),
+        (lambda data: data.pop("signature"), "signature"),
+        (lambda data: data["signature"].update(max_positions="many"), "max_positions"),
+        (lambda data: data["signature"].update(eos_token_ids=["2"]), "eos_token_ids"),
+        (lambda data: data.update(files=["model.onnx"]), "files"),
+        (lambda data: data["files"].update({"model.onnx": {"bytes": "1", "sha256": ""}}), "bytes"),
+        (lambda data: data["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "outside"),
+        (lambda data: data["files"].update({"/etc/x": {"bytes": 1, "sha256": ""}}), "outside"),
+        (lambda data: data["files"].update({"ghost": {"bytes": 1, "sha256": ""}}), "missing"),
+        (lambda data: data.update(ties=[{"name": "x"}]), "not a valid manifest"),
+    ],
+)
+def test_manifest_that_is_wrong(
+    bundle: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_manifest(bundle, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        open_bundle(bundle)
+    assert str(bundle) in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b'{"format": 1, ', b"[1]", b"null", b"\xff\xfe\x00"])
+def test_manifest_that_is_damaged(bundle: Path, data: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(data)
+    with pytest.raises(BundleError, match="not a valid manifest"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("layout", "weights"), [("packed", "prepacked"), ("mapped", "mapped"), ("mixed", "mixed")]
+)
+def test_manifest_of_format_1_opens(bundle: Path, layout: str, weights: str) -> None:
+    def age(data: dict[str, Any]) -> None:
+        del data["weights_in_memory"]
+        data.update(layout=layout, format=1)
+
+    edit_manifest(bundle, age)
+    manifest = open_bundle(bundle).manifest
+    assert (manifest.weights_in_memory, manifest.format) == (weights, FORMAT)
+
+
+def test_manifest_survives_a_round_trip(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert Manifest.from_json(manifest.to_json(), bundle / MANIFEST) == manifest

@@ -140,7 +140,7 @@ def test_inspect_finds_a_changed_byte(bundle: Path) -> None:
         (("bench", "{}", "--plot", "no/where.png"), ("--plot", "where.png")),
         (("quantize", "{}", "--output", "notes"), ("notes", "never replaced")),
         (("quantize", "{}", "--output", "notes", "--force"), ("notes", "never replaced")),
-        (("quantize", "{}", "--output", "noise/below"), ("noise", "cannot be created")),
+        (("quantize", "{}", "--output", "noise/below"), ("noise", "cannot be written")),
         (("quantize", "{}", "--output", "x" * 300), ("name too long",)),
         (("inspect", "nowhere", "--json"), ("nowhere: no such file",)),
         (("nonsense",), ("nonsense", "--help")),
