@@ -1,4 +1,4 @@
-"""One picture of a latency report: latency by position, memory over time, a comparison."""
+"""Pictures of a latency report: latency by position, memory over time, comparisons."""
 
 from __future__ import annotations
 
@@ -39,36 +39,33 @@ _STYLE = {
     "xtick.color": "#52606d",
     "ytick.color": "#52606d",
     "legend.frameon": False,
-    "text.parse_math": False,  # names hold what they like
+    "text.parse_math": False,  # a name may contain $
 }
 
 
-def require_matplotlib() -> None:
-    """Raises:
-    EdgetieError: if matplotlib, which only plots need, is not installed.
+def formats() -> set[str]:
+    """Return the suffixes of image files that can be drawn.
+
+    Raises:
+        EdgetieError: if matplotlib, which only plots need, is not installed.
     """
     if find_spec("matplotlib") is None:
         raise EdgetieError("plots need matplotlib; install it with: pip install 'edgetie[plot]'")
-
-
-def formats() -> set[str]:
-    """Endings of image files that can be drawn, with their dot."""
-    require_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
     return {f".{name}" for name in FigureCanvasBase.filetypes if name != "pgf"}  # it runs LaTeX
 
 
 def plot_latency(report: LatencyReport, target: Path | BinaryIO) -> None:
-    """Draw ``report``, and what it was measured against, into an image file.
+    """Draw a report, and the one it was measured against, into an image file.
 
     Left: milliseconds of each token over its position, median and range of the runs. Middle:
     private and file-mapped memory over time, a panel for each model on one scale; empty unless the
-    report was made with ``timeline``. Right: files, memory and speeds.
+    report has a timeline. Right: files, memory and speeds.
 
     Args:
-        report: what to draw.
-        target: where; the suffix chooses the format, e.g. ``.png``, which streams have too.
+        report: the report.
+        target: a file, whose suffix chooses the format, or a stream, which gets ``.png``.
 
     Raises:
         EdgetieError: if matplotlib is not installed.
@@ -81,7 +78,7 @@ def plot_latency(report: LatencyReport, target: Path | BinaryIO) -> None:
         _draw_positions(left.subplots(), models)
         _draw_memory(middle, models)
         _draw_bars(right, models)
-        figure.suptitle(_title(report), x=0.012, ha="left", fontsize=10, color="#52606d")
+        _draw_title(figure, report)
 
 
 def plot_sweep(report: LatencyReport, target: Path | BinaryIO) -> None:
@@ -93,85 +90,83 @@ def plot_sweep(report: LatencyReport, target: Path | BinaryIO) -> None:
     """
     models = models_of(report)[: len(DARK)]
     with figure_for(target, width=12, height=4) as figure:
-        for axes, (field, name) in zip(
-            figure.subplots(1, 2),
-            (("prefill_tokens_per_second", "Prefill"), ("decode_tokens_per_second", "Decode")),
-            strict=True,
-        ):
-            for index, model in enumerate(models):
+        fields = {"Prefill": "prefill_tokens_per_second", "Decode": "decode_tokens_per_second"}
+        for axes, (name, field) in zip(figure.subplots(1, 2), fields.items(), strict=True):
+            for color, model, label in zip(DARK, models, _labels(models), strict=False):
                 points = [model, *model.sweep] if model.latency_valid else []
-                for turn, batch in enumerate(sorted({point.batch for point in points})):
-                    line = sorted((p.prompt_tokens, getattr(p, field)) for p in points
-                                  if p.batch == batch)  # fmt: skip
+                for index, batch in enumerate(sorted({point.batch for point in points})):
+                    line = sorted((point.prompt_tokens, getattr(point, field))
+                                  for point in points if point.batch == batch)  # fmt: skip
                     axes.plot(
                         *zip(*line, strict=True),
-                        color=DARK[index],
-                        marker="os^Dv"[turn % 5],
-                        ls=("-", "--", ":", "-.")[turn % 4],
-                        label=f"{_names(models)[index]}, batch {batch}",
+                        color=color,
+                        marker="os^Dv"[index % 5],
+                        ls=("-", "--", ":", "-.")[index % 4],
+                        label=f"{label}, batch {batch}",
                     )
             axes.set(title=name, xlabel="tokens of the prompt", ylabel="tokens/s")
             axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
             if axes.lines:
                 axes.legend(fontsize=8.5)
-        figure.suptitle(_title(report), x=0.012, ha="left", fontsize=10, color="#52606d")
+        _draw_title(figure, report)
 
 
 @contextmanager
 def figure_for(target: Path | BinaryIO, *, width: float, height: float) -> Iterator[Any]:
-    """An empty figure of so many inches, saved when it is drawn: a file whole or not at all.
+    """Yield an empty figure of a size in inches; save it when it is drawn, or no file at all.
 
     Raises:
         EdgetieError: if matplotlib is not installed.
         BundleError: if the file cannot be written.
     """
-    require_matplotlib()
+    formats()  # raises without matplotlib
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a sign that the font lacks is a box
+        warnings.simplefilter("ignore")  # a character that the font lacks is drawn as a box
         figure: Any = Figure(figsize=(width, height), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         if not isinstance(target, Path):
             figure.savefig(target, format="png")
             return
-        place = target.resolve()
-        with atomic_files(place, force=True) as folder:
+        path = target.resolve()
+        with atomic_files(path, force=True) as folder:
             try:
-                figure.savefig(folder / place.name, format=target.suffix.lower().lstrip("."))
+                figure.savefig(folder / path.name, format=target.suffix.lower().lstrip("."))
             except ValueError as error:
                 raise BundleError(f"{target}: cannot be drawn ({error})") from error
 
 
-def _title(report: LatencyReport) -> str:
+def _draw_title(figure: Any, report: LatencyReport) -> None:
     text = (
         f"{report.provider}, {report.threads} threads · prompt {report.prompt_tokens}, "
         f"{report.new_tokens} new tokens · {report.repeat} runs"
     )
     if not report.latency_valid:
         text += f" · NOT VALID: {report.latency_problem}"
-    return f"{text}\n{environment_line(report.environment)}"
+    text += f"\n{environment_line(report.environment)}"
+    figure.suptitle(text, x=0.012, ha="left", fontsize=10, color="#52606d")
 
 
-def _names(models: list[LatencyReport]) -> list[str]:
-    """Titles as legends take them: those that begin with an underscore are left out."""
+def _labels(models: list[LatencyReport]) -> list[str]:
+    """Return titles for a legend, which leaves out those that begin with an underscore."""
     return [f" {name}" if name.startswith("_") else name for name in titles(models)]
 
 
 def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
-    for index, model in enumerate(models):
+    for index, (model, label) in enumerate(zip(models, _labels(models), strict=True)):
         if not model.latency_valid:
             continue
         columns = list(zip(*(run.step_ms for run in model.runs), strict=True))
         positions = range(model.prompt_tokens + 1, model.prompt_tokens + 1 + len(columns))
-        low, high = [min(column) for column in columns], [max(column) for column in columns]
         if len(model.runs) > 1:
-            axes.fill_between(positions, low, high, color=_LIGHT[index], alpha=0.35, lw=0)
+            low, high = map(min, columns), map(max, columns)
+            axes.fill_between(positions, [*low], [*high], color=_LIGHT[index], alpha=0.35, lw=0)
         medians = [statistics.median(column) for column in columns]
-        axes.plot(positions, medians, color=DARK[index], lw=1.8, label=_names(models)[index])
+        axes.plot(positions, medians, color=DARK[index], lw=1.8, label=label)
     axes.set(title="Latency of a token", xlabel="position in the sequence", ylabel="ms")
     axes.margins(x=0.01)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
@@ -181,45 +176,39 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
 
 
 def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
-    all_axes = figure.subplots(len(models), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    for index, (axes, model) in enumerate(zip(all_axes, models, strict=True)):
+    panels = figure.subplots(len(models), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for index, (axes, model) in enumerate(zip(panels, models, strict=True)):
         axes.set_ylabel("MB over imports")
         if model.sampled is None:
             continue
-        seconds, anonymous, mapped = (
-            list(column) for column in zip(*model.sampled.timeline, strict=True)
-        )
+        timeline = model.sampled.timeline
+        loaded = model.sampled.load_seconds
         axes.stackplot(
-            seconds,
-            [max(value, 0) / 1e6 for value in anonymous],
-            [max(value, 0) / 1e6 for value in mapped],
-            labels=(f"{_names(models)[index]}, private", "file-mapped"),
+            [seconds for seconds, _, _ in timeline],
+            [max(anonymous, 0) / 1e6 for _, anonymous, _ in timeline],
+            [max(mapped, 0) / 1e6 for _, _, mapped in timeline],
+            labels=(f"{_labels(models)[index]}, private", "file-mapped"),
             colors=(DARK[index], _LIGHT[index]),
         )
-        axes.axvline(model.sampled.load_seconds, ymax=0.8, color=_INK, lw=1, ls=":")
-        highest = max(map(sum, zip(anonymous, mapped, strict=True))) / 1e6
-        axes.annotate(
-            "loaded",
-            (model.sampled.load_seconds, highest),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=8.5,
-        )
+        axes.axvline(loaded, ymax=0.8, color=_INK, lw=1, ls=":")
+        highest = max(anonymous + mapped for _, anonymous, mapped in timeline) / 1e6
+        offset: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points"}
+        axes.annotate("loaded", (loaded, highest), fontsize=8.5, **offset)
         axes.margins(x=0, y=0.45)
         axes.legend(loc="upper left", ncols=2, fontsize=8.5)
-    all_axes[0].set_title("Memory over time")
-    all_axes[-1].set_xlabel("seconds")
+    panels[0].set_title("Memory over time")
+    panels[-1].set_xlabel("seconds")
 
 
 def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
-    rows: list[tuple[str, Callable[[LatencyReport], list[float]], str]] = [
-        ("files", lambda m: [m.file_bytes / 1e6], "MB"),
-        ("memory", lambda m: [m.anonymous_bytes / 1e6, m.file_mapped_bytes / 1e6], "MB"),
-        ("prefill", lambda m: [m.prefill_tokens_per_second] * m.latency_valid, "tokens/s"),
-        ("decode", lambda m: [m.decode_tokens_per_second] * m.latency_valid, "tokens/s"),
-    ]
-    all_axes = figure.subplots(len(rows), 1)
-    for axes, (name, values, unit) in zip(all_axes, rows, strict=True):
+    bars: dict[str, tuple[str, Callable[[LatencyReport], list[float]]]] = {
+        "files": ("MB", lambda m: [m.file_bytes / 1e6]),
+        "memory": ("MB", lambda m: [m.anonymous_bytes / 1e6, m.file_mapped_bytes / 1e6]),
+        "prefill": ("tokens/s", lambda m: [m.prefill_tokens_per_second] * m.latency_valid),
+        "decode": ("tokens/s", lambda m: [m.decode_tokens_per_second] * m.latency_valid),
+    }
+    panels = figure.subplots(len(bars), 1)
+    for axes, (name, (unit, values)) in zip(panels, bars.items(), strict=True):
         longest = max(sum(values(model)) for model in models) or 1
         for index, model in enumerate(models):
             start = 0.0

@@ -112,9 +112,9 @@ def accuracy_table(*reports: AccuracyReport) -> Table:
         ("perplexity_increase", "perplexity increase", _percent, "max_perplexity_increase"),
     )
     rows = []
-    for field, name, form, limit_name in metrics:
-        cells = [_with_error(report, field, form) for report in reports]
-        limit = _limits(reports, limit_name, form) if limit_name else ""
+    for field, name, to_text, limit_name in metrics:
+        cells = [_with_error(report, field, to_text) for report in reports]
+        limit = _limits(reports, limit_name, to_text) if limit_name else ""
         is_broken = any(field in report.failures for report in reports)
         rows.append([name, *cells, limit, "FAIL" if is_broken else "ok" if limit else ""])
     if len(reports) > 1:
@@ -133,22 +133,22 @@ def verdict(*reports: AccuracyReport) -> str:
     return "passed: every limit holds" if report.passed else f"failed: {broken}"
 
 
-def _with_error(report: AccuracyReport, field: str, form: _Format) -> str:
+def _with_error(report: AccuracyReport, field: str, to_text: _Format) -> str:
     """Format a metric, with its standard error if it has one."""
-    value, error = form(getattr(report, field)), getattr(report, f"{field}_error", math.nan)
-    return value if math.isnan(error) else f"{value} ± {form(error)}"
+    value, error = to_text(getattr(report, field)), getattr(report, f"{field}_error", math.nan)
+    return value if math.isnan(error) else f"{value} ± {to_text(error)}"
 
 
 def _nodes(counts: dict[str, int]) -> str:
     return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in counts.items())
 
 
-def _limits(reports: Sequence[AccuracyReport], name: str, form: _Format) -> str:
+def _limits(reports: Sequence[AccuracyReport], name: str, to_text: _Format) -> str:
     """Format a limit, or the limits of all providers if they differ."""
     limits = [getattr(report.thresholds, name) for report in reports]
     if all(limit is None for limit in limits):
         return ""
-    texts = ["none" if limit is None else form(limit) for limit in limits]
+    texts = ["none" if limit is None else to_text(limit) for limit in limits]
     same = len(set(texts)) == 1
     return f"{'≥' if name.startswith('min') else '≤'} {texts[0] if same else ', '.join(texts)}"
 
@@ -185,15 +185,15 @@ def resource_table(report: LatencyReport) -> Table:
     models = models_of(report)
     rows: list[list[str]] = []
 
-    def add(label: str, form: Callable[[LatencyReport], str], ratio: str = "") -> None:
-        cells = [form(model) for model in models]
+    def add(label: str, to_text: Callable[[LatencyReport], str], ratio: str = "") -> None:
+        cells = [to_text(model) for model in models]
         if report.against is not None:
             number = report.ratios.get(ratio)
             cells.append(f"{number:.2f}" if number is not None else MISSING if ratio else "")
         rows.append([label, *cells])
 
-    def add_time(label: str, form: Callable[[LatencyReport], str], ratio: str = "") -> None:
-        add(label, lambda model: form(model) if model.latency_valid else MISSING, ratio)
+    def add_time(label: str, to_text: Callable[[LatencyReport], str], ratio: str = "") -> None:
+        add(label, lambda model: to_text(model) if model.latency_valid else MISSING, ratio)
 
     def add_size(label: str, field: str) -> None:
         add(label, lambda model: _bytes(getattr(model, field)), field)

@@ -1,4 +1,4 @@
-"""How far one model's logits are from another's, accumulated window by window in float64."""
+"""Distance between the logits of two models, accumulated window by window in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 _CHUNK_ELEMENTS = 1 << 17
-"""Logits turned into float64 at a time: 1 MiB an array, which a processor's cache holds."""
+"""Logits converted to float64 at a time: 1 MiB an array, which fits into a processor's cache."""
 
 
 class LogitErrors:
@@ -27,7 +27,7 @@ class LogitErrors:
     Attributes:
         positions: positions compared.
         nonfinite: positions left out because a logit was NaN or infinite.
-        max_abs_error: the largest distance, but for tokens that both models leave out.
+        max_abs_error: the largest distance, except for tokens that both models mask out.
         largest_reference: the largest ``|reference|``, the scale of the relative error.
     """
 
@@ -160,7 +160,7 @@ class PredictionErrors:
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a value lies, with probability ``level``."""
+    """Bounds of a value, which hold with probability ``level``."""
 
     low: float
     high: float
@@ -168,21 +168,23 @@ class Interval:
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The confidence interval of a median that needs no distribution, from order statistics.
+    """Compute a confidence interval of a median from order statistics, for any distribution.
 
-    The narrowest pair of values as far from either end that hold the true median with at least
-    ``level``; of fewer than six values that is out of reach, and the interval is their range with
-    the level it has. Values must be independent (Conover, Practical Nonparametric Statistics).
+    It is the narrowest pair of values, equally far from either end, that contains the true median
+    with at least ``level``. Fewer than six values cannot reach that: the interval is then their
+    range, with its own level. Values must be independent (Conover, Practical Nonparametric
+    Statistics).
     """
     ordered = sorted(values)
     count = len(ordered)
     tails = [ways / (1 << count) for ways in accumulate(math.comb(count, k) for k in range(count))]
-    out = max(bisect_right(tails, (1 - level) / 2) - 1, 0)  # at either end
-    return Interval(ordered[out], ordered[count - 1 - out], 1 - 2 * tails[out])
+    excluded = max(bisect_right(tails, (1 - level) / 2) - 1, 0)  # values at either end
+    low, high = ordered[excluded], ordered[count - 1 - excluded]
+    return Interval(low, high, 1 - 2 * tails[excluded])
 
 
 def common_prefix(expected: list[int], actual: list[int]) -> int:
-    """How many tokens are equal before the first that differs."""
+    """Count the equal tokens before the first that differs."""
     pairs = zip(expected, actual, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(actual)))
 
@@ -190,7 +192,7 @@ def common_prefix(expected: list[int], actual: list[int]) -> int:
 def _chunks(
     reference: Floats, candidate: Floats
 ) -> Iterator[tuple[Doubles, Doubles, npt.NDArray[np.bool_]]]:
-    """Finite rows of both in float64, few at a time, and which rows of the chunk those are."""
+    """Yield finite positions of both in float64, few at a time, and which of the chunk they are."""
     step = max(1, _CHUNK_ELEMENTS // reference.shape[1])
     for start in range(0, len(reference), step):
         ref, cand = reference[start : start + step], candidate[start : start + step]
@@ -199,7 +201,7 @@ def _chunks(
 
 
 def _distance(ref: Doubles, cand: Doubles) -> tuple[Doubles, float]:
-    """``|cand - ref|``, and the largest ``|ref|``; tokens that both leave out count in neither."""
+    """Compute ``|cand - ref|`` and the largest ``|ref|``, without tokens that both mask out."""
     distance, size = np.abs(cand - ref), np.abs(ref)
     if size.max() >= MASKED_LOGIT:
         distance[(ref <= -MASKED_LOGIT) & (cand <= -MASKED_LOGIT)] = 0
@@ -208,7 +210,7 @@ def _distance(ref: Doubles, cand: Doubles) -> tuple[Doubles, float]:
 
 
 def _softmax(logits: Doubles) -> tuple[Doubles, Doubles]:
-    """Logarithm of the softmax of each row, and the softmax."""
+    """Compute the logarithm of the softmax at each position, and the softmax."""
     log = logits - logits.max(axis=-1, keepdims=True)
     powers = np.exp(log)
     total = powers.sum(axis=-1, keepdims=True)
