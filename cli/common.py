@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from edgetie.harness.accuracy.check import AccuracyReport
 
 MAX_THREADS = 1024
-"""More than any machine has; ONNX Runtime would try to start as many as it is told."""
+"""More than any machine has. ONNX Runtime tries to start any number."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Number(click.FloatRange):
-    """A number in a range, which NaN is not."""
+    """A number in a range, but not NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -35,7 +35,7 @@ class Number(click.FloatRange):
 
 
 class Share(Number):
-    """A share of something: 0.003, or 0.3%."""
+    """A share, as a number or in percent: 0.003 or 0.3%."""
 
     name = "share"
 
@@ -46,19 +46,19 @@ class Share(Number):
         try:
             share = float(text[:-1]) / 100
         except ValueError:
-            self.fail(f"{value!r} is no number and no percentage", param, ctx)
+            self.fail(f"{value!r} is neither a number nor a percentage", param, ctx)
         return super().convert(share, param, ctx)
 
 
 def require_drawable(option: str, file: Path) -> None:
-    """Refuse, before anything is done, a plot or report that could not be written in the end."""
+    """Refuse a plot or report that cannot be written, before the work starts."""
     from edgetie.report import plots
 
     known = plots.formats()
     if option == "--plot" and file.suffix.lower() not in known:
-        raise click.UsageError(f"{option} {file}: no image; let it end in .png, .svg or .pdf")
+        raise click.UsageError(f"{option} {file}: not an image; use .png, .svg or .pdf")
     if not os.access(file.parent, os.W_OK):
-        raise click.UsageError(f"{option} {file}: {file.parent} is no directory to write to")
+        raise click.UsageError(f"{option} {file}: {file.parent} is not a writable directory")
 
 
 def output_options(function: F) -> F:
@@ -101,7 +101,7 @@ def provider_option(function: F) -> F:
 def providers_options(function: F) -> F:
     """Add ``--provider``, several times (``providers``), and ``--strict``."""
     function = click.option(
-        "--strict", is_flag=True, help="Fail where a provider leaves nodes to another one."
+        "--strict", is_flag=True, help="Fail if a provider leaves nodes to another one."
     )(function)
     return click.option(
         "--provider",
@@ -147,10 +147,10 @@ def limit_options(function: F) -> F:
 
 
 def read_text(path: Path, option: str, characters: int = -1) -> str:
-    """The first ``characters`` of a text file given to ``option``; all of them by default.
+    """Read the first ``characters`` of the text file of an option; all of them by default.
 
     Raises:
-        BundleError: if it is missing or no UTF-8 text.
+        BundleError: if it is missing or not UTF-8.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -160,7 +160,7 @@ def read_text(path: Path, option: str, characters: int = -1) -> str:
 
 
 def failed(reports: Sequence[AccuracyReport]) -> int:
-    """Say which limits are broken, and where; the exit code, 1 if any is."""
+    """Print the limits that are not met on stderr; return the exit code, 1 if there are any."""
     for report in reports:
         where = f"{report.provider}: " if len(reports) > 1 else ""
         for failure in report.failures.values():
@@ -169,7 +169,7 @@ def failed(reports: Sequence[AccuracyReport]) -> int:
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """Print ``data`` as one JSON object on stdout, what is not finite as ``null``."""
+    """Print one JSON object on stdout, with ``null`` for numbers that are not finite."""
     click.echo(json.dumps(_finite(data), indent=1, allow_nan=False))
 
 

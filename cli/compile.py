@@ -1,4 +1,4 @@
-"""``edgetie compile``: context binaries for NPUs."""
+"""``edgetie compile``: write context binaries for NPUs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from . import common
     "--output", "-o", required=True, type=click.Path(path_type=Path), help="A new bundle."
 )
 @click.option(
-    "--provider", default="qnn", show_default=True, help="Execution provider that compiles it."
+    "--provider", default="qnn", show_default=True, help="Execution provider to compile for."
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @common.output_options
 def command(
     bundle: Path, output: Path, provider: str, force: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Compile a BUNDLE of fixed shapes, so that a device need not when a session starts.
+    """Compile a BUNDLE of fixed shapes in advance instead of at session start.
 
-    The graphs for prompts and for tokens go into one context binary and share their weights in it.
-    The simulator of QNN loads binaries of one graph, as with --prompt-tokens 1; devices load both.
+    The graphs for prompts and for single tokens share one context binary and its weights. QNN's
+    simulator loads binaries with one graph only (--prompt-tokens 1). Devices load both.
 
     \b
     edgetie fix-shapes npu8 --output fixed --prompt-tokens 1
@@ -34,9 +34,9 @@ def command(
     """
     from edgetie.npu.compile import compile_bundle
 
-    made = compile_bundle(bundle, output, provider=provider, force=force)
-    files = {path.name: path.stat().st_size for path in made.files}
+    compiled = compile_bundle(bundle, output, provider=provider, force=force)
+    files = {path.name: path.stat().st_size for path in compiled.files}
     if as_json:
         common.print_json({"bundle": str(output), "provider": provider, "files": files})
     elif not quiet:
-        click.echo(f"{output}: compiled for {provider}, {made.file_bytes / 1e6:.1f} MB")
+        click.echo(f"{output}: compiled for {provider}, {compiled.file_bytes / 1e6:.1f} MB")

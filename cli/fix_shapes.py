@@ -1,4 +1,4 @@
-"""``edgetie fix-shapes``: graphs of fixed shapes, for NPUs."""
+"""``edgetie fix-shapes``: write graphs of fixed shapes for NPUs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from . import common
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Tokens of a prompt read at once; 1 reads prompts token by token, with one graph.",
+    help="Tokens of a prompt that are read at once. With 1 there is only one graph.",
 )
 @click.option(
     "--context",
     type=click.IntRange(min=2),
     default=512,
     show_default=True,
-    help="Most tokens of prompt and answer together.",
+    help="Largest number of tokens of prompt and answer together.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @common.output_options
@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Give the graphs of a BUNDLE fixed shapes, which compilers for NPUs need.
 
-    One graph reads prompts, one an answer's tokens; both share one file of weights.
+    One graph reads prompts, the other reads single tokens. Both share one file of weights.
 
     \b
     edgetie export ./SmolLM2-135M --target mobile-npu --output npu
@@ -51,12 +51,12 @@ def command(
     """
     from edgetie.npu.fix_shapes import fix_shapes
 
-    made = fix_shapes(bundle, output, prompt_tokens=prompt_tokens, context=context, force=force)
+    fixed = fix_shapes(bundle, output, prompt_tokens=prompt_tokens, context=context, force=force)
     if as_json:
-        files = {path.name: path.stat().st_size for path in made.files}
-        ties = [group.to_dict() for group in made.manifest.ties]
+        files = {path.name: path.stat().st_size for path in fixed.files}
+        ties = [group.to_dict() for group in fixed.manifest.ties]
         data = {"bundle": str(output), "prompt_tokens": prompt_tokens, "context": context}
         common.print_json({**data, "files": files, "ties": ties})
     elif not quiet:
-        names = " and ".join(path.name for path in made.model_paths)
-        click.echo(f"{output}: {names} over one file of weights, {made.file_bytes / 1e6:.1f} MB")
+        names = " and ".join(path.name for path in fixed.model_paths)
+        click.echo(f"{output}: {names} over one file of weights, {fixed.file_bytes / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""The ``edgetie`` command: its help, its list of commands, and how errors leave it."""
+"""The ``edgetie`` command: its help, its subcommands, and its error messages."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ import click
 from edgetie.errors import EdgetieError
 
 COMMANDS = {
-    "quickstart": "The whole journey on a real model, in one command.",
-    "export": "PyTorch to an ONNX bundle, tied weights kept as one.",
-    "tie": "An .onnx file whose shared weights were stored apart, repaired.",
-    "quantize": "A bundle or .onnx file to int8, ties kept.",
-    "fix-shapes": "Graphs of fixed shapes over one file of weights, for NPUs.",
-    "compile": "Graphs of fixed shapes made ready for an NPU beforehand.",
-    "inspect": "Tie groups, copies of shared weights, sizes.",
-    "check": "Accuracy against torch or another bundle.",
-    "bench": "Load time, latency, tokens per second, memory.",
-    "providers": "Execution providers: which can be had, and why not.",
-    "generate": "Stream text from a bundle.",
-    "deploy": "A folder an app starts from: model, tokenizer, program.",
+    "quickstart": "Run every step on a real model.",
+    "export": "Export a PyTorch model to an ONNX bundle with tied weights.",
+    "tie": "Merge duplicate weights in ONNX files.",
+    "quantize": "Quantize a bundle or .onnx file; tied weights stay tied.",
+    "fix-shapes": "Write graphs of fixed shapes for NPUs.",
+    "compile": "Compile graphs of fixed shapes for an NPU.",
+    "inspect": "Show tied weights, their copies, and sizes.",
+    "check": "Compare accuracy with torch or another bundle.",
+    "bench": "Measure load time, latency, tokens per second and memory.",
+    "providers": "List execution providers and install environments.",
+    "generate": "Generate text with a bundle.",
+    "deploy": "Write a starter app with model, tokenizer and program.",
 }
-"""Each command lives in the file of its name; it is imported when it is called."""
+"""Each command is in the file of its name and is imported when it is called."""
 
 TRACEBACK = "EDGETIE_TRACEBACK"
-"""Environment variable: if set, errors come with their traceback, as Python shows them."""
+"""Environment variable: if set, errors are printed with their traceback."""
 
 _READER_LEFT = 128 + 13
-"""Exit code as shells give it to a program that SIGPIPE has stopped; 1 is a failed check."""
+"""Exit code that shells use for a program stopped by SIGPIPE."""
 
 HELP = """From a PyTorch language model with tied embeddings to a small, fast ONNX model.
 
 \b
-  edgetie quickstart                       everything below, on a real model
+  edgetie quickstart                       all of the following on a real model
   edgetie export MODEL --output fp32       a directory, hub id, .gguf or pkg.module:factory
-  edgetie tie IN.onnx --output OUT.onnx    repair a file that stores a shared weight twice
-  edgetie quantize fp32 --output int8      8 bits a weight, one embedding matrix
-  edgetie inspect int8                     proof that one matrix is still one
+  edgetie tie IN.onnx --output OUT.onnx    merge weights that are stored twice
+  edgetie quantize fp32 --output int8      8 bits per weight, one embedding matrix
+  edgetie inspect int8                     count the copies of tied weights
   edgetie check int8 --reference fp32      logits, KL divergence, perplexity
   edgetie bench int8 --against fp32        load, prefill, decode, memory
-  edgetie generate int8 --prompt "Hello"   stream text
-  edgetie deploy int8 --for c --output app an app to start from: python, c, node, web, …
+  edgetie generate int8 --prompt "Hello"   generate text
+  edgetie deploy int8 --for c --output app a starter app: python, c, node, web, …
 """
 
 
@@ -120,14 +120,14 @@ def main() -> None:
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal stopped_by
         stopped_by = signal.Signals(number)
-        raise KeyboardInterrupt  # unwinds as Ctrl-C does: nothing stays half-written
+        raise KeyboardInterrupt  # unwinds like Ctrl-C, so that no partial output stays
 
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # no SIGHUP on Windows
             signal.signal(getattr(signal, name), stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # tables hold signs that not every code page has
+            stream.reconfigure(errors="replace")  # not every code page has all characters
     if sys.stdout is None:
         _fail("stdout is closed, so there is nowhere to write", 2)
     try:
@@ -139,7 +139,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; nothing was half-written", 128 + stopped_by)
     except (BrokenPipeError, SystemExit):  # click turns most of the first into the second
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left: nothing to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads the output any more
         sys.exit(_READER_LEFT)
     except Exception as error:
         if os.environ.get(TRACEBACK):
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """What to say about an error, and the exit code."""
+    """Return the message for an error, and the exit code."""
     if isinstance(error, CommandError):
         return str(error), error.exit_code
     if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -168,6 +168,6 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # where stderr cannot be written, the code says it
+    with contextlib.suppress(OSError):  # if stderr is closed, the exit code remains
         click.echo(f"edgetie: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -82,7 +82,7 @@ class Scheme:
         return self.linear_format == "matmul_nbits"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``--list-targets --json`` prints."""
+        """Return the tables of targets and schemes in JSON types."""
         return {
             "name": self.name,
             "description": self.description,

@@ -10,10 +10,13 @@ They are not in two cases:
 
 from __future__ import annotations
 
+import logging
 import platform
 import struct
 import sys
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _ELF_MACHINES = {
     3: {"i386", "i486", "i586", "i686"},
@@ -49,6 +52,7 @@ def describe_emulation(executable: Path, machine: str) -> str | None:
         with executable.open("rb") as file:
             header = file.read(20)
     except OSError:
+        logger.debug("%s: cannot be read", executable, exc_info=True)
         return None
     if len(header) < 20 or header[:4] != b"\x7fELF":
         return None

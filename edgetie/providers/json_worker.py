@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any, TextIO
 from edgetie.errors import BundleError, EdgetieError, error_from_dict
 from edgetie.providers.environments import broken_environment, find_environment
 from edgetie.providers.registry import find_provider
+
+logger = logging.getLogger(__name__)
 
 
 def worker_command(module: str) -> list[str]:
@@ -75,6 +78,7 @@ def ask_worker(provider: str, module: str, request: dict[str, Any], subject: str
     try:
         answer = json.loads(out)
     except ValueError:
+        logger.debug("%s ended without an answer:\n%s", module, err)
         lines, code = err.strip().splitlines(), process.returncode
         how = f"signal {-code}" if code < 0 else (lines or ["no output"])[-1]
         hint = " (out of memory?)" if code == -9 else ""
