@@ -19,17 +19,17 @@ Examples:
 @click.argument("sources", metavar="IN.onnx...", type=click.Path(), nargs=-1, required=True)
 @click.option(
     "--output", "-o", required=True, type=click.Path(),
-    help="The .onnx file to write; its weights go to a file of that name with .data added. Of "
+    help="The .onnx file to write. Its weights go to a file of that name with .data added. For "
     "several files: a directory, where they share one data file.",
 )  # fmt: skip
 @click.option(
     "--max-distance",
     type=Number(0, 0.1),
     default=0.0,
-    help="Also merge copies that differ by no more than this share of the table (Frobenius norm); "
-    "0.01 is 1 %, more than 0.1 are strangers. By default they are only reported.",
+    help="Also merge copies that differ by at most this share of the table (Frobenius norm). "
+    "0.01 is 1 %. By default such copies are only reported.",
 )
-@click.option("--force", is_flag=True, help="Replace files that are there, never a directory.")
+@click.option("--force", is_flag=True, help="Replace existing files, but never a directory.")
 @output_options
 def command(
     sources: tuple[str, ...],
@@ -39,11 +39,11 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Make weights that ONNX files store more than once one again.
+    """Merge duplicate weights in ONNX files.
 
     Copies are found by content: equal, transposed, in another shape, in subgraphs, in another of
-    the files. The outputs of old and new files are compared on random input before anything takes
-    its place.
+    the files. The outputs of old and new files are compared on random input before any file is
+    replaced.
     """
     from edgetie.progress import live
     from edgetie.repair import tie_model
@@ -53,21 +53,8 @@ def command(
             sources, output, max_distance=max_distance, force=force, progress=progress
         )
     if as_json:
-        print_json(
-            {
-                "path": str(report.path),
-                "merged": report.merged,
-                "shared": report.shared,
-                "near": [asdict(copy) for copy in report.near],
-                "merged_near": list(report.merged_near),
-                "skipped": list(report.skipped),
-                "ties": [group.to_dict() for group in report.ties],
-                "bytes_before": report.bytes_before,
-                "bytes_after": report.bytes_after,
-                "outputs": [outputs.to_dict() for outputs in report.outputs],
-                "seconds": report.seconds,
-            }
-        )
+        outputs = [outputs.to_dict() for outputs in report.outputs]
+        print_json(asdict(report) | {"path": str(report.path), "outputs": outputs})
     elif not quiet:
         from .printing.repair import print_repair
 

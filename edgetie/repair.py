@@ -127,8 +127,7 @@ def tie_model(
     with place as directory:
         with _blame_files(originals):
             models = [
-                _Model(name, path, f"{name}: " if several else "")
-                for name, path in zip(names, originals, strict=True)
+                _Model(path, name, several) for path, name in zip(originals, names, strict=True)
             ]
             stages.stage("find copies")
             for model in models:
@@ -136,18 +135,14 @@ def tie_model(
             same = _share_bytes(models)
             stages.stage("write")
             data = DATA if several else f"{target.name}.data"
-            written = _write(models, directory, data, same, stages)
-        ties = [
-            group
-            for model, path in zip(models, written, strict=True)
-            for group in _verify(path, model.has_copies, path.name if several else "")
-        ]
+            graphs = {model.name: model.graph for model in models}
+            for graph in graphs.values():
+                common.NameFixPass()(graph)
+            write_models(graphs, directory, data=data, same=same, progress=stages)
+        ties = [group for model in models for group in model.verify(directory)]
         bytes_after = sum(file.stat().st_size for file in directory.iterdir())
         stages.stage("compare outputs")
-        outputs = [
-            _compare(model, path, new)
-            for model, path, new in zip(models, originals, written, strict=True)
-        ]
+        outputs = [model.compare(directory) for model in models]
     stages.finish()
     return RepairReport(
         path=target,
@@ -220,10 +215,16 @@ def _blame_files(paths: Sequence[Path]) -> Iterator[None]:
 
 
 class _Model:
-    """One of the files, its graph, and what was merged in it, by the names of the report."""
+    """One of the files, its graph, and what was merged in it, by the names of the report.
 
-    def __init__(self, name: str, path: Path, prefix: str) -> None:
-        self.name, self._prefix = name, prefix
+    Args:
+        path: the file to read.
+        name: of the file to write.
+        several: whether the report says which file a name is from.
+    """
+
+    def __init__(self, path: Path, name: str, several: bool) -> None:
+        self.path, self.name, self.several = path, name, several
         self.graph = load_model(path)
         self.vocabulary = min(_vocabulary_sizes(self.graph), default=2)
         self.aliases: dict[ir.Value, ir.Value] = {}
@@ -236,7 +237,7 @@ class _Model:
 
     def label(self, name: object) -> str:
         """Return a name or description as the report gives it."""
-        return f"{self._prefix}{name}"
+        return f"{self.name}: {name}" if self.several else f"{name}"
 
     def merge(self, max_distance: float) -> None:
         """Merge the copies within the file."""
@@ -267,6 +268,29 @@ class _Model:
         run_passes(self.graph, [], [heads])  # ties are verified in the written file
         self.skipped += map(self.label, heads.skipped)
 
+    def verify(self, directory: Path) -> list[TieGroup]:
+        """Find the ties of the written file, and check them unless copies had to stay."""
+        model = load_model(directory / self.name)
+        ties = find_ties(model)
+        if not self.has_copies:
+            verify_ties(model, ties, where=self.name)
+        file = self.name if self.several else ""
+        return [
+            replace(group, uses=tuple(replace(use, file=file) for use in group.uses))
+            for group in ties
+        ]
+
+    def compare(self, directory: Path) -> Equivalence:
+        """Compare the outputs of the old and the new file. Only near copies may change them."""
+        outputs = compare_files(self.path, directory / self.name, self.vocabulary)
+        broken = not np.isfinite(outputs.max_abs_error) and outputs.runs_before
+        if (broken or not self.merged_near) and outputs.relative_error > _TOLERANCE:
+            raise TieError(
+                f"{self.path}: tied, its outputs differ by {outputs.relative_error:.1e} of "
+                f"the largest ({outputs.reason or 'they should not'}); nothing was written"
+            )
+        return outputs
+
 
 def _share_bytes(models: list[_Model]) -> dict[ir.Value, ir.Value]:
     """Map initializers to those whose bytes they share, within a file and across files."""
@@ -295,45 +319,6 @@ def _share_bytes(models: list[_Model]) -> dict[ir.Value, ir.Value]:
                 model.fuse_heads()
             same[value] = first.value
     return same
-
-
-def _write(
-    models: list[_Model],
-    directory: Path,
-    data: str,
-    same: dict[ir.Value, ir.Value],
-    stages: Stages,
-) -> list[Path]:
-    graphs = {model.name: model.graph for model in models}
-    for graph in graphs.values():
-        common.NameFixPass()(graph)
-    return write_models(graphs, directory, data=data, same=same, progress=stages)
-
-
-def _verify(path: Path, has_copies: bool, file: str) -> list[TieGroup]:
-    """Find the ties of a written file, and check them unless copies had to stay.
-
-    ``file`` is the file name that their uses get.
-    """
-    model = load_model(path)
-    ties = find_ties(model)
-    if not has_copies:
-        verify_ties(model, ties, where=path.name)
-    return [
-        replace(group, uses=tuple(replace(use, file=file) for use in group.uses)) for group in ties
-    ]
-
-
-def _compare(model: _Model, before: Path, after: Path) -> Equivalence:
-    """Compare the outputs of a file before and after. Near copies may change them."""
-    outputs = compare_files(before, after, model.vocabulary)
-    broken = not np.isfinite(outputs.max_abs_error) and outputs.runs_before
-    if (broken or not model.merged_near) and outputs.relative_error > _TOLERANCE:
-        raise TieError(
-            f"{before}: tied, its outputs differ by {outputs.relative_error:.1e} of "
-            f"the largest ({outputs.reason or 'they should not'}); nothing was written"
-        )
-    return outputs
 
 
 def _vocabulary_sizes(model: ir.Model) -> Iterator[int]:

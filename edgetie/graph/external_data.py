@@ -101,4 +101,4 @@ def byte_range(value: ir.Value) -> tuple[str, int, int] | None:
     tensor = value.const_value
     if not isinstance(tensor, ir.ExternalTensor) or tensor.offset is None or not tensor.length:
         return None
-    return str(tensor.path), tensor.offset, tensor.length
+    return str(Path(tensor.path)), tensor.offset, tensor.length

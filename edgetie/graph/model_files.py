@@ -46,7 +46,9 @@ def load_model(path: Path) -> ir.Model:
             if data.stat().st_nlink > 1:
                 raise BundleError(f"{data}: has several hard links, copy it and its model")
             if data.is_symlink():
-                value.const_value = _copy_tensor(tensor, ir.ExternalTensor, data.resolve())
+                value.const_value = _external_tensor(
+                    tensor, data.resolve(), tensor.offset, tensor.length
+                )
     return model
 
 
@@ -72,29 +74,31 @@ class UncachedTensor(ir.ExternalTensor):
     __slots__ = ()
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        return _copy_tensor(self, ir.ExternalTensor).numpy()
+        return _external_tensor(self, Path(self.path), self.offset, self.length).numpy()
 
 
 def read_uncached(model: ir.Model) -> None:
     """Turn every external initializer into an :class:`UncachedTensor`."""
     for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = _copy_tensor(value.const_value, UncachedTensor)
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = _external_tensor(
+                tensor, Path(tensor.path), tensor.offset, tensor.length, UncachedTensor
+            )
 
 
-def _copy_tensor(
-    tensor: ir.ExternalTensor, kind: type[ir.ExternalTensor], path: Path | None = None
+def _external_tensor(
+    tensor: ir.TensorProtocol,
+    path: Path,
+    offset: int | None,
+    length: int | None,
+    kind: type[ir.ExternalTensor] = ir.ExternalTensor,
 ) -> ir.ExternalTensor:
-    """Return a new tensor over the same bytes, or over those of another path to the file."""
-    return kind(
-        tensor.location if path is None else path.name,
-        tensor.offset,
-        tensor.length,
-        tensor.dtype,
-        shape=tensor.shape,
-        name=str(tensor.name),
-        base_dir=tensor.base_dir if path is None else path.parent,
-    )
+    """Return a tensor like ``tensor`` over a range of a file."""
+    shape = ir.Shape(tensor.shape.numpy())
+    location, directory = path.name, path.parent
+    name = str(tensor.name)
+    return kind(location, offset, length, tensor.dtype, shape=shape, name=name, base_dir=directory)
 
 
 def write_models(
@@ -135,7 +139,9 @@ def write_models(
         original = value
         while original in same:
             original = same[original]
-        _point_to_range(value, path, *ranges[original])
+        assert value.const_value is not None
+        value.const_value = _external_tensor(value.const_value, path, *ranges[original])
+        value.const_value.name = str(value.name)
     for name, model in models.items():
         _load_constants(model)
         ir.save(model, directory / name)
@@ -189,18 +195,3 @@ def _load_constants(model: ir.Model) -> None:
                         array, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name
                     )
                     node.attributes[name] = ir.AttrTensor(name, loaded)
-
-
-def _point_to_range(value: ir.Value, path: Path, offset: int, length: int) -> None:
-    """Let an initializer refer to a byte range of the data file."""
-    tensor = value.const_value
-    assert tensor is not None
-    value.const_value = ir.ExternalTensor(
-        path.name,
-        offset,
-        length,
-        tensor.dtype,
-        name=str(value.name),
-        shape=ir.Shape(tensor.shape.numpy()),
-        base_dir=path.parent,
-    )

@@ -1,65 +1,40 @@
-"""Fuse activations that are traced as several operators."""
+"""Fuse activations that are traced as several operators (Hendrycks & Gimpel 2016)."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.graph.editing import insert, replace
-from edgetie.graph.matching import only_user, operand_orders, other_operand, producer, scalar
 from edgetie.passes.base import GraphPass
 
 
 class FuseActivation(GraphPass):
-    """Fuses ``x * sigmoid(x)`` into QuickGelu, and the tanh form of GELU into FastGelu.
-
-    Both after Hendrycks & Gimpel 2016. QuickGelu with ``alpha`` 1 is SiLU.
-    """
+    """Fuses SiLU into QuickGelu with ``alpha`` 1, and the tanh form of GELU into FastGelu."""
 
     def rewrite(self, model: ir.Model) -> None:
-        for node in list(model.graph):
-            if node.op_type == "Sigmoid":
-                self._fuse_silu(node)
-            elif node.op_type == "Tanh":
-                self._fuse_gelu(node)
+        from onnxscript.rewriter import pattern
 
-    def _fuse_silu(self, sigmoid: ir.Node) -> None:
-        x = sigmoid.inputs[0]
-        last = only_user(sigmoid.outputs[0], "Mul")
-        if x is not None and last is not None and x in last.inputs:
-            self._replace(last, ir.node("QuickGelu", [x], {"alpha": 1.0}, domain=MICROSOFT))
-
-    def _fuse_gelu(self, tanh: ir.Node) -> None:
-        """Fuse ``0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))``, its factors in any order."""
-        argument = producer(_scaled(tanh.inputs[0], math.sqrt(2 / math.pi)), "Add")
-        plus_one = only_user(tanh.outputs[0], "Add")
-        last = only_user(plus_one.outputs[0], "Mul") if plus_one else None
-        if argument is None or plus_one is None or last is None:
-            return
-        if scalar(other_operand(plus_one, tanh.outputs[0])) != 1:
-            return
-        for x, cubic in operand_orders(argument):
-            power = producer(_scaled(cubic, 0.044715), "Pow")
-            if power is None or power.inputs[0] is not x or scalar(power.inputs[1]) != 3:
-                continue
-            if _scaled(other_operand(last, plus_one.outputs[0]), 0.5) is x:
-                self._replace(last, ir.node("FastGelu", [x], domain=MICROSOFT))
-            return
-
-    def _replace(self, last: ir.Node, fused: ir.Node) -> None:
-        fused.name = last.name
-        insert(last, fused)
-        replace(last.outputs[0], fused.outputs[0])
-        self.changed += 1
+        rules = [pattern.RewriteRule(_silu, _quick_gelu), pattern.RewriteRule(_gelu, _fast_gelu)]
+        self.changed = pattern.RewriteRuleSet(rules, commute=True).apply_to_model(model)
 
 
-def _scaled(value: ir.Value | None, factor: float) -> ir.Value | None:
-    """Return the x of ``x * factor``."""
-    multiply = producer(value, "Mul")
-    for x, other in operand_orders(multiply) if multiply else ():
-        number = scalar(other)
-        if number is not None and math.isclose(number, factor, rel_tol=1e-6):
-            return x
-    return None
+def _silu(op: Any, x: Any) -> Any:
+    return op.Mul(x, op.Sigmoid(x))
+
+
+def _quick_gelu(op: Any, x: ir.Value) -> Any:
+    return op.QuickGelu(x, alpha=1.0, _domain=MICROSOFT)
+
+
+def _gelu(op: Any, x: Any) -> Any:
+    """Match ``0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))``."""
+    argument = op.Add(x, op.Mul(op.Pow(x, 3.0), 0.044715))
+    tanh = op.Tanh(op.Mul(argument, math.sqrt(2 / math.pi)))
+    return op.Mul(op.Mul(x, 0.5), op.Add(tanh, 1.0))
+
+
+def _fast_gelu(op: Any, x: ir.Value) -> Any:
+    return op.FastGelu(x, _domain=MICROSOFT)

@@ -97,10 +97,11 @@ class FuseRotary(GraphPass):
             if width is None or width % 16:
                 return f"rotates {width} channels of a head, not a multiple of 16"
             angles = _extract_angles(graph, value)
-            if angles is None or not _depends_on_position_only(angles, count):
+            if angles is None:
                 return "angles that depend on more than the position"
-            if not _has_equal_halves(angles, width):
-                return "angles whose two halves differ"
+            objection = _objection(angles, count, width)
+            if objection is not None:
+                return objection
             name = f"rotary.{kind}.{len(self._tables)}"
             nodes = _table_nodes(graph, angles, count, width // 2, name)
             insert(first, *nodes)
@@ -228,26 +229,22 @@ def _table_nodes(
     return [*tape.nodes, *angle_nodes, *tail.nodes]
 
 
-def _has_equal_halves(angles: ir.Graph, width: int) -> bool:
-    """Whether both halves of the last axis are the same, computed for a few positions."""
-    table = _compute_angles(angles, range(_CHECKED_POSITIONS))
-    half = width // 2
-    return table.shape == (1, _CHECKED_POSITIONS, width) and bool(
-        np.array_equal(table[..., :half], table[..., half:])
-    )
-
-
-def _depends_on_position_only(angles: ir.Graph, count: int) -> bool:
-    """Whether the first few positions have the same angles if the last position is present too.
+def _objection(angles: ir.Graph, count: int, width: int) -> str | None:
+    """Return why there can be no table of these angles, judged by a few positions.
 
     Models of long contexts may choose their angles by the longest (LongRoPE, Ding et al. 2024).
     """
     few = range(min(_CHECKED_POSITIONS, count))
     alone = _compute_angles(angles, few)
     with_last = _compute_angles(angles, [*few, count - 1])
-    return with_last.ndim == 3 and np.allclose(
+    if with_last.ndim != 3 or not np.allclose(
         alone, with_last[:, :-1], rtol=0, atol=_COSINE_TOLERANCE
-    )
+    ):
+        return "angles that depend on more than the position"
+    half = width // 2
+    if alone.shape != (1, len(few), width) or (alone[..., :half] != alone[..., half:]).any():
+        return "angles whose two halves differ"
+    return None
 
 
 def _compute_angles(angles: ir.Graph, positions: Sequence[int]) -> np.ndarray[Any, Any]:

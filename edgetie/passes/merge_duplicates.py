@@ -77,7 +77,7 @@ class MergeDuplicates(GraphPass):
             return
         else:
             if transposed:
-                _transpose_for_users(copy, original)
+                redirect_to_transpose(copy, original)
             else:
                 ir.convenience.replace_all_uses_with(copy, original)
             _remove(copy)
@@ -148,11 +148,11 @@ def read_transposed(graph: ir.Graph, copy: ir.Value, original: ir.Value) -> ir.V
     _remove(copy)
     copy.name = f"{name}.before"
     value = initializer(graph, name, original.const_value)
-    _transpose_for_users(copy, value)
+    redirect_to_transpose(copy, value)
     return value
 
 
-def _transpose_for_users(copy: ir.Value, original: ir.Value) -> None:
+def redirect_to_transpose(copy: ir.Value, original: ir.Value) -> None:
     """Let the users of ``copy`` read ``original`` transposed."""
     for node, index in list(copy.uses()):
         if operator(node) == "Gemm" and index in (0, 1):
@@ -163,6 +163,6 @@ def _transpose_for_users(copy: ir.Value, original: ir.Value) -> None:
             continue
         transpose = ir.node("Transpose", [original], {"perm": [1, 0]})
         insert(node, transpose)
-        transpose.outputs[0].shape = copy.shape
-        transpose.outputs[0].type = original.type
-        node.replace_input_with(index, transpose.outputs[0])
+        output = transpose.outputs[0]
+        output.shape, output.type = copy.shape, original.type
+        node.replace_input_with(index, output)

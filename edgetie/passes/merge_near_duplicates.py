@@ -13,11 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import insert
 from edgetie.graph.matching import weight
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
-from edgetie.passes.merge_duplicates import is_input_or_output
+from edgetie.passes.merge_duplicates import is_input_or_output, redirect_to_transpose
 
 Array = np.ndarray[Any, Any]
 
@@ -129,14 +128,10 @@ class MergeNearDuplicates(GraphPass):
         by_name = {matrix.name: matrix.value for matrix in _float_matrices(model)}
         for copy in self.copies:
             table, other = by_name[copy.table], by_name[copy.name]
-            for node, index in list(other.uses()):
-                value = table
-                if copy.transposed:
-                    transpose = ir.node("Transpose", [table], {"perm": [1, 0]})
-                    insert(node, transpose)
-                    value = transpose.outputs[0]
-                    value.shape, value.type = other.shape, other.type
-                node.replace_input_with(index, value)
+            if copy.transposed:
+                redirect_to_transpose(other, table)
+            else:
+                ir.convenience.replace_all_uses_with(other, table)
             self.merged.append(copy.name)
             self.changed += 1
         if self.changed:
@@ -150,7 +145,7 @@ def _float_matrices(model: ir.Model) -> Iterator[_FloatMatrix]:
             continue
         if tensor.dtype.is_floating_point():
             shape = tuple(tensor.shape.numpy())
-            read = _reader(tensor, None, None, 0)
+            read = _reader(tensor, np.ones(1), np.zeros(1), 0)
             yield _FloatMatrix(str(value.name), value, shape, tensor.dtype, read)
             continue
         for node, index in value.uses():
@@ -173,28 +168,26 @@ def _dequantized(node: ir.Node, tensor: ir.TensorProtocol) -> _FloatMatrix | Non
     if scale is None or len(scale.shape) > 1 or scale.size not in (1, shape[axis]):
         return None  # scales of blocks have the layout of the quantized values
     result = node.outputs[0]
-    zeros = zero_point.numpy() if zero_point is not None else None
+    zeros = zero_point.numpy() if zero_point is not None else np.zeros(1)
     read = _reader(tensor, scale.numpy(), zeros, axis)
     return _FloatMatrix(str(result.name), result, shape, scale.dtype, read)
 
 
 def _reader(
-    tensor: ir.TensorProtocol, scale: Array | None, zero_point: Array | None, axis: int
+    tensor: ir.TensorProtocol, scale: Array, zero_point: Array, axis: int
 ) -> Callable[[Any, int], Array]:
     """Return a function that reads rows or columns of a matrix and dequantizes them."""
 
+    def expand(array: Array) -> Array:
+        column = array.astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
+        return np.broadcast_to(column, tensor.shape.numpy())
+
+    scales, zero_points = expand(scale), expand(zero_point)
+
     def read(indices: Any, along: int) -> Array:
-        part = np.asarray(np.take(tensor.numpy(), indices, axis=along), np.float32)
-
-        def broadcast(array: Array) -> Array:
-            array = np.asarray(array, np.float32)
-            if array.size == 1:
-                return array.reshape(())
-            array = array[indices] if axis == along else array
-            return array[:, None] if axis == 0 else array[None, :]
-
-        if zero_point is not None:
-            part = part - broadcast(zero_point)
-        return part if scale is None else part * broadcast(scale)
+        parts = (np.take(a, indices, axis=along) for a in (tensor.numpy(), scales, zero_points))
+        values, scale, zero_point = parts
+        result: Array = (values.astype(np.float32) - zero_point) * scale
+        return result
 
     return read

@@ -166,13 +166,7 @@ def find_ties(model: ir.Model, parameters: Iterable[tuple[str, ...]] = ()) -> li
         parameters: groups of torch parameter names (:func:`tied_parameters`), recorded with the
             initializer that has one of the names.
     """
-    parameters = list(parameters)
-    groups = [
-        _group(name, value, uses, parameters)
-        for name, value, uses in _weights(model)
-        if len(uses) > 1
-    ]
-    return sorted(groups, key=lambda group: -group.bytes)
+    return find_shared_ties({"": model}, parameters)
 
 
 def _weights(model: ir.Model) -> Iterator[tuple[str, ir.Value, tuple[Use, ...]]]:
@@ -224,12 +218,11 @@ def find_shared_ties(
         parameters: as in :func:`find_ties`.
     """
     parameters = list(parameters)
-    if len(models) == 1:
-        return find_ties(next(iter(models.values())), parameters)
     groups: dict[str, TieGroup] = {}
     for file, model in models.items():
-        for name, value, uses_in_file in _weights(model):
-            uses = tuple(replace(use, file=file) for use in uses_in_file)
+        for name, value, uses in _weights(model):
+            if len(models) > 1:
+                uses = tuple(replace(use, file=file) for use in uses)
             earlier = groups.get(name)
             if earlier is None:
                 groups[name] = _group(name, value, uses, parameters)
