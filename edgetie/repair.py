@@ -169,13 +169,7 @@ def _only_model(source: str | os.PathLike[str]) -> Path:
 
 
 def _check_names(names: list[str], target: Path, source: Path | None) -> None:
-    """Refuse names that clash, and to replace files that belong to other models.
-
-    Args:
-        names: the model files to write.
-        target: the file to write, or the directory.
-        source: the file to read, if it is the only one.
-    """
+    """Refuse names that clash, and with a single ``source`` to replace files of other models."""
     if len({*names, DATA}) != len(names) + 1:
         raise BundleError(f"two of the files, or one and {DATA}, have the same name; rename one")
     if source is None:
@@ -215,18 +209,12 @@ def _blame_files(paths: Sequence[Path]) -> Iterator[None]:
 
 
 class _Model:
-    """One of the files, its graph, and what was merged in it, by the names of the report.
-
-    Args:
-        path: the file to read.
-        name: of the file to write.
-        several: whether the report says which file a name is from.
-    """
+    """The model of ``path``, to be written as ``name``, and what was merged in it."""
 
     def __init__(self, path: Path, name: str, several: bool) -> None:
         self.path, self.name, self.several = path, name, several
         self.graph = load_model(path)
-        self.vocabulary = min(_vocabulary_sizes(self.graph), default=2)
+        self.vocabulary = _vocabulary(self.graph)
         self.aliases: dict[ir.Value, ir.Value] = {}
         self.merged: dict[str, str] = {}
         self.shared: dict[str, str] = {}
@@ -321,14 +309,17 @@ def _share_bytes(models: list[_Model]) -> dict[ir.Value, ir.Value]:
     return same
 
 
-def _vocabulary_sizes(model: ir.Model) -> Iterator[int]:
-    """Yield the numbers of rows of the embedding tables."""
-    for graph in model.graphs():
-        for node in graph:
-            is_gather = operator(node).startswith("Gather") and node.inputs
-            table = node.inputs[0] if is_gather else None
-            shape = list(table.shape or ()) if table is not None else []
-            if len(shape) > 1 and isinstance(shape[0], int):
-                size = math.prod(d for d in shape if isinstance(d, int))
-                if size >= MIN_ELEMENTS:
-                    yield shape[0]
+def _vocabulary(model: ir.Model) -> int:
+    """Return the number of rows of the smallest embedding table."""
+    nodes = [node for graph in model.graphs() for node in graph if node.inputs]
+    tables = [node.inputs[0] for node in nodes if operator(node).startswith("Gather")]
+    shapes = [list(table.shape or ()) for table in tables if table is not None]
+    return min(
+        (
+            shape[0]
+            for shape in shapes
+            if len(shape) > 1 and isinstance(shape[0], int)
+            and math.prod(size for size in shape if isinstance(size, int)) >= MIN_ELEMENTS
+        ),
+        default=2,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What ``edgetie tie`` did, as a few lines."""
+"""Print what ``edgetie tie`` did."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ def print_repair(report: RepairReport) -> None:
     shared = [f"shared       {a} has the bytes of {b}" for a, b in report.shared.items()]
     _print_some(console, shared)
     for copy in report.near:
-        done = "merged" if copy.name in report.merged_near else "kept; --max-distance merges it"
-        form = " transposed" if copy.transposed else ""
-        console.print(
-            f"near         {copy.name} is {copy.table}{form} but for {copy.distance:.2%} ({done})",
-            markup=False,
-        )
+        merged = copy.name in report.merged_near
+        note = "merged" if merged else "not merged; --max-distance merges it"
+        transposed = " transposed" if copy.transposed else ""
+        relation = f"{copy.name} is {copy.table}{transposed} but for {copy.distance:.2%}"
+        console.print(f"near         {relation} ({note})", markup=False)
     for text in report.skipped:
         console.print(f"left alone   {text}")
     if not (report.merged or report.shared or report.merged_near):

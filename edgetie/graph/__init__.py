@@ -1,1 +1,1 @@
-"""Read, match and edit ONNX graphs; read and write their external data."""
+"""Read, match and edit ONNX graphs, and read and write their external data."""

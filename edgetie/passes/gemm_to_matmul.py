@@ -78,11 +78,10 @@ class GemmToMatMul(GraphPass):
         only_use = len(source.uses()) == 1
         if tensor.size >= MIN_ELEMENTS and not only_use:
             return
-        rows, columns = tensor.shape.numpy()
         transposed = ir.LazyTensor(
             lambda t=tensor: ir.tensor(np.ascontiguousarray(t.numpy().T)),  # type: ignore[misc]
             dtype=tensor.dtype,
-            shape=ir.Shape((columns, rows)),
+            shape=ir.Shape(tensor.shape.numpy()[::-1]),
             name=source.name,
         )
         name = str(source.name)

@@ -5,7 +5,7 @@ They arise if a converter rounds or quantizes only one of two tied weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,26 +47,46 @@ class NearCopy:
 class _FloatMatrix:
     """A float matrix in a graph: an initializer, or the output of a DequantizeLinear of one."""
 
-    name: str
     value: ir.Value
-    shape: tuple[int, ...]
+    tensor: ir.TensorProtocol
     dtype: ir.DataType
-    read: Callable[[Any, int], Array]
-    """Return the rows (axis 0) or columns (axis 1) at some indices in float32."""
+    scale: Array
+    zero_point: Array
+    axis: int = 0
+
+    @property
+    def name(self) -> str:
+        return str(self.value.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape.numpy())
+
+    def read(self, indices: Any, along: int) -> Array:
+        """Return the rows (axis 0) or columns (axis 1) at some indices in float32."""
+
+        def take(array: Array) -> Array:
+            if array.ndim < 2:  # a scale or zero point
+                array = array.reshape((-1, 1) if self.axis == 0 else (1, -1))
+                array = np.broadcast_to(array, self.shape)
+            part: Array = np.take(array, indices, axis=along)
+            return part.astype(np.float32)
+
+        return (take(self.tensor.numpy()) - take(self.zero_point)) * take(self.scale)
 
 
 def near_copies(model: ir.Model) -> list[NearCopy]:
     """Find matrices that are nearly equal to an embedding table of the same graph.
 
-    A few rows tell unrelated matrices. Of the others every row is compared. A matrix close to
-    several tables is a copy of the nearest one. Graph inputs and outputs are left out.
+    A matrix close to several tables is a copy of the nearest one. Graph inputs and outputs are
+    left out.
     """
-    matrices = [m for m in _float_matrices(model) if not is_input_or_output(m.value, model)]
-    tables = [m for m in matrices if _is_table(m)]
+    candidates = [m for m in _float_matrices(model) if not is_input_or_output(m.value, model)]
+    tables = [m for m in candidates if _is_table(m)]
     table_values = {table.value for table in tables}
     copies: dict[str, NearCopy] = {}
     for table in tables:
-        for other in matrices:
+        for other in candidates:
             if other.value in table_values or other.dtype != table.dtype:
                 continue
             copy = _compare(table, other)
@@ -82,7 +102,7 @@ def _is_table(matrix: _FloatMatrix) -> bool:
 
 
 def _compare(table: _FloatMatrix, other: _FloatMatrix) -> NearCopy | None:
-    """Compare a matrix with a table, as it is and transposed, as far as the shapes allow."""
+    """Compare a matrix with a table, as it is and transposed: a few rows first, then all."""
     rows = table.shape[0]
     sample = np.linspace(0, rows - 1, min(_SAMPLED_ROWS, rows)).astype(int)
     for transposed in (False, True):
@@ -144,9 +164,7 @@ def _float_matrices(model: ir.Model) -> Iterator[_FloatMatrix]:
         if tensor is None or tensor.size < MIN_ELEMENTS or len(tensor.shape) != 2:
             continue
         if tensor.dtype.is_floating_point():
-            shape = tuple(tensor.shape.numpy())
-            read = _reader(tensor, np.ones(1), np.zeros(1), 0)
-            yield _FloatMatrix(str(value.name), value, shape, tensor.dtype, read)
+            yield _FloatMatrix(value, tensor, tensor.dtype, np.ones(1), np.zeros(1))
             continue
         for node, index in value.uses():
             # a subgraph's value is not visible in the main graph
@@ -158,36 +176,13 @@ def _float_matrices(model: ir.Model) -> Iterator[_FloatMatrix]:
 
 def _dequantized(node: ir.Node, tensor: ir.TensorProtocol) -> _FloatMatrix | None:
     """Return the result of a DequantizeLinear of ``tensor`` with scales for an axis or for all."""
-    shape = tuple(tensor.shape.numpy())
-    scale, zero_point = weight(node.inputs[1]), None
+    scale, zero_point = weight(node.inputs[1]), np.zeros(1)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        zero_point = weight(node.inputs[2])
-        if zero_point is None:
+        zeros = weight(node.inputs[2])
+        if zeros is None:
             return None
+        zero_point = zeros.numpy()
     axis = node.attributes.get_int("axis", 1) % 2
-    if scale is None or len(scale.shape) > 1 or scale.size not in (1, shape[axis]):
+    if scale is None or len(scale.shape) > 1 or scale.size not in (1, tensor.shape[axis]):
         return None  # scales of blocks have the layout of the quantized values
-    result = node.outputs[0]
-    zeros = zero_point.numpy() if zero_point is not None else np.zeros(1)
-    read = _reader(tensor, scale.numpy(), zeros, axis)
-    return _FloatMatrix(str(result.name), result, shape, scale.dtype, read)
-
-
-def _reader(
-    tensor: ir.TensorProtocol, scale: Array, zero_point: Array, axis: int
-) -> Callable[[Any, int], Array]:
-    """Return a function that reads rows or columns of a matrix and dequantizes them."""
-
-    def expand(array: Array) -> Array:
-        column = array.astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
-        return np.broadcast_to(column, tensor.shape.numpy())
-
-    scales, zero_points = expand(scale), expand(zero_point)
-
-    def read(indices: Any, along: int) -> Array:
-        parts = (np.take(a, indices, axis=along) for a in (tensor.numpy(), scales, zero_points))
-        values, scale, zero_point = parts
-        result: Array = (values.astype(np.float32) - zero_point) * scale
-        return result
-
-    return read
+    return _FloatMatrix(node.outputs[0], tensor, scale.dtype, scale.numpy(), zero_point, axis)

@@ -48,22 +48,22 @@ class PackProjections(GraphPass):
     def _pack(self, graph: ir.Graph, x: ir.Value, projections: list[_Projection]) -> None:
         first, widths = projections[0], [p.width for p in projections]
         tape = ir.tape.Tape()
-        packed_weight = _concatenate(graph, [p.weight for p in projections], axis=1)
-        packed = tape.op("MatMul", [x, packed_weight], name=first.matmul.name)
-        _copy_type(packed, first.result, sum(widths))
+        matrix = _concatenate(graph, [p.weight for p in projections], axis=1)
+        output = tape.op("MatMul", [x, matrix], name=first.matmul.name)
+        _copy_type(output, first.result, sum(widths))
         biases = [p.bias for p in projections if p.bias is not None]
         if biases:
-            packed = tape.op("Add", [packed, _concatenate(graph, biases, axis=0)])
-            _copy_type(packed, first.result, sum(widths))
+            output = tape.op("Add", [output, _concatenate(graph, biases, axis=0)])
+            _copy_type(output, first.result, sum(widths))
         label = f"sizes.{'.'.join(map(str, widths))}"
         sizes = initializer(graph, label, np.array(widths, np.int64))
         outputs = tape.op_multi_out(
-            "Split", [packed, sizes], {"axis": -1}, num_outputs=len(projections)
+            "Split", [output, sizes], {"axis": -1}, num_outputs=len(projections)
         )
         insert(first.matmul, *tape.nodes)
-        for projection, output in zip(projections, outputs, strict=True):
-            _copy_type(output, projection.result, projection.width)
-            ir.convenience.replace_all_uses_with(projection.result, output)
+        for projection, part in zip(projections, outputs, strict=True):
+            _copy_type(part, projection.result, projection.width)
+            ir.convenience.replace_all_uses_with(projection.result, part)
         self.changed += 1
 
     def _pack_attention(self, node: ir.Node) -> None:
@@ -73,9 +73,8 @@ class PackProjections(GraphPass):
             return
         if list(split.outputs) != [q, k, v] or any(only_user(x) is not node for x in (q, k, v)):
             return
-        node.replace_input_with(0, split.inputs[0])
-        node.replace_input_with(1, None)
-        node.replace_input_with(2, None)
+        for index, value in enumerate((split.inputs[0], None, None)):
+            node.replace_input_with(index, value)
         self.changed += 1
 
 

@@ -45,7 +45,7 @@ class TiedHeadGemm(GraphPass):
             label = node.name or node.outputs[0].name
             self.skipped.append(f"{label} reads a transposed table: the opset is too old for Gemm")
             return
-        rows, columns = tensor.shape.numpy()
+        vocabulary, width = tensor.shape.numpy()
         tape = ir.tape.Tape()
 
         def vector(label: str, *numbers: int) -> ir.Value:
@@ -53,11 +53,12 @@ class TiedHeadGemm(GraphPass):
 
         flat = h
         if not is_matrix:
-            flat = tape.op("Reshape", [h, vector(f"flat.{columns}", -1, columns)])
+            flat = tape.op("Reshape", [h, vector(f"flat.{width}", -1, width)])
         logits = tape.op("Gemm", [flat, transpose.inputs[0]], {"transB": 1}, name=node.name)
         if not is_matrix:
             leading = tape.op("Shape", [h], {"start": 0, "end": -1})
-            shape = tape.op("Concat", [leading, vector(f"rows.{rows}", rows)], {"axis": 0})
+            last = vector(f"rows.{vocabulary}", vocabulary)
+            shape = tape.op("Concat", [leading, last], {"axis": 0})
             logits = tape.op("Reshape", [logits, shape], {"allowzero": 1})
         insert(node, *tape.nodes)
         replace(node.outputs[0], logits)

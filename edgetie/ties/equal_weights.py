@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +89,11 @@ def _candidates(values: Iterable[ir.Value]) -> list[tuple[ir.Value, ir.TensorPro
 
 def _suspects(candidates: list[tuple[ir.Value, ir.TensorProtocol]]) -> list[int]:
     """Return the indices of tensors that have a fingerprint in common with another one."""
-    by_size: dict[Hashable, list[int]] = defaultdict(list)
-    for index, (_, tensor) in enumerate(candidates):
-        by_size[tensor.dtype, tensor.size].append(index)
+    sizes = Counter((tensor.dtype, tensor.size) for _, tensor in candidates)
     by_fingerprint: dict[Hashable, list[int]] = defaultdict(list)
-    for indices in by_size.values():
-        for index in indices if len(indices) > 1 else ():
-            for fingerprint in _fingerprints(candidates[index][1]):
+    for index, (_, tensor) in enumerate(candidates):
+        if sizes[tensor.dtype, tensor.size] > 1:
+            for fingerprint in _fingerprints(tensor):
                 by_fingerprint[fingerprint].append(index)
     return sorted({i for indices in by_fingerprint.values() if len(indices) > 1 for i in indices})
 
