@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +18,98 @@ import pytest
 import torch
 from models import source_of
 
-from edgetie.export.exporter import ExportReport, export_model
+from edgetie.errors import BundleError, EdgetieError, ExportError
+from edgetie.export.exporter import ExportReport, _halve, _LoadedSource, export_model
 from edgetie.export.tasks.base import logits_of
+from edgetie.progress import Stages
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
+from edgetie.sources.source import Source
 
 FUSED = ["Llama", "Qwen2", "Qwen3", "Gemma3Text", "SmolLM3", "OPT", "GPT2", "Mistral", "Gemma2"]
 ROTARY_LAYERS = {"OPT": 0, "GPT2": 0, "SmolLM3": 1}
 UNFUSED = ["Bloom"]
 EITHER = ["GPTJ"]  # fused from transformers 5.24 on
 Exported = Callable[[str], ExportReport]
+
+
+def test_unknown_choices_are_refused_at_once(tmp_path: Path) -> None:
+    source = source_of(models.cacheless())
+    for parameter, value in (("precision", "int4"), ("logits", "some")):
+        with pytest.raises(EdgetieError, match="unknown; one of") as raised:
+            export_model(source, tmp_path / "out", **{parameter: value})
+        assert (raised.value.parameter, raised.value.value) == (parameter, value)
+
+
+def test_a_released_source_is_loaded_again() -> None:
+    count = 0
+
+    def load() -> Source:
+        nonlocal count
+        count += 1
+        return source_of(models.cacheless())
+
+    loaded = _LoadedSource(load)
+    module = weakref.ref(loaded.get().module)
+    assert loaded.get().module is module()
+    assert count == 1
+    loaded.release()
+    gc.collect()
+    assert module() is None
+    assert loaded.get().name == "model"
+    assert count == 2
+
+
+def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = models.cacheless()
+    with torch.no_grad():
+        model.norm.weight[0] = torch.nan
+    with pytest.raises(ExportError, match="NaN or infinite"):
+        export_model(source_of(model), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+class Switching(models.Cacheless):
+    """Computes short texts in another way, and remembers that."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=1)
+        self.mode = "sparse"
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        self.mode = "full" if input_ids.shape[1] < 64 else self.mode
+        return super().forward(input_ids)
+
+
+def test_a_setting_that_a_short_text_changes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"turned mode from sparse to full.*set mode to full"):
+        export_model(source_of(Switching()), tmp_path / "out")
+
+
+def test_weights_and_tables_are_halved_but_vectors_in_buffers_are_not() -> None:
+    module = torch.nn.Linear(4, 4)
+    module.register_buffer("table", torch.ones(4, 4))
+    module.register_buffer("frequencies", torch.ones(4))
+    module.register_buffer("ids", torch.ones(4, 4, dtype=torch.long))
+    _halve(module)
+    assert module.weight.dtype == module.bias.dtype == module.table.dtype == torch.float16
+    assert module.frequencies.dtype == torch.float32
+    assert module.ids.dtype == torch.long
+
+
+def test_a_report_of_a_small_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stages = Stages()
+    report = export_model(source_of(models.Cacheless(layers=1)), tmp_path / "out", progress=stages)
+    assert report.agreement.relative < 1e-5
+    assert list(report.seconds)[:3] == ["probe", "trace", "convert"]
+    assert report.manifest.signature.logits == "last"
+    assert report.manifest.fusion["unfused"] == [
+        "KV cache: forward takes neither a cache nor position_ids"
+    ]
+    assert len(report.manifest.ties) == 1
+    with pytest.raises(BundleError):
+        export_model(source_of(models.Cacheless(layers=1)), tmp_path / "out")
 
 
 def operators(report: ExportReport) -> Counter[str]:
@@ -40,6 +124,7 @@ def table_copies(path: Path, rows: int, columns: int) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FUSED)
 def test_architectures_match_torch_with_attention_fused(exported: Exported, kind: str) -> None:
     report = exported(kind)
@@ -55,6 +140,7 @@ def test_architectures_match_torch_with_attention_fused(exported: Exported, kind
     assert not report.manifest.fusion["unfused"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNFUSED)
 def test_what_cannot_be_fused_stays_correct_and_is_reported(exported: Exported, kind: str) -> None:
     report = exported(kind)
@@ -64,6 +150,7 @@ def test_what_cannot_be_fused_stays_correct_and_is_reported(exported: Exported, 
     assert not report.manifest.signature.cache_in_place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*FUSED, *UNFUSED, *EITHER, "hand_written", "cacheless"])
 def test_tied_matrix_is_one_initializer_with_two_uses(exported: Exported, kind: str) -> None:
     report = exported(kind)
@@ -74,6 +161,7 @@ def test_tied_matrix_is_one_initializer_with_two_uses(exported: Exported, kind: 
     assert report.weights_bytes <= 1.01 * report.unique_parameter_bytes + 4096
 
 
+@pytest.mark.slow
 def test_projections_are_packed_and_norms_fused(exported: Exported) -> None:
     found = operators(exported("Qwen2"))
     assert found["MatMul"] == 2 * 4  # qkv, out, gate+up, down in each layer
@@ -82,12 +170,14 @@ def test_projections_are_packed_and_norms_fused(exported: Exported) -> None:
     assert found["Sin"] <= 1
 
 
+@pytest.mark.slow
 def test_module_of_ones_own_gets_a_cache(exported: Exported) -> None:
     report = exported("hand_written")
     assert operators(report)["GroupQueryAttention"] == 2
     assert len(report.manifest.signature.inputs) == 2 + 2 * 2
 
 
+@pytest.mark.slow
 def test_module_without_positions_runs_its_prefix_again(exported: Exported) -> None:
     report = exported("cacheless")
     assert [i.name for i in report.manifest.signature.inputs] == ["input_ids", "attention_mask"]
@@ -96,6 +186,7 @@ def test_module_without_positions_runs_its_prefix_again(exported: Exported) -> N
     assert tokens == torch_greedy(models.cacheless(), [3, 5, 8], 4)
 
 
+@pytest.mark.slow
 def test_heads_that_no_operator_takes_go_without_a_cache(exported: Exported) -> None:
     report = exported("odd_heads")
     assert report.agreement.relative < 1e-5
@@ -105,6 +196,7 @@ def test_heads_that_no_operator_takes_go_without_a_cache(exported: Exported) -> 
     assert {use.op_type for use in tie.uses} == {"Gather", "Gemm"}
 
 
+@pytest.mark.slow
 def test_untied_model_is_exported_and_has_no_tie(exported: Exported) -> None:
     report = exported("untied")
     assert report.manifest.ties == []
@@ -131,6 +223,7 @@ def torch_greedy(model: Any, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3Text", "GPT2", "Bloom"])
 def test_padded_batch_gives_the_tokens_of_single_prompts(exported: Exported, kind: str) -> None:
     path = exported(kind).bundle.directory
@@ -141,6 +234,7 @@ def test_padded_batch_gives_the_tokens_of_single_prompts(exported: Exported, kin
     assert together[1] == torch_greedy(model, prompts[1], 12)
 
 
+@pytest.mark.slow
 def test_right_padded_batch_too(exported: Exported) -> None:
     path = exported("Llama").bundle.model_path
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -154,6 +248,7 @@ def test_right_padded_batch_too(exported: Exported) -> None:
     np.testing.assert_allclose(right, left, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_logits_of_all_tokens(tmp_path: Path) -> None:
     model = models.transformers_model("Qwen2")
     report = export_model(source_of(model), tmp_path / "all", logits="all")
@@ -169,6 +264,7 @@ def test_logits_of_all_tokens(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits[:, 2:], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Llama", "GPT2"])
 def test_fp16_halves_the_file_and_keeps_the_tie(tmp_path: Path, kind: str) -> None:
     model = models.transformers_model(kind)
@@ -178,6 +274,7 @@ def test_fp16_halves_the_file_and_keeps_the_tie(tmp_path: Path, kind: str) -> No
     assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 1
 
 
+@pytest.mark.slow
 def test_checkpoint_that_stored_the_table_twice_is_tied_again(tmp_path: Path) -> None:
     model = models.hand_written()
     model.head.weight = torch.nn.Parameter(model.tokens.weight.detach().clone())
@@ -186,6 +283,7 @@ def test_checkpoint_that_stored_the_table_twice_is_tied_again(tmp_path: Path) ->
     assert len(report.manifest.ties) == 1
 
 
+@pytest.mark.slow
 def test_real_model(real_export: ExportReport) -> None:
     assert real_export.agreement.relative < 1e-5
     assert table_copies(real_export.bundle.model_path, 49152, 576) == 1
@@ -197,6 +295,7 @@ def test_real_model(real_export: ExportReport) -> None:
     assert real_export.manifest.unique_parameters == 134_515_008
 
 
+@pytest.mark.slow
 def test_manifest_names_the_torch_parameters_of_a_tie(real_export: ExportReport) -> None:
     (tie,) = real_export.manifest.ties
     assert set(tie.parameters) == {"model.embed_tokens.weight", "lm_head.weight"}

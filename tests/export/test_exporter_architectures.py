@@ -17,6 +17,8 @@ from edgetie.export.exporter import ExportReport, export_model
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
 
+pytestmark = pytest.mark.slow
+
 _COMMON = {
     "vocab_size": models.VOCAB, "hidden_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "max_position_embeddings": 128, "tie_word_embeddings": True,

@@ -16,6 +16,8 @@ from edgetie.export.exporter import ExportReport, export_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.session import open_session
 
+pytestmark = pytest.mark.slow
+
 _COMMON = {
     "vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 96, "max_position_embeddings": 256, "tie_word_embeddings": True,

@@ -13,7 +13,7 @@ from models import source_of
 from torch import nn
 
 from edgetie.export.exporter import export_model
-from edgetie.export.tracing.exported_program import rewrite_for_onnx
+from edgetie.export.tracing.exported_program import reset_after_failure, rewrite_for_onnx
 
 
 class Sparse(nn.Module):
@@ -70,6 +70,7 @@ class Viewed(nn.Module):
         return wide.flip(-1).view(x.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [Sparse, Shared, Looped, Viewed])
 def test_same_logits(tmp_path: Path, part: Any) -> None:
     torch.manual_seed(0)
@@ -97,3 +98,39 @@ def test_constants_are_evaluated_unless_written_to(writes: bool) -> None:
     targets = {node.target for node in program.graph.nodes}
     assert (torch.ops.aten.erfinv.default in targets) is writes
     np.testing.assert_allclose(program.module()(x), module(x), rtol=1e-6)
+
+
+class Operators(nn.Module):
+    """Operators that are replaced: views, maximum, ``&``, a copy, and attention."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.max(x, -x).view(1, 1, 4, 4) + torch.tensor([1.0])
+        mask = (y > 0).__and__(y < 5)
+        heads = nn.functional.scaled_dot_product_attention(y, y, y)
+        return heads.view(4, 4).to(torch.float64).float() * mask[0, 0]
+
+
+def test_operators_without_an_onnx_function_are_replaced() -> None:
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    module = Operators()
+    program = torch.export.export(module, (x,), strict=False)
+    assert rewrite_for_onnx(program)
+    aten = torch.ops.aten
+    targets = {node.target for node in program.graph.nodes}
+    assert targets.isdisjoint({aten.view.default, aten.max.other, aten.__and__.Tensor})
+    assert {aten.reshape.default, aten.maximum.default, aten._to_copy.default} <= targets
+    assert aten.clone.default in targets  # of attention's output
+    torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_symbols_of_a_failed_conversion_are_forgotten() -> None:
+    program = torch.export.export(Operators(), (torch.ones(4, 4),), strict=False)
+    reset_after_failure(program)  # without symbols: nothing to do
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(nn.ReLU(), (torch.ones(4),), dynamic_shapes=dynamic, strict=False)
+    values = [node.meta.get("val") for node in program.graph.nodes]
+    shapes = torch._guards.detect_fake_mode(values).shape_env
+    shapes.create_unbacked_symint()
+    assert shapes.pending_fresh_unbacked_symbols
+    reset_after_failure(program)
+    assert not shapes.pending_fresh_unbacked_symbols
