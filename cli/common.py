@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgetie.errors import BundleError
-
 if TYPE_CHECKING:
     from edgetie.harness.accuracy.check import AccuracyReport
 
@@ -144,19 +142,6 @@ def limit_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def read_text(path: Path, option: str, characters: int = -1) -> str:
-    """Read the first ``characters`` of the text file of an option; all of them by default.
-
-    Raises:
-        BundleError: if it is missing or not UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(characters)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{option} {path}: not readable as UTF-8 text ({error})") from error
 
 
 def failed(reports: Sequence[AccuracyReport]) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from edgetie.targets import BLOCK_SIZES, CALIBRATORS, SCHEMES, TARGETS
 
-from .common import limit_options, output_options, print_json, read_text, require_drawable
+from .common import limit_options, output_options, print_json, require_drawable
 
 
 @click.command(
@@ -113,7 +111,6 @@ def command(
 
     if plot:
         require_drawable("--plot", plot)
-    read = _read(Path(calibration)) if calibration else None
     limits = Thresholds(
         max_kl=max_kl, min_top1=min_top1, max_perplexity_increase=max_perplexity_increase
     )
@@ -124,7 +121,7 @@ def command(
             target=target,
             scheme=scheme,
             block_size=int(block_size) if block_size else None,
-            calibration=read,
+            calibration=Path(calibration) if calibration else None,
             calibrator=calibrator,
             int8_kv_cache=int8_kv_cache,
             limits=limits if limits != Thresholds() else None,
@@ -166,12 +163,3 @@ def _list_targets(*, as_json: bool) -> None:
     from .printing.scheme import print_schemes
 
     print_schemes()
-
-
-def _read(path: Path) -> str | Sequence[Mapping[str, Any]]:
-    """A text, or the runs of an .npz file."""
-    from edgetie.quantize.calibration.activations import CHARACTERS, read_feeds
-
-    return (
-        read_feeds(path) if path.suffix == ".npz" else read_text(path, "--calibration", CHARACTERS)
-    )

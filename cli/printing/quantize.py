@@ -1,7 +1,8 @@
-"""What quantizing did, for people."""
+"""Print the report of ``edgetie quantize`` as text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgetie.report.tables import plain_console
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def print_quantize(report: QuantizeReport) -> None:
-    """Print ties, sizes, block sizes and what stayed in floating point."""
+    """Print ties, sizes, block sizes and the weights that stayed in floating point."""
     console = plain_console()
     manifest = report.manifest
+    entries = manifest.quantization
     if manifest.ties:
         console.print(ties_table(manifest.ties))
     size = report.bundle.file_bytes
@@ -24,32 +26,38 @@ def print_quantize(report: QuantizeReport) -> None:
         f"{size / max(1, manifest.unique_parameters):.3f} bytes a parameter"
     )
     blocks = ", ".join(
-        f"{n} by {'rows' if b == 'row' else f'blocks of {b}'}"
-        for b, n in manifest.quantization["blocks"].items()
+        f"{n} by {'output channels' if b == 'row' else f'blocks of {b}'}"
+        for b, n in entries["blocks"].items()
     )
-    done = manifest.quantization
-    console.print(f"scheme       {done['scheme']}")
-    console.print(f"matrices     {blocks or 'none rounded'}")
-    console.print(f"calibrated   on {done['calibration']}")
-    console.print(f"smoothed     {done['smoothed']} inputs of products, {done['rotated']} rotated")
-    if done["massive"]:
-        some = ", ".join(done["massive"][:3]) + (", …" if len(done["massive"]) > 3 else "")
+    console.print(f"scheme       {entries['scheme']}")
+    console.print(f"weights      {blocks or 'none quantized'}")
+    console.print(f"calibrated   on {entries['calibration']}")
+    console.print(
+        f"smoothed     {entries['smoothed']} inputs of linear layers, {entries['rotated']} rotated"
+    )
+    if entries["massive"]:
+        names = _first_names(entries["massive"])
         console.print(
-            f"massive      activations in front of {len(done['massive'])} products ({some}), "
-            "kept precise where the scheme can"
+            f"massive      activations before {len(entries['massive'])} linear layers ({names}), "
+            "more precise if the scheme can"
         )
-    if done["measured"]:
-        found = done["measured"]
+    if entries["measured"]:
+        metrics = entries["measured"]
         console.print(
-            f"measured     KL {found['kl']:.1e}, top-1 {found['top1_agreement']:.2%}, perplexity "
-            f"{found['perplexity_increase']:+.2%} on {found['positions']} further tokens"
+            f"measured     KL {metrics['kl']:.1e}, top-1 {metrics['top1_agreement']:.2%}, "
+            f"perplexity {metrics['perplexity_increase']:+.2%} on {metrics['positions']} further "
+            "tokens"
         )
-    for text in report.kept:
+    for text in report.float_weights:
         console.print(f"kept fp32    {text}", style="yellow")
-    higher_precision = done["finer"]
-    if higher_precision:
-        some = ", ".join(higher_precision[:3]) + (", …" if len(higher_precision) > 3 else "")
-        console.print(f"finer        {len(higher_precision)} products ({some})")
+    if entries["finer"]:
+        weights = _first_names(entries["finer"])
+        console.print(f"finer        {len(entries['finer'])} weights ({weights})")
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
     console.print(f"bundle       {report.bundle.directory}")
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """List the first three names."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

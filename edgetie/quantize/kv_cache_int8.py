@@ -16,7 +16,7 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.graph.editing import initializer
 from edgetie.passes.base import GraphPass
-from edgetie.quantize.calibration.layerwise_run import Input, record
+from edgetie.quantize.calibration.layerwise_run import CalibrationInput, run_layerwise
 from edgetie.quantize.weights.affine import Array
 
 _MARGIN = 1.2  # other texts have larger values
@@ -27,7 +27,7 @@ _PAST, _SCALES, _PRESENT = (3, 4), (12, 13), (1, 2)
 
 
 def kv_cache_scales(
-    bundle: Bundle, model: ir.Model, path: Path, calibration_inputs: Input
+    bundle: Bundle, model: ir.Model, path: Path, inputs: CalibrationInput
 ) -> dict[str, Array]:
     """Measure scales ``(1, kv_heads, 1, head_size)`` of keys and values, by the outputs' names.
 
@@ -35,7 +35,7 @@ def kv_cache_scales(
         bundle: the bundle that the model belongs to.
         model: the model.
         path: its file, with a cache in floating point.
-        calibration_inputs: what to run it on.
+        inputs: what to run it on.
 
     Raises:
         QuantizeError: if the model has no GroupQueryAttention with a cache, or cannot be run.
@@ -47,8 +47,9 @@ def kv_cache_scales(
             "leave the cache in floating point"
         )
     largest: dict[str, Array] = {}
-    for name, values, _ in record(bundle, path, names, calibration_inputs):
-        largest[name] = np.maximum(largest.get(name, 0), np.abs(values).max(axis=(0, 2)))
+    for activation in run_layerwise(bundle, path, names, inputs):
+        peaks = np.abs(activation.array).max(axis=(0, 2))
+        largest[activation.name] = np.maximum(largest.get(activation.name, 0), peaks)
     return {
         name: np.maximum(each * _MARGIN / _LIMIT, _SMALLEST_SCALE).astype(np.float32)[None, :, None]
         for name, each in largest.items()

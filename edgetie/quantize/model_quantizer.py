@@ -1,4 +1,4 @@
-"""A model on its way from floats to codes: prepared once, rounded as often as is asked for."""
+"""Quantize a bundle's models: preprocess them once, then quantize them as often as needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgetie.passes.gemm_to_matmul import GemmToMatMul
 from edgetie.passes.remove_flatten_reshapes import RemoveFlattenReshapes
 from edgetie.passes.run import run_passes
 from edgetie.quantize.calibration.activation_ranges import find_activation_ranges
-from edgetie.quantize.calibration.layerwise_run import Input
+from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.formats.float16 import to_float16
 from edgetie.quantize.formats.qdq import LinearOpRanges
 from edgetie.quantize.formats.scheme_formats import Ranges, weight_formats
@@ -35,48 +35,38 @@ from edgetie.ties.groups import TieGroup
 
 @dataclass(frozen=True)
 class QuantizedModels:
-    """What rounding made.
+    """The result of a quantization.
 
     Attributes:
         models: by file name.
-        same: initializers over the bytes of others.
-        layers: of each model, names of the initializers of each rounded weight that no rows are
-            looked up in, by the weight's name.
-        tables: of each model, names of rounded weights that rows are looked up in.
-        blocks: how many matrices have which block size.
-        skipped: matrices that stayed in floating point, and why.
+        same: initializers that share the bytes of others.
+        linear_initializers: of each model, names of the initializers of each quantized weight that
+            is not an embedding, by the weight's name.
+        embeddings: of each model, names of the quantized embeddings.
+        block_sizes: number of weights by block size.
+        skipped: weights that stayed in floating point, and why.
     """
 
     models: dict[str, ir.Model]
     same: dict[ir.Value, ir.Value]
-    layers: dict[str, dict[str, list[str]]]
-    tables: dict[str, list[str]]
-    blocks: dict[str, int]
+    linear_initializers: dict[str, dict[str, list[str]]]
+    embeddings: dict[str, list[str]]
+    block_sizes: dict[str, int]
     skipped: list[str]
 
 
 class ModelQuantizer:
-    """Float graphs, smoothed and rotated, and how their matrices are rounded.
+    """The float models of a bundle, and how their weights are quantized.
 
     Args:
-        scheme: says how.
+        scheme: the quantization scheme.
         bundle: what the models are part of.
-        models: by file name, in the order of the bundle's; they are changed in place.
+        models: by file name, in the order of the bundle's; :meth:`preprocess` changes them.
         ties: of each model, verified after each pass.
-        given: what to calibrate on.
-        store: where what is measured waits.
-        shared: names of weights that several models read; they are left as they are.
-        calibrator: how ranges are found, where the scheme fixes them.
+        shared: names of weights that several models read. Preprocessing does not change them.
 
     Attributes:
-        models: the prepared graphs.
-        manifest: the bundle's.
-        note: why nothing was calibrated, if so.
-        smoothed, rotated, compensated: how many activations and matrices.
-        massive: matrices whose inputs have massive activations.
-
-    Raises:
-        QuantizeError: if ranges are wanted and the model cannot be run.
+        reports: what preprocessing did to each model.
     """
 
     def __init__(
@@ -85,166 +75,168 @@ class ModelQuantizer:
         bundle: Bundle,
         models: Mapping[str, ir.Model],
         ties: Mapping[str, Sequence[TieGroup]],
-        given: Input,
-        store: ArraySpill,
-        *,
-        shared: Collection[str],
-        calibrator: str,
+        shared: Collection[str] = (),
     ) -> None:
-        self.scheme, self.models, self._shared = scheme, models, shared
-        self._multiplied = {
+        self.scheme, self.bundle, self.models = scheme, bundle, models
+        self.reports = {file: PreprocessReport() for file in models}
+        self._ties, self._shared = ties, shared
+        self._shared_linear = {
             name
             for name in shared
             for model in models.values()
             if (value := model.graph.initializers.get(name)) is not None
             and any(operator(node) != "Gather" for node, _ in value.uses())
         }
-        self.manifest = bundle.manifest
-        self._prepared: dict[str, PreprocessReport] = {}
-        self._ranges: dict[str, Ranges] = {}
-        for (file, model), path in zip(models.items(), bundle.model_paths, strict=True):
-            read_uncached(model)
-            self._prepared[file], self._ranges[file] = PreprocessReport(), {}
-            if weight_formats(scheme) is not None:
-                run_passes(model, ties[file], [GemmToMatMul(), RemoveFlattenReshapes()])
-                self._prepare(file, path, bundle, ties[file], given, store, calibrator)
-        release_heap()
-        every = self._prepared.values()
-        self.note = "; ".join(each.note for each in every if each.note)
-        if weight_formats(scheme) is None:
-            self.note = "nothing: there is nothing to round"
-        self.smoothed = sum(each.smoothed for each in every)
-        self.rotated = sum(each.rotated for each in every)
-        self.gptq_quantize = sum(len(each.grams) for each in every)
-        self.massive = [name for each in every for name in each.massive]
+        self._ranges: dict[str, Ranges] = {file: {} for file in models}
 
-    def _prepare(
-        self,
-        file: str,
-        path: Path,
-        bundle: Bundle,
-        ties: Sequence[TieGroup],
-        given: Input,
-        store: ArraySpill,
-        calibrator: str,
-    ) -> None:
-        found = preprocess_model(
-            self.models[file],
-            ties,
-            bundle,
-            path,
-            given,
-            self._form,
-            store,
-            fixed=self._shared,
-        )
-        self._prepared[file] = found
-        if not self.scheme.activation_bits:
-            return
-        if not found.changes:
-            raise QuantizeError(
-                f"{path}: ranges of its activations are not known ({found.note}); "
-                "choose a scheme without them"
-            )
-        wide = self.scheme.activation_bits > 8
-        products = {
-            name: {str(product.weight.name): product.read_weight for product in readers}
-            for name, readers in found.readers.items()
-            if wide
-        }
-        method = "minmax" if wide else calibrator  # many codes: none need be cut off
-        ranges = find_activation_ranges(bundle, path, found.changes, given, method, products)
-        self._ranges[file] = {
-            name: LinearOpRanges(ranges[activation], ranges.get(name))
-            for activation, readers in found.readers.items()
-            for name in (str(each.weight.name) for each in readers)
-        }
-
-    def _form(self, product: LinearOp) -> WeightFormat:
-        """The form that a product will take."""
-        made = weight_formats(self.scheme)
-        assert made is not None
-        return made[1] if product.transposed else made[0]
-
-    @property
-    def higher_precision(self) -> WeightFormat | None:
-        """The closer form that single weights can have, if the scheme knows one."""
-        made = weight_formats(self.scheme)
-        return made[1].higher_precision() if made is not None else None
-
-    def apply(
-        self,
-        kept: Collection[str] = (),
-        higher_precision: Collection[str] = (),
-        *,
-        again: bool = False,
-    ) -> QuantizedModels:
-        """Round all matrices but ``kept``.
+    def preprocess(self, inputs: CalibrationInput, spill: ArraySpill, calibrator: str) -> None:
+        """Calibrate, smooth and rotate the models in place.
 
         Args:
-            kept: names of weights that stay in floating point.
-            finer: names of weights that take the closer form.
-            again: leave the float graphs as they are, to be rounded once more.
+            inputs: what to calibrate on.
+            spill: where Hessians wait.
+            calibrator: how ranges are found if the scheme has static scales.
 
         Raises:
-            QuantizeError: if there is nothing to round.
+            QuantizeError: if the scheme has static scales and a model cannot be run.
+        """
+        for (file, model), path in zip(self.models.items(), self.bundle.model_paths, strict=True):
+            read_uncached(model)
+            if weight_formats(self.scheme) is None:
+                self.reports[file] = PreprocessReport(note="nothing: there is nothing to round")
+                continue
+            run_passes(model, self._ties[file], [GemmToMatMul(), RemoveFlattenReshapes()])
+            self.reports[file] = preprocess_model(
+                model,
+                self._ties[file],
+                self.bundle,
+                path,
+                inputs,
+                self._format_of,
+                spill,
+                fixed=self._shared,
+            )
+            if self.scheme.activation_bits:
+                self._ranges[file] = self._find_ranges(file, path, inputs, calibrator)
+        release_heap()
+
+    def _find_ranges(
+        self, file: str, path: Path, inputs: CalibrationInput, calibrator: str
+    ) -> Ranges:
+        """Find the input and output ranges of each linear operator, by its weight's name."""
+        report = self.reports[file]
+        if not report.transforms:
+            raise QuantizeError(
+                f"{path}: ranges of its activations are not known ({report.note}); "
+                "choose a scheme without them"
+            )
+        has_16_bits = self.scheme.activation_bits > 8
+        weights = {
+            name: {str(each.weight.name): each.read_weight for each in linear_ops}
+            for name, linear_ops in report.linear_ops.items()
+            if has_16_bits
+        }
+        method = "minmax" if has_16_bits else calibrator  # 16 bits need not cut anything off
+        ranges = find_activation_ranges(
+            self.bundle, path, report.transforms, inputs, method, weights
+        )
+        return {
+            str(each.weight.name): LinearOpRanges(ranges[name], ranges.get(str(each.weight.name)))
+            for name, linear_ops in report.linear_ops.items()
+            for each in linear_ops
+        }
+
+    def _format_of(self, linear_op: LinearOp) -> WeightFormat:
+        """Return the format that a linear operator's weight will have."""
+        formats = weight_formats(self.scheme)
+        assert formats is not None
+        return formats[1] if linear_op.transposed else formats[0]
+
+    @property
+    def has_higher_precision(self) -> bool:
+        """Whether single weights can have a higher precision than the scheme's."""
+        formats = weight_formats(self.scheme)
+        return formats is not None and formats[1].higher_precision() is not None
+
+    def quantize(
+        self,
+        float_weights: Collection[str] = (),
+        higher_precision: Collection[str] = (),
+        *,
+        copy: bool = False,
+    ) -> QuantizedModels:
+        """Quantize all weights except ``float_weights``.
+
+        Args:
+            float_weights: names of weights that stay in floating point.
+            higher_precision: names of weights that get a higher precision.
+            copy: quantize a copy, so that this can be called again.
+
+        Raises:
+            QuantizeError: if there is nothing to quantize.
         """
         models: dict[str, ir.Model] = {}
         passes: dict[str, QuantizeWeightsPass] = {}
         for file, model in self.models.items():
-            models[file] = _copy(model) if again else model
-            made = weight_formats(self.scheme, self._ranges[file])
-            if made is not None:
-                found = self._prepared[file]
-                passes[file] = QuantizeWeightsPass(
-                    *made, found.grams, kept, higher_precision, found.massive, self._multiplied
-                )
+            models[file] = _copy(model) if copy else model
+            formats = weight_formats(self.scheme, self._ranges[file])
+            if formats is not None:
+                passes[file] = self._weights_pass(file, *formats, float_weights, higher_precision)
                 run_passes(models[file], [], [passes[file]])
             if self.scheme.weights_in_memory == "mapped" or self.scheme.float16:
                 run_passes(models[file], [], [FoldConstants()])
             if self.scheme.float16:
                 models[file] = to_float16(models[file])
-        if passes and not any(step.changed for step in passes.values()):
-            skipped = "; ".join(note for step in passes.values() for note in step.skipped)
-            why = f" ({skipped})" if skipped else ""
-            raise QuantizeError(f"no MatMul or Gather over a constant fp32 matrix{why}")
-        aliases = {file: passes[file].aliases if file in passes else {} for file in models}
+        skipped = [note for each in passes.values() for note in each.skipped]
+        if passes and not any(each.changed for each in passes.values()):
+            reasons = f" ({'; '.join(skipped)})" if skipped else ""
+            raise QuantizeError(f"no MatMul or Gather over a constant fp32 matrix{reasons}")
         return QuantizedModels(
             models,
-            _same_codes(models, aliases, self._shared),
-            {file: step.linear_initializers for file, step in passes.items()},
-            {file: step.embeddings for file, step in passes.items()},
-            dict(sum((Counter(step.block_sizes) for step in passes.values()), Counter())),
-            [note for step in passes.values() for note in step.skipped],
+            _same_bytes(models, passes, self._shared),
+            {file: each.linear_initializers for file, each in passes.items()},
+            {file: each.embeddings for file, each in passes.items()},
+            dict(sum((Counter(each.block_sizes) for each in passes.values()), Counter())),
+            skipped,
         )
 
     def toggle_graph(
-        self, names: Sequence[str], floats: Mapping[str, Mapping[str, ir.TensorProtocol]]
+        self, names: Sequence[str], float_tensors: Mapping[str, Mapping[str, ir.TensorProtocol]]
     ) -> dict[str, ir.Model]:
-        """The models by file name, all of them in floating point but for one product, which is
-        chosen when they run (:mod:`edgetie.quantize.formats.toggle`).
+        """Make models in which one weight at a time is quantized, chosen by an input when they run
+        (:mod:`edgetie.quantize.formats.toggle`).
 
         Args:
             names: of the weights that can be chosen.
-            floats: of each model, what they were before they are rounded.
+            float_tensors: of each model, these weights before they are quantized.
         """
         models = {}
         for file, model in self.models.items():
             models[file] = _copy(model)
-            made = weight_formats(self.scheme, self._ranges[file])
-            assert made is not None
-            found, layer = self._prepared[file], ToggleFormat(made[1], names, floats[file])
-            kept = {*model.graph.initializers} - {*names}
-            step = QuantizeWeightsPass(
-                made[0],
-                layer,
-                found.grams,
-                kept,
-                exact=found.massive,
-                linear_in_others=self._multiplied,
-            )
-            run_passes(models[file], [], [step])
+            formats = weight_formats(self.scheme, self._ranges[file])
+            assert formats is not None
+            toggle = ToggleFormat(formats[1], names, float_tensors[file])
+            others = {*model.graph.initializers} - {*names}
+            run_passes(models[file], [], [self._weights_pass(file, formats[0], toggle, others)])
         return models
+
+    def _weights_pass(
+        self,
+        file: str,
+        embedding_format: WeightFormat,
+        linear_format: WeightFormat,
+        float_weights: Collection[str],
+        higher_precision: Collection[str] = (),
+    ) -> QuantizeWeightsPass:
+        return QuantizeWeightsPass(
+            embedding_format,
+            linear_format,
+            self.reports[file].hessians,
+            float_weights,
+            higher_precision,
+            self.reports[file].massive,
+            self._shared_linear,
+        )
 
 
 def _copy(model: ir.Model) -> ir.Model:
@@ -252,25 +244,28 @@ def _copy(model: ir.Model) -> ir.Model:
     return model.clone()
 
 
-def _same_codes(
+def _same_bytes(
     models: Mapping[str, ir.Model],
-    aliases: Mapping[str, Mapping[str, str]],
+    passes: Mapping[str, QuantizeWeightsPass],
     shared: Collection[str],
 ) -> dict[ir.Value, ir.Value]:
-    """Initializers over the bytes of others: a model's own aliases, and codes and scales of weights
-    that an earlier model has too. Those were rounded alike: nothing was done to them in either.
+    """Find initializers that share bytes: aliases, and parts of weights that several models read.
+
+    The latter are equal, because preprocessing does not change these weights.
     """
     same: dict[ir.Value, ir.Value] = {}
-    across: dict[str, ir.Value] = {}
-    suffixes = ("scales", "scales.lookup", "zeros", "zeros.lookup", "shift")
-    labels = [label for base in shared for label in (base, f"{base}.T")]
-    wanted = {*shared, *(f"{label}.{suffix}" for label in labels for suffix in suffixes)}
+    of_all_models: dict[str, ir.Value] = {}
+    shared_parts = {*shared}.union(
+        *(each.initializers.get(name, ()) for each in passes.values() for name in shared)
+    )
     for file, model in models.items():
-        own, within = aliases[file], dict[str, ir.Value]()
-        initializers = sorted(model.graph.initializers.items(), key=lambda item: item[0] in own)
+        aliases = passes[file].aliases if file in passes else {}
+        of_model: dict[str, ir.Value] = {}
+        initializers = sorted(model.graph.initializers.items(), key=lambda item: item[0] in aliases)
         for name, value in initializers:
-            name = own.get(name, name)
-            first = (across if name in wanted else within).setdefault(name, value)
+            name = aliases.get(name, name)
+            known = of_all_models if name in shared_parts else of_model
+            first = known.setdefault(name, value)
             if first is not value and _bytes(first) == _bytes(value):
                 same[value] = first
     return same

@@ -65,13 +65,17 @@ class QuantizeWeightsPass(GraphPass):
         self._embeddings: set[str] = set()
 
     @property
-    def linear_initializers(self) -> dict[str, list[str]]:
-        """Names of the initializers of each quantized weight that no Gather reads, by its name."""
+    def initializers(self) -> dict[str, list[str]]:
+        """Names of the initializers of each quantized weight, by its name."""
         return {
             name: [str(part.name) for part in weight.parts.values()]
             for name, weight in self._weights.items()
-            if name not in self._embeddings
         }
+
+    @property
+    def linear_initializers(self) -> dict[str, list[str]]:
+        """The same of the weights that no Gather reads."""
+        return {n: parts for n, parts in self.initializers.items() if n not in self._embeddings}
 
     @property
     def embeddings(self) -> list[str]:

@@ -33,7 +33,7 @@ def test_a_product_of_bfloat16_runs_and_is_rounded() -> None:
     types = {value.dtype for value in (*multiply.inputs, *multiply.outputs)}
     assert types == {ir.DataType.FLOAT}
     narrow = ir.DataType.BFLOAT16.numpy()
-    expected = (X.astype(narrow).astype(np.float32) * weight.astype(narrow).astype(np.float32))
+    expected = X.astype(narrow).astype(np.float32) * weight.astype(narrow).astype(np.float32)
     np.testing.assert_array_equal(run(model, x=X), expected.astype(narrow).astype(np.float32))
 
 

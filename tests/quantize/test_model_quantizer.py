@@ -78,7 +78,7 @@ def test_values_are_rotated_without_a_node(tmp_path: Path, packed: bool, bias: b
     rotate = Rotate([name for name in find_linear_inputs(model) if name == "sums"])
     run_passes(model, [], [rotate])
     ir.save(model, tmp_path / "after.onnx")
-    assert (rotate.changed, rotate.free, len(model.graph)) == (1, 1, nodes)
+    assert (rotate.changed, rotate.folded, len(model.graph)) == (1, 1, nodes)
     x = np.random.default_rng(1).normal(size=(1, 5, 16)).astype(np.float32)
     empty = np.zeros((1, 2, 0, 16), np.float32)
     feeds = {

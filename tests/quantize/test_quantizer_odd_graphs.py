@@ -232,7 +232,9 @@ def test_products_in_a_loop_are_calibrated(tmp_path: Path) -> None:
         assert "tokens of" in report.manifest.quantization["calibration"]
         expected, found = run(path)[0], run(report.bundle.model_path)[0]
         assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
-        assert [note.split(":")[0] for note in report.kept] == (["w"] if scheme != "int8" else [])
+        assert [note.split(":")[0] for note in report.float_weights] == (
+            ["w"] if scheme != "int8" else []
+        )
 
 
 def test_weights_that_are_inputs_too(tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_a_turned_table_that_is_an_output_stays_in_floating_point(tmp_path: Path
     report = quantize_model(path, tmp_path / "out")
     for expected, found in zip(run(path), run(report.bundle.model_path), strict=True):
         assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
-    assert [note.split(":")[0] for note in report.kept] == ["table"]
+    assert [note.split(":")[0] for note in report.float_weights] == ["table"]
 
 
 def test_tokens_beyond_a_table_of_positions(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ranges of activations for scales that are fixed beforehand."""
+"""Ranges of activations, from which static scales are computed."""
 
 from __future__ import annotations
 
@@ -11,64 +11,62 @@ from typing import Any
 import numpy as np
 
 from edgetie.bundle.bundle import Bundle
-from edgetie.quantize.calibration.layerwise_run import Input, as_rows, record
+from edgetie.quantize.calibration.layerwise_run import Array, CalibrationInput, run_layerwise
 from edgetie.quantize.formats.qdq import Range
 from edgetie.quantize.weights.affine import require_finite
 
 _BINS = 2048
 _PERCENTILE = 99.999
-_CODES = 128  # of the positive half, as entropy compares distributions
-
-Array = np.ndarray[Any, Any]
+_LEVELS = 128  # of the positive half, for the comparison of distributions by entropy
 
 
 def find_activation_ranges(
     bundle: Bundle,
     model_path: Path,
-    changes: Mapping[str, Callable[[Array], Array]],
-    given: Input,
+    transforms: Mapping[str, Callable[[Array], Array]],
+    inputs: CalibrationInput,
     calibrator: str,
-    products: Mapping[str, Mapping[str, Callable[[], Array]]],
+    weights: Mapping[str, Mapping[str, Callable[[], Array]]],
 ) -> dict[str, Range]:
-    """The range of each activation, and of each product, that codes should span.
+    """Find the range of each activation by its name, and of each linear output by its weight's.
 
     Args:
         bundle: what the model is part of.
         model_path: the model.
-        changes: what is done to each activation, by its name, before it is rounded.
-        given: what to run it on.
+        transforms: what is done to each activation ``(tokens, channels)`` before it is quantized.
+        inputs: what to run it on.
         calibrator: one of :data:`edgetie.targets.CALIBRATORS`: ``minmax``, the whole range;
-            ``percentile``, all but the outermost 0.001 %; or ``entropy``, the range whose codes
-            tell most about the values (onnxruntime.quantization's histograms for both).
-        products: makes the matrices ``(rows, channels)`` that an activation is multiplied with, by
-            their names; products have their whole range.
+            ``percentile``, all but the outermost 0.001 %; or ``entropy``, the range whose quantized
+            values tell most about the values (onnxruntime.quantization's histograms for both).
+        weights: of each activation, makers of the weights ``(out, in)`` that it is multiplied with,
+            by their names. Outputs have their whole range.
 
     Raises:
-        QuantizeError: if the model cannot be run on the CPU, or a matrix holds NaN or infinity.
+        QuantizeError: if the model cannot be run on the CPU, or a weight holds NaN or infinity.
     """
-    found: dict[str, Range] = {}
+    ranges: dict[str, Range] = {}
     collectors: dict[str, Any] = {}
-    for name, values, last in record(bundle, model_path, list(changes), given):
-        rows = changes[name](as_rows(values))
-        found[name] = _widened(found.get(name), rows)
-        for matrix, make in products.get(name, {}).items():
-            weights = make()
-            require_finite(weights, matrix)
-            found[matrix] = _widened(found.get(matrix), rows @ weights.T)
+    for activation in run_layerwise(bundle, model_path, list(transforms), inputs):
+        name, tokens = activation.name, transforms[activation.name](activation.tokens)
+        ranges[name] = _widen(ranges.get(name), tokens)
+        for weight_name, make_weight in weights.get(name, {}).items():
+            weight = make_weight()
+            require_finite(weight, weight_name)
+            ranges[weight_name] = _widen(ranges.get(weight_name), tokens @ weight.T)
         if calibrator == "minmax":
             continue
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-            collectors.setdefault(name, _collector(calibrator)).collect({name: rows})
-            if last:
+        with contextlib.redirect_stdout(io.StringIO()):  # the collector prints
+            collectors.setdefault(name, _collector(calibrator)).collect({name: tokens})
+            if activation.is_last:
                 result = collectors.pop(name).compute_collection_result()[name]
                 low, high = (float(np.asarray(end).item()) for end in result[:2])
-                found[name] = max(low, found[name][0]), min(high, found[name][1])
-    return found
+                ranges[name] = max(low, ranges[name][0]), min(high, ranges[name][1])
+    return ranges
 
 
-def _widened(known: Range | None, values: Array) -> Range:
+def _widen(range_: Range | None, values: Array) -> Range:
     low, high = float(values.min()), float(values.max())
-    return (low, high) if known is None else (min(known[0], low), max(known[1], high))
+    return (low, high) if range_ is None else (min(range_[0], low), max(range_[1], high))
 
 
 def _collector(method: str) -> Any:
@@ -78,7 +76,7 @@ def _collector(method: str) -> Any:
         method=method,
         symmetric=False,
         num_bins=_BINS,
-        num_quantized_bins=_CODES,
+        num_quantized_bins=_LEVELS,
         percentile=_PERCENTILE,
         scenario="same",
     )

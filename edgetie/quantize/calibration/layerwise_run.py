@@ -1,12 +1,13 @@
-"""A model run over a text, some of its activations kept: a few layers at a time.
+"""Run a model a few layers at a time and return some of its activations.
 
-The graph is cut where its weights have grown to some size. Each piece runs over all windows of the
-text before the next one starts, on what the one before has left, so that no more than one piece's
+The graph is cut into segments whose weights have a limited size. Each segment runs over all windows
+of the text before the next one starts, on the outputs of the one before, so that only one segment's
 weights are in memory.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,75 +18,95 @@ import numpy as np
 import onnx
 
 from edgetie.bundle.bundle import Bundle
-from edgetie.bundle.names import AUDIO, LAST_TOKEN_NODE
+from edgetie.bundle.names import AUDIO, ENCODER_MASK, LAST_TOKEN_NODE
 from edgetie.errors import QuantizeError
+from edgetie.graph.tensors import PAST, PRESENT
 from edgetie.harness.accuracy.samples import windows
 from edgetie.runtime.audio.embeddings import prepend_audio
 from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, read_graph, remove_last_token_node
 
-_PIECE_BYTES = 48 << 20  # weights of a piece
-_CHANGE = 1e-4  # of the largest logit: more than rounding makes
-_WINDOW = 256  # tokens of one run: keeps the recorded activations small
+_SEGMENT_BYTES = 48 << 20  # weights of a segment
+_DIFFERENCE = 1e-4  # of the largest logit: more than float32 arithmetic differs by
+_WINDOW = 256  # tokens of one run: keeps activations small
 _SMALLEST_WINDOW = 16
-_UNKNOWN = onnx.TensorProto.FLOAT  # the type of what does not tell
-_DTYPES = {"tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Input:
+class CalibrationInput:
     """What a model is calibrated on.
 
     Attributes:
         tokens: a text, read in windows of 256 tokens.
-        clips: what an encoder reads of sounds, for one that hears.
-        feeds: the model's inputs themselves, by name, run by run; then the others are not used.
-            Inputs of a cache may be left out.
-        prefix: special tokens in front of each window.
-        suffix: those behind it, which decoders are not given.
+        audio: inputs of an audio encoder, one dict for each audio clip.
+        feeds: inputs of the model by name, one dict for each run. If there are any, tokens and
+            audio are not used. Inputs of a KV cache may be missing.
+        prefix: special tokens before each window.
+        suffix: special tokens after each window, which decoders do not read.
     """
 
     tokens: Sequence[int] = ()
-    clips: Sequence[Feeds] = ()
+    audio: Sequence[Feeds] = ()
     feeds: Sequence[Feeds] = ()
     prefix: Sequence[int] = ()
     suffix: Sequence[int] = ()
 
 
-def record(
-    bundle: Bundle, model_path: Path, names: Sequence[str], given: Input
-) -> Iterator[tuple[str, Array, bool]]:
-    """Activations by name, each as often as there are windows, and whether it is the last of that
-    name.
+@dataclass(frozen=True)
+class Activation:
+    """A value of the graph in one window.
+
+    Attributes:
+        name: of the value.
+        array: ``(batch, sequence, channels)`` or what shape it has.
+        is_last: whether no later window follows for this name.
+    """
+
+    name: str
+    array: Array
+    is_last: bool
+
+    @property
+    def tokens(self) -> Array:
+        """Return the array as ``(tokens, channels)``."""
+        return self.array.reshape(-1, self.array.shape[-1])
+
+
+def run_layerwise(
+    bundle: Bundle, model_path: Path, names: Sequence[str], inputs: CalibrationInput
+) -> Iterator[Activation]:
+    """Run a model and yield each of the named activations once for each window.
 
     Args:
-        bundle: it may limit the length of a sequence, and have an encoder that is run first.
+        bundle: it may limit the length of a sequence, and have an encoder that runs first.
         model_path: a model with ``input_ids``, ``attention_mask`` and perhaps a KV cache.
         names: values of the graph.
-        given: what to run it on.
+        inputs: what to run it on.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
     """
     try:
         graph, folder = remove_last_token_node(model_path) or read_graph(model_path)
-        feeds = _runs(graph, given) or _windows(bundle, model_path, graph, given)
-        for piece in _pieces(graph, names, model_path):
-            _declare(piece.model.graph, feeds[0])
-            session = _open(piece.model, folder)
-            live: list[Feeds] = []
+        feeds = _own_feeds(graph, inputs) or _window_feeds(bundle, model_path, graph, inputs)
+        for segment in _segments(graph, names, model_path):
+            _declare_types(segment.model.graph, feeds[0])
+            session = _open_session(segment.model, folder)
+            read = [value.name for value in session.get_inputs()]
+            later: list[Feeds] = []
             for index, window in enumerate(feeds):
-                results = session.run(piece.outputs, _chosen(session, window))
-                made = dict(zip(piece.outputs, results, strict=True))
-                last = index == len(feeds) - 1
-                for name, known in piece.recorded.items():
-                    yield name, made[known], last
-                kept = {name: array for name, array in made.items() if name in piece.live}
-                live.append({n: a for n, a in window.items() if n in piece.passed} | kept)
-                del made, results
-            feeds = live
+                results = session.run(segment.outputs, {name: window[name] for name in read})
+                outputs = dict(zip(segment.outputs, results, strict=True))
+                for name, output in segment.activations.items():
+                    yield Activation(name, outputs[output], index == len(feeds) - 1)
+                values = window | outputs
+                later.append({name: a for name, a in values.items() if name in segment.read_later})
+                del outputs, results, values
+            feeds = later
             del session  # and its mapping of the weights
     except QuantizeError:
         raise
@@ -93,248 +114,229 @@ def record(
         raise QuantizeError(f"{model_path}: calibration cannot run it ({error})") from error
 
 
-def as_rows(values: Array) -> Array:
-    """Activations ``(…, channels)`` as ``(tokens, channels)``."""
-    return values.reshape(-1, values.shape[-1])
-
-
 def is_bidirectional(model_path: Path) -> bool:
-    """Whether what a model says at a token changes with the tokens behind it: it fills in masks.
+    """Tell whether a token's logits depend on later tokens, as those of masked models do.
 
-    A model that cannot be run, or keeps a cache, or says nothing at all tokens, does not.
+    It is not if the model cannot be run, has a KV cache, or returns logits of the last token only.
     """
     graph, folder = read_graph(model_path)
-    inputs = _signature(graph)
+    inputs = _graph_inputs(graph)
     if any(name.startswith("past_") for name in inputs):
         return False
-    one, other = np.array([[5, 6, 7, 8]]), np.array([[5, 6, 7, 9]])
+    batches = np.array([[5, 6, 7, 8]]), np.array([[5, 6, 7, 9]])
     try:
-        session = _open(graph, folder, packed=False)
+        session = _open_session(graph, folder, prepack=False)
         (first,), (second,) = (
-            session.run(["logits"], _feeds(inputs, ids, {})) for ids in (one, other)
+            session.run(["logits"], _complete(inputs, ids, {})) for ids in batches
         )
     except Exception:  # pybind11 classes without a common base
+        logger.debug("%s: cannot be run, taken for a decoder", model_path, exc_info=True)
         return False
-    if first.shape[:2] != one.shape:
+    if first.shape[:2] != batches[0].shape:
         return False
-    return bool(np.abs(first - second)[:, :-1].max() > _CHANGE * np.abs(first).max())
+    return bool(np.abs(first - second)[:, :-1].max() > _DIFFERENCE * np.abs(first).max())
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Some nodes of a graph in a row.
+class _Segment:
+    """Consecutive nodes of a graph.
 
     Attributes:
-        model: they alone.
-        outputs: what it is asked for.
-        recorded: values to record, and the outputs that they are.
-        live: outputs that later pieces read.
-        passed: inputs of this piece, or earlier ones, that later pieces read.
+        model: these nodes alone.
+        outputs: names of its outputs.
+        activations: the output that each wanted activation is, by the activation's name.
+        read_later: names of values that later segments read.
     """
 
     model: onnx.ModelProto
     outputs: list[str]
-    recorded: dict[str, str]
-    live: set[str]
-    passed: set[str]
+    activations: dict[str, str]
+    read_later: set[str]
 
 
-def _pieces(model: onnx.ModelProto, names: Sequence[str], path: Path) -> Iterator[_Piece]:
-    """A graph up to ``names``, in pieces."""
+def _segments(model: onnx.ModelProto, names: Sequence[str], path: Path) -> Iterator[_Segment]:
+    """Cut the part of a graph that computes ``names``."""
     graph = model.graph
-    made = {name for node in graph.node for name in node.output}
-    known = {name: name for name in names}
-    if not made.issuperset(names):  # what was made of the last tokens is made of every token
+    computed = {name for node in graph.node for name in node.output}
+    output_of = {name: name for name in names}
+    if not computed.issuperset(names):  # the last tokens' values were replaced by all tokens'
         whole = onnx.load(str(path), load_external_data=False).graph
-        selection = next((n for n in whole.node if n.name == LAST_TOKEN_NODE), None)
-        known = {n: n if n in made or selection is None else selection.input[0] for n in names}
-    _keep_only(graph, list(known.values()))
-    bytes_of = {t.name: _bytes(t) for t in graph.initializer}
+        last = next((node for node in whole.node if node.name == LAST_TOKEN_NODE), None)
+        output_of = {n: n if n in computed or last is None else last.input[0] for n in names}
+    _prune(graph, list(output_of.values()))
+    weights = {tensor.name: 4 * math.prod(map(int, tensor.dims)) for tensor in graph.initializer}
     groups: list[list[onnx.NodeProto]] = [[]]
     size = 0
     for node in graph.node:
-        size += sum(bytes_of.get(n, 0) for n in node.input if node.op_type != "Gather")
+        size += sum(weights.get(name, 0) for name in node.input if node.op_type != "Gather")
         groups[-1].append(node)
-        if size > _PIECE_BYTES:
+        if size > _SEGMENT_BYTES:
             groups.append([])
             size = 0
-    reads = [{name for node in group for name in _inputs(node)} for group in groups]
+    reads = [{name for node in group for name in _names_read(node)} for group in groups]
     inputs = {value.name: value for value in graph.input}
     for index, group in enumerate(groups):
         if not group:
             continue
         later = set().union(*reads[index + 1 :])
         own = {name for node in group for name in node.output if name}
-        recorded = {name: value for name, value in known.items() if value in own}
-        live = own & later
-        outputs = sorted({*recorded.values(), *live})
-        piece = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-        piece.functions.extend(model.functions)
-        piece.graph.name = graph.name
-        piece.graph.node.extend(group)
-        piece.graph.initializer.extend(t for t in graph.initializer if t.name in reads[index])
-        needed = sorted(reads[index] - own - bytes_of.keys())
-        piece.graph.input.extend(inputs.get(n) or onnx.ValueInfoProto(name=n) for n in needed)
-        piece.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        yield _Piece(piece, outputs, recorded, live, later - bytes_of.keys())
+        activations = {name: output for name, output in output_of.items() if output in own}
+        outputs = sorted({*activations.values(), *(own & later)})
+        segment = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+        segment.functions.extend(model.functions)
+        segment.graph.name = graph.name
+        segment.graph.node.extend(group)
+        segment.graph.initializer.extend(t for t in graph.initializer if t.name in reads[index])
+        needed = sorted(reads[index] - own - weights.keys())
+        segment.graph.input.extend(inputs.get(n) or onnx.ValueInfoProto(name=n) for n in needed)
+        segment.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        yield _Segment(segment, outputs, activations, later - weights.keys())
 
 
-def _declare(graph: onnx.GraphProto, feeds: Feeds) -> None:
-    """Give inputs that are other pieces' outputs the types of what is fed."""
+def _declare_types(graph: onnx.GraphProto, feeds: Feeds) -> None:
+    """Give inputs that earlier segments compute the types of what is fed."""
     for value in graph.input:
         if not value.HasField("type"):
-            kind = onnx.helper.np_dtype_to_tensor_dtype(feeds[value.name].dtype)
-            value.type.tensor_type.elem_type = kind
+            dtype = onnx.helper.np_dtype_to_tensor_dtype(feeds[value.name].dtype)
+            value.type.tensor_type.elem_type = dtype
 
 
-def _inputs(node: onnx.NodeProto) -> list[str]:
-    """What a node reads, its subgraphs included, but for what these make themselves."""
-    found = [name for name in node.input if name]
+def _names_read(node: onnx.NodeProto) -> list[str]:
+    """Names of the values that a node and its subgraphs read from the graph around it."""
+    names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
             own = {value.name for value in (*graph.input, *graph.initializer)}
             own.update(name for child in graph.node for name in child.output)
-            read = [name for child in graph.node for name in _inputs(child)]
+            read = [name for child in graph.node for name in _names_read(child)]
             read += [value.name for value in graph.output]
-            found += [name for name in read if name not in own]
-    return found
+            names += [name for name in read if name not in own]
+    return names
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
-    return 4 * math.prod(int(size) for size in tensor.dims)
-
-
-def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
-    """Make ``outputs`` the graph's outputs and drop the nodes that they do not need."""
-    needed, kept = set(outputs), []
+def _prune(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
+    """Make ``outputs`` the graph's outputs and drop what they do not need."""
+    needed, nodes = set(outputs), []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(_inputs(node))
+            nodes.append(node)
+            needed.update(_names_read(node))
     del graph.output[:], graph.node[:]
-    graph.node.extend(reversed(kept))
-    unused = [tensor for tensor in graph.initializer if tensor.name not in needed]
-    for tensor in unused:
+    graph.node.extend(reversed(nodes))
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in needed]:
         graph.initializer.remove(tensor)
 
 
-def _open(model: onnx.ModelProto, folder: Path, *, packed: bool = True) -> Any:
-    """A session over a graph whose weights lie in ``folder``, copied in a faster form if so."""
+def _open_session(model: onnx.ModelProto, folder: Path, *, prepack: bool = True) -> Any:
+    """Open a session for a graph whose weights are in ``folder``."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # an error is raised, once is enough
+    options.log_severity_level = 4  # errors are raised, and need not be printed too
     options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(folder))
-    options.add_session_config_entry("session.disable_prepacking", "0" if packed else "1")
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
-def _chosen(session: Any, feeds: Feeds) -> Feeds:
-    return {value.name: feeds[value.name] for value in session.get_inputs()}
-
-
-def _runs(model: onnx.ModelProto, given: Input) -> list[Feeds]:
-    """What was given for each run, and empty caches."""
-    inputs = _signature(model)
-    for feeds in given.feeds:
-        unknown = sorted(feeds.keys() - inputs.keys())
-        missing = sorted(n for n in inputs.keys() - feeds.keys() if not n.startswith("past_"))
+def _own_feeds(model: onnx.ModelProto, inputs: CalibrationInput) -> list[Feeds]:
+    """Check the caller's own feeds and add empty caches."""
+    expected = _graph_inputs(model)
+    for feeds in inputs.feeds:
+        unknown = sorted(feeds.keys() - expected.keys())
+        missing = sorted(n for n in expected.keys() - feeds.keys() if not n.startswith("past_"))
         if unknown or missing:
-            what = f"{unknown[0]} is no input" if unknown else f"input {missing[0]} is missing"
-            raise QuantizeError(f"calibration inputs: {what} of the model ({', '.join(inputs)})")
-    return [_feeds(inputs, np.zeros((1, 1), np.int64), dict(feeds)) for feeds in given.feeds]
+            what = f"{unknown[0]} is not an input" if unknown else f"input {missing[0]} is missing"
+            names = ", ".join(expected)
+            raise QuantizeError(f"{what} of the model ({names})", parameter="calibration")
+    return [_complete(expected, np.zeros((1, 1), np.int64), feeds) for feeds in inputs.feeds]
 
 
-def _windows(bundle: Bundle, model_path: Path, model: onnx.ModelProto, given: Input) -> list[Feeds]:
-    """What the model reads of each window of the text, or of each sound."""
-    limit = bundle.manifest.signature.max_positions
-    window = min(_WINDOW, limit or _WINDOW)
+def _window_feeds(
+    bundle: Bundle, model_path: Path, model: onnx.ModelProto, inputs: CalibrationInput
+) -> list[Feeds]:
+    """Make the feeds of each window of the text, or of each audio clip."""
+    signature, expected = bundle.manifest.signature, _graph_inputs(model)
+    limit = signature.max_positions
+    length = min(_WINDOW, limit or _WINDOW)
     if bundle.is_bare:
-        window = _usable(model, model_path.parent, window)
-    first = bundle.model_paths[0]
-    encoder = None
-    if first != model_path:
-        encoder = _open(*read_graph(first))
-    clips = given.clips
-    suffix = () if bundle.task == "causal-lm" else given.suffix
-    texts = [ids[None] for ids in windows(given.tokens, window, given.prefix, suffix)]
-    made = []
-    for index in range(len(clips) if clips and encoder is None else len(texts)):
+        length = _accepted_length(model, model_path.parent, length)
+    encoder_path = bundle.model_paths[0]
+    has_encoder = encoder_path != model_path
+    if has_encoder:
+        encoder, folder = read_graph(encoder_path)
+        session = _open_session(encoder, folder)
+    suffix = () if bundle.task == "causal-lm" else inputs.suffix
+    texts = [ids[None] for ids in windows(inputs.tokens, length, inputs.prefix, suffix)]
+    result = []
+    for index in range(len(texts) if has_encoder or not inputs.audio else len(inputs.audio)):
         ids = texts[index % len(texts)]
-        clip = clips[index % len(clips)] if clips else {}
-        known = clip if encoder is None else _encoded(encoder, ids, clip)
-        if AUDIO in known and not bundle.is_bare:
-            token = bundle.manifest.signature.audio_token_id
-            ids, known[AUDIO] = prepend_audio(ids, known[AUDIO], token, ids.shape[1])
+        feeds = dict(inputs.audio[index % len(inputs.audio)]) if inputs.audio else {}
+        if has_encoder:
+            feeds = _run_encoder(session, _complete(_graph_inputs(encoder), ids, feeds))
+            feeds[ENCODER_MASK] = np.ones_like(ids)
+        if AUDIO in feeds:
+            ids, feeds[AUDIO] = prepend_audio(
+                ids, feeds[AUDIO], signature.audio_token_id, ids.shape[1]
+            )
             ids = ids[:, :limit]
-        made.append(_feeds(_signature(model), ids, known))
-    return made
+        result.append(_complete(expected, ids, feeds))
+    return result
 
 
-def _usable(model: onnx.ModelProto, folder: Path, window: int) -> int:
-    """A number of tokens, halved until a model that does not tell takes them."""
-    session, inputs = _open(model, folder, packed=False), _signature(model)
-    while window > _SMALLEST_WINDOW:
+def _run_encoder(session: Any, feeds: Feeds) -> Feeds:
+    """Return an encoder's outputs by the names that the decoder reads them by."""
+    names = [value.name for value in session.get_outputs()]
+    results = session.run(names, feeds)
+    decoder_names = [name.replace(f"{PRESENT}.", f"{PAST}.", 1) for name in names]
+    return dict(zip(decoder_names, results, strict=True))
+
+
+def _accepted_length(model: onnx.ModelProto, folder: Path, length: int) -> int:
+    """Halve a number of tokens until a model without a manifest accepts it."""
+    session, inputs = _open_session(model, folder, prepack=False), _graph_inputs(model)
+    while length > _SMALLEST_WINDOW:
         try:
-            session.run(None, _feeds(inputs, np.zeros((1, window), np.int64), {}))
+            session.run(None, _complete(inputs, np.zeros((1, length), np.int64), {}))
         except Exception:  # pybind11 classes without a common base
-            window //= 2
+            logger.debug("%d tokens are too many for the model", length, exc_info=True)
+            length //= 2
         else:
             break
-    return window
+    return length
 
 
 @dataclass(frozen=True)
-class _Empty:
-    """An input of a graph; ``None`` where a dimension is symbolic."""
+class _GraphInput:
+    """An input of a graph; symbolic dimensions are 0."""
 
-    shape: list[int | None]
+    shape: list[int]
     dtype: np.dtype[Any]
 
 
-def _signature(model: onnx.ModelProto) -> dict[str, _Empty]:
-    """What must be fed: inputs with an initializer need not."""
+def _graph_inputs(model: onnx.ModelProto) -> dict[str, _GraphInput]:
+    """Describe the inputs that must be fed, which those with an initializer need not."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return {
-        value.name: _Empty(
-            [
-                d.dim_value if d.HasField("dim_value") else None
-                for d in value.type.tensor_type.shape.dim
-            ],
-            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type or _UNKNOWN),
+        value.name: _GraphInput(
+            [dim.dim_value for dim in value.type.tensor_type.shape.dim],
+            onnx.helper.tensor_dtype_to_np_dtype(
+                value.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
+            ),
         )
         for value in model.graph.input
         if value.name not in weights
     }
 
 
-def _encoded(encoder: Any, ids: Array, clip: Feeds) -> Feeds:
-    """What an encoder makes, for the decoder, of a sound; or else of the text that both read."""
-    names = [value.name for value in encoder.get_outputs()]
-    inputs = {
-        value.name: _Empty(
-            [d if isinstance(d, int) else None for d in value.shape],
-            np.dtype(_DTYPES.get(value.type, np.float32)),
-        )
-        for value in encoder.get_inputs()
-    }
-    results = encoder.run(names, _feeds(inputs, ids, clip))
-    made = {
-        name.replace("present.", "past_key_values.", 1): result
-        for name, result in zip(names, results, strict=True)
-    }
-    return made | {"encoder_attention_mask": np.ones_like(ids)}
-
-
-def _feeds(inputs: dict[str, _Empty], ids: Array, given: Feeds) -> Feeds:
-    """One window of tokens, nothing cached but what is given."""
-    ids = given.get("input_ids", ids)
+def _complete(inputs: dict[str, _GraphInput], ids: Array, known: Feeds) -> Feeds:
+    """Make the feeds of one window: known arrays, ``ids``, and an empty cache."""
+    ids = known.get("input_ids", ids)
     feeds: Feeds = {}
     for name, value in inputs.items():
-        if name in given:
-            feeds[name] = given[name]
+        if name in known:
+            feeds[name] = known[name]
         elif name == "input_ids":
             feeds[name] = ids.astype(value.dtype)
         elif name == "attention_mask":
@@ -344,6 +346,6 @@ def _feeds(inputs: dict[str, _Empty], ids: Array, given: Feeds) -> Feeds:
         elif name == "token_type_ids":
             feeds[name] = np.zeros(ids.shape, value.dtype)
         else:
-            shape = [len(ids) if axis == 0 else d or 0 for axis, d in enumerate(value.shape)]
+            shape = [len(ids) if axis == 0 else size for axis, size in enumerate(value.shape)]
             feeds[name] = np.zeros(shape, value.dtype)
     return feeds

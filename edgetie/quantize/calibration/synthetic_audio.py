@@ -1,7 +1,8 @@
-"""Sounds to calibrate a speech model on: something like a voice, made of nothing but numbers."""
+"""Synthetic audio to calibrate a speech model on: noises similar to a voice."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -13,31 +14,38 @@ from edgetie.runtime.audio.embeddings import random_features
 from edgetie.runtime.audio.features import FeatureExtractor
 from edgetie.runtime.session import session_options
 
-_SECONDS = (3.0, 6.0, 12.0, 24.0)  # of each clip, as far as the model takes that
+logger = logging.getLogger(__name__)
+
+_SECONDS = (3.0, 6.0, 12.0, 24.0)  # of each clip, or less if the model reads less
 _SEED = 20240229
 
 Array = np.ndarray[Any, Any]
 
 
 def calibration_audio(bundle: Bundle) -> tuple[list[dict[str, Array]], str]:
-    """What the encoder reads of a few clips, and what they are in words; none for other models."""
+    """Return the encoder's inputs for a few audio clips, and a description of them.
+
+    Models without an audio encoder have none.
+    """
     encoder = bundle.manifest.encoder
     if encoder is None or encoder.inputs[0].name == "input_ids":
         return [], ""
     random = np.random.default_rng(_SEED)
     try:
-        extract = FeatureExtractor.from_bundle(bundle)
+        extractor = FeatureExtractor.from_bundle(bundle)
     except BundleError:
+        logger.debug("%s: no features of audio, random ones", bundle.directory, exc_info=True)
         session = ort.InferenceSession(str(bundle.model_paths[0]), session_options(1))
-        clips = [random_features(session, random) for _ in _SECONDS]
-        return clips, f"{len(clips)} clips of random features"
-    limit = extract.limit / extract.rate if extract.limit else _SECONDS[-1]
-    sounds = [voice(random, min(s, limit), extract.rate) for s in _SECONDS]
-    return [extract.feeds(sound) for sound in sounds], f"{len(sounds)} clips of a synthetic voice"
+        feeds = [random_features(session, random) for _ in _SECONDS]
+        return feeds, f"{len(feeds)} clips of random features"
+    longest = extractor.limit / extractor.rate if extractor.limit else _SECONDS[-1]
+    clips = [synthetic_voice(random, min(s, longest), extractor.rate) for s in _SECONDS]
+    feeds = [extractor.feeds(clip) for clip in clips]
+    return feeds, f"{len(feeds)} clips of a synthetic voice"
 
 
-def voice(random: np.random.Generator, seconds: float, rate: int) -> Array:
-    """Syllables of a voice that rises and falls, hisses and pauses ``(samples,)``, float32."""
+def synthetic_voice(random: np.random.Generator, seconds: float, rate: int) -> Array:
+    """Make syllables of changing pitch, hisses and pauses: ``(samples,)``, float32."""
     count = max(1, int(seconds * rate))
     parts: list[Array] = []
     while sum(map(len, parts)) < count:
@@ -57,5 +65,5 @@ def voice(random: np.random.Generator, seconds: float, rate: int) -> Array:
         parts.append(
             syllable / np.abs(syllable).max() * np.hanning(length) * random.uniform(0.1, 1)
         )
-    sound = np.concatenate(parts)[:count] + 1e-3 * random.standard_normal(count)
-    return np.asarray(0.5 * sound, np.float32)
+    samples = np.concatenate(parts)[:count] + 1e-3 * random.standard_normal(count)
+    return np.asarray(0.5 * samples, np.float32)

@@ -1,6 +1,6 @@
-"""A quantized bundle, any of whose weights can be had closer to the float model.
+"""Write a quantized bundle in which each weight can have another precision.
 
-All forms of a weight are written once; a graph over some of them is made as often as one is tried.
+All versions of a weight are written once. Only the graphs are written again for each candidate.
 """
 
 from __future__ import annotations
@@ -18,105 +18,108 @@ from edgetie.graph.model_files import write_models
 from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
 
 _ALIGN = 64
-QUANTIZED, HIGHER_PRECISION, FLOAT = "codes.data", "finer.data", "floats.data"
-"""Where weights lie while some may yet be taken back."""
+QUANTIZED, HIGHER_PRECISION, FLOAT = "quantized.data", "higher_precision.data", "float.data"
+"""Temporary files with the versions of all weights."""
 
 Tensors = dict[str, ir.TensorProtocol]
 
 
 class MixedPrecisionCandidates:
-    """A quantized bundle, any of whose products can be had closer to the float model.
+    """A quantized bundle whose weights can have a higher precision, or stay in floating point.
 
     Args:
-        bundle: whose model files are replaced as often as something is tried.
-        rounding: what makes its graphs.
+        bundle: its model files are replaced for each candidate.
+        quantizer: makes the graphs; it is preprocessed.
 
     Attributes:
-        bytes: what keeping a weight in floating point adds, by its name. A weight of several graphs
-            is left out: they would part.
-        finer_bytes: what its finer form adds.
-        tables: matrices that rows are looked up in.
+        float_bytes: bytes that a weight adds if it stays in floating point, by its name. A weight
+            of several models is not among them, because its uses would no longer be tied.
+        higher_precision_bytes: bytes that a weight adds in its higher precision, if it has one.
+        embeddings: names of the quantized embeddings.
     """
 
-    def __init__(self, bundle: Bundle, rounding: ModelQuantizer) -> None:
-        self.bundle, self.rounding = bundle, rounding
-        first = rounding.apply(again=True)
-        self.tables = sorted({name for names in first.tables.values() for name in names})
+    def __init__(self, bundle: Bundle, quantizer: ModelQuantizer) -> None:
+        self.bundle, self.quantizer = bundle, quantizer
+        first = quantizer.quantize(copy=True)
+        self.embeddings = sorted({name for names in first.embeddings.values() for name in names})
         write_models(first.models, bundle.directory, data=QUANTIZED, same=first.same)
-        self._codes = {file: _tensors(model) for file, model in first.models.items()}
-        count = Counter(name for names in first.layers.values() for name in names)
-        self._layers = {
-            file: {name: parts for name, parts in names.items() if count[name] == 1}
-            for file, names in first.layers.items()
+        self._quantized = {file: _tensors(model) for file, model in first.models.items()}
+        uses = Counter(name for names in first.linear_initializers.values() for name in names)
+        self._initializers = {
+            file: {name: parts for name, parts in names.items() if uses[name] == 1}
+            for file, names in first.linear_initializers.items()
         }
         self._higher_precision: dict[str, dict[str, Tensors]] = {file: {} for file in first.models}
-        self._floats: dict[str, Tensors] = {file: {} for file in first.models}
-        self.bytes: dict[str, int] = {}
-        self.finer_bytes: dict[str, int] = {}
+        self._float: dict[str, Tensors] = {file: {} for file in first.models}
+        self.float_bytes: dict[str, int] = {}
+        self.higher_precision_bytes: dict[str, int] = {}
 
-    def open(self) -> None:
-        """Write all the forms that weights can be had in."""
+    def write_versions(self) -> None:
+        """Write the float and the higher-precision version of each weight."""
         with (self.bundle.directory / FLOAT).open("wb") as stream:
-            for file, layers in self._layers.items():
-                values = self.rounding.models[file].graph.initializers
-                for name in [*self.tables, *layers]:
+            for file, weights in self._initializers.items():
+                values = self.quantizer.models[file].graph.initializers
+                for name in [*self.embeddings, *weights]:
                     tensor = values[name].const_value if name in values else None
                     if tensor is not None:
-                        self._floats[file][name] = _written(stream, name, tensor)
-                for name, parts in layers.items():
-                    codes = sum(self._codes[file][part].nbytes for part in parts)
-                    self.bytes[name] = self._floats[file][name].nbytes - codes
-        if self.rounding.higher_precision is None:
+                        self._float[file][name] = _write(stream, name, tensor)
+                for name in weights:
+                    added = self._float[file][name].nbytes - self._quantized_bytes(file, name)
+                    self.float_bytes[name] = added
+        if not self.quantizer.has_higher_precision:
             return
-        names = [name for layers in self._layers.values() for name in layers]
-        made = self.rounding.apply(higher_precision=names, again=True)
-        write_models(made.models, self.bundle.directory, data=HIGHER_PRECISION, same=made.same)
-        for file, layers in self._layers.items():
-            tensors = _tensors(made.models[file])
-            for name, parts in layers.items():
-                higher_precision = {part: tensors[part] for part in made.layers[file][name]}
-                added = sum(tensor.nbytes for tensor in higher_precision.values())
-                codes = sum(self._codes[file][part].nbytes for part in parts)
-                self._higher_precision[file][name], self.finer_bytes[name] = (
-                    higher_precision,
-                    added - codes,
-                )
+        names = [name for weights in self._initializers.values() for name in weights]
+        result = self.quantizer.quantize(higher_precision=names, copy=True)
+        write_models(result.models, self.bundle.directory, data=HIGHER_PRECISION, same=result.same)
+        for file, weights in self._initializers.items():
+            tensors = _tensors(result.models[file])
+            for name in weights:
+                parts = result.linear_initializers[file][name]
+                self._higher_precision[file][name] = {part: tensors[part] for part in parts}
+                self.higher_precision_bytes[name] = sum(
+                    tensors[part].nbytes for part in parts
+                ) - self._quantized_bytes(file, name)
+
+    def _quantized_bytes(self, file: str, name: str) -> int:
+        parts = self._initializers[file][name]
+        return sum(self._quantized[file][part].nbytes for part in parts)
 
     def write(
-        self, kept: Collection[str] = (), higher_precision: Collection[str] = ()
+        self, float_weights: Collection[str] = (), higher_precision: Collection[str] = ()
     ) -> QuantizedModels:
         """Replace the bundle's model files.
 
         Args:
-            kept: weights in floating point.
-            finer: weights in their finer form.
+            float_weights: names of weights in floating point.
+            higher_precision: names of weights in their higher precision.
         """
-        made = self.rounding.apply(kept, higher_precision, again=True)
-        self._save(made.models, kept, higher_precision)
-        return made
+        result = self.quantizer.quantize(float_weights, higher_precision, copy=True)
+        self._save(result.models, float_weights, higher_precision)
+        return result
 
-    def write_switched(self) -> None:
-        """Replace the bundle's model files by some in which one product at a time can be rounded,
-        as an input says: its index in ``bytes``.
+    def write_toggle_graph(self) -> None:
+        """Replace the bundle's model files by ones that quantize one weight at a time.
+
+        An input chooses the weight: its index in ``float_bytes``.
         """
-        models = self.rounding.toggle_graph(list(self.bytes), self._floats)
-        self._save(models, self.tables)
+        models = self.quantizer.toggle_graph(list(self.float_bytes), self._float)
+        self._save(models, self.embeddings)
 
     def _save(
         self,
         models: Mapping[str, ir.Model],
-        kept: Collection[str],
+        float_weights: Collection[str],
         higher_precision: Collection[str] = (),
     ) -> None:
-        """Write models, their initializers being those that are in the files already."""
+        """Write graphs whose initializers are those that are in the files already."""
         for file, model in models.items():
-            known = dict(self._codes[file])
+            written = dict(self._quantized[file])
             for name in higher_precision:
-                known |= self._higher_precision[file].get(name, {})
-            known |= {name: tensor for name, tensor in self._floats[file].items() if name in kept}
+                written |= self._higher_precision[file].get(name, {})
+            written |= {n: each for n, each in self._float[file].items() if n in float_weights}
             for name, value in model.graph.initializers.items():
-                tensor = known.get(name)
-                if tensor is not None and tensor.dtype == value.dtype:  # not what has 16 bits now
+                tensor = written.get(name)
+                if tensor is not None and tensor.dtype == value.dtype:  # not if float16 now
                     value.const_value = tensor
             ir.save(model, self.bundle.directory / file)
 
@@ -126,8 +129,8 @@ def _tensors(model: ir.Model) -> Tensors:
     return {str(v.name): v.const_value for v in values if v.const_value is not None}
 
 
-def _written(stream: BinaryIO, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-    """The same tensor in a file."""
+def _write(stream: BinaryIO, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    """Write a tensor to a file and return the tensor in that file."""
     path = Path(stream.name)
     stream.write(bytes(-stream.tell() % _ALIGN))
     start = stream.tell()

@@ -1,16 +1,17 @@
-"""What rounding costs, weight by weight, and which weights get more for it.
+"""Measure what quantizing each weight costs, and give a higher precision to the costliest weights.
 
-The cost of a weight is the divergence it adds when it alone is rounded: the mean over positions of
-KL(float || rounded) of the next token. That is measured, on text that was not calibrated on. Costs
-add up well enough to choose by. Where limits ask for less, weights take a finer form, if the scheme
-has one, or stay in floating point, those first that win the most a byte, until the sum fits; what
-was chosen is measured again, on the whole of the text.
+The cost of a weight is the divergence that quantizing it alone adds: KL(float || quantized) of the
+next token, mean over positions, measured on text that was not calibrated on. Costs add up well
+enough to choose by them. If limits allow less, weights get a higher precision, if the scheme has
+one, or stay in floating point. Those come first that gain the most for each byte, until the sum is
+small enough. The result is measured again, on the whole text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,72 +24,90 @@ from edgetie.harness.accuracy.references import BundleReference
 from edgetie.harness.accuracy.samples import scored, too_short
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.progress import Progress, Stages
-from edgetie.quantize.calibration.activations import Text
+from edgetie.quantize.calibration.activations import CalibrationText
 from edgetie.quantize.formats.scheme_formats import weight_formats
 from edgetie.quantize.formats.toggle import TOGGLE_INPUT
 from edgetie.quantize.mixed_precision.candidates import MixedPrecisionCandidates
 from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
 
 _WINDOW = 256
-_RANKED_ON = 2  # windows; their float logits stay in memory
-_STEP = 0.5  # share of what is still too much that is cut before measuring again
+_RANKING_WINDOWS = 2  # their float logits stay in memory
+_STEP = 0.5  # share of the excess divergence that is removed before measuring again
 _TINY = 1e-30
+
+
+class Precision(Enum):
+    """The precision of a weight in a mixed-precision model."""
+
+    SCHEME = "as in the scheme"
+    HIGHER = "higher"
+    FLOAT = "floating point"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What rounding a weight costs.
+    """What quantizing a weight costs.
 
     Attributes:
         name: of the weight.
-        kl: the divergence it adds, in nats a token; less than nothing where it happens to help.
-        bytes: that keeping it in floating point adds.
-        finer_bytes: that its finer form adds; 0 where the scheme has none.
-        kept: whether it stayed in floating point.
-        finer: whether it has the finer form.
+        kl: the divergence it adds, in nats a token; negative if it happens to help.
+        float_bytes: bytes that keeping it in floating point adds.
+        higher_precision_bytes: bytes that its higher precision adds; 0 if the scheme has none.
+        precision: the precision that it got.
     """
 
     name: str
     kl: float
-    bytes: int
-    finer_bytes: int = 0
-    kept: bool = False
-    higher_precision: bool = False
+    float_bytes: int
+    higher_precision_bytes: int = 0
+    precision: Precision = Precision.SCHEME
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return it for JSON."""
+        return {
+            "name": self.name,
+            "kl": self.kl,
+            "bytes": self.float_bytes,
+            "finer_bytes": self.higher_precision_bytes,
+            "kept": self.precision is Precision.FLOAT,
+            "finer": self.precision is Precision.HIGHER,
+        }
 
 
-class Meter:
-    """Measures a mixture against the float model, as :func:`check` does.
+class AccuracyMeter:
+    """Compares quantized bundles with the float one, as :func:`check_model` does.
 
     Args:
-        float_bundle: what it is held against.
-        text: nothing was calibrated on its rest.
+        float_bundle: the reference.
+        text: its evaluation tokens are used.
+
+    Raises:
+        QuantizeError: if the text is too short.
     """
 
-    def __init__(self, float_bundle: Bundle, text: Text) -> None:
+    def __init__(self, float_bundle: Bundle, text: CalibrationText) -> None:
         self._reference = BundleReference(float_bundle)
-        window = min(_WINDOW, self._reference.longest or _WINDOW)
-        self._windows = list(
-            scored(float_bundle.task, text.rest, window, text.prefix, text.suffix, text.mask)
-        )
-        if too_short(self._windows, float_bundle.task, text.mask):
+        task, tokens = float_bundle.task, text.evaluation
+        length = min(_WINDOW, self._reference.longest or _WINDOW)
+        self._windows = list(scored(task, tokens, length, text.prefix, text.suffix, text.mask))
+        if too_short(self._windows, task, text.mask):
             raise QuantizeError(
-                f"the calibration text has {len(text.rest)} tokens behind those calibrated on, too "
-                "few to hold limits against; give a longer one"
+                f"the calibration text has {len(tokens)} tokens after those calibrated on, too few "
+                "to measure limits on; give a longer one"
             )
-        self._known = [self._reference.logits(ids[None]) for ids, _ in self._windows[:_RANKED_ON]]
+        self._reference_logits = [
+            self._reference.logits(ids[None]) for ids, _ in self._windows[:_RANKING_WINDOWS]
+        ]
 
     def divergence(self, candidate: BundleReference) -> float:
-        """On the first windows, which is quick."""
+        """Measure the mean KL divergence on the first windows, which is quick."""
         errors = PredictionErrors()
-        for (ids, targets), known in zip(self._windows, self._known, strict=False):
-            errors.add(known, candidate.logits(ids[None]), targets)
+        for (ids, targets), logits in zip(self._windows, self._reference_logits, strict=False):
+            errors.add(logits, candidate.logits(ids[None]), targets)
         return errors.metrics.mean_kl_divergence
 
-    def whole(self, bundle: Bundle) -> PredictionMetrics:
-        """On all of them."""
+    def measure(self, bundle: Bundle) -> PredictionMetrics:
+        """Measure all metrics on the whole text."""
         candidate, errors = BundleReference(bundle), PredictionErrors()
         for ids, targets in self._windows:
             first, second = (m.logits(ids[None]) for m in (self._reference, candidate))
@@ -96,169 +115,186 @@ class Meter:
         return errors.metrics
 
 
-def fit(
-    limits: Thresholds, rounding: ModelQuantizer, directory: Path, meter: Meter, progress: Stages
+def quantize_within_limits(
+    limits: Thresholds,
+    quantizer: ModelQuantizer,
+    directory: Path,
+    meter: AccuracyMeter,
+    progress: Stages,
 ) -> tuple[QuantizedModels, list[Cost], PredictionMetrics]:
-    """Round all weights but those that cost too much for limits to hold.
+    """Quantize all weights except those that cost too much for the limits.
 
     Args:
         limits: what must hold.
-        rounding: what rounds them.
-        directory: one's own; codes and floats lie there for a while, the models' to the end.
+        quantizer: quantizes the models; it is preprocessed.
+        directory: where versions of the weights are written. The models that are returned read
+            some of them.
         meter: measures a bundle.
         progress: told how far it is.
 
     Returns:
-        The models, their weights in the directory; the cost of every product, if not all could be
-        rounded; and what was measured in the end.
+        The models, with weights in the directory; the cost of each weight, if not all could be
+        quantized; and the metrics.
 
     Raises:
-        LimitError: if the limits do not even hold with all products in floating point.
+        LimitError: if the limits are broken even with all linear layers in floating point.
     """
-    names = list(rounding.models)
-    candidates = MixedPrecisionCandidates(
-        Bundle(directory, directory / names[-1], rounding.manifest), rounding
-    )
+    model_path = directory / list(quantizer.models)[-1]
+    bundle = Bundle(directory, model_path, quantizer.bundle.manifest)
+    candidates = MixedPrecisionCandidates(bundle, quantizer)
     progress.stage("measure")
-    made = candidates.write()
-    errors = meter.whole(candidates.bundle)
-    costs: list[Cost] = []
-    if limits.failures(errors):
-        if weight_formats(rounding.scheme) is None:
-            where = "with all weights of 16 bits"
-            raise LimitError(_broken(limits, errors, where, "allow more or choose another scheme"))
-        candidates.open()
-        costs = measure_costs(candidates, meter, progress)
-        costs, errors = _keep(limits, candidates, meter, costs, errors)
-        made = candidates.write(*_chosen(costs))
-    return made, costs, errors
+    result = candidates.write()
+    metrics = meter.measure(bundle)
+    if not limits.failures(metrics):
+        return result, [], metrics
+    if weight_formats(quantizer.scheme) is None:
+        remedy = "allow more or choose another scheme"
+        raise LimitError(_broken(limits, metrics, "with all weights of 16 bits", remedy))
+    candidates.write_versions()
+    costs = measure_costs(candidates, meter, progress)
+    costs, metrics = _raise_precision(limits, candidates, meter, costs, metrics)
+    return candidates.write(*_names_by_precision(costs)), costs, metrics
 
 
 def measure_costs(
-    candidates: MixedPrecisionCandidates, meter: Meter, progress: Progress
+    candidates: MixedPrecisionCandidates, meter: AccuracyMeter, progress: Progress
 ) -> list[Cost]:
-    """The cost of every product, in graph order."""
-    names = list(candidates.bytes)
-    candidates.write_switched()
+    """Measure the cost of quantizing each weight, in graph order."""
+    candidates.write_toggle_graph()
     model = BundleReference(candidates.bundle)
     costs = []
-    for index, name in enumerate(names):
-        progress.advance(index, len(names))
+    for index, (name, float_bytes) in enumerate(candidates.float_bytes.items()):
+        progress.advance(index, len(candidates.float_bytes))
         model.choices = {TOGGLE_INPUT: np.array(index)}
-        higher_precision = candidates.finer_bytes.get(name, 0)
-        costs.append(Cost(name, meter.divergence(model), candidates.bytes[name], higher_precision))
+        added = candidates.higher_precision_bytes.get(name, 0)
+        costs.append(Cost(name, meter.divergence(model), float_bytes, added))
     return costs
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What a weight can be given.
+    """A weight that gets another precision.
 
     Attributes:
         name: of the weight.
-        gain: the divergence that goes away.
-        bytes: that it adds.
-        finer: whether this is the finer form; else it is floating point.
+        gain: the divergence that this removes.
+        bytes: the bytes that it adds.
+        precision: the new precision.
     """
 
     name: str
     gain: float
     bytes: int
-    higher_precision: bool
+    precision: Precision
 
     @property
-    def worth(self) -> float:
+    def gain_per_byte(self) -> float:
         return self.gain / max(1, self.bytes)
 
 
-def _steps(costs: Sequence[Cost], left: float) -> list[_Step]:
-    """All of them, the one that wins the most a byte first.
+def _steps(costs: Sequence[Cost], remaining: float) -> list[_Step]:
+    """List all steps, the one with the largest gain for each byte first.
 
     Args:
-        costs: of the products.
-        left: the share of a cost that the finer form leaves.
+        costs: of the weights.
+        remaining: the share of a cost that the higher precision leaves.
     """
     steps = []
     for cost in costs:
-        if cost.finer_bytes:
-            steps.append(_Step(cost.name, cost.kl * (1 - left), cost.finer_bytes, True))
-        share = left if cost.finer_bytes else 1.0
-        steps.append(_Step(cost.name, cost.kl * share, cost.bytes - cost.finer_bytes, False))
-    return sorted(steps, key=lambda step: step.worth, reverse=True)
+        higher, share = cost.higher_precision_bytes, 1.0
+        if higher:
+            share = remaining
+            steps.append(_Step(cost.name, cost.kl * (1 - share), higher, Precision.HIGHER))
+        float_bytes = cost.float_bytes - higher
+        steps.append(_Step(cost.name, cost.kl * share, float_bytes, Precision.FLOAT))
+    return sorted(steps, key=lambda step: step.gain_per_byte, reverse=True)
 
 
-def _keep(
+def _raise_precision(
     limits: Thresholds,
     candidates: MixedPrecisionCandidates,
-    meter: Meter,
+    meter: AccuracyMeter,
     costs: list[Cost],
-    errors: PredictionMetrics,
+    metrics: PredictionMetrics,
 ) -> tuple[list[Cost], PredictionMetrics]:
-    """Mark what gets more; ``errors`` are those of the scheme's own form throughout."""
-    steps = _steps(costs, _left_by_finer(candidates, meter))
-    total = errors.mean_kl_divergence
-    wanted = total - _share(limits, errors) * total  # divergence to get rid of
-    scale = total / max(sum(cost.kl for cost in costs), total)
-    removed, found = 0.0, {cost.name: cost for cost in costs}
-    for index, step in enumerate(steps):
-        before = found[step.name]
-        found[step.name] = replace(
-            before,
-            higher_precision=step.higher_precision and not before.kept,
-            kept=before.kept or not step.higher_precision,
-        )
-        removed += step.gain * scale
-        if removed < wanted and index < len(steps) - 1:
-            continue
-        candidates.write(*_chosen(found.values()))
-        errors = meter.whole(candidates.bundle)
-        if not limits.failures(errors):
-            return list(found.values()), errors
-        wanted = removed + max(
-            0.0, _STEP * (1 - _share(limits, errors)) * errors.mean_kl_divergence
-        )
-    where = "with every product in floating point, from the tied table alone"
-    raise LimitError(_broken(limits, errors, where, "allow more"))
+    """Choose a precision for each weight so that limits hold.
 
-
-def _left_by_finer(candidates: MixedPrecisionCandidates, meter: Meter) -> float:
-    """The share of the products' divergence that their finer form leaves."""
-    if not candidates.finer_bytes:
-        return 1.0
-    found = []
-    for higher_precision in ([], list(candidates.finer_bytes)):
-        candidates.write(candidates.tables, higher_precision)
-        found.append(meter.divergence(BundleReference(candidates.bundle)))
-    return min(1.0, found[1] / max(found[0], _TINY))
-
-
-def _chosen(costs: Collection[Cost]) -> tuple[set[str], set[str]]:
-    """Names of what stays in floating point, and of what has the finer form."""
-    return {c.name for c in costs if c.kept}, {c.name for c in costs if c.higher_precision}
-
-
-def require_kept(limits: Thresholds, errors: PredictionMetrics, where: str, remedy: str) -> None:
-    """Refuse what breaks a limit.
+    Args:
+        limits: what must hold.
+        candidates: writes the bundle.
+        meter: measures it.
+        costs: of the weights.
+        metrics: with all weights as in the scheme.
 
     Raises:
-        LimitError: naming each that is broken.
+        LimitError: if they never hold.
     """
-    if limits.failures(errors):
-        raise LimitError(_broken(limits, errors, where, remedy))
+    steps = _steps(costs, _remaining_share(candidates, meter))
+    total = metrics.mean_kl_divergence
+    needed = total - _allowed_share(limits, metrics) * total  # divergence to remove
+    scale = total / max(sum(cost.kl for cost in costs), total)
+    removed, by_name = 0.0, {cost.name: cost for cost in costs}
+    for index, step in enumerate(steps):
+        if by_name[step.name].precision is not Precision.FLOAT:
+            by_name[step.name] = replace(by_name[step.name], precision=step.precision)
+        removed += step.gain * scale
+        if removed < needed and index < len(steps) - 1:
+            continue
+        candidates.write(*_names_by_precision(by_name.values()))
+        metrics = meter.measure(candidates.bundle)
+        if not limits.failures(metrics):
+            return list(by_name.values()), metrics
+        excess = (1 - _allowed_share(limits, metrics)) * metrics.mean_kl_divergence
+        needed = removed + max(0.0, _STEP * excess)
+    state = "with every linear layer in floating point, from the tied table alone"
+    raise LimitError(_broken(limits, metrics, state, "allow more"))
 
 
-def _broken(limits: Thresholds, errors: PredictionMetrics, where: str, remedy: str) -> str:
-    found = "; ".join(limits.failures(errors).values())
-    return f"the limits cannot be kept: {where}, {found}; {remedy}"
+def _remaining_share(candidates: MixedPrecisionCandidates, meter: AccuracyMeter) -> float:
+    """Measure the share of the linear layers' divergence that the higher precision leaves."""
+    if not candidates.higher_precision_bytes:
+        return 1.0
+    divergences = []
+    for higher_precision in ([], list(candidates.higher_precision_bytes)):
+        candidates.write(candidates.embeddings, higher_precision)
+        divergences.append(meter.divergence(BundleReference(candidates.bundle)))
+    return min(1.0, divergences[1] / max(divergences[0], _TINY))
 
 
-def _share(limits: Thresholds, errors: PredictionMetrics) -> float:
-    """The share of the present divergence that the limits leave, roughly."""
+def _names_by_precision(costs: Collection[Cost]) -> tuple[set[str], set[str]]:
+    """Return the names of the float and of the higher-precision weights."""
+    float_weights = {cost.name for cost in costs if cost.precision is Precision.FLOAT}
+    return float_weights, {cost.name for cost in costs if cost.precision is Precision.HIGHER}
+
+
+def require_limits(limits: Thresholds, metrics: PredictionMetrics, state: str, remedy: str) -> None:
+    """Check limits.
+
+    Args:
+        limits: what must hold.
+        metrics: what was measured.
+        state: of the model, in the error.
+        remedy: what to do, in the error.
+
+    Raises:
+        LimitError: naming each limit that is broken.
+    """
+    if limits.failures(metrics):
+        raise LimitError(_broken(limits, metrics, state, remedy))
+
+
+def _broken(limits: Thresholds, metrics: PredictionMetrics, state: str, remedy: str) -> str:
+    failures = "; ".join(limits.failures(metrics).values())
+    return f"the limits cannot be kept: {state}, {failures}; {remedy}"
+
+
+def _allowed_share(limits: Thresholds, metrics: PredictionMetrics) -> float:
+    """Estimate the share of the present divergence that the limits allow."""
     shares = [1.0]
     if limits.max_kl is not None:
-        shares.append(limits.max_kl / max(errors.mean_kl_divergence, _TINY))
+        shares.append(limits.max_kl / max(metrics.mean_kl_divergence, _TINY))
     if limits.max_perplexity_increase is not None:
-        shares.append(limits.max_perplexity_increase / max(errors.perplexity_increase, _TINY))
+        shares.append(limits.max_perplexity_increase / max(metrics.perplexity_increase, _TINY))
     if limits.min_top1 is not None:  # the number of other tokens grows like the logits' error
-        shares.append(((1 - limits.min_top1) / max(1 - errors.top1_agreement, _TINY)) ** 2)
+        shares.append(((1 - limits.min_top1) / max(1 - metrics.top1_agreement, _TINY)) ** 2)
     return max(0.0, min(shares))

@@ -1,7 +1,8 @@
-"""From calibration to the float graph that quantizes best: smoothed, and rotated where it pays."""
+"""Decide from a calibration run how to smooth and rotate a float graph, and do it."""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,15 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
-from edgetie.errors import QuantizeError
+from edgetie.errors import QuantizeError, summarize
 from edgetie.passes.run import run_passes
-from edgetie.quantize.calibration.activations import activations
-from edgetie.quantize.calibration.layerwise_run import Input
+from edgetie.quantize.calibration.activations import collect_activations
+from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.quantize.preprocess.linear_inputs import LinearInput, find_linear_inputs
 from edgetie.quantize.preprocess.quantization_error import activation_error, weight_error
-from edgetie.quantize.preprocess.rotate import Rotate, hadamard, linear_input_rotation, rotated
-from edgetie.quantize.preprocess.smooth import Smooth, smoothable, smoothing
+from edgetie.quantize.preprocess.rotate import Rotate, hadamard, rotate_blocks, rotation_size
+from edgetie.quantize.preprocess.smooth import Smooth, find_smoothable_inputs, smoothing_scales
 from edgetie.quantize.preprocess.value_projection import find_value_projection
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.array_spill import ArraySpill
@@ -31,41 +32,46 @@ from edgetie.ties.groups import TieGroup
 STRENGTH = 0.4
 """Exponent of smoothing; measured on a 135 M parameter model."""
 
-TABLE_STRENGTH = 0.2
-"""The same in front of a tied table, which is looked up in as well."""
+EMBEDDING_STRENGTH = 0.2
+"""The same for the input of a tied head, whose smoothing changes the embedding as well."""
 
-WORTH = 0.9
-"""A rotation may cost three small operators at run time: the share of the noise it may leave."""
+ROTATION_GAIN = 0.9
+"""Share of the error that a rotation may leave if it needs three small operators at run time."""
 
 MASSIVE = 1e-3
-"""The share of a product's energy that rounding activations may add, mean over tokens; where they
-are normally distributed it is a thirtieth of that."""
+"""Share of a linear output's energy that quantized activations may add as an error, mean over
+tokens. If they are normally distributed it is a thirtieth of that."""
 
 _TINY = 1e-20
-_ROWS = 256  # rows of a matrix that its noise is estimated from
-_WAITING = 2 * CORES  # activations at most that wait to be looked at: they are large
-_TOKENS = 64  # and of an activation
+_SAMPLED_CHANNELS = 256  # output channels of a weight that its error is estimated from
+_SAMPLED_TOKENS = 64  # of an activation
+_MAX_PENDING = 2 * CORES  # activations that wait for a decision; they are large
+
+FormatOf = Callable[[LinearOp], WeightFormat]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PreprocessReport:
-    """How many activations were smoothed and rotated, and why nothing was, if so.
+    """How many activations were smoothed and rotated, or why none were.
 
     Attributes:
-        grams: makes how the inputs of each matrix vary together, by the matrix's name.
-        changes: what became of each activation, by its name: what turns its rows
-            ``(tokens, channels)`` into those that products read now.
-        readers: the products that read each activation, by its name.
-        massive: matrices whose inputs have values so large that rounding these costs the others
+        smoothed: number of activations.
+        rotated: number of activations.
+        note: why nothing was calibrated; empty if something was.
+        hessians: makers of the Hessian of each weight's input, by the weight's name.
+        transforms: what was done to each activation ``(tokens, channels)``, by its name.
+        linear_ops: the linear operators that read each activation, by its name.
+        massive: weights whose inputs have values so large that quantizing them costs the others
             their precision, even when smoothed and rotated (massive activations, Sun et al. 2024).
     """
 
     smoothed: int = 0
     rotated: int = 0
     note: str = ""
-    grams: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
-    changes: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
-    readers: Mapping[str, Sequence[LinearOp]] = field(default_factory=dict)
+    hessians: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
+    transforms: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
+    linear_ops: Mapping[str, Sequence[LinearOp]] = field(default_factory=dict)
     massive: Sequence[str] = ()
 
 
@@ -74,166 +80,161 @@ def preprocess_model(
     ties: Sequence[TieGroup],
     bundle: Bundle,
     model_path: Path,
-    given: Input,
-    form: Callable[[LinearOp], WeightFormat],
-    store: ArraySpill,
+    inputs: CalibrationInput,
+    format_of: FormatOf,
+    spill: ArraySpill,
     *,
     fixed: Collection[str] = (),
 ) -> PreprocessReport:
     """Smooth and rotate ``model`` in place.
 
     Args:
-        model: a float graph, its products in the form of the ``linear`` pass.
+        model: a float graph, whose linear layers are MatMuls.
         ties: verified after each pass.
         bundle: what the model is part of.
         model_path: the file ``model`` was read from, to run; its values have the same names.
-        given: what to calibrate on.
-        form: the form that a product will take.
-        store: where what was measured waits.
-        fixed: names of matrices that must stay as they are, because other models read them too.
+        inputs: what to calibrate on.
+        format_of: returns the format that a linear operator's weight will have.
+        spill: where Hessians wait.
+        fixed: names of weights that must not change, because other models read them too.
+
+    Raises:
+        QuantizeError: if the model cannot be run on the caller's own inputs.
     """
     linear_inputs = {
         name: linear_input
         for name, linear_input in find_linear_inputs(model).items()
-        if not any(product.weight.name in fixed for product in linear_input.linear_ops)
+        if not any(linear_op.weight.name in fixed for linear_op in linear_input.linear_ops)
     }
     if not linear_inputs:
-        return PreprocessReport(note="nothing: no product whose input nothing else reads")
-    smoothed = smoothable(model)
-    found: dict[str, Future[_Settled | None]] = {}
-    waiting: deque[Future[_Settled | None]] = deque()
+        return PreprocessReport(note="nothing: no activation that only linear layers read")
+    smoothable = find_smoothable_inputs(model)
+    futures: dict[str, Future[_Decision | None]] = {}
+    pending: deque[Future[_Decision | None]] = deque()
     try:
         with ThreadPoolExecutor(CORES) as threads:  # decides while the model runs on
-            for name, rows in activations(bundle, model_path, list(linear_inputs), given):
-                smooths = name in smoothed
-                found[name] = threads.submit(
-                    _settle, linear_inputs[name], rows, form, store, smooths
+            activations = collect_activations(bundle, model_path, list(linear_inputs), inputs)
+            for name, tokens in activations:
+                futures[name] = threads.submit(
+                    _decide, linear_inputs[name], tokens, format_of, spill, name in smoothable
                 )
-                waiting.append(found[name])
-                if len(waiting) > _WAITING:
-                    waiting.popleft().result()
-            settled = {n: each for n, f in found.items() if (each := f.result()) is not None}
+                pending.append(futures[name])
+                if len(pending) > _MAX_PENDING:
+                    pending.popleft().result()
+            results = {name: future.result() for name, future in futures.items()}
     except QuantizeError as error:
-        if given.feeds:
-            raise  # somebody wanted these
-        return PreprocessReport(note=f"nothing: {str(error).splitlines()[0]}")
-    smooth = Smooth({n: each.scales for n, each in settled.items() if each.scales is not None})
-    rotate = Rotate([name for name, each in settled.items() if each.size > 1])
+        if inputs.feeds:
+            raise  # the caller's own
+        logger.debug("%s: not calibrated", model_path, exc_info=True)
+        return PreprocessReport(note=f"nothing: {summarize(error)}")
+    decisions = {name: each for name, each in results.items() if each is not None}
+    smooth = Smooth({n: each.scales for n, each in decisions.items() if each.scales is not None})
+    rotate = Rotate([name for name, each in decisions.items() if each.block_size > 1])
     run_passes(model, ties, [smooth, rotate])
-    readers = {name: linear_inputs[name].linear_ops for name in settled}
+    linear_ops = {name: linear_inputs[name].linear_ops for name in decisions}
     return PreprocessReport(
         smooth.changed,
         rotate.changed,
-        grams={
-            str(p.weight.name): settled[name].hessian for name, ps in readers.items() for p in ps
+        hessians={
+            str(linear_op.weight.name): decisions[name].hessian
+            for name, readers in linear_ops.items()
+            for linear_op in readers
         },
-        changes={name: each.change for name, each in settled.items()},
-        readers=readers,
-        massive=[name for each in settled.values() for name in each.massive],
+        transforms={name: decision.transform for name, decision in decisions.items()},
+        linear_ops=linear_ops,
+        massive=[name for decision in decisions.values() for name in decision.massive],
     )
 
 
 @dataclass(frozen=True)
-class _Settled:
-    """What is to become of an activation.
+class _Decision:
+    """What is done to an activation.
 
     Attributes:
-        scales: that its channels are divided by; ``None`` where they cannot be.
-        size: of the blocks that are rotated; 1 where they are not.
-        massive: matrices of its products whose inputs are massive all the same.
-        gram: makes the Gram matrix of what comes of it.
+        scales: divisors of its channels; ``None`` if they cannot be scaled.
+        block_size: channels that are rotated together; 1 for no rotation.
+        massive: names of the weights whose inputs stay massive.
+        hessian: reads the Hessian of the transformed activation.
     """
 
     scales: Array | None
-    size: int
+    block_size: int
     massive: Sequence[str]
     hessian: Callable[[], Array]
 
-    def change(self, rows: Array) -> Array:
-        """Rows ``(tokens, channels)``, smoothed and rotated."""
-        divided = np.array(rows if self.scales is None else rows / self.scales, np.float32)
-        return divided if self.size < 2 else rotated(divided, hadamard(self.size))
+    def transform(self, tokens: Array) -> Array:
+        """Smooth and rotate ``(tokens, channels)``."""
+        scaled = np.array(tokens if self.scales is None else tokens / self.scales, np.float32)
+        return scaled if self.block_size < 2 else rotate_blocks(scaled, hadamard(self.block_size))
 
 
-def _settle(
+def _decide(
     linear_input: LinearInput,
-    rows: Array,
-    form: Callable[[LinearOp], WeightFormat],
-    store: ArraySpill,
-    smooth: bool,
-) -> _Settled | None:
-    """Decide what is done to an activation.
+    tokens: Array,
+    format_of: FormatOf,
+    spill: ArraySpill,
+    is_smoothable: bool,
+) -> _Decision | None:
+    """Decide what is done to an activation; ``None`` if it is not finite.
 
     Args:
-        site: the activation.
-        rows: its values ``(tokens, channels)``, which are lost.
-        form: of a product.
-        store: where the Gram matrix is kept.
-        smooth: whether its channels can be scaled for nothing.
-
-    Returns:
-        ``None`` where it is not finite.
+        linear_input: the activation.
+        tokens: its values ``(tokens, channels)``, which are overwritten.
+        format_of: returns the format of a linear operator's weight.
+        spill: where the Hessian is written.
+        is_smoothable: whether its channels can be scaled at no cost.
     """
-    magnitudes = np.sqrt(np.einsum("ij,ij->j", rows, rows) / len(rows))
+    magnitudes = np.sqrt(np.einsum("ij,ij->j", tokens, tokens) / len(tokens))
     if not np.isfinite(magnitudes).all():
         return None
-    samples = [_some(product) for product in linear_input.linear_ops]
+    formats = [format_of(linear_op) for linear_op in linear_input.linear_ops]
+    weights = [_sample_channels(linear_op) for linear_op in linear_input.linear_ops]
     scales = None
-    if smooth:
-        scales = smoothing(magnitudes, TABLE_STRENGTH if linear_input.reads_embedding else STRENGTH)
-        rows /= scales
-        samples = [some * scales for some in samples]
-    x = rows[:: max(1, len(rows) // _TOKENS)].copy()
-    free = find_value_projection(linear_input) is not None
-    turns = free or all(form(product).supports_rotation for product in linear_input.linear_ops)
-    size = linear_input_rotation(linear_input) if turns else 1
-    if size > 1:
-        matrix = hadamard(size)
-        turned = rotated(x.copy(), matrix), [rotated(some.copy(), matrix) for some in samples]
-        worth = 1.0 if free else WORTH
-        if _noise(linear_input, *turned, form) < worth * _noise(linear_input, x, samples, form):
-            x, samples = turned
-            rows = rotated(rows, matrix)
+    if is_smoothable:
+        strength = EMBEDDING_STRENGTH if linear_input.reads_embedding else STRENGTH
+        scales = smoothing_scales(magnitudes, strength)
+        tokens /= scales
+        weights = [weight * scales for weight in weights]
+    x = tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)].copy()
+    is_free = find_value_projection(linear_input) is not None
+    can_rotate = is_free or all(each.supports_rotation for each in formats)
+    block_size = rotation_size(linear_input) if can_rotate else 1
+    if block_size > 1:
+        matrix = hadamard(block_size)
+        rotated_x = rotate_blocks(x.copy(), matrix)
+        rotated_weights = [rotate_blocks(weight.copy(), matrix) for weight in weights]
+        limit = (1.0 if is_free else ROTATION_GAIN) * _output_error(x, weights, formats)
+        if _output_error(rotated_x, rotated_weights, formats) < limit:
+            x, weights = rotated_x, rotated_weights
+            tokens = rotate_blocks(tokens, matrix)
         else:
-            size = 1
+            block_size = 1
     massive = [
-        str(product.weight.name)
-        for product, some in zip(linear_input.linear_ops, samples, strict=True)
-        if _is_massive(x, some, form(product))
+        str(linear_op.weight.name)
+        for linear_op, weight, each in zip(linear_input.linear_ops, weights, formats, strict=True)
+        if _is_massive(x, weight, each)
     ]
-    return _Settled(scales, size, massive, store.put(hessian(rows)))
+    return _Decision(scales, block_size, massive, spill.put(hessian(tokens)))
 
 
-def _some(product: LinearOp) -> Array:
-    """A few rows of a matrix."""
-    every = product.read_weight()
-    return np.array(every[:: max(1, len(every) // _ROWS)], np.float32, order="C")
+def _sample_channels(linear_op: LinearOp) -> Array:
+    """Return some output channels of a weight: ``(out, in)``."""
+    weight = linear_op.read_weight()
+    return np.array(weight[:: max(1, len(weight) // _SAMPLED_CHANNELS)], np.float32, order="C")
 
 
-def _noise(
-    linear_input: LinearInput,
-    x: Array,
-    samples: list[Array],
-    form: Callable[[LinearOp], WeightFormat],
-) -> float:
-    """The noise of all products of a site.
-
-    Args:
-        site: the activation.
-        x: some of its rows.
-        samples: some rows of each of its products' matrices.
-        form: of a product.
-    """
+def _output_error(x: Array, weights: Sequence[Array], formats: Sequence[WeightFormat]) -> float:
+    """Estimate the error of all linear operators that read ``x``."""
     total = 0.0
-    for product, rows in zip(linear_input.linear_ops, samples, strict=True):
-        made = form(product)
-        total += weight_error(x, rows, made.spec(linear_input.channels))
-        of_x = activation_error(x, rows, made.spec(linear_input.channels), made.activations)
-        total += float(of_x.mean())
+    for weight, each in zip(weights, formats, strict=True):
+        spec = each.spec(x.shape[1])
+        total += weight_error(x, weight, spec)
+        total += float(activation_error(x, weight, spec, each.activations).mean())
     return total
 
 
-def _is_massive(x: Array, rows: Array, form: WeightFormat) -> bool:
-    """Whether rounding activations takes too much of a product."""
-    noise = activation_error(x, rows, form.spec(x.shape[1]), form.activations)
-    return float((noise / (np.square(x @ rows.T).sum(axis=1) + _TINY)).mean()) > MASSIVE
+def _is_massive(x: Array, weight: Array, weight_format: WeightFormat) -> bool:
+    """Tell whether quantizing activations takes too much of a linear operator's output."""
+    spec = weight_format.spec(x.shape[1])
+    error = activation_error(x, weight, spec, weight_format.activations)
+    return float((error / (np.square(x @ weight.T).sum(axis=1) + _TINY)).mean()) > MASSIVE

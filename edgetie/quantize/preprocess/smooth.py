@@ -1,11 +1,11 @@
-"""Smoothing: outlying channels of activations moved into the weights before both are rounded.
+"""Smooth activations: move their outlying channels into the weights before both are quantized.
 
-Inside MatMulNBits activations become int8 by blocks too, and one channel much larger than its
+In MatMulNBits activations become int8 by blocks too, and one channel much larger than its
 neighbours costs them their precision. Dividing channel j by ``s_j`` and multiplying row j of the
-weight by it changes nothing in exact arithmetic (SmoothQuant, Xiao et al. 2022; with the scales
-from activations alone, as in AWQ, Lin et al. 2023). The division goes where it costs nothing: into
-the norm, or the projection, in front. A tied table is scaled too and stays one matrix: what is
-looked up in it is divided again.
+weight by it changes nothing in exact arithmetic (SmoothQuant, Xiao et al. 2022; with scales from
+activations alone, as in AWQ, Lin et al. 2023). The division is done at no cost by the norm or the
+projection before. A tied embedding is scaled too and stays one initializer: rows gathered from it
+are divided again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from edgetie.quantize.preprocess.linear_inputs import (
     transform_weight,
     transformed_tensor,
 )
+from edgetie.quantize.preprocess.value_projection import projection_parameters
 from edgetie.quantize.weights.affine import Array
+from edgetie.quantize.weights.linear_op import is_gather
 
 _NORMS = {
     "RMSNormalization": (1,),
@@ -34,24 +36,23 @@ _NORMS = {
     "SkipSimplifiedLayerNormalization": (2,),
     "SkipLayerNormalization": (2, 3),
 }
-"""Norms whose first output is the normed value, and the inputs that scale it (weight, bias)."""
+"""Norms whose first output is the normalized value, and the inputs that scale it: weight, bias."""
 
 
-def smoothable(model: ir.Model) -> dict[str, LinearInput]:
-    """The sites whose channels can be scaled for nothing: behind a norm, or a gate's product."""
+def find_smoothable_inputs(model: ir.Model) -> dict[str, LinearInput]:
+    """Find the linear inputs whose channels can be scaled at no cost: after a norm, or a gate."""
     return {
         name: linear_input
         for name, linear_input in find_linear_inputs(model).items()
-        if _norm(linear_input) is not None or _linear_half(linear_input) is not None
+        if _norm(linear_input) is not None or _linear_branch(linear_input) is not None
     }
 
 
 class Smooth(GraphPass):
-    """Divides activations and multiplies the weights that read them.
+    """Divide activations and multiply the weights that read them.
 
     Args:
-        scales: what each activation is divided by, channel by channel, by its name
-            (:func:`smoothing`).
+        scales: divisors of each activation's channels, by its name (:func:`smoothing_scales`).
     """
 
     name = "smooth"
@@ -61,28 +62,27 @@ class Smooth(GraphPass):
         self.scales = scales
 
     def rewrite(self, model: ir.Model) -> None:
-        for name, linear_input in smoothable(model).items():
+        for name, linear_input in find_smoothable_inputs(model).items():
             scales = self.scales.get(name)
             if scales is None:
                 continue
-            norm, half = _norm(linear_input), _linear_half(linear_input)
+            norm, branch = _norm(linear_input), _linear_branch(linear_input)
             if norm is not None:
                 for index in _NORMS[norm.op_type]:
                     if index < len(norm.inputs) and norm.inputs[index] is not None:
                         _rescale_input(model.graph, norm, index, 1 / scales)
-            elif half is not None:
-                for value, start in half:
-                    _rescale_columns(value, start, 1 / scales)
-            for product in linear_input.linear_ops:
-                if product.transposed:
-                    _rescale(product.weight, scales[:, None])
+            for value, start in branch or [] if norm is None else []:
+                _rescale_columns(value, start, 1 / scales)
+            for linear_op in linear_input.linear_ops:
+                if linear_op.transposed:
+                    _rescale(linear_op.weight, scales[:, None])
                 else:
-                    _rescale_table(model.graph, product.weight, scales)
+                    _rescale_embedding(model.graph, linear_op.weight, scales)
             self.changed += 1
 
 
-def smoothing(magnitudes: Array, strength: float) -> Array:
-    """Divisors of an activation; their geometric mean is 1.
+def smoothing_scales(magnitudes: Array, strength: float) -> Array:
+    """Compute divisors of an activation's channels, whose geometric mean is 1.
 
     Args:
         magnitudes: typical magnitude of each channel.
@@ -94,12 +94,12 @@ def smoothing(magnitudes: Array, strength: float) -> Array:
 
 
 def _norm(linear_input: LinearInput) -> ir.Node | None:
-    """The norm whose output the site is, or is a selection of rows of."""
+    """Find the norm whose output, or a selection of its tokens, the activation is."""
     value = linear_input.value
     selection = producer(value, "GatherND")
     if selection is not None and selection.inputs[0] is not None:
         value = selection.inputs[0]
-        if any(user not in (selection,) and operator(user) != "Shape" for user, _ in value.uses()):
+        if any(user is not selection and operator(user) != "Shape" for user, _ in value.uses()):
             return None
     node = producer(value, *_NORMS)
     if node is None or node.outputs[0] is not value or value.is_graph_output():
@@ -108,10 +108,10 @@ def _norm(linear_input: LinearInput) -> ir.Node | None:
     return node if all(weight(gain) is not None for gain in gains if gain is not None) else None
 
 
-def _linear_half(linear_input: LinearInput) -> list[tuple[ir.Value, int]] | None:
-    """What makes the half of a gated product that enters linearly: its matrix and its bias.
+def _linear_branch(linear_input: LinearInput) -> list[tuple[ir.Value, int]] | None:
+    """Find the weight and bias of the branch of a gated product that no activation follows.
 
-    Each with the column it starts at: the product may be packed with others, and split.
+    Each comes with its first column: it may be packed with other weights, and its output split.
     """
     gated = producer(linear_input.value, "Mul")
     if gated is None:
@@ -121,35 +121,18 @@ def _linear_half(linear_input: LinearInput) -> list[tuple[ir.Value, int]] | None
             continue
         split = producer(value, "Split")
         start = _start(split, value) if split is not None else 0
-        made = split.inputs[0] if split is not None else value
-        if made is None or start is None or only_user(made) is None:
+        parameters = projection_parameters(split.inputs[0] if split is not None else value)
+        if start is None or parameters is None:
             continue
-        found = []
-        add = producer(made, "Add")
-        if add is not None:
-            left, right = add.inputs[:2]
-            bias, made = (left, right) if weight(left) is not None else (right, left)
-            tensor = weight(bias)
-            if tensor is None or bias is None or len(bias.uses()) != 1 or made is None:
-                continue
-            if len(tensor.shape) != 1 or only_user(made) is None:
-                continue
-            found.append((bias, start))
-        product = producer(made, "MatMul")
-        matrix = product.inputs[1] if product is not None else None
-        if matrix is None or weight(matrix) is None or len(matrix.uses()) != 1:
-            continue
-        found.append((matrix, start))
-        shapes = [v.const_value.shape.numpy() for v, _ in found]  # type: ignore[union-attr]
-        if len(shapes[-1]) == 2 and all(
-            shape[-1] >= start + linear_input.channels for shape in shapes
-        ):
-            return found
+        ranks = [len(shape) for _, shape in parameters]
+        end = start + linear_input.channels
+        if ranks in ([2], [1, 2]) and all(shape[-1] >= end for _, shape in parameters):
+            return [(parameter, start) for parameter, _ in parameters]
     return None
 
 
 def _start(split: ir.Node, value: ir.Value) -> int | None:
-    """The first column of one output of a Split along the last axis."""
+    """Return the first column of one output of a Split along the last axis."""
     axis = split.attributes["axis"].as_int() if "axis" in split.attributes else 0
     rank = len(value.shape) if value.shape is not None else None
     sizes = split.inputs[1].const_value if len(split.inputs) > 1 and split.inputs[1] else None
@@ -158,21 +141,20 @@ def _start(split: ir.Node, value: ir.Value) -> int | None:
     return int(sizes.numpy()[: list(split.outputs).index(value)].sum())
 
 
-def _rescale(value: ir.Value | None, factors: Array) -> None:
-    assert value is not None
+def _rescale(value: ir.Value, factors: Array) -> None:
     transform_weight(value, lambda array: array * factors)
 
 
 def _rescale_columns(value: ir.Value, start: int, factors: Array) -> None:
-    """Multiply some columns (the last axis) of a matrix, or entries of a bias."""
+    """Multiply some columns (the last axis) of a weight, or entries of a bias."""
     assert value.const_value is not None
-    all_columns = np.ones(value.const_value.shape.numpy()[-1], np.float32)
-    all_columns[start : start + len(factors)] = factors
-    _rescale(value, all_columns)
+    all_factors = np.ones(value.const_value.shape.numpy()[-1], np.float32)
+    all_factors[start : start + len(factors)] = factors
+    _rescale(value, all_factors)
 
 
 def _rescale_input(graph: ir.Graph, node: ir.Node, index: int, factors: Array) -> None:
-    """Give ``node`` its constant input times ``factors``; other users keep it."""
+    """Multiply a constant input of ``node``. Its other users read the old values."""
     value = node.inputs[index]
     assert value is not None
     if len(value.uses()) == 1:
@@ -182,10 +164,10 @@ def _rescale_input(graph: ir.Graph, node: ir.Node, index: int, factors: Array) -
     node.replace_input_with(index, initializer(graph, f"{value.name}.{node.name}.smooth", copy))
 
 
-def _rescale_table(graph: ir.Graph, table: ir.Value, scales: Array) -> None:
-    """Scale a table's columns and divide what is looked up in it."""
-    for node, index in list(table.uses()):
-        if operator(node) == "Gather" and index == 0:
-            factors = initializer(graph, f"{table.name}.unsmooth", 1 / scales)
+def _rescale_embedding(graph: ir.Graph, embedding: ir.Value, scales: Array) -> None:
+    """Multiply an embedding's columns, and divide what is gathered from it."""
+    for node, index in list(embedding.uses()):
+        if is_gather(node, index):
+            factors = initializer(graph, f"{embedding.name}.unsmooth", 1 / scales)
             insert_after(node, ir.node("Mul", [node.outputs[0], factors]))
-    _rescale(table, scales)
+    _rescale(embedding, scales)

@@ -1,7 +1,7 @@
-"""Where the values of attention come from: the part of a projection that makes them.
+"""Find the part of a projection that computes the values of attention.
 
-Attention weighs values and adds them up, so what is linear within a head can as well be done in
-front of it, by the projection, for nothing.
+Attention adds up weighted values, so the projection before it can do what is linear within a head,
+at no cost.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from edgetie.quantize.preprocess.linear_inputs import LinearInput
 
 @dataclass(frozen=True)
 class ValueProjection:
-    """Attention's values, ``width`` columns of a product from ``start`` on.
+    """The columns of a linear layer that compute attention's values.
 
     Attributes:
-        parts: the matrix, and the bias behind it if there is one, each with its first column.
-        width: key-value heads times head size.
+        parts: the weight, and the bias if there is one, each with its first such column.
+        width: number of columns: key-value heads times head size.
         head_size: of each head.
     """
 
@@ -30,43 +30,49 @@ class ValueProjection:
 
 
 def find_value_projection(linear_input: LinearInput) -> ValueProjection | None:
-    """The values whose weighted sums the site is; ``None`` if it is not attention's output."""
-    node = producer(linear_input.value, "GroupQueryAttention")
-    if node is None or node.outputs[0] is not linear_input.value:
+    """Find the projection whose values a linear input adds up; ``None`` if it does not."""
+    attention = producer(linear_input.value, "GroupQueryAttention")
+    if attention is None or attention.outputs[0] is not linear_input.value:
         return None
-    heads, kv_heads = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
+    heads, kv_heads = (
+        attention.attributes[name].as_int() for name in ("num_heads", "kv_num_heads")
+    )
     head_size = linear_input.channels // heads
     width = kv_heads * head_size
-    packed = node.inputs[2] is None
-    made = node.inputs[0] if packed else node.inputs[2]
-    start = (heads + kv_heads) * head_size if packed else 0
-    parts = []
-    if made is None or only_user(made) is None:
+    is_packed = attention.inputs[2] is None
+    start = (heads + kv_heads) * head_size if is_packed else 0
+    parameters = projection_parameters(attention.inputs[0] if is_packed else attention.inputs[2])
+    if parameters is None or any(
+        shape[-1] != start + width or len(shape) > 2 for _, shape in parameters
+    ):
         return None
-    add = producer(made, "Add")
+    return ValueProjection(tuple((value, start) for value, _ in parameters), width, head_size)
+
+
+def projection_parameters(
+    output: ir.Value | None,
+) -> list[tuple[ir.Value, tuple[int, ...]]] | None:
+    """Find the bias, if there is one, and the weight of the linear layer that computes a value.
+
+    Returns:
+        Each with its shape, or ``None`` if another node uses them or the value.
+    """
+    if output is None or only_user(output) is None:
+        return None
+    candidates = []
+    add = producer(output, "Add")
     if add is not None:
         left, right = add.inputs[:2]
-        bias, made = (left, right) if weight(left) is not None else (right, left)
-        if not _whole(bias, start + width) or made is None or only_user(made) is None:
+        bias, output = (left, right) if weight(left) is not None else (right, left)
+        if output is None or only_user(output) is None:
             return None
-        parts.append(bias)
-    product = producer(made, "MatMul")
-    matrix = product.inputs[1] if product is not None else None
-    if not _whole(matrix, start + width):
-        return None
-    parts.append(matrix)
-    return ValueProjection(
-        tuple((part, start) for part in parts if part is not None), width, head_size
-    )
-
-
-def _whole(value: ir.Value | None, columns: int) -> bool:
-    """Whether it is a constant of so many columns that nothing else uses."""
-    tensor = weight(value)
-    return (
-        value is not None
-        and tensor is not None
-        and len(value.uses()) == 1
-        and len(tensor.shape) in (1, 2)
-        and tensor.shape.numpy()[-1] == columns
-    )
+        candidates.append(bias)
+    matmul = producer(output, "MatMul")
+    candidates.append(matmul.inputs[1] if matmul is not None else None)
+    parameters = []
+    for value in candidates:
+        tensor = weight(value)
+        if value is None or tensor is None or len(value.uses()) != 1:
+            return None
+        parameters.append((value, tuple(tensor.shape.numpy())))
+    return parameters

@@ -20,7 +20,7 @@ from edgetie.errors import BundleError, EdgetieError
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.latency.bench import bench_model
-from edgetie.quantize.calibration.synthetic_audio import voice
+from edgetie.quantize.calibration.synthetic_audio import synthetic_voice
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.audio.embeddings import embed_audio
 from edgetie.runtime.audio.transcription import transcribe
@@ -101,7 +101,7 @@ def audio_embeddings(
 
 
 def sound(seconds: float) -> np.ndarray:
-    return voice(np.random.default_rng(3), seconds, RATE)
+    return synthetic_voice(np.random.default_rng(3), seconds, RATE)
 
 
 def features(extractor: Any, samples: np.ndarray) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from edgetie.errors import AudioError, BundleError, EdgetieError, SourceError
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.latency.bench import bench_model
-from edgetie.quantize.calibration.synthetic_audio import voice
+from edgetie.quantize.calibration.synthetic_audio import synthetic_voice
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.audio.features import FeatureExtractor, read_wav
 from edgetie.runtime.audio.transcription import transcribe
@@ -52,7 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def sound(seconds: float, seed: int = 0) -> np.ndarray:
-    return voice(np.random.default_rng(seed), seconds, RATE)
+    return synthetic_voice(np.random.default_rng(seed), seconds, RATE)
 
 
 def small(kind: str) -> Any:

@@ -62,9 +62,9 @@ def test_calibration_on_inputs_of_ones_own(float_bundle: Any, tmp_path: Path) ->
     ("arrays", "words"),
     [
         ({"input_ids": np.zeros((2, 1, 4), np.int64)}, "input attention_mask is missing"),
-        ({"ids": np.zeros((2, 1, 4), np.int64)}, "ids is no input"),
-        ({"input_ids": np.zeros((2, 4)), "attention_mask": np.zeros((3, 4))}, "one axis in front"),
-        ({"input_ids": np.array(3)}, "one axis in front"),
+        ({"ids": np.zeros((2, 1, 4), np.int64)}, "ids is not an input"),
+        ({"input_ids": np.zeros((2, 4)), "attention_mask": np.zeros((3, 4))}, "a first axis"),
+        ({"input_ids": np.array(3)}, "a first axis"),
         (
             {n: np.full((1, 1, 4), 10**6) for n in ("input_ids", "attention_mask")},
             "calibration cannot run it",

@@ -25,6 +25,7 @@ from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.passes.fold_constants import FoldConstants
 from edgetie.passes.run import run_passes
 from edgetie.quantize.formats.scheme_formats import weight_formats
+from edgetie.quantize.mixed_precision.sensitivity import Precision
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import generate
@@ -62,7 +63,7 @@ def test_close_to_fp32_with_one_table(
     exact = scheme == "int8-static"
     found = logits(report.bundle.model_path, exact=exact)
     assert error(reference, found) < TOLERANCE.get(scheme, 0.05)
-    assert report.kept == ()
+    assert report.float_weights == ()
     manifest = report.manifest
     table = manifest.ties[0]
     assert {use.op_type for use in table.uses} == OPERATORS[scheme]
@@ -161,7 +162,7 @@ def test_limits_hold_for_other_schemes(float_bundle: Any, tmp_path: Path) -> Non
         limits=Thresholds(max_kl=found / 2),
     )
     assert report.manifest.quantization["measured"]["kl"] <= found / 2
-    kept = [cost.name for cost in report.costs if cost.kept]
+    kept = [cost.name for cost in report.costs if cost.precision is Precision.FLOAT]
     assert 0 < len(kept) < len(report.costs)
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}

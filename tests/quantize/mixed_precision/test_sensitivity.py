@@ -27,6 +27,8 @@ from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.harness.ties.tie_status import tie_status
 from edgetie.quantize.calibration.activations import calibration_text
+from edgetie.quantize.mixed_precision.candidates import FLOAT, HIGHER_PRECISION, QUANTIZED
+from edgetie.quantize.mixed_precision.sensitivity import Precision
 from edgetie.quantize.quantizer import QuantizeReport, quantize_model
 from edgetie.sources.source import Source
 from edgetie_cli.main import cli
@@ -71,11 +73,11 @@ def floats(directory: Path) -> set[str]:
 
 def test_nothing_is_kept_where_the_limit_holds(fp32: Path, plain: QuantizeReport) -> None:
     assert plain.costs == ()
-    assert plain.kept == ()
+    assert plain.float_weights == ()
     measured = plain.manifest.quantization["measured"]
     assert measured["kl"] == pytest.approx(divergence(fp32, plain.bundle.directory), rel=0.5)
     names = {path.name for path in plain.bundle.directory.iterdir()}
-    assert not {"codes.data", "finer.data", "floats.data"} & names
+    assert not {QUANTIZED, HIGHER_PRECISION, FLOAT} & names
 
 
 def test_the_costliest_weights_are_kept_until_the_limit_holds(
@@ -83,19 +85,23 @@ def test_the_costliest_weights_are_kept_until_the_limit_holds(
 ) -> None:
     limit = plain.manifest.quantization["measured"]["kl"] * 0.6
     report = quantize_model(fp32, tmp_path / "int8", limits=Thresholds(max_kl=limit))
-    kept = {cost.name for cost in report.costs if cost.kept}
+    kept = {cost.name for cost in report.costs if cost.precision is Precision.FLOAT}
     assert 0 < len(kept) < len(report.costs)
     assert report.manifest.quantization["measured"]["kl"] <= limit
     before = divergence(fp32, plain.bundle.directory)
     assert divergence(fp32, report.bundle.directory) < 0.8 * before
     assert kept <= floats(report.bundle.directory)
-    assert [text.split(":")[0] for text in report.kept] == [
-        cost.name for cost in report.costs if cost.kept
+    assert [text.split(":")[0] for text in report.float_weights] == [
+        cost.name for cost in report.costs if cost.precision is Precision.FLOAT
     ]
-    worth = [cost.kl / cost.bytes for cost in report.costs]
-    assert max(worth) == max(c.kl / c.bytes for c in report.costs if c.kept)
+    worth = [cost.kl / cost.float_bytes for cost in report.costs]
+    assert max(worth) == max(
+        c.kl / c.float_bytes for c in report.costs if c.precision is Precision.FLOAT
+    )
     added = sum(
-        c.bytes if c.kept else c.finer_bytes if c.higher_precision else 0 for c in report.costs
+        cost.float_bytes if cost.precision is Precision.FLOAT else cost.higher_precision_bytes
+        for cost in report.costs
+        if cost.precision is not Precision.SCHEME
     )
     assert report.bundle.file_bytes - plain.bundle.file_bytes == pytest.approx(added, abs=20_000)
     status = tie_status(open_bundle(report.bundle.directory))
@@ -111,14 +117,16 @@ def test_finer_blocks_or_more_bits_come_before_floats(
     limits = Thresholds(max_kl=share * plain.manifest.quantization["measured"]["kl"])
     report = quantize_model(fp32, tmp_path / "finer", scheme=scheme, limits=limits)
     before = divergence(fp32, plain.bundle.directory)
-    higher_precision = [cost for cost in report.costs if cost.higher_precision]
+    higher_precision = [cost for cost in report.costs if cost.precision is Precision.HIGHER]
     assert higher_precision
-    assert not any(cost.kept for cost in report.costs)
+    assert not any(cost.precision is Precision.FLOAT for cost in report.costs)
     assert report.manifest.quantization["finer"]
     assert report.manifest.quantization["blocks"][str(block)] >= len(higher_precision)
     assert divergence(fp32, report.bundle.directory) < (share + 1) / 2 * before
     added = report.bundle.file_bytes - plain.bundle.file_bytes
-    assert added == pytest.approx(sum(cost.finer_bytes for cost in higher_precision), abs=20_000)
+    assert added == pytest.approx(
+        sum(cost.higher_precision_bytes for cost in higher_precision), abs=20_000
+    )
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     products = [node for node in graph.node if node.op_type == "MatMulNBits"]
     layers = {node.input[1]: {a.name: a.i for a in node.attribute} for node in products}
@@ -137,7 +145,10 @@ def test_limits_hold_in_every_scheme(fp32: Path, tmp_path: Path, scheme: str) ->
     report = quantize_model(fp32, tmp_path / "kept", scheme=scheme, limits=Thresholds(max_kl=limit))
     assert report.manifest.quantization["measured"]["kl"] <= limit
     assert all(cost.kl > 0 for cost in report.costs)
-    assert any(cost.kept or cost.higher_precision for cost in report.costs)
+    assert any(
+        cost.precision is Precision.FLOAT or cost.precision is Precision.HIGHER
+        for cost in report.costs
+    )
 
 
 def test_a_limit_below_the_cost_of_the_table_is_refused(fp32: Path, tmp_path: Path) -> None:
@@ -205,8 +216,8 @@ def test_limits_are_measured_as_check_measures(tmp_path: Path, kind: str) -> Non
     bundle = open_bundle(tmp_path / "fp32")
     text = calibration_text(bundle, TEXT, [])
     assert (text.prefix, text.suffix, text.mask) == ([1], [2], 0)
-    rest = tokenizer.decode(text.rest, skip_special_tokens=False)
-    assert tokenizer.encode(rest, add_special_tokens=False).ids == text.rest
+    rest = tokenizer.decode(text.evaluation, skip_special_tokens=False)
+    assert tokenizer.encode(rest, add_special_tokens=False).ids == text.evaluation
     longest = open_bundle(tmp_path / "fp32").manifest.signature.max_positions
     window = min(256, longest or 256)
     checked = check_model(

@@ -1,0 +1,153 @@
+"""Read and check the float models that are to be quantized."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import onnx_ir as ir
+import onnx_ir.passes.common
+
+from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.manifest import Manifest, describe_tensors
+from edgetie.bundle.names import MODEL
+from edgetie.errors import QuantizeError
+from edgetie.graph.external_data import byte_range
+from edgetie.graph.model_files import load_model, remove_weights_from_inputs
+from edgetie.graph.operators import operator
+from edgetie.quantize.calibration.layerwise_run import is_bidirectional
+from edgetie.ties.groups import TieGroup, equal_initializers, find_shared_ties, find_ties
+
+_QUANTIZED = {
+    "MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "DynamicQuantizeLinear",
+    "QLinearMatMul", "DequantizeLinear", "QGemm", "QAttention",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SourceModels:
+    """The float models of a bundle.
+
+    Attributes:
+        bundle: the source.
+        models: by the file names of the bundle to be written.
+        tied_parameters: names of the parameters in each tie group of the manifest.
+        ties: tie groups of each model.
+        tied_names: names of all tied weights, those that models share included.
+        shared: names of weights that several models read from the same bytes.
+        parameters: number of float32 values.
+        file_bytes: size of the source's files.
+    """
+
+    bundle: Bundle
+    models: dict[str, ir.Model]
+    tied_parameters: list[tuple[str, ...]]
+    ties: dict[str, list[TieGroup]]
+    tied_names: list[str]
+    shared: frozenset[str]
+    parameters: int
+    file_bytes: int
+
+    def make_manifest(self) -> Manifest:
+        """Return a copy of the manifest; of a bare ONNX file, with what its graph tells."""
+        bundle, manifest = self.bundle, self.bundle.manifest
+        if not bundle.is_bare:
+            return replace(manifest)
+        (model,) = self.models.values()
+        logits = next(
+            (each for each in describe_tensors(model.graph.outputs) if each.name == "logits"), None
+        )
+        vocab_size = logits.shape[-1] if logits is not None and logits.shape else 0
+        return replace(
+            manifest,
+            source={"kind": "onnx", "name": bundle.model_path.name, "architecture": None},
+            task="masked-lm" if is_bidirectional(bundle.model_path) else "causal-lm",
+            signature=replace(
+                manifest.signature,
+                vocab_size=vocab_size if isinstance(vocab_size, int) else 0,
+            ),
+            unique_parameters=self.parameters,
+            versions={name: version(name) for name in ("edgetie", "onnxruntime", "onnx")},
+        )
+
+
+def read_source_models(source: str | os.PathLike[str] | Bundle) -> SourceModels:
+    """Read the models of a bundle or an ``.onnx`` file.
+
+    Raises:
+        BundleError: if it cannot be read.
+        QuantizeError: if it is not float32, has fixed shapes, or stores a tied weight twice.
+    """
+    bundle = source if isinstance(source, Bundle) else open_bundle(source)
+    file_bytes = bundle.file_bytes  # before anything is written, perhaps in the same folder
+    if bundle.has_fixed_shapes:
+        raise QuantizeError(f"{bundle.directory}: has fixed shapes; quantize first, then fix them")
+    names = [path.name for path in bundle.model_paths] if len(bundle.model_paths) > 1 else [MODEL]
+    models = {name: load_model(path) for name, path in zip(names, bundle.model_paths, strict=True)}
+    parameters = sum(_count_parameters(model) for model in models.values())
+    for model in models.values():
+        _require_float(bundle, model)
+        remove_weights_from_inputs(model)
+        if bundle.is_bare:
+            _infer_shapes(model)
+    tied_parameters = [tuple(group.parameters) for group in bundle.manifest.ties]
+    tied_names = [group.name for group in find_shared_ties(models, tied_parameters)]
+    ties = {name: find_ties(model, tied_parameters) for name, model in models.items()}
+    for path, (name, model) in zip(bundle.model_paths, models.items(), strict=True):
+        for first, *others in equal_initializers(model, like=[group.name for group in ties[name]]):
+            copies = ", ".join(others)
+            raise QuantizeError(
+                f"{path}: {first} is stored again as {copies}; run edgetie tie first"
+            )
+    shared = _shared_weights(models)
+    return SourceModels(
+        bundle, models, tied_parameters, ties, tied_names, shared, parameters, file_bytes
+    )
+
+
+def _count_parameters(model: ir.Model) -> int:
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(
+        tensor.size
+        for tensor in tensors
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT
+    )
+
+
+def _require_float(bundle: Bundle, model: ir.Model) -> None:
+    """Refuse a model that is already quantized or has half precision."""
+    node = next((node for node in model.graph if operator(node) in _QUANTIZED), None)
+    if node is not None:
+        raise QuantizeError(
+            f"{bundle.model_path}: is quantized already ({node.op_type} {node.name}); "
+            "quantize the fp32 model it came from"
+        )
+    if bundle.manifest.precision not in ("", "fp32"):
+        raise QuantizeError(
+            f"{bundle.directory}: is {bundle.manifest.precision}; quantize an fp32 bundle"
+        )
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Add shapes that other exporters leave out. A graph that defies inference stays as it is."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        ir.passes.common.ShapeInferencePass()(model)
+    finally:
+        logging.disable(level)
+
+
+def _shared_weights(models: Mapping[str, ir.Model]) -> frozenset[str]:
+    """Find weights that several models read from the same bytes, by the same name."""
+    count = Counter(
+        (name, byte_range(value))
+        for model in models.values()
+        for name, value in model.graph.initializers.items()
+        if byte_range(value) is not None
+    )
+    return frozenset(name for (name, _), number in count.items() if number > 1)
