@@ -228,7 +228,7 @@ def _notes(bundle: Bundle, tokenizer: Tokenizer, app: dict[str, Any]) -> tuple[s
         return ()
     notes = []
     if "strftime_now" in tokenizer.chat_template:
-        notes.append("its chat template writes the date; the starter always writes today's")
+        notes.append("its chat template writes the date; the starter repeats today's")
     text = f" Aa{PLACEHOLDER}aA\n"
     rendered = PLACEHOLDER.join(_around_prompt(bundle, tokenizer, text))
     prompt = text.strip() if app["trim"] else text

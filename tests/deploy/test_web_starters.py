@@ -21,11 +21,14 @@ from starters import (
     SUPPORT,
     TOKENS,
     expected,
+    modules,
     run,
     starter,
 )
 
 from edgetie import quantize_model
+
+__all__ = ["modules"]
 
 pytestmark = pytest.mark.slow
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -192,3 +193,13 @@ def write_audio_lm(directory: Path, frames: int | str = "frames") -> Path:
     manifest = Manifest({}, AUDIO_LM, "fp32", described, [], 0, signature(encoder), "mixed")
     write_manifest(directory, manifest)
     return directory
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer of one word a token: ``w0``, ``w1`` and so on."""
+    import tokenizers
+
+    vocabulary = {f"w{index}": index for index in range(VOCAB)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return tokenizer

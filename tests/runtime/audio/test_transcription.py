@@ -10,7 +10,6 @@ import bag_models as bag
 import numpy as np
 import pytest
 import runtime_models as tiny
-import tokenizers
 
 from edgetie.errors import AudioError, BundleError, EdgetieError
 from edgetie.runtime.audio.features import FeatureExtractor
@@ -23,11 +22,7 @@ LANGUAGES = {"de": 8, "en": 9}
 
 
 def words(chat_template: str | None = None) -> Tokenizer:
-    """A tokenizer of one word a token: ``w0``, ``w1`` and so on."""
-    vocabulary = {f"w{index}": index for index in range(bag.VOCAB)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "w0"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return Tokenizer(backend, {}, chat_template)
+    return Tokenizer(bag.word_tokenizer(), {}, chat_template)
 
 
 def transcript(session: Session, **options: object) -> list[int]:

@@ -1,18 +1,14 @@
-"""Generation in batches and as text, and the ``generate`` command."""
+"""Generation in batches and as text."""
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import runtime_models as tiny
-from click.testing import CliRunner, Result
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import Manifest
@@ -27,7 +23,6 @@ from edgetie.runtime.decoding.generation import (
 from edgetie.runtime.decoding.sampling import Sampling
 from edgetie.runtime.session import Session, open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
-from edgetie_cli.generate import command
 
 PROMPTS = [[3, 90, 14, 15, 92], [65], [35, 8, 9, 79, 32, 38, 46, 26]]
 
@@ -207,81 +202,6 @@ def test_a_held_back_beginning_of_a_stop_string_comes_out(
     stop = free.text[-1] + "\0"
     chunks = list(generate_text(session, tokenizer, [[65]], max_new_tokens=8, stop_strings=[stop]))
     assert completions(chunks)[0].text == free.text
-
-
-def run(*arguments: str, text: str | None = None) -> Result:
-    return CliRunner().invoke(command, arguments, input=text)
-
-
-def test_command_streams_text(chat_bundle: Path, session: Session, tokenizer: Tokenizer) -> None:
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}])
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    expected = completions(list(generate_text(session, tokenizer, [ids], max_new_tokens=7)))[0]
-    done = run(str(chat_bundle), "--prompt", "hello", "--max-new-tokens", "7")
-    assert done.exit_code == 0
-    assert done.stdout == expected.text + "\n"
-    assert f"{len(ids)} prompt tokens, 7 generated" in done.stderr
-    assert run(str(chat_bundle), "--prompt", "hello", "--quiet").stderr == ""
-
-
-def test_command_json(chat_bundle: Path, tokenizer: Tokenizer) -> None:
-    done = run(str(chat_bundle), "--prompt", "-", "--no-chat", "--json", text="once upon\n")
-    report = json.loads(done.stdout)
-    assert set(report) == {
-        "text", "tokens", "prompt_tokens", "tokens_per_second", "stop_reason",
-    }  # fmt: skip
-    assert report["prompt_tokens"] == len(tokenizer.encode("once upon"))
-    assert report["tokens"][: len(report["tokens"])] == tiny.naive_greedy(
-        tokenizer.encode("once upon"), len(report["tokens"])
-    )
-
-
-def test_command_with_several_prompts(chat_bundle: Path) -> None:
-    arguments = [str(chat_bundle), "--prompt", "one", "--prompt", "two", "--max-new-tokens", "3"]
-    report = json.loads(run(*arguments, "--json").stdout)
-    assert len(report["completions"]) == 2
-    printed = run(*arguments).stdout
-    for number, completion in enumerate(report["completions"], 1):
-        assert f"[{number}] {completion['text']}\n" in printed
-
-
-def test_command_system_message_changes_the_prompt(chat_bundle: Path) -> None:
-    plain, more = (
-        json.loads(run(str(chat_bundle), "--prompt", "a", "--json", *extra).stdout)
-        for extra in ([], ["--system", "Be short."])
-    )
-    assert more["prompt_tokens"] > plain["prompt_tokens"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--top-k", "3"], "--temperature"),
-        (["--top-p", "0.5"], "--temperature"),
-        (["--system", "x", "--no-chat"], "--system"),
-        (["--prompt", "-", "--prompt", "-"], "once"),
-        (["--max-new-tokens", "0"], "--max-new-tokens"),
-        (["--top-p", "0"], "--top-p"),
-    ],
-)
-def test_command_usage_errors(chat_bundle: Path, arguments: list[str], message: str) -> None:
-    done = run(str(chat_bundle), "--prompt", "a", *arguments)
-    assert done.exit_code == 2
-    assert message in done.stderr
-
-
-def test_command_errors_are_one_line(tmp_path: Path) -> None:
-    code = "from edgetie_cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "generate", str(tmp_path / "absent"), "--prompt", "a"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("edgetie: ")
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,145 @@
+"""The ``generate`` command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import bag_models as bag
+import numpy as np
+import pytest
+import runtime_models as tiny
+from click.testing import CliRunner, Result
+from wav_files import write_wav
+
+from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.manifest import write_manifest
+from edgetie.errors import BundleError
+from edgetie.runtime.decoding.generation import Completion, generate_text
+from edgetie.runtime.session import open_session
+from edgetie.runtime.text.tokenizer import Tokenizer
+from edgetie_cli.generate import command
+
+
+@pytest.fixture
+def chat_bundle(tmp_path: Path) -> Path:
+    return tiny.write_chat_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def tokenizer(chat_bundle: Path) -> Tokenizer:
+    return Tokenizer.from_bundle(open_bundle(chat_bundle))
+
+
+def run(*arguments: str, text: str | None = None) -> Result:
+    return CliRunner().invoke(command, arguments, input=text)
+
+
+def test_command_streams_text(chat_bundle: Path, tokenizer: Tokenizer) -> None:
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}])
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    *_, last = generate_text(open_session(chat_bundle), tokenizer, [ids], max_new_tokens=7)
+    expected = last.completion
+    assert isinstance(expected, Completion)
+    done = run(str(chat_bundle), "--prompt", "hello", "--max-new-tokens", "7")
+    assert done.exit_code == 0
+    assert done.stdout == expected.text + "\n"
+    assert f"{len(ids)} prompt tokens, 7 generated" in done.stderr
+    assert run(str(chat_bundle), "--prompt", "hello", "--quiet").stderr == ""
+
+
+def test_command_json(chat_bundle: Path, tokenizer: Tokenizer) -> None:
+    done = run(str(chat_bundle), "--prompt", "-", "--no-chat", "--json", text="once upon\n")
+    report = json.loads(done.stdout)
+    assert set(report) == {
+        "text", "tokens", "prompt_tokens", "tokens_per_second", "stop_reason",
+    }  # fmt: skip
+    assert report["prompt_tokens"] == len(tokenizer.encode("once upon"))
+    assert report["tokens"][: len(report["tokens"])] == tiny.naive_greedy(
+        tokenizer.encode("once upon"), len(report["tokens"])
+    )
+
+
+def test_command_with_several_prompts(chat_bundle: Path) -> None:
+    arguments = [str(chat_bundle), "--prompt", "one", "--prompt", "two", "--max-new-tokens", "3"]
+    report = json.loads(run(*arguments, "--json").stdout)
+    assert len(report["completions"]) == 2
+    printed = run(*arguments).stdout
+    for number, completion in enumerate(report["completions"], 1):
+        assert f"[{number}] {completion['text']}\n" in printed
+
+
+def test_command_system_message_changes_the_prompt(chat_bundle: Path) -> None:
+    plain, more = (
+        json.loads(run(str(chat_bundle), "--prompt", "a", "--json", *extra).stdout)
+        for extra in ([], ["--system", "Be short."])
+    )
+    assert more["prompt_tokens"] > plain["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-k", "3"], "--temperature"),
+        (["--top-p", "0.5"], "--temperature"),
+        (["--system", "x", "--no-chat"], "--system"),
+        (["--prompt", "-", "--prompt", "-"], "once"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--top-p", "0"], "--top-p"),
+    ],
+)
+def test_command_usage_errors(chat_bundle: Path, arguments: list[str], message: str) -> None:
+    done = run(str(chat_bundle), "--prompt", "a", *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_command_errors_are_one_line(tmp_path: Path) -> None:
+    code = "from edgetie_cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate", str(tmp_path / "absent"), "--prompt", "a"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("edgetie: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_command_transcribes_audio(tmp_path: Path) -> None:
+    directory = bag.write_speech(tmp_path / "speech")
+    backend = bag.word_tokenizer()
+    backend.save(str(directory / "tokenizer.json"))
+    manifest = open_bundle(directory).manifest
+    write_manifest(directory, manifest)
+    path = str(write_wav(tmp_path / "audio.wav", np.full(1600, 0.5, np.float32)))
+    options = [str(directory), "--audio", path, "--max-new-tokens", "3"]
+    report = json.loads(run(*options, "--json").stdout)
+    assert len(report["tokens"]) == 3
+    assert run(*options, "--quiet").stdout == report["text"].lstrip() + "\n"
+    both = json.loads(run(*options, "--audio", path, "--json").stdout)
+    assert [each["tokens"] for each in both["completions"]] == [report["tokens"]] * 2
+    for wrong, message in (
+        (["--prompt", "hi"], "is a speech model: give --audio"),
+        ([], "give --prompt, or --audio"),
+        (["--audio", path, "--prompt", "a"], "give --prompt, or --audio"),
+        (["--audio", path, "--system", "a"], "go with --prompt"),
+        (["--prompt", "a", "--language", "en"], "--language goes with --audio"),
+    ):
+        done = run(str(directory), *wrong)
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+
+def test_command_without_a_usable_chat_template_advises_plain_text(chat_bundle: Path) -> None:
+    template = "{{ raise_exception('no') }}"
+    manifest = open_bundle(chat_bundle).manifest
+    (chat_bundle / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_manifest(chat_bundle, manifest)
+    done = run(str(chat_bundle), "--prompt", "a")
+    assert isinstance(done.exception, BundleError)
+    assert done.exception.advice == {"no_chat": True}
