@@ -64,12 +64,12 @@ def _activation(linear_op: LinearOp) -> ir.Value | None:
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that compute with an activation, after a Reshape and Transpose if it has them."""
+    """The nodes that compute with an activation, after Reshapes and Transposes if it has them."""
     readers = []
     for user, _ in value.uses():
-        if operator(user) == "Reshape":
-            transposes = [node for node, _ in user.outputs[0].uses()]
-            readers += [node for each in transposes for node, _ in each.outputs[0].uses()]
+        output = user.outputs[0]
+        if operator(user) in ("Reshape", "Transpose") and not output.is_graph_output():
+            readers += _readers(output) or [user]
         elif operator(user) != "Shape":
             readers.append(user)
     return readers
