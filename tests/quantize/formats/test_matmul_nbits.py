@@ -5,70 +5,95 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from quantized_graphs import (
+    IDS,
+    OUT,
+    TOKENS,
+    arrays,
+    linear,
+    quantize,
+    relative_error,
+    tied,
+    weights,
+)
 from quantized_values import dequantized
+from small_graphs import random, run
 
 from edgetie.graph.model_files import write_models
-from edgetie.passes.run import run_passes
 from edgetie.quantize.formats.matmul_nbits import MatMulNBitsFormat
-from edgetie.quantize.quantize_weights import QuantizeWeightsPass
-from edgetie.quantize.weights.affine import (
-    QuantizedValues,
-    QuantSpec,
-)
+from edgetie.quantize.weights.affine import QuantizedValues, QuantSpec, round_to_nearest
 
 
-def head_model(path: Path, *, bias: bool) -> np.ndarray:
-    """``logits = x Wᵀ + b`` over 400 tokens; returns W and writes the model."""
-    rng = np.random.default_rng(0)
-    values = {"w": rng.normal(size=(128, 400)).astype(np.float32)}
-    made = "product" if bias else "logits"
-    nodes = [helper.make_node("MatMul", ["x", "w"], [made], name="head")]
-    if bias:
-        values["b"] = rng.normal(size=400).astype(np.float32) * 10
-        nodes.append(helper.make_node("Add", [made, "b"], ["logits"]))
-    graph = helper.make_graph(
-        nodes,
-        "head",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "sequence", 128])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 400])],
-        [numpy_helper.from_array(array, name) for name, array in values.items()],
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("block", [None, 16])
+@pytest.mark.parametrize("width", [64, 70, 48])
+def test_a_tied_embedding_is_one_initializer(bits: int, block: int | None, width: int) -> None:
+    embedding = weights(TOKENS, width)
+    model = tied(embedding)
+    weight_format = MatMulNBitsFormat(bits, block)
+    step = quantize(model, weight_format, weight_format)
+    spec = weight_format.spec(width)
+    blocks = spec.block_count(width)
+    assert spec.block is not None
+    stored = arrays(model)
+    assert stored["embedding"].shape == (TOKENS, blocks, spec.block * bits // 8)
+    aliases = {f"embedding.{part}.lookup": f"embedding.{part}" for part in ("scales", "zeros")}
+    if bits == 4:  # GatherBlockQuantized reads their zero points one in a byte
+        del aliases["embedding.zeros.lookup"]
+    assert step.aliases == aliases
+    assert step.block_sizes == {str(spec.block): 1}
+    # the same numbers in numpy
+    matrix = dequantized(round_to_nearest(embedding, spec), spec, width)
+    assert relative_error(run(model, ids=IDS), embedding[IDS] @ embedding.T) < 0.3
+    assert relative_error(run(model, ids=IDS), matrix[IDS] @ matrix.T) < 0.01
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gathered_rows_are_those_of_numpy(bits: int) -> None:
+    embedding = weights(TOKENS, 70)
+    model = tied(embedding)
+    quantize(model, weight_format := MatMulNBitsFormat(bits), weight_format)
+    spec = weight_format.spec(70)
+    gather = next(each for each in model.graph if each.op_type == "Slice").outputs[0]
+    model.graph.outputs[0].name = "logits"
+    gather.name = "y"
+    model.graph.outputs.append(gather)
+    matrix = dequantized(round_to_nearest(embedding, spec), spec, 70)
+    np.testing.assert_allclose(run(model, ids=IDS), matrix[IDS], atol=1e-6)
+
+
+def test_aliases_are_two_entries_over_the_same_bytes(tmp_path: Path) -> None:
+    model = tied(weights(TOKENS, 64))
+    before = run(model, ids=IDS)
+    step = quantize(model, format_ := MatMulNBitsFormat(aliased=True), format_)
+    assert step.aliases == {"embedding.int8.lookup": "embedding"}
+    values = model.graph.initializers
+    same = {values[alias]: values[source] for alias, source in step.aliases.items()}
+    (path,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same=same)
+    alias, source = (
+        model.graph.initializers[name].const_value
+        for name in ("embedding.int8.lookup", "embedding")
     )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-    return values.get("b", np.zeros(400, np.float32))
+    assert alias.offset == source.offset  # type: ignore[union-attr]
+    (after,) = onnxruntime.InferenceSession(path).run(None, {"ids": IDS})
+    assert relative_error(after, before) < 0.02
 
 
-def run(model: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    return session.run(["logits"], feeds)[0]
-
-
-@pytest.mark.parametrize("aliased", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("opset", [17, 21])
-def test_logits_come_from_activations_hardly_rounded(
-    tmp_path: Path, bias: bool, aliased: bool, opset: int
-) -> None:
-    offset = head_model(tmp_path / "head.onnx", bias=bias)
-    model = ir.load(tmp_path / "head.onnx")
+def test_exact_inputs_are_hardly_rounded(bias: bool, opset: int) -> None:
+    offset = random(OUT, seed=5) * 10 if bias else None
+    model = linear(random(128, OUT), (2, 3), offset)
     model.graph.opset_imports[""] = opset
-    scheme = QuantizeWeightsPass(MatMulNBitsFormat(), MatMulNBitsFormat(aliased=aliased), {})
-    run_passes(model, [], [scheme])
-    values = model.graph.initializers
-    same = {values[a]: values[b] for a, b in scheme.aliases.items() if a in values}
-    (path,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same=same)
-    written = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}  # type: ignore[union-attr]
-    rounded = QuantizedValues(
-        written["w"].reshape(400, 128), written["w.T.scales"], written["w.T.zeros"]
+    quantize(model, MatMulNBitsFormat(), MatMulNBitsFormat())
+    stored = arrays(model)
+    quantized = QuantizedValues(
+        stored["w"].reshape(OUT, 128), stored["w.T.scales"], stored["w.T.zeros"]
     )
-    matrix = dequantized(rounded, QuantSpec(8, 64, asymmetric=True), 128)
-    x = np.random.default_rng(1).normal(size=(2, 3, 128)).astype(np.float32)
+    matrix = dequantized(quantized, QuantSpec(8, 64, asymmetric=True), 128)
+    x = random(2, 3, 128, seed=1)
     x[0, 1, :64] = 0  # a block of zeros
-    exact = x @ matrix.T + offset
-    assert np.abs(run(path, {"x": x}) - exact).max() < 1e-4 * np.abs(exact).max()
-    assert [value.name for value in model.graph.outputs] == ["logits"]
+    expected = x @ matrix.T + (0 if offset is None else offset)
+    assert np.abs(run(model, x=x) - expected).max() < 1e-4 * np.abs(expected).max()
