@@ -15,7 +15,7 @@ from small_graphs import graph, node, random
 from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import QuantizeError
 from edgetie.passes.run import run_passes
-from edgetie.quantize.calibration.layerwise_run import Input
+from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.kv_cache_int8 import QuantizeKvCache, kv_cache_scales
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
@@ -85,7 +85,7 @@ def test_scales_cover_the_calibration_text_and_the_cache_becomes_int8(tmp_path: 
     logits, *cache = run(path, ids, empty)
 
     bundle = open_bundle(path)
-    scales = kv_cache_scales(bundle, model, path, Input(ids[0].tolist()))
+    scales = kv_cache_scales(bundle, model, path, CalibrationInput(ids[0].tolist()))
     assert list(scales) == PRESENT
     for name, values in zip(PRESENT, cache, strict=True):
         expected = np.abs(values).max(axis=2, keepdims=True) * 1.2 / 127
@@ -125,4 +125,4 @@ def test_a_model_without_the_operator_is_refused(tmp_path: Path) -> None:
     ir.save(model, tmp_path / "model.onnx")
     bundle = open_bundle(tmp_path / "model.onnx")
     with pytest.raises(QuantizeError, match=r"model\.onnx: no GroupQueryAttention"):
-        kv_cache_scales(bundle, model, tmp_path / "model.onnx", Input([1, 2]))
+        kv_cache_scales(bundle, model, tmp_path / "model.onnx", CalibrationInput([1, 2]))
