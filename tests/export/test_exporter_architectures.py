@@ -201,12 +201,12 @@ def test_cache_that_is_wrong_is_done_without(
     from edgetie.export.tasks.causal import CausalTask
     from edgetie.export.tasks.causal_model import CausalLM
 
-    original = CausalLM._call
+    original = CausalLM._call_transformers
 
     def wrong(self: Any, ids: Any, mask: Any, positions: Any, layers: Any) -> Any:
         return original(self, ids, mask, positions + 1, layers)
 
-    monkeypatch.setattr(CausalLM, "_call", wrong)
+    monkeypatch.setattr(CausalLM, "_call_transformers", wrong)
     report = export_model(source_of(models.transformers_model("GPT2")), tmp_path / "plain")
     assert report.agreement.relative < 1e-5
     assert len(report.manifest.signature.inputs) == 2

@@ -1,4 +1,4 @@
-"""What a task is: which graphs a model becomes, and how they are held against torch."""
+"""What a task defines: the graphs a model becomes, and how they are compared with torch."""
 
 from __future__ import annotations
 
@@ -8,27 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
-from edgetie.export.tasks.comparison import (
-    Agreement,
-    ReferenceRun,
-)
+from edgetie.export.tasks.comparison import Agreement, Array, ReferenceRun
 from edgetie.graph.tensors import CacheTensor
 
+BATCH = 2
+"""Batch size of examples to trace with; the axis is dynamic."""
+DYNAMIC = torch.export.Dim.DYNAMIC
 FRAMES = "frames"
-"""Name of a dimension that is no sequence of tokens: the length of a sound."""
-
-
-def key_value(layer: str, key: torch.Tensor, value: torch.Tensor) -> tuple[CacheTensor, ...]:
-    """The cache of an attention layer whose keys and values are ``(batch, heads, length, size)``.
-
-    ``layer`` is its number, and what else its tensors' names begin with.
-    """
-    return tuple(
-        CacheTensor(f"{layer}.{part}", (tensor.shape[1], 0, tensor.shape[3]))
-        for part, tensor in (("key", key), ("value", value))
-    )
+"""Name of a dimension that is not a sequence of tokens: the length of audio."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,14 @@ class Graph:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What a trial run of a model showed.
+    """How a model is exported, as a trial run of it showed.
 
     Attributes:
         vocab_size: last dimension of the logits.
         max_positions: longest sequence, from the configuration.
-        cache: its cache, tensor by tensor, empty without one.
-        no_cache_reason: why there is no cache, where one could be.
-        audio_token_id: as in :class:`edgetie.bundle.bundle.Signature`.
+        cache: the tensors of its cache, empty without one.
+        no_cache_reason: why a model that could have a cache has none.
+        audio_token_id: as in :class:`edgetie.bundle.manifest.Signature`.
     """
 
     name: ClassVar[str]
@@ -76,16 +66,16 @@ class Task(ABC):
 
     @property
     def cached_attentions(self) -> int:
-        """How many attention layers have a cache of keys and values."""
+        """The number of attention layers with a cache of keys and values."""
         return sum(tensor.grows for tensor in self.cache) // 2
 
     @property
-    @abstractmethod
     def replaces_attention(self) -> bool:
-        """Whether transformers is told what attention is (:mod:`transformers_attention`)."""
+        """Whether attention of transformers is replaced, see :mod:`transformers_attention`."""
+        return False
 
     def without_cache(self) -> Task | None:
-        """Return the same task without a cache; ``None`` if it has none already."""
+        """The same task without a cache; ``None`` if it has none already."""
         return None
 
     @abstractmethod
@@ -95,24 +85,35 @@ class Task(ABC):
         Args:
             module: the model.
             fused: attention in one operator, or as the model computes it.
-            last_only: logits of each row's last token, where the task has them.
+            last_only: logits of the last token of each batch item, if the task has them.
         """
 
     @abstractmethod
     def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
-        """Run the module itself, before anything is changed about it.
+        """Run the module in torch, before anything about it is changed.
 
         Raises:
-            ExportError: if it does not do what the task says.
+            ExportError: if it is not a model for this task.
         """
 
     @abstractmethod
-    def compare(self, directory: Path, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
-        """Run the written graphs on the CPU and compare.
+    def compare(self, directory: Path, reference: ReferenceRun, dtype: type[Any]) -> Agreement:
+        """Run the written graphs on the CPU and compare their logits with the reference's.
 
         Raises:
             ExportError: if ONNX Runtime does not load or run one.
         """
+
+
+def key_value(layer: str, key: torch.Tensor, value: torch.Tensor) -> tuple[CacheTensor, ...]:
+    """Describe the cache of keys and values ``(batch, heads, length, size)`` of a layer.
+
+    ``layer`` is the prefix of their names: the layer's number, and what else distinguishes them.
+    """
+    return tuple(
+        CacheTensor(f"{layer}.{part}", (tensor.shape[1], 0, tensor.shape[3]))
+        for part, tensor in (("key", key), ("value", value))
+    )
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -124,28 +125,38 @@ def logits_of(output: Any) -> torch.Tensor:
     logits = getattr(output, "logits", output)
     if isinstance(logits, Mapping):
         logits = logits.get("logits")
-    if isinstance(logits, (tuple, list)):  # a loss may stand in front
+    if isinstance(logits, (tuple, list)):  # a loss may come first
         logits = next((each for each in logits if each is not None), None)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
         raise TypeError("forward must return logits of shape (batch, sequence, vocabulary)")
     return logits
 
 
-def longest(config: Any, module: torch.nn.Module) -> int | None:
-    """The longest sequence a configuration allows, if it says.
+def torch_logits(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Array:
+    """Run a module on arrays or tensors; returns its logits in fp32."""
+    with torch.no_grad():
+        output = module(
+            *map(torch.as_tensor, args),
+            **{name: torch.as_tensor(value) for name, value in kwargs.items()},
+        )
+    return np.asarray(logits_of(output).float().numpy())
 
-    Tables of positions as in RoBERTa begin behind the row of padding.
+
+def read_max_positions(config: Any, module: torch.nn.Module) -> int | None:
+    """The longest sequence that the configuration allows, or ``None`` if it has no limit.
+
+    In embeddings of positions as in RoBERTa, position 0 comes after that of padding.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = getattr(text, "max_position_embeddings", None)
-    if not isinstance(found, int) or found < 1:
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
         return None
-    behind = [
+    offsets = [
         part.padding_idx + 1
         for name, part in module.named_modules()
         if isinstance(part, torch.nn.Embedding)
         and part.padding_idx is not None
-        and part.num_embeddings == found
+        and part.num_embeddings == limit
         and "position" in name
     ]
-    return found - max(behind, default=0)
+    return limit - max(offsets, default=0)

@@ -1,10 +1,11 @@
-"""Causal language models: decoders with a cache, of keys and values or of states."""
+"""Export causal language models: decoders with a cache of keys and values or recurrent states."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,121 +20,95 @@ from edgetie.export.attention.group_query_attention import require_fusable
 from edgetie.export.attention.transformers_cache import recurrent_states, run_with_cache
 from edgetie.export.patches.position_tables import FindPositionTables, trial_ids
 from edgetie.export.tasks.base import (
+    BATCH,
+    DYNAMIC,
     Graph,
     Task,
     key_value,
     logits_of,
-    longest,
+    read_max_positions,
+    torch_logits,
 )
-from edgetie.export.tasks.causal_model import CausalLM, causal_arguments
+from edgetie.export.tasks.causal_model import CausalCall, CausalLM, causal_arguments
 from edgetie.export.tasks.comparison import (
     Agreement,
     Array,
+    DecoderRunner,
     ReferenceRun,
     cpu_session,
     largest_error,
     largest_logit,
+    left_pad,
 )
 from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.cache_argument import cache_keyword
 
-# example sizes, all three dynamic: unlike sizes of models, and longer than a convolution
-_BATCH, _SEQUENCE, _PAST = 2, 11, 13
+# example sizes to trace with, both dynamic: unlike sizes of models, and longer than a convolution
+_SEQUENCE, _PAST = 11, 13
 _TOKENS = 16  # compared with torch
 _PREFIX = 12
 _SHORT = 7
-_SHORTEST = (1, 2)  # shorter than what a graph is traced with
+_SHORTEST = (1, 2)  # shorter than the sequence that is traced
 
 
 @dataclass(frozen=True)
 class CausalTask(Task):
-    """See :class:`edgetie.export.tasks.base.Task`.
-
-    Attributes:
-        caller: ``transformers`` (cache object), ``positions`` (a module of one's own whose
-            ``forward`` takes ``position_ids`` and whose attention is causal
-            ``scaled_dot_product_attention``) or ``plain`` (no cache: the prefix is run again).
-        position_ids: whether a module of one's own takes them.
-        tables: offsets of the tables of positions, see :mod:`position_tables`.
-        decoder_part: whether the cache is that of an encoder-decoder's decoder.
-        attributes: of the cache's tensors, those that a module keeps in an attribute, and which.
-    """
+    """See :class:`edgetie.export.tasks.base.Task`; ``call`` says how the model is called."""
 
     name = "causal-lm"
 
-    caller: str
-    position_ids: bool
-    tables: dict[str, int] = field(default_factory=dict, kw_only=True)
-    decoder_part: bool = field(default=False, kw_only=True)
-    attributes: dict[str, str] = field(default_factory=dict, kw_only=True)
+    call: CausalCall
 
     @property
     def replaces_attention(self) -> bool:
-        stateful = any(not tensor.grows for tensor in self.cache)
-        return self.caller == "transformers" and (self.cached_attentions > 0 or not stateful)
+        recurrent = any(not tensor.grows for tensor in self.cache)
+        return self.call.mode == "transformers" and (self.cached_attentions > 0 or not recurrent)
 
     def without_cache(self) -> Task | None:
-        if self.caller == "plain":
+        if self.call.mode == "no_cache":
             return None
-        return replace(self, caller="plain", cache=(), attributes={})
+        call = replace(self.call, mode="no_cache", state_attributes={})
+        return replace(self, call=call, cache=())
 
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
-        wrapper = CausalLM(
-            module,
-            caller=self.caller,
-            position_ids=self.position_ids,
-            cache=self.cache,
-            tables=self.tables,
-            decoder_part=self.decoder_part,
-            attributes=self.attributes,
-            fused=fused,
-            last_only=last_only,
-        )
         dtype = next(module.parameters()).dtype
         sequence, length = self._example_sizes()
-        past = tuple(
-            torch.zeros(tensor.shape(_BATCH, length), dtype=dtype) for tensor in self.cache
-        )
-        arguments = (
-            torch.ones(_BATCH, sequence, dtype=torch.long),
-            torch.ones(_BATCH, length + sequence, dtype=torch.long),
-            *past,
-        )
-        # torch is left to find out what holds: a name of one's own takes no bound, and cannot say
+        past = [torch.zeros(tensor.shape(BATCH, length), dtype=dtype) for tensor in self.cache]
+        # DYNAMIC lets torch find the constraints: a named dimension takes no bound, and cannot say
         # that the mask is as long as past and sequence
-        dynamic = torch.export.Dim.DYNAMIC
-        shapes = (
-            {0: dynamic, 1: dynamic},
-            {0: dynamic, 1: dynamic},
-            *((tuple(map(_dynamic, self.cache)),) if past else ()),
-        )
-        dimensions = [
-            ("input_ids", 0, "batch_size"),
-            ("input_ids", 1, "sequence_length"),
-            ("attention_mask", 1, "total_sequence_length"),
-            *(
-                (tensor.past, axis, name)
-                for tensor in self.cache
-                for axis, name in tensor.dynamic_axes().items()
-            ),
-        ]
+        shapes: list[Any] = [{0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC, 1: DYNAMIC}]
+        if past:
+            shapes.append(tuple(dict.fromkeys(t.dynamic_axes(), DYNAMIC) for t in self.cache))
         return [
             Graph(
                 file=MODEL,
-                module=wrapper,
-                arguments=arguments,
-                shapes=shapes,
+                module=CausalLM(module, self.call, self.cache, fused=fused, last_only=last_only),
+                arguments=(
+                    torch.ones(BATCH, sequence, dtype=torch.long),
+                    torch.ones(BATCH, length + sequence, dtype=torch.long),
+                    *past,
+                ),
+                shapes=tuple(shapes),
                 inputs=["input_ids", "attention_mask", *(tensor.past for tensor in self.cache)],
                 outputs=["logits", *(tensor.present for tensor in self.cache)],
-                dimensions=tuple(dimensions),
+                dimensions=(
+                    ("input_ids", 0, "batch_size"),
+                    ("input_ids", 1, "sequence_length"),
+                    ("attention_mask", 1, "total_sequence_length"),
+                    *(
+                        (tensor.past, axis, name)
+                        for tensor in self.cache
+                        for axis, name in tensor.dynamic_axes().items()
+                    ),
+                ),
             )
         ]
 
     def _example_sizes(self) -> tuple[int, int]:
-        """Tokens and cached tokens to trace with, as many as the model takes."""
-        longest = self.max_positions or _SEQUENCE + _PAST
-        sequence = max(1, min(_SEQUENCE, longest // 2))
-        return sequence, min(_PAST, longest - sequence) if self.cache else 0
+        """Numbers of tokens and cached tokens to trace with, at most as many as the model takes."""
+        limit = self.max_positions or _SEQUENCE + _PAST
+        sequence = max(1, min(_SEQUENCE, limit // 2))
+        return sequence, min(_PAST, limit - sequence) if self.cache else 0
 
     def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
         count = min(_TOKENS, self.max_positions or _TOKENS)
@@ -144,10 +119,8 @@ class CausalTask(Task):
         return ReferenceRun({"input_ids": tokens}, np.concatenate(logits))
 
     def _logits(self, module: torch.nn.Module, tokens: Array) -> Array:
-        ids = torch.from_numpy(tokens)[None]
-        given = {"position_ids": torch.arange(len(tokens))[None]} if self.position_ids else {}
-        with torch.no_grad():
-            logits = np.asarray(logits_of(module(ids, **given))[0].float().numpy())
+        positions = {"position_ids": np.arange(len(tokens))[None]} if self.call.position_ids else {}
+        logits: Array = torch_logits(module, tokens[None], **positions)[0]
         if len(logits) != len(tokens):
             raise ExportError(
                 f"forward gives logits of {len(logits)} of {len(tokens)} tokens; it must give "
@@ -155,52 +128,40 @@ class CausalTask(Task):
             )
         return logits
 
-    def compare(self, directory: Path, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
+    def compare(self, directory: Path, reference: ReferenceRun, dtype: type[Any]) -> Agreement:
         with cpu_session(directory / MODEL) as session:
-            return self._compare(session, expected, dtype)
+            return self._compare_tokens(DecoderRunner(session, self.cache, dtype), reference)
 
-    def _compare(self, session: Any, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
-        tokens = expected.inputs["input_ids"]
+    def _compare_tokens(self, run: DecoderRunner, reference: ReferenceRun) -> Agreement:
+        tokens = reference.inputs["input_ids"]
         count = len(tokens)
         prefix, short = min(_PREFIX, count - 1), min(_SHORT, count - 1)
 
-        def run(ids: Any, mask: Any, past: list[Any]) -> tuple[Any, list[Any]]:
-            if not past:
-                past = [np.zeros(tensor.shape(len(ids)), dtype) for tensor in self.cache]
-            names = [value.name for value in session.get_inputs()]
-            logits, *present = session.run(None, dict(zip(names, [ids, mask, *past], strict=True)))
-            return logits[:, -1], present
+        def error(logits: Array, position: int) -> float:
+            return largest_error(logits[-1], reference.logits[position])
 
-        def error(got: Array, position: int) -> float:
-            return largest_error(got, expected.logits[position])
-
-        logits, cache = run(tokens[None, :prefix], np.ones((1, prefix), np.int64), [])
+        logits, cache = run([tokens[None, :prefix], np.ones((1, prefix), np.int64)])
         prefill, cached = error(logits[0], prefix - 1), 0.0
-        for row, length in enumerate(_SHORTEST):
-            few, _ = run(tokens[None, :length], np.ones((1, length), np.int64), [])
-            prefill = max(prefill, error(few[0], count + row))
+        for index, length in enumerate(_SHORTEST):
+            logits, _ = run([tokens[None, :length], np.ones((1, length), np.int64)])
+            prefill = max(prefill, error(logits[0], count + index))
         for position in range(prefix, count) if self.cache else ():
             mask = np.ones((1, position + 1), np.int64)
-            logits, cache = run(tokens[None, position : position + 1], mask, cache)
+            logits, cache = run([tokens[None, position : position + 1], mask], cache)
             cached = max(cached, error(logits[0], position))
-        rows = np.zeros((2, prefix), np.int64)
-        mask = np.zeros((2, prefix), np.int64)
-        rows[0, -short:], mask[0, -short:] = tokens[:short], 1
-        rows[1], mask[1] = tokens[:prefix], 1
-        logits, cache = run(rows, mask, [])
+        ids, mask = left_pad([tokens[:short], tokens[:prefix]])
+        logits, cache = run([ids, mask])
         padded = max(error(logits[0], short - 1), error(logits[1], prefix - 1))
         if self.cache:
-            mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
-            logits, _ = run(
-                np.stack([tokens[short : short + 1], tokens[prefix : prefix + 1]]), mask, cache
-            )
+            mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+            logits, _ = run([tokens[[short, prefix], None], mask], cache)
             padded = max(padded, error(logits[0], short), error(logits[1], prefix))
-        return Agreement(prefill, cached, padded, largest_logit(expected.logits))
+        return Agreement(prefill, cached, padded, largest_logit(reference.logits))
 
 
-def _require_causal(whole: Array, short: Array) -> None:
-    change = largest_error(whole[: len(short)], short)
-    if change > 1e-2 * largest_logit(whole):
+def _require_causal(logits: Array, prefix_logits: Array) -> None:
+    change = largest_error(logits[: len(prefix_logits)], prefix_logits)
+    if change > 1e-2 * largest_logit(logits):
         raise ExportError(
             "its logits of a token change with the tokens that follow, so it cannot write token by "
             "token; a model that fills in tokens is exported as task masked-lm"
@@ -208,101 +169,112 @@ def _require_causal(whole: Array, short: Array) -> None:
 
 
 def trial_run(module: torch.nn.Module, config: Any) -> CausalTask:
-    """Run the model once on a few tokens and read off what it needs."""
-    parameters = inspect.signature(module.forward).parameters
+    """Run the model once on a few tokens to find its cache and its embeddings of positions."""
     sizes = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
-    vocab_size, pad = (size if isinstance(size, int) else None for size in sizes)
-    ids = trial_ids(vocab_size or _fewest_rows(module), pad)
-    position_ids, decoder_part = False, False
-    cache: tuple[CacheTensor, ...]
-    attributes: dict[str, str] = {}
-    watch = FindPositionTables()
-    with torch.no_grad(), watch:
-        keyword = cache_keyword(module)
+    vocab_size, padding = (size if isinstance(size, int) else None for size in sizes)
+    ids = trial_ids(vocab_size or _smallest_embedding(module), padding)
+    keyword = cache_keyword(module)
+    find_tables = FindPositionTables()
+    with torch.no_grad(), find_tables:
         if keyword is not None and config is not None:
-            output, found, held = run_with_cache(module, config, keyword, ids)
-            vocab = logits_of(output).shape[-1]
-            own = getattr(found, "self_attention_cache", None)
-            decoder_part = own is not None
-            cache, attributes, why = _cache_shapes(own if decoder_part else found, held)
-            caller = "plain" if why else "transformers"
-        elif "position_ids" in parameters:
-            counter = _CountAttention()
-            with counter:
-                output = module(ids, position_ids=torch.arange(ids.shape[1])[None])
-            vocab = logits_of(output).shape[-1]
-            cache, why = tuple(chain.from_iterable(counter.layers)), counter.why
-            caller = "plain" if why else "positions"
-            position_ids = True
+            task = _run_transformers(module, config, keyword, ids)
+        elif "position_ids" in inspect.signature(module.forward).parameters:
+            task = _run_with_positions(module, ids)
         else:
-            vocab = logits_of(module(ids)).shape[-1]
-            cache, why, caller = (), "forward takes neither a cache nor position_ids", "plain"
+            reason = "forward takes neither a cache nor position_ids"
+            task = _without_cache(logits_of(module(ids)), CausalCall("no_cache"), reason)
+    tables = find_tables.tables(module)
+    limit = read_max_positions(config, module) or _smallest_position_table(module, tables)
+    return replace(task, max_positions=limit, call=replace(task.call, position_tables=tables))
+
+
+def _run_transformers(
+    module: torch.nn.Module, config: Any, keyword: str, ids: torch.Tensor
+) -> CausalTask:
+    output, cache, states = run_with_cache(module, config, keyword, ids)
+    decoder_cache = getattr(cache, "self_attention_cache", None)
+    is_pair = decoder_cache is not None
+    try:
+        tensors, attributes = _describe_cache(decoder_cache if is_pair else cache, states)
+    except UnfusableError as error:
+        call = CausalCall("no_cache", encoder_decoder_cache=is_pair)
+        return _without_cache(logits_of(output), call, str(error))
+    call = CausalCall("transformers", encoder_decoder_cache=is_pair, state_attributes=attributes)
+    return CausalTask(logits_of(output).shape[-1], None, call, cache=tensors)
+
+
+def _run_with_positions(module: torch.nn.Module, ids: torch.Tensor) -> CausalTask:
+    record = _RecordAttention()
+    with record:
+        logits = logits_of(module(ids, position_ids=torch.arange(ids.shape[1])[None]))
+    if record.reason is not None:
+        return _without_cache(logits, CausalCall("no_cache", position_ids=True), record.reason)
+    cache = tuple(chain.from_iterable(record.layers))
     return CausalTask(
-        vocab,
-        longest(config, module) or _rows(module, watch.tables(module)),
-        caller,
-        position_ids,
-        tables=watch.tables(module),
-        decoder_part=decoder_part,
-        attributes=attributes if caller != "plain" else {},
-        cache=cache if caller != "plain" else (),
-        no_cache_reason=why,
+        logits.shape[-1], None, CausalCall("positions", position_ids=True), cache=cache
     )
 
 
-def _fewest_rows(module: torch.nn.Module) -> int | None:
-    """Rows of the smallest embedding: that many tokens there are at least."""
-    tables = [part for part in module.modules() if isinstance(part, torch.nn.Embedding)]
-    return min((table.num_embeddings for table in tables), default=None)
+def _without_cache(logits: torch.Tensor, call: CausalCall, reason: str) -> CausalTask:
+    return CausalTask(logits.shape[-1], None, call, no_cache_reason=reason)
 
 
-def _rows(module: torch.nn.Module, tables: dict[str, int]) -> int | None:
-    """How many positions the smallest table of them has."""
-    sizes = {name: len(table) for name, table in module.named_parameters()}
-    sizes |= {name: len(table) for name, table in module.named_buffers() if table.ndim}
+def _smallest_embedding(module: torch.nn.Module) -> int | None:
+    """The fewest vectors that an embedding has: the vocabulary has at least as many tokens."""
+    embeddings = [part for part in module.modules() if isinstance(part, torch.nn.Embedding)]
+    return min((embedding.num_embeddings for embedding in embeddings), default=None)
+
+
+def _smallest_position_table(module: torch.nn.Module, tables: dict[str, int]) -> int | None:
+    """The fewest positions that a table of positions has."""
+    lengths = {name: len(tensor) for name, tensor in module.named_parameters()}
+    lengths |= {name: len(tensor) for name, tensor in module.named_buffers() if tensor.ndim}
     return min(
-        (sizes[name] - first for name, first in tables.items() if name in sizes), default=None
+        (lengths[name] - offset for name, offset in tables.items() if name in lengths),
+        default=None,
     )
 
 
-def _dynamic(tensor: CacheTensor) -> dict[int, Any]:
-    return dict.fromkeys(tensor.dynamic_axes(), torch.export.Dim.DYNAMIC)
-
-
-def _cache_shapes(
-    cache: Any, held: dict[str, torch.Tensor]
-) -> tuple[tuple[CacheTensor, ...], dict[str, str], str | None]:
-    """The cache's tensors; which of them are attributes; why there are none.
+def _describe_cache(
+    cache: Any, attribute_states: dict[str, torch.Tensor]
+) -> tuple[tuple[CacheTensor, ...], dict[str, str]]:
+    """Describe the cache's tensors.
 
     Args:
         cache: transformers' object, as a run left it.
-        held: states in attributes of modules.
+        attribute_states: recurrent states in attributes of modules, by the attribute's name.
+
+    Returns:
+        The tensors, and the attributes of those that are in one.
+
+    Raises:
+        UnfusableError: if there is no cache, or it has layers of another kind.
     """
     layers = getattr(cache, "layers", None)
     if not layers:
-        return (), {}, "the model returns no cache"
+        raise UnfusableError("the model returns no cache")
     states, attributes = recurrent_states(cache), {}
-    for path, state in held.items():
+    for path, state in attribute_states.items():
         number = re.search(r"\d+", path)
         name = f"{number[0] if number else 0}.{path.rpartition('.')[2]}"
         attributes[name], states[name] = path, state
-    shapes = [CacheTensor(name, tuple(state.shape[1:])) for name, state in states.items()]
-    recurrent = {_layer(shape) for shape in shapes}
+    tensors = [CacheTensor(name, tuple(state.shape[1:])) for name, state in states.items()]
+    recurrent_layers = {_layer_number(tensor) for tensor in tensors}
     for index, layer in enumerate(layers):
         keys: Any = getattr(layer, "keys", None)
         values: Any = getattr(layer, "values", None)
-        if _is_plain_cache(keys, values):
-            shapes += key_value(str(index), keys, values)
-        elif keys is not None or index not in recurrent:
-            return (), {}, f"layer {index} keeps neither keys and values nor a state"
-    return tuple(sorted(shapes, key=_layer)), attributes, None
+        if _is_key_value(keys, values):
+            tensors += key_value(str(index), keys, values)
+        elif keys is not None or index not in recurrent_layers:
+            raise UnfusableError(f"layer {index} keeps neither keys and values nor a state")
+    return tuple(sorted(tensors, key=_layer_number)), attributes
 
 
-def _layer(tensor: CacheTensor) -> int:
+def _layer_number(tensor: CacheTensor) -> int:
     return int(tensor.name.partition(".")[0])
 
 
-def _is_plain_cache(keys: Any, values: Any) -> bool:
+def _is_key_value(keys: Any, values: Any) -> bool:
     return (
         keys is not None
         and values is not None
@@ -312,23 +284,30 @@ def _is_plain_cache(keys: Any, values: Any) -> bool:
     )
 
 
-class _CountAttention(TorchFunctionMode):
-    """Watches ``scaled_dot_product_attention`` calls during the trial run."""
+class _RecordAttention(TorchFunctionMode):
+    """Record the keys and values of ``scaled_dot_product_attention`` during a trial run.
+
+    Attributes:
+        layers: the cache of each call, in order.
+        reason: why the calls cannot use a cache; ``None`` if they can.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.layers: list[tuple[CacheTensor, ...]] = []
-        self.refused = False
-        self.why: str | None = "no causal scaled_dot_product_attention in it"
+        self.reason: str | None = "no causal scaled_dot_product_attention in it"
+        self._refused = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             try:
                 query, key, value, _ = causal_arguments(args, kwargs)
                 require_fusable(query, key, value)
                 self.layers.append(key_value(str(len(self.layers)), key, value))
-                self.why = self.why if self.refused else None
+                self.reason = self.reason if self._refused else None
             except UnfusableError as error:
-                self.why, self.refused = str(error), True
+                self.reason, self._refused = str(error), True
         return func(*args, **kwargs)

@@ -1,23 +1,22 @@
-"""How a causal language model is called: inputs, outputs, KV cache, padding.
+"""Wrap a causal language model so that it is traced with one signature.
 
-One wrapper stands around every model. Its inputs are ``input_ids (batch, sequence)``,
-``attention_mask (batch, total)`` and, with a cache, ``past_key_values.{i}.key/.value
-(batch, kv_heads, past, head_size)``, or what else layer ``i`` keeps, such as ``.conv_state`` and
-``.recurrent_state (batch, ...)``; ``total = past + sequence``. Everything else (positions, sequence
-lengths, the last token of each row) follows from the mask.
+The inputs are ``input_ids (batch, sequence)``, ``attention_mask (batch, total)`` and, with a cache,
+``past_key_values.{i}.key/.value (batch, kv_heads, past, head_size)``, or the states of a recurrent
+layer ``i``, such as ``.conv_state (batch, ...)``; ``total = past + sequence``. Everything else
+(positions, sequence lengths, the last token of each batch item) follows from the mask.
 
-**Padding.** GroupQueryAttention keeps the tokens of a row packed at the start of its cache. The
-wrapper therefore moves the valid tokens of each row to the front before the model sees them, and
-takes each row's last valid token afterwards: left-padded, right-padded and single prompts give the
-same tokens from one graph, without an attention bias. A state does not change at padding.
+**Padding.** GroupQueryAttention needs the valid tokens of a batch item at the start of its cache.
+The wrapper therefore moves them to the front before the model sees them, and selects the last valid
+token afterwards: left-padded, right-padded and single prompts give the same tokens from one graph,
+without an attention bias. Padding does not change a recurrent state.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -44,7 +43,7 @@ from edgetie.sources.cache_argument import cache_keyword
 
 
 class _CachedAttention(TorchFunctionMode):
-    """Gives the n-th ``scaled_dot_product_attention`` call the n-th layer's cache."""
+    """Compute the n-th ``scaled_dot_product_attention`` with the cache of the n-th layer."""
 
     def __init__(self, layers: list[CacheLayer]) -> None:
         super().__init__()
@@ -63,10 +62,36 @@ class _CachedAttention(TorchFunctionMode):
 def causal_arguments(
     args: Any, kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float | None]:
+    """Query, key, value and scale of a call of ``scaled_dot_product_attention``.
+
+    Raises:
+        UnfusableError: if it is not causal.
+    """
     call = attention_arguments(args, kwargs)
     if call.get("attn_mask") is not None or not call.get("is_causal"):
         raise UnfusableError("scaled_dot_product_attention that is not is_causal=True")
     return call["query"], call["key"], call["value"], call.get("scale")
+
+
+@dataclass(frozen=True)
+class CausalCall:
+    """How a causal language model is called.
+
+    Attributes:
+        mode: ``transformers`` (with a cache object), ``positions`` (a module whose ``forward``
+            takes ``position_ids`` and whose attention is causal ``scaled_dot_product_attention``)
+            or ``no_cache`` (past tokens are computed again).
+        position_ids: whether a module that takes no cache takes them.
+        position_tables: offsets of the embeddings of positions, see :mod:`position_tables`.
+        encoder_decoder_cache: whether the cache is that of an encoder-decoder model.
+        state_attributes: attributes of modules that have recurrent states, by the state's name.
+    """
+
+    mode: Literal["transformers", "positions", "no_cache"]
+    position_ids: bool = False
+    position_tables: dict[str, int] = field(default_factory=dict)
+    encoder_decoder_cache: bool = False
+    state_attributes: dict[str, str] = field(default_factory=dict)
 
 
 class CausalLM(torch.nn.Module):
@@ -74,36 +99,27 @@ class CausalLM(torch.nn.Module):
 
     Args:
         model: the language model.
-        caller: as in :class:`edgetie.export.tasks.causal.CausalTask`.
-        position_ids: whether a module of one's own takes them.
-        cache, tables, decoder_part, attributes: as there.
-        fused: emit GroupQueryAttention (``True``) or let the model compute its own attention.
-        last_only: logits of each row's last token, ``(batch, 1, vocabulary)``, or of all.
+        call: how it is called.
+        cache: the tensors of its cache.
+        fused: emit GroupQueryAttention, or let the model compute its own attention.
+        last_only: logits of the last token of each batch item, ``(batch, 1, vocabulary)``, or all.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        *,
-        caller: str,
-        position_ids: bool,
+        call: CausalCall,
         cache: tuple[CacheTensor, ...],
-        tables: Mapping[str, int],
-        decoder_part: bool,
-        attributes: Mapping[str, str],
+        *,
         fused: bool,
         last_only: bool,
     ) -> None:
         super().__init__()
         self.model = model
-        self.caller = caller
-        self.position_ids = position_ids
+        self.call = call
         self.names = [tensor.name for tensor in cache]
         self.recurrent = any(not tensor.grows for tensor in cache)
-        self.tables = tables
-        self.decoder_part = decoder_part
-        self.attributes = attributes
-        self.parameters_taken = inspect.signature(model.forward).parameters
+        self.takes_use_cache = "use_cache" in inspect.signature(model.forward).parameters
         self.keyword = cache_keyword(model) or ""
         self.fused = fused
         self.last_only = last_only
@@ -112,20 +128,20 @@ class CausalLM(torch.nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         length = input_ids.shape[1]
-        window = attention_mask[:, -length:]
-        steps = torch.arange(length)
+        valid = attention_mask[:, -length:]
+        indices = torch.arange(length)
         if self.recurrent and not self.fused:
-            raise UnfusableError("states beside attention that is no GroupQueryAttention")
-        if self.caller == "transformers" and not self.fused:
+            raise UnfusableError("recurrent states with attention that is not GroupQueryAttention")
+        if self.call.mode == "transformers" and not self.fused:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
-            last = (window * (steps + 1)).argmax(1)
-            logits, present = self._unfused(input_ids, attention_mask, positions, past)
+            last = (valid * (indices + 1)).argmax(1)
+            logits, present = self._run_unfused(input_ids, attention_mask, positions, past)
         else:
-            first = window.argmax(1)[:, None]
-            ids = input_ids.gather(1, torch.minimum(steps + first, steps[-1]))
-            total, here = attention_mask.sum(1), window.sum(1)
-            positions = (total - here)[:, None] + steps
-            last = here - 1
+            first = valid.argmax(1)[:, None]
+            ids = input_ids.gather(1, torch.minimum(indices + first, indices[-1]))
+            total, count = attention_mask.sum(1), valid.sum(1)
+            positions = (total - count)[:, None] + indices
+            last = count - 1
             trace = AttentionTrace(
                 seqlens_k=(total - 1).to(torch.int32),
                 total_length=torch.full((1,), attention_mask.shape[1], dtype=torch.int32),
@@ -133,20 +149,20 @@ class CausalLM(torch.nn.Module):
             )
             with tracing(trace):
                 if self.recurrent:
-                    valid = steps < here[:, None]
-                    logits, present = self._tokenwise(ids, valid, positions, past, trace)
+                    is_valid = indices < count[:, None]
+                    logits, present = self._run_unrolled(ids, is_valid, positions, past, trace)
                 else:
-                    known = (torch.arange(attention_mask.shape[1])[None] < total[:, None]).long()
-                    logits, present = self._packed(ids, known, positions, past, trace)
+                    mask = (torch.arange(attention_mask.shape[1])[None] < total[:, None]).long()
+                    logits, present = self._run_aligned(ids, mask, positions, past, trace)
             if not self.last_only:
-                back = torch.maximum(steps - first, steps[0])[..., None]
-                logits = _symbolic("GatherND", logits, back, (*ids.shape, logits.shape[-1]))
+                original = torch.maximum(indices - first, indices[0])[..., None]
+                logits = _gather(logits, original, (*ids.shape, logits.shape[-1]))
         if self.last_only:
             shape = (logits.shape[0], 1, logits.shape[-1])
-            logits = _symbolic("GatherND", logits, last[:, None, None], shape, LAST_TOKEN_NODE)
+            logits = _gather(logits, last[:, None, None], shape, LAST_TOKEN_NODE)
         return (logits, *present)
 
-    def _packed(
+    def _run_aligned(
         self,
         ids: torch.Tensor,
         mask: torch.Tensor,
@@ -154,85 +170,86 @@ class CausalLM(torch.nn.Module):
         past: tuple[torch.Tensor, ...],
         trace: AttentionTrace,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Run on rows whose valid tokens stand in front."""
+        """Run on a batch whose valid tokens come first."""
         layers = trace.layers = cache_layers(past)
-        if self.caller == "positions":
+        if self.call.mode == "positions":
             with _CachedAttention(layers):
                 output = self.model(ids, position_ids=positions)
-        elif self.caller == "plain":
-            given: dict[str, Any] = {"position_ids": positions} if self.position_ids else {}
-            if "use_cache" in self.parameters_taken:
-                given["use_cache"] = False
-            output = self.model(ids, **given)
+        elif self.call.mode == "no_cache":
+            kwargs: dict[str, Any] = {"position_ids": positions} if self.call.position_ids else {}
+            if self.takes_use_cache:
+                kwargs["use_cache"] = False
+            output = self.model(ids, **kwargs)
         else:
-            output = self._call(ids, mask, positions, build_cache(dict(enumerate(layers))))
-        if any(layer.present is None for layer in layers):
-            raise UnfusableError("a layer with a KV cache but no attention call")
+            cache = build_cache(dict(enumerate(layers)))
+            output = self._call_transformers(ids, mask, positions, cache)
+        _require_attention(layers)
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
 
-    def _tokenwise(
+    def _run_unrolled(
         self,
         ids: torch.Tensor,
-        valid: torch.Tensor,
+        is_valid: torch.Tensor,
         positions: torch.Tensor,
         past: tuple[torch.Tensor, ...],
         trace: AttentionTrace,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Run on every token alone, see :mod:`token_unroll`; attention as in ``_packed``."""
-        rows = TokenUnroll(ids)
-        given = dict(zip(self.names, past, strict=True))
+        """Run on every token as a batch item, see :mod:`token_unroll`, on an aligned batch."""
+        unroll = TokenUnroll(ids)
+        tensors = dict(zip(self.names, past, strict=True))
         layers: dict[int, CacheLayer] = {}
         states: dict[str, torch.Tensor] = {}
-        for name, tensor in given.items():
+        for name, tensor in tensors.items():
             number, part = name.split(".")
             if part == "key":
-                layers[int(number)] = CacheLayer(tensor, given[f"{number}.value"], rows)
+                layers[int(number)] = CacheLayer(tensor, tensors[f"{number}.value"], unroll)
             elif part != "value":
-                states[name] = rows.past_state(tensor)
+                states[name] = unroll.past_state(tensor)
         trace.layers = list(layers.values())
-        held = {self.attributes[name]: states[name] for name in self.attributes}
-        cached = {name: state for name, state in states.items() if name not in self.attributes}
-        # a model may write into the tensors it is given
-        copy = {name: state.clone() for name, state in cached.items()}
-        with states_in_attributes(self.model, held) as left:
-            cache = build_cache(layers, copy)
-            output = self._call(rows.split(ids), None, rows.split(positions), cache)
-        now = recurrent_states(cache) | {name: left[path] for name, path in self.attributes.items()}
-        present = {name: rows.present_state(now[name], states[name], valid) for name in states}
+        attributes = self.call.state_attributes
+        in_attributes = {path: states[name] for name, path in attributes.items()}
+        # clones, as a model may write into its cache
+        in_cache = {name: s.clone() for name, s in states.items() if name not in attributes}
+        with states_in_attributes(self.model, in_attributes) as written:
+            cache = build_cache(layers, in_cache)
+            output = self._call_transformers(
+                unroll.split(ids), None, unroll.split(positions), cache
+            )
+        after = recurrent_states(cache)
+        after |= {name: written[path] for name, path in attributes.items()}
+        present = {
+            name: unroll.present_state(after[name], states[name], is_valid) for name in states
+        }
+        _require_attention(trace.layers)
         for index, layer in layers.items():
-            if layer.present is None:
-                raise UnfusableError("a layer with a KV cache but no attention call")
-            present[f"{index}.key"], present[f"{index}.value"] = layer.present
+            present[f"{index}.key"], present[f"{index}.value"] = layer.result
         logits = logits_of(output)
         return logits.reshape(*ids.shape, logits.shape[-1]), [present[name] for name in self.names]
 
-    def _unfused(
+    def _run_unfused(
         self,
         ids: torch.Tensor,
         attention_mask: torch.Tensor,
         positions: torch.Tensor,
         past: tuple[torch.Tensor, ...],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The model's own attention and masks; caches are concatenated."""
+        """Run with the model's own attention and masks; caches are concatenated."""
         layers = cache_layers(past)
         with BroadcastAttention():
             cache = build_cache(dict(enumerate(layers)))
-            output = self._call(ids, attention_mask, positions, cache)
+            output = self._call_transformers(ids, attention_mask, positions, cache)
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
 
-    def _call(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor | None,
-        positions: torch.Tensor,
-        cache: Any,
+    def _call_transformers(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Any
     ) -> Any:
-        """transformers' call with a cache; who counts positions themselves is told them."""
-        if self.decoder_part:
+        """Call with a cache; models that count positions themselves read those given."""
+        if self.call.encoder_decoder_cache:
             from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
             cache = EncoderDecoderCache(cache, DynamicCache())
-        with self._reading_tables(positions):
+        tables = self.call.position_tables
+        with ReadPositionTables(self.model, tables, positions) if tables else nullcontext():
             return self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -241,26 +258,23 @@ class CausalLM(torch.nn.Module):
                 **{self.keyword: cache},
             )
 
-    @contextlib.contextmanager
-    def _reading_tables(self, positions: torch.Tensor) -> Iterator[None]:
-        if not self.tables:
-            yield
-            return
-        with ReadPositionTables(self.model, self.tables, positions):
-            yield
-
 
 def cache_layers(past: tuple[torch.Tensor, ...]) -> list[CacheLayer]:
-    """Layers over cache tensors, key and value in turn."""
+    """Layers over cache tensors, keys and values in turn."""
     return [CacheLayer(key, value) for key, value in zip(past[::2], past[1::2], strict=True)]
 
 
-def _symbolic(
-    op: str, data: torch.Tensor, indices: torch.Tensor, shape: Any, name: str | None = None
+def _require_attention(layers: list[CacheLayer]) -> None:
+    if any(layer.present is None for layer in layers):
+        raise UnfusableError("a layer with a KV cache but no attention call")
+
+
+def _gather(
+    data: torch.Tensor, indices: torch.Tensor, shape: Any, name: str | None = None
 ) -> torch.Tensor:
-    """One ONNX node with ``batch_dims=1``; ``name`` travels in its metadata."""
+    """Emit GatherND with ``batch_dims=1``; metadata of the node has its ``name``."""
     return torch.onnx.ops.symbolic(
-        op,
+        "GatherND",
         [data, indices],
         {"batch_dims": 1},
         dtype=data.dtype,

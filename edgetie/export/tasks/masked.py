@@ -1,4 +1,4 @@
-"""Masked language models: encoders that fill in tokens, with a head over the vocabulary."""
+"""Export masked language models: encoders with a head over the vocabulary."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from edgetie.export.attention.broadcast import BroadcastAttention
 from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
+    BATCH,
+    DYNAMIC,
     Graph,
     Task,
     logits_of,
-    longest,
+    read_max_positions,
+    torch_logits,
 )
 from edgetie.export.tasks.comparison import (
     Agreement,
+    Array,
     ReferenceRun,
     cpu_session,
     largest_error,
     largest_logit,
 )
 
-_BATCH, _SEQUENCE = 2, 8
+_SEQUENCE = 8  # example length to trace with
 _TOKENS = 16  # compared with torch
-_SHORT = 7
+_SHORT = 7  # of which the padded batch item has
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class MaskedTask(Task):
     """See :class:`edgetie.export.tasks.base.Task`.
 
     Attributes:
-        inputs: those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` it takes.
+        inputs: those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` that it takes.
         token_types: number of token types.
     """
 
@@ -48,23 +52,18 @@ class MaskedTask(Task):
     inputs: tuple[str, ...]
     token_types: int
 
-    @property
-    def replaces_attention(self) -> bool:
-        return False
-
     def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
-        dynamic = torch.export.Dim.DYNAMIC  # a table of positions bounds the sequence
-        shape = _BATCH, example_length(module, _SEQUENCE)
-        ids = {
-            name: torch.full(shape, int(name != "token_type_ids"), dtype=torch.long)
+        shape = BATCH, example_length(module, _SEQUENCE)
+        examples = [
+            torch.full(shape, int(name != "token_type_ids"), dtype=torch.long)
             for name in self.inputs
-        }
+        ]
         return [
             Graph(
                 file=MODEL,
                 module=_MaskedLM(module, self.inputs),
-                arguments=tuple(ids.values()),
-                shapes=(tuple({0: dynamic, 1: dynamic} for _ in ids),),
+                arguments=tuple(examples),
+                shapes=(tuple({0: DYNAMIC, 1: DYNAMIC} for _ in examples),),
                 inputs=list(self.inputs),
                 outputs=["logits"],
                 dimensions=(("input_ids", 0, "batch_size"), ("input_ids", 1, "sequence_length")),
@@ -81,26 +80,27 @@ class MaskedTask(Task):
             "token_type_ids": random.integers(0, self.token_types, (1, count)),
         }
         inputs = {name: inputs[name] for name in self.inputs}
-        whole = _run(module, inputs)[0]
-        padded = _run(module, _padded(inputs))[1, :_SHORT]  # some models read what is padding
-        return ReferenceRun(inputs, np.concatenate([whole, padded]))
+        logits = torch_logits(module, **inputs)[0]
+        # some models read padding, so the padded batch item has its own reference
+        padded = torch_logits(module, **_padded(inputs))[1, :_SHORT]
+        return ReferenceRun(inputs, np.concatenate([logits, padded]))
 
-    def compare(self, directory: Path, expected: ReferenceRun, dtype: type[Any]) -> Agreement:
-        inputs = expected.inputs
+    def compare(self, directory: Path, reference: ReferenceRun, dtype: type[Any]) -> Agreement:
+        inputs = reference.inputs
         count = inputs["input_ids"].shape[1]
-        whole, short = expected.logits[:count], expected.logits[count:]
         with cpu_session(directory / MODEL) as session:
             (logits,) = session.run(["logits"], dict(inputs))
-            prefill = largest_error(logits[0], whole)
+            prefill = largest_error(logits[0], reference.logits[:count])
             padded = 0.0
             if "attention_mask" in inputs:
                 (logits,) = session.run(["logits"], _padded(inputs))
-                padded = largest_error(logits[1, : len(short)], short)
-        return Agreement(prefill, 0.0, padded, largest_logit(expected.logits))
+                expected = reference.logits[count:]
+                padded = largest_error(logits[1, : len(expected)], expected)
+        return Agreement(prefill, 0.0, padded, largest_logit(reference.logits))
 
 
 class _MaskedLM(torch.nn.Module):
-    """``forward`` with the inputs by position, logits only."""
+    """``forward`` with positional inputs, which returns only logits."""
 
     def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...]) -> None:
         super().__init__()
@@ -108,10 +108,10 @@ class _MaskedLM(torch.nn.Module):
         self.inputs = inputs
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        given = dict(zip(self.inputs, inputs, strict=True))
-        length = pad_to_window(self.model, given)
-        with BroadcastAttention(), ResolveMaskBranches(given.get("attention_mask")):
-            logits = logits_of(self.model(**given))
+        kwargs = dict(zip(self.inputs, inputs, strict=True))
+        length = pad_to_window(self.model, kwargs)
+        with BroadcastAttention(), ResolveMaskBranches(kwargs.get("attention_mask")):
+            logits = logits_of(self.model(**kwargs))
         return logits if length is None else logits[:, :length]
 
 
@@ -119,27 +119,18 @@ def trial_run(module: torch.nn.Module, config: Any) -> MaskedTask:
     """Run the model once on a few tokens."""
     parameters = inspect.signature(module.forward).parameters
     types = int(getattr(config, "type_vocab_size", 0) or 0)
-    inputs = ["input_ids"]
+    inputs = {"input_ids": np.ones((1, _SHORT), np.int64)}
     if "attention_mask" in parameters:
-        inputs.append("attention_mask")
+        inputs["attention_mask"] = np.ones((1, _SHORT), np.int64)
     if "token_type_ids" in parameters and types > 1:
-        inputs.append("token_type_ids")
-    given = {name: np.ones((1, _SHORT), np.int64) for name in inputs}
-    if types > 1 and "token_type_ids" in given:
-        given["token_type_ids"][:] = 0
-    logits = _run(module, given)[0]
-    return MaskedTask(logits.shape[-1], longest(config, module), tuple(inputs), max(types, 1))
+        inputs["token_type_ids"] = np.zeros((1, _SHORT), np.int64)
+    vocab_size = torch_logits(module, **inputs).shape[-1]
+    return MaskedTask(vocab_size, read_max_positions(config, module), tuple(inputs), max(types, 1))
 
 
-def _run(module: torch.nn.Module, inputs: dict[str, Any]) -> Any:
-    with torch.no_grad():
-        output = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-    return logits_of(output).float().numpy()
-
-
-def _padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _padded(inputs: Mapping[str, Array]) -> dict[str, Array]:
     """A batch of two: the sequence, and its start padded to the same length."""
-    rows = {name: np.repeat(array, 2, axis=0) for name, array in inputs.items()}
-    for array in rows.values():
+    batch = {name: np.repeat(array, 2, axis=0) for name, array in inputs.items()}
+    for array in batch.values():
         array[1, _SHORT:] = 0
-    return rows
+    return batch

@@ -1,12 +1,13 @@
-"""Encoder–decoder models that hear: features of speech in, tokens out.
+"""Export encoder-decoder models from audio to text.
 
-The encoder reads features (a spectrogram, or the waveform itself) without a mask; the decoder is
+The encoder reads features (a spectrogram, or the waveform itself) without a mask. The decoder is
 that of :mod:`edgetie.export.tasks.seq2seq`.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -15,15 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetie.export.tasks.base import (
-    logits_of,
-    longest,
-)
-from edgetie.export.tasks.comparison import (
-    Array,
-    ReferenceRun,
-)
-from edgetie.export.tasks.seq2seq import BATCH, Reading, Seq2SeqTask, caches, run
+from edgetie.export.tasks.base import BATCH, DYNAMIC, logits_of, read_max_positions, torch_logits
+from edgetie.export.tasks.comparison import Array, ReferenceRun
+from edgetie.export.tasks.seq2seq import EncoderInputs, Seq2SeqTask, describe_caches
+
+logger = logging.getLogger(__name__)
 
 _WIDTHS = (
     "num_mel_bins",
@@ -32,8 +29,8 @@ _WIDTHS = (
     "input_size",
     "hidden_size",  # of an encoder that reads embeddings
 )
-_SOURCES = ("input_features", "input_values", "inputs_embeds")
-_SAMPLES, _FRAMES = 8000, (96, 200)  # of one example, where its length is free
+_INPUT_NAMES = ("input_features", "input_values", "inputs_embeds")
+_SAMPLES, _FRAMES = 8000, (96, 200)  # of an example whose length is not fixed
 
 
 @dataclass(frozen=True)
@@ -41,113 +38,128 @@ class SpeechTask(Seq2SeqTask):
     """See :class:`edgetie.export.tasks.seq2seq.Seq2SeqTask`.
 
     Attributes:
-        source: name of the encoder's input.
-        shape: of one clip's features, an example.
-        axis: that of ``shape`` along which clips may be longer or shorter; ``None`` if all must
-            have this shape.
-        length: of what the encoder makes of it.
+        input_name: of the encoder.
+        shape: of the features of one example.
+        time_axis: the dynamic axis of ``shape``; ``None`` if all audio must have this shape.
+        encoded_length: length of the encoder's output for the example.
     """
 
     name = "speech-seq2seq"
 
-    source: str
+    input_name: str
     shape: tuple[int, ...]
-    axis: int | None
-    length: int
+    time_axis: int | None
+    encoded_length: int
 
-    def reading(self, dtype: torch.dtype) -> Reading:
-        shape = {0: torch.export.Dim.DYNAMIC}
-        if self.axis is not None:
-            shape[self.axis + 1] = torch.export.Dim.DYNAMIC
-        features = torch.zeros(BATCH, *self.shape, dtype=dtype)
-        return Reading((self.source,), (features,), (shape,), self.length, self.axis is not None)
+    def encoder_inputs(self, dtype: torch.dtype) -> EncoderInputs:
+        is_dynamic = self.time_axis is not None
+        axes = [0] if self.time_axis is None else [0, self.time_axis + 1]
+        return EncoderInputs(
+            (self.input_name,),
+            (torch.zeros(BATCH, *self.shape, dtype=dtype),),
+            (dict.fromkeys(axes, DYNAMIC),),
+            self.encoded_length,
+            is_dynamic,
+        )
 
     def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
         random = np.random.default_rng(0)
-        clips = random.standard_normal((BATCH, *self.shape), np.float32)
-        target = self.target(random)
-        logits = [run(module, target, **{self.source: clips[i : i + 1]}) for i in range(BATCH)]
-        inputs = {self.source: clips, "decoder_input_ids": target}
+        features = random.standard_normal((BATCH, *self.shape), np.float32)
+        target = self.decoder_tokens(random)
+        logits = [
+            torch_logits(module, decoder_input_ids=target, **{self.input_name: item[None]})[0]
+            for item in features
+        ]
+        inputs = {self.input_name: features, "decoder_input_ids": target}
         return ReferenceRun(inputs, np.concatenate(logits))
 
-    def readings(self, expected: ReferenceRun, dtype: type[Any]) -> tuple[dict[str, Array], ...]:
-        clips = expected.inputs[self.source].astype(dtype)
-        return {self.source: clips[:1]}, {self.source: clips}
+    def encoder_feeds(
+        self, reference: ReferenceRun, dtype: type[Any]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        features = reference.inputs[self.input_name].astype(dtype)
+        return {self.input_name: features[:1]}, {self.input_name: features}
 
 
 def trial_run(module: torch.nn.Module, config: Any) -> SpeechTask:
-    """Run the model once on noise, its shape found by trying what the configuration suggests.
+    """Run the model once on features of the first shape that its encoder accepts.
 
     Raises:
-        TypeError: if no shape fits, or the model keeps no keys and values of cross-attention.
+        TypeError: if it accepts none, or returns no cache of cross-attention.
     """
     model: Any = module
     encoder = model.get_encoder()
-    source = _source(module, encoder)
-    shape, axis, encoded = try_shapes(
-        shapes(source, encoder.config, config),
-        lambda shape, _: _encode(encoder, source, shape),
-        source,
+    name = _input_name(module, encoder)
+
+    def encode(shape: tuple[int, ...], time_axis: int) -> Any:
+        with torch.no_grad():
+            return encoder(**{name: torch.zeros(1, *shape)})
+
+    shape, axis, output = find_input_shape(
+        candidate_shapes(name, encoder.config, config), encode, name
     )
-    longer = tuple(size + size // 2 * (i == axis) for i, size in enumerate(shape))
-    try:
-        varies = _encode(encoder, source, longer)[0].shape[1] != encoded[0].shape[1]
-    except Exception:
-        varies = False
+    length = output[0].shape[1]
+    is_dynamic = changes_with_length(
+        lambda: encode(lengthened(shape, axis, 1.5), axis)[0].shape[1], length
+    )
     with torch.no_grad():
-        output: Any = module(
-            **{source: torch.zeros(1, *shape)},
+        decoded: Any = module(
+            **{name: torch.zeros(1, *shape)},
             decoder_input_ids=torch.ones(1, 2, dtype=torch.long),
             use_cache=True,
         )
-    own, cross = caches(module, output)
+    own, cross = describe_caches(module, decoded)
     return SpeechTask(
-        logits_of(output).shape[-1],
-        getattr(config, "max_target_positions", None) or longest(config, module),
+        logits_of(decoded).shape[-1],
+        getattr(config, "max_target_positions", None) or read_max_positions(config, module),
         cross,
-        encoded[0].shape[-1],
-        source,
+        output[0].shape[-1],
+        name,
         shape,
-        axis if varies else None,
-        encoded[0].shape[1],
+        axis if is_dynamic else None,
+        length,
         cache=own,
-        output=type(encoded),
+        output_class=type(output),
     )
 
 
-def _source(module: torch.nn.Module, encoder: torch.nn.Module) -> str:
-    """What the encoder calls the features that it reads."""
-    whole, part = (inspect.signature(each.forward).parameters for each in (module, encoder))
-    return next((name for name in _SOURCES if name in whole and name in part), _SOURCES[0])
+def _input_name(module: torch.nn.Module, encoder: torch.nn.Module) -> str:
+    """The name of the features, in the model's ``forward`` and in the encoder's."""
+    outer, inner = (inspect.signature(each.forward).parameters for each in (module, encoder))
+    names = (name for name in _INPUT_NAMES if name in outer and name in inner)
+    return next(names, _INPUT_NAMES[0])
 
 
-def try_shapes(
+def find_input_shape(
     candidates: Iterator[tuple[tuple[int, ...], int]],
     encode: Callable[[tuple[int, ...], int], Any],
-    source: str,
+    name: str,
 ) -> tuple[tuple[int, ...], int, Any]:
-    """The first shape that can be encoded, which of its axes is time, and what came out.
+    """Find the first shape that can be encoded.
+
+    Returns:
+        The shape, its time axis, and what ``encode`` returned.
 
     Raises:
         TypeError: if none can.
     """
-    why: Exception | None = None
-    for shape, axis in candidates:
+    last_error: Exception | None = None
+    for shape, time_axis in candidates:
         try:
-            return shape, axis, encode(shape, axis)
+            return shape, time_axis, encode(shape, time_axis)
         except Exception as error:
-            why = error
-    raise TypeError(f"no shape of {source} is known that it takes") from why
+            logger.debug("%s of shape %s cannot be encoded", name, shape, exc_info=True)
+            last_error = error
+    raise TypeError(f"no shape of {name} is known that it accepts") from last_error
 
 
-def shapes(source: str, *configs: Any) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Shapes that a clip may have, and which of their axes is time."""
-    if source == "input_values":
+def candidate_shapes(name: str, *configs: Any) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Shapes that features of one example may have, and their time axes."""
+    if name == "input_values":
         yield (_SAMPLES,), 0
 
-    def setting(name: str) -> int | None:
-        found = (getattr(config, name, None) for config in configs)
-        return next((size for size in found if isinstance(size, int)), None)
+    def setting(key: str) -> int | None:
+        values = (getattr(config, key, None) for config in configs)
+        return next((value for value in values if isinstance(value, int)), None)
 
     bins, positions = setting("num_mel_bins"), setting("max_source_positions")
     if bins and positions:
@@ -155,7 +167,7 @@ def shapes(source: str, *configs: Any) -> Iterator[tuple[tuple[int, ...], int]]:
     channels = setting("input_feat_per_channel")
     widths = [
         channels and channels * (setting("input_channels") or 1),
-        *(setting(name) for name in _WIDTHS),
+        *(setting(key) for key in _WIDTHS),
     ]
     for width, frames in product(filter(None, widths), _FRAMES):
         yield (frames, width), 0
@@ -164,6 +176,15 @@ def shapes(source: str, *configs: Any) -> Iterator[tuple[tuple[int, ...], int]]:
             yield (bins, frames), 1
 
 
-def _encode(encoder: torch.nn.Module, source: str, shape: tuple[int, ...]) -> Any:
-    with torch.no_grad():
-        return encoder(**{source: torch.zeros(1, *shape)})
+def lengthened(shape: tuple[int, ...], time_axis: int, factor: float) -> tuple[int, ...]:
+    """A shape whose time axis is longer by a factor."""
+    return tuple(int(n * factor) if axis == time_axis else n for axis, n in enumerate(shape))
+
+
+def changes_with_length(measure_longer: Callable[[], int], size: int) -> bool:
+    """Whether longer audio can be encoded, and to another size."""
+    try:
+        return measure_longer() != size
+    except Exception:
+        logger.debug("the encoder accepts audio of one length only", exc_info=True)
+        return False

@@ -31,6 +31,8 @@ from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 from edgetie.ties.groups import equal_initializers
 
+pytestmark = pytest.mark.slow
+
 RATE, VOCABULARY, HEARD = 16000, 512, 500
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "head_dim": 16}  # fmt: skip

@@ -26,6 +26,8 @@ from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
 from edgetie.sources.source import Source
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 6, 7, 8, 9, 10, 1], [20, 21, 1], [300, 31, 32, 33, 1]]
 
 

@@ -31,6 +31,8 @@ from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 from edgetie.ties.groups import equal_initializers, find_shared_ties
 
+pytestmark = pytest.mark.slow
+
 RATE, VOCABULARY = 16000, 512
 START, END, TIMELESS, ENGLISH, GERMAN, TASK = 500, 501, 511, 503, 504, 505
 SPECIAL = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": END,
