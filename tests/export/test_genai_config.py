@@ -12,6 +12,7 @@ import pytest
 from edgetie.bundle.manifest import Signature
 from edgetie.export.genai_config import write_genai_config
 from edgetie.export.tasks.causal import CausalTask
+from edgetie.export.tasks.causal_model import CausalCall
 from edgetie.graph.tensors import CacheTensor
 
 CONFIG = SimpleNamespace(
@@ -25,7 +26,7 @@ def task(*sizes: tuple[int, ...], positions: int | None = 128) -> CausalTask:
         for layer, size in enumerate(sizes)
         for part in ("key", "value")
     )
-    return CausalTask(320, positions, "transformers", False, cache=cache)
+    return CausalTask(320, positions, CausalCall("transformers"), cache=cache)
 
 
 def signature(ends: list[int], in_place: bool = True) -> Signature:

@@ -10,6 +10,7 @@ import torch
 from edgetie.errors import TieError
 from edgetie.export.optimize import optimize
 from edgetie.export.tasks.causal import CausalTask
+from edgetie.export.tasks.causal_model import CausalCall
 
 NAMES = ("tokens.weight", "head.weight")
 
@@ -40,7 +41,7 @@ def tied_model(*, shared: bool = True) -> ir.Model:
 
 
 def task() -> CausalTask:
-    return CausalTask(64, 128, "plain", False)
+    return CausalTask(64, 128, CausalCall("no_cache"))
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -10,6 +10,7 @@ import pytest
 
 from edgetie.errors import ExportError, UnfusableError
 from edgetie.export.tasks.causal import CausalTask, trial_run
+from edgetie.export.tasks.causal_model import CausalCall
 from edgetie.export.tracing.plans import DisagreementError, TracePlan, list_plans, try_plans
 
 
@@ -46,7 +47,7 @@ def test_standard_operators_have_one_plan_or_none(llama: CausalTask) -> None:
     with pytest.raises(ExportError, match=r"for decoders with a cache.*target='cpu'"):
         list_plans("plain", replace(llama, cache=()), fused=False)
     with pytest.raises(ExportError, match="its attention implementation cannot be set"):
-        list_plans("hand", replace(llama, caller="positions"), fused=False)
+        list_plans("hand", replace(llama, call=CausalCall("positions")), fused=False)
 
 
 class Attempts:
