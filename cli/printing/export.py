@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from edgetie.report.tables import plain_console
+from edgetie.report.tables import plain_console, plain_table
 from edgetie.ties.groups import TieGroup
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edgetie.export.exporter import ExportReport
 
 
@@ -25,7 +25,7 @@ def uses_in_words(group: TieGroup) -> str:
 
 def ties_table(ties: Sequence[TieGroup]) -> Table:
     """One row for each tied weight."""
-    table = Table("tied weight", "shape", "size", "uses", box=None, header_style="bold")
+    table = plain_table("tied weight", "shape", "size", "uses")
     for group in ties:
         name = " = ".join(group.parameters) or group.name
         size = f"{group.bytes / 1e6:.1f} MB {group.dtype}"

@@ -161,22 +161,19 @@ def speed_table(report: LatencyReport) -> Table:
     for each in (point for model in models for point in (model, *model.sweep)):
         name = names[each.model]
         batch = f" × {each.batch}" if each.batch > 1 else ""
+        cells = [
+            name if each.precision in name else f"{name} {each.precision}",
+            _bytes(each.file_bytes),
+            MISSING if each.parameters is None else f"{each.parameters / 1e6:.1f} M",
+            each.provider,
+            str(each.threads),
+        ]
         for test, field in (
             (f"pp{each.prompt_tokens}{batch}", "prefill_tokens_per_second"),
             (f"tg{each.new_tokens}{batch}", "decode_tokens_per_second"),
         ):
             speed = f"{getattr(each, field):.1f} ± {each.deviation[field]:.1f}"
-            rows.append(
-                [
-                    name if each.precision in name else f"{name} {each.precision}",
-                    _bytes(each.file_bytes),
-                    MISSING if each.parameters is None else f"{each.parameters / 1e6:.1f} M",
-                    each.provider,
-                    str(each.threads),
-                    test,
-                    speed if each.latency_valid else "not measured",
-                ]
-            )
+            rows.append([*cells, test, speed if each.latency_valid else "not measured"])
     return Table(["model", ">size", ">params", "provider", ">threads", "test", ">t/s"], rows)
 
 

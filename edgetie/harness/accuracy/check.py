@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 Ids = npt.NDArray[np.int64]
 _Candidate = BundleReference | RemoteReference
 
+_LOGIT_METRICS = ("positions", "max_abs_error", "mean_abs_error", "relative_error")
 _PROMPT_TOKENS = 32
 _SMALLEST_WINDOW = 16
 _CHARACTERS_PER_TOKEN = 16
@@ -236,10 +237,6 @@ class _Comparison:
             provider=provider,
             precision=precision,
             data=data.description + after_noise,
-            positions=errors.positions,
-            max_abs_error=errors.max_abs_error,
-            mean_abs_error=errors.mean_abs_error,
-            relative_error=errors.relative_error,
             greedy_agreement=greedy_agreement,
             nodes_per_provider=self.candidate.nodes_per_provider,
             fallback_nodes=self.candidate.fallback_nodes,
@@ -247,6 +244,7 @@ class _Comparison:
             thresholds=limits,
             failures=failures,
             **vars(predictions),
+            **{name: getattr(errors, name) for name in _LOGIT_METRICS},
         )
 
     def _compare_logits(
