@@ -74,11 +74,14 @@ class Signature:
 class Manifest:
     """The contents of ``edgetie.json``.
 
-    ``signature`` is that of ``model.onnx``, or of ``decoder_model.onnx`` where there is an encoder
-    with a signature of its own. ``weights_in_memory`` says what matrix products read:
-    ``prepacked`` copies of the weights that ONNX Runtime makes when a session starts, so that only
-    Gather reads the mapped file; ``mapped``, the file; or ``mixed``, the file for embedding tables
-    and prepacked copies for the other weights.
+    Attributes:
+        signature: of ``model.onnx``, or of ``decoder_model.onnx`` if the model has an encoder.
+        encoder: signature of ``encoder_model.onnx``.
+        weights_in_memory: what matrix products read: ``prepacked`` copies of the weights that ONNX
+            Runtime makes at session start, so that only Gather reads the mapped file; ``mapped``,
+            the file; or ``mixed``, the file for embedding tables and copies for other weights.
+        compiled: the provider that the graphs were compiled for; empty if they were not.
+        files: size and SHA-256 of every other file; empty for a bare ONNX file.
     """
 
     source: dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgetie.errors import EdgetieError
@@ -36,11 +36,9 @@ class Availability:
 
 
 def list_availability() -> list[Availability]:
-    """Try every provider that is installed, once per environment."""
-    first = {row.environment or row.name: row for row in reversed(PROVIDERS.values())}
+    """Try every provider that is installed."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = dict(zip(first, pool.map(_probe, first.values()), strict=True))
-    return [replace(results[row.environment or row.name], row=row) for row in PROVIDERS.values()]
+        return list(pool.map(_probe, PROVIDERS.values()))
 
 
 def _probe(row: Provider) -> Availability:

@@ -22,9 +22,6 @@ from edgetie.errors import ProviderError
 from edgetie.progress import Progress, Stages
 from edgetie.providers.registry import PROVIDERS, Provider, explain_absence, find_provider
 
-FLAGS = "{flags}"
-"""Placeholder in a command for a provider's flags."""
-
 REQUIREMENTS = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2")
 """Packages that edgetie's runtime needs in addition to onnxruntime."""
 
@@ -45,22 +42,17 @@ class Environment:
     """A Python interpreter.
 
     Attributes:
-        command: starts it; ``{flags}`` stands for a provider's flags.
+        command: starts it.
         variables: environment variables to add to those of this process.
     """
 
     command: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def command_for(
-        self, module: str, flags: tuple[str, ...] = ()
-    ) -> tuple[list[str], dict[str, str]]:
+    def command_for(self, module: str) -> tuple[list[str], dict[str, str]]:
         """Compose the command that runs a module of edgetie, and its environment variables."""
-        command: list[str] = []
-        for part in self.command:
-            command += flags if part == FLAGS else (part,)
         folder = str(Path(__file__).resolve().parents[1])
-        return [*command, "-c", _START, folder, module], {**os.environ, **self.variables}
+        return [*self.command, "-c", _START, folder, module], {**os.environ, **self.variables}
 
 
 Recipe = Callable[[Path, Progress], Environment]

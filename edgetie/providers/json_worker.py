@@ -40,7 +40,7 @@ def start_worker(
     if environment is None:
         command, variables = worker_command(module), dict(os.environ)
     else:
-        command, variables = environment.command_for(module, row.flags)
+        command, variables = environment.command_for(module)
     try:
         process = subprocess.Popen(
             command,

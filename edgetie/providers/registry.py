@@ -25,7 +25,6 @@ class Provider:
         options: options to create it with.
         environment: name of the separate environment that can be installed for it
             (:data:`edgetie.providers.environments.RECIPES`).
-        flags: flags for the command of that environment.
         worker_name: name of the provider in that environment, if it is another one.
         plugin: module whose library contains it, if onnxruntime itself does not.
         fixed_shapes: whether it runs nodes with fixed shapes only.
@@ -42,7 +41,6 @@ class Provider:
     device: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
     environment: str = ""
-    flags: tuple[str, ...] = ()
     worker_name: str = ""
     plugin: str = ""
     fixed_shapes: bool = False

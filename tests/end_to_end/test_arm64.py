@@ -24,8 +24,9 @@ def arm64() -> None:
     if not debian.available():
         pytest.skip("the environment is made of Debian's packages")
     register_arm64()
-    if not (environment_directory("arm64") / "environment.json").is_file():
-        install_environment("arm64-a76")
+    for name in CORES:
+        if not (environment_directory(name) / "environment.json").is_file():
+            install_environment(name)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 from edgetie.errors import ProviderError
 from edgetie.progress import Progress
 from edgetie.providers.environments import (
-    FLAGS,
     RECIPES,
     Environment,
     environment_directory,
@@ -37,13 +36,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def make(directory: Path, progress: Progress) -> Environment:
     (directory / "python").write_text("new", encoding="utf-8")
-    return Environment((sys.executable, FLAGS), {"RIG": "1"})
+    return Environment((sys.executable,), {"RIG": "1"})
 
 
-def test_command_contains_flags_and_variables() -> None:
-    environment = Environment(("python", FLAGS, "-X"), {"RIG": "1"})
-    command, variables = environment.command_for("edgetie.x", ("-cpu", "a53"))
-    assert command[:4] == ["python", "-cpu", "a53", "-X"]
+def test_command_and_variables() -> None:
+    command, variables = Environment(("qemu", "python"), {"RIG": "1"}).command_for("edgetie.x")
+    assert command[:3] == ["qemu", "python", "-c"]
     assert command[-1] == "edgetie.x"
     assert Path(command[-2]).name == "edgetie"
     assert variables["RIG"] == "1"

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from debian import run, unpack
 
 from edgetie.progress import Progress
-from edgetie.providers.environments import FLAGS, REQUIREMENTS, Environment, register_provider
+from edgetie.providers.environments import (
+    REQUIREMENTS,
+    Environment,
+    environment_directory,
+    register_provider,
+)
 from edgetie.providers.registry import Provider
 
 _PYTHON = "3.13"
@@ -34,36 +40,44 @@ def register_arm64() -> None:
             f"ARM64, emulated {core}",
             "mobile-cpu",
             "emulated: not measured",
-            environment="arm64",
-            flags=("-cpu", core),
+            environment=name,
             worker_name="cpu",
         )
-        register_provider(row, make_arm64)
+        register_provider(row, partial(make_arm64, core))
 
 
-def make_arm64(directory: Path, progress: Progress) -> Environment:
-    """Make the environment in an empty directory.
+def make_arm64(core: str, directory: Path, progress: Progress) -> Environment:
+    """Make the environment of one core. All cores share QEMU, Python and packages.
 
     Raises:
-        ProviderError: if this is no Debian, or a package cannot be had.
+        ProviderError: if this system is not Debian, or a package cannot be fetched.
     """
+    shared = environment_directory("arm64")
+    root, emulator = shared / "root", shared / "qemu-aarch64"
+    if not (root / "packages" / "onnxruntime").is_dir():
+        shutil.rmtree(shared, ignore_errors=True)
+        shared.mkdir()
+        _fetch(shared, progress)
+    python = root / "usr" / "bin" / f"python{_PYTHON}"
+    return Environment(
+        (str(emulator), "-cpu", core, "-L", str(root), str(python)),
+        {"PYTHONPATH": str(root / "packages")},
+    )
+
+
+def _fetch(directory: Path, progress: Progress) -> None:
     root = directory / "root"
     progress.stage("Fetching QEMU")
     unpack(["qemu-user"], directory / "tools")
-    emulator = directory / "qemu-aarch64"
-    (directory / "tools" / "usr" / "bin" / "qemu-aarch64").resolve().rename(emulator)
+    tools = directory / "tools" / "usr" / "bin"
+    (tools / "qemu-aarch64").resolve().rename(directory / "qemu-aarch64")
     shutil.rmtree(directory / "tools")
     progress.stage("Fetching Python for ARM64")
     unpack([f"python{_PYTHON}", "libstdc++6"], root, architecture="arm64")
     if not (root / "lib").exists():
-        (root / "lib").symlink_to("usr/lib")  # what the package base-files would bring
+        (root / "lib").symlink_to("usr/lib")  # as in the package base-files
     progress.stage("Fetching wheels for ARM64")
     options = [part for name in _WHEELS for part in ("--platform", f"{name}_aarch64")]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *options]
     command += ["--python-version", _PYTHON, "--implementation", "cp"]
     run([*command, "--target", str(root / "packages"), "onnxruntime", *REQUIREMENTS])
-    python = root / "usr" / "bin" / f"python{_PYTHON}"
-    return Environment(
-        (str(emulator), FLAGS, "-L", str(root), str(python)),
-        {"PYTHONPATH": str(root / "packages")},
-    )
