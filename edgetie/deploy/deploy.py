@@ -155,7 +155,8 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
         refuse("its attention has no cache in place, which starters rely on; " + _RUN_WITH_EDGETIE)
     if len({(len(v.shape), *v.shape[1::2]) for v in cache}) > 1:
         refuse(
-            "its layers have caches of several kinds, and starters know one; " + _RUN_WITH_EDGETIE
+            "its layers have caches of several kinds, and starters support one; "
+            + _RUN_WITH_EDGETIE
         )
 
 

@@ -113,7 +113,7 @@ def open_session(
     Raises:
         BundleError: if it cannot be opened or ONNX Runtime rejects it, or ``threads`` or ``logits``
             are invalid.
-        ProviderError: if the provider is unknown, absent, or takes none of the model's nodes, or
+        ProviderError: if the provider is unknown, absent, or runs none of the model's nodes, or
             with ``strict`` not all.
     """
     start = time.perf_counter()
@@ -296,7 +296,7 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
     holds the weights they share once.
 
     Raises:
-        BundleError: if ONNX Runtime rejects a graph, or the provider takes none of its nodes.
+        BundleError: if ONNX Runtime rejects a graph, or the provider runs none of its nodes.
     """
     spec = require_provider(provider)
     for path in graphs:
@@ -311,7 +311,7 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
         register_plugin(spec, options)
         _create(path, None, options, spec)
         if not (folder / path.name).is_file():
-            raise BundleError(f"{path}: {spec.name} takes none of its nodes; run it as it is")
+            raise BundleError(f"{path}: {spec.name} runs none of its nodes; use it uncompiled")
 
 
 def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -> Any:

@@ -265,14 +265,14 @@ def test_a_tie_of_which_one_use_is_computed(tmp_path: Path) -> None:
 
 def test_bad_sounds(audio_embeddings: tuple[Any, ExportReport]) -> None:
     bundle = audio_embeddings[1].bundle.directory
-    with pytest.raises(AudioError, match=r"1\.5 s long, the model takes 1 s"):
+    with pytest.raises(AudioError, match=r"1\.5 s long, the model accepts 1 s"):
         said(bundle, sound(1.5))
     with pytest.raises(AudioError, match="finite"):
         said(bundle, np.full(100, np.nan, np.float32))
-    with pytest.raises(EdgetieError, match="the model knows de, en"):
+    with pytest.raises(EdgetieError, match="the model has de, en"):
         said(bundle, sound(0.5), language="fr")
     session = open_session(bundle)
-    with pytest.raises(BundleError, match="takes audio"):
+    with pytest.raises(BundleError, match="reads audio"):
         next(generate_text(session, Tokenizer.from_bundle(session.bundle), [[1]], max_new_tokens=1))
 
 

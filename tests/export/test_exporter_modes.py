@@ -99,7 +99,7 @@ def test_padding_on_the_right_only_where_it_is_right(tmp_path: Path) -> None:
     own = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
     neo = export_model(source_of(make("GPTNeo", **own, window_size=8)), tmp_path / "neo")
     assert neo.manifest.signature.padding == "left"
-    with pytest.raises(EdgetieError, match="takes padding on the left only"):
+    with pytest.raises(EdgetieError, match="accepts padding on the left only"):
         Decoder(open_session(neo.bundle), 2, 8).prefill(ids, mask)
     llama = export_model(source_of(make("Llama")), tmp_path / "llama")
     assert llama.manifest.signature.padding == "both"

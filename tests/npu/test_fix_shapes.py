@@ -122,7 +122,7 @@ def test_inputs_whose_sizes_have_other_names(tmp_path: Path) -> None:
 
 
 def test_the_window_ends(fixed: Path) -> None:
-    with pytest.raises(EdgetieError, match=f"takes {CONTEXT} tokens"):
+    with pytest.raises(EdgetieError, match=f"accepts {CONTEXT} tokens"):
         list(generate(open_session(fixed), [[5] * (CONTEXT + 1)], max_new_tokens=1))
 
 

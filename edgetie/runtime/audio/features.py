@@ -97,7 +97,7 @@ class FeatureExtractor:
             raise AudioError("audio must be samples (count,), one or more, all of them finite")
         if self.limit and samples.size > self.limit:
             raise AudioError(
-                f"the audio is {samples.size / self.rate:.1f} s long, the model takes "
+                f"the audio is {samples.size / self.rate:.1f} s long, the model accepts "
                 f"{self.limit / self.rate:g} s; cut it into shorter parts"
             )
         if self.bins:
@@ -180,8 +180,8 @@ def read_wav(path: str | os.PathLike[str], rate: int = _RATE) -> NDArray[np.floa
         raise AudioError(f"{path}: not a readable WAV file ({why}){hint}") from error
     if (channels, width, file_rate) != (1, 2, rate):
         raise AudioError(
-            f"{path}: has {file_rate} Hz, {8 * width} bits, {channels} channel(s); the model takes "
-            f"{rate} Hz, 16 bits, mono: {convert}"
+            f"{path}: has {file_rate} Hz, {8 * width} bits, {channels} channel(s); the model "
+            f"accepts {rate} Hz, 16 bits, mono: {convert}"
         )
     if count >= _UNKNOWN_SIZE // 2:  # written to a pipe: read to the end of the file
         count = len(data) // 2

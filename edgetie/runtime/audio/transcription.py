@@ -57,7 +57,7 @@ def transcribe(
     Raises:
         AudioError: if the audio is empty or longer than the model accepts.
         BundleError: if the model reads no audio, or ONNX Runtime fails on it.
-        EdgetieError: if it does not know the language, or a number is too small.
+        EdgetieError: if it does not have the language, or a number is too small.
     """
     require_limits(1 if max_new_tokens is None else max_new_tokens, seed)
     signature = session.bundle.manifest.signature
@@ -65,7 +65,7 @@ def transcribe(
     languages = signature.language_token_ids
     if language is not None and language not in languages:
         names = ", ".join(sorted(languages)) or "no language by name"
-        raise EdgetieError(f"the model knows {names}", parameter="language", value=language)
+        raise EdgetieError(f"the model has {names}", parameter="language", value=language)
     stops = stop_tokens(session.bundle)
     if session.bundle.task == AUDIO_LM:
         audio_embeddings = embed_audio(session, extractor.feeds(samples))

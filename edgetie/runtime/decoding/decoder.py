@@ -48,7 +48,7 @@ class Decoder:
         signature = session.bundle.manifest.signature
         limit = signature.max_positions
         if limit is not None and max_length > limit:
-            raise EdgetieError(f"{self._path}: takes {limit} tokens, not {max_length}")
+            raise EdgetieError(f"{self._path}: accepts {limit} tokens, not {max_length}")
         self._left_padding_only = signature.padding == "left"
         self._mask = np.zeros((batch, max_length), np.int64)
         self._ids = None if session.cache else np.zeros((batch, max_length), np.int64)
@@ -100,18 +100,18 @@ class Decoder:
         """
         mask = np.ones_like(prompt) if attention_mask is None else attention_mask
         if "attention_mask" not in self._inputs and not mask.all():
-            raise EdgetieError(f"{self._path}: has no attention_mask, so it takes no padding")
+            raise EdgetieError(f"{self._path}: has no attention_mask, so it accepts no padding")
         appends = self.length > 0 and prompt.shape[1] > 1
         if appends and self.batch > 1 and self.session.cache_in_place:
             raise EdgetieError(
-                f"{self._path}: takes several tokens of several sequences as a first prompt only; "
-                "go on with step"
+                f"{self._path}: accepts several tokens of several sequences only as a first "
+                "prompt; go on with step"
             )
         empty = np.flatnonzero(~mask.any(axis=1))
         if len(empty):
             raise EdgetieError(f"sequence {empty[0]} has no token; give at least one")
         if self._left_padding_only and (np.diff(mask, axis=1) < 0).any():
-            raise EdgetieError(f"{self._path}: takes padding on the left only")
+            raise EdgetieError(f"{self._path}: accepts padding on the left only")
         self._steps = 0
         self._audio = self._no_audio() if audio_embeddings is None else audio_embeddings
         return self._forward(prompt, mask, self._prefill_options)

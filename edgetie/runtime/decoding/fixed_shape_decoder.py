@@ -28,7 +28,7 @@ class FixedShapeDecoder:
             raise EdgetieError(f"{self._path}: its shapes are fixed for one sequence, not {batch}")
         if max_length > self.max_length:
             raise EdgetieError(
-                f"{self._path}: takes {self.max_length} tokens, not {max_length}; "
+                f"{self._path}: accepts {self.max_length} tokens, not {max_length}; "
                 "fix the shapes with a longer context"
             )
         self._chunk = 1  # tokens of a prompt that one run reads

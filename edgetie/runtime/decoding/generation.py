@@ -108,7 +108,7 @@ def generate(
     require_limits(max_new_tokens, seed)
     _require_prompts(session, prompts)
     if session.bundle.task == SPEECH:
-        raise BundleError(f"{session.bundle.directory}: takes audio, not text; use transcribe")
+        raise BundleError(f"{session.bundle.directory}: reads audio, not text; use transcribe")
     ids, mask = pad(prompts, side="right" if session.cross else "left")
     decoder = make_decoder(session, len(prompts), ids.shape[1], max_new_tokens)
     logits = decoder.prefill(ids, mask)

@@ -30,7 +30,7 @@ class Seq2SeqDecoder:
         start = session.bundle.manifest.signature.start_token_ids
         if session.encoder is None or not start:
             raise BundleError(
-                f"{session.bundle.directory}: does not say which token its decoder starts with; "
+                f"{session.bundle.directory}: does not state which token its decoder starts with; "
                 "set decoder_start_token_id in the model's configuration and export it again"
             )
         self.session, self.batch, self.max_length, self.length = session, batch, max_length, 0

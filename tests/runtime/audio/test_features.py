@@ -100,7 +100,7 @@ def test_bundles_without_features_are_refused(tmp_path: Path) -> None:
 
 def test_audio_that_the_model_does_not_accept_is_refused() -> None:
     extract = FeatureExtractor(RATE, 16, limit=RATE)
-    with pytest.raises(AudioError, match=r"1\.5 s long, the model takes 1 s"):
+    with pytest.raises(AudioError, match=r"1\.5 s long, the model accepts 1 s"):
         extract(audio(1.5))
     for samples in (np.full(9, np.nan, np.float32), np.zeros(0), np.zeros((2, 9))):
         with pytest.raises(AudioError, match="finite"):

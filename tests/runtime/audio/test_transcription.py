@@ -67,7 +67,7 @@ def test_the_language_is_detected_or_given(tmp_path: Path) -> None:
     assert transcript(session) == greedy([1, spoken, 4], 6)
     for name, token in LANGUAGES.items():
         assert transcript(session, language=name) == greedy([1, token, 4], 6)
-    with pytest.raises(EdgetieError, match="the model knows de, en"):
+    with pytest.raises(EdgetieError, match="the model has de, en"):
         transcript(session, language="fr")
 
 

@@ -109,7 +109,7 @@ def test_no_room(tmp_path: Path, form: str) -> None:
 
 def test_longer_than_the_model_takes(tmp_path: Path) -> None:
     session = open_session(tiny.write_packed(tmp_path))
-    with pytest.raises(EdgetieError, match=r"takes 48 tokens, not 49"):
+    with pytest.raises(EdgetieError, match=r"accepts 48 tokens, not 49"):
         Decoder(session, 1, 49)
 
 

@@ -49,7 +49,7 @@ def test_padding_is_left_out(session: Session) -> None:
 def test_more_than_the_graphs_accept_is_refused(session: Session) -> None:
     with pytest.raises(EdgetieError, match="fixed for one sequence, not 2"):
         FixedShapeDecoder(session, 2, 4)
-    with pytest.raises(EdgetieError, match="takes 10 tokens, not 11"):
+    with pytest.raises(EdgetieError, match="accepts 10 tokens, not 11"):
         FixedShapeDecoder(session, 1, 11)
     decoder = FixedShapeDecoder(session, 1, 4)
     assert decoder.max_length == bag.CONTEXT

@@ -94,7 +94,7 @@ def test_prompts_that_cannot_be_continued(session: Session) -> None:
     for prompts in ([], [[]], [[1], []]):
         with pytest.raises(EdgetieError, match="empty"):
             next(generate(session, prompts, max_new_tokens=1))
-    with pytest.raises(EdgetieError, match="takes 48 tokens, not 49"):
+    with pytest.raises(EdgetieError, match="accepts 48 tokens, not 49"):
         next(generate(session, [[1] * 49], max_new_tokens=1))
     for token in (-5, 10**6):
         with pytest.raises(EdgetieError, match=f"token {token} of a prompt, but the model has"):
