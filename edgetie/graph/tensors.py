@@ -12,7 +12,10 @@ PAST, PRESENT = "past_key_values", "present"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: name, numpy-style dtype, and shape (symbolic dimensions as strings)."""
+    """An input or output: name, dtype, and shape (symbolic dimensions as strings).
+
+    The dtype has numpy's name in a session, and ONNX's in a manifest.
+    """
 
     name: str
     dtype: str

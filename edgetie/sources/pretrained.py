@@ -188,12 +188,10 @@ def _refuse_pickle(directory: Path, allowed: bool) -> None:
 def _save_config_and_tokenizer(
     text: str, config: Any, target: Path, options: dict[str, Any]
 ) -> None:
-    """Write configuration, generation configuration and tokenizer files into ``target``.
-
-    A model without a tokenizer is exported without one.
+    """Write configuration, generation configuration and tokenizer, if there is one, to ``target``.
 
     Raises:
-        SourceError: if there is a tokenizer that cannot be loaded.
+        SourceError: if the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -207,16 +205,8 @@ def _save_config_and_tokenizer(
             logger.debug("%s: no generation configuration", text, exc_info=True)
             generation = GenerationConfig.from_model_config(config)
         generation.save_pretrained(target)
-        if not any(_cached_file(text, name, options) for name in _TOKENIZERS):
-            return
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(text, **options)
-        except Exception as error:
-            raise SourceError(
-                f"{text}: its tokenizer cannot be loaded ({summarize(error)}); "
-                "repair its files, or remove them to export without one"
-            ) from error
-        save_tokenizer(tokenizer, target)
+    if any(_cached_file(text, name, options) for name in _TOKENIZERS):
+        save_tokenizer(_load_part(AutoTokenizer, "tokenizer", text, options), target)
 
 
 def _save_feature_extractor(text: str, target: Path, options: dict[str, Any]) -> None:
@@ -230,14 +220,18 @@ def _save_feature_extractor(text: str, target: Path, options: dict[str, Any]) ->
         return
     from transformers import AutoFeatureExtractor
 
+    _load_part(AutoFeatureExtractor, "feature extractor", text, options).save_pretrained(target)
+    if files[-1].name == PROCESSOR:  # has the prompt for audio
+        shutil.copyfile(files[-1], target / PROCESSOR)
+
+
+def _load_part(auto_class: Any, name: str, text: str, options: dict[str, Any]) -> Any:
     try:
         with quiet_transformers():
-            AutoFeatureExtractor.from_pretrained(text, **options).save_pretrained(target)
-        if files[-1].name == PROCESSOR:  # has the prompt for audio
-            shutil.copyfile(files[-1], target / PROCESSOR)
+            return auto_class.from_pretrained(text, **options)
     except Exception as error:
         raise SourceError(
-            f"{text}: its feature extractor cannot be loaded ({summarize(error)}); "
+            f"{text}: its {name} cannot be loaded ({summarize(error)}); "
             "repair its files, or remove them to export without one"
         ) from error
 

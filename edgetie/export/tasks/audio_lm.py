@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from edgetie.bundle.names import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MASK
 from edgetie.export.attention.broadcast import BroadcastAttention
@@ -59,8 +60,8 @@ class AudioTask(CausalTask):
         is_dynamic: whether audio may be longer or shorter.
         has_mask: whether the encoder reads a mask of its features.
         hidden_size: of an audio embedding.
-        window: how many embeddings attend to each other in an encoder that attends in windows,
-            which then reads one example at a time; ``None`` if all do.
+        attention_window: length of the windows in which the encoder attends, which then reads one
+            example at a time; ``None`` if it attends to all.
     """
 
     name = AUDIO_LM
@@ -70,21 +71,21 @@ class AudioTask(CausalTask):
     is_dynamic: bool
     has_mask: bool
     hidden_size: int
-    window: int | None
+    attention_window: int | None
 
-    def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
+    def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         return [self._encoder_graph(module), self._decoder_graph(module, fused, last_only)]
 
-    def _encoder_graph(self, module: torch.nn.Module) -> Graph:
-        batch = 2 if self.window is None else 1
+    def _encoder_graph(self, module: nn.Module) -> Graph:
+        batch = 2 if self.attention_window is None else 1
         features = torch.zeros(batch, *self.shape, dtype=next(module.parameters()).dtype)
-        dimensions = {0: "batch_size"} if self.window is None else {}
+        dimensions = {0: "batch_size"} if self.attention_window is None else {}
         dimensions |= {self.time_axis + 1: FRAMES} if self.is_dynamic else {}
         mask_shape = {(1 if axis else 0): DYNAMIC for axis in dimensions}
         inputs = self._encoder_feeds(features)
         return Graph(
             file=ENCODER,
-            module=_Encoder(module, self.audio_token_id is not None, self.window),
+            module=_Encoder(module, self.audio_token_id is not None, self.attention_window),
             arguments=tuple(inputs.values()),
             shapes=(dict.fromkeys(dimensions, DYNAMIC), mask_shape)[: len(inputs)],
             inputs=list(inputs),
@@ -95,7 +96,7 @@ class AudioTask(CausalTask):
             ),
         )
 
-    def _decoder_graph(self, module: torch.nn.Module, fused: bool, last_only: bool) -> Graph:
+    def _decoder_graph(self, module: nn.Module, fused: bool, last_only: bool) -> Graph:
         embedded = EmbeddingLM(module, adds_audio=self.audio_token_id is None)
         (decoder,) = super().graphs(embedded, fused=fused, last_only=last_only)
         ids, mask, *past = decoder.arguments
@@ -115,12 +116,12 @@ class AudioTask(CausalTask):
             dimensions=(*decoder.dimensions, *dimensions),
         )
 
-    def _encoder_feeds(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _encoder_feeds(self, features: Tensor) -> dict[str, Tensor]:
         """The encoder's inputs for features ``(batch, ...)`` without padding."""
         mask = {FEATURES_MASK: _full_mask(features, self.time_axis)} if self.has_mask else {}
         return {_FEATURES: features, **mask}
 
-    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
+    def run_reference(self, module: nn.Module) -> ReferenceRun:
         random = np.random.default_rng(0)
         token = self.audio_token_id
         inputs: dict[str, Array] = {}
@@ -132,7 +133,7 @@ class AudioTask(CausalTask):
             feeds = self._encoder_feeds(torch.from_numpy(features))
             embeddings = _embed_audio(module, feeds)
             count = embeddings.shape[-2]
-            factor = 2 if self.window is None else 1 + self.window // count
+            factor = 2 if self.attention_window is None else 1 + self.attention_window // count
             if token is None:
                 ids = random.integers(0, self.vocab_size, (1, count))
             else:
@@ -193,23 +194,26 @@ class AudioTask(CausalTask):
         return np.concatenate(audio)
 
 
-class _Encoder(torch.nn.Module):
+class _Encoder(nn.Module):
     """Features to audio embeddings ``(count, hidden_size)``, or ``(batch, count, hidden_size)``."""
 
-    def __init__(self, model: torch.nn.Module, flat: bool, window: int | None) -> None:
+    def __init__(self, model: nn.Module, flat: bool, attention_window: int | None) -> None:
         super().__init__()
         self.model = model
         self.flat = flat
-        self.window = window
+        self.attention_window = attention_window
 
-    def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         feeds = {_FEATURES: features} | ({} if mask is None else {FEATURES_MASK: mask})
-        with BroadcastAttention(), attend_in_windows(self.model, self.window) as window_arguments:
-            embeddings = _embed_audio(self.model, feeds | window_arguments)
+        with (
+            BroadcastAttention(),
+            attend_in_windows(self.model, self.attention_window) as arguments,
+        ):
+            embeddings = _embed_audio(self.model, feeds | arguments)
         return embeddings.flatten(0, -2) if self.flat else embeddings
 
 
-class EmbeddingLM(torch.nn.Module):
+class EmbeddingLM(nn.Module):
     """A language model that reads embeddings in place of tokens.
 
     Args:
@@ -221,13 +225,13 @@ class EmbeddingLM(torch.nn.Module):
             tokens.
     """
 
-    def __init__(self, model: torch.nn.Module, *, adds_audio: bool) -> None:
+    def __init__(self, model: nn.Module, *, adds_audio: bool) -> None:
         super().__init__()
         self.model = model
         self.adds_audio = adds_audio
-        self.embeddings: torch.Tensor | None = None
+        self.embeddings: Tensor | None = None
 
-    def forward(self, input_ids: torch.Tensor, cache: Any = None, **kwargs: Any) -> Any:
+    def forward(self, input_ids: Tensor, cache: Any = None, **kwargs: Any) -> Any:
         model: Any = self.model
         if self.embeddings is None:
             embeddings = model.get_input_embeddings()(input_ids)
@@ -242,7 +246,7 @@ class EmbeddingLM(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _fixed_audio(model: torch.nn.Module, embeddings: torch.Tensor) -> Iterator[None]:
+def _fixed_audio(model: nn.Module, embeddings: Tensor) -> Iterator[None]:
     """Replace the audio embeddings that a model computes, whatever features it reads."""
     encoder = _audio_encoder(model)
     output = SimpleNamespace(pooler_output=embeddings, cache=None, padding_cache=None)
@@ -253,7 +257,7 @@ def _fixed_audio(model: torch.nn.Module, embeddings: torch.Tensor) -> Iterator[N
         del encoder.get_audio_features
 
 
-class _Decoder(torch.nn.Module):
+class _Decoder(nn.Module):
     """Tokens and audio embeddings to logits.
 
     Args:
@@ -262,18 +266,14 @@ class _Decoder(torch.nn.Module):
         token: the token whose embeddings are replaced; ``None`` to add one to each token.
     """
 
-    def __init__(self, decoder: torch.nn.Module, embedded: EmbeddingLM, token: int | None) -> None:
+    def __init__(self, decoder: nn.Module, embedded: EmbeddingLM, token: int | None) -> None:
         super().__init__()
         self.decoder = decoder
         self.embedded = embedded
         self.token = token
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        audio: torch.Tensor,
-        *past: torch.Tensor,
+        self, input_ids: Tensor, attention_mask: Tensor, audio: Tensor, *past: Tensor
     ) -> Any:
         model: Any = self.embedded.model
         embed_tokens = model.get_input_embeddings()
@@ -293,7 +293,7 @@ class _Decoder(torch.nn.Module):
             self.embedded.embeddings = None
 
 
-def is_audio_model(module: torch.nn.Module) -> bool:
+def is_audio_model(module: nn.Module) -> bool:
     """Whether a model is a decoder of tokens with an audio encoder."""
     config = getattr(module, "config", None)
     return hasattr(module, "get_audio_features") and not getattr(
@@ -301,7 +301,7 @@ def is_audio_model(module: torch.nn.Module) -> bool:
     )
 
 
-def trial_run(module: torch.nn.Module, config: Any) -> AudioTask:
+def trial_run(module: nn.Module, config: Any) -> AudioTask:
     """Run encoder and decoder once.
 
     Raises:
@@ -311,7 +311,7 @@ def trial_run(module: torch.nn.Module, config: Any) -> AudioTask:
     encoder = _audio_encoder(module)
     has_mask = FEATURES_MASK in inspect.signature(encoder.get_audio_features).parameters
 
-    def encode(shape: tuple[int, ...], time_axis: int) -> torch.Tensor:
+    def encode(shape: tuple[int, ...], time_axis: int) -> Tensor:
         features = torch.zeros(1, *shape)
         mask = {FEATURES_MASK: _full_mask(features, time_axis)} if has_mask else {}
         return _embed_audio(module, {_FEATURES: features, **mask})
@@ -337,11 +337,11 @@ def trial_run(module: torch.nn.Module, config: Any) -> AudioTask:
         is_dynamic=is_dynamic,
         has_mask=has_mask,
         hidden_size=embeddings.shape[-1],
-        window=window,
+        attention_window=window,
     )
 
 
-def _full_mask(features: torch.Tensor, time_axis: int) -> torch.Tensor:
+def _full_mask(features: Tensor, time_axis: int) -> Tensor:
     """A mask of features ``(batch, ...)`` without padding; ``time_axis`` is that of one example."""
     return torch.ones(features.shape[0], features.shape[time_axis + 1], dtype=torch.long)
 
@@ -352,7 +352,7 @@ def _audio_encoder(module: Any) -> Any:
     return inner if hasattr(inner, "get_audio_features") else module
 
 
-def _embed_audio(module: torch.nn.Module, feeds: dict[str, Any]) -> torch.Tensor:
+def _embed_audio(module: nn.Module, feeds: dict[str, Any]) -> Tensor:
     """The audio embeddings that a model computes from features."""
     encoder = _audio_encoder(module)
     parameters = inspect.signature(encoder.get_audio_features).parameters
@@ -364,5 +364,5 @@ def _embed_audio(module: torch.nn.Module, feeds: dict[str, Any]) -> torch.Tensor
     }
     kwargs |= {"use_cache": False} if "use_cache" in parameters else {}
     output = encoder.get_audio_features(**{**kwargs, **feeds}, return_dict=True)
-    embeddings: torch.Tensor = output.pooler_output
+    embeddings: Tensor = output.pooler_output
     return embeddings

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from edgetie.export.tasks.comparison import Agreement, Array, ReferenceRun
 from edgetie.graph.tensors import CacheTensor
@@ -36,7 +37,7 @@ class Graph:
     """
 
     file: str
-    module: torch.nn.Module
+    module: nn.Module
     arguments: tuple[Any, ...]
     shapes: Any
     inputs: list[str]
@@ -79,7 +80,7 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
+    def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         """The graphs to trace.
 
         Args:
@@ -89,7 +90,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
+    def run_reference(self, module: nn.Module) -> ReferenceRun:
         """Run the module in torch, before anything about it is changed.
 
         Raises:
@@ -105,7 +106,7 @@ class Task(ABC):
         """
 
 
-def key_value(layer: str, key: torch.Tensor, value: torch.Tensor) -> tuple[CacheTensor, ...]:
+def key_value(layer: str, key: Tensor, value: Tensor) -> tuple[CacheTensor, ...]:
     """Describe the cache of keys and values ``(batch, heads, length, size)`` of a layer.
 
     ``layer`` is the prefix of their names: the layer's number, and what else distinguishes them.
@@ -116,7 +117,7 @@ def key_value(layer: str, key: torch.Tensor, value: torch.Tensor) -> tuple[Cache
     )
 
 
-def logits_of(output: Any) -> torch.Tensor:
+def logits_of(output: Any) -> Tensor:
     """The logits in whatever a language model's ``forward`` returns.
 
     Raises:
@@ -127,12 +128,12 @@ def logits_of(output: Any) -> torch.Tensor:
         logits = logits.get("logits")
     if isinstance(logits, (tuple, list)):  # a loss may come first
         logits = next((each for each in logits if each is not None), None)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
         raise TypeError("forward must return logits of shape (batch, sequence, vocabulary)")
     return logits
 
 
-def torch_logits(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Array:
+def torch_logits(module: nn.Module, *args: Any, **kwargs: Any) -> Array:
     """Run a module on arrays or tensors; returns its logits in fp32."""
     with torch.no_grad():
         output = module(
@@ -142,7 +143,7 @@ def torch_logits(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Array:
     return np.asarray(logits_of(output).float().numpy())
 
 
-def read_max_positions(config: Any, module: torch.nn.Module) -> int | None:
+def read_max_positions(config: Any, module: nn.Module) -> int | None:
     """The longest sequence that the configuration allows, or ``None`` if it has no limit.
 
     In embeddings of positions as in RoBERTa, position 0 comes after that of padding.
@@ -154,7 +155,7 @@ def read_max_positions(config: Any, module: torch.nn.Module) -> int | None:
     offsets = [
         part.padding_idx + 1
         for name, part in module.named_modules()
-        if isinstance(part, torch.nn.Embedding)
+        if isinstance(part, nn.Embedding)
         and part.padding_idx is not None
         and part.num_embeddings == limit
         and "position" in name

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle.names import MODEL
@@ -70,7 +71,7 @@ class CausalTask(Task):
         call = replace(self.call, mode="no_cache", state_attributes={})
         return replace(self, call=call, cache=())
 
-    def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
+    def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
         sequence, length = self._example_sizes()
         past = [torch.zeros(tensor.shape(BATCH, length), dtype=dtype) for tensor in self.cache]
@@ -110,7 +111,7 @@ class CausalTask(Task):
         sequence = max(1, min(_SEQUENCE, limit // 2))
         return sequence, min(_PAST, limit - sequence) if self.cache else 0
 
-    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
+    def run_reference(self, module: nn.Module) -> ReferenceRun:
         count = min(_TOKENS, self.max_positions or _TOKENS)
         tokens = np.random.default_rng(0).integers(0, self.vocab_size, count)
         logits = [self._logits(module, tokens)]
@@ -118,7 +119,7 @@ class CausalTask(Task):
         logits += [self._logits(module, tokens[:length])[-1:] for length in _SHORTEST]
         return ReferenceRun({"input_ids": tokens}, np.concatenate(logits))
 
-    def _logits(self, module: torch.nn.Module, tokens: Array) -> Array:
+    def _logits(self, module: nn.Module, tokens: Array) -> Array:
         positions = {"position_ids": np.arange(len(tokens))[None]} if self.call.position_ids else {}
         logits: Array = torch_logits(module, tokens[None], **positions)[0]
         if len(logits) != len(tokens):
@@ -168,7 +169,7 @@ def _require_causal(logits: Array, prefix_logits: Array) -> None:
         )
 
 
-def trial_run(module: torch.nn.Module, config: Any) -> CausalTask:
+def trial_run(module: nn.Module, config: Any) -> CausalTask:
     """Run the model once on a few tokens to find its cache and its embeddings of positions."""
     sizes = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
     vocab_size, padding = (size if isinstance(size, int) else None for size in sizes)
@@ -188,9 +189,7 @@ def trial_run(module: torch.nn.Module, config: Any) -> CausalTask:
     return replace(task, max_positions=limit, call=replace(task.call, position_tables=tables))
 
 
-def _run_transformers(
-    module: torch.nn.Module, config: Any, keyword: str, ids: torch.Tensor
-) -> CausalTask:
+def _run_transformers(module: nn.Module, config: Any, keyword: str, ids: Tensor) -> CausalTask:
     output, cache, states = run_with_cache(module, config, keyword, ids)
     decoder_cache = getattr(cache, "self_attention_cache", None)
     is_pair = decoder_cache is not None
@@ -203,7 +202,7 @@ def _run_transformers(
     return CausalTask(logits_of(output).shape[-1], None, call, cache=tensors)
 
 
-def _run_with_positions(module: torch.nn.Module, ids: torch.Tensor) -> CausalTask:
+def _run_with_positions(module: nn.Module, ids: Tensor) -> CausalTask:
     record = _RecordAttention()
     with record:
         logits = logits_of(module(ids, position_ids=torch.arange(ids.shape[1])[None]))
@@ -215,28 +214,27 @@ def _run_with_positions(module: torch.nn.Module, ids: torch.Tensor) -> CausalTas
     )
 
 
-def _without_cache(logits: torch.Tensor, call: CausalCall, reason: str) -> CausalTask:
+def _without_cache(logits: Tensor, call: CausalCall, reason: str) -> CausalTask:
     return CausalTask(logits.shape[-1], None, call, no_cache_reason=reason)
 
 
-def _smallest_embedding(module: torch.nn.Module) -> int | None:
+def _smallest_embedding(module: nn.Module) -> int | None:
     """The fewest vectors that an embedding has: the vocabulary has at least as many tokens."""
-    embeddings = [part for part in module.modules() if isinstance(part, torch.nn.Embedding)]
+    embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding)]
     return min((embedding.num_embeddings for embedding in embeddings), default=None)
 
 
-def _smallest_position_table(module: torch.nn.Module, tables: dict[str, int]) -> int | None:
+def _smallest_position_table(module: nn.Module, tables: dict[str, int]) -> int | None:
     """The fewest positions that a table of positions has."""
     lengths = {name: len(tensor) for name, tensor in module.named_parameters()}
     lengths |= {name: len(tensor) for name, tensor in module.named_buffers() if tensor.ndim}
     return min(
-        (lengths[name] - offset for name, offset in tables.items() if name in lengths),
-        default=None,
+        (lengths[name] - offset for name, offset in tables.items() if name in lengths), default=None
     )
 
 
 def _describe_cache(
-    cache: Any, attribute_states: dict[str, torch.Tensor]
+    cache: Any, attribute_states: dict[str, Tensor]
 ) -> tuple[tuple[CacheTensor, ...], dict[str, str]]:
     """Describe the cache's tensors.
 

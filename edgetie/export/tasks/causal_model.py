@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle.names import LAST_TOKEN_NODE
@@ -59,9 +60,7 @@ class _CachedAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def causal_arguments(
-    args: Any, kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float | None]:
+def causal_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor, float | None]:
     """Query, key, value and scale of a call of ``scaled_dot_product_attention``.
 
     Raises:
@@ -94,7 +93,7 @@ class CausalCall:
     state_attributes: dict[str, str] = field(default_factory=dict)
 
 
-class CausalLM(torch.nn.Module):
+class CausalLM(nn.Module):
     """The wrapper that is traced; see the module's docstring for inputs and outputs.
 
     Args:
@@ -107,7 +106,7 @@ class CausalLM(torch.nn.Module):
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         call: CausalCall,
         cache: tuple[CacheTensor, ...],
         *,
@@ -125,8 +124,8 @@ class CausalLM(torch.nn.Module):
         self.last_only = last_only
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+        self, input_ids: Tensor, attention_mask: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
         length = input_ids.shape[1]
         valid = attention_mask[:, -length:]
         indices = torch.arange(length)
@@ -135,7 +134,8 @@ class CausalLM(torch.nn.Module):
         if self.call.mode == "transformers" and not self.fused:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
             last = (valid * (indices + 1)).argmax(1)
-            logits, present = self._run_unfused(input_ids, attention_mask, positions, past)
+            with BroadcastAttention():
+                logits, present = self._run_batch(input_ids, attention_mask, positions, past)
         else:
             first = valid.argmax(1)[:, None]
             ids = input_ids.gather(1, torch.minimum(indices + first, indices[-1]))
@@ -153,7 +153,7 @@ class CausalLM(torch.nn.Module):
                     logits, present = self._run_unrolled(ids, is_valid, positions, past, trace)
                 else:
                     mask = (torch.arange(attention_mask.shape[1])[None] < total[:, None]).long()
-                    logits, present = self._run_aligned(ids, mask, positions, past, trace)
+                    logits, present = self._run_batch(ids, mask, positions, past, trace)
             if not self.last_only:
                 original = torch.maximum(indices - first, indices[0])[..., None]
                 logits = _gather(logits, original, (*ids.shape, logits.shape[-1]))
@@ -162,16 +162,18 @@ class CausalLM(torch.nn.Module):
             logits = _gather(logits, last[:, None, None], shape, LAST_TOKEN_NODE)
         return (logits, *present)
 
-    def _run_aligned(
+    def _run_batch(
         self,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        positions: torch.Tensor,
-        past: tuple[torch.Tensor, ...],
-        trace: AttentionTrace,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Run on a batch whose valid tokens come first."""
-        layers = trace.layers = cache_layers(past)
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        past: tuple[Tensor, ...],
+        trace: AttentionTrace | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run on an aligned batch in a trace, or with the model's own attention and masks."""
+        layers = cache_layers(past)
+        if trace is not None:
+            trace.layers = layers
         if self.call.mode == "positions":
             with _CachedAttention(layers):
                 output = self.model(ids, position_ids=positions)
@@ -183,22 +185,23 @@ class CausalLM(torch.nn.Module):
         else:
             cache = build_cache(dict(enumerate(layers)))
             output = self._call_transformers(ids, mask, positions, cache)
-        _require_attention(layers)
+        if trace is not None:
+            _require_attention(layers)
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
 
     def _run_unrolled(
         self,
-        ids: torch.Tensor,
-        is_valid: torch.Tensor,
-        positions: torch.Tensor,
-        past: tuple[torch.Tensor, ...],
+        ids: Tensor,
+        is_valid: Tensor,
+        positions: Tensor,
+        past: tuple[Tensor, ...],
         trace: AttentionTrace,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run on every token as a batch item, see :mod:`token_unroll`, on an aligned batch."""
         unroll = TokenUnroll(ids)
         tensors = dict(zip(self.names, past, strict=True))
         layers: dict[int, CacheLayer] = {}
-        states: dict[str, torch.Tensor] = {}
+        states: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             number, part = name.split(".")
             if part == "key":
@@ -226,22 +229,8 @@ class CausalLM(torch.nn.Module):
         logits = logits_of(output)
         return logits.reshape(*ids.shape, logits.shape[-1]), [present[name] for name in self.names]
 
-    def _run_unfused(
-        self,
-        ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        positions: torch.Tensor,
-        past: tuple[torch.Tensor, ...],
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Run with the model's own attention and masks; caches are concatenated."""
-        layers = cache_layers(past)
-        with BroadcastAttention():
-            cache = build_cache(dict(enumerate(layers)))
-            output = self._call_transformers(ids, attention_mask, positions, cache)
-        return logits_of(output), [tensor for layer in layers for tensor in layer.result]
-
     def _call_transformers(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Any
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any
     ) -> Any:
         """Call with a cache; models that count positions themselves read those given."""
         if self.call.encoder_decoder_cache:
@@ -259,7 +248,7 @@ class CausalLM(torch.nn.Module):
             )
 
 
-def cache_layers(past: tuple[torch.Tensor, ...]) -> list[CacheLayer]:
+def cache_layers(past: tuple[Tensor, ...]) -> list[CacheLayer]:
     """Layers over cache tensors, keys and values in turn."""
     return [CacheLayer(key, value) for key, value in zip(past[::2], past[1::2], strict=True)]
 
@@ -269,9 +258,7 @@ def _require_attention(layers: list[CacheLayer]) -> None:
         raise UnfusableError("a layer with a KV cache but no attention call")
 
 
-def _gather(
-    data: torch.Tensor, indices: torch.Tensor, shape: Any, name: str | None = None
-) -> torch.Tensor:
+def _gather(data: Tensor, indices: Tensor, shape: Any, name: str | None = None) -> Tensor:
     """Emit GatherND with ``batch_dims=1``; metadata of the node has its ``name``."""
     return torch.onnx.ops.symbolic(
         "GatherND",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from edgetie.bundle.names import MODEL
 from edgetie.export.attention.broadcast import BroadcastAttention
@@ -52,7 +53,7 @@ class MaskedTask(Task):
     inputs: tuple[str, ...]
     token_types: int
 
-    def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
+    def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         shape = BATCH, example_length(module, _SEQUENCE)
         examples = [
             torch.full(shape, int(name != "token_type_ids"), dtype=torch.long)
@@ -70,7 +71,7 @@ class MaskedTask(Task):
             )
         ]
 
-    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
+    def run_reference(self, module: nn.Module) -> ReferenceRun:
         count = example_length(module, _TOKENS)
         count = min(count, self.max_positions or count)
         random = np.random.default_rng(0)
@@ -99,15 +100,15 @@ class MaskedTask(Task):
         return Agreement(prefill, 0.0, padded, largest_logit(reference.logits))
 
 
-class _MaskedLM(torch.nn.Module):
+class _MaskedLM(nn.Module):
     """``forward`` with positional inputs, which returns only logits."""
 
-    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         kwargs = dict(zip(self.inputs, inputs, strict=True))
         length = pad_to_window(self.model, kwargs)
         with BroadcastAttention(), ResolveMaskBranches(kwargs.get("attention_mask")):
@@ -115,7 +116,7 @@ class _MaskedLM(torch.nn.Module):
         return logits if length is None else logits[:, :length]
 
 
-def trial_run(module: torch.nn.Module, config: Any) -> MaskedTask:
+def trial_run(module: nn.Module, config: Any) -> MaskedTask:
     """Run the model once on a few tokens."""
     parameters = inspect.signature(module.forward).parameters
     types = int(getattr(config, "type_vocab_size", 0) or 0)

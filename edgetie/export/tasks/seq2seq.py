@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from edgetie.bundle.names import DECODER, ENCODER, ENCODER_MASK
 from edgetie.export.attention.broadcast import BroadcastAttention
@@ -63,13 +64,13 @@ class EncoderInputs:
     """
 
     names: tuple[str, ...]
-    examples: tuple[torch.Tensor, ...]
+    examples: tuple[Tensor, ...]
     shapes: tuple[dict[int, Any], ...]
     output_length: int
     is_dynamic: bool
 
     @property
-    def masks(self) -> tuple[torch.Tensor, ...]:
+    def masks(self) -> tuple[Tensor, ...]:
         """The example mask, if there is one."""
         return self.examples[-1:] if _MASK in self.names else ()
 
@@ -99,12 +100,12 @@ class Seq2SeqTask(Task):
         both = {0: DYNAMIC, 1: DYNAMIC}
         return EncoderInputs(("input_ids", _MASK), (ids, mask), (both, both), length, True)
 
-    def graphs(self, module: torch.nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
+    def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
         inputs = self.encoder_inputs(dtype)
         return [self._encoder_graph(module, inputs), self._decoder_graph(module, inputs, dtype)]
 
-    def _encoder_graph(self, module: torch.nn.Module, inputs: EncoderInputs) -> Graph:
+    def _encoder_graph(self, module: nn.Module, inputs: EncoderInputs) -> Graph:
         return Graph(
             file=ENCODER,
             module=_Encoder(module, inputs.names, self.output_class),
@@ -118,9 +119,7 @@ class Seq2SeqTask(Task):
             ),
         )
 
-    def _decoder_graph(
-        self, module: torch.nn.Module, inputs: EncoderInputs, dtype: torch.dtype
-    ) -> Graph:
+    def _decoder_graph(self, module: nn.Module, inputs: EncoderInputs, dtype: torch.dtype) -> Graph:
         masks = [ENCODER_MASK for _ in inputs.masks]
         cross, past = (
             [torch.zeros(tensor.shape(BATCH, length), dtype=dtype) for tensor in tensors]
@@ -146,7 +145,7 @@ class Seq2SeqTask(Task):
             ),
         )  # fmt: skip
 
-    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
+    def run_reference(self, module: nn.Module) -> ReferenceRun:
         count = max(_SOURCE_TOKENS, self.source_length)
         random = np.random.default_rng(0)
         source = random.integers(0, self.vocab_size, (1, min(count, self.max_positions or count)))
@@ -195,11 +194,11 @@ class Seq2SeqTask(Task):
         return Agreement(prefill, cached, padded, largest_logit(reference.logits))
 
 
-class _Encoder(torch.nn.Module):
+class _Encoder(nn.Module):
     """The encoder, and the keys and values that cross-attention computes from its output."""
 
     def __init__(
-        self, model: torch.nn.Module, inputs: tuple[str, ...], output_class: type[Any] | None
+        self, model: nn.Module, inputs: tuple[str, ...], output_class: type[Any] | None
     ) -> None:
         super().__init__()
         self.model = model
@@ -207,7 +206,7 @@ class _Encoder(torch.nn.Module):
         self.output_class = output_class
         self.keyword = cache_keyword(model) or ""
 
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
         model: Any = self.model
@@ -226,16 +225,16 @@ class _Encoder(torch.nn.Module):
         layers = cache.cross_attention_cache.layers
         return (hidden, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
-    def _encode(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _encode(self, inputs: dict[str, Tensor]) -> Tensor:
         model: Any = self.model
         kwargs = dict(inputs)
         length = pad_to_window(model, kwargs)
         with ResolveMaskBranches(kwargs.get(_MASK)):
-            hidden: torch.Tensor = model.get_encoder()(**kwargs)[0]
+            hidden: Tensor = model.get_encoder()(**kwargs)[0]
         return hidden if length is None else hidden[:, :length]
 
 
-class _Decoder(torch.nn.Module):
+class _Decoder(nn.Module):
     """The decoder, with the keys and values of cross-attention as inputs.
 
     Args:
@@ -244,14 +243,14 @@ class _Decoder(torch.nn.Module):
         has_mask: whether the first input after the tokens is the encoder's mask.
     """
 
-    def __init__(self, model: torch.nn.Module, task: Seq2SeqTask, has_mask: bool) -> None:
+    def __init__(self, model: nn.Module, task: Seq2SeqTask, has_mask: bool) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self.has_mask = has_mask
         self.keyword = cache_keyword(model) or ""
 
-    def forward(self, input_ids: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, input_ids: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         from transformers.cache_utils import EncoderDecoderCache
 
         mask, tensors = inputs[: self.has_mask], inputs[self.has_mask :]
@@ -273,14 +272,14 @@ class _Decoder(torch.nn.Module):
         return (logits_of(output), *(tensor for layer in own for tensor in layer.result))
 
 
-def _encoder_output(hidden: torch.Tensor, output_class: type[Any] | None) -> Any:
+def _encoder_output(hidden: Tensor, output_class: type[Any] | None) -> Any:
     """An encoder's output; by default of a class with all fields that a decoder may copy."""
     from transformers.modeling_outputs import MoEModelOutput
 
     return (output_class or MoEModelOutput)(last_hidden_state=hidden)
 
 
-def trial_run(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
+def trial_run(module: nn.Module, config: Any) -> Seq2SeqTask:
     """Run the model once on a few tokens.
 
     Raises:
@@ -307,7 +306,7 @@ def trial_run(module: torch.nn.Module, config: Any) -> Seq2SeqTask:
 
 
 def describe_caches(
-    module: torch.nn.Module, output: Any
+    module: nn.Module, output: Any
 ) -> tuple[tuple[CacheTensor, ...], tuple[CacheTensor, ...]]:
     """Describe the caches of self-attention and of cross-attention in a model's output.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgetie.export.tasks.base import BATCH, DYNAMIC, logits_of, read_max_positions, torch_logits
 from edgetie.export.tasks.comparison import Array, ReferenceRun
@@ -62,7 +63,7 @@ class SpeechTask(Seq2SeqTask):
             is_dynamic,
         )
 
-    def run_reference(self, module: torch.nn.Module) -> ReferenceRun:
+    def run_reference(self, module: nn.Module) -> ReferenceRun:
         random = np.random.default_rng(0)
         features = random.standard_normal((BATCH, *self.shape), np.float32)
         target = self.decoder_tokens(random)
@@ -80,7 +81,7 @@ class SpeechTask(Seq2SeqTask):
         return {self.input_name: features[:1]}, {self.input_name: features}
 
 
-def trial_run(module: torch.nn.Module, config: Any) -> SpeechTask:
+def trial_run(module: nn.Module, config: Any) -> SpeechTask:
     """Run the model once on features of the first shape that its encoder accepts.
 
     Raises:
@@ -122,7 +123,7 @@ def trial_run(module: torch.nn.Module, config: Any) -> SpeechTask:
     )
 
 
-def _input_name(module: torch.nn.Module, encoder: torch.nn.Module) -> str:
+def _input_name(module: nn.Module, encoder: nn.Module) -> str:
     """The name of the features, in the model's ``forward`` and in the encoder's."""
     outer, inner = (inspect.signature(each.forward).parameters for each in (module, encoder))
     names = (name for name in _INPUT_NAMES if name in outer and name in inner)

@@ -36,7 +36,7 @@ def model() -> Any:
 def test_trial_run_and_graphs(model: Any) -> None:
     assert is_audio_model(model)
     task = trial_run(model, model.config)
-    assert (task.audio_token_id, task.hidden_size, task.window) == (TOKEN, 16, None)
+    assert (task.audio_token_id, task.hidden_size, task.attention_window) == (TOKEN, 16, None)
     assert task.is_dynamic
     assert task.shape[1 - task.time_axis] == 10
     assert task.call.mode == "transformers"
