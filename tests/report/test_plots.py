@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import resource
 from pathlib import Path
 
 import pytest
 from reports import ENVIRONMENT, latency_report, latency_run
+from rich.console import Console
 
 from edgetie.errors import BundleError
+from edgetie.report.html import write_html
 from edgetie.report.plots import figure_for, formats, plot_latency, plot_sweep
+from edgetie.report.tables import resource_table
 
 
 def test_a_plot_names_the_machine_the_versions_and_the_date(tmp_path: Path) -> None:
@@ -56,3 +60,42 @@ def test_a_format_that_nobody_draws_leaves_no_file(tmp_path: Path) -> None:
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    report = latency_report()
+    plot_latency(report, tmp_path / "plot.png")
+    before = (tmp_path / "plot.png").read_bytes()
+    assert before.startswith(b"\x89PNG")
+    with pytest.raises(BundleError, match="cannot be written"):
+        plot_latency(report, tmp_path / "missing" / "plot.png")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        for write in (plot_latency, lambda report, path: write_html(report, [], path)):
+            with pytest.raises(BundleError, match="no space left to write it, nothing was written"):
+                write(report, tmp_path / "plot.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "plot.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "real").touch(0o600)
+    (tmp_path / "link.svg").symlink_to("real")
+    plot_latency(latency_report(), tmp_path / "link.svg")
+    assert "<svg" in (tmp_path / "real").read_text("utf-8")
+    assert (tmp_path / "real").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["a$b_$c", "_under", "模型", "[red]x"])
+def test_names_of_any_kind(tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
+    model = f"models/{name}"
+    report = latency_report(model=model, sweep=[latency_report(model=model, batch=2)])
+    write_html(report, [], tmp_path / "report.html")
+    assert name in (tmp_path / "report.html").read_text("utf-8")
+    assert not recwarn.list
+    with io.StringIO() as stream:
+        Console(file=stream, width=200, color_system=None).print(resource_table(report).rich())
+        assert name in stream.getvalue()

@@ -1,10 +1,8 @@
-"""``bench``: protocol, sums and medians, its tables and picture, and its command."""
+"""``bench``: protocol, sums and medians, and its command."""
 
 from __future__ import annotations
 
-import io
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,15 +17,11 @@ from naive_decoder import (
     table,
     write_decoder,
 )
-from rich.console import Console
 
 from edgetie.bundle.manifest import Manifest, Signature, write_manifest
 from edgetie.errors import BundleError, EdgetieError, ProviderError
 from edgetie.harness.latency.bench import bench_model, run_worker
 from edgetie.harness.latency.worker import Job
-from edgetie.report.html import write_html
-from edgetie.report.plots import plot_latency
-from edgetie.report.tables import resource_table, speed_table
 from edgetie.ties.groups import find_ties
 
 CONTRACT = {
@@ -50,10 +44,14 @@ def write_bundle(directory: Path, weights: np.ndarray) -> Path:
 def test_report_holds_medians_and_ratios(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "tied", table())
     other = write_decoder(tmp_path / "other", table(1, 4 * VOCAB))
-    report = bench_model(bundle, against=other, repeat=3, prompt_tokens=6, new_tokens=5, threads=1)
+    report = bench_model(
+        bundle, against=other, repeat=3, prompt_tokens=6, new_tokens=5, threads=1, timeline=True
+    )
     for each in (report, report.against):
         assert each is not None
         assert len(each.runs) == each.repeat == 3
+        assert each.sampled is not None
+        assert each.sampled.timeline
         loads = [run.load_seconds for run in each.runs]
         assert each.load_seconds == statistics.median(loads)
         assert each.spread["load_seconds"] == (min(loads), max(loads))
@@ -77,8 +75,20 @@ def test_report_holds_medians_and_ratios(tmp_path: Path) -> None:
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(data) >= CONTRACT
     assert set(data["against"]) >= CONTRACT
-    assert "runs" not in data
+    assert not {"runs", "sampled"} & set(data)
     assert set(data["environment"]) == {"processor", "system", "edgetie", "onnxruntime", "date"}
+
+
+def test_a_sweep_is_a_report_for_each_length_and_batch(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "tied", table())
+    report = bench_model(
+        bundle, against=bundle, repeat=1, prompt_tokens=[3, 4], batch=[1, 2], new_tokens=3
+    )
+    for each in (report, report.against):
+        assert each is not None
+        points = [(point.prompt_tokens, point.batch) for point in (each, *each.sweep)]
+        assert points == [(3, 1), (3, 2), (4, 1), (4, 2)]
+    assert report.ratios["file_bytes"] == 1
 
 
 def test_providers_that_are_not_there_are_never_replaced(tmp_path: Path) -> None:
@@ -95,59 +105,6 @@ def test_errors_of_the_worker_keep_their_type(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b", table())
     with pytest.raises(EdgetieError, match="64"):
         bench_model(bundle, prompt_tokens=60, new_tokens=6, repeat=1)
-
-
-def test_tables_and_picture(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "tied", table())
-    report = bench_model(
-        bundle, against=bundle, repeat=1, prompt_tokens=3, new_tokens=3, timeline=True
-    )
-    speeds = speed_table(report)
-    assert [row[5] for row in speeds.rows] == ["pp3", "tg3"] * 2
-    assert all(len(row) == len(speeds.columns) for row in speeds.rows)
-    resources = resource_table(report)
-    assert all(len(row) == len(resources.columns) == 4 for row in resources.rows)
-    assert ["ties", "intact", "intact", ""] in resources.rows
-    assert ["files", *[f"{report.file_bytes / 1e6:.1f} MB"] * 2, "1.00"] in resources.rows
-    plot_latency(report, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(BundleError, match="cannot be written"):
-        plot_latency(report, tmp_path / "missing" / "plot.png")
-    before = (tmp_path / "plot.png").read_bytes()
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
-    try:
-        for write in (plot_latency, lambda *given: write_html(given[0], [], given[1])):
-            with pytest.raises(BundleError, match="no space left to write it, nothing was written"):
-                write(report, tmp_path / "plot.png")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert (tmp_path / "plot.png").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "tied"]
-    (tmp_path / "real").touch(0o600)
-    (tmp_path / "link.svg").symlink_to("real")
-    plot_latency(report, tmp_path / "link.svg")
-    assert "<svg" in (tmp_path / "real").read_text("utf-8")
-    assert (tmp_path / "real").stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize("name", ["a$b_$c", "_under", "模型", "[red]x"])
-def test_names_of_any_kind(tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
-    bundle = write_bundle(tmp_path / name, table())
-    report = bench_model(bundle, repeat=1, prompt_tokens=[3, 4], new_tokens=3, timeline=True)
-    write_html(report, [], tmp_path / "report.html")
-    assert name in (tmp_path / "report.html").read_text("utf-8")
-    assert not recwarn.list
-    with io.StringIO() as drawn:
-        Console(file=drawn, width=200, color_system=None).print(resource_table(report).rich())
-        assert name in drawn.getvalue()
-
-
-def test_two_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    one, two = (write_bundle(tmp_path / folder / "m", table()) for folder in ("v1", "v2"))
-    report = bench_model(one, against=two, repeat=1, prompt_tokens=3, new_tokens=3)
-    assert resource_table(report).columns[1:3] == [f">{one}", f">{two}"]
-    assert {row[0].split()[0] for row in speed_table(report).rows} == {str(one), str(two)}
 
 
 @pytest.mark.parametrize(
