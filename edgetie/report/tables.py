@@ -95,18 +95,14 @@ def print_tables(*tables: Table) -> None:
 
 def accuracy_table(*reports: AccuracyReport) -> Table:
     """Tabulate one metric a line: its value on each provider, its limit and whether all keep it."""
+    greedy = "greedy agreement (equal tokens of free-running answers)"
     metrics: tuple[tuple[str, str, _Format, str], ...] = (
         ("max_abs_error", "largest logit error", _scientific, ""),
         ("mean_abs_error", "mean logit error", _scientific, ""),
         ("relative_error", "largest error / largest logit", _scientific, "max_relative_error"),
         ("mean_kl_divergence", "KL divergence, nats a token", _scientific, "max_kl"),
         ("top1_agreement", "top-1 agreement", _percent, "min_top1"),
-        (
-            "greedy_agreement",
-            "greedy agreement (equal tokens of free-running answers)",
-            _percent,
-            "",
-        ),
+        ("greedy_agreement", greedy, _percent, ""),
         ("perplexity", "perplexity", _number, ""),
         ("reference_perplexity", "perplexity, reference", _number, ""),
         ("perplexity_increase", "perplexity increase", _percent, "max_perplexity_increase"),

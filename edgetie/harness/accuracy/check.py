@@ -69,8 +69,7 @@ class AccuracyReport(PredictionMetrics):
             the texts are no longer comparable. NaN for a masked language model.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
         fallback_nodes: nodes that run on another provider than ``provider``, by operator.
-        environment: processor, versions and date, see
-            :func:`edgetie.harness.environment.describe_environment`.
+        environment: processor, system, versions and date of the measurement.
         thresholds: the limits applied.
         failures: a sentence for each metric that broke its limit, by field name; a list in JSON.
     """

@@ -148,9 +148,7 @@ class PredictionErrors:
             tokens=tokens,
             mean_kl_divergence=max(self._divergence / count, 0.0) if count else math.nan,
             top1_agreement=agreement,
-            top1_agreement_error=math.sqrt(agreement * (1 - agreement) / count)
-            if count
-            else math.nan,
+            top1_agreement_error=math.sqrt(agreement * (1 - agreement) / max(count, 1)),
             perplexity=_exp(nats),
             reference_perplexity=_exp(reference_nats),
             perplexity_increase=_exp(difference) - 1,
@@ -220,7 +218,5 @@ def _softmax(logits: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+    with np.errstate(over="ignore"):
+        return float(np.exp(value))

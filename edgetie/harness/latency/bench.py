@@ -66,8 +66,7 @@ class LatencyReport(Measurement):
             the runs alone (:func:`edgetie.harness.accuracy.metrics.median_interval`).
         spread: smallest and largest value over the runs, by field.
         deviation: sample standard deviation over the runs of both tokens per second.
-        environment: processor, versions and date, see
-            :func:`edgetie.harness.environment.describe_environment`.
+        environment: processor, system, versions and date of the measurement.
         runs: the single runs.
         sampled: one more run with memory over time, if asked for. Its latencies do not count.
         sweep: reports with other prompt lengths and batches.

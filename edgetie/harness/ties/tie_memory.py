@@ -251,12 +251,7 @@ def _worker() -> None:
     import onnxruntime
 
     from edgetie.providers.registry import require_provider
-    from edgetie.runtime.memory import (
-        MappedFiles,
-        read_memory,
-        release_file_pages,
-        release_heap,
-    )
+    from edgetie.runtime.memory import MappedFiles, read_memory, release_file_pages, release_heap
     from edgetie.runtime.session import session_options
 
     request = json.load(sys.stdin)
