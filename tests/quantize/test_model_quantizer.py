@@ -1,92 +1,113 @@
-"""Rotation that costs nothing."""
+"""A model preprocessed once and quantized several times."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from quantize_models import error, logits, plain
 
-from edgetie.passes.gemm_to_matmul import GemmToMatMul
-from edgetie.passes.run import run_passes
-from edgetie.quantize.preprocess.linear_inputs import find_linear_inputs
-from edgetie.quantize.preprocess.rotate import Rotate
+from edgetie.errors import QuantizeError
+from edgetie.graph.model_files import write_models
+from edgetie.quantize.calibration.layerwise_run import CalibrationInput
+from edgetie.quantize.model_quantizer import ModelQuantizer
+from edgetie.quantize.source_models import read_source_models
+from edgetie.quantize.weights.array_spill import ArraySpill
+from edgetie.targets import SCHEMES, find_scheme
+
+INPUTS = CalibrationInput(np.random.default_rng(0).integers(3, 320, 600).tolist())
 
 
-def run(model: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    return session.run(["logits"], feeds)[0]
+def make(path: Path, scheme: str = "int8") -> ModelQuantizer:
+    source = read_source_models(path)
+    return ModelQuantizer(SCHEMES[scheme], source.bundle, source.models, source.ties, source.shared)
 
 
-def attention_model(path: Path, *, packed: bool, bias: bool) -> None:
-    """Q, K and V of 16 channels, 4 heads over 2, one attention, one projection behind it."""
-    rng = np.random.default_rng(0)
-    names = ["qkv"] if packed else ["q", "k", "v"]
-    widths = dict(zip(names, [128] if packed else [64, 32, 32], strict=True))
-    values = {
-        n: rng.normal(size=(16, width)).astype(np.float32) * 0.3 for n, width in widths.items()
+def preprocessed(path: Path, scheme: str = "int8") -> ModelQuantizer:
+    quantizer = make(path, scheme)
+    quantizer.preprocess(INPUTS, ArraySpill(path.parent), "percentile")
+    return quantizer
+
+
+def arrays(models: dict[str, ir.Model]) -> dict[str, np.ndarray]:
+    (model,) = models.values()
+    return {
+        name: value.const_value.numpy()  # type: ignore[union-attr]
+        for name, value in model.graph.initializers.items()
     }
-    values["out"] = rng.normal(size=(64, 16)).astype(np.float32)
-    nodes = []
-    for name in names:
-        made = f"{name}.made" if bias else f"{name}.states"
-        nodes.append(helper.make_node("MatMul", ["x", name], [made]))
-        if bias:
-            values[f"{name}.bias"] = rng.normal(size=widths[name]).astype(np.float32)
-            nodes.append(helper.make_node("Add", [made, f"{name}.bias"], [f"{name}.states"]))
-    inputs = ["qkv.states", "", ""] if packed else ["q.states", "k.states", "v.states"]
-    nodes += [
-        helper.make_node(
-            "GroupQueryAttention", [*inputs, "past_key", "past_value", "last", "total"],
-            ["sums", "present_key", "present_value"],
-            domain="com.microsoft", num_heads=4, kv_num_heads=2,
-        ),
-        helper.make_node("MatMul", ["sums", "out"], ["logits"]),
-    ]  # fmt: skip
-    cache = ["batch", 2, "past", 16]
-    floats = {"x": ["batch", "sequence", 16], "past_key": cache, "past_value": cache}
-    inputs_info = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in floats.items()
-    ]
-    inputs_info += [
-        helper.make_tensor_value_info("last", TensorProto.INT32, ["batch"]),
-        helper.make_tensor_value_info("total", TensorProto.INT32, [1]),
-    ]
-    outputs = {"logits": ["batch", "sequence", 16], "present_key": cache, "present_value": cache}
-    graph = helper.make_graph(
-        nodes,
-        "attention",
-        inputs_info,
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in values.items()],
+
+
+def test_only_preprocess_changes_the_models(tmp_path: Path) -> None:
+    quantizer = make(plain(tmp_path, outliers=True))
+    (model,) = quantizer.models.values()
+    before = [node.op_type for node in model.graph]
+    assert quantizer.reports["model.onnx"].hessians == {}
+    quantizer.preprocess(INPUTS, ArraySpill(tmp_path), "percentile")
+    assert [node.op_type for node in model.graph] != before
+    assert quantizer.reports["model.onnx"].hessians.keys() == {"middle", "table"}
+
+
+def test_copies_are_equal_and_leave_the_float_models(tmp_path: Path) -> None:
+    quantizer = preprocessed(plain(tmp_path))
+    floats = arrays(quantizer.models)
+    first, second = (arrays(quantizer.quantize(copy=True).models) for _ in range(2))
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+    for name, array in arrays(quantizer.models).items():
+        np.testing.assert_array_equal(array, floats[name])
+
+
+def test_quantized_weights_and_those_that_stay(tmp_path: Path) -> None:
+    quantizer = preprocessed(plain(tmp_path))
+    result = quantizer.quantize(copy=True)
+    assert result.embeddings == {"model.onnx": ["table"]}
+    (linear,) = result.linear_initializers.values()
+    assert linear.keys() == {"middle"}
+    assert set(linear["middle"]) <= arrays(result.models).keys()
+    assert (result.block_sizes, result.skipped) == ({"64": 2}, [])
+    floats = quantizer.quantize(float_weights=["middle"], copy=True)
+    assert floats.block_sizes == {"64": 1}
+    assert arrays(floats.models)["middle"].dtype == np.float32
+    with pytest.raises(QuantizeError, match="no MatMul or Gather over a constant"):
+        quantizer.quantize(float_weights=["middle", "table"], copy=True)
+
+
+@pytest.mark.parametrize(("scheme", "sizes"), [("int8", {"64": 1, "16": 1}), ("int8-mapped", None)])
+def test_higher_precision(tmp_path: Path, scheme: str, sizes: dict[str, int] | None) -> None:
+    quantizer = preprocessed(plain(tmp_path), scheme)
+    assert quantizer.has_higher_precision == (sizes is not None)
+    if sizes is not None:
+        result = quantizer.quantize(higher_precision=["middle"], copy=True)
+        assert result.block_sizes == sizes
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-mapped", "int8-static", "int4", "fp16"])
+def test_logits_stay_close(tmp_path: Path, scheme: str) -> None:
+    path = plain(tmp_path)
+    result = preprocessed(path, scheme).quantize()
+    (written,) = write_models(result.models, tmp_path, data="model.data", same=result.same)
+    assert error(logits(path), logits(written)) < {"int4": 0.15, "int8-static": 0.05}.get(
+        scheme, 0.03
     )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-def test_values_are_rotated_without_a_node(tmp_path: Path, packed: bool, bias: bool) -> None:
-    attention_model(tmp_path / "before.onnx", packed=packed, bias=bias)
-    model = ir.load(tmp_path / "before.onnx")
-    run_passes(model, [], [GemmToMatMul()])
-    nodes = len(model.graph)
-    rotate = Rotate([name for name in find_linear_inputs(model) if name == "sums"])
-    run_passes(model, [], [rotate])
-    ir.save(model, tmp_path / "after.onnx")
-    assert (rotate.changed, rotate.folded, len(model.graph)) == (1, 1, nodes)
-    x = np.random.default_rng(1).normal(size=(1, 5, 16)).astype(np.float32)
-    empty = np.zeros((1, 2, 0, 16), np.float32)
-    feeds = {
-        "x": x, "past_key": empty, "past_value": empty,
-        "last": np.array([4], np.int32), "total": np.array([5], np.int32),
-    }  # fmt: skip
-    before, after = (run(tmp_path / f"{name}.onnx", feeds) for name in ("before", "after"))
-    np.testing.assert_allclose(after, before, atol=1e-4)
-    weights = {"before": ir.load(tmp_path / "before.onnx"), "after": model}
-    changed = {n: m.graph.initializers["out"].const_value.numpy() for n, m in weights.items()}  # type: ignore[union-attr]
-    assert not np.allclose(changed["before"], changed["after"])
+def test_nothing_is_calibrated_for_fp16(tmp_path: Path) -> None:
+    quantizer = preprocessed(plain(tmp_path), "fp16")
+    assert quantizer.reports["model.onnx"].note.startswith("nothing")
+
+
+def test_static_scales_need_a_model_that_runs(tmp_path: Path) -> None:
+    path = plain(tmp_path)
+    source = read_source_models(path)
+    quantizer = ModelQuantizer(
+        find_scheme(scheme="int8-static"),
+        source.bundle,
+        source.models,
+        source.ties,
+        ["middle", "table"],
+    )
+    with pytest.raises(QuantizeError, match="ranges of its activations are not known"):
+        quantizer.preprocess(INPUTS, ArraySpill(tmp_path), "percentile")

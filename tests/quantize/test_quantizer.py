@@ -15,25 +15,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantize_models import KINDS, LEVELS, error, logits, plain
 
-from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import BundleError, QuantizeError
-from edgetie.graph.model_files import write_models
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.harness.ties.inspect import inspect_model
-from edgetie.passes.gemm_to_matmul import GemmToMatMul
-from edgetie.passes.remove_flatten_reshapes import RemoveFlattenReshapes
-from edgetie.passes.run import run_passes
-from edgetie.quantize.calibration.activations import collect_activations
-from edgetie.quantize.calibration.layerwise_run import CalibrationInput
-from edgetie.quantize.preprocess.linear_inputs import find_linear_inputs
-from edgetie.quantize.preprocess.rotate import Rotate, hadamard
-from edgetie.quantize.preprocess.smooth import Smooth, find_smoothable_inputs, smoothing_scales
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.ties.groups import verify_ties
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "hand_written", "cacheless"])
+@pytest.mark.slow
 def test_close_to_fp32_with_one_table(float_bundle: Any, tmp_path: Path, kind: str) -> None:
     source = float_bundle(kind)
     report = quantize_model(source, tmp_path / "int8")
@@ -52,6 +43,7 @@ def test_close_to_fp32_with_one_table(float_bundle: Any, tmp_path: Path, kind: s
     assert codes.count(table.name) == 1
 
 
+@pytest.mark.slow
 def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path) -> None:
     report = quantize_model(float_bundle("Llama"), tmp_path / "int8")
     first, *others = [logits(report.bundle.model_path, level) for level in LEVELS]
@@ -59,6 +51,7 @@ def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path) -> N
         np.testing.assert_allclose(other, first, atol=2e-2 * np.abs(first).max())
 
 
+@pytest.mark.slow
 def test_aliased_table_gives_the_same_logits(float_bundle: Any, tmp_path: Path) -> None:
     shared = quantize_model(float_bundle("Llama"), tmp_path / "shared")
     aliased = quantize_model(float_bundle("Llama"), tmp_path / "aliased", scheme="int8-aliased")
@@ -68,6 +61,7 @@ def test_aliased_table_gives_the_same_logits(float_bundle: Any, tmp_path: Path) 
     assert abs(aliased.bundle.file_bytes - shared.bundle.file_bytes) < 2000
 
 
+@pytest.mark.slow
 def test_untied_model(float_bundle: Any, tmp_path: Path) -> None:
     report = quantize_model(float_bundle("untied"), tmp_path / "int8")
     assert (
@@ -76,45 +70,6 @@ def test_untied_model(float_bundle: Any, tmp_path: Path) -> None:
     )
     assert report.manifest.ties == []
     assert report.float_weights == ()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_smoothing_and_rotation_keep_fp32(float_bundle: Any, tmp_path: Path, kind: str) -> None:
-    path = float_bundle(kind) / "model.onnx"
-    before = logits(path)
-    model = ir.load(path)
-    run_passes(model, [], [GemmToMatMul(), RemoveFlattenReshapes()])
-    linear_inputs = find_linear_inputs(model)
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(3, models.VOCAB, 64).tolist()
-    found = collect_activations(
-        open_bundle(path), path, list(linear_inputs), CalibrationInput(tokens)
-    )
-    smooth = Smooth(
-        {name: smoothing_scales(np.abs(rows).mean(axis=0), 0.5) for name, rows in found}
-    )
-    rotate = Rotate(list(linear_inputs))
-    run_passes(model, [], [smooth, rotate])
-    assert smooth.changed >= 3
-    assert rotate.changed >= 5
-    (written,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same={})
-    after = logits(written)
-    np.testing.assert_allclose(after, before, atol=1e-3 * np.abs(before).max())
-
-
-def test_gated_layer_and_table_are_smoothed(float_bundle: Any) -> None:
-    model = ir.load(float_bundle("Llama") / "model.onnx")
-    run_passes(model, [], [GemmToMatMul(), RemoveFlattenReshapes()])
-    found = find_smoothable_inputs(model)
-    made = [linear_input.value.producer().op_type for linear_input in found.values()]  # type: ignore[union-attr]
-    assert made.count("Mul") == 2
-    assert any(linear_input.reads_embedding for linear_input in found.values())
-    assert len(find_linear_inputs(model)) == 2 * 4 + 1
-
-
-def test_hadamard_is_symmetric_and_orthogonal() -> None:
-    for size in (2, 16, 64):
-        np.testing.assert_allclose(hadamard(size) @ hadamard(size), np.eye(size), atol=1e-6)
 
 
 def test_outliers_are_smoothed_and_rotated_away(tmp_path: Path) -> None:
@@ -248,6 +203,7 @@ def test_a_table_of_one_row(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, np.full((1, 3, 1), exact), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_files_that_are_links_as_in_a_cache_of_downloads(float_bundle: Any, tmp_path: Path) -> None:
     source: Path = float_bundle("Llama")
     blobs, links = tmp_path / "blobs", tmp_path / "links"
@@ -270,6 +226,7 @@ def test_files_that_are_links_as_in_a_cache_of_downloads(float_bundle: Any, tmp_
         quantize_model(links, tmp_path / "hard")
 
 
+@pytest.mark.slow
 def test_smaller_blocks_are_closer(float_bundle: Any, tmp_path: Path) -> None:
     reference = logits(float_bundle("Llama") / "model.onnx")
     errors, sizes = [], []

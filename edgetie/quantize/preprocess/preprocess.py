@@ -129,8 +129,12 @@ def preprocess_model(
         return PreprocessReport(note=f"nothing: {summarize(error)}")
     decisions = {name: each for name, each in results.items() if each is not None}
     smooth = Smooth({n: each.scales for n, each in decisions.items() if each.scales is not None})
-    rotate = Rotate([name for name, each in decisions.items() if each.block_size > 1])
-    run_passes(model, ties, [smooth, rotate])
+    run_passes(model, ties, [smooth])
+    # smoothing renames what is gathered from an embedding, but not the weights that read it
+    new_names = {_weight_name(each): name for name, each in find_linear_inputs(model).items()}
+    rotated = [name for name, each in decisions.items() if each.block_size > 1]
+    rotate = Rotate([new_names[_weight_name(linear_inputs[name])] for name in rotated])
+    run_passes(model, ties, [rotate])
     linear_ops = {name: linear_inputs[name].linear_ops for name in decisions}
     return PreprocessReport(
         smooth.changed,
@@ -144,6 +148,10 @@ def preprocess_model(
         linear_ops=linear_ops,
         massive=[name for decision in decisions.values() for name in decision.massive],
     )
+
+
+def _weight_name(linear_input: LinearInput) -> str:
+    return str(linear_input.linear_ops[0].weight.name)
 
 
 @dataclass(frozen=True)

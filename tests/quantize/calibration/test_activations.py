@@ -11,7 +11,7 @@ import models
 import numpy as np
 import pytest
 from models import source_of
-from quantize_models import error, logits
+from quantize_models import error, logits, plain
 from runtime_models import byte_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,11 +20,19 @@ from tokenizers.pre_tokenizers import Whitespace
 from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import QuantizeError
 from edgetie.export.exporter import export_model
+from edgetie.graph.model_files import load_model
 from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
-from edgetie.quantize.calibration.activations import read_feeds
+from edgetie.quantize.calibration.activations import (
+    calibration_text,
+    collect_activations,
+    read_calibration_file,
+    read_feeds,
+)
+from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.quantizer import quantize_model
 
 
+@pytest.mark.slow
 def test_calibration_text_of_ones_own(float_bundle: Any, tmp_path: Path) -> None:
     source = tmp_path / "fp32"
     source.mkdir()
@@ -46,6 +54,7 @@ def test_calibration_text_of_ones_own(float_bundle: Any, tmp_path: Path) -> None
     assert error(logits(source / "model.onnx"), logits(report.bundle.model_path)) < 0.03
 
 
+@pytest.mark.slow
 def test_calibration_on_inputs_of_ones_own(float_bundle: Any, tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(3, models.VOCAB, (5, 1, 40))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -71,6 +80,7 @@ def test_calibration_on_inputs_of_ones_own(float_bundle: Any, tmp_path: Path) ->
         ),
     ],
 )
+@pytest.mark.slow
 def test_calibration_inputs_that_do_not_fit(
     float_bundle: Any, tmp_path: Path, arrays: dict[str, np.ndarray], words: str
 ) -> None:
@@ -85,6 +95,7 @@ def test_calibration_inputs_that_do_not_fit(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_text_of_tokens_that_the_model_lacks(float_bundle: Any, tmp_path: Path) -> None:
     source = tmp_path / "fp32"
     shutil.copytree(float_bundle("Llama"), source)
@@ -98,12 +109,36 @@ def test_a_text_of_tokens_that_the_model_lacks(float_bundle: Any, tmp_path: Path
         quantize_model(source, tmp_path / "int8", calibration=[])
 
 
+@pytest.mark.slow
+def test_a_file_is_a_path(float_bundle: Any, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(3, models.VOCAB, (2, 1, 40))
+    file = tmp_path / "runs.npz"
+    np.savez(file, input_ids=ids, attention_mask=np.ones_like(ids))
+    report = quantize_model(float_bundle("Llama"), tmp_path / "out", calibration=file)
+    assert report.manifest.quantization["calibration"] == "2 runs on own inputs"
+    with pytest.raises(QuantizeError, match=r"is the name of a file.*pass a Path") as caught:
+        quantize_model(float_bundle("Llama"), tmp_path / "other", calibration=str(file))
+    assert caught.value.parameter == "calibration"
+    assert not (tmp_path / "other").exists()
+
+
+def test_calibration_files(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("ein Text, größer", encoding="utf-8")
+    assert read_calibration_file(tmp_path / "text.txt") == "ein Text, größer"
+    (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
+    for name in ("latin.txt", "missing.txt"):
+        with pytest.raises(QuantizeError, match="not readable as UTF-8 text") as caught:
+            read_calibration_file(tmp_path / name)
+        assert caught.value.value == str(tmp_path / name)
+
+
 def test_no_npz_file(tmp_path: Path) -> None:
     (tmp_path / "runs.npz").write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(QuantizeError, match=r"runs\.npz: not a readable \.npz file"):
         read_feeds(tmp_path / "runs.npz")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_beside_a_plain_file_is_read_without_its_truncation(tmp_path: Path) -> None:
     model = models.transformers_model("Llama")
     model.config.max_position_embeddings = 512
@@ -119,3 +154,46 @@ def test_a_tokenizer_beside_a_plain_file_is_read_without_its_truncation(tmp_path
     told = report.manifest.quantization["calibration"]
     assert told == f"{min(1024, count)} tokens of own text"
     assert report.manifest.signature.eos_token_ids == [2, 7]
+
+
+def test_random_tokens_without_a_tokenizer(tmp_path: Path) -> None:
+    bundle = open_bundle(plain(tmp_path))
+    source = [load_model(bundle.model_path)]
+    text = calibration_text(bundle, None, source)
+    assert (len(text.calibration), len(text.evaluation)) == (1024, 1024)
+    assert max(text.calibration) < models.VOCAB  # the size of the embedding
+    assert text == calibration_text(bundle, None, source)
+    with pytest.raises(QuantizeError, match=r"no tokenizer\.json"):
+        calibration_text(bundle, "some text", source)
+
+
+def test_tokens_after_the_first_1024_are_for_evaluation(tmp_path: Path) -> None:
+    bundle = open_bundle(plain(tmp_path))
+    tokenizer = byte_tokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    source = [load_model(bundle.model_path)]
+    text = calibration_text(bundle, "0123456789" * 150, source)
+    expected = tokenizer.encode("0123456789" * 150, add_special_tokens=False).ids
+    assert text.calibration + text.evaluation == expected
+    assert len(text.calibration) == 1024
+    assert text.description == "own text"
+    assert calibration_text(bundle, None, source).description == "built-in text"
+    with pytest.raises(QuantizeError, match="fewer than 16 tokens"):
+        calibration_text(bundle, "short", source)
+
+
+def test_a_text_that_is_a_file_name_is_refused(tmp_path: Path) -> None:
+    path = plain(tmp_path)
+    with pytest.raises(QuantizeError, match=r"calibration: .*pass a Path"):
+        quantize_model(path, tmp_path / "out", calibration=str(path))
+    with pytest.raises(QuantizeError, match="calibration: no inputs"):
+        quantize_model(path, tmp_path / "out", calibration=[])
+
+
+def test_activations_of_all_windows_together(tmp_path: Path) -> None:
+    path = plain(tmp_path)
+    inputs = CalibrationInput(list(range(300)))
+    (x, name), *rest = (
+        (array, name) for name, array in collect_activations(open_bundle(path), path, ["x"], inputs)
+    )
+    assert (name, x.shape, rest) == ("x", (300, 64), [])

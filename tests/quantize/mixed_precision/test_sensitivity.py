@@ -14,11 +14,12 @@ import torch
 import transformers
 from click.testing import CliRunner
 from onnx import TensorProto
+from quantize_models import plain as plain_file
 from runtime_models import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from edgetie.bundle.bundle import open_bundle
-from edgetie.errors import QuantizeError
+from edgetie.errors import LimitError, QuantizeError
 from edgetie.export.exporter import export_model
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.accuracy.metrics import PredictionErrors
@@ -26,11 +27,22 @@ from edgetie.harness.accuracy.references import BundleReference
 from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.harness.ties.tie_status import tie_status
-from edgetie.quantize.calibration.activations import calibration_text
+from edgetie.progress import Stages
+from edgetie.quantize.calibration.activations import CalibrationText, calibration_text
+from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.mixed_precision.candidates import FLOAT, HIGHER_PRECISION, QUANTIZED
-from edgetie.quantize.mixed_precision.sensitivity import Precision
+from edgetie.quantize.mixed_precision.sensitivity import (
+    AccuracyMeter,
+    Precision,
+    quantize_within_limits,
+    require_limits,
+)
+from edgetie.quantize.model_quantizer import ModelQuantizer
 from edgetie.quantize.quantizer import QuantizeReport, quantize_model
+from edgetie.quantize.source_models import read_source_models
+from edgetie.quantize.weights.array_spill import ArraySpill
 from edgetie.sources.source import Source
+from edgetie.targets import SCHEMES
 from edgetie_cli.main import cli
 
 TEXT = BUILT_IN_TEXT * 2
@@ -71,6 +83,7 @@ def floats(directory: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_where_the_limit_holds(fp32: Path, plain: QuantizeReport) -> None:
     assert plain.costs == ()
     assert plain.float_weights == ()
@@ -80,6 +93,7 @@ def test_nothing_is_kept_where_the_limit_holds(fp32: Path, plain: QuantizeReport
     assert not {QUANTIZED, HIGHER_PRECISION, FLOAT} & names
 
 
+@pytest.mark.slow
 def test_the_costliest_weights_are_kept_until_the_limit_holds(
     fp32: Path, plain: QuantizeReport, tmp_path: Path
 ) -> None:
@@ -109,6 +123,7 @@ def test_the_costliest_weights_are_kept_until_the_limit_holds(
     report.bundle.verify_files(hashes=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "share", "block"), [("int8", 0.92, 16), ("int4", 0.3, 64)])
 def test_finer_blocks_or_more_bits_come_before_floats(
     fp32: Path, tmp_path: Path, scheme: str, share: float, block: int
@@ -136,6 +151,7 @@ def test_finer_blocks_or_more_bits_come_before_floats(
     assert tie_status(open_bundle(report.bundle.directory)).intact is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme", ["int8-mapped", "int8-plain", "int8-dynamic", "int8-static", "int8-fp16"]
 )
@@ -151,12 +167,14 @@ def test_limits_hold_in_every_scheme(fp32: Path, tmp_path: Path, scheme: str) ->
     )
 
 
+@pytest.mark.slow
 def test_a_limit_below_the_cost_of_the_table_is_refused(fp32: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="from the tied table alone, KL divergence"):
         quantize_model(fp32, tmp_path / "int8", limits=Thresholds(max_kl=1e-12))
     assert not (tmp_path / "int8").exists()
 
 
+@pytest.mark.slow
 def test_limits_from_the_command_line(fp32: Path, plain: QuantizeReport, tmp_path: Path) -> None:
     limit = plain.manifest.quantization["measured"]["kl"] * 0.8
     arguments = ["quantize", str(fp32), "-o", str(tmp_path / "int8"), "--max-kl", f"{limit}"]
@@ -171,6 +189,7 @@ def test_limits_from_the_command_line(fp32: Path, plain: QuantizeReport, tmp_pat
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_cache_of_8_bits_is_held_to_the_limits_too(
     fp32: Path, plain: QuantizeReport, tmp_path: Path
 ) -> None:
@@ -196,6 +215,7 @@ def masked_model() -> Any:
     return transformers.BertForMaskedLM(config).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Llama", "Bert"])
 def test_limits_are_measured_as_check_measures(tmp_path: Path, kind: str) -> None:
     """Special tokens around each window, and masked tokens for a masked language model."""
@@ -227,3 +247,62 @@ def test_limits_are_measured_as_check_measures(tmp_path: Path, kind: str) -> Non
     assert measured["positions"] == checked.positions
     assert measured["kl"] == pytest.approx(checked.mean_kl_divergence, rel=1e-3)
     assert measured["perplexity_increase"] == pytest.approx(checked.perplexity_increase, rel=1e-3)
+
+
+@pytest.fixture
+def quantizer(tmp_path: Path) -> ModelQuantizer:
+    """A plain file in int4, preprocessed."""
+    source = read_source_models(plain_file(tmp_path, head="Transpose"))
+    quantizer = ModelQuantizer(SCHEMES["int4"], source.bundle, source.models, source.ties)
+    tokens = np.random.default_rng(0).integers(3, models.VOCAB, 600).tolist()
+    quantizer.preprocess(CalibrationInput(tokens), ArraySpill(tmp_path), "percentile")
+    return quantizer
+
+
+def text(count: int) -> CalibrationText:
+    tokens = np.random.default_rng(1).integers(3, models.VOCAB, count).tolist()
+    return CalibrationText([], tokens, "random tokens")
+
+
+def test_a_text_too_short_to_measure_on(quantizer: ModelQuantizer) -> None:
+    with pytest.raises(QuantizeError, match="has 1 tokens after those calibrated on"):
+        AccuracyMeter(quantizer.bundle, text(1))
+
+
+def test_the_float_model_has_no_divergence(quantizer: ModelQuantizer) -> None:
+    meter = AccuracyMeter(quantizer.bundle, text(600))
+    metrics = meter.measure(quantizer.bundle)
+    assert metrics.mean_kl_divergence == pytest.approx(0, abs=1e-9)
+    assert (metrics.top1_agreement, metrics.predictions) == (1, 600)
+    assert meter.divergence(BundleReference(quantizer.bundle)) == pytest.approx(0, abs=1e-9)
+    require_limits(Thresholds(max_kl=1e-6), metrics, "as it is", "nothing")
+
+
+def test_precision_is_raised_until_limits_hold(quantizer: ModelQuantizer, tmp_path: Path) -> None:
+    meter = AccuracyMeter(quantizer.bundle, text(600))
+    divergences, precisions = [], []
+    for number, share in enumerate((None, 0.5)):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        limit = 1e9 if share is None else divergences[0] * share
+        result, costs, metrics = quantize_within_limits(
+            Thresholds(max_kl=limit), quantizer, directory, meter, Stages()
+        )
+        assert metrics.mean_kl_divergence <= limit
+        divergences.append(metrics.mean_kl_divergence)
+        precisions.append([cost.precision for cost in costs])
+        assert result.embeddings == {"model.onnx": ["table"]}
+        if share == 0.5:
+            (cost,) = costs
+            assert (cost.name, cost.kl > 0) == ("middle", True)
+            assert cost.float_bytes > cost.higher_precision_bytes > 0
+    assert precisions == [[], [Precision.HIGHER]]
+
+
+def test_limits_that_the_embedding_alone_breaks(quantizer: ModelQuantizer, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    meter = AccuracyMeter(quantizer.bundle, text(600))
+    with pytest.raises(LimitError, match=r"from the tied table alone, KL divergence .* allow more"):
+        quantize_within_limits(
+            Thresholds(max_kl=1e-12), quantizer, tmp_path / "out", meter, Stages()
+        )
