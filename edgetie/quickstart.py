@@ -10,6 +10,7 @@ from pathlib import Path
 from edgetie.bundle.atomic import check_destination
 from edgetie.bundle.bundle import Bundle
 from edgetie.downloads import demo_model, demo_text
+from edgetie.errors import EdgetieError
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.harness.accuracy.check import AccuracyReport, check_model, usable_window
 from edgetie.harness.accuracy.references import BundleReference
@@ -72,6 +73,8 @@ def quickstart(
     Raises:
         EdgetieError: what any step raises.
     """
+    if accuracy_tokens < 2:
+        raise EdgetieError("must be 2 or more", parameter="accuracy_tokens", value=accuracy_tokens)
     stages = progress or Stages()
     fp32, int8 = Path(output) / "fp32", Path(output) / "int8"
     for bundle in (fp32, int8):

@@ -14,6 +14,7 @@ from runtime_models import byte_tokenizer
 
 from edgetie import downloads
 from edgetie.bundle.bundle import open_bundle
+from edgetie.errors import EdgetieError
 from edgetie.quickstart import (
     ACCURACY_TOKENS,
     PROMPTS,
@@ -84,6 +85,12 @@ def test_it_says_what_it_downloads_and_how_long_it_takes(
     for name in (downloads.MODEL_FILE, downloads.TEXT_FILE):
         (cache / name).touch()
     assert announcement(None, ACCURACY_TOKENS).startswith("Everything is downloaded already.")
+
+
+def test_a_wrong_number_of_tokens_fails_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(EdgetieError, match="accuracy_tokens=1: must be 2 or more"):
+        quickstart(tmp_path / "out", accuracy_tokens=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
