@@ -1,32 +1,31 @@
-"""``tie``: files whose shared weights were stored apart, as exporters and converters leave them."""
+"""Files whose shared weights are stored twice, as exporters and converters leave them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from broken_models import FORMS, IDS, LOOKUP, ROWS, WIDTH, broken, copies, logits, save, table
+from broken_models import IDS, LOOKUP, ROWS, VARIANTS, WIDTH, broken, copies, logits, save, table
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.harness.ties.equivalence import compare_files
 from edgetie.repair import tie_model
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_one_table_is_left_and_the_outputs_stay(tmp_path: Path, form: str) -> None:
-    path = broken(tmp_path / "broken.onnx", form)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_table_remains_and_the_outputs_are_equal(tmp_path: Path, variant: str) -> None:
+    path = broken(tmp_path / "broken.onnx", variant)
     report = tie_model(path, tmp_path / "fixed.onnx")
     assert copies(tmp_path / "fixed.onnx") == 1
-    assert len(report.merged) + len(report.shared) == (2 if form == "subgraphs" else 1)
+    assert len(report.merged) + len(report.shared) == (2 if variant == "subgraphs" else 1)
     assert report.outputs[0].reason is None
     assert report.outputs[0].relative_error < 1e-6
     np.testing.assert_allclose(logits(tmp_path / "fixed.onnx"), logits(path), atol=1e-5)
     assert report.bytes_after < report.bytes_before * 0.6
-    (group,) = report.ties if form != "other shape" else report.ties[:1]
+    (group,) = report.ties if variant != "other shape" else report.ties[:1]
     assert group.name == "table"
 
 
@@ -49,29 +48,29 @@ def test_a_square_matrix_and_its_transpose(tmp_path: Path, names: tuple[str, str
     np.testing.assert_array_equal(before, after)
 
 
-def quantized(path: Path, *, apart: float) -> Path:
-    """An int8 table and an int8 head with scales of its own, ``apart`` times as large."""
+def quantized(path: Path, *, ratio: float) -> Path:
+    """An int8 table, and an int8 head whose scale is ``ratio`` times as large."""
     w = table()
     scale = (np.abs(w).max() / 127).astype(np.float32)
-    codes = np.rint(w / scale).astype(np.int8)
-    other = np.clip(np.rint(w / (scale * apart)), -127, 127).astype(np.int8)
+    stored = np.rint(w / scale).astype(np.int8)
+    other = np.clip(np.rint(w / (scale * ratio)), -127, 127).astype(np.int8)
     values = {
-        "codes": codes, "scale": scale,
-        "head_codes": np.ascontiguousarray(other.T), "head_scale": np.float32(scale * apart),
+        "quantized": stored, "scale": scale,
+        "head_quantized": np.ascontiguousarray(other.T), "head_scale": np.float32(scale * ratio),
     }  # fmt: skip
     nodes = [
-        helper.make_node("Gather", ["codes", "input_ids"], ["c"]),
+        helper.make_node("Gather", ["quantized", "input_ids"], ["c"]),
         helper.make_node("DequantizeLinear", ["c", "scale"], ["x"]),
-        helper.make_node("DequantizeLinear", ["head_codes", "head_scale"], ["head"]),
+        helper.make_node("DequantizeLinear", ["head_quantized", "head_scale"], ["head"]),
         helper.make_node("MatMul", ["x", "head"], ["logits"]),
     ]
     return save(path, nodes, values)
 
 
 def test_int8_copies_are_merged(tmp_path: Path) -> None:
-    path = quantized(tmp_path / "int8.onnx", apart=1.0)
+    path = quantized(tmp_path / "int8.onnx", ratio=1.0)
     report = tie_model(path, tmp_path / "fixed.onnx")
-    assert report.merged == {"head_codes": "codes"}
+    assert report.merged == {"head_quantized": "quantized"}
     assert copies(tmp_path / "fixed.onnx") == 1
     np.testing.assert_allclose(logits(tmp_path / "fixed.onnx"), logits(path), atol=1e-5)
 
@@ -83,7 +82,7 @@ def test_near_copies_are_reported_and_merged_on_request(tmp_path: Path) -> None:
     values = {"table": w, "head": np.ascontiguousarray(rounded.T), "other": table(3)}
     nodes.append(helper.make_node("Gather", ["other", "input_ids"], ["unused"]))
     path = save(tmp_path / "near.onnx", nodes, values)
-    report = tie_model(path, tmp_path / "kept.onnx")
+    report = tie_model(path, tmp_path / "unmerged.onnx")
     (near,) = report.near
     assert (near.name, near.table, near.transposed) == ("head", "table", True)
     assert near.distance == pytest.approx(0.004, rel=0.1)
@@ -105,36 +104,23 @@ def test_a_tied_file_stays_as_it_is(tmp_path: Path) -> None:
     ).read_bytes()
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from edgetie_cli.tie import command
-
-    path = broken(tmp_path / "broken.onnx", "folded Transpose")
-    command.main(
-        [str(path), "--output", str(tmp_path / "fixed.onnx"), "--json"], standalone_mode=False
-    )
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["merged"] == {"head": "table"}
-    assert answer["ties"][0]["name"] == "table"
-    assert answer["outputs"][0]["reason"] is None
-
-
 def test_equal_bytes_of_another_type_are_no_copy(tmp_path: Path) -> None:
     """Zeros are zeros in every type."""
     values = {
         "table": np.zeros((ROWS, WIDTH), np.float32), "again": np.zeros((ROWS, WIDTH), np.float32),
-        "codes": np.zeros((ROWS, WIDTH), np.int32), "more": np.zeros((ROWS, WIDTH), np.int32),
+        "quantized": np.zeros((ROWS, WIDTH), np.int32), "more": np.zeros((ROWS, WIDTH), np.int32),
     }  # fmt: skip
     nodes = [
         LOOKUP,
         helper.make_node("Gather", ["again", "input_ids"], ["y"]),
-        helper.make_node("Gather", ["codes", "input_ids"], ["c"]),
+        helper.make_node("Gather", ["quantized", "input_ids"], ["c"]),
         helper.make_node("Gather", ["more", "input_ids"], ["d"]),
         helper.make_node("Add", ["c", "d"], ["e"]),
         helper.make_node("Cast", ["e"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("Sum", ["x", "y", "f"], ["logits"]),
     ]
     report = tie_model(save(tmp_path / "zeros.onnx", nodes, values), tmp_path / "fixed.onnx")
-    assert report.merged == {"again": "table", "more": "codes"}
+    assert report.merged == {"again": "table", "more": "quantized"}
     assert report.outputs[0].identical
 
 
@@ -151,7 +137,7 @@ def test_an_input_with_a_default_stays(tmp_path: Path) -> None:
     assert [value.name for value in session.get_overridable_initializers()] == ["head"]
 
 
-def test_a_transpose_that_turns_nothing_and_an_empty_sequence(tmp_path: Path) -> None:
+def test_a_transpose_without_effect_and_an_empty_sequence(tmp_path: Path) -> None:
     w = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     for perm in ([0, 1], [1, 0]):
         nodes = [
@@ -173,12 +159,12 @@ def test_a_transpose_that_turns_nothing_and_an_empty_sequence(tmp_path: Path) ->
 def test_the_right_one_of_two_dequantized_copies_is_near(tmp_path: Path) -> None:
     w = table()
     scale = np.float32(np.abs(w).max() / 127)
-    codes = np.rint(w / scale).astype(np.int8)
-    values = {"table": w, "codes": codes, "one": np.float32(1), "scale": scale}
+    stored = np.rint(w / scale).astype(np.int8)
+    values = {"table": w, "quantized": stored, "one": np.float32(1), "scale": scale}
     nodes = [
         LOOKUP,
-        helper.make_node("DequantizeLinear", ["codes", "one"], ["large"]),
-        helper.make_node("DequantizeLinear", ["codes", "scale"], ["close"]),
+        helper.make_node("DequantizeLinear", ["quantized", "one"], ["large"]),
+        helper.make_node("DequantizeLinear", ["quantized", "scale"], ["close"]),
         helper.make_node("Transpose", ["close"], ["t"], perm=[1, 0]),
         helper.make_node("MatMul", ["x", "t"], ["p"]),
         helper.make_node("Transpose", ["large"], ["u"], perm=[1, 0]),
@@ -212,15 +198,15 @@ def test_nan_and_packed_types(tmp_path: Path) -> None:
     np.testing.assert_array_equal(session.run(["wide"], {"input_ids": IDS})[0], four)
 
 
-def test_rows_that_no_sample_sees_are_never_merged_unasked(tmp_path: Path) -> None:
-    """One row of a thousand was trained apart: not a copy, however few rows are looked at first."""
+def test_rows_outside_of_the_sample_are_compared_too(tmp_path: Path) -> None:
+    """One row of a thousand differs: not a copy, although the rows compared first are equal."""
     w = np.random.default_rng(0).normal(size=(1000, WIDTH)).astype(np.float32)
     changed = w.copy()
     changed[501] += 1
     nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
     values = {"table": w, "head": np.ascontiguousarray(changed.T)}
-    path = save(tmp_path / "apart.onnx", nodes, values)
-    report = tie_model(path, tmp_path / "kept.onnx")
+    path = save(tmp_path / "different.onnx", nodes, values)
+    report = tie_model(path, tmp_path / "unmerged.onnx")
     assert (report.merged, report.merged_near) == ({}, ())
     np.testing.assert_array_equal(logits(report.path), logits(path))
     (near,) = report.near
@@ -293,24 +279,24 @@ def test_names_that_a_subgraph_uses_already(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits(report.path), logits(path), atol=1e-5)
 
 
-def test_a_table_that_is_made_behind_the_first_user_of_its_copy(tmp_path: Path) -> None:
+def test_a_table_dequantized_after_the_first_user_of_its_copy(tmp_path: Path) -> None:
     w = table()
     scale = np.float32(np.abs(w).max() / 127)
-    values = {"codes": np.rint(w / scale).astype(np.int8), "scale": scale, "head": w.T.copy()}
+    values = {"quantized": np.rint(w / scale).astype(np.int8), "scale": scale, "head": w.T.copy()}
     values |= {"ones": np.ones((1, 4, WIDTH), np.float32)}
     nodes = [
         helper.make_node("MatMul", ["ones", "head"], ["first"]),
-        helper.make_node("DequantizeLinear", ["codes", "scale"], ["made"]),
-        helper.make_node("Gather", ["made", "input_ids"], ["x"]),
+        helper.make_node("DequantizeLinear", ["quantized", "scale"], ["dequantized"]),
+        helper.make_node("Gather", ["dequantized", "input_ids"], ["x"]),
         helper.make_node("ReduceSum", ["x"], ["sum"]),
         helper.make_node("Add", ["first", "sum"], ["logits"]),
     ]
     path = save(tmp_path / "order.onnx", nodes, values)
     report = tie_model(path, tmp_path / "fixed.onnx", max_distance=0.05)
     assert report.merged_near == ("head",)
-    known: set[str] = {"input_ids"}
+    defined: set[str] = {"input_ids"}
     graph = onnx.load(report.path).graph
-    known |= {tensor.name for tensor in graph.initializer}
+    defined |= {tensor.name for tensor in graph.initializer}
     for node in graph.node:
-        assert known.issuperset(node.input)
-        known |= set(node.output)
+        assert defined.issuperset(node.input)
+        defined |= set(node.output)

@@ -1,4 +1,4 @@
-"""``tie``: several files at once, data files, and what is in the way."""
+"""Several files at once, data files, and existing outputs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from onnx import TensorProto, helper
 
 from edgetie.errors import BundleError
 from edgetie.repair import tie_model
+
+pytestmark = pytest.mark.slow  # each test starts several ONNX Runtime processes
 
 
 def test_half_precision_and_external_data(tmp_path: Path) -> None:
@@ -56,12 +58,12 @@ def test_a_file_may_be_repaired_in_place(tmp_path: Path) -> None:
 
 def ranges(path: Path, size: int = ROWS * WIDTH) -> set[tuple[str, str]]:
     """The places of a file's tensors of so many elements in their data files."""
-    found = set()
+    places = set()
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
         info = {entry.key: entry.value for entry in tensor.external_data}
         if int(np.prod(tensor.dims)) == size:
-            found.add((info["location"], info["offset"]))
-    return found
+            places.add((info["location"], info["offset"]))
+    return places
 
 
 def test_encoder_and_decoders_share_one_range(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_encoder_and_decoders_share_one_range(tmp_path: Path) -> None:
     cross = np.random.default_rng(5).normal(size=(64, 64)).astype(np.float32)
     encoder = [LOOKUP, helper.make_node("Identity", ["x"], ["logits"])]
     decoder = [LOOKUP, helper.make_node("MatMul", ["x", "lm_head"], ["logits"])]
-    turned = np.ascontiguousarray(w.T)
+    transposed = np.ascontiguousarray(w.T)
     extra = [
         helper.make_node("Shape", ["cross"], ["s"]),
         helper.make_node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
@@ -79,11 +81,11 @@ def test_encoder_and_decoders_share_one_range(tmp_path: Path) -> None:
     decoder_nodes.append(helper.make_node("MatMul", ["y", "lm_head"], ["logits"]))
     files = [
         save(tmp_path / "encoder.onnx", encoder, {"table": w}),
-        save(tmp_path / "decoder.onnx", decoder, {"table": w, "lm_head": turned}),
+        save(tmp_path / "decoder.onnx", decoder, {"table": w, "lm_head": transposed}),
         save(
             tmp_path / "with_past.onnx",
             decoder_nodes,
-            {"table": w, "lm_head": turned, "cross": cross},
+            {"table": w, "lm_head": transposed, "cross": cross},
         ),
     ]
     report = tie_model(files, tmp_path / "tied")
@@ -124,7 +126,7 @@ def test_a_decoder_that_has_the_head_alone_reads_the_encoders_table(tmp_path: Pa
     np.testing.assert_allclose(logits(new[1]), logits(files[1]), rtol=1e-5, atol=1e-3)
 
 
-def test_a_data_file_in_the_way_is_kept(tmp_path: Path) -> None:
+def test_an_existing_data_file_is_not_replaced(tmp_path: Path) -> None:
     path = broken(tmp_path / "broken.onnx", "duplicate")
     (tmp_path / "fixed.onnx.data").write_bytes(b"precious")
     with pytest.raises(BundleError, match=r"fixed\.onnx\.data: already exists"):

@@ -1,4 +1,4 @@
-"""``tie`` on files that few tools write: other domains, branches, shared data, near tables."""
+"""Files that few tools write: other domains, branches, shared data, near tables."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from edgetie.errors import BundleError, EdgetieError, QuantizeError
 from edgetie.export.exporter import ExportReport
 from edgetie.harness.ties.equivalence import compare_files
 from edgetie.repair import tie_model
+
+pytestmark = pytest.mark.slow  # each test starts several ONNX Runtime processes
 
 
 def test_files_of_other_models_are_not_replaced(tmp_path: Path) -> None:
@@ -60,11 +62,11 @@ def choosing(
     """``x @ head`` in both branches of an If, over the table or each branch's own ``head``."""
     graphs = {}
     for index, (name, own) in enumerate(branches.items()):
-        turn = [helper.make_node("Reshape", ["head", "flat"], [f"h{index}"])] if own else []
+        reshape = [helper.make_node("Reshape", ["head", "flat"], [f"h{index}"])] if own else []
         head = f"h{index}" if own else "head"
-        product = helper.make_node("MatMul", ["x", head], [f"o{index}"])
+        matmul = helper.make_node("MatMul", ["x", head], [f"o{index}"])
         out = helper.make_tensor_value_info(f"o{index}", TensorProto.FLOAT, None)
-        graphs[f"{name}_branch"] = helper.make_graph([*turn, product], name, [], [out], own)
+        graphs[f"{name}_branch"] = helper.make_graph([*reshape, matmul], name, [], [out], own)
     nodes = [LOOKUP, helper.make_node("If", ["flag"], ["logits"], **graphs)]
     model = onnx.load(save(path, nodes, values | {"flat": np.array([WIDTH, ROWS])}))
     model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
@@ -72,23 +74,23 @@ def choosing(
     return path
 
 
-def chosen(path: Path, flag: bool) -> np.ndarray:
+def run_branch(path: Path, flag: bool) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(["logits"], {"input_ids": IDS, "flag": np.array(flag)})[0]
 
 
 def test_branches_with_weights_of_equal_names(tmp_path: Path) -> None:
-    strange = np.random.default_rng(7).normal(size=(WIDTH, 3, ROWS // 3)).astype(np.float32)
-    mine = table().reshape(strange.shape)
+    unrelated = np.random.default_rng(7).normal(size=(WIDTH, 3, ROWS // 3)).astype(np.float32)
+    equal = table().reshape(unrelated.shape)
     own = {
-        "then": [numpy_helper.from_array(strange, "head")],
-        "else": [numpy_helper.from_array(mine, "head")],
+        "then": [numpy_helper.from_array(unrelated, "head")],
+        "else": [numpy_helper.from_array(equal, "head")],
     }
     path = choosing(tmp_path / "two.onnx", {"table": table()}, own)
     report = tie_model(path, tmp_path / "fixed.onnx")
     assert report.shared == {"head": "table"}
     for flag in (True, False):
-        np.testing.assert_allclose(chosen(report.path, flag), chosen(path, flag), atol=1e-4)
+        np.testing.assert_allclose(run_branch(report.path, flag), run_branch(path, flag), atol=1e-4)
     assert report.bytes_after < report.bytes_before - table().nbytes // 2
 
 
@@ -101,9 +103,9 @@ def test_a_file_that_fails_on_a_flag_is_not_equal(tmp_path: Path) -> None:
     branch.node[0].input[1] = "flat"  # rows that there are not
     onnx.save(model, tmp_path / "half.onnx")
     for before, after in (("whole", "half"), ("half", "whole")):
-        found = compare_files(tmp_path / f"{before}.onnx", tmp_path / f"{after}.onnx", ROWS)
-        assert not found.identical
-        assert found.relative_error == float("inf")
+        comparison = compare_files(tmp_path / f"{before}.onnx", tmp_path / f"{after}.onnx", ROWS)
+        assert not comparison.identical
+        assert comparison.relative_error == float("inf")
     assert compare_files(path, path, ROWS).identical
 
 
@@ -113,11 +115,11 @@ def test_a_tied_file_with_branches_is_quantized(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match=r"two\.onnx: table is stored again as head; .*tie"):
         quantize_model(path, tmp_path / "no")
     report = tie_model(path, tmp_path / "fixed.onnx")
-    made = quantize_model(report.path, tmp_path / "int8")
-    assert [group.dtype for group in made.bundle.manifest.ties] == ["UINT8"]
+    result = quantize_model(report.path, tmp_path / "int8")
+    assert [group.dtype for group in result.bundle.manifest.ties] == ["UINT8"]
     for flag in (True, False):
-        expected = chosen(path, flag)
-        got = chosen(made.bundle.model_path, flag)
+        expected = run_branch(path, flag)
+        got = run_branch(result.bundle.model_path, flag)
         assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
 
 
@@ -136,10 +138,10 @@ def test_constants_of_nodes_in_a_file_of_their_own(tmp_path: Path) -> None:
     )  # fmt: skip
     expected = logits(path)
     report = tie_model(path, tmp_path / "fixed.onnx")
-    made = quantize_model(path, tmp_path / "int8")
+    result = quantize_model(path, tmp_path / "int8")
     (tmp_path / "all.bin").unlink()
     np.testing.assert_allclose(logits(report.path), expected, rtol=1e-5)
-    assert np.abs(logits(made.bundle.model_path) - expected).max() < 0.03 * np.abs(expected).max()
+    assert np.abs(logits(result.bundle.model_path) - expected).max() < 0.03 * np.abs(expected).max()
 
 
 def test_a_near_copy_is_that_of_the_nearest_table(tmp_path: Path) -> None:
@@ -207,14 +209,14 @@ def test_entries_over_the_same_bytes_become_one(tmp_path: Path) -> None:
 
 def test_a_transpose_is_found_behind_an_entry_of_another_shape(tmp_path: Path) -> None:
     w = table()
-    turned = np.ascontiguousarray(w.T)
+    transposed = np.ascontiguousarray(w.T)
     nodes = [
         LOOKUP,
         helper.make_node("MatMul", ["x", "head"], ["y"]),
         helper.make_node("ReduceSum", ["parts"], ["z"], keepdims=0),
         helper.make_node("Add", ["y", "z"], ["logits"]),
     ]
-    values = {"table": w, "parts": turned.reshape(WIDTH, 3, -1), "head": turned}
+    values = {"table": w, "parts": transposed.reshape(WIDTH, 3, -1), "head": transposed}
     path = save(tmp_path / "parts.onnx", nodes, values)
     tie_model(path, tmp_path / "fixed.onnx")
     assert copies(tmp_path / "fixed.onnx") == 2  # the table, and what nothing reads as it lies
@@ -224,16 +226,16 @@ def test_a_transpose_is_found_behind_an_entry_of_another_shape(tmp_path: Path) -
 def test_a_copy_in_a_branch_of_another_file(tmp_path: Path) -> None:
     nodes = [LOOKUP, helper.make_node("Identity", ["x"], ["logits"])]
     encoder = save(tmp_path / "encoder.onnx", nodes, {"table": table()})
-    turned = numpy_helper.from_array(np.ascontiguousarray(table().T), "head")
+    transposed = numpy_helper.from_array(np.ascontiguousarray(table().T), "head")
     rows = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
-    product = helper.make_node("MatMul", ["x", "head"], ["out"])
+    matmul = helper.make_node("MatMul", ["x", "head"], ["out"])
     zeros = helper.make_node("MatMul", ["x", "zeros"], ["none"])
     none = helper.make_tensor_value_info("none", TensorProto.FLOAT, None)
     nodes = [
         helper.make_node("Gather", ["short", "input_ids"], ["x"]),
         helper.make_node(
             "If", ["yes"], ["logits"],
-            then_branch=helper.make_graph([product], "then", [], [rows], [turned]),
+            then_branch=helper.make_graph([matmul], "then", [], [rows], [transposed]),
             else_branch=helper.make_graph([zeros], "else", [], [none]),
         ),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Edit a graph: insert nodes, replace values, add initializers, remove what is unused."""
+"""Edit a graph: insert nodes, replace values, add initializers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-
-
-def prune(model: ir.Model) -> None:
-    """Remove nodes and initializers that nothing uses."""
-    import onnx_ir.passes.common as common
-
-    common.RemoveUnusedNodesPass()(model)
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:

@@ -164,23 +164,13 @@ def _write_data(
         align = _ALIGN_LARGE if tensor.nbytes >= _LARGE_BYTES else _ALIGN
         file.write(bytes(-file.tell() % align))
         start = file.tell()
-        _write_tensor(file, tensor)
+        tensor.tofile(file)  # type: ignore[attr-defined]  # all of onnx-ir's tensors have it
         ranges[value] = start, file.tell() - start
         if source is not None:
             by_source[source] = ranges[value]
         if progress is not None:
             progress.advance(file.tell() >> 20, total >> 20)
     return ranges
-
-
-def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
-    """Write a tensor's bytes. Those of another file are copied without mapping it."""
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.tofile(file)
-    elif tensor.dtype.bitwidth < 8:
-        file.write(tensor.tobytes())  # several elements a byte
-    else:
-        file.write(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
 
 
 def _load_constants(model: ir.Model) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.graph.editing import prune
 from edgetie.ties.groups import TieGroup, verify_ties
 
 
@@ -33,11 +33,9 @@ class GraphPass(ir.passes.InPlacePass):
         self.skipped: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        import onnx_ir.passes.common as common
-
         self.rewrite(model)
         if self.changed:
-            prune(model)
+            common.RemoveUnusedNodesPass()(model)
             common.NameFixPass()(model)
             if any(node.domain == MICROSOFT for node in model.graph):
                 model.graph.opset_imports.setdefault(MICROSOFT, 1)

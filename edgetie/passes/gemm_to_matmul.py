@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import initializer, insert, prune, replace
+from edgetie.graph.editing import initializer, insert, replace
 from edgetie.graph.matching import (
     attribute_ints,
     last_dimension,
@@ -31,7 +32,7 @@ class GemmToMatMul(GraphPass):
             for node in list(graph):
                 if operator(node) == "Gemm":
                     self._rewrite_gemm(node)
-        prune(model)  # a replaced Gemm would still count as a use of its weight
+        common.RemoveUnusedNodesPass()(model)  # a replaced Gemm would still use its weight
         for node in list(model.graph):
             if operator(node) == "Transpose":
                 self._transpose_weight(model.graph, node)

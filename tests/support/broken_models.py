@@ -1,4 +1,4 @@
-"""Small ONNX files whose shared weights are stored apart, as tools leave them."""
+"""Small ONNX files whose shared weights are stored twice, as tools leave them."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def save(
 def copies(path: Path, size: int = ROWS * WIDTH) -> int:
     """Byte ranges, or tensors in the model file, of so many elements."""
     model = onnx.load(path, load_external_data=False)
-    graphs, found = [model.graph], set()
+    graphs, places = [model.graph], set()
     for graph in graphs:
         graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
         for tensor in graph.initializer:
             if int(np.prod(tensor.dims)) == size:
                 info = {entry.key: entry.value for entry in tensor.external_data}
-                found.add(info.get("offset", tensor.name))
-    return len(found)
+                places.add(info.get("offset", tensor.name))
+    return len(places)
 
 
 def logits(path: Path) -> np.ndarray:
@@ -58,37 +58,37 @@ def logits(path: Path) -> np.ndarray:
 LOOKUP = helper.make_node("Gather", ["table", "input_ids"], ["x"])
 
 
-def broken(path: Path, form: str) -> Path:
+def broken(path: Path, variant: str) -> Path:
     """A tied model as one tool or another leaves it."""
     w = table()
     values = {"table": w}
-    if form == "folded Transpose":
+    if variant == "folded Transpose":
         values["head"] = np.ascontiguousarray(w.T)
         nodes = [LOOKUP, helper.make_node("MatMul", ["x", "head"], ["logits"])]
-    elif form == "duplicate":
+    elif variant == "duplicate":
         values["head"] = w.copy()
         nodes = [
             LOOKUP,
             helper.make_node("Transpose", ["head"], ["t"], perm=[1, 0]),
             helper.make_node("MatMul", ["x", "t"], ["logits"]),
         ]
-    elif form in ("Gemm", "Gemm transB"):
-        turned = form == "Gemm transB"
-        values |= {"head": w.copy() if turned else np.ascontiguousarray(w.T)}
+    elif variant in ("Gemm", "Gemm transB"):
+        transposed = variant == "Gemm transB"
+        values |= {"head": w.copy() if transposed else np.ascontiguousarray(w.T)}
         values |= {"flat": np.array([-1, WIDTH])}
         nodes = [
             LOOKUP,
             helper.make_node("Reshape", ["x", "flat"], ["f"]),
-            helper.make_node("Gemm", ["f", "head"], ["logits"], transB=int(turned)),
+            helper.make_node("Gemm", ["f", "head"], ["logits"], transB=int(transposed)),
         ]
-    elif form == "Constant":
+    elif variant == "Constant":
         constant = numpy_helper.from_array(np.ascontiguousarray(w.T), "value")
         nodes = [
             LOOKUP,
             helper.make_node("Constant", [], ["head"], value=constant),
             helper.make_node("MatMul", ["x", "head"], ["logits"]),
         ]
-    elif form == "other shape":
+    elif variant == "other shape":
         values["head"] = w.reshape(ROWS, 3, WIDTH // 3)
         values |= {"flat": np.array([ROWS, WIDTH])}
         nodes = [
@@ -98,18 +98,18 @@ def broken(path: Path, form: str) -> Path:
             helper.make_node("MatMul", ["x", "t"], ["logits"]),
         ]
     else:
-        assert form == "subgraphs"
+        assert variant == "subgraphs"
         branches = {}
         for name in ("then", "else"):
             head = numpy_helper.from_array(np.ascontiguousarray(w.T), f"{name}_head")
-            made = helper.make_node("MatMul", ["x", f"{name}_head"], [f"{name}_logits"])
+            result = helper.make_node("MatMul", ["x", f"{name}_head"], [f"{name}_logits"])
             output = helper.make_tensor_value_info(f"{name}_logits", TensorProto.FLOAT, None)
-            branches[f"{name}_branch"] = helper.make_graph([made], name, [], [output], [head])
+            branches[f"{name}_branch"] = helper.make_graph([result], name, [], [output], [head])
         values |= {"yes": np.array(True)}
         nodes = [LOOKUP, helper.make_node("If", ["yes"], ["logits"], **branches)]
     return save(path, nodes, values)
 
 
-FORMS = [
+VARIANTS = [
     "folded Transpose", "duplicate", "Gemm", "Gemm transB", "Constant", "other shape", "subgraphs",
 ]  # fmt: skip
