@@ -126,9 +126,8 @@ class QuantizeWeightsPass(GraphPass):
     def _format(self, name: str) -> WeightFormat:
         if name in self._embeddings:
             return self.embedding_format
-        if name in self.higher_precision:
-            return self._higher_precision_format
-        return self.linear_format
+        is_higher = name in self.higher_precision
+        return self._higher_precision_format if is_higher else self.linear_format
 
     def _quantize(self, graph: ir.Graph, value: ir.Value) -> None:
         """Replace all uses of a weight, if its format supports all of them."""

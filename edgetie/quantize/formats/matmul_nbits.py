@@ -56,21 +56,24 @@ class MatMulNBitsFormat(WeightFormat):
 
     def add_values(self, weight: QuantizedWeight) -> None:
         shape = weight.out_channels, weight.block_count, self._block_bytes(weight)
-        weight.add(
-            Part.VALUES,
-            ir.DataType.UINT8,
-            shape,
-            lambda: self._pack(weight.read_values()).reshape(shape),
-        )
+
+        def packed() -> Array:
+            return self._pack(weight.read_values()).reshape(shape)
+
+        weight.add(Part.VALUES, ir.DataType.UINT8, shape, packed)
 
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add GatherBlockQuantized and a Reshape that joins the blocks of a row."""
         block, blocks, axis = _block(weight), weight.block_count, rank(indices)
         padded = blocks * block != weight.in_channels
         flat = self.aliased and not padded
+        values, scales, zero_points = self._gather_inputs(weight, flat=flat)
         gathered = nodes(
             "GatherBlockQuantized",
-            *self._gather_inputs(weight, indices, flat=flat),
+            values,
+            indices,
+            scales,
+            zero_points,
             domain=MICROSOFT,
             gather_axis=0,
             quantize_axis=1 if flat else 2,
@@ -84,24 +87,19 @@ class MatMulNBitsFormat(WeightFormat):
         joined = nodes("Reshape", gathered, shape)
         if not padded:
             return joined
-        start, end = (
-            nodes.constant(f"packed.column.{n}", [n], np.int64) for n in (0, weight.in_channels)
-        )
-        return nodes(
-            "Slice", joined, start, end, nodes.constant(f"packed.axis.{axis}", [axis], np.int64)
-        )
+        limits = ("column", 0), ("column", weight.in_channels), ("axis", axis)
+        inputs = [nodes.constant(f"packed.{name}.{n}", [n], np.int64) for name, n in limits]
+        return nodes("Slice", joined, *inputs)
 
-    def _gather_inputs(
-        self, weight: QuantizedWeight, indices: ir.Value, *, flat: bool
-    ) -> list[ir.Value]:
-        """Values, indices, scales and zero points; ``flat`` for values ``(out, in)``."""
+    def _gather_inputs(self, weight: QuantizedWeight, *, flat: bool) -> list[ir.Value]:
+        """Return values, scales and zero points; ``flat`` for values ``(out, in)``."""
         out, blocks, values = weight.out_channels, weight.block_count, weight.values
         if flat:
             shape = out, blocks * self._block_bytes(weight)
             values = weight.add_alias(Part.VALUES_FOR_GATHER, values, shape)
         scales = weight.add_scales(blocks)
         if flat:
-            return [values, indices, scales, self._add_zero_points(weight)]
+            return [values, scales, self._add_zero_points(weight)]
         scales = weight.add_alias(Part.SCALES_FOR_GATHER, scales, (out, blocks, 1))
         part = Part.ZERO_POINTS_FOR_GATHER
         if self.bits == 8:
@@ -110,7 +108,7 @@ class MatMulNBitsFormat(WeightFormat):
             zero_points = weight.add(
                 part, ir.DataType.UINT8, (out, blocks, 1), lambda: weight.zero_points()[..., None]
             )
-        return [values, indices, scales, zero_points]
+        return [values, scales, zero_points]
 
     def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add MatMulNBits; if activations must hardly be rounded, over two parts of them."""
@@ -162,19 +160,18 @@ def _split_activation(nodes: Nodes, x: ir.Value, weight: QuantizedWeight) -> ir.
     axes, columns = rank(x), weight.in_channels
     shape = [0] * (axes - 1) + [weight.block_count, _block(weight)]
     blocks = nodes("Reshape", x, nodes.constant(f"packed.blocks.{axes}.{columns}", shape, np.int64))
-    magnitudes = nodes("Abs", blocks)
-    last = nodes.constant("packed.last", [-1], np.int64)
-    if _has_opset_18(weight):
-        largest = nodes("ReduceMax", magnitudes, last, keepdims=1)
-    else:
-        largest = nodes("ReduceMax", magnitudes, axes=[-1], keepdims=1)
+    magnitudes, last = nodes("Abs", blocks), nodes.constant("packed.last", [-1], np.int64)
+    largest = (
+        nodes("ReduceMax", magnitudes, last, keepdims=1)
+        if _has_opset_18(weight)
+        else nodes("ReduceMax", magnitudes, axes=[-1], keepdims=1)
+    )
     unit = nodes("Mul", largest, nodes.constant("packed.step", 1 / 127, np.float32))
     unit = nodes("Max", unit, nodes.constant("packed.tiny", _TINY, np.float32))
     rounded = nodes("Mul", nodes("Round", nodes("Div", blocks, unit)), unit)
-    shape = [0] * (axes - 1) + [columns]
-    joined = nodes(
-        "Reshape", rounded, nodes.constant(f"packed.whole.{axes}.{columns}", shape, np.int64)
-    )
+    whole = [0] * (axes - 1) + [columns]
+    whole_shape = nodes.constant(f"packed.whole.{axes}.{columns}", whole, np.int64)
+    joined = nodes("Reshape", rounded, whole_shape)
     return nodes("Concat", joined, nodes("Sub", x, joined), axis=axes - 2)
 
 

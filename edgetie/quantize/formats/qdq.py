@@ -80,7 +80,7 @@ class QdqFormat(WeightFormat):
     def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         ranges = self.ranges.get(weight.name)
         if x not in self._activations and ranges is not None:
-            self._activations[x] = self._quantize(nodes, weight, x, "input", ranges.input)
+            self._activations[x] = self._quantize(nodes, f"{weight.label}.input", x, ranges.input)
         values, zero_points = self._copy(weight)
         if self.embedding:
             values = nodes("Transpose", values, perm=[1, 0])
@@ -88,7 +88,7 @@ class QdqFormat(WeightFormat):
         result = nodes("MatMul", self._activations.get(x, x), floats)
         if ranges is None or ranges.output is None:
             return result
-        return self._quantize(nodes, weight, result, "output", ranges.output)
+        return self._quantize(nodes, f"{weight.label}.output", result, ranges.output)
 
     def _copy(self, weight: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
         """Return values and zero points, which some runtimes take for uint8 if they are left out.
@@ -96,33 +96,23 @@ class QdqFormat(WeightFormat):
         Each MatMul has separate initializers over the same bytes: ONNX Runtime changes what a
         DequantizeLinear reads, and fails if two read the same.
         """
-        copy = self._copies[weight]
+        copy, shape = self._copies[weight], (weight.out_channels,)
         self._copies[weight] += 1
-        channels = weight.out_channels
-        zero_points = weight.add(
-            Part.ZERO_POINTS, ir.DataType.INT8, (channels,), lambda: np.zeros(channels, np.int8)
+        zeros = weight.add(
+            Part.ZERO_POINTS, ir.DataType.INT8, shape, lambda: np.zeros(shape, np.int8)
         )
         if not copy:
-            return weight.values, zero_points
-        return (
-            weight.add_alias(Part.VALUES_COPY, weight.values, self._shape(weight), copy=copy),
-            weight.add_alias(Part.ZERO_POINTS, zero_points, (channels,), copy=copy),
-        )
+            return weight.values, zeros
+        values = weight.add_alias(Part.VALUES_COPY, weight.values, self._shape(weight), copy=copy)
+        return values, weight.add_alias(Part.ZERO_POINTS, zeros, shape, copy=copy)
 
-    def _quantize(
-        self,
-        nodes: Nodes,
-        weight: QuantizedWeight,
-        x: ir.Value,
-        side: str,
-        value_range: Range,
-    ) -> ir.Value:
+    def _quantize(self, nodes: Nodes, name: str, x: ir.Value, limits: Range) -> ir.Value:
         """Quantize and dequantize an activation with a fixed scale. Zero stays exact."""
-        low, high = min(value_range[0], 0.0) * self._margin, max(value_range[1], 0.0) * self._margin
+        low, high = min(limits[0], 0.0) * self._margin, max(limits[1], 0.0) * self._margin
         largest = np.iinfo(self._dtype).max
         step = max((high - low) / largest, _SMALLEST_SCALE)
         middle = np.clip(round(-low / step), 0, largest)
-        scale = nodes.constant(f"{weight.label}.{side}.scale", step, np.float32)
-        zero_point = nodes.constant(f"{weight.label}.{side}.zero", middle, self._dtype)
+        scale = nodes.constant(f"{name}.scale", step, np.float32)
+        zero_point = nodes.constant(f"{name}.zero", middle, self._dtype)
         quantized = nodes("QuantizeLinear", x, scale, zero_point)
         return nodes("DequantizeLinear", quantized, scale, zero_point)
