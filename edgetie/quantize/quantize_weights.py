@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from edgetie.errors import QuantizeError
@@ -166,16 +165,16 @@ class QuantizeWeightsPass(GraphPass):
         if indices.shape is not None:
             output = self._format(quantized.name).gather(nodes, quantized, indices)
         else:  # their rank is known when the model runs
-            flat = nodes("Reshape", indices, nodes.constant("table.line", [-1], np.int64))
+            flat = nodes("Reshape", indices, nodes.integers("gather.flat", [-1]))
             flat.shape = ir.Shape([None])
             flat.type = indices.type or ir.TensorType(ir.DataType.INT64)
-            rows = self._format(quantized.name).gather(nodes, quantized, flat)
+            embeddings = self._format(quantized.name).gather(nodes, quantized, flat)
             width = quantized.in_channels
-            last = nodes.constant(f"table.width.{width}", [width], np.int64)
+            last = nodes.integers(f"gather.width.{width}", [width])
             shape = nodes("Concat", nodes("Shape", indices), last, axis=0)
-            output = nodes("Reshape", rows, shape)
+            output = nodes("Reshape", embeddings, shape)
         nodes.nodes[0].name = node.name
-        self._replace(node, node.outputs[0], output, nodes, f"{quantized.label}.lookup")
+        self._replace(node, node.outputs[0], output, nodes, f"{quantized.label}.gather")
         _detach(node)
 
     def _replace_linear_op(self, linear_op: LinearOp, quantized: QuantizedWeight) -> None:
@@ -204,7 +203,7 @@ class QuantizeWeightsPass(GraphPass):
         (readers or nodes.nodes[-1:])[0].name = node.name
         last = output.producer()
         assert last is not None
-        self._replace(last, output, result, nodes, f"{quantized.label}.product")
+        self._replace(last, output, result, nodes, f"{quantized.label}.matmul")
         _detach(node)
 
     def _replace(

@@ -52,7 +52,7 @@ def test_tied_weights_come_first_and_have_the_embedding_format() -> None:
     step = nbits(model)
     assert relative_error(run(model, ids=IDS), before) < 0.15  # 4 bits
     assert step.embeddings == ["embedding"]
-    assert step.linear_initializers == {"w": ["w", "w.T.scales", "w.T.zeros"]}
+    assert step.linear_initializers == {"w": ["w", "w.T.scales", "w.T.zero_points"]}
     assert step.block_sizes == {"64": 1, "32": 1}
     stored = arrays(model)
     large = {name: array.nbytes for name, array in stored.items() if array.size > 1000}

@@ -1,1 +1,1 @@
-"""Weight formats: how a quantized matrix is stored, looked up and multiplied."""
+"""Weight formats: how a quantized weight is stored, gathered and multiplied."""

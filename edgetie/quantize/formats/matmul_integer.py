@@ -7,7 +7,7 @@ column is a token, gathered along the last axis of the same bytes.
 
 Activations become two values of seven bits each, coarse and fine, which together have the precision
 of thirteen, with a scale for each token. On x86 each has a MatMul if a weight is large: kernels
-there multiply one token with a weight in place, but not several tokens, and know no zero points. So
+there multiply one token with a weight in place, but not several tokens, and have no zero points. So
 activations are shifted to unsigned values, and what that adds is computed beforehand. If a weight
 is small it is copied for each MatMul, and both parts are tokens of one. Seven bits, because x86
 processors without VNNI add pairs of products of uint8 and int8 in 16 bits: 127 · 128 · 2 still
@@ -88,14 +88,14 @@ class MatMulIntegerFormat(WeightFormat):
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         scales = weight.add_scales(1, part=Part.SCALES_FOR_GATHER)
         if not weight.in_linear_op:
-            return self._gather_rows(nodes, weight.values, indices, scales)
+            return self._gather_embeddings(nodes, weight.values, indices, scales)
         columns = nodes("Gather", weight.values, indices, axis=2)
-        columns = nodes("Squeeze", columns, nodes.constant("mapped.first", [0], np.int64))
-        rows = nodes("Transpose", columns, perm=[*range(1, rank(indices) + 1), 0])
-        floats = nodes("Cast", rows, to=ir.DataType.FLOAT)
+        columns = nodes("Squeeze", columns, nodes.integers("matmul_integer.first_axis", [0]))
+        embeddings = nodes("Transpose", columns, perm=[*range(1, rank(indices) + 1), 0])
+        floats = nodes("Cast", embeddings, to=ir.DataType.FLOAT)
         return nodes("Mul", floats, nodes("Gather", scales, indices))
 
-    def _gather_rows(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
+    def _gather_embeddings(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
         """Add GatherBlockQuantized of values, indices and scales."""
         assert inputs[0].shape is not None
         width = inputs[0].shape.numpy()[1]
@@ -115,30 +115,30 @@ class MatMulIntegerFormat(WeightFormat):
             scaled, multiplier = self._scale(nodes, x, weight.in_channels)
             self._activations[x] = _SplitActivation(self._split(nodes, scaled), multiplier)
         activation = self._activations[x]
-        fine_steps = nodes.constant("mapped.finer", FINE_STEPS, np.float32)
+        fine_steps = nodes.constant("matmul_integer.fine_steps", FINE_STEPS, np.float32)
         size = weight.out_channels * weight.in_channels
         split = self.split_matmuls and size >= _LARGE
         zero_point = _zero_point(nodes, activation) if split or weight.uses > 1 else None
         if not split and activation.concatenated is None:
             activation.concatenated = nodes("Concat", *activation.parts, axis=-2)
-        products = [
+        results = [
             nodes("MatMulInteger", part, weight.values, None, zero_point)
             for part in (activation.parts if split else [activation.concatenated])
         ]
         if not split:
             attributes = {"axis": -2, "num_outputs": 2}
-            products = [*nodes.op_multi_out("Split", products, attributes, num_outputs=2)]
+            results = [*nodes.op_multi_out("Split", results, attributes, num_outputs=2)]
         sums = nodes(
             "Sum",
-            nodes("DequantizeLinear", products[0], fine_steps, domain=self.quantize_domain),
-            nodes("Cast", products[1], to=ir.DataType.FLOAT),
+            nodes("DequantizeLinear", results[0], fine_steps, domain=self.quantize_domain),
+            nodes("Cast", results[1], to=ir.DataType.FLOAT),
             _add_offsets(weight),
         )
         result = nodes("Div", sums, activation.multiplier)
         result = nodes("Mul", result, self._add_scales(weight))
         if rank(x) > 2:
             return result
-        return nodes("Squeeze", result, nodes.constant("mapped.first", [0], np.int64))
+        return nodes("Squeeze", result, nodes.integers("matmul_integer.first_axis", [0]))
 
     def _scale(self, nodes: Nodes, x: ir.Value, in_channels: int) -> tuple[ir.Value, ir.Value]:
         """Scale ``x`` for each token so that the largest value it can have is 64.
@@ -150,7 +150,7 @@ class MatMulIntegerFormat(WeightFormat):
             :meth:`_add_scales` applies.
         """
         gain = np.full(in_channels, COARSE_LIMIT / np.sqrt(in_channels))
-        inputs = [x, nodes.constant(f"mapped.steps.{in_channels}", gain, np.float32)]
+        inputs = [x, nodes.constant(f"matmul_integer.gains.{in_channels}", gain, np.float32)]
         attributes = {"axis": -1, "epsilon": _TINY}
         scaled, multiplier = nodes.op_multi_out(
             "SimplifiedLayerNormalization", inputs, attributes, num_outputs=2
@@ -163,8 +163,8 @@ class MatMulIntegerFormat(WeightFormat):
         fine = nodes("Sub", scaled, coarse)
         parts = []
         for part, steps, zero in ((coarse, 1, COARSE_LIMIT), (fine, FINE_STEPS, FINE_STEPS)):
-            step = nodes.constant(f"mapped.step.{steps}", 1 / steps, np.float32)
-            zero_point = nodes.constant(f"mapped.zero.{steps}", zero, np.uint8)
+            step = nodes.constant(f"matmul_integer.step.{steps}", 1 / steps, np.float32)
+            zero_point = nodes.constant(f"matmul_integer.zero_point.{steps}", zero, np.uint8)
             inputs = part, step, zero_point
             parts.append(nodes("QuantizeLinear", *inputs, domain=self.quantize_domain))
         return parts

@@ -40,7 +40,7 @@ class DynamicMatMulIntegerFormat(WeightFormat):
             quantized = nodes.op_multi_out("DynamicQuantizeLinear", [relative], num_outputs=3)
             self._activations[x] = largest, quantized
         largest, (values, scale, zero_point) = self._activations[x]
-        midpoint = nodes.constant("plain.middle", 128, np.uint8)
+        midpoint = nodes.constant("matmul_integer.midpoint", 128, np.uint8)
         sums = nodes("MatMulInteger", values, weight.values, zero_point, midpoint)
         floats = nodes("Cast", sums, to=ir.DataType.FLOAT)
         result = nodes("Mul", floats, nodes("Mul", scale, weight.add_scales()))
@@ -52,15 +52,15 @@ class StandardMatMulIntegerFormat(MatMulIntegerFormat):
 
     quantize_domain = ""
 
-    def _gather_rows(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
+    def _gather_embeddings(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
         """Add ``(row - 128) · scale`` of values, indices and scales."""
         values, indices, scales = inputs
-        rows = nodes("Cast", nodes("Gather", values, indices), to=ir.DataType.FLOAT)
-        centered = nodes("Sub", rows, nodes.constant("table.middle", 128, np.float32))
+        embeddings = nodes("Cast", nodes("Gather", values, indices), to=ir.DataType.FLOAT)
+        centered = nodes("Sub", embeddings, nodes.constant("gather.midpoint", 128, np.float32))
         return nodes("Mul", centered, nodes("Gather", scales, indices))
 
     def _scale(self, nodes: Nodes, x: ir.Value, in_channels: int) -> tuple[ir.Value, ir.Value]:
-        limit = nodes.constant("table.largest", COARSE_LIMIT, np.float32)
+        limit = nodes.constant("matmul_integer.coarse_limit", COARSE_LIMIT, np.float32)
         multiplier = nodes("Div", limit, _reduce(nodes, "ReduceL2", x))
         return nodes("Mul", x, multiplier), multiplier
 
@@ -70,5 +70,5 @@ class StandardMatMulIntegerFormat(MatMulIntegerFormat):
 
 def _reduce(nodes: Nodes, op_type: str, x: ir.Value) -> ir.Value:
     """Add a reduction over the channels of each token, and replace zero by a tiny value."""
-    reduced = nodes(op_type, x, nodes.constant("plain.last", [-1], np.int64), keepdims=1)
-    return nodes("Max", reduced, nodes.constant("plain.tiny", _TINY, np.float32))
+    reduced = nodes(op_type, x, nodes.integers("matmul_integer.last_axis", [-1]), keepdims=1)
+    return nodes("Max", reduced, nodes.constant("matmul_integer.tiny", _TINY, np.float32))

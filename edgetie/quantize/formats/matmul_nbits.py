@@ -83,12 +83,12 @@ class MatMulNBitsFormat(WeightFormat):
         if flat:
             return gathered
         width = blocks * block
-        shape = nodes.constant(f"packed.{axis}.{width}", [0] * axis + [width], np.int64)
+        shape = nodes.integers(f"matmul_nbits.{axis}.{width}", [0] * axis + [width])
         joined = nodes("Reshape", gathered, shape)
         if not padded:
             return joined
         limits = ("column", 0), ("column", weight.in_channels), ("axis", axis)
-        inputs = [nodes.constant(f"packed.{name}.{n}", [n], np.int64) for name, n in limits]
+        inputs = [nodes.integers(f"matmul_nbits.{name}.{n}", [n]) for name, n in limits]
         return nodes("Slice", joined, *inputs)
 
     def _gather_inputs(self, weight: QuantizedWeight, *, flat: bool) -> list[ir.Value]:
@@ -159,18 +159,21 @@ def _split_activation(nodes: Nodes, x: ir.Value, weight: QuantizedWeight) -> ir.
     """
     axes, columns = rank(x), weight.in_channels
     shape = [0] * (axes - 1) + [weight.block_count, _block(weight)]
-    blocks = nodes("Reshape", x, nodes.constant(f"packed.blocks.{axes}.{columns}", shape, np.int64))
-    magnitudes, last = nodes("Abs", blocks), nodes.constant("packed.last", [-1], np.int64)
+    blocks = nodes("Reshape", x, nodes.integers(f"matmul_nbits.blocks.{axes}.{columns}", shape))
+    magnitudes, last = (
+        nodes("Abs", blocks),
+        nodes.integers("matmul_nbits.last_axis", [-1]),
+    )
     largest = (
         nodes("ReduceMax", magnitudes, last, keepdims=1)
         if _has_opset_18(weight)
         else nodes("ReduceMax", magnitudes, axes=[-1], keepdims=1)
     )
-    unit = nodes("Mul", largest, nodes.constant("packed.step", 1 / 127, np.float32))
-    unit = nodes("Max", unit, nodes.constant("packed.tiny", _TINY, np.float32))
+    unit = nodes("Mul", largest, nodes.constant("matmul_nbits.unit", 1 / 127, np.float32))
+    unit = nodes("Max", unit, nodes.constant("matmul_nbits.tiny", _TINY, np.float32))
     rounded = nodes("Mul", nodes("Round", nodes("Div", blocks, unit)), unit)
     whole = [0] * (axes - 1) + [columns]
-    whole_shape = nodes.constant(f"packed.whole.{axes}.{columns}", whole, np.int64)
+    whole_shape = nodes.integers(f"matmul_nbits.whole.{axes}.{columns}", whole)
     joined = nodes("Reshape", rounded, whole_shape)
     return nodes("Concat", joined, nodes("Sub", x, joined), axis=axes - 2)
 

@@ -73,9 +73,9 @@ class QdqFormat(WeightFormat):
 
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add ``row · scale``."""
-        rows = nodes("Cast", nodes("Gather", weight.values, indices), to=ir.DataType.FLOAT)
+        embeddings = nodes("Cast", nodes("Gather", weight.values, indices), to=ir.DataType.FLOAT)
         scales = weight.add_scales(1, part=Part.SCALES_FOR_GATHER)
-        return nodes("Mul", rows, nodes("Gather", scales, indices))
+        return nodes("Mul", embeddings, nodes("Gather", scales, indices))
 
     def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         ranges = self.ranges.get(weight.name)
@@ -103,7 +103,7 @@ class QdqFormat(WeightFormat):
         )
         if not copy:
             return weight.values, zeros
-        values = weight.add_alias(Part.VALUES_COPY, weight.values, self._shape(weight), copy=copy)
+        values = weight.add_alias(Part.VALUES, weight.values, self._shape(weight), copy=copy)
         return values, weight.add_alias(Part.ZERO_POINTS, zeros, shape, copy=copy)
 
     def _quantize(self, nodes: Nodes, name: str, x: ir.Value, limits: Range) -> ir.Value:
@@ -113,6 +113,6 @@ class QdqFormat(WeightFormat):
         step = max((high - low) / largest, _SMALLEST_SCALE)
         middle = np.clip(round(-low / step), 0, largest)
         scale = nodes.constant(f"{name}.scale", step, np.float32)
-        zero_point = nodes.constant(f"{name}.zero", middle, self._dtype)
+        zero_point = nodes.constant(f"{name}.zero_point", middle, self._dtype)
         quantized = nodes("QuantizeLinear", x, scale, zero_point)
         return nodes("DequantizeLinear", quantized, scale, zero_point)

@@ -16,7 +16,7 @@ from edgetie.quantize.formats.weight_format import Nodes, WeightFormat
 from edgetie.quantize.weights.affine import QuantSpec
 from edgetie.quantize.weights.quantized_weight import QuantizedWeight
 
-TOGGLE_INPUT = "edgetie.rounded"
+TOGGLE_INPUT = "edgetie.quantized_weight"
 """The input: the index of the quantized weight, or -1, which is the default, for none."""
 
 
@@ -68,7 +68,7 @@ class ToggleFormat(WeightFormat):
             name = f"{weight.label}.{index}.{key}"
             builder.make_names_unique(name)
             branches[key] = ir.Graph([], [outputs[key]], nodes=builder.nodes, name=name)
-        number = nodes.constant(f"{TOGGLE_INPUT}.{index}", index, np.int64)
+        number = nodes.integers(f"{TOGGLE_INPUT}.{index}", index)
         condition = nodes("Equal", _toggle_input(weight.graph), number)
         return nodes.op("If", [condition], branches)
 

@@ -35,6 +35,10 @@ class Nodes(ir.tape.Tape):
         """Return an initializer, registered once by its name."""
         return initializer(self.main_graph, name, np.array(value, dtype))
 
+    def integers(self, name: str, values: npt.ArrayLike) -> ir.Value:
+        """Return an int64 initializer, for shapes and axes."""
+        return self.constant(name, values, np.int64)
+
     def local_copy(self, x: ir.Value) -> ir.Value:
         """Return ``x`` as a value that only these nodes read."""
         copy = self("Identity", x)

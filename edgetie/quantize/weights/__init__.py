@@ -1,1 +1,1 @@
-"""Quantized values, scales and zero points of one weight matrix."""
+"""Weights of linear operators, and their quantization by rounding to nearest or GPTQ."""

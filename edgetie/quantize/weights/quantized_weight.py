@@ -27,14 +27,13 @@ _AHEAD = 64 << 20  # bytes of float weights that are quantized before they are n
 class Part(Enum):
     """The initializers that a quantized weight can have. The value is the suffix of their name."""
 
-    VALUES = "int8"
-    VALUES_FOR_GATHER = "int8.lookup"
-    VALUES_COPY = "codes"
+    VALUES = "values"
+    VALUES_FOR_GATHER = "values.gather"
     SCALES = "scales"
-    SCALES_FOR_GATHER = "scales.lookup"
-    ZERO_POINTS = "zeros"
-    ZERO_POINTS_FOR_GATHER = "zeros.lookup"
-    OFFSETS = "shift"
+    SCALES_FOR_GATHER = "scales.gather"
+    ZERO_POINTS = "zero_points"
+    ZERO_POINTS_FOR_GATHER = "zero_points.gather"
+    OFFSETS = "offsets"
 
 
 class QuantizedWeight:

@@ -39,9 +39,11 @@ def test_a_tied_embedding_is_one_initializer(bits: int, block: int | None, width
     assert spec.block is not None
     stored = arrays(model)
     assert stored["embedding"].shape == (TOKENS, blocks, spec.block * bits // 8)
-    aliases = {f"embedding.{part}.lookup": f"embedding.{part}" for part in ("scales", "zeros")}
+    aliases = {
+        f"embedding.{part}.gather": f"embedding.{part}" for part in ("scales", "zero_points")
+    }
     if bits == 4:  # GatherBlockQuantized reads their zero points one in a byte
-        del aliases["embedding.zeros.lookup"]
+        del aliases["embedding.zero_points.gather"]
     assert step.aliases == aliases
     assert step.block_sizes == {str(spec.block): 1}
     # the same numbers in numpy
@@ -68,13 +70,13 @@ def test_aliases_are_two_entries_over_the_same_bytes(tmp_path: Path) -> None:
     model = tied(weights(TOKENS, 64))
     before = run(model, ids=IDS)
     step = quantize(model, format_ := MatMulNBitsFormat(aliased=True), format_)
-    assert step.aliases == {"embedding.int8.lookup": "embedding"}
+    assert step.aliases == {"embedding.values.gather": "embedding"}
     values = model.graph.initializers
     same = {values[alias]: values[source] for alias, source in step.aliases.items()}
     (path,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same=same)
     alias, source = (
         model.graph.initializers[name].const_value
-        for name in ("embedding.int8.lookup", "embedding")
+        for name in ("embedding.values.gather", "embedding")
     )
     assert alias.offset == source.offset  # type: ignore[union-attr]
     (after,) = onnxruntime.InferenceSession(path).run(None, {"ids": IDS})
@@ -90,7 +92,7 @@ def test_exact_inputs_are_hardly_rounded(bias: bool, opset: int) -> None:
     quantize(model, MatMulNBitsFormat(), MatMulNBitsFormat())
     stored = arrays(model)
     quantized = QuantizedValues(
-        stored["w"].reshape(OUT, 128), stored["w.T.scales"], stored["w.T.zeros"]
+        stored["w"].reshape(OUT, 128), stored["w.T.scales"], stored["w.T.zero_points"]
     )
     matrix = dequantized(quantized, QuantSpec(8, 64, asymmetric=True), 128)
     x = random(2, 3, 128, seed=1)

@@ -84,9 +84,9 @@ def test_aliases_share_bytes() -> None:
     weight = quantized_weight()
     values = add_parts(weight)["values"]
     alias = weight.add_alias(Part.VALUES_FOR_GATHER, values, (96, 2, 32))
-    copy = weight.add_alias(Part.VALUES_COPY, values, (96, 64), copy=3)
+    copy = weight.add_alias(Part.VALUES, values, (96, 64), copy=3)
     assert weight.aliases == {alias: values, copy: values}
-    assert (alias.name, copy.name) == ("w.T.int8.lookup", "w.T.codes.3")
+    assert (alias.name, copy.name) == ("w.T.values.gather", "w.T.values.3")
     np.testing.assert_array_equal(array(alias), array(values).reshape(96, 2, 32))
 
 
@@ -94,7 +94,7 @@ def test_values_replace_the_weight_by_name_and_come_first() -> None:
     weight = quantized_weight()
     parts = add_parts(weight)
     weight.take_name()
-    names = ["other", "w", "w.T.scales", "w.T.zeros", "w.T.shift"]
+    names = ["other", "w", "w.T.scales", "w.T.zero_points", "w.T.offsets"]
     assert list(weight.graph.initializers) == names
     assert weight.values is parts["values"] is weight.graph.initializers["w"]
     assert weight.values.dtype == ir.DataType.UINT8
