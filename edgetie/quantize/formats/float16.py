@@ -24,10 +24,7 @@ def to_float16(model: ir.Model) -> ir.Model:
     Raises:
         QuantizeError: if a weight is too large for float16, naming it, or none is float32.
     """
-    from onnxruntime.transformers.float16 import (
-        DEFAULT_OP_BLOCK_LIST,
-        convert_float_to_float16,
-    )
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     graph = model.graph
     tensors = {
@@ -85,7 +82,6 @@ def _cast(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Cast a float32 tensor, a large one when it is read; others stay as they are."""
     if tensor.dtype != ir.DataType.FLOAT:
         return tensor
-
     is_small = tensor.size < MIN_ELEMENTS
 
     def cast() -> ir.TensorProtocol:
