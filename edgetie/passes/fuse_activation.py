@@ -17,24 +17,16 @@ class FuseActivation(GraphPass):
     def rewrite(self, model: ir.Model) -> None:
         from onnxscript.rewriter import pattern
 
-        rules = [pattern.RewriteRule(_silu, _quick_gelu), pattern.RewriteRule(_gelu, _fast_gelu)]
-        self.changed = pattern.RewriteRuleSet(rules, commute=True).apply_to_model(model)
-
-
-def _silu(op: Any, x: Any) -> Any:
-    return op.Mul(x, op.Sigmoid(x))
-
-
-def _quick_gelu(op: Any, x: ir.Value) -> Any:
-    return op.QuickGelu(x, alpha=1.0, _domain=MICROSOFT)
+        silu = pattern.RewriteRule(
+            lambda op, x: op.Mul(x, op.Sigmoid(x)),
+            lambda op, x: op.QuickGelu(x, alpha=1.0, _domain=MICROSOFT),
+        )
+        gelu = pattern.RewriteRule(_gelu, lambda op, x: op.FastGelu(x, _domain=MICROSOFT))
+        self.changed = pattern.RewriteRuleSet([silu, gelu], commute=True).apply_to_model(model)
 
 
 def _gelu(op: Any, x: Any) -> Any:
-    """Match ``0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))``."""
+    """Match ``0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))``, the operands in any order."""
     argument = op.Add(x, op.Mul(op.Pow(x, 3.0), 0.044715))
     tanh = op.Tanh(op.Mul(argument, math.sqrt(2 / math.pi)))
     return op.Mul(op.Mul(x, 0.5), op.Add(tanh, 1.0))
-
-
-def _fast_gelu(op: Any, x: ir.Value) -> Any:
-    return op.FastGelu(x, _domain=MICROSOFT)
