@@ -1,4 +1,4 @@
-"""What cannot be compiled is refused before a compiler starts; the rest is in test_fix_shapes."""
+"""What cannot be compiled is refused before a compiler starts; the rest is in end_to_end."""
 
 from __future__ import annotations
 
