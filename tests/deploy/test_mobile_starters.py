@@ -123,7 +123,7 @@ def test_ios_is_swift_and_compiles_for_apple(
         tmp_path / "app")  # fmt: skip
 
 
-def test_readme_says_what_the_phones_provider_would_take(android: Path) -> None:
+def test_readme_states_what_the_phones_provider_would_run(android: Path) -> None:
     text = (android / "README.md").read_text(encoding="utf-8")
     assert "NNAPI: use the CPU instead. It would run" in text
     assert "it lacks" in text

@@ -86,7 +86,7 @@ def test_c_starter_gives_the_same_tokens_in_its_files_memory(
     assert run(["./app", PROMPT, TOKENS], c_starter).startswith("The sky is blue because")
 
 
-def test_ort_format_keeps_one_table(real_int8: Path, library: Path, tmp_path: Path) -> None:
+def test_ort_format_has_one_embedding_table(real_int8: Path, library: Path, tmp_path: Path) -> None:
     made = deploy_model(real_int8, "c", tmp_path / "app", ort_format=True)
     bundle = open_bundle(real_int8)
     assert made.files["model/model.ort"] < 1.02 * sum(x.stat().st_size for x in bundle.files)
@@ -101,7 +101,7 @@ def test_ort_format_keeps_one_table(real_int8: Path, library: Path, tmp_path: Pa
     assert str(tmp_path) not in operators
 
 
-def test_ort_format_that_parts_a_table_is_refused(
+def test_ort_format_that_splits_a_tie_is_refused(
     real_bundle: Path, real_int8: Path, tmp_path: Path
 ) -> None:
     quantize_model(real_bundle, tmp_path / "aliased", scheme="int8-aliased")
@@ -175,7 +175,7 @@ def changed(bundle: Path, directory: Path, file: str, **settings: object) -> Pat
     return directory
 
 
-def test_words_are_trimmed_where_the_template_does(
+def test_prompts_are_trimmed_if_the_template_trims(
     real_int8: Path, library: Path, tmp_path: Path
 ) -> None:
     template = "{{ strftime_now('%Y') }}{% for m in messages %}<{{ m.content | trim }}>{% endfor %}"

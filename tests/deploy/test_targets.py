@@ -15,7 +15,7 @@ SPECS = list(DEPLOY_TARGETS.values())
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_rows_name_what_there_is(spec: DeployTarget) -> None:
+def test_targets_name_existing_schemes_and_templates(spec: DeployTarget) -> None:
     assert DEPLOY_TARGETS[spec.name] is spec
     assert set(spec.schemes) <= {*SCHEMES, "fp32"}
     assert TARGETS[spec.quantize].scheme in spec.schemes

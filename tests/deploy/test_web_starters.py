@@ -83,7 +83,7 @@ def test_page_gives_the_same_tokens_as_python(
     assert found["pieces"] > TOKENS / 2  # written as it came
 
 
-def test_page_says_what_is_missing(real_plain: Path, modules: Path, tmp_path: Path) -> None:
+def test_page_names_what_is_missing(real_plain: Path, modules: Path, tmp_path: Path) -> None:
     app = starter(real_plain, "web", tmp_path / "app", modules)
     assert "GPU" in drive(app, modules, "?device=webgpu", "")["states"][-1]
     os.truncate(app / "model" / "model.onnx.data", 1 << 20)
@@ -92,6 +92,6 @@ def test_page_says_what_is_missing(real_plain: Path, modules: Path, tmp_path: Pa
     assert "model/model.onnx.data: 404" in drive(app, modules, "", "")["states"][-1]
 
 
-def test_forms_that_browsers_do_not_run_are_refused(real_int8: Path, tmp_path: Path) -> None:
+def test_schemes_that_browsers_do_not_run_are_refused(real_int8: Path, tmp_path: Path) -> None:
     done = edgetie("deploy", real_int8, "--for", "web", "--output", "x", "--quiet", cwd=tmp_path)
     refused(done, "int8 does not run there", "target='web'")

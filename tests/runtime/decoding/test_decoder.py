@@ -1,4 +1,4 @@
-"""The decoder gives naive logits for every form of model, padding and kind of cache."""
+"""The decoder gives naive logits for every kind of model, padding and kind of cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgetie.runtime.session import Session, open_session
 
 PROMPTS = [[3, 90, 14, 15, 92], [65], [35, 8, 9, 79, 32, 38, 46, 26]]
 
-FORMS: dict[str, Callable[[Path], Session]] = {
+MODELS: dict[str, Callable[[Path], Session]] = {
     "packed": lambda path: open_session(tiny.write_packed(path)),
     "packed, last after the head": lambda path: open_session(
         tiny.write_packed(path, last_before_head=False)
@@ -39,69 +39,69 @@ def padded(prompts: list[list[int]], side: str) -> tuple[np.ndarray, np.ndarray]
     return ids, mask
 
 
-def close(got: np.ndarray, prompts: list[list[int]]) -> None:
+def assert_close(got: np.ndarray, prompts: list[list[int]]) -> None:
     assert got.dtype == np.float32
     expected = np.stack([tiny.naive_logits(ids)[-1] for ids in prompts])
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("form", FORMS)
-def test_batches_equal_naive(tmp_path: Path, form: str, side: str) -> None:
-    session = FORMS[form](tmp_path)
+@pytest.mark.parametrize("kind", MODELS)
+def test_batches_equal_naive(tmp_path: Path, kind: str, side: str) -> None:
+    session = MODELS[kind](tmp_path)
     decoder = Decoder(session, len(PROMPTS), 20)
     for _ in range(2):
         sequences = [list(prompt) for prompt in PROMPTS]
         logits = decoder.prefill(*padded(PROMPTS, side))
-        close(logits, sequences)
+        assert_close(logits, sequences)
         for _ in range(5):
             tokens = logits.argmax(axis=1)
             for sequence, token in zip(sequences, tokens, strict=True):
                 sequence.append(int(token))
             logits = decoder.step(tokens)
-            close(logits, sequences)
+            assert_close(logits, sequences)
         assert decoder.length == 8 + 5
         decoder.reset()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_prompt_in_parts_is_the_whole_prompt(tmp_path: Path, form: str) -> None:
-    decoder = Decoder(FORMS[form](tmp_path), 1, 8)
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_prompt_in_parts_is_the_whole_prompt(tmp_path: Path, kind: str) -> None:
+    decoder = Decoder(MODELS[kind](tmp_path), 1, 8)
     whole = PROMPTS[2]
     decoder.prefill(np.array([whole[:3]]))
-    close(decoder.prefill(np.array([whole[3:]])), [whole])
+    assert_close(decoder.prefill(np.array([whole[3:]])), [whole])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_prompt_of_one_token(tmp_path: Path, form: str) -> None:
-    decoder = Decoder(FORMS[form](tmp_path), 1, 8)
-    close(decoder.prefill(np.array([[65]])), [[65]])
-    close(decoder.step(np.array([9])), [[65, 9]])
-    close(decoder.step(np.array([7])), [[65, 9, 7]])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_prompt_of_one_token(tmp_path: Path, kind: str) -> None:
+    decoder = Decoder(MODELS[kind](tmp_path), 1, 8)
+    assert_close(decoder.prefill(np.array([[65]])), [[65]])
+    assert_close(decoder.step(np.array([9])), [[65, 9]])
+    assert_close(decoder.step(np.array([7])), [[65, 9, 7]])
 
 
 def test_earlier_logits_are_not_overwritten(tmp_path: Path) -> None:
     decoder = Decoder(open_session(tiny.write_packed(tmp_path)), 1, 8)
     first = decoder.prefill(np.array([PROMPTS[0]]))
-    kept = first.copy()
+    copy = first.copy()
     decoder.step(np.array([4]))
-    assert np.array_equal(first, kept)
+    assert np.array_equal(first, copy)
 
 
 def test_model_without_attention_mask_refuses_padding(tmp_path: Path) -> None:
     session = open_session(tiny.write_plain(tmp_path, cached=False, mask_input=False))
     decoder = Decoder(session, 1, 12)
-    close(decoder.prefill(np.array([PROMPTS[0]])), [PROMPTS[0]])
-    close(decoder.step(np.array([11])), [[*PROMPTS[0], 11]])
+    assert_close(decoder.prefill(np.array([PROMPTS[0]])), [PROMPTS[0]])
+    assert_close(decoder.step(np.array([11])), [[*PROMPTS[0], 11]])
     with pytest.raises(EdgetieError, match="no attention_mask"):
         Decoder(session, 3, 12).prefill(*padded(PROMPTS, "left"))
 
 
-@pytest.mark.parametrize("form", ["packed", "plain", "no cache"])
-def test_no_room(tmp_path: Path, form: str) -> None:
-    decoder = Decoder(FORMS[form](tmp_path), 1, 6)
+@pytest.mark.parametrize("kind", ["packed", "plain", "no cache"])
+def test_no_room(tmp_path: Path, kind: str) -> None:
+    decoder = Decoder(MODELS[kind](tmp_path), 1, 6)
     decoder.prefill(np.array([PROMPTS[0]]))
-    close(decoder.step(np.array([1])), [[*PROMPTS[0], 1]])
+    assert_close(decoder.step(np.array([1])), [[*PROMPTS[0], 1]])
     with pytest.raises(EdgetieError, match="7 tokens exceed max_length 6"):
         decoder.step(np.array([2]))
     assert decoder.length == 6
@@ -113,13 +113,13 @@ def test_longer_than_the_model_takes(tmp_path: Path) -> None:
         Decoder(session, 1, 49)
 
 
-def test_a_row_of_padding_only_is_refused(tmp_path: Path) -> None:
+def test_a_sequence_of_padding_only_is_refused(tmp_path: Path) -> None:
     decoder = Decoder(open_session(tiny.write_packed(tmp_path)), 2, 6)
     with pytest.raises(EdgetieError, match="sequence 1 has no token"):
         decoder.prefill(np.array([[1, 2], [0, 0]]), np.array([[1, 1], [0, 0]]))
 
 
-def test_a_model_that_is_no_decoder(tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_decoder(tmp_path: Path) -> None:
     import onnx
 
     directory = tiny.write_plain(tmp_path)

@@ -66,7 +66,7 @@ def test_greedy_batch_equals_naive(session: Session) -> None:
     assert got == [tiny.naive_greedy(prompt, 12) for prompt in PROMPTS]
 
 
-def test_rows_stop_on_their_own(session: Session) -> None:
+def test_sequences_stop_separately(session: Session) -> None:
     free = [tiny.naive_greedy(prompt, 12) for prompt in PROMPTS]
     stop = free[1][4]
     expected = [row[: row.index(stop) + 1] if stop in row else row for row in free]
@@ -75,7 +75,7 @@ def test_rows_stop_on_their_own(session: Session) -> None:
     assert got == expected
 
 
-def test_generation_ends_when_every_row_has(session: Session) -> None:
+def test_generation_ends_when_every_sequence_has(session: Session) -> None:
     first = tiny.naive_greedy(PROMPTS[0], 1)[0]
     steps = list(
         generate(session, [PROMPTS[0]] * 2, max_new_tokens=20, stop_token_ids=frozenset([first]))
@@ -164,7 +164,7 @@ def test_text_of_a_batch_is_that_of_each_alone(session: Session, tokenizer: Toke
         assert together[index].prompt_tokens == len(tokenizer.encode(text))
 
 
-def test_stop_token_is_no_text(session: Session, tokenizer: Tokenizer) -> None:
+def test_stop_tokens_are_not_text(session: Session, tokenizer: Tokenizer) -> None:
     free = completions(list(generate_text(session, tokenizer, [[65]], max_new_tokens=6)))[0]
     assert free.stop_reason == "length"
     stop = free.tokens[3]
@@ -195,7 +195,7 @@ def test_stop_strings_are_cut_even_across_tokens(
         assert ended.stop_reason == "stop_string"
 
 
-def test_a_held_back_beginning_of_a_stop_string_comes_out(
+def test_the_pending_beginning_of_a_stop_string_comes_out(
     session: Session, tokenizer: Tokenizer
 ) -> None:
     free = completions(list(generate_text(session, tokenizer, [[65]], max_new_tokens=8)))[0]
