@@ -1,9 +1,10 @@
-"""``edgetie quantize``."""
+"""The command ``edgetie quantize``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,13 +35,13 @@ Examples:
 @click.option(
     "--scheme",
     type=click.Choice(list(SCHEMES)),
-    help="A scheme of your own choice instead of the target's.",
+    help="Quantization scheme, instead of the target's.",
 )
 @click.option(
     "--block-size",
     type=click.Choice([str(size) for size in BLOCK_SIZES]),
-    help="Weights of a row that share a scale; smaller is closer and makes the file larger "
-    "[default: 64 with 8 bits, 32 with 4].",
+    help="Number of weights that share a scale. Smaller blocks are more accurate and make larger "
+    "files [default: 64 with 8 bits, 32 with 4].",
 )
 @click.option(
     "--list-targets",
@@ -49,59 +50,54 @@ Examples:
 )
 @click.option(
     "--calibration",
-    type=click.Path(),
-    help="A text file like what the model will read, to measure activations on, or an .npz file "
-    "of its inputs by name, each with an axis of runs in front, input_ids (runs, batch, sequence); "
-    "those of a KV cache may be left out [default: a built-in text].",
+    type=click.Path(path_type=Path),
+    help="A text file similar to what the model will read, or an .npz file of its inputs by name, "
+    "with a first axis for the runs: input_ids (runs, batch, sequence). Inputs of a KV cache may "
+    "be missing [default: a built-in text].",
 )
 @click.option(
     "--calibrator",
     type=click.Choice(CALIBRATORS),
     default="percentile",
     show_default=True,
-    help="How ranges of activations are found, by schemes that fix them.",
+    help="How activation ranges are found, for schemes with static scales.",
 )
 @click.option("--int8-kv-cache", is_flag=True, help="Store the KV cache in int8 too.")
 @limit_options
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw what each weight costs into this file, if a limit made it matter.",
+    help="Plot the cost of each weight to this file, if a limit required measuring it.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @output_options
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     bundle: str | None,
     output: str | None,
-    target: str,
-    scheme: str | None,
     block_size: str | None,
     list_targets: bool,
-    calibration: str | None,
-    calibrator: str,
-    int8_kv_cache: bool,
     max_kl: float | None,
     min_top1: float | None,
     max_perplexity_increase: float | None,
     plot: Path | None,
-    force: bool,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
-    """Quantize BUNDLE, or an .onnx file, with its tied weights kept as one.
+    """Quantize BUNDLE, or an .onnx file. A tied weight stays one.
 
-    The target chooses how; torch is not needed. With a
-    limit, what rounding costs is measured on the text behind its first 1,024 tokens, and the
-    weights that cost most get smaller blocks, 8 bits instead of 4, or stay in floating point until
-    the limit holds.
+    The target chooses the scheme; torch is not needed. With a limit, the cost of quantizing each
+    weight is measured on the text after its first 1,024 tokens. The weights that cost most get
+    smaller blocks, 8 bits instead of 4, or stay in floating point until the limit holds.
     """
     if list_targets:
         _list_targets(as_json=as_json)
         return
-    for given, parameter in zip((bundle, output), context.command.params, strict=False):
-        if given is None:
+    for argument, parameter in zip((bundle, output), context.command.params, strict=False):
+        if argument is None:
             raise click.MissingParameter(ctx=context, param=parameter)
     assert bundle is not None
     assert output is not None
@@ -111,23 +107,11 @@ def command(
 
     if plot:
         require_drawable("--plot", plot)
-    limits = Thresholds(
-        max_kl=max_kl, min_top1=min_top1, max_perplexity_increase=max_perplexity_increase
-    )
+    limits = Thresholds(None, max_kl, min_top1, max_perplexity_increase)
+    options["limits"] = limits if limits != Thresholds() else None
+    options["block_size"] = int(block_size) if block_size else None
     with live(quiet) as progress:
-        report = quantize_model(
-            bundle,
-            output,
-            target=target,
-            scheme=scheme,
-            block_size=int(block_size) if block_size else None,
-            calibration=Path(calibration) if calibration else None,
-            calibrator=calibrator,
-            int8_kv_cache=int8_kv_cache,
-            limits=limits if limits != Thresholds() else None,
-            force=force,
-            progress=progress,
-        )
+        report = quantize_model(bundle, output, progress=progress, **options)
     if plot and report.costs:
         from edgetie.report.cost_plot import plot_costs
 
@@ -156,7 +140,10 @@ def _list_targets(*, as_json: bool) -> None:
         print_json(
             {
                 "targets": {name: asdict(target) for name, target in TARGETS.items()},
-                "schemes": {name: scheme.to_dict() for name, scheme in SCHEMES.items()},
+                "schemes": {
+                    name: asdict(scheme) | {"precision": scheme.precision}
+                    for name, scheme in SCHEMES.items()
+                },
             }
         )
         return

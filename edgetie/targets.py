@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from edgetie.errors import EdgetieError, QuantizeError
 
@@ -19,7 +19,7 @@ CALIBRATORS = ("minmax", "percentile", "entropy")
 _DEVICES = ("python", "c", "node", "android", "ios")
 _EVERYWHERE = (*_DEVICES, "web")
 # sums of int8-static overflow on x86 processors without VNNI, and onnxruntime-node cannot avoid it
-_WITH_EXACT_SUMS = ("python", "c", "android", "ios")
+_EXACT = ("python", "c", "android", "ios")
 _TEXT, _SPEECH = ("text",), ("text", "speech")
 
 
@@ -42,56 +42,40 @@ class Scheme:
         weights_in_memory: what matrix products read: ``prepacked`` copies that ONNX Runtime makes
             when a session starts, ``mapped`` weights of the file, or ``mixed``: the mapped
             embedding table and prepacked copies of the other weights.
-        embedding_format: format of embedding tables, a name of
-            :data:`edgetie.quantize.formats.scheme_formats.FORMATS`; ``None`` if nothing is
-            quantized.
-        linear_format: format of all other weights.
-        embedding_bits: bits of a weight in an embedding table.
-        linear_bits: bits of all other weights.
+        embedding_format, linear_format: formats of embedding tables and of other weights, names of
+            :data:`edgetie.quantize.formats.scheme_formats.FORMATS`; ``None`` to quantize nothing.
+        embedding_bits, linear_bits: bits of their weights.
         activation_bits: bits of activations with static scales; 0 if none are static.
         float16: whether activations, and weights that are not quantized, are float16.
         limits: default accuracy limits; ``None`` for those of the precision.
         deploy: names of :data:`edgetie.deploy.targets.DEPLOY_TARGETS` whose starters run it.
         benchmarks: benchmarks that measure it: ``text``, ``speech``.
-        block_size: how many weights share a scale; ``None`` for the default: 64 with 8 bits, 32
-            with 4.
+        block_size: how many weights share a scale; ``None`` for 64 with 8 bits and 32 with 4.
     """
 
     name: str
     description: str
-    weights_in_memory: str
-    embedding_format: str | None
-    linear_format: str | None
+    weights_in_memory: str = "prepacked"
+    embedding_format: str | None = "matmul_nbits"
+    linear_format: str | None = "matmul_nbits"
     embedding_bits: int = 8
     linear_bits: int = 8
     activation_bits: int = 0
     float16: bool = False
     limits: AccuracyLimits | None = None
-    deploy: tuple[str, ...] = ()
-    benchmarks: tuple[str, ...] = ()
+    deploy: tuple[str, ...] = _DEVICES
+    benchmarks: tuple[str, ...] = _TEXT
     block_size: int | None = None
 
     @property
     def precision(self) -> str:
-        """Return the precision that manifests record."""
+        """The precision that manifests record."""
         return "fp16" if self.linear_format is None else f"int{self.linear_bits}"
 
     @property
     def has_blocks(self) -> bool:
-        """Tell whether blocks of weights share a scale, instead of whole output channels."""
+        """Whether blocks of weights share a scale, instead of whole output channels."""
         return self.linear_format == "matmul_nbits"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the tables of targets and schemes in JSON types."""
-        return {
-            "name": self.name,
-            "description": self.description,
-            "precision": self.precision,
-            "weights_in_memory": self.weights_in_memory,
-            "activation_bits": self.activation_bits,
-            "float16": self.float16,
-            "has_blocks": self.has_blocks,
-        }
 
 
 @dataclass(frozen=True)
@@ -117,146 +101,67 @@ SCHEMES = {
     scheme.name: scheme
     for scheme in (
         Scheme(
-            "int8",
-            "8 bits by blocks, with zero points: MatMulNBits, GatherBlockQuantized",
-            "prepacked",
-            "matmul_nbits",
-            "matmul_nbits",
-            limits=AccuracyLimits(None, 2e-2, 0.98, 3e-3),
-            deploy=_DEVICES,
-            benchmarks=_SPEECH,
+            "int8", "8 bits by blocks, with zero points: MatMulNBits, GatherBlockQuantized",
+            limits=AccuracyLimits(None, 2e-2, 0.98, 3e-3), benchmarks=_SPEECH,
         ),
         Scheme(
-            "int8-aliased",
-            "as int8, with the tied table as two initializers over the same bytes, for apps that "
-            "cannot release a file's pages",
-            "prepacked",
-            "matmul_nbits_aliased",
-            "matmul_nbits",
-            deploy=_DEVICES,
-            benchmarks=_TEXT,
+            "int8-aliased", "as int8, with the tied table as two initializers over the same bytes, "
+            "for apps that cannot release a file's pages",
+            embedding_format="matmul_nbits_aliased",
         ),
         Scheme(
-            "int8-mapped",
-            "8 bits by output channels, read from the mapped file: MatMulInteger",
-            "mapped",
-            "matmul_integer",
-            "matmul_integer",
+            "int8-mapped", "8 bits by output channels, read from the mapped file: MatMulInteger",
+            "mapped", "matmul_integer", "matmul_integer", deploy=_EVERYWHERE, benchmarks=_SPEECH,
+        ),
+        Scheme(
+            "int8-mapped-arm", "as int8-mapped, with both parts of activations in one "
+            "MatMulInteger: for ARM, where ONNX Runtime has no kernel for single tokens",
+            "mapped", "matmul_integer_merged", "matmul_integer_merged", deploy=_EVERYWHERE,
+        ),
+        Scheme(
+            "int8-mapped-table", "the tied table as in int8-mapped, all other weights as in int8",
+            "mixed", "matmul_integer",
+        ),
+        Scheme(
+            "int8-plain", "as int8-mapped-arm, in operators of the ONNX standard: MatMulInteger",
+            "mapped", "matmul_integer_standard_merged", "matmul_integer_standard_merged",
             deploy=_EVERYWHERE,
-            benchmarks=_SPEECH,
         ),
         Scheme(
-            "int8-mapped-arm",
-            "as int8-mapped, with both parts of activations in one MatMulInteger: for ARM, where "
-            "ONNX Runtime has no kernel for single tokens",
-            "mapped",
-            "matmul_integer_merged",
-            "matmul_integer_merged",
-            deploy=_EVERYWHERE,
-            benchmarks=_TEXT,
+            "int8-dynamic", "8 bits by output channels in operators of the ONNX standard: "
+            "DynamicQuantizeLinear, MatMulInteger; activations of 8 bits by token",
+            "mixed", "matmul_integer_standard", "matmul_integer_dynamic",
+            limits=AccuracyLimits(None, 3e-2, 0.95, 1e-2), deploy=_EVERYWHERE, benchmarks=_SPEECH,
         ),
         Scheme(
-            "int8-mapped-table",
-            "the tied table as in int8-mapped, all other weights as in int8",
-            "mixed",
-            "matmul_integer",
-            "matmul_nbits",
-            deploy=_DEVICES,
-            benchmarks=_TEXT,
+            "int8-static", "8 bits by output channels, activations of 8 bits with calibrated "
+            "ranges: QuantizeLinear, DequantizeLinear",
+            "prepacked", "qdq", "qdq", activation_bits=8,
+            limits=AccuracyLimits(None, 1e-1, 0.85, 5e-2), deploy=_EXACT, benchmarks=_SPEECH,
         ),
         Scheme(
-            "int8-plain",
-            "as int8-mapped-arm, in operators of the ONNX standard: MatMulInteger",
-            "mapped",
-            "matmul_integer_standard_merged",
-            "matmul_integer_standard_merged",
-            deploy=_EVERYWHERE,
-            benchmarks=_TEXT,
+            "int8-static16", "as int8-static, with inputs and outputs of linear layers of 16 bits",
+            "prepacked", "qdq", "qdq", activation_bits=16,
+            limits=AccuracyLimits(None, 3e-2, 0.93, 2e-2), deploy=(),
         ),
         Scheme(
-            "int8-dynamic",
-            "8 bits by output channels in operators of the ONNX standard: DynamicQuantizeLinear, "
-            "MatMulInteger; activations of 8 bits by token",
-            "mixed",
-            "matmul_integer_standard",
-            "matmul_integer_dynamic",
-            limits=AccuracyLimits(None, 3e-2, 0.95, 1e-2),
-            deploy=_EVERYWHERE,
-            benchmarks=_SPEECH,
+            "int4", "linear layers of 4 bits by blocks, the tied table as in int8", linear_bits=4,
+            limits=AccuracyLimits(None, 3e-1, 0.7, 2e-1), benchmarks=_SPEECH,
+        ),
+        Scheme("int4-all", "all weights of 4 bits by blocks", embedding_bits=4, linear_bits=4),
+        Scheme(
+            "int8-fp16", "int8 with float16 activations", float16=True, deploy=(), benchmarks=(),
         ),
         Scheme(
-            "int8-static",
-            "8 bits by output channels, activations of 8 bits with calibrated ranges: "
-            "QuantizeLinear, DequantizeLinear",
-            "prepacked",
-            "qdq",
-            "qdq",
-            activation_bits=8,
-            limits=AccuracyLimits(None, 1e-1, 0.85, 5e-2),
-            deploy=_WITH_EXACT_SUMS,
-            benchmarks=_SPEECH,
+            "int4-fp16", "int4 with float16 activations", linear_bits=4, float16=True, deploy=(),
+            benchmarks=(),
         ),
         Scheme(
-            "int8-static16",
-            "as int8-static, with inputs and outputs of linear layers of 16 bits",
-            "prepacked",
-            "qdq",
-            "qdq",
-            activation_bits=16,
-            limits=AccuracyLimits(None, 3e-2, 0.93, 2e-2),
-            benchmarks=_TEXT,
-        ),
-        Scheme(
-            "int4",
-            "linear layers of 4 bits by blocks, the tied table as in int8",
-            "prepacked",
-            "matmul_nbits",
-            "matmul_nbits",
-            linear_bits=4,
-            limits=AccuracyLimits(None, 3e-1, 0.7, 2e-1),
-            deploy=_DEVICES,
-            benchmarks=_SPEECH,
-        ),
-        Scheme(
-            "int4-all",
-            "all weights of 4 bits by blocks",
-            "prepacked",
-            "matmul_nbits",
-            "matmul_nbits",
-            embedding_bits=4,
-            linear_bits=4,
-            deploy=_DEVICES,
-            benchmarks=_TEXT,
-        ),
-        Scheme(
-            "int8-fp16",
-            "int8 with float16 activations",
-            "prepacked",
-            "matmul_nbits",
-            "matmul_nbits",
-            float16=True,
-        ),
-        Scheme(
-            "int4-fp16",
-            "int4 with float16 activations",
-            "prepacked",
-            "matmul_nbits",
-            "matmul_nbits",
-            linear_bits=4,
-            float16=True,
-        ),
-        Scheme(
-            "fp16",
-            "nothing quantized, weights and activations float16",
-            "prepacked",
-            None,
-            None,
-            float16=True,
-            limits=AccuracyLimits(1e-2, 1e-3, 0.99, 1e-3),
-            benchmarks=_TEXT,
+            "fp16", "nothing quantized, weights and activations float16", "prepacked", None, None,
+            float16=True, limits=AccuracyLimits(1e-2, 1e-3, 0.99, 1e-3), deploy=(),
         ),
     )
-}
+}  # fmt: skip
 
 TARGETS = {
     target.name: target

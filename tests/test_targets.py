@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_each_scheme_is_consistent(name: str) -> None:
     row = SCHEMES[name]
     assert row.weights_in_memory in ("prepacked", "mapped", "mixed")
     assert name.startswith(row.precision)
-    assert json.dumps(row.to_dict())
+    assert json.dumps(asdict(row))
     formats = weight_formats(row)
     assert (formats is None) == (row.precision == "fp16")
     if formats is not None:

@@ -41,8 +41,8 @@ from edgetie.quantize.mixed_precision.sensitivity import (
     AccuracyMeter,
     Cost,
     Precision,
+    limit_error,
     quantize_within_limits,
-    require_limits,
 )
 from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
 from edgetie.quantize.source_models import SourceModels, read_source_models
@@ -287,8 +287,9 @@ def _quantize_kv_cache(
     if limits is None or meter is None:
         return result
     metrics = meter.measure(written)
-    remedy = "allow more or leave the KV cache in floating point"
-    require_limits(limits, metrics, "with a KV cache of int8", remedy)
+    if limits.failures(metrics):
+        remedy = "allow more or leave the KV cache in floating point"
+        raise limit_error(limits, metrics, "with a KV cache of int8", remedy)
     return replace(result, metrics=metrics)
 
 

@@ -149,7 +149,7 @@ def quantize_within_limits(
         return result, [], metrics
     if weight_formats(quantizer.scheme) is None:
         remedy = "allow more or choose another scheme"
-        raise LimitError(_broken(limits, metrics, "with all weights of 16 bits", remedy))
+        raise limit_error(limits, metrics, "with all weights of 16 bits", remedy)
     candidates.write_versions()
     costs = measure_costs(candidates, meter, progress)
     costs, metrics = _raise_precision(limits, candidates, meter, costs, metrics)
@@ -247,7 +247,7 @@ def _raise_precision(
         excess = (1 - _allowed_share(limits, metrics)) * metrics.mean_kl_divergence
         needed = removed + max(0.0, _STEP * excess)
     state = "with every linear layer in floating point, from the tied table alone"
-    raise LimitError(_broken(limits, metrics, state, "allow more"))
+    raise limit_error(limits, metrics, state, "allow more")
 
 
 def _remaining_share(candidates: MixedPrecisionCandidates, meter: AccuracyMeter) -> float:
@@ -267,25 +267,12 @@ def _names_by_precision(costs: Collection[Cost]) -> tuple[set[str], set[str]]:
     return float_weights, {cost.name for cost in costs if cost.precision is Precision.HIGHER}
 
 
-def require_limits(limits: Thresholds, metrics: PredictionMetrics, state: str, remedy: str) -> None:
-    """Check limits.
-
-    Args:
-        limits: what must hold.
-        metrics: what was measured.
-        state: of the model, in the error.
-        remedy: what to do, in the error.
-
-    Raises:
-        LimitError: naming each limit that is broken.
-    """
-    if limits.failures(metrics):
-        raise LimitError(_broken(limits, metrics, state, remedy))
-
-
-def _broken(limits: Thresholds, metrics: PredictionMetrics, state: str, remedy: str) -> str:
+def limit_error(
+    limits: Thresholds, metrics: PredictionMetrics, state: str, remedy: str
+) -> LimitError:
+    """Make an error that names each broken limit, the state of the model and what to do."""
     failures = "; ".join(limits.failures(metrics).values())
-    return f"the limits cannot be kept: {state}, {failures}; {remedy}"
+    return LimitError(f"the limits cannot be kept: {state}, {failures}; {remedy}")
 
 
 def _allowed_share(limits: Thresholds, metrics: PredictionMetrics) -> float:

@@ -34,8 +34,8 @@ from edgetie.quantize.mixed_precision.candidates import FLOAT, HIGHER_PRECISION,
 from edgetie.quantize.mixed_precision.sensitivity import (
     AccuracyMeter,
     Precision,
+    limit_error,
     quantize_within_limits,
-    require_limits,
 )
 from edgetie.quantize.model_quantizer import ModelQuantizer
 from edgetie.quantize.quantizer import QuantizeReport, quantize_model
@@ -275,7 +275,8 @@ def test_the_float_model_has_no_divergence(quantizer: ModelQuantizer) -> None:
     assert metrics.mean_kl_divergence == pytest.approx(0, abs=1e-9)
     assert (metrics.top1_agreement, metrics.predictions) == (1, 600)
     assert meter.divergence(BundleReference(quantizer.bundle)) == pytest.approx(0, abs=1e-9)
-    require_limits(Thresholds(max_kl=1e-6), metrics, "as it is", "nothing")
+    error = limit_error(Thresholds(max_perplexity_increase=-0.5), metrics, "as it is", "do more")
+    assert "as it is, perplexity increase" in str(error)
 
 
 def test_precision_is_raised_until_limits_hold(quantizer: ModelQuantizer, tmp_path: Path) -> None:
