@@ -28,14 +28,14 @@ Examples:
     type=click.Choice(list(TARGETS)),
     default="cpu",
     show_default=True,
-    help="Where the bundle will run; it chooses the forms of the graph.",
+    help="Where the bundle will run, which decides the operators of the graph.",
 )
 @click.option(
     "--task",
     type=click.Choice(["auto", "causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq"]),
     default="auto",
     show_default=True,
-    help="What the model does; auto asks its configuration.",
+    help="What the model does; auto detects it from its class and configuration.",
 )
 @click.option(
     "--precision",
@@ -49,11 +49,11 @@ Examples:
     type=click.Choice(["last", "all"]),
     default="last",
     show_default=True,
-    help="Logits of each row's last token, or of every token.",
+    help="Logits of each prompt's last token, or of every token.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option(
-    "--trust-remote-code", is_flag=True, help="Let a model directory run Python code of its own."
+    "--trust-remote-code", is_flag=True, help="Allow a model directory to run its own Python code."
 )
 @click.option("--allow-pickle", is_flag=True, help="Load weights in PyTorch's pickle format.")
 @output_options

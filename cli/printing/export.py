@@ -1,4 +1,4 @@
-"""What an export did, for people."""
+"""Print the report of an export."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from edgetie.export.exporter import ExportReport
 
 
-def uses_in_words(group: TieGroup) -> str:
-    """The uses of a weight, equal ones counted, ``ᵀ`` where it is read transposed."""
+def describe_uses(group: TieGroup) -> str:
+    """Describe the uses of a weight, equal ones counted, with ``ᵀ`` if it is read transposed."""
     counts = Counter(
         f"{use.op_type}[{use.input}]{'ᵀ' if use.transposed else ''}" for use in group.uses
     )
@@ -24,17 +24,17 @@ def uses_in_words(group: TieGroup) -> str:
 
 
 def ties_table(ties: Sequence[TieGroup]) -> Table:
-    """One row for each tied weight."""
+    """Tabulate tied weights."""
     table = plain_table("tied weight", "shape", "size", "uses")
     for group in ties:
         name = " = ".join(group.parameters) or group.name
         size = f"{group.bytes / 1e6:.1f} MB {group.dtype}"
-        table.add_row(name, "×".join(map(str, group.shape)), size, uses_in_words(group))
+        table.add_row(name, "×".join(map(str, group.shape)), size, describe_uses(group))
     return table
 
 
 def print_export(report: ExportReport) -> None:
-    """Print ties, sizes, fusions, the logit error and where the time went."""
+    """Print ties, sizes, fusions, the logit error and the time of each stage."""
     console = plain_console()
     manifest = report.manifest
     if manifest.ties:

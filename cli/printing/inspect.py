@@ -9,7 +9,7 @@ from rich.text import Text
 from edgetie.harness.ties.tie_memory import MIN_BYTES
 from edgetie.report.tables import plain_console, plain_table
 
-from .export import uses_in_words
+from .export import describe_uses
 
 if TYPE_CHECKING:
     from edgetie.harness.ties.inspect import Inspection
@@ -22,7 +22,7 @@ def print_inspection(inspection: Inspection) -> None:
         table = plain_table("tied weight", "size", "uses", "in the file", "optimized", "in memory")
         for tie in inspection.ties:
             group = tie.group
-            uses = uses_in_words(group)
+            uses = describe_uses(group)
             size = f"{'×'.join(map(str, group.shape))} {group.dtype} {group.bytes / 1e6:.1f} MB"
             unknown = "too small" if group.bytes < MIN_BYTES else "not measured"
             memory = Text(unknown) if tie.memory is None else _count(tie.memory)

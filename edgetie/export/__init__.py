@@ -1,6 +1,6 @@
-"""From a torch module to a bundle: trace, passes, proof, files.
+"""Export a torch module to a bundle: trace it, optimize its graphs, write and verify them.
 
-Importing it raises :class:`~edgetie.errors.SourceError` where torch or transformers is missing.
+Importing it raises :class:`~edgetie.errors.SourceError` if torch or transformers is missing.
 """
 
 from edgetie.sources.load import require_export_packages

@@ -39,17 +39,10 @@ from edgetie.ties.groups import find_shared_ties, share_across, ties_of_file, ve
 from edgetie.ties.torch_parameters import partial_ties, tied_parameters
 
 _FUSED_OPERATORS = (
-    "GroupQueryAttention",
-    "MultiHeadAttention",
-    "Attention",
-    "SkipSimplifiedLayerNormalization",
-    "SkipLayerNormalization",
-    "RMSNormalization",
-    "LayerNormalization",
-    "QuickGelu",
-    "FastGelu",
+    "GroupQueryAttention", "MultiHeadAttention", "Attention", "SkipSimplifiedLayerNormalization",
+    "SkipLayerNormalization", "RMSNormalization", "LayerNormalization", "QuickGelu", "FastGelu",
     "Gelu",
-)
+)  # fmt: skip
 
 _PACKAGES = ("edgetie", "torch", "transformers", "onnxruntime", "onnx")
 
@@ -150,18 +143,14 @@ def export_model(
 
 
 class _LoadedSource:
-    """The source, loaded when it is needed.
-
-    Its weights are released as soon as they are in a file. If the export then has to start over, it
-    is loaded again.
-    """
+    """The source; released as soon as its weights are in a file, and loaded again if needed."""
 
     def __init__(self, load: Callable[[], Source]) -> None:
         self._load = load
         self._source: Source | None = load()
 
     def get(self) -> Source:
-        """Return the source. Callers must not keep it after :meth:`release`."""
+        """Return the source; do not keep a reference to it after :meth:`release`."""
         if self._source is None:
             self._source = self._load()
         return self._source
@@ -173,11 +162,7 @@ class _LoadedSource:
 
 
 def _run_source(source: Source) -> tuple[Task, ReferenceRun]:
-    """Run the model: find its task, and compute the logits that the export must reproduce.
-
-    Raises:
-        ExportError: if it cannot be called or verified, or if the run changes one of its settings.
-    """
+    """Find out the model's task and compute the logits that the export must reproduce."""
     settings = _text_settings(source.module)
     task = trial_run(source)
     try:
@@ -211,18 +196,6 @@ def _text_settings(module: torch.nn.Module) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Written:
-    """What the weights are no longer needed for: the files, and what describes them."""
-
-    paths: list[Path]
-    task: Task
-    manifest: Manifest
-    passes: list[PassReport]
-    config: Any
-    save_extras: Callable[[Path], None]
-
-
-@dataclass(frozen=True)
 class _Export:
     """Export by one plan, see :meth:`run`; the fields are what every plan shares."""
 
@@ -236,31 +209,26 @@ class _Export:
     stages: Stages
 
     def run(self, plan: TracePlan, failures: list[str]) -> ExportReport:
-        """Trace, optimize, write and verify.
-
-        Args:
-            plan: how to trace.
-            failures: why earlier plans failed.
+        """Trace, optimize, write and verify; ``failures`` tells why earlier plans failed.
 
         Raises:
-            ExportError: if torch cannot trace or convert the model.
-            UnfusableError: if the plan does not suit the model.
+            ExportError, UnfusableError: if the model cannot be traced by this plan.
             DisagreementError: if the written model's logits are wrong, or it does not run.
         """
         dtype = np.float16 if self.precision == "fp16" else np.float32
         with atomic_directory(self.output, force=self.force) as directory:
-            written = self._write(plan, failures, directory)
+            config, save_extras = self.source.get().config, self.source.get().save_extras
+            paths, task, manifest, passes = self._write(plan, failures, directory)
             self.source.release()
-            written.save_extras(directory)
-            manifest = written.manifest
+            save_extras(directory)
             token_ids = read_token_ids(directory, has_encoder=manifest.encoder is not None)
             manifest.signature = replace(manifest.signature, **token_ids)
-            write_genai_config(directory, written.config, written.task, manifest.signature)
+            write_genai_config(directory, config, task, manifest.signature)
             self.stages.stage("verify")
-            for path in written.paths:
+            for path in paths:
                 ties = ties_of_file(manifest.ties, path.name)
                 verify_ties(ir.load(path), ties, where=f"the file {path.name}")
-            agreement = self._measure(written.task, directory, dtype)
+            agreement = self._measure(task, directory, dtype)
             if manifest.encoder is not None:
                 write_merged(directory)
             manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
@@ -271,15 +239,17 @@ class _Export:
         return ExportReport(
             bundle=bundle,
             seconds=dict(self.stages.seconds),
-            passes=written.passes,
+            passes=passes,
             agreement=agreement,
             weights_bytes=sum(path.stat().st_size for path in bundle.data_files),
             unique_parameter_bytes=manifest.unique_parameters * np.dtype(dtype).itemsize,
             peak_bytes=read_memory().peak,
         )
 
-    def _write(self, plan: TracePlan, failures: list[str], directory: Path) -> _Written:
-        """Trace, optimize and write; the only step that needs the module."""
+    def _write(
+        self, plan: TracePlan, failures: list[str], directory: Path
+    ) -> tuple[list[Path], Task, Manifest, list[PassReport]]:
+        """Trace, optimize and write; later steps do not need the module."""
         source = self.source.get()
         parameters = tied_parameters(source.module)
         count = sum(parameter.numel() for parameter in source.module.parameters())
@@ -315,7 +285,7 @@ class _Export:
         same = share_across(models)
         paths = write_models(models, directory, data=DATA, same=same, progress=self.stages)
         manifest.ties = find_shared_ties(models, parameters)
-        return _Written(paths, task, manifest, passes, source.config, source.save_extras)
+        return paths, task, manifest, passes
 
     def _measure(self, task: Task, directory: Path, dtype: type[Any]) -> Agreement:
         try:

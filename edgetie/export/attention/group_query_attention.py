@@ -17,12 +17,10 @@ _HEAD_SIZE_MULTIPLE = 8  # GroupQueryAttention rejects other head sizes
 
 @dataclass
 class CacheLayer:
-    """The KV cache of one attention layer.
+    """The KV cache of one attention layer: ``(batch, kv_heads, length, head_size)`` each.
 
     Attributes:
-        past_key: ``(batch, kv_heads, length, head_size)``, as ``past_value``.
-        past_value: see there.
-        unroll: the token unroll, if every token is traced as a batch item.
+        unroll: set if every token is traced as a batch item.
         appended: new keys and values.
         full: past and new ones, concatenated.
         present: the cache that the attention operator returned.
@@ -43,10 +41,8 @@ class CacheLayer:
         if self.unroll is not None:
             key, value = self.unroll.merge(key), self.unroll.merge(value)
         self.appended = (key, value)
-        self.full = (
-            torch.cat([self.past_key, key], dim=-2),
-            torch.cat([self.past_value, value], dim=-2),
-        )
+        keys = torch.cat([self.past_key, key], dim=-2)
+        self.full = keys, torch.cat([self.past_value, value], dim=-2)
         return self.full
 
     @property

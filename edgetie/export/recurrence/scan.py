@@ -105,6 +105,7 @@ class _ScanBuilder:
     def __init__(self, graph: ir.Graph, recurrence: _Recurrence) -> None:
         self.graph = graph
         self.states = recurrence.states
+        self.marked = {node for pair in recurrence.states for node in pair}
         pasts = [past for past, _ in recurrence.states]
         self.state_shape = pasts[0].outputs[0].shape
         self.after_states = _reachable(pasts, _successors)
@@ -195,10 +196,10 @@ class _ScanBuilder:
         assert node is not None
         inputs = [None if each is None else self._body_input(each) for each in node.inputs]
         copy = ir.node(node.op_type, inputs, node.attributes)
+        self.body_nodes.append(copy)
         output = copy.outputs[0]
         output.name, output.type = f"{self.name}.{value.name}", value.type
         output.shape = value.shape
-        self.body_nodes.append(copy)
         return output
 
     def _expanding_nodes(self, value: ir.Value) -> set[ir.Node]:
@@ -221,10 +222,9 @@ class _ScanBuilder:
 
     def _reducers(self, nodes: set[ir.Node]) -> set[ir.Node]:
         """Find the nodes after the recurrence that reduce values which would leave the body."""
-        marked = {node for pair in self.states for node in pair}
         reducers: set[ir.Node] = set()
         for value in [output for node in nodes for output in node.outputs]:
-            users = {node for node, _ in value.uses()} - nodes - marked
+            users = {node for node, _ in value.uses()} - nodes - self.marked
             chains = [self._reducing_chain(value, node, nodes) for node in users]
             if all(chains):
                 reducers.update(*chains)
@@ -304,7 +304,7 @@ class _ScanBuilder:
         return [size for size in value.shape[1:] if isinstance(size, int)]
 
     def _is_used_outside(self, value: ir.Value) -> bool:
-        inside = {node for pair in self.states for node in pair}.union(self.body_nodes)
+        inside = self.marked.union(self.body_nodes)
         return value.is_graph_output() or any(node not in inside for node, _ in value.uses())
 
 

@@ -45,15 +45,10 @@ class TracePlan:
 
 
 def list_plans(name: str, task: Task, *, fused: bool) -> list[TracePlan]:
-    """List the plans for a model, the best first.
+    """List the plans for a model: fused attention, the model's own attention, no cache.
 
-    With fused operators: fused attention, then the model's own attention, then no cache. Without:
-    attention in elementary operators, with a cache.
-
-    Args:
-        name: of the model, for errors.
-        task: what a trial run showed.
-        fused: whether the target supports ONNX Runtime's fused operators.
+    For a target without fused operators the only plan is attention in elementary operators, with a
+    cache.
 
     Raises:
         ExportError: if a target of standard operators only does not support the task.
@@ -86,12 +81,7 @@ def try_plans(
     """Try plans in order until one succeeds.
 
     After wrong logits, other plans for the same task are skipped: their cache is the same.
-
-    Args:
-        name: of the model, for logs and errors.
-        plans: at least one.
-        attempt: exports by a plan; also called with the reasons why earlier plans failed, for the
-            report.
+    ``attempt`` is called with a plan and the reasons why earlier plans failed, for the report.
 
     Raises:
         ExportError: if every plan fails; with the last reason, and every disagreement.
