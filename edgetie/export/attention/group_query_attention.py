@@ -56,19 +56,12 @@ class CacheLayer:
 
 @dataclass
 class AttentionTrace:
-    """Inputs that every GroupQueryAttention of a trace shares, its cache layers and its masks.
+    """What the attention operators of a trace share."""
 
-    Attributes:
-        seqlens_k: ``(batch,)``, int32: valid tokens of each batch item, less one.
-        total_length: ``(1,)``, int32: past and new tokens.
-        layers: the cache, layer by layer.
-        masks: each mask that transformers asked for, and its sliding window.
-    """
-
-    seqlens_k: torch.Tensor
-    total_length: torch.Tensor
+    seqlens_k: torch.Tensor  # (batch,), int32: valid tokens of each batch item, less one
+    total_length: torch.Tensor  # (1,), int32: past and new tokens
     layers: list[CacheLayer]
-    masks: list[tuple[torch.Tensor, int | None]] = field(default_factory=list)
+    masks: list[tuple[torch.Tensor, int | None]] = field(default_factory=list)  # and their windows
 
     def layer_of(self, key: torch.Tensor) -> CacheLayer:
         """Find the cache layer whose update returned ``key``."""
@@ -162,11 +155,7 @@ def attend(
 
 
 def require_fusable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    """Check that GroupQueryAttention supports these shapes.
-
-    Raises:
-        UnfusableError: naming the shape.
-    """
+    """Raise :class:`UnfusableError` if GroupQueryAttention does not support these shapes."""
     if query.ndim != 4:
         raise UnfusableError(f"attention over tensors of {query.ndim} axes")
     sizes = [tensor.shape[-1] for tensor in (query, key, value)]

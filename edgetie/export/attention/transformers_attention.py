@@ -1,10 +1,8 @@
 """Register an attention function with transformers that emits GroupQueryAttention.
 
-transformers lets a caller register how attention and its mask are computed
-(``AttentionInterface``, ``AttentionMaskInterface``). With edgetie's functions a mask becomes a
-marker for "causal, perhaps with a sliding window", and attention becomes one operator that holds
-its own KV cache. Nothing here depends on an architecture. What cannot be expressed raises
-:class:`UnfusableError`, and the exporter falls back to the model's own attention.
+A mask becomes a marker for "causal, perhaps with a sliding window", and attention becomes one
+operator that holds its own KV cache. Nothing here depends on an architecture. What cannot be
+expressed raises :class:`UnfusableError`.
 """
 
 from __future__ import annotations
@@ -87,14 +85,8 @@ def build_mask(
 
 
 def require_causal(mask_function: Any, window: int | None) -> None:
-    """Check a transformers mask function by evaluating it.
-
-    Args:
-        mask_function: ``(batch, head, query, key) -> bool``, on index tensors.
-        window: the sliding window that transformers announces, if any.
-
-    Raises:
-        UnfusableError: if it is not causal, with that window.
+    """Raise :class:`UnfusableError` unless a mask is causal, with that sliding window if there is
+    one. ``mask_function`` is transformers' ``(batch, head, query, key) -> bool`` on index tensors.
     """
     queries = [0, 1, 2, 7] if window is None else [0, 1, window - 1, window, window + 1, 2 * window]
     with _disable_current_modes():

@@ -42,13 +42,7 @@ def attribute_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def run_with_cache(
     module: torch.nn.Module, config: Any, keyword: str, ids: torch.Tensor
 ) -> tuple[Any, Any, dict[str, torch.Tensor]]:
-    """Run a transformers model with a cache.
-
-    Args:
-        module: the model.
-        config: its configuration.
-        keyword: its name for the cache, as argument and in its output.
-        ids: ``(1, sequence)``.
+    """Run a transformers model on ``ids (1, sequence)`` with a cache, which it calls ``keyword``.
 
     Returns:
         Its output; the cache, or ``None``; and the recurrent states ``(1, *sizes)`` in attributes,

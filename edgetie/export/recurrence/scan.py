@@ -195,11 +195,9 @@ class _ScanBuilder:
         node = value.producer()
         assert node is not None
         inputs = [None if each is None else self._body_input(each) for each in node.inputs]
-        copy = ir.node(node.op_type, inputs, node.attributes)
+        output = ir.Value(name=f"{self.name}.{value.name}", type=value.type, shape=value.shape)
+        copy = ir.node(node.op_type, inputs, node.attributes, outputs=[output])
         self.body_nodes.append(copy)
-        output = copy.outputs[0]
-        output.name, output.type = f"{self.name}.{value.name}", value.type
-        output.shape = value.shape
         return output
 
     def _expanding_nodes(self, value: ir.Value) -> set[ir.Node]:
@@ -274,28 +272,23 @@ class _ScanBuilder:
     def _node(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         """Add a node next to the Scan; return its output."""
         name = f"{self.name}.{op_type}.{len(self.outer_nodes)}"
-        node = ir.node(op_type, inputs, attributes, name=name)
-        node.outputs[0].name = name
-        self.outer_nodes.append(node)
-        return node.outputs[0]
+        output = ir.Value(name=name)
+        self.outer_nodes.append(ir.node(op_type, inputs, attributes, name=name, outputs=[output]))
+        return output
 
     def _copy(self, value: ir.Value) -> ir.Node:
         """Copy a value of the body, as a body's output must not be another output too."""
-        copy = ir.node("Identity", [self.in_body.get(value, value)], name=f"{value.name}.each")
-        copy.outputs[0].name, copy.outputs[0].type = copy.name, value.type
-        copy.outputs[0].shape = ir.Shape(["batch_size", *self._sizes(value)])
-        return copy
+        output = self._body_value(value)
+        output.name = f"{value.name}.each"
+        inputs = [self.in_body.get(value, value)]
+        return ir.node("Identity", inputs, name=output.name, outputs=[output])
 
     def _constant(self, numbers: list[int]) -> ir.Value:
         name = f"loop.sizes.{'x'.join(map(str, numbers))}"
         return initializer(self.graph, name, np.array(numbers, np.int64))
 
     def _sizes(self, value: ir.Value) -> list[int]:
-        """Return the sizes of the axes after that of tokens.
-
-        Raises:
-            UnfusableError: if it does not have one.
-        """
+        """Return the sizes of the axes after that of tokens, which the value must have."""
         if not self._width(value):
             raise UnfusableError(
                 f"a state depends on {value.name}, which does not have a value for each token"

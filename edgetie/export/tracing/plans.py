@@ -33,7 +33,7 @@ class TracePlan:
         attention: transformers' attention implementation; ``None`` leaves the model's own.
         loses: what is not fused if the plan fails.
         notes: what is not fused if it succeeds, for the report.
-        error: beginning of the error message if the plan fails.
+        error: beginning of the error message if the plan does not suit the model.
     """
 
     task: Task

@@ -51,13 +51,7 @@ class Traced:
 
 
 def trace(source: Source, plan: TracePlan, *, last_only: bool, progress: Progress) -> Traced:
-    """Trace the graphs of a plan.
-
-    Args:
-        source: the model.
-        plan: how to trace it.
-        last_only: logits of each batch item's last token only.
-        progress: notified of each stage.
+    """Trace the graphs of a plan; ``last_only`` leaves logits of last tokens only.
 
     Raises:
         ExportError: if torch cannot trace or convert a graph.
@@ -172,9 +166,7 @@ def _to_ir(program: torch.export.ExportedProgram, arguments: tuple[torch.Tensor,
 
 
 def _causes(error: BaseException | None, *, explicit: bool = False) -> Iterator[BaseException]:
-    """Iterate over an exception and its causes; ``explicit`` leaves out what ``from`` does not
-    name.
-    """
+    """Iterate over an exception and its causes; ``explicit``: those after ``from`` only."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if explicit else error.__context__)
