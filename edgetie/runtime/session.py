@@ -129,10 +129,8 @@ def open_session(
     first = _create_first(bundle, options, spec)
     encoder, prefill = (None, first) if fixed else (first, None)
     session = _create(bundle.model_path, graph, options, spec)
-    inputs, outputs = (
-        describe_tensors(session.get_inputs()),
-        describe_tensors(session.get_outputs()),
-    )
+    inputs = describe_tensors(session.get_inputs())
+    outputs = describe_tensors(session.get_outputs())
     shape = next((output.shape for output in outputs if output.name == "logits"), ())
     last_only = len(shape) == 3 and shape[1] == 1
     if logits == "all" and last_only and not fixed:
@@ -144,8 +142,7 @@ def open_session(
     if encoder is not None:
         cross = _cache(inputs, describe_tensors(encoder.get_outputs()), bundle.model_path, _CROSS)
     cache = _cache(inputs, outputs, bundle.model_path, _SELF if cross else "")
-    if spec.fixed_shapes:
-        _require_fixed_shapes(bundle.model_path, inputs, spec)
+    _require_fixed_shapes(bundle.model_path, inputs, spec)
     files = _release_weights(bundle) if release else None
     opened = Session(
         bundle=bundle,
@@ -242,7 +239,8 @@ def _all_logits_graph(bundle: Bundle, options: Any) -> bytes | None:
 
 
 def _require_fixed_shapes(path: Path, inputs: list[TensorInfo], provider: Provider) -> None:
-    if any(isinstance(size, str) for info in inputs for size in info.shape):
+    is_open = any(isinstance(size, str) for info in inputs for size in info.shape)
+    if provider.fixed_shapes and is_open:
         raise ProviderError(
             f"{path} has open shapes, and {provider.name} compiles fixed ones only; fix them first "
             "(fix_shapes)",
