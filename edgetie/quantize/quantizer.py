@@ -122,45 +122,48 @@ def quantize_model(
             data do not fit, or a weight holds NaN or infinity.
         LimitError: if the limits cannot be kept.
     """
-    row = find_scheme(target, scheme=scheme, block_size=block_size)
+    scheme_row = find_scheme(target, scheme=scheme, block_size=block_size)
     if calibrator not in CALIBRATORS:
         methods = ", ".join(CALIBRATORS)
         raise QuantizeError(f"not one of {methods}", parameter="calibrator", value=calibrator)
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")
-    models = read_source_models(source)
-    data = _read_calibration(models, calibration, limits)
+    float_models = read_source_models(source)
+    bundle = float_models.bundle
+    data = _read_calibration(float_models, calibration, limits)
     # each thread quantizes a weight of its own, so BLAS needs none
     with threadpool_limits(1, user_api="blas"), atomic_directory(output, force=force) as directory:
         stages.stage("calibrate")
-        quantizer = ModelQuantizer(row, models.bundle, models.models, models.ties, models.shared)
+        quantizer = ModelQuantizer(
+            scheme_row, bundle, float_models.models, float_models.ties, float_models.shared
+        )
         with ThreadPoolExecutor(1) as background:
             is_opened_here = not isinstance(source, Bundle)
-            verified = background.submit(models.bundle.verify_files, hashes=is_opened_here)
+            verified = background.submit(bundle.verify_files, hashes=is_opened_here)
             try:
                 quantizer.preprocess(data.inputs, ArraySpill(directory), calibrator)
             finally:
                 verified.result()  # damaged weights explain any other error
         stages.stage("quantize")
-        meter = AccuracyMeter(models.bundle, data.text) if limits is not None else None
+        meter = AccuracyMeter(bundle, data.text) if limits is not None else None
         result = _quantize(quantizer, directory, limits, meter, stages)
         if int8_kv_cache:
-            result = _quantize_kv_cache(result, models.bundle, directory, data, limits, meter)
-        ties = _verify_ties(result, models)
-        _copy_other_files(models.bundle, directory)
+            result = _quantize_kv_cache(result, bundle, directory, data, limits, meter)
+        ties = _verify_ties(result, float_models)
+        _copy_other_files(bundle, directory)
         # ONNX Runtime does not accept DequantizeLinear over weights of an outer graph
-        if not int8_kv_cache and len(result.models) > 1 and not row.activation_bits:
+        if not int8_kv_cache and len(result.models) > 1 and not scheme_row.activation_bits:
             write_merged(directory)
         stages.stage("hash")
-        manifest = _make_manifest(models, row, result, ties)
+        manifest = _make_manifest(float_models, scheme_row, result, ties)
         manifest.quantization |= _calibration_entries(quantizer, data)
         manifest.quantization["cache_bits"] = 8 if int8_kv_cache else None
         write_manifest(directory, manifest)
     stages.finish()
     return QuantizeReport(
         open_bundle(output),
-        models.file_bytes,
+        float_models.file_bytes,
         tuple(result.float_weights),
         tuple(result.costs),
         dict(stages.seconds),

@@ -39,8 +39,8 @@ def calibration_audio(bundle: Bundle) -> tuple[list[dict[str, Array]], str]:
         feeds = [random_features(session, random) for _ in _SECONDS]
         return feeds, f"{len(feeds)} clips of random features"
     longest = extractor.limit / extractor.rate if extractor.limit else _SECONDS[-1]
-    clips = [synthetic_voice(random, min(s, longest), extractor.rate) for s in _SECONDS]
-    feeds = [extractor.feeds(clip) for clip in clips]
+    audio = [synthetic_voice(random, min(s, longest), extractor.rate) for s in _SECONDS]
+    feeds = [extractor.feeds(samples) for samples in audio]
     return feeds, f"{len(feeds)} clips of a synthetic voice"
 
 

@@ -115,10 +115,10 @@ def _rotate_values(values: ValueProjection, matrix: Array) -> None:
     for value, start in values.parts:
 
         def rotate(array: Array, start: int = start) -> Array:
-            rows = np.array(np.atleast_2d(array))
+            result = np.array(np.atleast_2d(array))
             columns = slice(start, start + values.width)
-            rows[:, columns] = rotate_blocks(rows[:, columns], matrix)
-            return rows.reshape(array.shape)
+            result[:, columns] = rotate_blocks(result[:, columns], matrix)
+            return result.reshape(array.shape)
 
         transform_weight(value, rotate)
 
