@@ -58,8 +58,3 @@ class CacheTensor:
     def shape(self, batch: int, past: int = 0) -> tuple[int, ...]:
         """Its shape for a batch size and a number of past tokens."""
         return batch, *(size or past for size in self.sizes)
-
-    def dynamic_axes(self) -> dict[int, str]:
-        """Names of its dynamic dimensions by axis."""
-        names = {axis: "past_sequence_length" for axis, n in enumerate(self.sizes, 1) if not n}
-        return {0: "batch_size", **names}

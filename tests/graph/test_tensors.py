@@ -13,14 +13,12 @@ def test_keys_grow_with_the_past() -> None:
     assert key.grows
     assert key.shape(4) == (4, 2, 0, 16)
     assert key.shape(4, past=7) == (4, 2, 7, 16)
-    assert key.dynamic_axes() == {0: "batch_size", 2: "past_sequence_length"}
 
 
 def test_a_recurrent_state_has_one_size() -> None:
     state = CacheTensor("0.conv_state", (32, 3))
     assert not state.grows
     assert state.shape(2, past=7) == (2, 32, 3)
-    assert state.dynamic_axes() == {0: "batch_size"}
 
 
 def test_description_survives_json() -> None:

@@ -23,7 +23,7 @@ from edgetie.bundle.names import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MAS
 from edgetie.export.attention.broadcast import BroadcastAttention
 from edgetie.export.attention.windowed_encoder import attend_in_windows, find_window_length
 from edgetie.export.tasks import causal
-from edgetie.export.tasks.base import DYNAMIC, FRAMES, Graph, torch_logits
+from edgetie.export.tasks.base import FRAMES, Graph, GraphInput, torch_logits
 from edgetie.export.tasks.causal import CausalTask
 from edgetie.export.tasks.comparison import (
     Agreement,
@@ -79,41 +79,36 @@ class AudioTask(CausalTask):
     def _encoder_graph(self, module: nn.Module) -> Graph:
         batch = 2 if self.attention_window is None else 1
         features = torch.zeros(batch, *self.shape, dtype=next(module.parameters()).dtype)
-        dimensions = {0: "batch_size"} if self.attention_window is None else {}
-        dimensions |= {self.time_axis + 1: FRAMES} if self.is_dynamic else {}
-        mask_shape = {(1 if axis else 0): DYNAMIC for axis in dimensions}
-        inputs = self._encoder_feeds(features)
+        axes = {0: "batch_size"} if self.attention_window is None else {}
+        time = {self.time_axis + 1: FRAMES} if self.is_dynamic else {}
+        mask_time = {1: FRAMES} if self.is_dynamic else {}
+        feeds = self._encoder_feeds(features)
         return Graph(
             file=ENCODER,
             module=_Encoder(module, self.audio_token_id is not None, self.attention_window),
-            arguments=tuple(inputs.values()),
-            shapes=(dict.fromkeys(dimensions, DYNAMIC), mask_shape)[: len(inputs)],
-            inputs=list(inputs),
-            outputs=[AUDIO],
-            dimensions=(
-                *((_FEATURES, axis, name) for axis, name in dimensions.items()),
-                *((FEATURES_MASK, 1, FRAMES) for _ in range(self.has_mask and self.is_dynamic)),
+            tensors=tuple(
+                GraphInput(name, value, axes | (time if name == _FEATURES else mask_time))
+                for name, value in feeds.items()
             ),
+            outputs=[AUDIO],
+            parameters=2,
         )
 
     def _decoder_graph(self, module: nn.Module, fused: bool, last_only: bool) -> Graph:
         embedded = EmbeddingLM(module, adds_audio=self.audio_token_id is None)
         (decoder,) = super().graphs(embedded, fused=fused, last_only=last_only)
-        ids, mask, *past = decoder.arguments
-        size: tuple[int, ...] = (_EMBEDDINGS,)
-        dimensions = [(AUDIO, 0, "rows")]
-        if self.audio_token_id is None:
-            size, dimensions = ids.shape, [(AUDIO, 0, "batch_size"), (AUDIO, 1, "sequence_length")]
-        audio = torch.zeros(*size, self.hidden_size, dtype=next(module.parameters()).dtype)
-        audio_shape = dict.fromkeys(range(len(size)), DYNAMIC)
+        ids, mask, *past = decoder.tensors
+        shape, axes = (tuple(ids.example.shape), ids.axes)
+        if self.audio_token_id is not None:
+            shape, axes = (_EMBEDDINGS,), {0: "rows"}
+        dtype = next(module.parameters()).dtype
+        audio = GraphInput(AUDIO, torch.zeros(*shape, self.hidden_size, dtype=dtype), axes)
         return replace(
             decoder,
             file=DECODER,
             module=_Decoder(decoder.module, embedded, self.audio_token_id),
-            arguments=(ids, mask, audio, *past),
-            shapes=(*decoder.shapes[:2], audio_shape, *decoder.shapes[2:]),
-            inputs=[*decoder.inputs[:2], AUDIO, *decoder.inputs[2:]],
-            dimensions=(*decoder.dimensions, *dimensions),
+            tensors=(ids, mask, audio, *past),
+            parameters=3,
         )
 
     def _encoder_feeds(self, features: Tensor) -> dict[str, Tensor]:

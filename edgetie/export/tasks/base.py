@@ -17,9 +17,17 @@ from edgetie.graph.tensors import CacheTensor
 
 BATCH = 2
 """Batch size of examples to trace with; the axis is dynamic."""
-DYNAMIC = torch.export.Dim.DYNAMIC
 FRAMES = "frames"
 """Name of a dimension that is not a sequence of tokens: the length of audio."""
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """An input to trace with: its name, an example, and the names of its dynamic axes."""
+
+    name: str
+    example: Tensor
+    axes: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -29,20 +37,41 @@ class Graph:
     Attributes:
         file: name of the ONNX file.
         module: what is traced.
-        arguments: example inputs.
-        shapes: their dynamic dimensions, as ``torch.export`` takes them.
-        inputs: names of the inputs.
+        tensors: its inputs, in order.
         outputs: names of the outputs.
-        dimensions: names of dynamic dimensions: ``(input, axis, name)``.
+        parameters: how many inputs have their own parameter of ``forward``; the others are its
+            ``*args``.
     """
 
     file: str
     module: nn.Module
-    arguments: tuple[Any, ...]
-    shapes: Any
-    inputs: list[str]
+    tensors: tuple[GraphInput, ...]
     outputs: list[str]
-    dimensions: tuple[tuple[str, int, str], ...]
+    parameters: int
+
+    @property
+    def inputs(self) -> list[str]:
+        return [tensor.name for tensor in self.tensors]
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        return tuple(tensor.example for tensor in self.tensors)
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """Their dynamic dimensions, as ``torch.export`` takes them.
+
+        ``DYNAMIC`` lets torch find the constraints: a named dimension takes no bound, and cannot
+        say that a mask is as long as past and sequence.
+        """
+        axes = [dict.fromkeys(tensor.axes, torch.export.Dim.DYNAMIC) for tensor in self.tensors]
+        own, others = axes[: self.parameters], axes[self.parameters :]
+        return (*own, tuple(others)) if others else tuple(own)
+
+    @property
+    def dimensions(self) -> list[tuple[str, int, str]]:
+        """Names of dynamic dimensions: ``(input, axis, name)``."""
+        return [(t.name, axis, name) for t in self.tensors for axis, name in t.axes.items()]
 
 
 @dataclass(frozen=True)
@@ -115,6 +144,24 @@ def key_value(layer: str, key: Tensor, value: Tensor) -> tuple[CacheTensor, ...]
         CacheTensor(f"{layer}.{part}", (tensor.shape[1], 0, tensor.shape[3]))
         for part, tensor in (("key", key), ("value", value))
     )
+
+
+def cache_inputs(
+    cache: tuple[CacheTensor, ...],
+    length: int,
+    dtype: torch.dtype,
+    dimension: str | None = "past_sequence_length",
+) -> list[GraphInput]:
+    """Inputs of a cache to trace with; ``dimension`` names its length, if that is dynamic."""
+    return [
+        GraphInput(
+            tensor.past,
+            torch.zeros(tensor.shape(BATCH, length), dtype=dtype),
+            {0: "batch_size"}
+            | ({tensor.sizes.index(0) + 1: dimension} if tensor.grows and dimension else {}),
+        )
+        for tensor in cache
+    ]
 
 
 def logits_of(output: Any) -> Tensor:

@@ -22,9 +22,10 @@ from edgetie.export.attention.transformers_cache import recurrent_states, run_wi
 from edgetie.export.patches.position_tables import FindPositionTables, trial_ids
 from edgetie.export.tasks.base import (
     BATCH,
-    DYNAMIC,
     Graph,
+    GraphInput,
     Task,
+    cache_inputs,
     key_value,
     logits_of,
     read_max_positions,
@@ -74,34 +75,21 @@ class CausalTask(Task):
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
         sequence, length = self._example_sizes()
-        past = [torch.zeros(tensor.shape(BATCH, length), dtype=dtype) for tensor in self.cache]
-        # DYNAMIC lets torch find the constraints: a named dimension takes no bound, and cannot say
-        # that the mask is as long as past and sequence
-        shapes: list[Any] = [{0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC, 1: DYNAMIC}]
-        if past:
-            shapes.append(tuple(dict.fromkeys(t.dynamic_axes(), DYNAMIC) for t in self.cache))
+        ids = torch.ones(BATCH, sequence, dtype=torch.long)
+        mask = torch.ones(BATCH, length + sequence, dtype=torch.long)
         return [
             Graph(
                 file=MODEL,
                 module=CausalLM(module, self.call, self.cache, fused=fused, last_only=last_only),
-                arguments=(
-                    torch.ones(BATCH, sequence, dtype=torch.long),
-                    torch.ones(BATCH, length + sequence, dtype=torch.long),
-                    *past,
-                ),
-                shapes=tuple(shapes),
-                inputs=["input_ids", "attention_mask", *(tensor.past for tensor in self.cache)],
-                outputs=["logits", *(tensor.present for tensor in self.cache)],
-                dimensions=(
-                    ("input_ids", 0, "batch_size"),
-                    ("input_ids", 1, "sequence_length"),
-                    ("attention_mask", 1, "total_sequence_length"),
-                    *(
-                        (tensor.past, axis, name)
-                        for tensor in self.cache
-                        for axis, name in tensor.dynamic_axes().items()
+                tensors=(
+                    GraphInput("input_ids", ids, {0: "batch_size", 1: "sequence_length"}),
+                    GraphInput(
+                        "attention_mask", mask, {0: "batch_size", 1: "total_sequence_length"}
                     ),
+                    *cache_inputs(self.cache, length, dtype),
                 ),
+                outputs=["logits", *(tensor.present for tensor in self.cache)],
+                parameters=2,
             )
         ]
 

@@ -18,8 +18,8 @@ from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
     BATCH,
-    DYNAMIC,
     Graph,
+    GraphInput,
     Task,
     logits_of,
     read_max_positions,
@@ -55,19 +55,18 @@ class MaskedTask(Task):
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         shape = BATCH, example_length(module, _SEQUENCE)
-        examples = [
-            torch.full(shape, int(name != "token_type_ids"), dtype=torch.long)
+        examples = {
+            name: torch.full(shape, int(name != "token_type_ids"), dtype=torch.long)
             for name in self.inputs
-        ]
+        }
+        axes = {0: "batch_size", 1: "sequence_length"}
         return [
             Graph(
                 file=MODEL,
                 module=_MaskedLM(module, self.inputs),
-                arguments=tuple(examples),
-                shapes=(tuple({0: DYNAMIC, 1: DYNAMIC} for _ in examples),),
-                inputs=list(self.inputs),
+                tensors=tuple(GraphInput(name, ids, axes) for name, ids in examples.items()),
                 outputs=["logits"],
-                dimensions=(("input_ids", 0, "batch_size"), ("input_ids", 1, "sequence_length")),
+                parameters=0,
             )
         ]
 

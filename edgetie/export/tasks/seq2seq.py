@@ -8,7 +8,7 @@ of one data file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from edgetie.export.attention.transformers_cache import build_cache
 from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
     BATCH,
-    DYNAMIC,
     Graph,
+    GraphInput,
     Task,
+    cache_inputs,
     key_value,
     logits_of,
     read_max_positions,
@@ -52,30 +53,6 @@ _MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
-class EncoderInputs:
-    """The inputs of an encoder, with examples to trace it with.
-
-    Attributes:
-        names: their names; ``attention_mask``, the last, is the decoder's too.
-        examples: an example of each.
-        shapes: their dynamic dimensions.
-        output_length: of what the encoder computes from the examples.
-        is_dynamic: whether that length depends on the inputs.
-    """
-
-    names: tuple[str, ...]
-    examples: tuple[Tensor, ...]
-    shapes: tuple[dict[int, Any], ...]
-    output_length: int
-    is_dynamic: bool
-
-    @property
-    def masks(self) -> tuple[Tensor, ...]:
-        """The example mask, if there is one."""
-        return self.examples[-1:] if _MASK in self.names else ()
-
-
-@dataclass(frozen=True)
 class Seq2SeqTask(Task):
     """See :class:`edgetie.export.tasks.base.Task`; ``cache`` is that of self-attention.
 
@@ -93,57 +70,42 @@ class Seq2SeqTask(Task):
     output_class: type[Any] | None = field(default=None, kw_only=True)
     source_length: int = field(default=_SOURCE, kw_only=True)
 
-    def encoder_inputs(self, dtype: torch.dtype) -> EncoderInputs:
-        """The encoder's inputs; ``dtype`` is that of the weights."""
-        length = self.source_length
-        ids, mask = (torch.ones(BATCH, length, dtype=torch.long) for _ in range(2))
-        both = {0: DYNAMIC, 1: DYNAMIC}
-        return EncoderInputs(("input_ids", _MASK), (ids, mask), (both, both), length, True)
+    def encoder_inputs(self, dtype: torch.dtype) -> tuple[list[GraphInput], int]:
+        """Inputs to trace the encoder with, and the length of its output for them.
+
+        ``dtype`` is that of the weights. The decoder reads ``attention_mask`` too.
+        """
+        shape, axes = (BATCH, self.source_length), {0: "batch_size", 1: "encoder_sequence_length"}
+        names = ("input_ids", _MASK)
+        inputs = [GraphInput(name, torch.ones(shape, dtype=torch.long), axes) for name in names]
+        return inputs, self.source_length
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
-        inputs = self.encoder_inputs(dtype)
-        return [self._encoder_graph(module, inputs), self._decoder_graph(module, inputs, dtype)]
-
-    def _encoder_graph(self, module: nn.Module, inputs: EncoderInputs) -> Graph:
-        return Graph(
+        inputs, length = self.encoder_inputs(dtype)
+        encoder = Graph(
             file=ENCODER,
-            module=_Encoder(module, inputs.names, self.output_class),
-            arguments=inputs.examples,
-            shapes=(inputs.shapes,),
-            inputs=list(inputs.names),
+            module=_Encoder(module, tuple(value.name for value in inputs), self.output_class),
+            tensors=tuple(inputs),
             outputs=["last_hidden_state", *(tensor.present for tensor in self.cross)],
-            dimensions=tuple(
-                (inputs.names[0], axis, "encoder_sequence_length" if axis else "batch_size")
-                for axis in inputs.shapes[0]
-            ),
+            parameters=0,
         )
-
-    def _decoder_graph(self, module: nn.Module, inputs: EncoderInputs, dtype: torch.dtype) -> Graph:
-        masks = [ENCODER_MASK for _ in inputs.masks]
-        cross, past = (
-            [torch.zeros(tensor.shape(BATCH, length), dtype=dtype) for tensor in tensors]
-            for tensors, length in ((self.cross, inputs.output_length), (self.cache, _PAST))
-        )
-        both, grows = {0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC, 2: DYNAMIC}
-        cross_shape = grows if inputs.is_dynamic else {0: DYNAMIC}
-        shapes = [both] * len(masks) + [cross_shape] * len(cross) + [grows] * len(past)
-        return Graph(
+        masks = [replace(value, name=ENCODER_MASK) for value in inputs if value.name == _MASK]
+        ids = torch.ones(BATCH, _SEQUENCE, dtype=torch.long)
+        dimension = "encoder_sequence_length" if len(inputs[0].axes) > 1 else None
+        decoder = Graph(
             file=DECODER,
             module=_Decoder(module, self, bool(masks)),
-            arguments=(
-                torch.ones(BATCH, _SEQUENCE, dtype=torch.long), *inputs.masks, *cross, *past,
+            tensors=(
+                GraphInput("input_ids", ids, {0: "batch_size", 1: "sequence_length"}),
+                *masks,
+                *cache_inputs(self.cross, length, dtype, dimension),
+                *cache_inputs(self.cache, _PAST, dtype),
             ),
-            shapes=(both, tuple(shapes)),
-            inputs=["input_ids", *masks, *(tensor.past for tensor in (*self.cross, *self.cache))],
             outputs=["logits", *(tensor.present for tensor in self.cache)],
-            dimensions=(
-                ("input_ids", 0, "batch_size"),
-                ("input_ids", 1, "sequence_length"),
-                *((tensor.past, 2, "encoder_sequence_length") for tensor in self.cross),
-                *((tensor.past, 2, "past_sequence_length") for tensor in self.cache),
-            ),
-        )  # fmt: skip
+            parameters=1,
+        )
+        return [encoder, decoder]
 
     def run_reference(self, module: nn.Module) -> ReferenceRun:
         count = max(_SOURCE_TOKENS, self.source_length)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgetie.export.tasks.base import BATCH, DYNAMIC, logits_of, read_max_positions, torch_logits
+from edgetie.export.tasks.base import BATCH, GraphInput, logits_of, read_max_positions, torch_logits
 from edgetie.export.tasks.comparison import Array, ReferenceRun
-from edgetie.export.tasks.seq2seq import EncoderInputs, Seq2SeqTask, describe_caches
+from edgetie.export.tasks.seq2seq import Seq2SeqTask, describe_caches
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +52,12 @@ class SpeechTask(Seq2SeqTask):
     time_axis: int | None
     encoded_length: int
 
-    def encoder_inputs(self, dtype: torch.dtype) -> EncoderInputs:
-        is_dynamic = self.time_axis is not None
-        axes = [0] if self.time_axis is None else [0, self.time_axis + 1]
-        return EncoderInputs(
-            (self.input_name,),
-            (torch.zeros(BATCH, *self.shape, dtype=dtype),),
-            (dict.fromkeys(axes, DYNAMIC),),
-            self.encoded_length,
-            is_dynamic,
-        )
+    def encoder_inputs(self, dtype: torch.dtype) -> tuple[list[GraphInput], int]:
+        axes = {0: "batch_size"}
+        if self.time_axis is not None:
+            axes[self.time_axis + 1] = "encoder_sequence_length"
+        features = torch.zeros(BATCH, *self.shape, dtype=dtype)
+        return [GraphInput(self.input_name, features, axes)], self.encoded_length
 
     def run_reference(self, module: nn.Module) -> ReferenceRun:
         random = np.random.default_rng(0)

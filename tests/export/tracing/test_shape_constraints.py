@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgetie.errors import UnfusableError
-from edgetie.export.tasks.base import FRAMES, Graph
+from edgetie.export.tasks.base import FRAMES, Graph, GraphInput
 from edgetie.export.tracing.shape_constraints import ShapeConstraints, read_shape_constraints
 
 Ranges = dict[str, tuple[int, int | None]]
@@ -52,20 +52,12 @@ class Positions(nn.Module):
 
 
 def test_ranges_are_read_from_a_program() -> None:
-    dynamic = torch.export.Dim.DYNAMIC
-    graph = Graph(
-        file="model.onnx",
-        module=Positions(),
-        arguments=(torch.ones(2, 7, dtype=torch.long), torch.ones(4)),
-        shapes=({0: dynamic, 1: dynamic}, None),
-        inputs=["input_ids", "features"],
-        outputs=["logits"],
-        dimensions=(
-            ("input_ids", 0, "batch_size"),
-            ("input_ids", 1, "sequence_length"),
-            ("features", 0, "fixed"),
-        ),
+    ids = torch.ones(2, 7, dtype=torch.long)
+    tensors = (
+        GraphInput("input_ids", ids, {0: "batch_size", 1: "sequence_length"}),
+        GraphInput("features", torch.ones(4), {}),
     )
+    graph = Graph("model.onnx", Positions(), tensors, ["logits"], 2)
     program = torch.export.export(
         graph.module, graph.arguments, dynamic_shapes=graph.shapes, strict=False
     )

@@ -13,7 +13,7 @@ from models import source_of
 from torch import nn
 
 from edgetie.errors import ExportError, UnfusableError
-from edgetie.export.tasks.base import Graph, Task
+from edgetie.export.tasks.base import Graph, GraphInput, Task
 from edgetie.export.tracing.plans import TracePlan
 from edgetie.export.tracing.trace import trace
 from edgetie.progress import Stages
@@ -30,20 +30,9 @@ class OneGraph(Task):
         return False
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
-        dynamic = torch.export.Dim.DYNAMIC
-        return [
-            Graph(
-                file="model.onnx",
-                module=module,
-                arguments=(torch.ones(2, 7, dtype=torch.long),),
-                shapes=({0: dynamic, 1: dynamic},),
-                inputs=["input_ids"],
-                outputs=["logits"],
-                dimensions=(
-                    ("input_ids", 0, "batch_size"), ("input_ids", 1, "sequence_length"),
-                ),
-            )
-        ]  # fmt: skip
+        ids = torch.ones(2, 7, dtype=torch.long)
+        axes = {0: "batch_size", 1: "sequence_length"}
+        return [Graph("model.onnx", module, (GraphInput("input_ids", ids, axes),), ["logits"], 1)]
 
     def run_reference(self, module: nn.Module) -> Any:
         raise NotImplementedError
