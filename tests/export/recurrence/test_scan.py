@@ -241,6 +241,6 @@ def test_deployment_and_fixed_shapes_are_for_attention_alone(tmp_path: Path) -> 
         export_model(Source("transformers", kind, model, model.config, save), tmp_path / kind)
     with pytest.raises(BundleError, match="caches of several kinds"):
         deploy_model(tmp_path / "Lfm2", "python", tmp_path / "app")
-    with pytest.raises(BundleError, match="keep a state of one size"):
+    with pytest.raises(BundleError, match="have a recurrent state"):
         fix_shapes(tmp_path / "Mamba", tmp_path / "fixed", prompt_tokens=1, context=32)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Lfm2", "Mamba"]
