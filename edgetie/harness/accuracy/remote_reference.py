@@ -29,36 +29,34 @@ class RemoteReference:
     :class:`~edgetie.harness.accuracy.references.BundleReference`.
     """
 
+    is_audio_model: bool
+    longest: int | None
+    nodes_per_provider: dict[str, int]
+    fallback_nodes: dict[str, int]
+    onnxruntime_version: str
+
     def __init__(
         self, bundle: Bundle, *, provider: str, threads: int | None, strict: bool = False
     ) -> None:
         self.bundle = bundle
+        self.name = str(bundle.path)
         self._folder = tempfile.TemporaryDirectory()
         self._process, name = start_worker(provider, __name__, interactive=True)
-        path = bundle.path
+        path = str(bundle.path.resolve())
         try:
-            facts = self._ask(
-                path=str(path.resolve()), provider=name, threads=threads, strict=strict
-            )
+            facts = self._ask(path=path, provider=name, threads=threads, strict=strict)
         except BaseException:
             self.close()
             raise
-        self.name: str = str(path)
-        self.is_audio_model: bool = facts["is_audio_model"]
-        self.longest: int | None = facts["longest"]
-        self.nodes_per_provider: dict[str, int] = facts["nodes_per_provider"]
-        self.fallback_nodes: dict[str, int] = facts["fallback_nodes"]
-        self.onnxruntime_version: str = facts["onnxruntime_version"]
+        vars(self).update(facts)
 
     def logits(self, ids: Ids) -> Floats:
-        """Logits at every position: ``(1, S)`` to ``(S, vocabulary)``."""
         file = Path(self._folder.name) / "logits.npy"
         self._ask(logits=ids[0].tolist(), to=str(file))
         logits: Floats = np.load(file)
         return logits
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
-        """The ``n`` likeliest tokens after the prompt."""
         return list(self._ask(greedy=prompt_ids, count=n)["tokens"])
 
     def _ask(self, **request: Any) -> Any:
@@ -72,8 +70,8 @@ class RemoteReference:
         except (OSError, ValueError):
             code = self._process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            path = self.bundle.model_path
-            raise BundleError(f"{path}: the process that ran it ended with {how}") from None
+            message = f"{self.bundle.model_path}: the process that ran it ended with {how}"
+            raise BundleError(message) from None
         if "error" in answer:
             raise error_from_dict(answer["error"])
         return answer
@@ -98,38 +96,24 @@ def open_reference(
     if find_environment(find_provider(provider)) is None:
         yield BundleReference(bundle, provider=provider, threads=threads, strict=strict)
         return
-    with closing(
-        RemoteReference(bundle, provider=provider, threads=threads, strict=strict)
-    ) as remote:
+    remote = RemoteReference(bundle, provider=provider, threads=threads, strict=strict)
+    with closing(remote):
         yield remote
-
-
-_FACTS = (
-    "is_audio_model", "longest", "nodes_per_provider", "fallback_nodes", "onnxruntime_version",
-)  # fmt: skip
-
-
-def _answer(model: BundleReference | None, request: dict[str, Any]) -> dict[str, Any]:
-    if model is None:
-        raise EdgetieError("no bundle was opened")
-    if "logits" in request:
-        np.save(request["to"], model.logits(np.array([request["logits"]], np.int64)))
-        return {}
-    return {"tokens": model.greedy(request["greedy"], request["count"])}
 
 
 def _main() -> None:
     answers = answer_stream()
-    model: BundleReference | None = None
     for line in sys.stdin:
         request = json.loads(line)
-        answer: dict[str, Any]
+        answer: dict[str, Any] = {}
         try:
             if "path" in request:
                 model = BundleReference(request.pop("path"), **request)
-                answer = {name: getattr(model, name) for name in _FACTS}
+                answer = {name: getattr(model, name) for name in RemoteReference.__annotations__}
+            elif "logits" in request:
+                np.save(request["to"], model.logits(np.array([request["logits"]], np.int64)))
             else:
-                answer = _answer(model, request)
+                answer = {"tokens": model.greedy(request["greedy"], request["count"])}
         except EdgetieError as error:
             answer = {"error": error.to_dict()}
         answers.write(json.dumps(answer) + "\n")

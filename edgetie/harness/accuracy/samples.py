@@ -27,14 +27,8 @@ def windows(
 ) -> Iterator[Ids]:
     """Cut ``ids`` into consecutive windows that do not overlap.
 
-    Args:
-        ids: tokens of the whole text.
-        length: tokens in a window, ``prefix`` included; the last window may be shorter.
-        prefix: tokens before every window (the model's beginning-of-sequence token).
-        suffix: tokens after it.
-
-    Yields:
-        Windows of shape ``(tokens,)``. A window of one token, which nothing predicts, is dropped.
+    Each has ``length`` tokens, or fewer at the end of the text, ``prefix`` and ``suffix`` included:
+    ``(tokens,)``. A window of one token, which nothing predicts, is left out.
     """
     step = length - len(prefix) - len(suffix)
     for start in range(0, len(ids), step):
@@ -58,15 +52,9 @@ def scored(
 ) -> Iterator[tuple[Ids, Ids]]:
     """Cut a text into windows, each with the targets to predict at its tokens: -1 for none.
 
-    Args:
-        task: task of the model. A decoder reads each window without ``suffix`` and predicts the
-            next token. A masked language model predicts the masked tokens. An encoder-decoder
-            model predicts all of them, because both its sides read the text.
-        ids: tokens of the text.
-        length: tokens in a window.
-        prefix: special tokens before a text.
-        suffix: special tokens after it.
-        mask: the mask token, if there is one.
+    A decoder reads each window without ``suffix`` and predicts the next token. A masked language
+    model predicts the tokens replaced by ``mask``. An encoder-decoder model predicts all of them,
+    because both its sides read the text.
     """
     cut = windows(ids, length, prefix, () if task == "causal-lm" else suffix)
     for index, window in enumerate(cut):

@@ -1,9 +1,4 @@
-"""Load time, latency and memory of a bundle: alone, against another model, on several providers.
-
-Every run is a fresh process (:mod:`edgetie.harness.latency.worker`). Models, providers and lengths
-take turns run by run, so that all meet the same state of the machine. Results are medians over the
-runs.
-"""
+"""Load time, latency and memory of a bundle: alone, against another model, on several providers."""
 
 from __future__ import annotations
 
@@ -53,17 +48,15 @@ class LatencyReport(Measurement):
         provider: execution provider.
         new_tokens, batch, repeat: tokens generated, batch items, and runs.
         prefill_tokens_per_second: tokens of all prompts over the time of the prefill.
-        decode_tokens_per_second: from the second token on, ``new_tokens - 1`` of every batch item
-            over their time.
+        decode_tokens_per_second: from the second token on, of every batch item.
         latency_ms: ``p50``, ``p90`` and ``p99`` of single tokens from the second on, all runs.
         file_bytes: every file of the directory; of an ``.onnx`` file, it and its data.
-        latency_valid: false if the hardware is emulated or simulated, see
-            :mod:`edgetie.providers.emulation`. Speeds then mean nothing.
+        latency_valid: false if the hardware is emulated or simulated. Speeds then mean nothing.
         ties: whether each tied weight is stored once in the file.
         copies_in_memory: copies of the largest tied weight in a session of this provider,
             measured; ``None`` if there is none or it cannot be measured.
-        confidence: by field, an interval with the true median, and its level, from the order of
-            the runs alone (:func:`edgetie.harness.accuracy.metrics.median_interval`).
+        confidence: an interval with the true median, and its level, by field
+            (:func:`edgetie.harness.accuracy.metrics.median_interval`).
         spread: smallest and largest value over the runs, by field.
         deviation: sample standard deviation over the runs of both tokens per second.
         environment: processor, system, versions and date of the measurement.
@@ -72,8 +65,7 @@ class LatencyReport(Measurement):
         sweep: reports with other prompt lengths and batches.
         others: reports of further providers.
         against: report of the other model.
-        ratios: this model's value over the other model's, by field. Without times if those of
-            either model are not valid.
+        ratios: this model's value over the other model's, by field; of times only if valid.
     """
 
     model: str
@@ -104,8 +96,7 @@ class LatencyReport(Measurement):
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types: everything but the single runs."""
         data = asdict(replace(self, runs=[], sampled=None, sweep=[], others=[], against=None))
-        for name in ("runs", "sampled"):
-            del data[name]
+        del data["runs"], data["sampled"]
         for name in ("sweep", "others"):
             data[name] = [report.to_dict() for report in getattr(self, name)]
         data["against"] = self.against.to_dict() if self.against else None
@@ -128,10 +119,13 @@ def bench_model(
 ) -> LatencyReport:
     """Measure a model, and others in turn with it.
 
+    Every run is a fresh process (:mod:`edgetie.harness.latency.worker`). Models, providers and
+    lengths take turns run by run, so that all meet the same state of the machine.
+
     Args:
         bundle: a bundle, a directory with one ONNX decoder, or an ``.onnx`` file.
-        provider: execution providers. The report is of the first one and contains the others. A
-            provider that this onnxruntime lacks runs in a separate environment
+        provider: execution providers. The report is of the first one and contains the others. One
+            that this onnxruntime lacks runs in a separate environment
             (:mod:`edgetie.providers.environments`).
         prompt_tokens: tokens of the prompt, drawn at random with a fixed seed. Of several lengths,
             the first is the report's and the others are its ``sweep``.
@@ -172,23 +166,25 @@ def bench_model(
         for ties in (tie_status(opened),)
         for each in providers
     ]
+    settings = list(itertools.product(_as_list(prompt_tokens), _as_list(batch)))
     jobs = [
         Job(case.path, case.provider, threads, prompt, new_tokens, size, strict)
         for case in cases
-        for prompt, size in itertools.product(_as_list(prompt_tokens), _as_list(batch))
+        for prompt, size in settings
     ]
     progress.stage("Measuring")
-    runs = _run_in_turn(jobs, repeat, progress)
-    settings = len(jobs) // len(cases)
+    runs: list[list[Run]] = [[] for _ in jobs]
+    for index, (job, results) in enumerate(list(zip(jobs, runs, strict=True)) * repeat):
+        progress.advance(index, repeat * len(jobs))
+        results.append(run_worker(job))
     reports = []
     for index, case in enumerate(cases):
-        group = slice(index * settings, (index + 1) * settings)
-        report, *sweep = map(case.summarize, jobs[group], runs[group])
-        report.sweep = sweep
+        group = slice(index * len(settings), (index + 1) * len(settings))
+        report, *report.sweep = map(case.summarize, jobs[group], runs[group])
         reports.append(report)
     if timeline:
         progress.stage("Recording memory")
-        for report, job in zip(reports, jobs[::settings], strict=True):
+        for report, job in zip(reports, jobs[:: len(settings)], strict=True):
             report.sampled = run_worker(replace(job, sample_memory=True))
     report, *report.others = reports[: len(providers)]
     if against is not None:
@@ -202,14 +198,6 @@ T = TypeVar("T", str, int)
 
 def _as_list(value: T | Sequence[T]) -> list[T]:
     return [value] if isinstance(value, (str, int)) else list(value)
-
-
-def _run_in_turn(jobs: list[Job], repeat: int, progress: Progress) -> list[list[Run]]:
-    runs: list[list[Run]] = [[] for _ in jobs]
-    for index in range(repeat * len(jobs)):
-        progress.advance(index, repeat * len(jobs))
-        runs[index % len(jobs)].append(run_worker(jobs[index % len(jobs)]))
-    return runs
 
 
 def _ratios(report: LatencyReport, other: LatencyReport) -> dict[str, float]:

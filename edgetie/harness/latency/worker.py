@@ -1,12 +1,6 @@
-"""One measured run in a separate process: ``python -m edgetie.harness.latency.worker``.
+"""One measured run in a fresh process: a :class:`Job` as JSON on stdin, a :class:`Run` on stdout.
 
-Reads a :class:`Job` as JSON on stdin, measures, and writes a :class:`Run` as JSON on stdout, or
-``{"error": {"type", "message"}}``. Only a fresh process gives an honest load time and memory use: a
-second session in one process finds warm allocators and mapped files.
-
-Order: memory after all imports (the baseline). The session opens (timed). The first run, timed by
-itself, pays for whatever ONNX Runtime left for it. A short generation does not count. Then comes
-the measured one, with an empty cache. Memory is read at its last token, the cache still alive.
+A second session in one process would find warm allocators and mapped files.
 """
 
 from __future__ import annotations
@@ -14,6 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +19,12 @@ from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.accuracy.samples import random_ids
 from edgetie.providers.emulation import latency_problem
 from edgetie.providers.json_worker import reply
-from edgetie.runtime.audio.embeddings import embed_audio, prepend_audio, random_features
+from edgetie.runtime.audio.embeddings import (
+    embed_audio,
+    prepend_audio,
+    random_features,
+    reads_audio,
+)
 from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.memory import MemorySampler, read_memory
 from edgetie.runtime.session import Session, open_session
@@ -35,10 +35,7 @@ _SEED = 20240229
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: ``batch`` prompts of one length, read together.
-
-    ``sample_memory`` adds a timeline, which disturbs the latencies.
-    """
+    """What to measure. A timeline of the memory (``sample_memory``) disturbs the latencies."""
 
     path: str
     provider: str
@@ -64,9 +61,8 @@ class Measurement:
         prefill_ms: time to the first token (TTFT) including the encoder, with a warm session and
             an empty cache.
         baseline_rss_bytes: resident memory after imports, before loading.
-        rss_bytes, anonymous_bytes, file_mapped_bytes: resident at the last token, the cache
-            alive, OVER the baseline: private pages, and pages of mapped files that the kernel can
-            drop.
+        rss_bytes, anonymous_bytes, file_mapped_bytes: resident at the last token, OVER the
+            baseline: all, private pages, and pages of mapped files that the kernel can drop.
         peak_rss_bytes: largest resident size from start to last token, over the baseline.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
         fallback_nodes: nodes that run on another provider than asked, by operator.
@@ -106,6 +102,10 @@ class Run(Measurement):
 
 def measure(job: Job) -> Run:
     """Measure in this process, which should have done nothing but import.
+
+    Order: memory after imports (the baseline); opening the session; the first run, which pays for
+    whatever ONNX Runtime left for it; a short generation, which does not count; the measured one,
+    with an empty cache. Memory is read at its last token, the cache still alive.
 
     Raises:
         BundleError: if the model cannot be read or takes fewer tokens than asked.
@@ -152,34 +152,24 @@ def measure(job: Job) -> Run:
     )
 
 
-def _vocabulary(session: Session) -> int:
-    """Return the size of the vocabulary; 256 if the graph does not have it."""
-    size = next((value.shape[-1] for value in session.outputs if value.name == "logits"), None)
-    return size if isinstance(size, int) else 256
-
-
 class _Prompt:
-    """Random tokens, noise for an audio model, and the decoder that reads them.
-
-    Attributes:
-        decoder: with room for them and the new tokens.
-        tokens: tokens that it reads.
-    """
+    """Random tokens, noise for an audio model, and the decoder that reads them."""
 
     def __init__(self, session: Session, job: Job) -> None:
         self._session = session
         count = job.batch * job.prompt_tokens
-        self._ids = random_ids(count, _vocabulary(session)).reshape(job.batch, -1)
+        size = next((value.shape[-1] for value in session.outputs if value.name == "logits"), None)
+        vocabulary = size if isinstance(size, int) else 256  # if the graph does not have it
+        self._ids = random_ids(count, vocabulary).reshape(job.batch, -1)
         self._length = job.prompt_tokens + job.new_tokens
         self._source: dict[str, npt.NDArray[Any]] = {}
-        is_audio_model = False
-        if session.encoder is not None:
-            is_audio_model = session.encoder.get_inputs()[0].name != "input_ids"
-            self._source = {"input_ids": self._ids, "attention_mask": np.ones_like(self._ids)}
+        is_audio_model = reads_audio(session)
         if is_audio_model:
             if job.batch > 1:
                 raise BundleError(f"{job.path}: is an audio model, which takes batches of 1 only")
             self._source = random_features(session.encoder, np.random.default_rng(_SEED))
+        elif session.encoder is not None:
+            self._source = {"input_ids": self._ids, "attention_mask": np.ones_like(self._ids)}
         self._is_audio_lm = is_audio_model and not session.cross
         ids = self._embed_audio()[0] if self._is_audio_lm else self._ids
         self.decoder = make_decoder(session, job.batch, ids.shape[1], job.new_tokens)
@@ -212,22 +202,15 @@ def _generate(prompt: _Prompt, count: int) -> list[float]:
     """Generate greedily; return the milliseconds of each token, the first with the prompt."""
     decoder = prompt.decoder
     decoder.reset()
-    times = []
-    last = time.perf_counter()
+    times = [time.perf_counter()]
     logits = prompt.prefill()
     while True:
         token = logits.argmax(axis=-1)
-        now = time.perf_counter()
-        times.append((now - last) * 1000)
-        if len(times) == count:
-            return times
-        last = now
+        times.append(time.perf_counter())
+        if len(times) > count:
+            return [1000 * (end - start) for start, end in pairwise(times)]
         logits = decoder.step(token)
 
 
-def main() -> None:
-    reply(lambda request: asdict(measure(Job(**request))))
-
-
 if __name__ == "__main__":
-    main()
+    reply(lambda request: asdict(measure(Job(**request))))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import subprocess
-import sys
+import math
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from edgetie.errors import BundleError
 from edgetie.graph.external_data import external_data_files
-from edgetie.providers.json_worker import worker_command
+from edgetie.providers.json_worker import ask_worker, reply
 from edgetie.runtime.memory import release_file_pages
+from edgetie.runtime.session import onnxruntime_errors
 
 logger = logging.getLogger(__name__)
 
 _LENGTH = 8  # of every axis that is not fixed, except batch and past
 _SEED = 20240229
 _TINY = 1e-12
-_INFINITE = float("inf")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Equivalence:
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types. NaN and infinity, which JSON lacks, become ``None``."""
         return {
-            name: None if isinstance(value, float) and not np.isfinite(value) else value
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
         }
 
@@ -68,16 +67,13 @@ def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
         for index, path in enumerate((before, after)):
             target = Path(scratch) / f"{index}.npz"
             request = {"model": str(path), "vocabulary": vocabulary, "target": str(target)}
-            done = subprocess.run(
-                worker_command("edgetie.harness.ties.equivalence"),
-                input=json.dumps(request), capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            if done.returncode != 0:
-                reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+            try:
+                ask_worker("cpu", "edgetie.harness.ties.equivalence", request, path.name)
+            except BundleError as error:
                 if index:
-                    return Equivalence(False, _INFINITE, _INFINITE, reason)
-                nan = float("nan")
-                return Equivalence(False, nan, nan, f"the old file does not run: {reason}", False)
+                    return Equivalence(False, math.inf, math.inf, str(error))
+                reason = f"the old file does not run: {error}"
+                return Equivalence(False, math.nan, math.nan, reason, runs_before=False)
             with np.load(target) as arrays:
                 outputs.append([arrays[name] for name in arrays.files])
     return _compare(*outputs)
@@ -85,15 +81,15 @@ def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
 
 def _compare(before: list[Any], after: list[Any]) -> Equivalence:
     if len(before) != len(after):  # one of them does not run with the other flag
-        return Equivalence(False, _INFINITE, _INFINITE, "one of them fails on a flag")
+        return Equivalence(False, math.inf, math.inf, "one of them fails on a flag")
     identical, error, relative = True, 0.0, 0.0
     for a, b in zip(before, after, strict=True):
         if a.shape != b.shape:
-            return Equivalence(False, _INFINITE, _INFINITE)
+            return Equivalence(False, math.inf, math.inf)
         is_float = a.dtype.kind == "f"
         if np.array_equal(a, b, equal_nan=is_float):
             continue
-        identical, difference, largest = False, _INFINITE, 1.0
+        identical, difference, largest = False, math.inf, 1.0
         if is_float:
             x, y = a.astype(np.float64), b.astype(np.float64)
             is_same = (x == y) | (np.isnan(x) & np.isnan(y))
@@ -106,27 +102,29 @@ def _compare(before: list[Any], after: list[Any]) -> Equivalence:
     return Equivalence(identical, error, relative)
 
 
-def _run(model: str, vocabulary: int, target: str) -> None:
+def _run(request: dict[str, Any]) -> None:
     import onnxruntime
 
+    path = Path(request["model"])
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.disable_prepacking", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with onnxruntime_errors(Path(path.name)):
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(_SEED)
     inputs = session.get_inputs()
     sizes = _sizes(inputs)
-    feeds = {v.name: _feed(v, random, vocabulary, sizes) for v in inputs}
+    feeds = {v.name: _feed(v, random, request["vocabulary"], sizes) for v in inputs}
     flags = [v.name for v in inputs if feeds[v.name].dtype.kind == "b" and feeds[v.name].size == 1]
-    with _few_pages(external_data_files(Path(model))):
+    with onnxruntime_errors(Path(path.name)), _few_pages(external_data_files(path)):
         results = session.run(None, feeds)
         for name in flags:  # the other branch; not every model takes both values
             try:
                 results += session.run(None, feeds | {name: np.asarray(~feeds[name])})
             except Exception:  # pybind11 classes without a common base
-                logger.debug("%s: fails if %s is false", model, name, exc_info=True)
-    np.savez(target, **{str(index): _plain(result) for index, result in enumerate(results)})
+                logger.debug("%s: fails if %s is false", path, name, exc_info=True)
+    np.savez(request["target"], **{str(i): _plain(result) for i, result in enumerate(results)})
 
 
 def _plain(result: Any) -> Any:
@@ -156,21 +154,21 @@ def _few_pages(paths: list[Path]) -> Iterator[None]:
 def _sizes(inputs: list[Any]) -> dict[str, int]:
     """Choose a size for each named dimension, which several inputs may share."""
     sizes: dict[str, int] = {}
-    for value in sorted(inputs, key=lambda each: _is_past(each.name)):
+    for value in sorted(inputs, key=_is_past):
         for axis, name in enumerate(value.shape):
             if isinstance(name, str) and name:
-                sizes.setdefault(name, _open_size(axis, past=_is_past(value.name)))
+                sizes.setdefault(name, _open_size(axis, value))
     return sizes
 
 
-def _is_past(name: str) -> bool:
+def _is_past(value: Any) -> bool:
     """Whether an input is a decoder's cache, which may be empty; an encoder's may not."""
-    name = name.lower()
+    name = value.name.lower()
     return ("past" in name or "cache" in name) and "encoder" not in name
 
 
-def _open_size(axis: int, *, past: bool) -> int:
-    return 1 if axis == 0 else 0 if past else _LENGTH
+def _open_size(axis: int, value: Any) -> int:
+    return 1 if axis == 0 else 0 if _is_past(value) else _LENGTH
 
 
 def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[str, int]) -> Any:
@@ -179,7 +177,7 @@ def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
     name = value.name.lower()
     shape = [
-        size if isinstance(size, int) else sizes.get(size, _open_size(axis, past=_is_past(name)))
+        size if isinstance(size, int) else sizes.get(size, _open_size(axis, value))
         for axis, size in enumerate(value.shape)
     ]
     if dtype.kind == "f":
@@ -193,4 +191,4 @@ def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[
 
 
 if __name__ == "__main__":
-    _run(**json.load(sys.stdin))
+    reply(_run)

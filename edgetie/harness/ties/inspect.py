@@ -39,9 +39,8 @@ class TieCopies:
         file: copies of its values in the file.
         optimized: copies in the graph as ONNX Runtime rewrites it at start.
         made_by: what made each copy beyond the first.
-        memory: resident bytes of a loaded session over the weight's size, rounded; ``None`` if it
-            is too small to measure, or cannot be measured
-            (:func:`~edgetie.harness.ties.tie_memory.measure_tie`).
+        memory: resident bytes of a loaded session over the weight's size, rounded; ``None`` if
+            :func:`~edgetie.harness.ties.tie_memory.measure_tie` cannot measure it.
         resident: the bytes that ``memory`` is computed from.
     """
 
@@ -143,7 +142,8 @@ def _measure_memory(models: Mapping[str, ir.Model], tie: TieCopies, provider: st
     memory, made_by = _copies_of(resident, group), tie.made_by
     private = resident.anonymous / group.bytes
     if memory > 1 or private > 0.5:
-        kernels = dict.fromkeys(use.op_type for use in group.uses if _packs(use.op_type))
+        op_types = dict.fromkeys(use.op_type for use in group.uses)
+        kernels = [name for name in op_types if "MatMul" in name or name == "Gemm"]
         names = ", ".join(kernels) or "the MatMul that reads it"
         made_by = (*made_by, f"memory: {names} packs it ({private:.2f} × private)")
     return replace(tie, memory=memory, resident=resident, made_by=made_by)
@@ -167,21 +167,15 @@ def _other_copies(
     return tuple(copies)
 
 
-def _packs(op_type: str) -> bool:
-    return "MatMul" in op_type or op_type == "Gemm"
-
-
 def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
     """Measure the copies of the largest tied weight in the memory of a session on ``provider``.
 
     Returns:
-        ``None`` if the manifest names no ties, or it cannot be measured: see
-        :func:`~edgetie.harness.ties.tie_memory.measure_tie`.
+        ``None`` if the manifest names no ties, or it cannot be measured.
     """
-    groups = bundle.manifest.ties
-    if not groups:
+    group = max(bundle.manifest.ties, key=lambda each: each.bytes, default=None)
+    if group is None:
         return None
-    group = max(groups, key=lambda each: each.bytes)
     try:
         models = {path.name: load_model(path) for path in bundle.model_paths}
         resident = _resident(models, group, provider)
@@ -232,11 +226,8 @@ def _count_copies(
     twins = next(
         (g for g in equal_groups(candidates) if weight.name in [twin.value.name for twin in g]), []
     )
-    made_by = [
-        f"file: {twin.value.name} holds the same values"
-        for twin in twins
-        if twin.value is not weight
-    ]
+    others = [twin.value.name for twin in twins if twin.value is not weight]
+    made_by = [f"file: {name} holds the same values" for name in others]
     array = tensor.numpy()
     places: set[Any] = set()
     for file, model in optimized.items():

@@ -1,14 +1,12 @@
 """Measure how much memory a loaded session keeps for one tied weight.
 
 The nodes that use the weight become a separate model over the same bytes of the same file. A fresh
-process loads it as edgetie loads models and runs it once. The growth of the process's memory,
-divided by the weight's size, is the number of copies in memory.
+process loads it and runs it once. The growth of the process's memory is what the weight takes.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import onnx_ir as ir
 
 from edgetie.graph.matching import attribute_ints, only_user, producer
 from edgetie.graph.operators import operator
-from edgetie.providers.json_worker import ask_worker
+from edgetie.providers.json_worker import ask_worker, reply
 from edgetie.ties.groups import TieGroup, nodes_using
 
 MIN_BYTES = 8 << 20
@@ -27,6 +25,8 @@ MIN_BYTES = 8 << 20
 
 _ARRANGING = {"Transpose", "Reshape", "Cast", "Identity", "DequantizeLinear"}
 """Operators that only change how a weight is stored."""
+
+_MATMULS = ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "Gemm", "FusedMatMul")
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
     tensor = model.graph.initializers[group.name].const_value
     if group.bytes < MIN_BYTES or not isinstance(tensor, ir.ExternalTensor):
         return None
-    if sys.platform != "linux":
-        return None  # no other system reports which pages are resident
-    extracted = _extract(model, group)
+    # no other system than Linux reports which pages are resident
+    extracted = _extract(model, group) if sys.platform == "linux" else None
     if extracted is None:
         return None
     subgraph, feeds = extracted
@@ -68,26 +67,42 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
 def _extract(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]] | None:
     """Copy the nodes that use the weight, with their other inputs open.
 
+    The same value can be an output and a new input.
+
     Returns:
         The model, and shapes and dtypes to feed; ``None`` if an input cannot be made up.
     """
-    nodes = nodes_using(model, group.name)
-    if any(node.graph is not model.graph for node in nodes):
+    if any(node.graph is not model.graph for node in nodes_using(model, group.name)):
         return None  # a branch runs only if its condition holds
-    subgraph = _Subgraph()
-    results = [subgraph.add_user(node) for node in _readers(nodes)]
-    outputs = [result for result in results if result is not None]
-    if not outputs or len(outputs) < len(results):
+    graph = model.clone().graph
+    readers = _readers([node for node, _ in graph.initializers[group.name].uses()])
+    outputs = [_quantized_result(node) for node in readers]
+    inputs: list[ir.Value] = []
+    feeds = {}
+    for node in readers:
+        for index, value in enumerate(node.inputs):
+            if value is None or _is_constant(value):
+                continue
+            shape, dtype = _shape(node, index), _dtype(node, index, value)
+            if shape is None:
+                return None
+            user, place = _before_quantization(node, index)
+            if user.inputs[place] in inputs:
+                continue
+            name = f"in.{len(inputs)}"
+            inputs.append(ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype)))
+            feeds[name] = {"shape": shape, "dtype": dtype.numpy().name}
+            user.replace_input_with(place, inputs[-1])
+    if not outputs:
         return None
-    graph = ir.Graph(
-        subgraph.inputs,
-        outputs,
-        nodes=subgraph.nodes,
-        initializers=list(subgraph.constants.values()),
-        opset_imports=dict(model.graph.opset_imports),
-        name="tied_weight",
-    )
-    return ir.Model(graph, ir_version=model.ir_version), subgraph.feeds
+    graph.inputs.extend(inputs)
+    subgraph = ir.convenience.extract(graph, inputs, outputs)
+    if group.name not in subgraph.initializers:
+        return None
+    for node in subgraph:
+        for value in node.outputs:
+            value.shape = None  # of more tokens, or with a batch
+    return ir.Model(subgraph, ir_version=model.ir_version), feeds
 
 
 def _readers(nodes: list[ir.Node]) -> list[ir.Node]:
@@ -104,93 +119,32 @@ def _readers(nodes: list[ir.Node]) -> list[ir.Node]:
     return list(readers)
 
 
-class _Subgraph:
-    """Copies of nodes, with new inputs. The same value can be an output and a new input.
-
-    Attributes:
-        inputs: of the new graph.
-        feeds: shape and dtype to feed for each.
-        nodes: the copies, in order.
-        constants: copies of initializers, by the original ones.
-    """
-
-    def __init__(self) -> None:
-        self.inputs: list[ir.Value] = []
-        self.feeds: dict[str, Any] = {}
-        self.nodes: list[ir.Node] = []
-        self.constants: dict[ir.Value, ir.Value] = {}
-
-    def add_user(self, node: ir.Node) -> ir.Value | None:
-        """Copy a node that reads the weight, and the quantization of its result.
-
-        Returns:
-            The result; ``None`` if an input cannot be made up.
-        """
-        result = self._copy(node)
-        for op_type in ("QuantizeLinear", "DequantizeLinear"):
-            after = only_user(node.outputs[0], op_type)
-            if result is None or after is None or not _have_constants(after):
-                break
-            result = self._add(after, [result, *map(self._constant, after.inputs[1:])])
-            node = after
-        return result
-
-    def _copy(self, node: ir.Node) -> ir.Value | None:
-        inputs: list[ir.Value | None] = []
-        for index, value in enumerate(node.inputs):
-            before = value.producer() if value is not None else None
-            if value is None or value.const_value is not None:
-                inputs.append(self._constant(value))
-                continue
-            if before is not None and operator(before) in _ARRANGING and _from_constant(before):
-                copy = self._copy(before)
-            else:
-                copy = self._open(node, index, value)
-            if copy is None:
-                return None
-            inputs.append(copy)
-        return self._add(node, inputs)
-
-    def _open(self, node: ir.Node, index: int, value: ir.Value) -> ir.Value | None:
-        """Add an input in the place of ``value``, quantized like it; ``None`` without a shape."""
-        shape, dtype = _shape(node, index), _dtype(node, index, value)
-        if shape is None:
-            return None
-        name = f"in.{len(self.inputs)}"
-        result = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        self.inputs.append(result)
-        self.feeds[name] = {"shape": shape, "dtype": dtype.numpy().name}
-        after = producer(value, "DequantizeLinear")
-        before = producer(after.inputs[0], "QuantizeLinear") if after is not None else None
-        if after is not None and before is not None and _have_constants(before, after):
-            for step in (before, after):
-                result = self._add(step, [result, *map(self._constant, step.inputs[1:])])
-        return result
-
-    def _constant(self, value: ir.Value | None) -> ir.Value | None:
-        if value is not None and value not in self.constants:
-            self.constants[value] = ir.Value(
-                name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
-            )
-        return None if value is None else self.constants[value]
-
-    def _add(self, node: ir.Node, inputs: list[ir.Value | None]) -> ir.Value:
-        copy = ir.Node(
-            node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=1
-        )
-        copy.outputs[0].name = f"out.{len(self.nodes)}"
-        copy.outputs[0].type = node.outputs[0].type
-        self.nodes.append(copy)
-        return copy.outputs[0]
+def _quantized_result(node: ir.Node) -> ir.Value:
+    """Return a node's result, after the QuantizeLinear and DequantizeLinear that read it alone."""
+    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+        after = only_user(node.outputs[0], op_type)
+        if after is None or not _have_constants(after):
+            break
+        node = after
+    return node.outputs[0]
 
 
-def _from_constant(node: ir.Node) -> bool:
-    """Whether a node rearranges a constant, perhaps after others that do."""
-    value = node.inputs[0]
-    if value is None or value.const_value is not None:
-        return value is not None
-    before = value.producer()
-    return before is not None and operator(before) in _ARRANGING and _from_constant(before)
+def _before_quantization(node: ir.Node, index: int) -> tuple[ir.Node, int]:
+    """Return the node and the index of its input that the values of an input come from."""
+    after = producer(node.inputs[index], "DequantizeLinear")
+    before = producer(after.inputs[0], "QuantizeLinear") if after is not None else None
+    if after is not None and before is not None and _have_constants(before, after):
+        return before, 0
+    return node, index
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Whether a value is a constant, or a rearranged one."""
+    node = value.producer()
+    if value.const_value is not None or node is None:
+        return value.const_value is not None
+    inputs = [value for value in node.inputs if value is not None]
+    return operator(node) in _ARRANGING and all(map(_is_constant, inputs))
 
 
 def _have_constants(*nodes: ir.Node) -> bool:
@@ -217,14 +171,8 @@ def _shape(node: ir.Node, index: int) -> list[int] | None:
         return []  # a zero point
     if operator(node) == "MatMulNBits":
         return [1, node.attributes["K"].as_int()]
-    other = node.inputs[1 - index] if index < 2 else None
-    if (
-        operator(node)
-        not in ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "Gemm", "FusedMatMul")
-        or other is None
-    ):
-        return None
-    shape = _inferred_shape(other)
+    other = node.inputs[1 - index] if index < 2 and operator(node) in _MATMULS else None
+    shape = _inferred_shape(other) if other is not None else None
     if shape is None or len(shape) < 2 or any(size != 1 for size in shape[:-2]):
         return None
     is_transposed = "transB" in node.attributes and node.attributes["transB"].as_int() != 0
@@ -247,14 +195,13 @@ def _inferred_shape(value: ir.Value) -> list[Any] | None:
     return None if operator(node) == "Reshape" else before
 
 
-def _worker() -> None:
+def _measure(request: dict[str, Any]) -> dict[str, int]:
     import onnxruntime
 
     from edgetie.providers.registry import require_provider
     from edgetie.runtime.memory import MappedFiles, read_memory, release_file_pages, release_heap
     from edgetie.runtime.session import session_options
 
-    request = json.load(sys.stdin)
     provider = require_provider(request["provider"])
     options = session_options(1)
     options.add_session_config_entry(
@@ -273,12 +220,11 @@ def _worker() -> None:
     session.run(None, feeds)
     release_heap()  # free memory that packing keeps for later is not a copy of the weight
     after = read_memory()
-    answer = {
+    return {
         "anonymous": after.anonymous - before.anonymous,
         "file_mapped": MappedFiles([request["data"]]).resident_bytes(),
     }
-    print(json.dumps(answer))
 
 
 if __name__ == "__main__":
-    _worker()
+    reply(_measure)

@@ -14,6 +14,11 @@ from edgetie.runtime.session import Session, describe_tensors, onnxruntime_error
 _FRAMES, _SAMPLES = (192, 200), (8000,)  # lengths to try if an encoder accepts several
 
 
+def reads_audio(session: Session) -> bool:
+    """Whether the model has an encoder, and the encoder reads audio."""
+    return session.encoder is not None and session.encoder.get_inputs()[0].name != "input_ids"
+
+
 def embed_audio(session: Session, features: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Run the encoder of a language model with audio input.
 
