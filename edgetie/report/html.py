@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from edgetie.bundle.atomic import atomic_files
 from edgetie.harness.environment import environment_line
+from edgetie.report import tables
 from edgetie.report.plots import plot_latency, plot_sweep
-from edgetie.report.tables import (
-    accuracy_table,
-    remarks,
-    resource_table,
-    short_name,
-    speed_table,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from edgetie.harness.accuracy.check import AccuracyReport
@@ -38,7 +31,8 @@ _PAGE = """
 {%- for cells in table.rows %}{{ row(cells, table.columns, 'td') }}{% endfor %}</table></div>
 {%- endmacro -%}
 <!doctype html><html lang=en><meta charset=utf-8>
-<meta name=viewport content='width=device-width'><title>{{ model }}: edgetie bench</title>
+<meta name=viewport content='width=device-width'>
+<title>{{ tables.short_name(report.model) }}: edgetie bench</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 75rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -49,16 +43,17 @@ th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #e3e7eb; text-align: l
   white-space: nowrap; }
 th { background: #f5f7fa; } .right { text-align: right; font-variant-numeric: tabular-nums; }
 </style>
-<h1>{{ model }}</h1>
+<h1>{{ tables.short_name(report.model) }}</h1>
 <p>{{ report.repeat }} runs in separate processes, in turn; a warm-up does not count. Prompt of
 {{ report.prompt_tokens }} tokens, {{ report.new_tokens }} new ones, batch {{ report.batch }},
 {{ report.threads }} threads. Medians; memory over what a process has after imports.</p>
 {% for line in lines %}<p>{{ line }}</p>{% endfor %}
-<h2>Latency, memory, size</h2>{{ picture('latency') }}{{ draw(resources) }}
+<h2>Latency, memory, size</h2>{{ picture('latency') }}{{ draw(tables.resource_table(report)) }}
 <h2>Tokens per second</h2>
-{% if report.sweep %}{{ picture('sweep') }}{% endif %}{{ draw(speeds) }}
-{% if accuracy %}<h2>Accuracy against {{ reference }}</h2>
-<p>on {{ accuracy[0].data }}; {{ verdict }}</p>{{ draw(accuracies) }}{% endif %}
+{% if report.sweep %}{{ picture('sweep') }}{% endif %}{{ draw(tables.speed_table(report)) }}
+{% if accuracy %}<h2>Accuracy against {{ tables.short_name(accuracy[0].reference) }}</h2>
+<p>on {{ accuracy[0].data }}; {{ tables.verdict(*accuracy) }}</p>
+{{ draw(tables.accuracy_table(*accuracy)) }}{% endif %}
 </html>
 """
 
@@ -75,18 +70,10 @@ def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: 
     pictures = {"latency": _picture(report, plot_latency)}
     if report.sweep:
         pictures["sweep"] = _picture(report, plot_sweep)
+    lines = [environment_line(report.environment), *tables.remarks(report)]
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
     text = page.render(
-        model=short_name(report.model),
-        report=report,
-        lines=[environment_line(report.environment), *remarks(report)],
-        pictures=pictures,
-        resources=resource_table(report),
-        speeds=speed_table(report),
-        accuracy=accuracy,
-        reference=short_name(accuracy[0].reference) if accuracy else "",
-        verdict=verdict(*accuracy) if accuracy else "",
-        accuracies=accuracy_table(*accuracy) if accuracy else None,
+        tables=tables, report=report, lines=lines, pictures=pictures, accuracy=accuracy
     )
     path = path.resolve()
     with atomic_files(path, force=True) as folder:

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+
 from edgetie.bundle.atomic import atomic_files
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.environment import environment_line
@@ -57,14 +59,10 @@ def formats() -> set[str]:
 
 
 def plot_latency(report: LatencyReport, target: Path | BinaryIO) -> None:
-    """Draw a report, and the one it was measured against, into an image file.
-
-    Left: milliseconds of each token over its position, median and range of the runs. Middle:
-    private and file-mapped memory over time, a panel for each model on one scale; empty unless the
-    report has a timeline. Right: files, memory and speeds.
+    """Draw a report, and the one it was measured against: latency, memory over time, comparisons.
 
     Args:
-        report: the report.
+        report: the report. Its memory over time is empty without a timeline.
         target: a file, whose suffix chooses the format, or a stream, which gets ``.png``.
 
     Raises:
@@ -104,21 +102,13 @@ def plot_sweep(report: LatencyReport, target: Path | BinaryIO) -> None:
                         ls=("-", "--", ":", "-.")[index % 4],
                         label=f"{label}, batch {batch}",
                     )
-            axes.set(title=name, xlabel="tokens of the prompt", ylabel="tokens/s")
-            axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-            if axes.lines:
-                axes.legend(fontsize=8.5)
+            _label(axes, name, "tokens of the prompt", "tokens/s")
         _draw_title(figure, report)
 
 
 @contextmanager
 def figure_for(target: Path | BinaryIO, *, width: float, height: float) -> Iterator[Any]:
-    """Yield an empty figure of a size in inches; save it when it is drawn, or no file at all.
-
-    Raises:
-        EdgetieError: if matplotlib is not installed.
-        BundleError: if the file cannot be written.
-    """
+    """Yield an empty figure of a size in inches; save it when it is drawn, or no file at all."""
     formats()  # raises without matplotlib
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -151,6 +141,13 @@ def _draw_title(figure: Any, report: LatencyReport) -> None:
     figure.suptitle(text, x=0.012, ha="left", fontsize=10, color="#52606d")
 
 
+def _label(axes: Any, title: str, xlabel: str, ylabel: str) -> None:
+    """Label axes whose lines start at zero, and leave room for a legend."""
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, axes.get_ylim()[1] * 1.12))
+    if axes.lines:
+        axes.legend(loc="upper left", ncols=2, fontsize=8.5)
+
+
 def _labels(models: list[LatencyReport]) -> list[str]:
     """Return titles for a legend, which leaves out those that begin with an underscore."""
     return [f" {name}" if name.startswith("_") else name for name in titles(models)]
@@ -167,12 +164,9 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
             axes.fill_between(positions, [*low], [*high], color=_LIGHT[index], alpha=0.35, lw=0)
         medians = [statistics.median(column) for column in columns]
         axes.plot(positions, medians, color=DARK[index], lw=1.8, label=label)
-    axes.set(title="Latency of a token", xlabel="position in the sequence", ylabel="ms")
     axes.margins(x=0.01)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if axes.lines:
-        axes.legend(loc="upper left", ncols=2, fontsize=8.5)
+    _label(axes, "Latency of a token", "position in the sequence", "ms")
 
 
 def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
@@ -181,19 +175,17 @@ def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
         axes.set_ylabel("MB over imports")
         if model.sampled is None:
             continue
-        timeline = model.sampled.timeline
         loaded = model.sampled.load_seconds
+        seconds, *memory = np.array(model.sampled.timeline).T
         axes.stackplot(
-            [seconds for seconds, _, _ in timeline],
-            [max(anonymous, 0) / 1e6 for _, anonymous, _ in timeline],
-            [max(mapped, 0) / 1e6 for _, _, mapped in timeline],
+            seconds,
+            np.maximum(memory, 0) / 1e6,
             labels=(f"{_labels(models)[index]}, private", "file-mapped"),
             colors=(DARK[index], _LIGHT[index]),
         )
         axes.axvline(loaded, ymax=0.8, color=_INK, lw=1, ls=":")
-        highest = max(anonymous + mapped for _, anonymous, mapped in timeline) / 1e6
-        offset: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points"}
-        axes.annotate("loaded", (loaded, highest), fontsize=8.5, **offset)
+        top = (loaded, np.sum(memory, axis=0).max() / 1e6)
+        axes.annotate("loaded", top, xytext=(4, 4), textcoords="offset points", fontsize=8.5)
         axes.margins(x=0, y=0.45)
         axes.legend(loc="upper left", ncols=2, fontsize=8.5)
     panels[0].set_title("Memory over time")
@@ -217,9 +209,8 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
                 start += value
             text = f"{start:,.1f} {unit}" if values(model) else "not measured"
             axes.text(start + longest * 0.02, index, text, va="center")
-        axes.set_xlim(0, longest * 1.4)
+        axes.set(xlim=(0, longest * 1.4), ylim=(len(models) - 0.2, -0.8))
         axes.set_yticks(range(len(models)), titles(models))
-        axes.set_ylim(len(models) - 0.2, -0.8)
         axes.grid(False)
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)

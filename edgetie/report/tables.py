@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 MISSING = "–"
 _WIDE = 10_000
 _STYLES = {"ok": "green", "FAIL": "bold red"}
-_Format = Callable[[float], str]
+_METRICS = (  # field of an AccuracyReport, name, format, limit
+    ("max_abs_error", "largest logit error", "{:.2e}", ""),
+    ("mean_abs_error", "mean logit error", "{:.2e}", ""),
+    ("relative_error", "largest error / largest logit", "{:.2e}", "max_relative_error"),
+    ("mean_kl_divergence", "KL divergence, nats a token", "{:.2e}", "max_kl"),
+    ("top1_agreement", "top-1 agreement", "{:.2%}", "min_top1"),
+    ("greedy_agreement", "greedy agreement (equal tokens of free-running answers)", "{:.2%}", ""),
+    ("perplexity", "perplexity", "{:.6g}", ""),
+    ("reference_perplexity", "perplexity, reference", "{:.6g}", ""),
+    ("perplexity_increase", "perplexity increase", "{:.2%}", "max_perplexity_increase"),
+)
 
 
 @dataclass
@@ -95,28 +105,16 @@ def print_tables(*tables: Table) -> None:
 
 def accuracy_table(*reports: AccuracyReport) -> Table:
     """Tabulate one metric a line: its value on each provider, its limit and whether all keep it."""
-    greedy = "greedy agreement (equal tokens of free-running answers)"
-    metrics: tuple[tuple[str, str, _Format, str], ...] = (
-        ("max_abs_error", "largest logit error", _scientific, ""),
-        ("mean_abs_error", "mean logit error", _scientific, ""),
-        ("relative_error", "largest error / largest logit", _scientific, "max_relative_error"),
-        ("mean_kl_divergence", "KL divergence, nats a token", _scientific, "max_kl"),
-        ("top1_agreement", "top-1 agreement", _percent, "min_top1"),
-        ("greedy_agreement", greedy, _percent, ""),
-        ("perplexity", "perplexity", _number, ""),
-        ("reference_perplexity", "perplexity, reference", _number, ""),
-        ("perplexity_increase", "perplexity increase", _percent, "max_perplexity_increase"),
-    )
     rows = []
-    for field, name, to_text, limit_name in metrics:
-        cells = [_with_error(report, field, to_text) for report in reports]
-        limit = _limits(reports, limit_name, to_text) if limit_name else ""
+    for field, name, pattern, limit_name in _METRICS:
+        cells = [_with_error(report, field, pattern) for report in reports]
+        limit = _limits(reports, limit_name, pattern) if limit_name else ""
         is_broken = any(field in report.failures for report in reports)
         rows.append([name, *cells, limit, "FAIL" if is_broken else "ok" if limit else ""])
     if len(reports) > 1:
         rows.append(["nodes", *(_nodes(report.nodes_per_provider) for report in reports), "", ""])
-    names = [report.provider for report in reports] if len(reports) > 1 else ["value"]
-    return Table(["metric", *(f">{name}" for name in names), ">limit", ""], rows)
+    names = [f">{report.provider}" for report in reports] if len(reports) > 1 else [">value"]
+    return Table(["metric", *names, ">limit", ""], rows)
 
 
 def verdict(*reports: AccuracyReport) -> str:
@@ -129,24 +127,24 @@ def verdict(*reports: AccuracyReport) -> str:
     return "passed: every limit holds" if report.passed else f"failed: {broken}"
 
 
-def _with_error(report: AccuracyReport, field: str, to_text: _Format) -> str:
+def _with_error(report: AccuracyReport, field: str, pattern: str) -> str:
     """Format a metric, with its standard error if it has one."""
-    value, error = to_text(getattr(report, field)), getattr(report, f"{field}_error", math.nan)
-    return value if math.isnan(error) else f"{value} ± {to_text(error)}"
+    value, error = getattr(report, field), getattr(report, f"{field}_error", math.nan)
+    text = _number(value, pattern)
+    return text if math.isnan(error) else f"{text} ± {_number(error, pattern)}"
 
 
 def _nodes(counts: dict[str, int]) -> str:
     return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in counts.items())
 
 
-def _limits(reports: Sequence[AccuracyReport], name: str, to_text: _Format) -> str:
+def _limits(reports: Sequence[AccuracyReport], name: str, pattern: str) -> str:
     """Format a limit, or the limits of all providers if they differ."""
     limits = [getattr(report.thresholds, name) for report in reports]
-    if all(limit is None for limit in limits):
-        return ""
-    texts = ["none" if limit is None else to_text(limit) for limit in limits]
-    same = len(set(texts)) == 1
-    return f"{'≥' if name.startswith('min') else '≤'} {texts[0] if same else ', '.join(texts)}"
+    texts = ["none" if limit is None else _number(limit, pattern) for limit in limits]
+    texts = texts[:1] if len(set(texts)) == 1 else texts
+    sign = "≥" if name.startswith("min") else "≤"
+    return "" if texts == ["none"] else f"{sign} {', '.join(texts)}"
 
 
 def speed_table(report: LatencyReport) -> Table:
@@ -236,10 +234,7 @@ def titles(models: list[LatencyReport]) -> list[str]:
     """Name models so that no two are alike: with the provider, if there are several."""
     several = len({each.provider for each in models}) > 1
     shorts = _short_names(models)
-    return [
-        f"{shorts[each.model]} {each.provider}" if several else shorts[each.model]
-        for each in models
-    ]
+    return [shorts[each.model] + f" {each.provider}" * several for each in models]
 
 
 def _short_names(models: list[LatencyReport]) -> dict[str, str]:
@@ -261,21 +256,13 @@ def short_name(path: str) -> str:
     return "/".join(parts.parts[-2:]) if parts.suffix == ".onnx" else parts.name or path
 
 
+def _number(value: float, pattern: str) -> str:
+    return MISSING if math.isnan(value) else pattern.format(value).replace("%", " %")
+
+
 def _bytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if abs(size) >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _milliseconds(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0f} ms"
-
-
-def _number(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{value:.6g}"
-
-
-def _percent(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{value * 100:.2f} %"
-
-
-def _scientific(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{value:.2e}"
