@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from edgetie.export.tracing.trace import trace
 from edgetie.graph.model_files import write_models
 from edgetie.passes.run import PassReport
 from edgetie.progress import Stages
-from edgetie.runtime.memory import read_memory, release_freed_memory
+from edgetie.runtime.memory import read_memory, release_heap
 from edgetie.sources.load import load_source
 from edgetie.sources.source import Source
 from edgetie.targets import find_target
@@ -158,7 +159,8 @@ class _LoadedSource:
     def release(self) -> None:
         """Release the module's memory."""
         self._source = None
-        release_freed_memory()
+        gc.collect()
+        release_heap()
 
 
 def _run_source(source: Source) -> tuple[Task, ReferenceRun]:

@@ -1,15 +1,8 @@
-"""Measure the memory of this process and release file pages that it no longer needs.
-
-ONNX Runtime maps a model's external-data file and, on most providers, packs each weight into
-private memory when a session starts. After that the file's pages are not needed:
-:func:`release_file_pages` releases them. If a page is needed again the kernel reads it again, so
-nothing can be lost.
-"""
+"""Measure the memory of this process and release file pages that it no longer needs."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import mmap
 import os
@@ -17,16 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
 
 _MADV_PAGEOUT = 21  # Linux 5.4; in no version of Python's mmap module
+_LARGE = 1 << 20  # bytes; a smaller mapping is not worth a system call
 
 
 @dataclass(frozen=True)
@@ -36,15 +30,17 @@ class MemoryUse:
     Attributes:
         rss: resident pages of every kind.
         anonymous: resident pages that belong to no file: the real cost of the process.
-        file_mapped: resident pages of mapped files, which the kernel can drop and other
-            processes share.
         peak: largest ``rss`` so far.
     """
 
     rss: int
     anonymous: int
-    file_mapped: int
     peak: int
+
+    @property
+    def file_mapped(self) -> int:
+        """Resident pages of files, which the kernel can drop and other processes share."""
+        return self.rss - self.anonymous
 
 
 def read_memory() -> MemoryUse:
@@ -56,14 +52,19 @@ def read_memory() -> MemoryUse:
         status = _kilobytes("/proc/self/status")
         peak = status["VmHWM"]
     except (OSError, KeyError):
-        peak = _peak_from_getrusage()
-        return MemoryUse(rss=peak, anonymous=peak, file_mapped=0, peak=peak)
+        try:
+            import resource
+        except ImportError:  # Windows
+            return MemoryUse(0, 0, 0)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+        return MemoryUse(peak, peak, peak)
     try:
         now = _kilobytes("/proc/self/smaps_rollup")
         rss, anonymous = now["Rss"], now["Anonymous"]
     except (OSError, KeyError):  # old kernels, and sandboxes that hide the file
         rss, anonymous = status["VmRSS"], status.get("RssAnon", status["VmRSS"])
-    return MemoryUse(rss, anonymous, rss - anonymous, max(peak, rss))
+    return MemoryUse(rss, anonymous, max(peak, rss))
 
 
 def _kilobytes(path: str) -> dict[str, int]:
@@ -72,60 +73,69 @@ def _kilobytes(path: str) -> dict[str, int]:
     return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if line[-1:] == ["kB"]}
 
 
-def _peak_from_getrusage() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-_LARGE = 1 << 20  # bytes; a smaller mapping is not worth a system call
-
-
 class MappedFiles:
-    """This process's mappings of some files at the time of construction; only Linux lists them."""
+    """This process's mappings of some files at the time of construction; only Linux lists them.
+
+    ONNX Runtime maps a model's weights and, on most providers, packs them into private memory when
+    a session starts. Then the file's pages can be released; the kernel reads again those that are
+    needed again.
+    """
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
         wanted = {os.path.realpath(path) for path in paths}
-        self._ranges: list[tuple[int, int, int]] = []  # address, length, advice
+        self._ranges: list[tuple[int, int, bool]] = []  # address, length, whether written to
         try:
-            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-                for address, length in _mapped_ranges(wanted):
-                    _, written = _resident_pages(pagemap, address, length)
-                    # DONTNEED forgets what was written to a page; such a range is paged out
-                    advice = _MADV_PAGEOUT if written else mmap.MADV_DONTNEED
-                    self._ranges.append((address, length, advice))
+            maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
+            mapped = []
+            for line in maps.split("\n"):
+                fields = line.split(None, 5)  # address perms offset dev inode path
+                if len(fields) == 6 and fields[5] in wanted:
+                    start, end = (int(part, 16) for part in fields[0].split("-"))
+                    mapped.append((start, end - start))
+            counts = zip(mapped, _resident_pages(mapped), strict=True)
+            self._ranges = [(*place, written > 0) for place, (_, written) in counts]
         except OSError:  # no /proc here, or one without these files
             logger.debug("mapped files cannot be listed", exc_info=True)
-            self._ranges = []
 
     def touched(self) -> MappedFiles:
         """Select the large mappings that have resident pages now."""
         result = MappedFiles([])
-        resident = zip(self._ranges, self._resident_pages(), strict=True)
+        resident = zip(self._ranges, self._clean_pages(), strict=True)
         result._ranges = [r for r, pages in resident if r[1] >= _LARGE and pages]
         return result
 
-    def leave_out_written(self) -> None:
-        """Leave out mappings that this process has written to."""
-        self._ranges = [r for r in self._ranges if r[2] == mmap.MADV_DONTNEED]
-
-    def release(self) -> None:
-        """Release the resident pages; the kernel reads again those that are needed again."""
-        for address, length, advice in self._ranges:
+    def release(self, *, written: bool = True) -> None:
+        """Release the resident pages, or only those of mappings never ``written`` to."""
+        for address, length, is_written in self._ranges:
+            if is_written and not written:
+                continue
+            # DONTNEED forgets what was written to a page; such a range is paged out
+            advice = _MADV_PAGEOUT if is_written else mmap.MADV_DONTNEED
             _c_library().madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
 
     def resident_bytes(self) -> int:
         """Count resident bytes, without private copies."""
-        return sum(self._resident_pages()) * mmap.PAGESIZE
+        return sum(self._clean_pages()) * mmap.PAGESIZE
 
-    def _resident_pages(self) -> list[int]:
-        if not self._ranges:
-            return []
-        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-            return [_resident_pages(pagemap, start, size)[0] for start, size, _ in self._ranges]
+    def _clean_pages(self) -> list[int]:
+        ranges = [(address, length) for address, length, _ in self._ranges]
+        return [clean for clean, _ in _resident_pages(ranges)]
+
+
+def _resident_pages(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Count each mapping's pages that are resident and the file's own, and those written to."""
+    counts: list[tuple[int, int]] = []
+    if not ranges:
+        return counts
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        for address, length in ranges:
+            pagemap.seek(address // mmap.PAGESIZE * 8)
+            entries = np.frombuffer(pagemap.read(length // mmap.PAGESIZE * 8), np.uint64)
+            # bit 63: in memory, 62: in swap, 61: a page of the file rather than a private copy
+            in_use, of_file = entries >> np.uint64(62), (entries >> np.uint64(61)) & np.uint64(1)
+            clean = int(np.count_nonzero((in_use == 2) & (of_file == 1)))
+            counts.append((clean, int(np.count_nonzero(in_use)) - clean))
+    return counts
 
 
 def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
@@ -137,19 +147,6 @@ def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
     before = files.resident_bytes()
     files.release()
     return max(0, before - files.resident_bytes())
-
-
-def release_code(library: str | os.PathLike[str]) -> None:
-    """Release a loaded library's code; of ONNX Runtime's, 10 MB only start a session."""
-    files = MappedFiles([library])
-    files.leave_out_written()
-    files.release()
-
-
-def release_freed_memory() -> None:
-    """Collect garbage and return the C library's free pages to the system."""
-    gc.collect()
-    release_heap()
 
 
 def release_heap() -> None:
@@ -166,61 +163,29 @@ def _c_library() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def _mapped_ranges(paths: set[str]) -> Iterator[tuple[int, int]]:
-    """``(address, length)`` of every mapping of the files ``paths`` (real paths)."""
-    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.rstrip("\n").split(None, 5)  # address perms offset dev inode path
-            if len(fields) == 6 and fields[5] in paths:
-                start, end = (int(part, 16) for part in fields[0].split("-"))
-                yield start, end - start
+@contextmanager
+def sample_memory(interval: float = 0.05) -> Iterator[list[tuple[float, MemoryUse]]]:
+    """Sample memory use in a thread while a ``with`` block runs, every ``interval`` seconds.
 
-
-def _resident_pages(pagemap: BinaryIO, address: int, length: int) -> tuple[int, int]:
-    """Pages of a mapping that are resident and the file's own, and those written to."""
-    size = length // mmap.PAGESIZE * 8
-    pagemap.seek(address // mmap.PAGESIZE * 8)
-    data = bytearray()
-    while len(data) < size and (part := pagemap.read(size - len(data))):
-        data += part
-    entries = np.frombuffer(data, np.uint64)
-    # bit 63: in memory, 62: in swap, 61: a page of the file rather than a private copy
-    in_use, of_file = entries >> np.uint64(62), (entries >> np.uint64(61)) & np.uint64(1)
-    clean = int(np.count_nonzero((in_use == 2) & (of_file == 1)))
-    return clean, int(np.count_nonzero(in_use)) - clean
-
-
-class MemorySampler:
-    """Samples memory use in a thread while a ``with`` block runs.
-
-    Attributes:
-        samples: ``(seconds since the start, MemoryUse)``, also at the start and the end.
-
-    Args:
-        interval: seconds between samples.
+    Yields:
+        The samples, ``(seconds since the start, MemoryUse)``, also of the start and the end.
     """
+    samples: list[tuple[float, MemoryUse]] = []
+    start, stop = time.perf_counter(), threading.Event()
 
-    def __init__(self, interval: float = 0.05) -> None:
-        self.samples: list[tuple[float, MemoryUse]] = []
-        self._interval = interval
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
-        self._start = 0.0
+    def sample() -> None:
+        samples.append((time.perf_counter() - start, read_memory()))
 
-    def __enter__(self) -> MemorySampler:
-        self._start = time.perf_counter()
-        self._sample()
-        self._thread.start()
-        return self
+    def run() -> None:
+        while not stop.wait(interval):
+            sample()
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._sample()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval):
-            self._sample()
-
-    def _sample(self) -> None:
-        self.samples.append((time.perf_counter() - self._start, read_memory()))
+    thread = threading.Thread(target=run, name="memory-sampler", daemon=True)
+    sample()
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+        sample()

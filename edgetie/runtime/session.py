@@ -20,7 +20,7 @@ from edgetie.graph.tensors import PAST, CacheTensor, TensorInfo
 from edgetie.providers.placement import count_nodes, require_placement
 from edgetie.providers.registry import Provider, register_plugin, require_provider
 from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, remove_last_token_node
-from edgetie.runtime.memory import MappedFiles, release_code, release_heap
+from edgetie.runtime.memory import MappedFiles, release_heap
 
 _SELF, _CROSS = ".decoder.", ".encoder."
 """In the cache names of an encoder-decoder model: self-attention and cross-attention."""
@@ -267,7 +267,8 @@ def _release_weights(bundle: Bundle) -> MappedFiles | None:
     if bundle.manifest.weights_in_memory != "mapped":
         files = MappedFiles(bundle.data_files)
         files.release()
-    release_code(onnxruntime_pybind11_state.__file__)
+    # 10 MB of ONNX Runtime's code only start a session
+    MappedFiles([onnxruntime_pybind11_state.__file__]).release(written=False)
     release_heap()  # packing leaves some memory over
     return files if bundle.manifest.weights_in_memory == "prepacked" else None
 

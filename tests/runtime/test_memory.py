@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from edgetie.runtime.memory import MappedFiles, MemorySampler, read_memory, release_file_pages
+from edgetie.runtime.memory import MappedFiles, read_memory, release_file_pages, sample_memory
 from edgetie.runtime.session import open_session
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -59,17 +59,17 @@ def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
 
 
 def test_sampler_sees_a_peak_in_the_middle() -> None:
-    with MemorySampler(interval=0.001) as sampler:
+    with sample_memory(interval=0.001) as samples:
         block = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # no heap's rest
         block[:] = b"x" * SIZE
-        seen = len(sampler.samples)
-        while len(sampler.samples) < seen + 3:
+        seen = len(samples)
+        while len(samples) < seen + 3:
             pass
         block.close()
-    times = [seconds for seconds, _ in sampler.samples]
+    times = [seconds for seconds, _ in samples]
     assert times == sorted(times)
-    first = sampler.samples[0][1]
-    assert max(use.rss for _, use in sampler.samples) >= first.rss + SIZE * 0.9
+    first = samples[0][1]
+    assert max(use.rss for _, use in samples) >= first.rss + SIZE * 0.9
 
 
 @pytest.mark.slow

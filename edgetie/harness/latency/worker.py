@@ -26,7 +26,7 @@ from edgetie.runtime.audio.embeddings import (
     reads_audio,
 )
 from edgetie.runtime.decoding.generation import make_decoder
-from edgetie.runtime.memory import MemorySampler, read_memory
+from edgetie.runtime.memory import read_memory, sample_memory
 from edgetie.runtime.session import Session, open_session
 
 _WARM_UP_TOKENS = 8
@@ -112,8 +112,8 @@ def measure(job: Job) -> Run:
         ProviderError: if the provider is unknown, absent or does not take the model.
     """
     before = read_memory()
-    sampler = MemorySampler() if job.sample_memory else None
-    with sampler or nullcontext():
+    sampler: Any = sample_memory() if job.sample_memory else nullcontext(())
+    with sampler as samples:
         session = open_session(
             job.path, provider=job.provider, threads=job.threads, strict=job.strict
         )
@@ -129,7 +129,7 @@ def measure(job: Job) -> Run:
         after = read_memory()
     timeline = [
         (at, use.anonymous - before.anonymous, use.file_mapped - before.file_mapped)
-        for at, use in (sampler.samples if sampler else ())
+        for at, use in samples
     ]
     return Run(
         load_seconds=session.load_seconds,

@@ -1,11 +1,4 @@
-"""Decoding with buffers that are bound to the device once, the cache included.
-
-If the model allows it (``Session.cache_in_place``), keys and values, past and present, share one
-buffer of the full length, allocated once. A step then binds only the attention mask, which grows.
-Other models return a longer cache at every step, which becomes the next step's input without a
-copy. The state of a recurrent layer is passed on in the same way. Models without a cache read the
-whole sequence again.
-"""
+"""Decoding with buffers that are bound to the device once, the cache included."""
 
 from __future__ import annotations
 
@@ -17,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgetie.bundle.names import AUDIO, AUDIO_LM
+from edgetie.bundle.names import AUDIO, AUDIO_LM, ENCODER_MASK
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.graph.tensors import CacheTensor, TensorInfo
 from edgetie.runtime.memory import MappedFiles, release_heap
@@ -28,7 +21,20 @@ _STEPS_BETWEEN_RELEASES = 2
 
 
 class Decoder:
-    """The :class:`TokenDecoder` of a decoder-only model."""
+    """A batch of sequences that a model continues, token by token.
+
+    If the model allows it, past and present keys and values share one buffer of the full length.
+    Other models return a new cache, which becomes the next step's input without a copy. Models
+    without a cache read the whole sequence again.
+
+    Attributes:
+        session: the opened model.
+        batch: number of sequences.
+        max_length: longest sequence there is room for.
+        length: tokens of each sequence so far, padding included.
+    """
+
+    _tasks: tuple[str, ...] = ("causal-lm", AUDIO_LM)
 
     def __init__(self, session: Session, batch: int, max_length: int) -> None:
         """Allocate buffers; memory is used only as far as sequences grow.
@@ -37,7 +43,7 @@ class Decoder:
             BundleError: if the model is not a decoder that can be run token by token.
             EdgetieError: if ``max_length`` is more than the model accepts.
         """
-        if session.bundle.task not in ("causal-lm", AUDIO_LM):
+        if session.bundle.task not in self._tasks:
             raise BundleError(
                 f"{session.bundle.directory}: a bundle for {session.bundle.task}; only decoders "
                 "(causal-lm) generate token by token"
@@ -89,7 +95,14 @@ class Decoder:
     ) -> NDArray[np.float32]:
         """Append tokens to every sequence, padded on either side.
 
-        Audio embeddings are one for each audio token, or one for every token to come.
+        Args:
+            prompt: token ids ``(batch, count)``.
+            attention_mask: ``(batch, count)``, 0 for padding; ``None`` if there is none.
+            audio_embeddings: one for each audio token, or one for every token to come
+                (:func:`edgetie.runtime.audio.embeddings.embed_audio`).
+
+        Returns:
+            Logits ``(batch, vocabulary)`` of the next token.
 
         Raises:
             EdgetieError: if ``max_length`` would be exceeded, a sequence is only padding, or is
@@ -151,16 +164,14 @@ class Decoder:
         self._bind_logits(1 if self.session.logits == "last" else end - start)
         self._run(options)
         self.length = end
+        read = self._mask[:, start:end]
         if self._logits.shape[1] == 1:
-            return self._logits[:, 0].astype(np.float32)
-        last = self._logits[np.arange(self.batch), self._last_tokens(start, end)]
-        return last.astype(np.float32)
-
-    def _last_tokens(self, start: int, end: int) -> NDArray[np.int64]:
-        """Index of each sequence's last token among the logits of tokens ``start`` to ``end``."""
-        mask = self._mask[:, start:end]
-        from_right: NDArray[np.int64] = end - start - 1 - mask[:, ::-1].argmax(axis=1)
-        return mask.sum(axis=1) - 1 if self.session.left_aligned_logits else from_right
+            last = np.zeros(self.batch, np.int64)
+        elif self.session.left_aligned_logits:
+            last = read.sum(axis=1) - 1
+        else:
+            last = end - start - 1 - read[:, ::-1].argmax(axis=1)
+        return self._logits[np.arange(self.batch), last].astype(np.float32)
 
     def _bind_tokens(self, name: str, values: NDArray[np.int64]) -> None:
         """Copy ``values`` into an input's buffer; bind it again if its shape has changed."""
@@ -234,7 +245,8 @@ class Decoder:
 
     def _token_inputs(self) -> tuple[dict[str, TensorInfo], TensorInfo]:
         """The inputs of one value per token, and the logits."""
-        others = {AUDIO, *(tensor.past for tensor in self.session.cache)}
+        caches = self.session.cache + self.session.cross
+        others = {AUDIO, ENCODER_MASK, *(tensor.past for tensor in caches)}
         inputs = {info.name: info for info in self.session.inputs if info.name not in others}
         unknown = [name for name in inputs if name not in _TOKEN_INPUTS]
         logits = next((info for info in self.session.outputs if info.name == "logits"), None)

@@ -12,7 +12,7 @@ from edgetie.runtime.session import Session, onnxruntime_errors
 
 
 class FixedShapeDecoder:
-    """The :class:`TokenDecoder` of a bundle of fixed shapes, for one sequence."""
+    """The decoder of a bundle of fixed shapes, for one sequence; used as :class:`Decoder` is."""
 
     def __init__(self, session: Session, batch: int, max_length: int) -> None:
         """Check sizes; ``max_length`` becomes that of the graphs.

@@ -17,11 +17,11 @@ from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
 from edgetie.runtime.decoding.sampling import Sampling, sample
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
-from edgetie.runtime.decoding.token_decoder import TokenDecoder
 from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Detokenizer, Tokenizer, pad
 
 GREEDY = Sampling()
+TokenDecoder = Decoder | FixedShapeDecoder
 StopReason = Literal["stop_token", "stop_string", "length"]
 
 

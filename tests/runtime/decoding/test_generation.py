@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import bag_models as bag
 import numpy as np
 import pytest
 import runtime_models as tiny
@@ -13,14 +15,19 @@ import runtime_models as tiny
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import Manifest
 from edgetie.errors import EdgetieError
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
 from edgetie.runtime.decoding.generation import (
     Chunk,
     Completion,
+    TokenDecoder,
     generate,
     generate_text,
+    make_decoder,
     stop_tokens,
 )
 from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
 from edgetie.runtime.session import Session, open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 
@@ -44,6 +51,22 @@ def completions(chunks: Sequence[Chunk]) -> dict[int, Completion]:
     for index, completion in done.items():
         assert "".join(chunk.text for chunk in chunks if chunk.index == index) == completion.text
     return done
+
+
+DECODERS = {
+    Decoder: tiny.write_packed,
+    FixedShapeDecoder: bag.write_fixed,
+    Seq2SeqDecoder: bag.write_seq2seq,
+}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_each_model_has_its_decoder(kind: type[TokenDecoder], tmp_path: Path) -> None:
+    decoder = make_decoder(open_session(DECODERS[kind](tmp_path)), 1, 3, 2)
+    assert type(decoder) is kind
+    for name in ("reset", "prefill", "step"):
+        expected = inspect.signature(getattr(Decoder, name))
+        assert inspect.signature(getattr(kind, name)).parameters == expected.parameters
 
 
 @pytest.fixture
