@@ -27,16 +27,9 @@ from edgetie.runtime.decoding.generation import stop_tokens
 from edgetie.runtime.text.chat import PLACEHOLDER
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
-APP = "app.json"
-"""The settings that a starter reads."""
-
-_REDUCED = (
-    f"`{OPERATORS}` lists its operators, for a build of ONNX Runtime without others "
-    "(`--include_ops_by_config`)"
-)
 _WITH_FIELDS = {".md", ".html", ".kts", ".txt", ""}
 _NOT_SHIPPED = {MANIFEST, "genai_config.json"}
-_RUN_WITH_EDGETIE = "run it with edgetie generate"
+_RUN_IT = "run it with edgetie generate"
 
 
 @dataclass(frozen=True)
@@ -110,16 +103,20 @@ def deploy_model(
         _write_model(opened, spec, model, folder / OPERATORS if ort_format else None)
         _copy_templates(spec, folder)
         app = _app_settings(opened, tokenizer, ort_format)
-        if spec.header:
+        if spec.in_c:
             (folder / spec.native / "app.h").write_text(c_header(app), encoding="utf-8")
         else:
             text = json.dumps(app, indent=1, ensure_ascii=False)
-            (folder / APP).write_text(text + "\n", encoding="utf-8")
+            (folder / "app.json").write_text(text + "\n", encoding="utf-8")
         fields = _fields(opened, spec, ort_format)
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         for file in files:
             if file.suffix in _WITH_FIELDS and model not in file.parents:
-                _fill_in(file, fields)
+                text = file.read_text(encoding="utf-8")
+                for name, value in fields.items():
+                    value = escape(value) if file.suffix == ".html" else value
+                    text = text.replace("{{" + name + "}}", value)
+                file.write_text(text, encoding="utf-8")
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
     return Deployment(Path(output), spec, _scheme(opened), sizes, _notes(opened, tokenizer, app))
 
@@ -147,23 +144,18 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
             f"{as_argument('target', spec.quantize)}"
         )
     if signature.suppressed_token_ids or signature.begin_suppressed_token_ids:
-        refuse(
-            "its generation settings suppress tokens, which starters do not; " + _RUN_WITH_EDGETIE
-        )
+        refuse(f"its generation settings suppress tokens, which starters do not; {_RUN_IT}")
     cache = signature.cache
     if not cache or not signature.cache_in_place:
-        refuse("its attention has no cache in place, which starters rely on; " + _RUN_WITH_EDGETIE)
+        refuse(f"its attention has no cache in place, which starters rely on; {_RUN_IT}")
     if len({(len(v.shape), *v.shape[1::2]) for v in cache}) > 1:
-        refuse(
-            "its layers have caches of several kinds, and starters support one; "
-            + _RUN_WITH_EDGETIE
-        )
+        refuse(f"its layers have caches of several kinds, and starters support one; {_RUN_IT}")
 
 
 def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Path | None) -> None:
     """Write the model and its tokenizer, as ``.ort`` if there is a file for its ``operators``."""
     model.mkdir(parents=True)
-    left_out = {*_NOT_SHIPPED, *((TOKENIZER,) if spec.tables else ())}
+    left_out = {*_NOT_SHIPPED, *((TOKENIZER,) if spec.in_c else ())}
     if operators is not None:
         left_out |= {bundle.model_path.name, f"{bundle.model_path.name}.data"}
         write_ort(bundle, model / MODEL)
@@ -172,14 +164,14 @@ def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Pat
         if file.name not in left_out:
             shutil.copyfile(file, model / file.name)
     settings = model / "tokenizer_config.json"
-    if spec.tables:
+    if spec.in_c:
         write_tables(bundle.directory / TOKENIZER, model / "tokenizer.bin")
     elif not settings.exists():  # JavaScript's tokenizer needs one
         settings.write_text("{}\n", encoding="utf-8")
 
 
 def _copy_templates(spec: DeployTarget, folder: Path) -> None:
-    for name in (*spec.shared, spec.name):
+    for name in filter(None, (spec.shared, spec.name)):
         target = folder / (spec.native if name == "native" else ".")
         with as_file(files("edgetie.deploy") / "templates" / name) as template:
             unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
@@ -190,17 +182,16 @@ def _app_settings(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dic
     """The settings of a starter: prompt, stop tokens, inputs and cache."""
     signature = bundle.manifest.signature
     before, after, trim = "", "", False
-    prefix, suffix = list[int](), list[int]()
+    prefix, suffix = tokenizer.surrounding
     if tokenizer.chat_template is not None:
+        prefix, suffix = [], []
         before, after = _around_prompt(bundle, tokenizer, PLACEHOLDER)
         trim = _around_prompt(bundle, tokenizer, f" {PLACEHOLDER}\n") == (before, after)
-    else:
-        prefix, suffix = tokenizer.surrounding
+    hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(bundle.manifest.files.items())]
     caches = signature.cache
-    shape = caches[0].shape
     model = f"model/{MODEL if ort_format else bundle.model_path.name}"
     return {
-        "version": _digest(bundle),
+        "version": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         "model": model,
         "weights": model if ort_format else f"{model}.data",
         "ort_format": ort_format,
@@ -216,8 +207,8 @@ def _app_settings(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dic
         "inputs": [v.name for v in signature.inputs if v not in caches],
         "cache": [v.name.removeprefix("past_key_values.") for v in caches],
         "cache_dtype": caches[0].dtype,
-        "cache_heads": shape[1],
-        "cache_size": shape[3],
+        "cache_heads": caches[0].shape[1],
+        "cache_size": caches[0].shape[3],
         "packed": bundle.manifest.weights_in_memory == "prepacked",
         "optimize": bundle.manifest.weights_in_memory != "mapped",
     }
@@ -245,15 +236,9 @@ def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, prompt: str) -> tuple[s
     if len(parts) != 2:
         raise BundleError(
             f"{bundle.directory}: its chat template does not write the user's text once, which "
-            f"starters rely on; {_RUN_WITH_EDGETIE}"
+            f"starters rely on; {_RUN_IT}"
         )
     return parts[0], parts[1]
-
-
-def _digest(bundle: Bundle) -> str:
-    """Digest of graph and weights, which identifies the model."""
-    hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(bundle.manifest.files.items())]
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, str]:
@@ -261,7 +246,10 @@ def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, s
     weights = sum(file.stat().st_size for file in bundle.files)
     files = f"from `model/{bundle.model_path.name}.data`, which stays next to the model"
     if ort_format:
-        files = f"from `model/{MODEL}`; {_REDUCED}"
+        files = (
+            f"from `model/{MODEL}`; `{OPERATORS}` lists its operators, for a build of ONNX Runtime "
+            "without others (`--include_ops_by_config`)"
+        )
     memory = {
         "prepacked": "about its file size: ONNX Runtime packs the weights when it starts, and the "
         "starter releases the file's pages",
@@ -277,18 +265,10 @@ def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, s
         "megabytes": f"{weights / 1e6:.0f}",
         "memory": memory,
         "files": files,
-        "usability": usability(bundle.model_path, spec.mobile).sentence() if spec.mobile else "",
+        "usability": usability(bundle.model_path, spec.mobile) if spec.mobile else "",
         "start": "\n".join(spec.start),
         # later versions may write what earlier ones do not know into an .ort file
         "runtime": version("onnxruntime") if ort_format else RUNTIME,
         "checked": spec.checked,
         "target": spec.name,
     }
-
-
-def _fill_in(path: Path, fields: dict[str, str]) -> None:
-    """Replace the ``{{fields}}`` in a file of a starter."""
-    text = path.read_text(encoding="utf-8")
-    for name, value in fields.items():
-        text = text.replace("{{" + name + "}}", escape(value) if path.suffix == ".html" else value)
-    path.write_text(text, encoding="utf-8")

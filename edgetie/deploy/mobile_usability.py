@@ -1,57 +1,20 @@
-"""Estimate how much of a model a mobile execution provider would run.
-
-onnxruntime's own checker compares the graph with its lists of operators; nothing is run.
-"""
+"""Estimate how much of a model a mobile execution provider would run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnxruntime.tools.mobile_helpers import usability_checker as checker
 
+_VERDICTS = {"yes": "worth using", "maybe": "worth measuring", "no": "use the CPU instead"}
 
-@dataclass(frozen=True)
-class Usability:
-    """What one provider would run of a model.
 
-    Attributes:
-        provider: its name.
-        nodes: number of nodes of the graph.
-        supported: number of nodes it would run.
-        partitions: connected parts they form; between these, data goes to the CPU and back.
-        missing_operators: operators that it lacks.
-        dynamic: nodes it cannot run only because their shapes are not fixed.
-        advice: whether to try it: ``yes``, ``maybe`` or ``no``.
+def usability(model_path: Path, provider: str) -> str:
+    """Say in words what ``NNAPI`` or ``CoreML`` would run of an ``.onnx`` file.
+
+    onnxruntime's own checker compares the graph with its lists of operators; nothing is run.
     """
-
-    provider: str
-    nodes: int
-    supported: int
-    partitions: int
-    missing_operators: tuple[str, ...]
-    dynamic: int
-    advice: str
-
-    def sentence(self) -> str:
-        """Say it in words."""
-        verdict = {"yes": "worth using", "maybe": "worth measuring", "no": "use the CPU instead"}
-        reasons = []
-        if self.missing_operators:
-            reasons.append(f"it lacks {', '.join(self.missing_operators)}")
-        if self.dynamic:
-            reasons.append(f"{self.dynamic} nodes have no fixed shape")
-        why = f"; {'; '.join(reasons)}" if reasons else ""
-        parts = "1 part" if self.partitions == 1 else f"{self.partitions} parts"
-        return (
-            f"{self.provider}: {verdict[self.advice]}. It would run {self.supported} of "
-            f"{self.nodes} nodes in {parts}{why}."
-        )
-
-
-def usability(model_path: Path, provider: str) -> Usability:
-    """Ask onnxruntime's checker about an ``.onnx`` file and ``NNAPI`` or ``CoreML``."""
     model = onnx.load(model_path, load_external_data=False)
     model = onnx.shape_inference.infer_shapes(model)
     if provider == "NNAPI":
@@ -59,12 +22,14 @@ def usability(model_path: Path, provider: str) -> Usability:
     else:
         operators = "coreml_supported_mlprogram_ops.md"
         partitions = checker.check_coreml_partitions(model, False, operators)
-    return Usability(
-        provider,
-        partitions.num_nodes,
-        partitions.num_supported_nodes,
-        partitions.num_partitions,
-        tuple(sorted(name.split(":")[1] for name in partitions.unsupported_ops)),
-        partitions.nodes_unsupported_due_to_dynamic_input,
-        partitions.suitability().name.lower(),
+    why = ""
+    if partitions.unsupported_ops:
+        lacking = sorted(name.split(":")[1] for name in partitions.unsupported_ops)
+        why += f"; it lacks {', '.join(lacking)}"
+    if partitions.nodes_unsupported_due_to_dynamic_input:
+        why += f"; {partitions.nodes_unsupported_due_to_dynamic_input} nodes have no fixed shape"
+    parts = "1 part" if partitions.num_partitions == 1 else f"{partitions.num_partitions} parts"
+    return (
+        f"{provider}: {_VERDICTS[partitions.suitability().name.lower()]}. It would run "
+        f"{partitions.num_supported_nodes} of {partitions.num_nodes} nodes in {parts}{why}."
     )

@@ -1,8 +1,9 @@
-"""A table of what a model can be deployed for; each row has a folder in ``templates``."""
+"""A table of what a model can be deployed for; each has a folder in ``templates``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from edgetie.targets import SCHEMES
 
@@ -19,13 +20,9 @@ class DeployTarget:
         quantize: row of :data:`edgetie.targets.TARGETS` whose scheme suits it best.
         start: commands that start it.
         checked: how it is tested.
-        tables: whether the starter reads ``tokenizer.bin`` (:mod:`tokenizer_tables`) instead
-            of ``tokenizer.json``.
-        shared: more folders of ``templates`` that it consists of.
+        shared: another folder of ``templates`` that it consists of; empty if there is none.
         native: folder for C code.
         assets: folder for ``model/``.
-        header: whether its settings are a C header instead of JSON.
-        ort_format: whether the starter also reads a model as ``.ort``.
         mobile: the phone's execution provider; the README says what it would run.
     """
 
@@ -33,13 +30,20 @@ class DeployTarget:
     quantize: str
     start: tuple[str, ...]
     checked: str
-    shared: tuple[str, ...] = ()
+    shared: Literal["native", "javascript", ""] = ""
     native: str = "."
     assets: str = "."
-    tables: bool = False
-    header: bool = False
-    ort_format: bool = False
     mobile: str = ""
+
+    @property
+    def in_c(self) -> bool:
+        """Whether it reads ``app.h`` and ``tokenizer.bin`` instead of JSON files."""
+        return self.shared == "native"
+
+    @property
+    def ort_format(self) -> bool:
+        """Whether the starter also reads a model as ``.ort``."""
+        return self.shared != "javascript"
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -48,44 +52,25 @@ class DeployTarget:
 
 
 _RUN = "run by edgetie's tests; its tokens are those of edgetie generate"
+_QUESTION = '"What is the capital of France?"'
 
 DEPLOY_TARGETS = {
     spec.name: spec
     for spec in (
         DeployTarget(
-            "python",
-            "cpu",
-            ("pip install -r requirements.txt", 'python app.py "What is the capital of France?"'),
-            _RUN,
-            ort_format=True,
+            "python", "cpu", ("pip install -r requirements.txt", f"python app.py {_QUESTION}"), _RUN
         ),
         DeployTarget(
-            "c",
-            "cpu",
-            ("make ORT=path/to/onnxruntime", './app "What is the capital of France?"'),
-            _RUN,
-            tables=True,
-            shared=("native",),
-            header=True,
-            ort_format=True,
+            "c", "cpu", ("make ORT=path/to/onnxruntime", f"./app {_QUESTION}"), _RUN, "native"
         ),
         DeployTarget(
             "node",
             "cpu",
-            (
-                "ONNXRUNTIME_NODE_INSTALL=skip npm install",
-                'node app.mjs "What is the capital of France?"',
-            ),
+            ("ONNXRUNTIME_NODE_INSTALL=skip npm install", f"node app.mjs {_QUESTION}"),
             _RUN,
-            shared=("javascript",),
+            "javascript",
         ),
-        DeployTarget(
-            "web",
-            "web",
-            ("npm install", "node serve.mjs"),
-            _RUN,
-            shared=("javascript",),
-        ),
+        DeployTarget("web", "web", ("npm install", "node serve.mjs"), _RUN, "javascript"),
         DeployTarget(
             "android",
             "mobile-cpu",
@@ -94,12 +79,9 @@ DEPLOY_TARGETS = {
             "and run in a desktop's Java VM, where their tokens are those of edgetie "
             "generate; only the syntax of MainActivity.kt is checked; Gradle's files and a device "
             "are not tested",
-            shared=("native",),
+            shared="native",
             native="app/src/main/cpp",
             assets="app/src/main/assets",
-            tables=True,
-            header=True,
-            ort_format=True,
             mobile="NNAPI",
         ),
         DeployTarget(
@@ -109,11 +91,8 @@ DEPLOY_TARGETS = {
             "the C is run by edgetie's tests on Linux, and compiled for Apple's processors against "
             "macOS's headers; only the syntax of the Swift is checked; Xcode and a device are "
             "not tested",
-            shared=("native",),
+            shared="native",
             native="Native",
-            tables=True,
-            header=True,
-            ort_format=True,
             mobile="CoreML",
         ),
     )

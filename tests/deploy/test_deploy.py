@@ -94,12 +94,12 @@ def test_folders_are_complete(bundle: Bundle, tmp_path: Path, target: str) -> No
     row = DEPLOY_TARGETS[target]
     deployment = deploy_model(bundle.directory, target, tmp_path / "app")
     model = f"{row.assets}/model/".removeprefix("./")
-    tokenizer = "tokenizer.bin" if row.tables else "tokenizer.json"
-    settings = f"{row.native}/app.h".removeprefix("./") if row.header else "app.json"
+    tokenizer = "tokenizer.bin" if row.in_c else "tokenizer.json"
+    settings = f"{row.native}/app.h".removeprefix("./") if row.in_c else "app.json"
     assert {f"{model}model.onnx", f"{model}{tokenizer}", settings, "README.md"} <= set(
         deployment.files
     )
-    assert (f"{model}tokenizer.json" in deployment.files) != row.tables
+    assert (f"{model}tokenizer.json" in deployment.files) != row.in_c
     for path in (tmp_path / "app").rglob("*"):
         if path.suffix in (".md", ".html", ".kts", ".txt"):
             assert "{{" not in path.read_text("utf-8")

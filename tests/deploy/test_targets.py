@@ -19,9 +19,10 @@ def test_targets_name_existing_schemes_and_templates(spec: DeployTarget) -> None
     assert DEPLOY_TARGETS[spec.name] is spec
     assert set(spec.schemes) <= {*SCHEMES, "fp32"}
     assert TARGETS[spec.quantize].scheme in spec.schemes
-    for name in (spec.name, *spec.shared):
+    for name in filter(None, (spec.name, spec.shared)):
         assert (files("edgetie.deploy") / "templates" / name).is_dir()
-    assert spec.header == spec.tables == ("native" in spec.shared)
+    assert spec.in_c == (spec.name in ("c", "android", "ios"))
+    assert spec.ort_format == (spec.name not in ("node", "web"))
     assert spec.mobile in ("", "NNAPI", "CoreML")
     assert spec.start
     assert spec.checked
