@@ -23,7 +23,6 @@ from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME, DeployTarget
 from edgetie.deploy.tokenizer_tables import write_tables
 from edgetie.errors import BundleError, EdgetieError, as_argument
 from edgetie.progress import Progress, Stages
-from edgetie.runtime.decoding.generation import stop_tokens
 from edgetie.runtime.text.chat import PLACEHOLDER
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
@@ -200,7 +199,7 @@ def _app_settings(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dic
         "trim": trim,
         "prefix": prefix,
         "suffix": suffix,
-        "stop_tokens": sorted(stop_tokens(bundle)),
+        "stop_tokens": sorted(set(signature.eos_token_ids)),
         "max_positions": signature.max_positions,
         "vocabulary": signature.vocab_size,
         "logits": signature.logits,

@@ -37,17 +37,13 @@ class Session:
         provider: short name of its execution provider.
         threads: intra-op threads.
         load_seconds: from the call of :func:`open_session` to a session ready to run.
-        inputs: of the graph, in order.
-        outputs: the same.
+        inputs, outputs: of the graph, in order.
         cache: keys, values and states of each layer in turn; empty if the model has none.
         cache_dtype: numpy name of its dtype; empty if the model has none.
         cache_in_place: whether past and present keys and values may share one buffer.
-        logits: ``last`` (``(batch, 1, vocabulary)``, of each sequence's last token) or ``all``
-            (``(batch, sequence, vocabulary)``).
-        left_aligned_logits: whether logits of ``all`` tokens come with the tokens of each sequence
-            moved to the left.
-        embedding_files: the mapped files of a model that reads only embeddings from them once its
-            weights are packed; prompts fill their pages again. ``None`` for other models.
+        logits: ``last``, ``(batch, 1, vocabulary)``, or ``all``, ``(batch, sequence, vocabulary)``.
+        left_aligned_logits: whether the tokens of ``all`` logits are moved to the left.
+        embedding_files: mapped files from which only embeddings are read, or ``None``.
         device: device where inputs and outputs are bound, as IOBinding names it.
         ort: the ``onnxruntime.InferenceSession``, the decoder's if there is an encoder.
         encoder: the encoder's; ``None`` for other models.
@@ -123,40 +119,42 @@ def open_session(
         raise BundleError("must be 1 or more", parameter="threads", value=threads)
     spec = require_provider(provider)
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
+    path, fixed = bundle.model_path, bundle.has_fixed_shapes
     options = _bundle_options(bundle, spec, threads or default_threads())
-    fixed = bundle.has_fixed_shapes
-    graph = _all_logits_graph(bundle, options) if logits == "all" and not fixed else None
+    graph = remove_last_token_node(path) if logits == "all" and not fixed else None
     first = _create_first(bundle, options, spec)
     encoder, prefill = (None, first) if fixed else (first, None)
-    session = _create(bundle.model_path, graph, options, spec)
+    session = _create(path, options, spec, graph)
     inputs = describe_tensors(session.get_inputs())
     outputs = describe_tensors(session.get_outputs())
     shape = next((output.shape for output in outputs if output.name == "logits"), ())
     last_only = len(shape) == 3 and shape[1] == 1
     if logits == "all" and last_only and not fixed:
         raise BundleError(
-            f"{bundle.model_path}: returns logits of the last token only, and the node that "
-            "selects it was not found; export the model again with edgetie"
+            f"{path}: returns logits of the last token only, and the node that selects it was not "
+            "found; export the model again with edgetie"
         )
     cross = []
     if encoder is not None:
-        cross = _cache(inputs, describe_tensors(encoder.get_outputs()), bundle.model_path, _CROSS)
-    cache = _cache(inputs, outputs, bundle.model_path, _SELF if cross else "")
-    _require_fixed_shapes(bundle.model_path, inputs, spec)
-    files = _release_weights(bundle) if release else None
+        cross = _cache(inputs, describe_tensors(encoder.get_outputs()), path, _CROSS)
+    if spec.fixed_shapes and any(isinstance(s, str) for info in inputs for s in info.shape):
+        raise spec.error(
+            f"{path} has open shapes, and {spec.name} compiles fixed ones only; fix them first "
+            "(fix_shapes)"
+        )
     opened = Session(
         bundle=bundle,
         provider=spec.name,
         threads=options.intra_op_num_threads,
-        load_seconds=time.perf_counter() - start,
         inputs=inputs,
         outputs=outputs,
-        cache=cache,
+        cache=_cache(inputs, outputs, path, _SELF if cross else ""),
         cache_dtype=next((i.dtype for i in inputs if i.name.startswith(PAST)), ""),
-        cache_in_place=bool(cache) and bundle.manifest.signature.cache_in_place,
+        cache_in_place=bundle.manifest.signature.cache_in_place,
         logits="last" if last_only else "all",
         left_aligned_logits=graph is not None,
-        embedding_files=files,
+        embedding_files=_release_weights(bundle) if release else None,
+        load_seconds=time.perf_counter() - start,
         device=spec.device,
         ort=session,
         encoder=encoder,
@@ -165,7 +163,7 @@ def open_session(
     )
     if spec.ort_name != "CPUExecutionProvider":  # which runs any node
         nodes, fallback_nodes = opened.nodes_per_provider, opened.fallback_nodes
-        require_placement(spec, bundle.model_path, nodes, fallback_nodes, strict=strict)
+        require_placement(spec, path, nodes, fallback_nodes, strict=strict)
     return opened
 
 
@@ -214,7 +212,6 @@ def session_options(threads: int) -> Any:
 
 
 def _bundle_options(bundle: Bundle, provider: Provider, threads: int) -> Any:
-    """Options for a bundle's sessions on a provider."""
     options = session_options(threads)
     if provider.plugin:
         register_plugin(provider, options)
@@ -229,40 +226,20 @@ def _bundle_options(bundle: Bundle, provider: Provider, threads: int) -> Any:
     return options
 
 
-def _all_logits_graph(bundle: Bundle, options: Any) -> bytes | None:
-    """A bundle's graph with the logits of all tokens; ``None`` if the file is as good."""
-    graph = remove_last_token_node(bundle.model_path)
-    if graph is None:
-        return None
-    options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(graph[1]))
-    return bytes(graph[0].SerializeToString())
-
-
-def _require_fixed_shapes(path: Path, inputs: list[TensorInfo], provider: Provider) -> None:
-    is_open = any(isinstance(size, str) for info in inputs for size in info.shape)
-    if provider.fixed_shapes and is_open:
-        raise ProviderError(
-            f"{path} has open shapes, and {provider.name} compiles fixed ones only; fix them first "
-            "(fix_shapes)",
-            parameter="provider",
-            value=provider.name,
-        )
-
-
 def _create_first(bundle: Bundle, options: Any, provider: Provider) -> Any:
     """The session of an encoder, or of a graph for prompts; ``None`` if the bundle has neither."""
     if len(bundle.model_paths) == 1:
         return None
     if bundle.manifest.compiled:
         options.add_session_config_entry(_SHARE_CONTEXT, "1")
-    session = _create(bundle.model_paths[0], None, options, provider)
+    session = _create(bundle.model_paths[0], options, provider)
     if bundle.manifest.compiled:
         options.add_session_config_entry(_LAST_TO_SHARE, "1")
     return session
 
 
 def _release_weights(bundle: Bundle) -> MappedFiles | None:
-    """Release what only starting a session needed; see ``Session.embedding_files``."""
+    """Release what only starting a session needed; prompts fill the files' pages again."""
     files = None
     if bundle.manifest.weights_in_memory != "mapped":
         files = MappedFiles(bundle.data_files)
@@ -287,7 +264,7 @@ def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> di
     spec = require_provider(provider)
     if spec.plugin:
         register_plugin(spec, options)
-    return count_nodes(spec.ort_name, _create(model_path, None, options, spec))[0]
+    return count_nodes(spec.ort_name, _create(model_path, options, spec))[0]
 
 
 def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
@@ -308,34 +285,33 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
             if path == graphs[-1]:
                 options.add_session_config_entry(_LAST_TO_SHARE, "1")
         register_plugin(spec, options)
-        _create(path, None, options, spec)
+        _create(path, options, spec)
         if not (folder / path.name).is_file():
             raise BundleError(f"{path}: {spec.name} runs none of its nodes; use it uncompiled")
 
 
-def _create(path: Path, graph: bytes | None, options: Any, provider: Provider) -> Any:
-    """An InferenceSession on ``provider``, with ONNX Runtime's own fallbacks switched off."""
-    source = str(path) if graph is None else graph
-    providers = [] if provider.plugin else [(provider.ort_name, dict(provider.options))]
+def _create(
+    path: Path, options: Any, provider: Provider, graph: tuple[Any, Path] | None = None
+) -> Any:
+    """An InferenceSession without ONNX Runtime's own fallbacks, of a graph in memory if given."""
+    source: str | bytes = str(path)
+    if graph is not None:
+        source = graph[0].SerializeToString()
+        options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(graph[1]))
+    providers = None if provider.plugin else [(provider.ort_name, dict(provider.options))]
     try:
-        session = ort.InferenceSession(
-            source, options, providers=providers or None, enable_fallback=0
-        )
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # pybind11 classes without a common base
         message = summarize(error)
         if provider.name == "cpu":
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {message}") from error
-        raise ProviderError(
-            f"cannot load {path}: {message}", parameter="provider", value=provider.name
-        ) from error
+        raise provider.error(f"cannot load {path}: {message}") from error
     session.disable_fallback()
     first = session.get_providers()[0]
     if first != provider.ort_name:
-        raise ProviderError(
+        raise provider.error(
             f"did not start, ONNX Runtime fell back to {first}; "
-            f"check the drivers that {provider.package} needs",
-            parameter="provider",
-            value=provider.name,
+            f"check the drivers that {provider.package} needs"
         )
     return session
 

@@ -15,10 +15,10 @@ from edgetie.runtime.audio.features import FeatureExtractor, read_settings
 from edgetie.runtime.decoding.generation import (
     GREEDY,
     Chunk,
+    TokenDecoder,
     continue_prompt,
     make_decoder,
     require_limits,
-    stop_tokens,
     stream_text,
 )
 from edgetie.runtime.decoding.sampling import Sampling
@@ -59,30 +59,27 @@ def transcribe(
         BundleError: if the model reads no audio, or ONNX Runtime fails on it.
         EdgetieError: if it does not have the language, or a number is too small.
     """
-    require_limits(1 if max_new_tokens is None else max_new_tokens, seed)
+    require_limits(max_new_tokens, seed)
     signature = session.bundle.manifest.signature
     extractor = FeatureExtractor.from_bundle(session.bundle)
     languages = signature.language_token_ids
     if language is not None and language not in languages:
         names = ", ".join(sorted(languages)) or "no language by name"
         raise EdgetieError(f"the model has {names}", parameter="language", value=language)
-    stops = stop_tokens(session.bundle)
+    limit = max_new_tokens or _NEW_TOKENS
     if session.bundle.task == AUDIO_LM:
         audio_embeddings = embed_audio(session, extractor.feeds(samples))
         ids = _chat_prompt(session.bundle, tokenizer, len(audio_embeddings))
-        limit = _NEW_TOKENS if max_new_tokens is None else max_new_tokens
-        answering = make_decoder(session, 1, len(ids), limit)
-        logits = answering.prefill(np.array([ids], np.int64), audio_embeddings=audio_embeddings)
-        steps = continue_prompt(answering, logits, limit, sampling, stops, seed)
-        yield from stream_text(steps, tokenizer, [len(ids)])
-        return
-    positions = signature.max_positions or _POSITIONS
-    decoder = Seq2SeqDecoder(session, 1, positions)
-    logits = _start(decoder, extractor(samples), languages, language)
-    limit = positions - len(decoder.start)
-    limit = limit if max_new_tokens is None else min(max_new_tokens, limit)
-    steps = continue_prompt(decoder, logits, limit, sampling, stops, seed)
-    yield from stream_text(steps, tokenizer, [len(decoder.start)])
+        decoder: TokenDecoder = make_decoder(session, 1, len(ids), limit)
+        logits = decoder.prefill(np.array([ids], np.int64), audio_embeddings=audio_embeddings)
+    else:
+        positions = signature.max_positions or _POSITIONS
+        decoder = Seq2SeqDecoder(session, 1, positions)
+        logits = _start(decoder, extractor(samples), languages, language)
+        limit = min(max_new_tokens or positions, positions - decoder.length)
+    prompt_tokens = decoder.length
+    steps = continue_prompt(decoder, logits, limit, sampling, seed)
+    yield from stream_text(steps, tokenizer, [prompt_tokens])
 
 
 def _start(

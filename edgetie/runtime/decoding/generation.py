@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.names import SPEECH
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.decoder import Decoder
@@ -74,11 +73,6 @@ class Chunk:
     completion: Completion | None = None
 
 
-def stop_tokens(bundle: Bundle) -> frozenset[int]:
-    """The tokens that end a text."""
-    return frozenset(bundle.manifest.signature.eos_token_ids)
-
-
 def generate(
     session: Session,
     prompts: Sequence[Sequence[int]],
@@ -115,8 +109,9 @@ def generate(
     seen = np.zeros(logits.shape, np.bool_)
     for index, prompt in enumerate(() if session.cross else prompts):
         seen[index, list(prompt)] = True
-    stops = stop_tokens(session.bundle) if stop_token_ids is None else stop_token_ids
-    yield from continue_prompt(decoder, logits, max_new_tokens, sampling, stops, seed, seen)
+    yield from continue_prompt(
+        decoder, logits, max_new_tokens, sampling, seed, seen, stop_token_ids
+    )
 
 
 def continue_prompt(
@@ -124,21 +119,20 @@ def continue_prompt(
     logits: NDArray[np.float32],
     max_new_tokens: int,
     sampling: Sampling,
-    stops: frozenset[int],
     seed: int | None,
     seen: NDArray[np.bool_] | None = None,
+    stop_token_ids: frozenset[int] | None = None,
 ) -> Iterator[Step]:
     """Generate the steps of :func:`generate` after the prompt.
 
     Args:
         decoder: has read the prompt.
         logits: ``(batch, vocabulary)`` of the first token to come.
-        max_new_tokens, sampling, seed: as in :func:`generate`.
-        stops: tokens that end a sequence.
+        max_new_tokens, sampling, seed, stop_token_ids: as in :func:`generate`.
         seen: ``(batch, vocabulary)``, tokens that occurred in the prompt.
     """
-    stop_ids = np.array(sorted(stops), np.int64)
     signature = decoder.session.bundle.manifest.signature
+    stops = list(signature.eos_token_ids if stop_token_ids is None else stop_token_ids)
     suppressed = list(signature.suppressed_token_ids)
     if signature.audio_token_id is not None:  # it marks audio in prompts and is not text
         suppressed.append(signature.audio_token_id)
@@ -155,7 +149,7 @@ def continue_prompt(
             logits = logits.copy()
             logits[:, never] = -np.inf
         tokens = sample(logits, sampling, rng, seen)
-        stopped = active & np.isin(tokens, stop_ids)
+        stopped = active & np.isin(tokens, stops)
         yield Step(tokens, active, stopped)
         active = active & ~stopped
         if remaining == 1 or not active.any() or decoder.length == decoder.max_length:
@@ -165,9 +159,9 @@ def continue_prompt(
         logits = decoder.step(tokens)
 
 
-def require_limits(max_new_tokens: int, seed: int | None) -> None:
+def require_limits(max_new_tokens: int | None, seed: int | None) -> None:
     """Refuse numbers that are too small."""
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise EdgetieError("must be 1 or more", parameter="max_new_tokens", value=max_new_tokens)
     if seed is not None and seed < 0:
         raise EdgetieError("must be 0 or more", parameter="seed", value=seed)
@@ -203,9 +197,7 @@ def make_decoder(session: Session, batch: int, prompt_tokens: int, new_tokens: i
         room = max(first, min(room, signature.max_positions))
     if session.bundle.has_fixed_shapes:
         return FixedShapeDecoder(session, batch, room)
-    if session.cross:
-        return Seq2SeqDecoder(session, batch, room)
-    return Decoder(session, batch, room)
+    return (Seq2SeqDecoder if session.cross else Decoder)(session, batch, room)
 
 
 def generate_text(
@@ -245,19 +237,19 @@ def stream_text(
     stop_strings: Sequence[str] = (),
 ) -> Iterator[Chunk]:
     """Turn the steps of :func:`generate` into text; ``prompt_tokens`` is only reported."""
-    writers = [_Writer(tokenizer, count, stop_strings) for count in prompt_tokens]
+    writers = dict(enumerate(_Writer(tokenizer, count, stop_strings) for count in prompt_tokens))
     for step in steps:
-        for index, writer in enumerate(writers):
-            if step.active[index] and writer.completion is None:
-                text = writer.add(int(step.tokens[index]), stopped=bool(step.stopped[index]))
-                if text or writer.completion is not None:
-                    yield Chunk(index, text, writer.completion)
-        if all(writer.completion is not None for writer in writers):
+        for index, writer in list(writers.items()):
+            text = writer.add(int(step.tokens[index]), stopped=bool(step.stopped[index]))
+            if text or writer.completion is not None:
+                yield Chunk(index, text, writer.completion)
+            if writer.completion is not None:
+                del writers[index]
+        if not writers:
             return
-    for index, writer in enumerate(writers):
-        if writer.completion is None:
-            text = writer.finish("length")
-            yield Chunk(index, text, writer.completion)
+    for index, writer in writers.items():
+        text = writer.finish("length")
+        yield Chunk(index, text, writer.completion)
 
 
 class _Writer:
@@ -304,7 +296,7 @@ class _Writer:
     def _complete(self, text: str, reason: StopReason) -> str:
         self._text += text
         seconds = self._times[-1] - self._times[0] if self._times else 0.0
-        rate = (len(self._times) - 1) / seconds if seconds > 0 else None
+        rate = (len(self._tokens) - 1) / seconds if seconds > 0 else None
         self.completion = Completion(self._text, self._tokens, self._prompt_tokens, reason, rate)
         return text
 

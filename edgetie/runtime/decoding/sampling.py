@@ -62,15 +62,10 @@ def sample(
     if seen is not None and sampling.repetition_penalty != 1:
         logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
-        return greedy(logits)
+        best: NDArray[np.int64] = logits.argmax(axis=-1)
+        return best
     ids, probabilities = candidates(logits, sampling.temperature, sampling.top_k, sampling.top_p)
     return draw(ids, probabilities, rng)
-
-
-def greedy(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Select the most likely token of each sequence."""
-    best: NDArray[np.int64] = logits.argmax(axis=-1).astype(np.int64)
-    return best
 
 
 def penalize_repetition(
@@ -91,8 +86,7 @@ def candidates(
 
     Args:
         logits: ``(batch, vocabulary)``.
-        temperature: above 0.
-        top_k: as in :class:`Sampling`.
+        temperature, top_k: as in :class:`Sampling`; the temperature is above 0.
         top_p: as in :class:`Sampling`, of the distribution that ``top_k`` leaves.
 
     Returns:
@@ -103,24 +97,20 @@ def candidates(
     scaled = logits.astype(np.float64) / temperature
     weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     limit = min(top_k or vocabulary, vocabulary)
-    if top_p is None or top_p == 1:
-        ids = _most_likely(weights, limit)
-        selected = np.take_along_axis(weights, ids, axis=-1)
-        return ids, selected / selected.sum(axis=-1, keepdims=True)
-    total = weights.sum(axis=-1, keepdims=True) if limit == vocabulary else None
-    count = limit if total is None else min(_FIRST_GUESS, limit)
+    mass = 1.0 if top_p is None else top_p
+    count = min(_FIRST_GUESS, limit) if mass < 1 and limit == vocabulary else limit
     while True:
         ids = _most_likely(weights, count)
         selected = np.take_along_axis(weights, ids, axis=-1)
-        whole = selected.sum(axis=-1, keepdims=True) if total is None else total
+        if mass == 1:
+            break
+        whole = (weights if limit == vocabulary else selected).sum(axis=-1, keepdims=True)
         reached = selected.cumsum(axis=-1) / whole
-        if count == limit or (reached[:, -1] >= top_p).all():
+        if count == limit or (reached[:, -1] >= mass).all():
+            selected[:, 1:] *= reached[:, :-1] < mass
             break
         count = min(count * 8, limit)
-    before = reached - selected / whole
-    within = np.where(before < top_p, selected, 0.0)
-    within[:, 0] = selected[:, 0]
-    return ids, within / within.sum(axis=-1, keepdims=True)
+    return ids, selected / selected.sum(axis=-1, keepdims=True)
 
 
 def draw(

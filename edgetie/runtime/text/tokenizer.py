@@ -33,7 +33,6 @@ class Tokenizer:
         backend: the ``tokenizers.Tokenizer``.
         special_tokens: text of the special tokens by name, such as ``eos_token``.
         chat_template: Jinja source, or ``None`` if the model is not a chat model.
-        pad_token_id: token that fills padding.
     """
 
     def __init__(
@@ -45,8 +44,6 @@ class Tokenizer:
         self.backend = backend
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
-        padding = self.special_tokens.get("pad_token") or self.special_tokens.get("eos_token", "")
-        self.pad_token_id: int = backend.token_to_id(padding) or 0
 
     @staticmethod
     def from_bundle(bundle: Bundle) -> Tokenizer:
@@ -90,13 +87,6 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenize ``text``; a rendered chat already has its special tokens."""
         return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
-
-    def encode_batch(
-        self, texts: Sequence[str], *, add_special_tokens: bool = True
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokenize to ids and attention mask, both ``(batch, longest)``, padded on the left."""
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return pad([encoding.ids for encoding in encodings], self.pad_token_id)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Convert ``ids`` to text."""
@@ -158,19 +148,16 @@ class Detokenizer:
 
 
 def pad(
-    sequences: Sequence[Sequence[int]],
-    pad_token_id: int = 0,
-    side: Literal["left", "right"] = "left",
+    sequences: Sequence[Sequence[int]], side: Literal["left", "right"] = "left"
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pad to ids and attention mask, both ``(batch, longest)``."""
-    longest = max((len(ids) for ids in sequences), default=0)
-    ids = np.full((len(sequences), longest), pad_token_id, np.int64)
+    longest = max(len(sequence) for sequence in sequences)
+    ids = np.zeros((len(sequences), longest), np.int64)
     mask = np.zeros_like(ids)
     for index, sequence in enumerate(sequences):
-        if len(sequence):
-            place = slice(-len(sequence), None) if side == "left" else slice(len(sequence))
-            ids[index, place] = sequence
-            mask[index, place] = 1
+        start = longest - len(sequence) if side == "left" else 0
+        ids[index, start : start + len(sequence)] = sequence
+        mask[index, start : start + len(sequence)] = 1
     return ids, mask
 
 

@@ -24,7 +24,6 @@ from edgetie.runtime.decoding.generation import (
     generate,
     generate_text,
     make_decoder,
-    stop_tokens,
 )
 from edgetie.runtime.decoding.sampling import Sampling
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
@@ -167,14 +166,14 @@ def test_repetition_penalty_sees_prompt_and_output(session: Session) -> None:
 
 
 def test_stop_tokens_come_from_manifest_or_configuration(chat_bundle: Path) -> None:
-    assert stop_tokens(open_bundle(chat_bundle)) == {tiny.STOP}
+    assert open_bundle(chat_bundle).manifest.signature.eos_token_ids == [tiny.STOP]
     bare = chat_bundle / "model.onnx"
-    assert stop_tokens(open_bundle(bare)) == frozenset()
+    assert open_bundle(bare).manifest.signature.eos_token_ids == []
     (chat_bundle / "config.json").write_text('{"eos_token_id": 9}', encoding="utf-8")
-    assert stop_tokens(open_bundle(bare)) == {9}
+    assert open_bundle(bare).manifest.signature.eos_token_ids == [9]
     generation = chat_bundle / "generation_config.json"
     generation.write_text('{"eos_token_id": [4, 5]}', encoding="utf-8")
-    assert stop_tokens(open_bundle(bare)) == {4, 5}
+    assert open_bundle(bare).manifest.signature.eos_token_ids == [4, 5]
 
 
 def test_text_of_a_batch_is_that_of_each_alone(session: Session, tokenizer: Tokenizer) -> None:
