@@ -1,7 +1,6 @@
-"""Int8 KV cache: GroupQueryAttention writes and reads quantized keys and values.
+"""Int8 KV cache of GroupQueryAttention, with a fixed scale for each channel of each head.
 
-Keys and values have a scale for each channel of each head, fixed in advance from a calibration
-text: keys have channels that are always large (KIVI, Liu et al. 2024).
+Keys have channels that are always large (KIVI, Liu et al. 2024).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from edgetie.quantize.calibration.layerwise_run import CalibrationInput, run_lay
 from edgetie.quantize.weights.affine import Array
 
 _MARGIN = 1.2  # other texts have larger values
-_LIMIT = 127
 _SMALLEST_SCALE = 1e-8
 # inputs and outputs of GroupQueryAttention, keys before values
 _PAST, _SCALES, _PRESENT = (3, 4), (12, 13), (1, 2)
@@ -30,12 +28,6 @@ def kv_cache_scales(
     bundle: Bundle, model: ir.Model, path: Path, inputs: CalibrationInput
 ) -> dict[str, Array]:
     """Measure scales ``(1, kv_heads, 1, head_size)`` of keys and values, by the outputs' names.
-
-    Args:
-        bundle: the bundle that the model belongs to.
-        model: the model.
-        path: its file, with a cache in floating point.
-        inputs: what to run it on.
 
     Raises:
         QuantizeError: if the model has no GroupQueryAttention with a cache, or cannot be run.
@@ -51,17 +43,13 @@ def kv_cache_scales(
         peaks = np.abs(activation.array).max(axis=(0, 2))
         largest[activation.name] = np.maximum(largest.get(activation.name, 0), peaks)
     return {
-        name: np.maximum(each * _MARGIN / _LIMIT, _SMALLEST_SCALE).astype(np.float32)[None, :, None]
+        name: np.maximum(each * _MARGIN / 127, _SMALLEST_SCALE).astype(np.float32)[None, :, None]
         for name, each in largest.items()
     }
 
 
 class QuantizeKvCache(GraphPass):
-    """Quantizes the cache of GroupQueryAttention to int8.
-
-    Args:
-        scales: of :func:`kv_cache_scales`.
-    """
+    """Quantizes the cache of GroupQueryAttention to int8 by the scales of keys and values."""
 
     name = "quantize_cache"
 
@@ -77,8 +65,9 @@ class QuantizeKvCache(GraphPass):
             node.resize_inputs(max(_SCALES[-1] + 1, len(node.inputs)))
             for index, value in zip(_SCALES, present, strict=True):
                 scales = self.scales[str(value.name)]
-                scale = initializer(model.graph, f"{value.name}.scale", scales)
-                node.replace_input_with(index, scale)
+                node.replace_input_with(
+                    index, initializer(model.graph, f"{value.name}.scale", scales)
+                )
             for name in ("k_quant_type", "v_quant_type"):
                 node.attributes[name] = ir.AttrString(name, "PER_CHANNEL")
             node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)

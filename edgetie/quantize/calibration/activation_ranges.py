@@ -6,7 +6,6 @@ import contextlib
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,10 +13,6 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.quantize.calibration.layerwise_run import Array, CalibrationInput, run_layerwise
 from edgetie.quantize.formats.qdq import Range
 from edgetie.quantize.weights.affine import require_finite
-
-_BINS = 2048
-_PERCENTILE = 99.999
-_LEVELS = 128  # of the positive half, for the comparison of distributions by entropy
 
 
 def find_activation_ranges(
@@ -44,8 +39,10 @@ def find_activation_ranges(
     Raises:
         QuantizeError: if the model cannot be run on the CPU, or a weight holds NaN or infinity.
     """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
     ranges: dict[str, Range] = {}
-    collectors: dict[str, Any] = {}
+    collectors: dict[str, HistogramCollector] = {}
     for activation in run_layerwise(bundle, model_path, list(transforms), inputs):
         name, tokens = activation.name, transforms[activation.name](activation.tokens)
         ranges[name] = _widen(ranges.get(name), tokens)
@@ -56,7 +53,9 @@ def find_activation_ranges(
         if calibrator == "minmax":
             continue
         with contextlib.redirect_stdout(io.StringIO()):  # the collector prints
-            collectors.setdefault(name, _collector(calibrator)).collect({name: tokens})
+            # method, symmetric, bins, bins of a quantized distribution, percentile, scenario
+            collector = HistogramCollector(calibrator, False, 2048, 128, 99.999, "same")
+            collectors.setdefault(name, collector).collect({name: tokens})
             if activation.is_last:
                 result = collectors.pop(name).compute_collection_result()[name]
                 low, high = (float(np.asarray(end).item()) for end in result[:2])
@@ -67,16 +66,3 @@ def find_activation_ranges(
 def _widen(range_: Range | None, values: Array) -> Range:
     low, high = float(values.min()), float(values.max())
     return (low, high) if range_ is None else (min(range_[0], low), max(range_[1], high))
-
-
-def _collector(method: str) -> Any:
-    from onnxruntime.quantization.calibrate import HistogramCollector
-
-    return HistogramCollector(
-        method=method,
-        symmetric=False,
-        num_bins=_BINS,
-        num_quantized_bins=_LEVELS,
-        percentile=_PERCENTILE,
-        scenario="same",
-    )

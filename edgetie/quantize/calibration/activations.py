@@ -17,12 +17,7 @@ from edgetie.errors import QuantizeError
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.matching import weight
 from edgetie.graph.operators import operator
-from edgetie.quantize.calibration.layerwise_run import (
-    Array,
-    CalibrationInput,
-    Feeds,
-    run_layerwise,
-)
+from edgetie.quantize.calibration.layerwise_run import Array, CalibrationInput, Feeds, run_layerwise
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
 _TOKENS = 1024  # four times as many lower the divergence by a thirtieth
@@ -30,7 +25,6 @@ _EVALUATED = 20480  # tokens at most that limits are measured on
 MAX_CHARACTERS = 16 * _EVALUATED
 """How much of a text is read. Words may be long."""
 
-_TEXT = "calibration.txt"
 _SEED = 20240229
 
 
@@ -78,7 +72,7 @@ def calibration_text(
         return CalibrationText(random[:_TOKENS], random[_TOKENS:], "random tokens")
     description = "built-in text" if text is None else "own text"
     if text is None:
-        text = files("edgetie.quantize.calibration").joinpath(_TEXT).read_text("utf-8")
+        text = files("edgetie.quantize.calibration").joinpath("calibration.txt").read_text("utf-8")
     tokenizer = Tokenizer.from_bundle(bundle)
     tokens = tokenizer.encode(text[:MAX_CHARACTERS], add_special_tokens=False)
     if not is_certain:
@@ -90,19 +84,15 @@ def calibration_text(
         )
     if len(tokens) < 16:
         raise QuantizeError("the calibration text has fewer than 16 tokens; give a longer one")
-    prefix, suffix = tokenizer.surrounding
     calibration, evaluation = tokens[:_TOKENS], tokens[_TOKENS : _TOKENS + _EVALUATED]
-    mask = tokenizer.mask_token_id
-    return CalibrationText(calibration, evaluation, description, prefix, suffix, mask)
+    return CalibrationText(
+        calibration, evaluation, description, *tokenizer.surrounding, tokenizer.mask_token_id
+    )
 
 
 def _vocab_size(bundle: Bundle, models: Iterable[ir.Model]) -> tuple[int, bool]:
-    """Return the number of tokens, and whether it is certain.
-
-    For a bare file it is the size of the embedding that reads ``input_ids``, or else of the
-    smallest embedding. The encoder of a bundle may have more tokens than the manifest names.
-    """
-    if bundle.manifest.signature.vocab_size:
+    """Return the number of tokens, and whether it is certain."""
+    if bundle.manifest.signature.vocab_size:  # an encoder may have more tokens
         return bundle.manifest.signature.vocab_size, bundle.manifest.encoder is None
     embeddings = [
         (int(tensor.shape.numpy()[0]), node.inputs[1])
@@ -113,6 +103,7 @@ def _vocab_size(bundle: Bundle, models: Iterable[ir.Model]) -> tuple[int, bool]:
         and (tensor := weight(node.inputs[0])) is not None
         and tensor.size >= MIN_ELEMENTS
     ]
+    # of a bare file: the embedding that reads input_ids, or else the smallest
     of_tokens = [size for size, ids in embeddings if ids is not None and ids.name == "input_ids"]
     return min(of_tokens or [size for size, _ in embeddings], default=1), bool(of_tokens)
 
@@ -156,17 +147,7 @@ def read_feeds(path: Path) -> list[Feeds]:
 def collect_activations(
     bundle: Bundle, model_path: Path, names: Sequence[str], inputs: CalibrationInput
 ) -> Iterator[tuple[str, Array]]:
-    """Run a model and yield each of the named activations for all tokens, ``(tokens, channels)``.
-
-    Args:
-        bundle: what the model is part of.
-        model_path: the model.
-        names: values of the graph, ``(batch, sequence, channels)``.
-        inputs: what to run it on.
-
-    Raises:
-        QuantizeError: if the model cannot be run on the CPU.
-    """
+    """Yield each of the named activations of :func:`run_layerwise` once, for all tokens."""
     windows: defaultdict[str, list[Array]] = defaultdict(list)
     for activation in run_layerwise(bundle, model_path, names, inputs):
         windows[activation.name].append(activation.tokens)

@@ -1,25 +1,24 @@
 """Run a model a few layers at a time and return some of its activations.
 
-The graph is cut into segments whose weights have a limited size. Each segment runs over all windows
-of the text before the next one starts, on the outputs of the one before, so that only one segment's
-weights are in memory.
+Each segment of the graph runs over all windows of the text before the next one starts, on the
+outputs of the one before, so that only one segment's weights are in memory.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.names import AUDIO, ENCODER_MASK, LAST_TOKEN_NODE
 from edgetie.errors import QuantizeError
+from edgetie.graph.matching import weight
 from edgetie.graph.tensors import PAST, PRESENT
 from edgetie.harness.accuracy.samples import windows
 from edgetie.runtime.audio.embeddings import prepend_audio
@@ -43,8 +42,7 @@ class CalibrationInput:
     Attributes:
         tokens: a text, read in windows of 256 tokens.
         audio: inputs of an audio encoder, one dict for each audio clip.
-        feeds: inputs of the model by name, one dict for each run. If there are any, tokens and
-            audio are not used. Inputs of a KV cache may be missing.
+        feeds: the caller's own inputs by name, for each run, instead of tokens and audio.
         prefix: special tokens before each window.
         suffix: special tokens after each window, which decoders do not read.
     """
@@ -58,13 +56,7 @@ class CalibrationInput:
 
 @dataclass(frozen=True)
 class Activation:
-    """A value of the graph in one window.
-
-    Attributes:
-        name: of the value.
-        array: ``(batch, sequence, channels)`` or what shape it has.
-        is_last: whether no later window follows for this name.
-    """
+    """A value of the graph in one window, and whether it is the last window."""
 
     name: str
     array: Array
@@ -79,33 +71,28 @@ class Activation:
 def run_layerwise(
     bundle: Bundle, model_path: Path, names: Sequence[str], inputs: CalibrationInput
 ) -> Iterator[Activation]:
-    """Run a model and yield each of the named activations once for each window.
-
-    Args:
-        bundle: it may limit the length of a sequence, and have an encoder that runs first.
-        model_path: a model with ``input_ids``, ``attention_mask`` and perhaps a KV cache.
-        names: values of the graph.
-        inputs: what to run it on.
+    """Run a model of a bundle and yield each of the named activations once for each window.
 
     Raises:
         QuantizeError: if the model cannot be run on the CPU.
     """
     try:
         graph, folder = remove_last_token_node(model_path) or read_graph(model_path)
-        feeds = _own_feeds(graph, inputs) or _window_feeds(bundle, model_path, graph, inputs)
-        for segment in _segments(graph, names, model_path):
-            _declare_types(segment.model.graph, feeds[0])
+        model = ir.from_proto(graph)
+        feeds = _own_feeds(model, inputs) or _window_feeds(bundle, model_path, model, inputs)
+        for segment in _segments(model, names, model_path):
+            for value in segment.model.graph.inputs:
+                dtype = ir.DataType.from_numpy(feeds[0][str(value.name)].dtype)
+                value.type = value.type or ir.TensorType(dtype)
             session = _open_session(segment.model, folder)
-            read = [value.name for value in session.get_inputs()]
             later: list[Feeds] = []
             for index, window in enumerate(feeds):
-                results = session.run(segment.outputs, {name: window[name] for name in read})
-                outputs = dict(zip(segment.outputs, results, strict=True))
+                outputs = _run(session, window)
                 for name, output in segment.activations.items():
                     yield Activation(name, outputs[output], index == len(feeds) - 1)
                 values = window | outputs
                 later.append({name: a for name, a in values.items() if name in segment.read_later})
-                del outputs, results, values
+                del outputs, values
             feeds = later
             del session  # and its mapping of the weights
     except QuantizeError:
@@ -120,15 +107,14 @@ def is_bidirectional(model_path: Path) -> bool:
     It is not if the model cannot be run, has a KV cache, or returns logits of the last token only.
     """
     graph, folder = read_graph(model_path)
-    inputs = _graph_inputs(graph)
+    model = ir.from_proto(graph)
+    inputs = _graph_inputs(model)
     if any(name.startswith("past_") for name in inputs):
         return False
     batches = np.array([[5, 6, 7, 8]]), np.array([[5, 6, 7, 9]])
     try:
-        session = _open_session(graph, folder, prepack=False)
-        (first,), (second,) = (
-            session.run(["logits"], _complete(inputs, ids, {})) for ids in batches
-        )
+        session = _open_session(model, folder, prepack=False)
+        first, second = (_run(session, _complete(inputs, ids, {}))["logits"] for ids in batches)
     except Exception:  # pybind11 classes without a common base
         logger.debug("%s: cannot be run, taken for a decoder", model_path, exc_info=True)
         return False
@@ -139,95 +125,62 @@ def is_bidirectional(model_path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Segment:
-    """Consecutive nodes of a graph.
-
-    Attributes:
-        model: these nodes alone.
-        outputs: names of its outputs.
-        activations: the output that each wanted activation is, by the activation's name.
-        read_later: names of values that later segments read.
+    """Consecutive nodes of a graph, which output of theirs each activation is, and the names of the
+    values that later segments read.
     """
 
-    model: onnx.ModelProto
-    outputs: list[str]
+    model: ir.Model
     activations: dict[str, str]
     read_later: set[str]
 
 
-def _segments(model: onnx.ModelProto, names: Sequence[str], path: Path) -> Iterator[_Segment]:
+def _segments(model: ir.Model, names: Sequence[str], path: Path) -> Iterator[_Segment]:
     """Cut the part of a graph that computes ``names``."""
-    graph = model.graph
-    computed = {name for node in graph.node for name in node.output}
+    computed = {value.name for node in model.graph for value in node.outputs}
     output_of = {name: name for name in names}
     if not computed.issuperset(names):  # the last tokens' values were replaced by all tokens'
-        whole = onnx.load(str(path), load_external_data=False).graph
-        last = next((node for node in whole.node if node.name == LAST_TOKEN_NODE), None)
-        output_of = {n: n if n in computed or last is None else last.input[0] for n in names}
-    _prune(graph, list(output_of.values()))
-    weights = {tensor.name: 4 * math.prod(map(int, tensor.dims)) for tensor in graph.initializer}
-    groups: list[list[onnx.NodeProto]] = [[]]
+        nodes = read_graph(path)[0].graph.node
+        last = next((node.input[0] for node in nodes if node.name == LAST_TOKEN_NODE), "")
+        output_of = {name: name if name in computed else last for name in names}
+    output_of = {name: output for name, output in output_of.items() if output in computed}
+    if not output_of:
+        return
+    inputs, outputs = model.graph.inputs, sorted({*output_of.values()})
+    graph = ir.convenience.extract(model.graph, inputs, outputs)
+    groups: list[list[ir.Node]] = [[]]
     size = 0
-    for node in graph.node:
-        size += sum(weights.get(name, 0) for name in node.input if node.op_type != "Gather")
+    for node in graph:
+        tensors = [weight(value) for value in node.inputs if node.op_type != "Gather"]
+        size += sum(4 * tensor.size for tensor in tensors if tensor is not None)
         groups[-1].append(node)
         if size > _SEGMENT_BYTES:
             groups.append([])
             size = 0
-    reads = [{name for node in group for name in _names_read(node)} for group in groups]
-    inputs = {value.name: value for value in graph.input}
-    for index, group in enumerate(groups):
-        if not group:
-            continue
-        later = set().union(*reads[index + 1 :])
-        own = {name for node in group for name in node.output if name}
-        activations = {name: output for name, output in output_of.items() if output in own}
-        outputs = sorted({*activations.values(), *(own & later)})
-        segment = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-        segment.functions.extend(model.functions)
-        segment.graph.name = graph.name
-        segment.graph.node.extend(group)
-        segment.graph.initializer.extend(t for t in graph.initializer if t.name in reads[index])
-        needed = sorted(reads[index] - own - weights.keys())
-        segment.graph.input.extend(inputs.get(n) or onnx.ValueInfoProto(name=n) for n in needed)
-        segment.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        yield _Segment(segment, outputs, activations, later - weights.keys())
+    reads = [_values_read(graph, group) for group in groups]
+    for index, group in enumerate(filter(None, groups)):
+        later: set[ir.Value] = set().union(*reads[index + 1 :])
+        own = {value for node in group for value in node.outputs}
+        activations = {name: each for name, each in output_of.items() if each in _names(own)}
+        outputs = sorted({*activations.values(), *_names(own & later)})
+        inputs = sorted(reads[index] - own, key=lambda value: str(value.name))
+        segment = ir.convenience.extract(graph, inputs, outputs)
+        functions = list(model.functions.values())
+        segment_model = ir.Model(segment, ir_version=model.ir_version, functions=functions)
+        yield _Segment(segment_model, activations, _names(later))
 
 
-def _declare_types(graph: onnx.GraphProto, feeds: Feeds) -> None:
-    """Give inputs that earlier segments compute the types of what is fed."""
-    for value in graph.input:
-        if not value.HasField("type"):
-            dtype = onnx.helper.np_dtype_to_tensor_dtype(feeds[value.name].dtype)
-            value.type.tensor_type.elem_type = dtype
+def _values_read(graph: ir.Graph, nodes: Sequence[ir.Node]) -> set[ir.Value]:
+    """Return the values of a graph that nodes and their subgraphs read, except weights."""
+    nodes_of_all_graphs = ir.traversal.RecursiveGraphIterator(ir.GraphView([], [], nodes=nodes))
+    values = {value for node in nodes_of_all_graphs for value in node.inputs}
+    return {v for v in values if v is not None and v.graph is graph and not v.is_initializer()}
 
 
-def _names_read(node: onnx.NodeProto) -> list[str]:
-    """Names of the values that a node and its subgraphs read from the graph around it."""
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
-            own = {value.name for value in (*graph.input, *graph.initializer)}
-            own.update(name for child in graph.node for name in child.output)
-            read = [name for child in graph.node for name in _names_read(child)]
-            read += [value.name for value in graph.output]
-            names += [name for name in read if name not in own]
-    return names
+def _names(values: Iterable[ir.Value]) -> set[str]:
+    return {str(value.name) for value in values}
 
 
-def _prune(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
-    """Make ``outputs`` the graph's outputs and drop what they do not need."""
-    needed, nodes = set(outputs), []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            needed.update(_names_read(node))
-    del graph.output[:], graph.node[:]
-    graph.node.extend(reversed(nodes))
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in needed]:
-        graph.initializer.remove(tensor)
-
-
-def _open_session(model: onnx.ModelProto, folder: Path, *, prepack: bool = True) -> Any:
+def _open_session(model: ir.Model, folder: Path, *, prepack: bool = True) -> Any:
     """Open a session for a graph whose weights are in ``folder``."""
     import onnxruntime
 
@@ -236,11 +189,18 @@ def _open_session(model: onnx.ModelProto, folder: Path, *, prepack: bool = True)
     options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(folder))
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
-def _own_feeds(model: onnx.ModelProto, inputs: CalibrationInput) -> list[Feeds]:
+def _run(session: Any, values: Feeds) -> Feeds:
+    """Run a session on those values that it reads, and return its outputs by name."""
+    names = [output.name for output in session.get_outputs()]
+    feeds = {each.name: values[each.name] for each in session.get_inputs()}
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def _own_feeds(model: ir.Model, inputs: CalibrationInput) -> list[Feeds]:
     """Check the caller's own feeds and add empty caches."""
     expected = _graph_inputs(model)
     for feeds in inputs.feeds:
@@ -254,7 +214,7 @@ def _own_feeds(model: onnx.ModelProto, inputs: CalibrationInput) -> list[Feeds]:
 
 
 def _window_feeds(
-    bundle: Bundle, model_path: Path, model: onnx.ModelProto, inputs: CalibrationInput
+    bundle: Bundle, model_path: Path, model: ir.Model, inputs: CalibrationInput
 ) -> list[Feeds]:
     """Make the feeds of each window of the text, or of each audio clip."""
     signature, expected = bundle.manifest.signature, _graph_inputs(model)
@@ -265,7 +225,8 @@ def _window_feeds(
     encoder_path = bundle.model_paths[0]
     has_encoder = encoder_path != model_path
     if has_encoder:
-        encoder, folder = read_graph(encoder_path)
+        graph, folder = read_graph(encoder_path)
+        encoder = ir.from_proto(graph)
         session = _open_session(encoder, folder)
     suffix = () if bundle.task == "causal-lm" else inputs.suffix
     texts = [ids[None] for ids in windows(inputs.tokens, length, inputs.prefix, suffix)]
@@ -274,7 +235,8 @@ def _window_feeds(
         ids = texts[index % len(texts)]
         feeds = dict(inputs.audio[index % len(inputs.audio)]) if inputs.audio else {}
         if has_encoder:
-            feeds = _run_encoder(session, _complete(_graph_inputs(encoder), ids, feeds))
+            states = _run(session, _complete(_graph_inputs(encoder), ids, feeds))
+            feeds = {n.replace(f"{PRESENT}.", f"{PAST}.", 1): each for n, each in states.items()}
             feeds[ENCODER_MASK] = np.ones_like(ids)
         if AUDIO in feeds:
             ids, feeds[AUDIO] = prepend_audio(
@@ -285,20 +247,12 @@ def _window_feeds(
     return result
 
 
-def _run_encoder(session: Any, feeds: Feeds) -> Feeds:
-    """Return an encoder's outputs by the names that the decoder reads them by."""
-    names = [value.name for value in session.get_outputs()]
-    results = session.run(names, feeds)
-    decoder_names = [name.replace(f"{PRESENT}.", f"{PAST}.", 1) for name in names]
-    return dict(zip(decoder_names, results, strict=True))
-
-
-def _accepted_length(model: onnx.ModelProto, folder: Path, length: int) -> int:
+def _accepted_length(model: ir.Model, folder: Path, length: int) -> int:
     """Halve a number of tokens until a model without a manifest accepts it."""
     session, inputs = _open_session(model, folder, prepack=False), _graph_inputs(model)
     while length > _SMALLEST_WINDOW:
         try:
-            session.run(None, _complete(inputs, np.zeros((1, length), np.int64), {}))
+            _run(session, _complete(inputs, np.zeros((1, length), np.int64), {}))
         except Exception:  # pybind11 classes without a common base
             logger.debug("%d tokens are too many for the model", length, exc_info=True)
             length //= 2
@@ -307,45 +261,24 @@ def _accepted_length(model: onnx.ModelProto, folder: Path, length: int) -> int:
     return length
 
 
-@dataclass(frozen=True)
-class _GraphInput:
-    """An input of a graph; symbolic dimensions are 0."""
-
-    shape: list[int]
-    dtype: np.dtype[Any]
+def _graph_inputs(model: ir.Model) -> dict[str, ir.Value]:
+    """Return the inputs that must be fed, which those with an initializer need not."""
+    return {str(each.name): each for each in model.graph.inputs if not each.is_initializer()}
 
 
-def _graph_inputs(model: onnx.ModelProto) -> dict[str, _GraphInput]:
-    """Describe the inputs that must be fed, which those with an initializer need not."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return {
-        value.name: _GraphInput(
-            [dim.dim_value for dim in value.type.tensor_type.shape.dim],
-            onnx.helper.tensor_dtype_to_np_dtype(
-                value.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
-            ),
-        )
-        for value in model.graph.input
-        if value.name not in weights
-    }
-
-
-def _complete(inputs: dict[str, _GraphInput], ids: Array, known: Feeds) -> Feeds:
+def _complete(inputs: Mapping[str, ir.Value], ids: Array, known: Feeds) -> Feeds:
     """Make the feeds of one window: known arrays, ``ids``, and an empty cache."""
     ids = known.get("input_ids", ids)
+    defaults = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(ids.shape[1])[None],
+        "token_type_ids": np.zeros_like(ids),
+    }
     feeds: Feeds = {}
     for name, value in inputs.items():
-        if name in known:
-            feeds[name] = known[name]
-        elif name == "input_ids":
-            feeds[name] = ids.astype(value.dtype)
-        elif name == "attention_mask":
-            feeds[name] = np.ones(ids.shape, value.dtype)
-        elif name == "position_ids":
-            feeds[name] = np.arange(ids.shape[1], dtype=value.dtype)[None]
-        elif name == "token_type_ids":
-            feeds[name] = np.zeros(ids.shape, value.dtype)
-        else:
-            shape = [len(ids) if axis == 0 else size for axis, size in enumerate(value.shape)]
-            feeds[name] = np.zeros(shape, value.dtype)
+        dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+        shape = [size if isinstance(size, int) else 0 for size in value.shape or ()]
+        empty = np.zeros([len(ids), *shape[1:]] if shape else [], dtype)
+        feeds[name] = known.get(name, np.asarray(defaults.get(name, empty), dtype))
     return feeds

@@ -1,8 +1,6 @@
 """Linear inputs: activations that only linear operators read.
 
-A change to such an activation can be undone in the weights that read it. Its channels can be scaled
-(:mod:`~edgetie.quantize.preprocess.smooth`) or mixed
-(:mod:`~edgetie.quantize.preprocess.rotate`), and in exact arithmetic the model stays the same.
+Scaled or rotated, they change nothing in exact arithmetic if these operators' weights undo it.
 """
 
 from __future__ import annotations
@@ -40,23 +38,20 @@ def find_linear_inputs(model: ir.Model) -> dict[str, LinearInput]:
     """Find all linear inputs of the main graph, by the activation's name, in graph order."""
     linear_inputs: dict[str, LinearInput] = {}
     for node in model.graph:
-        match = match_linear_op(node)
-        value = _activation(match) if match is not None else None
+        value = _activation(match_linear_op(node))
         if value is None or value.is_graph_output() or str(value.name) in linear_inputs:
             continue
-        readers = [match_linear_op(reader) for reader in _readers(value)]
-        linear_ops = [
-            each
-            for each in readers
-            if each is not None and _activation(each) is value and each.is_only_reader
-        ]
-        if len(linear_ops) == len(readers):
+        matches = [match_linear_op(reader) for reader in _readers(value)]
+        linear_ops = [each for each in matches if each is not None and each.is_only_reader]
+        if len(linear_ops) == len(matches) and all(_activation(op) is value for op in linear_ops):
             linear_inputs[str(value.name)] = LinearInput(value, tuple(linear_ops))
     return linear_inputs
 
 
-def _activation(linear_op: LinearOp) -> ir.Value | None:
+def _activation(linear_op: LinearOp | None) -> ir.Value | None:
     """The activation before it is flattened for ``MatMul(W, Transpose(Reshape(x)))``."""
+    if linear_op is None:
+        return None
     if not linear_op.weight_on_left:
         return linear_op.x
     flatten = producer(linear_op.x, "Reshape")
@@ -77,14 +72,9 @@ def _readers(value: ir.Value) -> list[ir.Node]:
 
 def transform_weight(value: ir.Value, function: Callable[[Array], Array]) -> None:
     """Apply a function to an initializer's array when it is read. Its shape and dtype stay."""
-    value.const_value = transformed_tensor(value, function)
-
-
-def transformed_tensor(value: ir.Value, function: Callable[[Array], Array]) -> ir.LazyTensor:
-    """Return an initializer's tensor after a function, which is applied when it is read."""
     tensor = value.const_value
     assert tensor is not None
-    return ir.LazyTensor(
+    value.const_value = ir.LazyTensor(
         lambda: ir.tensor(function(tensor.numpy())),
         dtype=tensor.dtype,
         shape=ir.Shape(tensor.shape.numpy()),

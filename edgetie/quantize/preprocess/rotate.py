@@ -1,24 +1,22 @@
-"""Rotate activations by a Hadamard matrix within blocks before they are quantized.
+"""Rotate activations by a Hadamard matrix within blocks: a large value spreads over its neighbours.
 
-A block of int8 values shares one scale, so one large value costs its neighbours their precision.
-Multiplying a block by an orthogonal matrix of +1 and -1 spreads a large value over all of them, and
-the same rotation of the weights undoes it (QuaRot, Ashkboos et al. 2024; QuIP#, Tseng et al. 2024).
-The weights' own outliers are spread as well. Rotating an activation costs a small MatMul at run
-time, except after attention: there the projection that computes the values rotates them. Rows
-gathered from a tied embedding are rotated back, so it stays one initializer.
+The same rotation of the weights undoes it (QuaRot, Ashkboos et al. 2024; QuIP#, Tseng et al. 2024).
+It costs a small MatMul at run time, except after attention, where the projection of the values
+rotates them. Rows gathered from a tied embedding are rotated back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.graph.editing import initializer, insert
+from edgetie.graph.editing import insert
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
+from edgetie.quantize.formats.weight_format import Nodes, rank
 from edgetie.quantize.preprocess.linear_inputs import (
     LinearInput,
     find_linear_inputs,
@@ -27,9 +25,8 @@ from edgetie.quantize.preprocess.linear_inputs import (
 )
 from edgetie.quantize.preprocess.value_projection import ValueProjection, find_value_projection
 from edgetie.quantize.weights.affine import Array
-from edgetie.quantize.weights.linear_op import ROTATION_PREFIX, is_gather
+from edgetie.quantize.weights.linear_op import ROTATION_PREFIX
 
-MAX_BLOCK = 64
 _BLOCKS_AT_ONCE = 1 << 15
 
 
@@ -41,7 +38,7 @@ def rotation_size(linear_input: LinearInput) -> int:
     """
     values = find_value_projection(linear_input)
     channels = linear_input.channels if values is None else values.head_size
-    return min(MAX_BLOCK, channels & -channels)
+    return min(64, channels & -channels)
 
 
 @cache
@@ -54,21 +51,13 @@ def hadamard(size: int) -> Array:
 
 
 class Rotate(GraphPass):
-    """Rotate activations, and the weights that read them.
-
-    Args:
-        names: the activations.
-
-    Attributes:
-        folded: how many of them a value projection rotates, at no cost.
-    """
+    """Rotate activations, and the weights that read them."""
 
     name = "rotate"
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
         self.names = names
-        self.folded = 0
 
     def rewrite(self, model: ir.Model) -> None:
         for name, linear_input in find_linear_inputs(model).items():
@@ -79,21 +68,16 @@ class Rotate(GraphPass):
             values = find_value_projection(linear_input)
             if values is not None:
                 _rotate_values(values, matrix)
-                self.folded += 1
             else:
                 _rotate_activation(model.graph, linear_input, size)
             for linear_op in linear_input.linear_ops:
-                weight = linear_op.weight
                 if linear_op.transposed:
-                    transform_weight(weight, lambda w, m=matrix: _rotate_rows(w, m))  # type: ignore[misc]
+                    transform_weight(linear_op.weight, partial(_rotate_rows, matrix=matrix))
                     continue
-                for node, index in list(weight.uses()):
-                    if is_gather(node, index):
-                        channels = linear_input.channels
-                        insert_after(
-                            node, *_rotation_nodes(model.graph, node.outputs[0], channels, size)
-                        )
-                transform_weight(weight, lambda w, m=matrix: rotate_blocks(w, m))  # type: ignore[misc]
+                for node in linear_op.gathers:
+                    value, channels = node.outputs[0], linear_input.channels
+                    insert_after(node, *_rotation_nodes(model.graph, value, channels, size))
+                transform_weight(linear_op.weight, partial(rotate_blocks, matrix=matrix))
             self.changed += 1
 
 
@@ -140,17 +124,16 @@ def _rotate_rows(array: Array, matrix: Array) -> Array:
 
 def _rotation_nodes(graph: ir.Graph, value: ir.Value, channels: int, size: int) -> list[ir.Node]:
     """Make nodes that split ``value`` into blocks, multiply them and join them."""
-    rank = len(value.shape) if value.shape is not None else 0
-    leading = [0] * (rank - 1)
-    split_shape = np.array([*leading, channels // size, size] if rank else [-1, size], np.int64)
-    split_name = f"{ROTATION_PREFIX}blocks.{rank}.{channels}.{size}"
-    matrix = initializer(graph, f"{ROTATION_PREFIX}hadamard.{size}", hadamard(size))
-    split = ir.node("Reshape", [value, initializer(graph, split_name, split_shape)])
-    matmul = ir.node("MatMul", [split.outputs[0], matrix])
-    if rank:
-        joined_name = f"{ROTATION_PREFIX}flat.{rank}.{channels}"
-        shape = initializer(graph, joined_name, np.array([*leading, channels], np.int64))
-        return [split, matmul, ir.node("Reshape", [matmul.outputs[0], shape])]
-    value_shape = ir.node("Shape", [value])
-    join = ir.node("Reshape", [matmul.outputs[0], value_shape.outputs[0]])
-    return [split, matmul, value_shape, join]
+    nodes, axes = Nodes(graph), rank(value)
+    leading = [0] * (axes - 1)
+    split_shape = [*leading, channels // size, size] if axes else [-1, size]
+    split_name = f"{ROTATION_PREFIX}blocks.{axes}.{channels}.{size}"
+    blocks = nodes("Reshape", value, nodes.integers(split_name, split_shape))
+    matrix = nodes.constant(f"{ROTATION_PREFIX}hadamard.{size}", hadamard(size), np.float32)
+    rotated = nodes("MatMul", blocks, matrix)
+    if axes:
+        shape = nodes.integers(f"{ROTATION_PREFIX}flat.{axes}.{channels}", [*leading, channels])
+    else:
+        shape = nodes("Shape", value)
+    nodes("Reshape", rotated, shape)
+    return list(nodes.nodes)

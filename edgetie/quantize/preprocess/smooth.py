@@ -1,11 +1,8 @@
 """Smooth activations: move their outlying channels into the weights before both are quantized.
 
-In MatMulNBits activations become int8 by blocks too, and one channel much larger than its
-neighbours costs them their precision. Dividing channel j by ``s_j`` and multiplying row j of the
-weight by it changes nothing in exact arithmetic (SmoothQuant, Xiao et al. 2022; with scales from
-activations alone, as in AWQ, Lin et al. 2023). The division is done at no cost by the norm or the
-projection before. A tied embedding is scaled too and stays one initializer: rows gathered from it
-are divided again.
+The norm or the projection before divides channels at no cost (SmoothQuant, Xiao et al. 2022; with
+scales from activations alone, as in AWQ, Lin et al. 2023). A tied embedding is scaled too and stays
+one initializer: rows gathered from it are divided again.
 """
 
 from __future__ import annotations
@@ -16,19 +13,18 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.graph.matching import only_user, producer, weight
+from edgetie.graph.matching import constant, only_user, producer, weight
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
+from edgetie.quantize.formats.weight_format import rank
 from edgetie.quantize.preprocess.linear_inputs import (
     LinearInput,
     find_linear_inputs,
     insert_after,
     transform_weight,
-    transformed_tensor,
 )
 from edgetie.quantize.preprocess.value_projection import projection_parameters
 from edgetie.quantize.weights.affine import Array
-from edgetie.quantize.weights.linear_op import is_gather
 
 _NORMS = {
     "RMSNormalization": (1,),
@@ -49,11 +45,7 @@ def find_smoothable_inputs(model: ir.Model) -> dict[str, LinearInput]:
 
 
 class Smooth(GraphPass):
-    """Divide activations and multiply the weights that read them.
-
-    Args:
-        scales: divisors of each activation's channels, by its name (:func:`smoothing_scales`).
-    """
+    """Divide activations by scales and multiply the weights that read them."""
 
     name = "smooth"
 
@@ -71,22 +63,25 @@ class Smooth(GraphPass):
                 for index in _NORMS[norm.op_type]:
                     if index < len(norm.inputs) and norm.inputs[index] is not None:
                         _rescale_input(model.graph, norm, index, 1 / scales)
-            for value, start in branch or [] if norm is None else []:
-                _rescale_columns(value, start, 1 / scales)
+            elif branch is not None:
+                for value, start in branch:
+                    _rescale_columns(value, start, 1 / scales)
             for linear_op in linear_input.linear_ops:
                 if linear_op.transposed:
                     _rescale(linear_op.weight, scales[:, None])
-                else:
-                    _rescale_embedding(model.graph, linear_op.weight, scales)
+                    continue
+                unsmooth = f"{linear_op.weight.name}.unsmooth"
+                for node in linear_op.gathers:
+                    factors = initializer(model.graph, unsmooth, 1 / scales)
+                    insert_after(node, ir.node("Mul", [node.outputs[0], factors]))
+                _rescale(linear_op.weight, scales)
             self.changed += 1
 
 
 def smoothing_scales(magnitudes: Array, strength: float) -> Array:
     """Compute divisors of an activation's channels, whose geometric mean is 1.
 
-    Args:
-        magnitudes: typical magnitude of each channel.
-        strength: exponent on them: 0 changes nothing, 1 makes all channels alike.
+    ``strength`` is the exponent on their magnitudes: with 1 all channels become alike.
     """
     floor = max(float(magnitudes.max()) * 1e-4, 1e-12)
     scales = np.maximum(magnitudes, floor) ** strength
@@ -109,9 +104,8 @@ def _norm(linear_input: LinearInput) -> ir.Node | None:
 
 
 def _linear_branch(linear_input: LinearInput) -> list[tuple[ir.Value, int]] | None:
-    """Find the weight and bias of the branch of a gated product that no activation follows.
-
-    Each comes with its first column: it may be packed with other weights, and its output split.
+    """Find weight and bias of the branch of a gated product that no activation follows, each with
+    its first column there.
     """
     gated = producer(linear_input.value, "Mul")
     if gated is None:
@@ -134,11 +128,10 @@ def _linear_branch(linear_input: LinearInput) -> list[tuple[ir.Value, int]] | No
 def _start(split: ir.Node, value: ir.Value) -> int | None:
     """Return the first column of one output of a Split along the last axis."""
     axis = split.attributes["axis"].as_int() if "axis" in split.attributes else 0
-    rank = len(value.shape) if value.shape is not None else None
-    sizes = split.inputs[1].const_value if len(split.inputs) > 1 and split.inputs[1] else None
-    if sizes is None or axis not in (-1, rank - 1 if rank else -1):
+    sizes = constant(split.inputs[1]) if len(split.inputs) > 1 else None
+    if sizes is None or axis not in (-1, rank(value) - 1):
         return None
-    return int(sizes.numpy()[: list(split.outputs).index(value)].sum())
+    return int(sizes[: list(split.outputs).index(value)].sum())
 
 
 def _rescale(value: ir.Value, factors: Array) -> None:
@@ -157,17 +150,7 @@ def _rescale_input(graph: ir.Graph, node: ir.Node, index: int, factors: Array) -
     """Multiply a constant input of ``node``. Its other users read the old values."""
     value = node.inputs[index]
     assert value is not None
-    if len(value.uses()) == 1:
-        _rescale(value, factors)
-        return
-    copy = transformed_tensor(value, lambda array: array * factors)
-    node.replace_input_with(index, initializer(graph, f"{value.name}.{node.name}.smooth", copy))
-
-
-def _rescale_embedding(graph: ir.Graph, embedding: ir.Value, scales: Array) -> None:
-    """Multiply an embedding's columns, and divide what is gathered from it."""
-    for node, index in list(embedding.uses()):
-        if is_gather(node, index):
-            factors = initializer(graph, f"{embedding.name}.unsmooth", 1 / scales)
-            insert_after(node, ir.node("Mul", [node.outputs[0], factors]))
-    _rescale(embedding, scales)
+    if len(value.uses()) > 1:
+        value = initializer(graph, f"{value.name}.{node.name}.smooth", value.const_value)
+        node.replace_input_with(index, value)
+    _rescale(value, factors)

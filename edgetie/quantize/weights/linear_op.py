@@ -51,6 +51,11 @@ class LinearOp:
             return False
         return self.node in (readers[0], only_user(readers[0].outputs[0]))
 
+    @property
+    def gathers(self) -> list[ir.Node]:
+        """The nodes that gather rows of the weight."""
+        return [node for node, index in self.weight.uses() if is_gather(node, index)]
+
     def read_weight(self) -> Array:
         """Return the weight as ``(out, in)``."""
         assert self.weight.const_value is not None
