@@ -292,8 +292,8 @@ def _share_bytes(models: list[_Model]) -> dict[ir.Value, ir.Value]:
     for first, *copies in equal_groups(value for value in owners if value not in same):
         label = owners[first.value].label(first.value.name)
         for copy in copies:
-            model, value = owners[copy.value], copy.value
-            transposed = copy.arrangement == "transposed"
+            value, transposed = copy
+            model = owners[value]
             if transposed and is_input_or_output(value, model.graph):
                 model.skipped.append(model.label(f"{value.name}: is an input or output itself"))
                 continue

@@ -19,14 +19,12 @@ def evaluate(
     """
     import onnxruntime
 
-    for value in graph.initializers.values():  # a session of bytes has no folder to read from
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
-    model = ir.serde.serialize_model(ir.Model(graph, ir_version=10))
+    model = ir.Model(graph, ir_version=10)
+    ir.external_data.load_to_model(model)  # a session of bytes has no folder to read from
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     results: list[np.ndarray[Any, Any]] = session.run(None, feeds or {})
     return results

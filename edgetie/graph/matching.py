@@ -70,17 +70,11 @@ def last_dimension(value: ir.Value) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def same_shape(a: ir.Value, b: ir.Value) -> bool:
-    """Whether both shapes are known and equal. Symbolic dimensions are compared by name."""
-    return _equal_dimensions(a, b, None)
+def same_shape(a: ir.Value, b: ir.Value, *, end: int | None = None) -> bool:
+    """Whether both shapes are known, of one rank, and equal up to the axis ``end``.
 
-
-def same_leading_shape(a: ir.Value, b: ir.Value) -> bool:
-    """Whether both shapes have the same rank and are equal but for the last axis."""
-    return _equal_dimensions(a, b, -1)
-
-
-def _equal_dimensions(a: ir.Value, b: ir.Value, end: int | None) -> bool:
+    Symbolic dimensions are compared by name.
+    """
     if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
     return all(

@@ -1,8 +1,4 @@
-"""Load ONNX models, and write several with one external data file.
-
-``onnx.save`` and ``onnx_ir.save`` split byte ranges that two tensors share. This writer keeps them.
-It evaluates a lazy tensor only when it writes it, so memory holds one tensor at a time.
-"""
+"""Load ONNX models, and write several with one external data file."""
 
 from __future__ import annotations
 
@@ -109,7 +105,9 @@ def write_models(
     same: Mapping[ir.Value, ir.Value],
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write several models with their weights in one data file.
+    """Write several models with their weights in one data file, one tensor in memory at a time.
+
+    ``onnx.save`` and ``onnx_ir.save`` would split byte ranges that two tensors share.
 
     Args:
         models: by file name. Their large initializers become references into the data file.
@@ -180,8 +178,5 @@ def _load_constants(model: ir.Model) -> None:
             for name, attribute in node.attributes.items():
                 tensor = attribute.value
                 if isinstance(tensor, ir.ExternalTensor):
-                    array = np.array(tensor.numpy())
-                    loaded = ir.Tensor(
-                        array, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name
-                    )
+                    (loaded,) = ir.external_data.convert_tensors_from_external([tensor])
                     node.attributes[name] = ir.AttrTensor(name, loaded)

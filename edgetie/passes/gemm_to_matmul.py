@@ -13,7 +13,7 @@ from edgetie.graph.matching import (
     last_dimension,
     only_user,
     producer,
-    same_leading_shape,
+    same_shape,
     weight,
 )
 from edgetie.graph.operators import operator
@@ -52,9 +52,8 @@ class GemmToMatMul(GraphPass):
         if restore is not None and flatten is not None and _is_vector(bias):
             source = flatten.inputs[0]
             assert source is not None
-            if same_leading_shape(source, restore.outputs[0]) and (
-                last_dimension(source) == last_dimension(x)
-            ):
+            same_width = last_dimension(source) == last_dimension(x)
+            if same_width and same_shape(source, restore.outputs[0], end=-1):
                 x, result = source, restore.outputs[0]
         tape = ir.tape.Tape()
         if attributes.get_int("transB", 0):

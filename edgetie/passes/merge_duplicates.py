@@ -50,9 +50,7 @@ class MergeDuplicates(GraphPass):
             move_to_main_graph(model, original.value)
             for copy in group:
                 if copy is not original:
-                    transposed = (copy.arrangement == "transposed") != (
-                        original.arrangement == "transposed"
-                    )
+                    transposed = copy.transposed != original.transposed
                     self._merge(original.value, copy.value, transposed)
 
     def _merge_entries(self, model: ir.Model) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgetie.graph.editing import replace
-from edgetie.graph.matching import last_dimension, only_user, producer, same_leading_shape
+from edgetie.graph.matching import last_dimension, only_user, producer, same_shape
 from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
 
@@ -26,7 +26,7 @@ class RemoveFlattenReshapes(GraphPass):
                 continue
             x, result, output = flatten.inputs[0], restore.outputs[0], node.outputs[0]
             size = _input_size(node)
-            if size is None or last_dimension(x) != size or not same_leading_shape(x, result):
+            if size is None or last_dimension(x) != size or not same_shape(x, result, end=-1):
                 continue
             node.replace_input_with(0, x)
             output.shape = result.shape

@@ -1,10 +1,4 @@
-"""Tied weights: initializers with several uses.
-
-A :class:`TieGroup` names a shared initializer of a graph and its uses, followed through operators
-that only change shape, layout or type (Transpose, Reshape, Cast, Identity). Every pass, the
-finished file and ONNX Runtime's own optimized graph are checked against the same groups:
-:func:`verify_ties` raises if one matrix became two.
-"""
+"""Tied weights: find the initializers with several uses, and verify that they stay tied."""
 
 from __future__ import annotations
 
@@ -34,11 +28,10 @@ class Use:
     """One use of a tied weight.
 
     Attributes:
-        op_type: the operator.
+        op_type: the operator, after those that only change shape, layout or type.
         node: the name of the node.
         input: the index of the node's input.
-        transposed: whether the operator reads the matrix with its axes swapped, by a Transpose
-            before it or by its own attribute (Gemm's ``transB``).
+        transposed: whether a Transpose or an attribute (Gemm's ``transB``) swaps the axes.
         file: the ONNX file, in bundles of several.
     """
 
@@ -76,15 +69,8 @@ class TieGroup:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> TieGroup:
-        return TieGroup(
-            name=data["name"],
-            shape=tuple(data["shape"]),
-            dtype=data["dtype"],
-            bytes=data["bytes"],
-            uses=tuple(Use(**use) for use in data["uses"]),
-            parameters=tuple(data.get("parameters", ())),
-            data=data.get("data"),
-        )
+        tuples = {name: tuple(data.get(name, ())) for name in ("shape", "parameters")}
+        return TieGroup(**{**data, **tuples, "uses": tuple(Use(**use) for use in data["uses"])})
 
 
 def _uses(value: ir.Value, transposed: bool = False) -> Iterator[tuple[ir.Node, Use]]:
@@ -200,7 +186,7 @@ def share_across(models: Mapping[str, ir.Model]) -> dict[ir.Value, ir.Value]:
     for first, *duplicates in equal_groups(owner):
         for duplicate in duplicates:
             value, graph = duplicate.value, owner[duplicate.value].graph
-            if duplicate.arrangement == "transposed" or owner[value] is owner[first.value]:
+            if duplicate.transposed or owner[value] is owner[first.value]:
                 continue
             same[value] = first.value
             if str(first.value.name) not in graph.initializers:
