@@ -1,25 +1,19 @@
-"""Write ``decoder_model_merged.onnx``, the decoder that optimum and transformers.js read.
-
-Their decoder computes the keys and values of cross-attention from ``encoder_hidden_states`` unless
-``use_cache_branch`` is set. A bundle's decoder gets them from the encoder. The merged graph joins
-the two graphs of the bundle over the same weights, so the file itself stores none.
-"""
+"""Write ``decoder_model_merged.onnx``, the decoder that optimum and transformers.js read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-import onnx
-from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
+import onnx_ir as ir
 
 from edgetie.bundle.names import DECODER, ENCODER, ENCODER_MASK
+from edgetie.graph.editing import initializer
+from edgetie.graph.tensors import PAST, PRESENT
 
 MERGED = "decoder_model_merged.onnx"
 
-_LAST_HIDDEN, _ENCODER_HIDDEN = "last_hidden_state", "encoder_hidden_states"
-_USE_CACHE = "use_cache_branch"
-_PAST, _PRESENT = "past_key_values.", "present."
+_LAST_HIDDEN = "last_hidden_state"
 _SUFFIX = ".merged"
 """Appended to names of the encoder that may be in use in the decoder."""
 
@@ -27,123 +21,95 @@ _SUFFIX = ".merged"
 def write_merged(directory: Path) -> bool:
     """Write the merged decoder next to ``encoder_model.onnx`` and ``decoder_model.onnx``.
 
+    Unless ``use_cache_branch`` is set, it computes the keys and values of cross-attention from
+    ``encoder_hidden_states``. It reads the weights of the two graphs, so the file stores none.
+
     Returns:
         Whether it was written. It cannot be if the keys and values of cross-attention depend on
         more than the encoder's last hidden state, or if the decoder has no cache.
     """
-    encoder, decoder = (
-        onnx.load(directory / name, load_external_data=False) for name in (ENCODER, DECODER)
-    )
-    values = [value for value in encoder.graph.output if value.name.startswith(_PRESENT)]
-    cross = [value.name for value in values]
-    projections = _copy_projections(encoder.graph, cross)
-    if not cross or projections is None or not _merge_opsets(decoder, encoder):
+    encoder, decoder = (ir.load(directory / name) for name in (ENCODER, DECODER))
+    graph, imports, others = decoder.graph, decoder.opset_imports, encoder.opset_imports
+    encoded = {str(value.name): value for value in encoder.graph.outputs}
+    cross = [value for name, value in encoded.items() if name.startswith(f"{PRESENT}.")]
+    projections = _extract_projections(encoder.graph, cross)
+    if projections is None or imports | others != others | imports:
         return False
-    graph = decoder.graph
-    _copy_weights(graph, encoder.graph, projections)
-    past = {name: name.replace(_PRESENT, _PAST, 1) for name in cross}
-    copies = [helper.make_node("Identity", [past[name]], [f"{name}{_SUFFIX}"]) for name in cross]
-    select = helper.make_node(
-        "If",
-        [_USE_CACHE],
-        cross,
-        then_branch=_branch("cached", values, copies),
-        else_branch=_branch("computed", values, projections),
+    imports.update(others)
+    hidden = _like(encoded[_LAST_HIDDEN], "encoder_hidden_states")
+    use_cache = ir.Value(
+        name="use_cache_branch", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([1])
     )
-    present = {past_name: name for name, past_name in past.items()}
-    for node in graph.node:
-        node.input[:] = [present.get(name, name) for name in node.input]
-    nodes = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([select, *nodes])
-    outputs = {value.name: value for value in (*graph.output, *encoder.graph.output)}
-    hidden = outputs.pop(_LAST_HIDDEN)
-    hidden.name = _ENCODER_HIDDEN
-    inputs = {value.name: value for value in graph.input}
-    inputs[_ENCODER_HIDDEN] = hidden
-    inputs[_USE_CACHE] = helper.make_tensor_value_info(_USE_CACHE, TensorProto.BOOL, [1])
-    del graph.input[:], graph.output[:], graph.value_info[:]
-    graph.input.extend(inputs[name] for name in _sort_by_layer(inputs, _PAST))
-    graph.output.extend(outputs[name] for name in _sort_by_layer(outputs, _PRESENT))
-    onnx.save(decoder, directory / MERGED)
+    graph.inputs.extend([hidden, use_cache])
+    _read_from(projections, graph, hidden)
+    inputs = {str(value.name): value for value in graph.inputs}
+    pasts = [inputs[str(value.name).replace(PRESENT, PAST, 1)] for value in cross]
+    presents = [_like(value, str(value.name)) for value in cross]
+    ir.convenience.replace_all_uses_with(pasts, presents)
+    copies = [
+        ir.node("Identity", [past], outputs=[_like(value, f"{value.name}{_SUFFIX}")])
+        for past, value in zip(pasts, cross, strict=True)
+    ]
+    cached = ir.Graph([], [node.outputs[0] for node in copies], nodes=copies, name="cached")
+    branches = {"then_branch": cached, "else_branch": projections}
+    graph.insert_before(graph[0], ir.node("If", [use_cache], branches, outputs=presents))
+    graph.outputs.extend(presents)
+    for values in (graph.inputs, graph.outputs):
+        values[:] = sorted(values, key=_by_layer)
+    ir.save(decoder, directory / MERGED)
     return True
 
 
-def _copy_projections(graph: GraphProto, cross: list[str]) -> list[NodeProto] | None:
-    """Copy the nodes that compute keys and values from the last hidden state, with new names.
+def _like(value: ir.Value, name: str) -> ir.Value:
+    """Make a value of the same type and shape."""
+    return ir.Value(name=name, type=value.type, shape=value.shape)
+
+
+def _extract_projections(graph: ir.Graph, cross: list[ir.Value]) -> ir.Graph | None:
+    """Extract what computes keys and values from the last hidden state and the mask.
 
     Returns:
-        The copies, or ``None`` if these nodes read anything else or contain subgraphs.
+        The graph, or ``None`` if they depend on anything else or its nodes contain subgraphs.
     """
-    needed, nodes = set(cross), []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output) and _LAST_HIDDEN not in node.output:
-            nodes.append(NodeProto.FromString(node.SerializeToString()))
-            needed.update(name for name in node.input if name)
-    nodes.reverse()
-    names = {_LAST_HIDDEN: _ENCODER_HIDDEN, "attention_mask": ENCODER_MASK}
-    if any(node.op_type == "Shape" and node.input[0] == "input_ids" for node in nodes):
-        names["input_ids"] = ENCODER_MASK  # has the same shape
-    has_mask = any(value.name == "attention_mask" for value in graph.input)
-    for value in graph.input:
-        readers = [node for node in nodes if value.name in node.input]
-        only_shape = all(node.op_type == "Shape" for node in readers)
-        if readers and not (has_mask and (value.name == "attention_mask" or only_shape)):
-            return None
-    for node in nodes:
-        if any(attribute.HasField("g") for attribute in node.attribute):
-            return None
-        names |= {name: f"{name}{_SUFFIX}" for name in node.output if name}
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-        node.name += _SUFFIX
-    return nodes
+    inputs = {str(value.name): value for value in graph.inputs}
+    has_mask = "attention_mask" in inputs  # the input ids have the same shape
+    masks = [inputs[n] for n in ("attention_mask", "input_ids") if has_mask and n in inputs]
+    try:
+        part = ir.convenience.extract(graph, [_LAST_HIDDEN, *masks], cross)
+    except ValueError:
+        return None
+    ids = next((value for value in part.inputs if value.name == "input_ids"), None)
+    reads_ids = ids is not None and any(user.op_type != "Shape" for user, _ in ids.uses())
+    return None if reads_ids or len(list(part.all_nodes())) > len(part) else part
 
 
-def _copy_weights(graph: GraphProto, source: GraphProto, nodes: Iterable[NodeProto]) -> None:
-    """Copy the initializers of ``source`` that nodes read; rename those whose name is in use."""
-    used: dict[str, object] = {name: node for node in graph.node for name in node.output}
-    used |= {value.name: value for value in graph.input}
-    used |= {tensor.name: tensor for tensor in graph.initializer}
-    names = {}
-    read = {name for node in nodes for name in node.input}
-    for tensor in source.initializer:
-        if tensor.name in read and used.get(tensor.name) != tensor:
-            copy = graph.initializer.add()
-            copy.CopyFrom(tensor)
-            if tensor.name in used:
-                copy.name = names[tensor.name] = f"{tensor.name}{_SUFFIX}"
-    for node in nodes:
-        node.input[:] = [names.get(name, name) for name in node.input]
+def _read_from(part: ir.Graph, graph: ir.Graph, hidden: ir.Value) -> None:
+    """Let a part of the encoder read ``hidden``, the mask and the initializers of ``graph``."""
+    used = ir.convenience.create_value_mapping(graph)
+    for value in part.inputs:
+        if value.uses():
+            outer = hidden if value.name == _LAST_HIDDEN else used[ENCODER_MASK]
+            ir.convenience.replace_all_uses_with(value, outer)
+    for name, value in part.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        existing = used[name].const_value if name in used else None
+        same = existing is not None and ir.to_proto(existing) == ir.to_proto(tensor)
+        outer = initializer(graph, name if same or name not in used else name + _SUFFIX, tensor)
+        ir.convenience.replace_all_uses_with(value, outer)
+    part.inputs.clear()
+    part.initializers.clear()
+    for node in part:
+        node.name = f"{node.name}{_SUFFIX}"
+        for value in node.outputs:
+            value.name = f"{value.name}{_SUFFIX}"
+            value.shape = value.shape if value.is_graph_output() else None
 
 
-def _branch(name: str, values: Iterable[ValueInfoProto], nodes: list[NodeProto]) -> GraphProto:
-    outputs = [helper.make_value_info(f"{value.name}{_SUFFIX}", value.type) for value in values]
-    return helper.make_graph(nodes, name, [], outputs)
-
-
-def _sort_by_layer(names: Iterable[str], prefix: str) -> list[str]:
-    """Sort names in the order in which these runtimes expect caches.
-
-    Other names come first. Then follow, for each layer, key and value of the decoder and key and
-    value of the encoder.
-    """
-
-    def key(name: str) -> tuple[int, int, int]:
-        if not name.startswith(prefix):
-            return (-1, 0, 0)
-        layer, side, kind = name.removeprefix(prefix).split(".")
-        return int(layer), int(side == "encoder"), int(kind == "value")
-
-    return sorted(names, key=key)
-
-
-def _merge_opsets(model: onnx.ModelProto, other: onnx.ModelProto) -> bool:
-    """Add the opset imports of another model; return whether no versions differ."""
-    versions = {opset.domain: opset.version for opset in model.opset_import}
-    for opset in other.opset_import:
-        if versions.setdefault(opset.domain, opset.version) != opset.version:
-            return False
-    del model.opset_import[:]
-    model.opset_import.extend(helper.make_opsetid(*item) for item in versions.items())
-    return True
+def _by_layer(value: ir.Value) -> tuple[int, int, int]:
+    """Sort as these runtimes do: caches last, by layer, the decoder's first, keys first."""
+    prefix, _, name = str(value.name).partition(".")
+    if prefix not in (PAST, PRESENT):
+        return -1, 0, 0
+    layer, side, kind = name.split(".")
+    return int(layer), int(side == "encoder"), int(kind == "value")
