@@ -61,18 +61,23 @@ def require_drawable(option: str, file: Path) -> None:
 
 def output_options(function: F) -> F:
     """Add ``--json`` (``as_json``), ``--quiet`` and ``--verbose`` to a command."""
-    function = click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        expose_value=False,
-        callback=_show_log,
-        help="Print the library's log on stderr.",
-    )(function)
-    function = click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
-    )(function)
-    return click.option("--quiet", is_flag=True, help="Print errors only.")(function)
+    return _add(
+        function,
+        click.option("--quiet", is_flag=True, help="Print errors only."),
+        click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
+        ),
+        click.option(
+            "-v", "--verbose", is_flag=True, expose_value=False, callback=_show_log,
+            help="Print the library's log on stderr.",
+        ),
+    )  # fmt: skip
+
+
+def _add(function: F, *options: Callable[[F], F]) -> F:
+    for option in reversed(options):  # click lists the last one first
+        function = option(function)
+    return function
 
 
 def _show_log(_: click.Context, __: click.Parameter, verbose: bool) -> None:
@@ -86,62 +91,50 @@ def _show_log(_: click.Context, __: click.Parameter, verbose: bool) -> None:
         logger.propagate = False
 
 
-def provider_option(function: F) -> F:
-    """Add ``--provider``."""
-    return click.option(
-        "--provider",
-        default="cpu",
-        show_default=True,
-        help="Execution provider to run on; an absent one is an error, never a fallback.",
-    )(function)
+provider_option = click.option(
+    "--provider", default="cpu", show_default=True,
+    help="Execution provider to run on; an absent one is an error, never a fallback.",
+)  # fmt: skip
 
 
 def providers_options(function: F) -> F:
     """Add ``--provider``, several times (``providers``), and ``--strict``."""
-    function = click.option(
-        "--strict", is_flag=True, help="Fail if a provider leaves nodes to another one."
-    )(function)
-    return click.option(
-        "--provider",
-        "providers",
-        multiple=True,
-        default=["cpu"],
-        show_default=True,
-        help="Execution provider to run on, several times for a comparison; an absent one is an "
-        "error, never a fallback. See edgetie providers.",
-    )(function)
+    return _add(
+        function,
+        click.option(
+            "--provider", "providers", multiple=True, default=["cpu"], show_default=True,
+            help="Execution provider to run on, several times for a comparison; an absent one is "
+            "an error, never a fallback. See edgetie providers.",
+        ),
+        click.option(
+            "--strict", is_flag=True, help="Fail if a provider leaves nodes to another one."
+        ),
+    )  # fmt: skip
 
 
-def threads_option(function: F) -> F:
-    """Add ``--threads``."""
-    return click.option(
-        "--threads",
-        type=click.IntRange(min=1, max=MAX_THREADS),
-        help="Intra-op threads [default: all cores].",
-    )(function)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1, max=MAX_THREADS),
+    help="Intra-op threads [default: all cores].",
+)  # fmt: skip
 
 
 def limit_options(function: F) -> F:
     """Add ``--max-kl``, ``--min-top1`` and ``--max-perplexity-increase``."""
-    options = [
+    return _add(
+        function,
         click.option(
             "--max-kl", type=Number(min=0), help="Limit of the mean KL divergence, in nats."
         ),
         click.option(
-            "--min-top1",
-            type=Share(0, 1),
+            "--min-top1", type=Share(0, 1),
             help="Least share of positions with the same likeliest token: 0.98, or 98%.",
         ),
         click.option(
-            "--max-perplexity-increase",
-            type=Share(min=-1),
+            "--max-perplexity-increase", type=Share(min=-1),
             help="Limit of the perplexity's increase: 0.003, or 0.3%. "
             "Twice its standard error is granted.",
         ),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    )  # fmt: skip
 
 
 def failed(reports: Sequence[AccuracyReport]) -> int:

@@ -15,30 +15,19 @@ from . import common
     "--output", "-o", required=True, type=click.Path(path_type=Path), help="A new bundle."
 )
 @click.option(
-    "--prompt-tokens",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
+    "--prompt-tokens", type=click.IntRange(min=1), default=64, show_default=True,
     help="Tokens of a prompt that are read at once. With 1 there is only one graph.",
-)
+)  # fmt: skip
 @click.option(
-    "--context",
-    type=click.IntRange(min=2),
-    default=512,
-    show_default=True,
+    "--context", type=click.IntRange(min=2), default=512, show_default=True,
     help="Largest number of tokens of prompt and answer together.",
-)
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @common.output_options
 def command(
-    bundle: Path,
-    output: Path,
-    prompt_tokens: int,
-    context: int,
-    force: bool,
-    as_json: bool,
+    bundle: Path, output: Path, prompt_tokens: int, context: int, force: bool, as_json: bool,
     quiet: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Give the graphs of a BUNDLE fixed shapes, which compilers for NPUs need.
 
     One graph reads prompts, the other reads single tokens. Both share one file of weights.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from . import common
@@ -33,6 +35,6 @@ def command(provider: str | None, as_json: bool, quiet: bool) -> None:
             install_environment(provider, progress)
     providers = list_availability()
     if as_json:
-        common.print_json({"providers": [each.to_dict() for each in providers]})
+        common.print_json({"providers": [asdict(each) for each in providers]})
     elif not quiet:
         print_providers(providers)

@@ -23,22 +23,16 @@ Examples:
     "several files: a directory, where they share one data file.",
 )  # fmt: skip
 @click.option(
-    "--max-distance",
-    type=Number(0, 0.1),
-    default=0.0,
+    "--max-distance", type=Number(0, 0.1), default=0.0,
     help="Also merge copies that differ by at most this share of the table (Frobenius norm). "
     "0.01 is 1 %. By default such copies are only reported.",
-)
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace existing files, but never a directory.")
 @output_options
 def command(
-    sources: tuple[str, ...],
-    output: str,
-    max_distance: float,
-    force: bool,
-    as_json: bool,
+    sources: tuple[str, ...], output: str, max_distance: float, force: bool, as_json: bool,
     quiet: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Merge duplicate weights in ONNX files.
 
     Copies are found by content: equal, transposed, in another shape, in subgraphs, in another of

@@ -1,9 +1,4 @@
-"""The errors that edgetie raises: typed, one line each, with what is wrong and what to do.
-
-Every error has the exit code of the command line: 2 for bad usage or input, 1 for a check that
-failed. The library names parameters (``force=True``). The command line spells the same error with
-its options, see :meth:`EdgetieError.describe`.
-"""
+"""The errors that edgetie raises: typed, one line each, with what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -18,6 +13,9 @@ def as_argument(parameter: str, value: object = None) -> str:
 
 class EdgetieError(Exception):
     """Base of all errors that edgetie raises on purpose.
+
+    The command line exits with ``exit_code``: 2 for bad input, 1 for a check that failed. It spells
+    parameters as its options, see :meth:`describe`.
 
     Args:
         message: what is wrong, and what to do about it.

@@ -1,9 +1,4 @@
-"""Merge the duplicate weights of ONNX files.
-
-The files may come from any exporter: copies are found by content (:mod:`equal_weights`), whatever
-their names are and whichever graph they are in. Copies that are only nearly equal, because a
-converter rounded one of them, are reported with their distance and merged on request.
-"""
+"""Merge the duplicate weights of ONNX files, which may come from any exporter."""
 
 from __future__ import annotations
 
@@ -91,6 +86,8 @@ def tie_model(
     progress: Stages | None = None,
 ) -> RepairReport:
     """Merge every weight that ONNX files store more than once into one byte range.
+
+    Copies are found by content. Nearly equal ones, of which a converter rounded one, are reported.
 
     Args:
         sources: an ``.onnx`` file or a directory with one, or several files that belong together,

@@ -1,8 +1,4 @@
-"""Open bundles: directories with a model, its weights, tokenizer files and a manifest.
-
-A bundle contains ``model.onnx`` (or ``encoder_model.onnx`` and ``decoder_model.onnx``), the weights
-in one file ``model.onnx.data``, configuration and tokenizer files, and ``edgetie.json``.
-"""
+"""Open bundles: directories with a model, its weights, tokenizer files and a manifest."""
 
 from __future__ import annotations
 

@@ -130,10 +130,9 @@ class Manifest:
                 data["encoder"] = Signature.from_dict(data["encoder"])
             data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
             manifest = Manifest(**data)
-            require_types(manifest)
-            require_types(manifest.signature)
-            if manifest.encoder is not None:
-                require_types(manifest.encoder)
+            for record in (manifest, manifest.signature, manifest.encoder):
+                if record is not None:
+                    require_types(record)
             for name, entry in manifest.files.items():
                 if Path(name).name != name:
                     raise ValueError(f"file {name!r} is outside the bundle")

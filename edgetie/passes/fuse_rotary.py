@@ -1,10 +1,4 @@
-"""Fuse rotary position embeddings (Su et al. 2021) into GroupQueryAttention.
-
-The operator rotates queries and keys itself, with tables of cosines and sines by position. The
-tables are not stored. They remain a small constant expression over ``Range(0, max_positions)``,
-which ONNX Runtime folds when a session starts: a copy of what computes the angles in the model
-(plain, YaRN, scaled), applied to all positions.
-"""
+"""Fuse rotary position embeddings (Su et al. 2021) into GroupQueryAttention."""
 
 from __future__ import annotations
 
@@ -17,13 +11,7 @@ import onnx_ir as ir
 
 from edgetie.graph.editing import initializer, insert
 from edgetie.graph.evaluation import evaluate
-from edgetie.graph.matching import (
-    last_dimension,
-    operand_orders,
-    other_operand,
-    producer,
-    scalar,
-)
+from edgetie.graph.matching import last_dimension, operand_orders, other_operand, producer, scalar
 from edgetie.passes.base import GraphPass
 
 _CHECKED_POSITIONS = 7
@@ -41,6 +29,9 @@ class _Rotation:
 
 class FuseRotary(GraphPass):
     """Moves rotary embeddings into the GroupQueryAttention nodes that follow them.
+
+    Their tables of cosines and sines are not stored. ONNX Runtime computes them when a session
+    starts, by a copy of what computes the angles in the model, over ``Range(0, max_positions)``.
 
     Args:
         max_positions: number of table rows: the longest sequence that the model accepts.

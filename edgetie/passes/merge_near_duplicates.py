@@ -1,7 +1,4 @@
-"""Find and merge copies of an embedding table that are nearly equal to it.
-
-They arise if a converter rounds or quantizes only one of two tied weights.
-"""
+"""Find and merge copies of an embedding table that are nearly equal to it."""
 
 from __future__ import annotations
 
@@ -78,8 +75,8 @@ class _FloatMatrix:
 def near_copies(model: ir.Model) -> list[NearCopy]:
     """Find matrices that are nearly equal to an embedding table of the same graph.
 
-    A matrix close to several tables is a copy of the nearest one. Graph inputs and outputs are
-    left out.
+    They arise if a converter rounds or quantizes only one of two tied weights. A matrix close to
+    several tables is a copy of the nearest one. Graph inputs and outputs are left out.
     """
     candidates = [m for m in _float_matrices(model) if not is_input_or_output(m.value, model)]
     tables = [m for m in candidates if _is_table(m)]

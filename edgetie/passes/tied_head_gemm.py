@@ -1,10 +1,4 @@
-"""Let the tied head read the embedding table as it is stored.
-
-``logits = h Wᵀ`` arrives as a MatMul over a Transpose of the table. ONNX Runtime folds that
-Transpose when a session starts, into a second table. Gemm does the transposition by an attribute:
-the table stays one initializer, the copy that ONNX Runtime packs for it replaces the file's pages,
-and it is a third faster than a MatMul with the table as left operand.
-"""
+"""Let the tied head read the embedding table as it is stored."""
 
 from __future__ import annotations
 
@@ -21,7 +15,10 @@ _SHAPE_WITH_RANGE = 15  # from this opset on, Shape has a start and an end
 
 
 class TiedHeadGemm(GraphPass):
-    """Rewrites ``MatMul(h, Transpose(W))`` into ``Gemm(h, W, transB=1)``."""
+    """Rewrites ``MatMul(h, Transpose(W))`` into ``Gemm(h, W, transB=1)``.
+
+    ONNX Runtime would fold the Transpose into a second table when a session starts.
+    """
 
     def rewrite(self, model: ir.Model) -> None:
         for graph in model.graphs():
@@ -30,8 +27,7 @@ class TiedHeadGemm(GraphPass):
                     self._rewrite_matmul(model.graph, node)
 
     def _rewrite_matmul(self, graph: ir.Graph, node: ir.Node) -> None:
-        transpose = producer(node.inputs[1], "Transpose")
-        h = node.inputs[0]
+        h, transpose = node.inputs[0], producer(node.inputs[1], "Transpose")
         tensor = weight(transpose.inputs[0]) if transpose else None
         if transpose is None or attribute_ints(transpose, "perm") == [0, 1]:
             return

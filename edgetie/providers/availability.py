@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from edgetie.errors import EdgetieError
 from edgetie.providers.environments import find_environment
@@ -29,10 +28,6 @@ class Availability:
     row: Provider
     where: str
     problem: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON types."""
-        return asdict(self)
 
 
 def list_availability() -> list[Availability]:

@@ -1,12 +1,4 @@
-"""Whether latencies measured in this process are those of real hardware.
-
-They are not in two cases:
-
-* **Emulation.** The kernel runs an emulator: the ELF header of ``/proc/thread-self/exe`` names
-  another machine than :func:`platform.machine`. macOS reports whether Rosetta translates a process.
-* **Simulation.** The provider's accelerator does not exist in machines of this kind, so its library
-  simulates it: QNN's HTP on x86.
-"""
+"""Whether latencies measured in this process are those of real hardware."""
 
 from __future__ import annotations
 
@@ -30,14 +22,11 @@ _ELF_MACHINES = {
 """ELF machine numbers, and what :func:`platform.machine` may return without emulation."""
 
 _SIMULATED_ON = {"qnn": {"x86_64", "amd64"}}
+"""Machines without the provider's accelerator (HTP), where its library simulates it."""
 
 
 def latency_problem(provider: str) -> str | None:
-    """Explain why latencies of ``provider`` in this process are not valid; ``None`` if they are.
-
-    Args:
-        provider: its short name, e.g. ``cpu``.
-    """
+    """Explain why latencies of ``provider`` in this process are not valid; ``None`` if they are."""
     machine = platform.machine().lower()
     if machine in _SIMULATED_ON.get(provider, ()):
         return f"{provider} on {machine} is a simulator"
@@ -47,7 +36,10 @@ def latency_problem(provider: str) -> str | None:
 
 
 def describe_emulation(executable: Path, machine: str) -> str | None:
-    """Describe the emulation if ``executable`` is a program for another machine."""
+    """Describe the emulation if the ELF header of ``executable`` names another machine.
+
+    The kernel's ``/proc/thread-self/exe`` is the emulator in an emulated process.
+    """
     try:
         with executable.open("rb") as file:
             header = file.read(20)

@@ -1,9 +1,6 @@
 """Separate Python environments for providers whose packages exclude each other.
 
-Each wheel of ONNX Runtime (plain, OpenVINO's, CUDA's) installs the same module, so a process can
-have only one of them. A provider that this process lacks runs in the interpreter of another
-environment below the cache directory, which :func:`install_environment` makes once from the package
-index. That interpreter reads edgetie's code from this installation.
+Each wheel of ONNX Runtime (plain, OpenVINO's, CUDA's) installs the same module.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from pathlib import Path
 from edgetie.downloads import cache_directory
 from edgetie.errors import ProviderError
 from edgetie.progress import Progress, Stages
-from edgetie.providers.registry import PROVIDERS, Provider, explain_absence, find_provider
+from edgetie.providers.registry import Provider, explain_absence, find_provider
 
 REQUIREMENTS = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2")
 """Packages that edgetie's runtime needs in addition to onnxruntime."""
@@ -87,19 +84,13 @@ RECIPES: dict[str, Recipe] = {
 """Recipes by the name of the environment, see :attr:`Provider.environment`."""
 
 
-def register_provider(row: Provider, recipe: Recipe) -> None:
-    """Add a provider to the table, with the recipe of the environment that it names."""
-    PROVIDERS[row.name] = row
-    RECIPES[row.environment] = recipe
-
-
 def environment_directory(name: str) -> Path:
     """Return the directory of an environment, which may not exist."""
     return cache_directory() / "environments" / name
 
 
 def install_environment(provider: str, progress: Progress | None = None) -> Environment:
-    """Make the environment of a provider, or make it again.
+    """Make the environment of a provider below the cache directory, from the package index.
 
     If that fails, an earlier environment stays.
 
@@ -138,9 +129,8 @@ def find_environment(row: Provider) -> Environment | None:
     if reason is None:
         return None
     try:
-        data = json.loads(
-            (environment_directory(row.environment) / _FILE).read_text(encoding="utf-8")
-        )
+        file = environment_directory(row.environment) / _FILE
+        data = json.loads(file.read_text(encoding="utf-8"))
         return Environment(tuple(data["command"]), dict(data["variables"]))
     except OSError:
         raise row.error(reason) from None

@@ -23,8 +23,7 @@ class Provider:
         latency: ``measured``, or why latencies on it are not valid.
         device: device of its inputs and outputs, as IOBinding names it.
         options: options to create it with.
-        environment: name of the separate environment that can be installed for it
-            (:data:`edgetie.providers.environments.RECIPES`).
+        environment: name of the environment that can be installed for it, in ``RECIPES``.
         worker_name: name of the provider in that environment, if it is another one.
         plugin: module whose library contains it, if onnxruntime itself does not.
         fixed_shapes: whether it runs nodes with fixed shapes only.
@@ -59,51 +58,30 @@ PROVIDERS = {
     for row in (
         Provider("cpu", "CPUExecutionProvider", "onnxruntime", "any machine", "cpu"),
         Provider(
-            "cuda",
-            "CUDAExecutionProvider",
-            "onnxruntime-gpu",
-            "NVIDIA GPUs",
-            "cuda",
-            device="cuda",
-            environment="cuda",
+            "cuda", "CUDAExecutionProvider", "onnxruntime-gpu", "NVIDIA GPUs", "cuda",
+            device="cuda", environment="cuda",
         ),
         Provider(
-            "openvino",
-            "OpenVINOExecutionProvider",
-            "onnxruntime-openvino",
-            "Intel CPUs",
-            "openvino",
-            options={"device_type": "CPU"},
-            environment="openvino",
+            "openvino", "OpenVINOExecutionProvider", "onnxruntime-openvino", "Intel CPUs",
+            "openvino", options={"device_type": "CPU"}, environment="openvino",
         ),
         Provider(
-            "qnn",
-            "QNNExecutionProvider",
-            "onnxruntime-qnn",
-            "Snapdragon NPUs",
-            "mobile-npu",
+            "qnn", "QNNExecutionProvider", "onnxruntime-qnn", "Snapdragon NPUs", "mobile-npu",
             "on x86-64 a simulator: not measured",
             options={"backend_type": "htp", "soc_model": "57", "htp_performance_mode": "burst"},
-            environment="qnn",
-            plugin="onnxruntime_qnn",
-            fixed_shapes=True,
-            half=True,
-            contexts=True,
+            environment="qnn", plugin="onnxruntime_qnn",
+            fixed_shapes=True, half=True, contexts=True,
         ),
         Provider(
-            "coreml",
-            "CoreMLExecutionProvider",
-            "onnxruntime (macOS)",
-            "Apple hardware",
-            "mobile-cpu",
-            options={"ModelFormat": "MLProgram"},
+            "coreml", "CoreMLExecutionProvider", "onnxruntime (macOS)", "Apple hardware",
+            "mobile-cpu", options={"ModelFormat": "MLProgram"},
         ),
         Provider("xnnpack", "XnnpackExecutionProvider", _ANDROID, "ARM CPUs", "mobile-cpu"),
         Provider("nnapi", "NnapiExecutionProvider", _ANDROID, "Android drivers", "mobile-cpu"),
         Provider("webgpu", "WebGpuExecutionProvider", "onnxruntime-webgpu", "GPUs", "webgpu"),
         Provider("wasm", "", "onnxruntime-web, see edgetie deploy", "browsers", "web"),
     )
-}
+}  # fmt: skip
 """Providers by short name. Placement is checked the same way for all of them: with the assignment
 of each node, which ONNX Runtime records when a session starts."""
 

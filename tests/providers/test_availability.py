@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ def test_every_provider_is_listed() -> None:
     assert "edgetie deploy" in providers["wasm"].problem
     for each in providers.values():
         assert bool(each.where) != bool(each.problem)
-        assert each.to_dict()["row"]["name"] == each.row.name
+        assert json.loads(json.dumps(asdict(each)))["row"]["name"] == each.row.name
 
 
 def test_absent_providers_are_refused(tmp_path: Path) -> None:

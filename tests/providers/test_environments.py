@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from provider_rows import register_provider
 
 from edgetie.errors import ProviderError
 from edgetie.progress import Progress
@@ -17,7 +18,6 @@ from edgetie.providers.environments import (
     find_environment,
     install_environment,
     pip_recipe,
-    register_provider,
 )
 from edgetie.providers.registry import PROVIDERS, Provider
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from provider_rows import register_provider
 
 from edgetie.errors import BundleError, ProviderError
-from edgetie.providers.environments import Environment, environment_directory, register_provider
+from edgetie.providers.environments import Environment, environment_directory
 from edgetie.providers.json_worker import ask_worker, worker_command
 from edgetie.providers.registry import PROVIDERS, Provider
 

@@ -12,14 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from debian import run, unpack
+from provider_rows import register_provider
 
 from edgetie.progress import Progress
-from edgetie.providers.environments import (
-    REQUIREMENTS,
-    Environment,
-    environment_directory,
-    register_provider,
-)
+from edgetie.providers.environments import REQUIREMENTS, Environment, environment_directory
 from edgetie.providers.registry import Provider
 
 _PYTHON = "3.13"
