@@ -23,10 +23,7 @@ from edgetie.runtime.decoding.generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 
-PROMPTS = (
-    "What is the capital of France?",
-    "Explain in one sentence why the sky is blue.",
-)
+PROMPTS = ("What is the capital of France?", "Explain in one sentence why the sky is blue.")
 _ANSWER_TOKENS = 48
 ACCURACY_TOKENS = 2048
 """Enough for a first look. The report states the standard errors."""
@@ -61,12 +58,10 @@ def quickstart(
     Args:
         output: directory for the bundles ``fp32`` and ``int8``.
         model: what :func:`load_source` takes. By default the demonstration model, downloaded once
-            with a novel to measure its accuracy on
-            (:func:`edgetie.downloads.missing_downloads`).
+            with a novel to measure its accuracy on (:mod:`edgetie.downloads`).
         threads: intra-op threads of the measurements.
         repeat: runs of the latency measurement.
-        accuracy_tokens: tokens to measure accuracy on; more of them make its standard errors
-            smaller.
+        accuracy_tokens: tokens to measure accuracy on; more make its standard errors smaller.
         force: replace existing bundles.
         progress: notified of each stage.
 
@@ -98,9 +93,9 @@ def quickstart(
     latency: LatencyReport | None = None
     answers: tuple[tuple[str, str], ...] = ()
     length = usable_window(BundleReference(int8), reference, _TIMED_TOKENS)
+    new = length // 3
     del reference  # and its session
     if task != "masked-lm":
-        new = length // 3
         latency = bench_model(
             int8, against=fp32, threads=threads, repeat=repeat, prompt_tokens=length - new,
             new_tokens=new, progress=stages,

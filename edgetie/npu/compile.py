@@ -1,8 +1,6 @@
-"""Compile graphs of fixed shapes for an NPU in advance instead of at session start.
+"""Compile graphs of fixed shapes for an NPU in advance, into EPContext nodes.
 
-ONNX Runtime writes a compiled graph as an EPContext node with a context binary
-(https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html). The graphs for prompts and
-for single tokens share one binary, which contains their weights once.
+See https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html.
 """
 
 from __future__ import annotations
@@ -33,9 +31,12 @@ def compile_bundle(
 ) -> Bundle:
     """Compile a bundle of fixed shapes for a provider that can save compiled graphs.
 
+    The graphs for prompts and for single tokens share one context binary, which contains their
+    weights once.
+
     Args:
         source: a bundle written by :func:`edgetie.fix_shapes`.
-        output: directory to write. Its weights are in the context binary.
+        output: directory to write.
         provider: short name of the execution provider.
         force: replace an existing bundle.
 
@@ -65,10 +66,9 @@ def compile_bundle(
     return open_bundle(output)
 
 
-def _compile(request: dict[str, Any]) -> dict[str, Any]:
+def _compile(request: dict[str, Any]) -> None:
     graphs = [Path(path) for path in request["graphs"]]
     write_contexts(graphs, Path(request["folder"]), request["provider"])
-    return {}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,4 @@
-"""Give the graphs of a bundle fixed shapes, which compilers for NPUs need.
-
-A step reads a fixed number of tokens. Its KV cache has a fixed length and slides: new tokens push
-the oldest ones out, and the mask hides the part that is not filled yet. One graph reads the prompt
-several tokens at a time and the other reads single tokens. Both point at the same external data,
-so each weight is in the file once.
-"""
+"""Give the graphs of a bundle fixed shapes, which compilers for NPUs need."""
 
 from __future__ import annotations
 
@@ -39,11 +33,13 @@ def fix_shapes(
 ) -> Bundle:
     """Write a bundle whose graphs have fixed shapes, for one sequence.
 
+    The KV cache has a fixed length and slides: new tokens push the oldest ones out. One graph reads
+    several tokens of the prompt at a time, the other single tokens, both from the same data file.
+
     Args:
         source: a decoder exported with ``target="mobile-npu"``, quantized or not.
         output: directory to write.
-        prompt_tokens: tokens of a prompt that are read at once. With 1 there is no separate graph
-            for prompts.
+        prompt_tokens: tokens of a prompt that are read at once; with 1, by the same graph.
         context: largest number of tokens of prompt and answer together.
         force: replace an existing bundle.
 
@@ -56,12 +52,9 @@ def fix_shapes(
     longest = manifest.signature.max_positions
     if not 1 <= prompt_tokens < context or (longest is not None and context > longest):
         limit = "" if longest is None else f" and at most {longest}"
-        raise EdgetieError(
-            f"a context of {context} tokens does not fit: it must be longer than prompt_tokens, "
-            f"which is at least 1{limit}",
-            parameter="prompt_tokens",
-            value=prompt_tokens,
-        )
+        message = f"a context of {context} tokens does not fit: it must be longer than"
+        message += f" prompt_tokens, which is at least 1{limit}"
+        raise EdgetieError(message, parameter="prompt_tokens", value=prompt_tokens)
     with atomic_directory(output, force=force) as directory:
         for file in bundle.files:
             if file.name not in {*_NOT_COPIED, bundle.model_path.name}:

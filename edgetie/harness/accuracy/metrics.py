@@ -28,16 +28,12 @@ class LogitErrors:
         positions: positions compared.
         nonfinite: positions left out because a logit was NaN or infinite.
         max_abs_error: the largest distance, except for tokens that both models mask out.
-        largest_reference: the largest ``|reference|``, the scale of the relative error.
     """
 
     def __init__(self) -> None:
-        self.positions = 0
-        self.nonfinite = 0
-        self.max_abs_error = math.nan
-        self.largest_reference = math.nan
+        self.positions = self.nonfinite = self._count = 0
+        self.max_abs_error = self._largest_reference = math.nan
         self._sum = 0.0
-        self._count = 0
 
     def add(self, reference: Floats, candidate: Floats) -> None:
         """Compare logits of shape ``(positions, vocabulary)``."""
@@ -47,7 +43,7 @@ class LogitErrors:
             if len(ref):
                 distance, largest = _distance(ref, cand)
                 self.max_abs_error = float(np.fmax(self.max_abs_error, distance.max()))
-                self.largest_reference = float(np.fmax(self.largest_reference, largest))
+                self._largest_reference = float(np.fmax(self._largest_reference, largest))
                 self._sum += float(distance.sum())
                 self._count += distance.size
 
@@ -60,7 +56,7 @@ class LogitErrors:
         """``max_abs_error / max |reference logit|``."""
         if self.max_abs_error == 0:
             return 0.0
-        return self.max_abs_error / self.largest_reference if self.largest_reference else math.inf
+        return self.max_abs_error / self._largest_reference if self._largest_reference else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +65,12 @@ class PredictionMetrics:
 
     Attributes:
         predictions: positions whose token distributions were compared.
-        tokens: scored tokens, those the perplexities are taken over.
-        mean_kl_divergence: ``KL(reference || candidate)`` of the token distributions, in nats, mean
-            over the predictions.
+        tokens: scored tokens.
+        mean_kl_divergence: ``KL(reference || candidate)``, nats, mean over the predictions.
         top1_agreement: fraction of predictions for which both models rank the same token first.
         top1_agreement_error: its standard error over the choice of text (binomial).
-        perplexity, reference_perplexity: ``exp(mean negative log-likelihood)`` of the scored
-            tokens.
-        perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction; negative if
-            the perplexity fell.
+        perplexity, reference_perplexity: ``exp(mean negative log-likelihood)`` of scored tokens.
+        perplexity_increase: ``perplexity / reference_perplexity - 1``, as a fraction.
         perplexity_increase_error: its standard error over the choice of text,
             ``ratio * stdev(d) / sqrt(tokens)``, ``d`` being the difference in nats token by token.
     """
@@ -97,20 +90,14 @@ class PredictionErrors:
     """Accumulates :class:`PredictionMetrics` window by window."""
 
     def __init__(self) -> None:
-        self._predictions = 0
-        self._tokens = 0
-        self._divergence = 0.0
-        self._agreements = 0
-        self._reference_nats = 0.0
-        self._nats = 0.0
-        self._squared_differences = 0.0
+        self._predictions = self._tokens = self._agreements = 0
+        self._divergence = self._nats = self._reference_nats = self._squared_differences = 0.0
 
     def add(self, reference: Floats, candidate: Floats, targets: Ids) -> None:
         """Compare the predictions made along one window.
 
         Args:
-            reference: ``(positions, vocabulary)``.
-            candidate: the same.
+            reference, candidate: logits ``(positions, vocabulary)``.
             targets: the token to predict at each position, ``(positions,)``; -1 for none. Such a
                 position still counts for divergence and top-1 agreement.
         """
@@ -168,10 +155,8 @@ class Interval:
 def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Compute a confidence interval of a median from order statistics, for any distribution.
 
-    It is the narrowest pair of values, equally far from either end, that contains the true median
-    with at least ``level``. Fewer than six values cannot reach that: the interval is then their
-    range, with its own level. Values must be independent (Conover, Practical Nonparametric
-    Statistics).
+    Fewer than six values cannot reach ``level``: the interval is then their range, with its own
+    level. Values must be independent (Conover, Practical Nonparametric Statistics).
     """
     ordered = sorted(values)
     count = len(ordered)

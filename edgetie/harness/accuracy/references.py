@@ -37,9 +37,7 @@ _TORCH_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
 class Reference(Protocol):
     """A language model that can be compared with another. Only causal ones continue prompts."""
 
-    @property
-    def name(self) -> str:
-        """Name in reports."""
+    name: str
 
     def logits(self, ids: Ids) -> Floats:
         """Compute logits at every position: ``(1, S)`` int64 to ``(S, vocabulary)`` float32.
@@ -64,7 +62,7 @@ class BundleReference:
     Attributes:
         choices: values for inputs that have a default, for every graph that has these inputs.
         onnxruntime_version: version of onnxruntime that runs it.
-        is_audio_model: whether its encoder reads audio. Each sequence then comes with noise for it.
+        is_audio_model: whether its encoder reads audio. Each sequence then comes with noise.
 
     Raises:
         BundleError: if the bundle cannot be read.
@@ -85,23 +83,18 @@ class BundleReference:
         self.session = open_session(
             self.bundle, provider=provider, threads=threads, logits="all", strict=strict
         )
+        self.name = str(self.bundle.path)
         self.is_audio_model = reads_audio(self.session)
         self.choices: dict[str, npt.NDArray[Any]] = {}
         if self.bundle.task != "masked-lm":
             make_decoder(self.session, 1, 1, 1)  # raises if the model is not a decoder
 
     @property
-    def name(self) -> str:
-        return str(self.bundle.path)
-
-    @property
     def nodes_per_provider(self) -> dict[str, int]:
-        """Nodes of the optimized graph, by ONNX Runtime's provider name."""
         return self.session.nodes_per_provider
 
     @property
     def fallback_nodes(self) -> dict[str, int]:
-        """Nodes that run on another provider than asked, by operator."""
         return self.session.fallback_nodes
 
     @property
@@ -189,9 +182,8 @@ class TorchReference:
 
     Args:
         module: its ``forward`` takes the token ids ``(1, S)`` first, and ``position_ids`` if it
-            has such a parameter. It returns logits ``(1, S, vocabulary)``, or an object or tuple
-            that contains them. A transformers model generates with its own KV cache. Any other
-            module reads the whole prefix again for each token.
+            requires them. It returns logits ``(1, S, vocabulary)``, or an object or tuple that
+            contains them. Without a transformers KV cache it reads the prefix for each token.
         name: name in reports.
         start: tokens that the decoder starts with, for a model with an encoder.
     """
@@ -248,9 +240,8 @@ class TorchReference:
                 return self._module(tensor(ids), **extra)
         except Exception as error:  # it is the user's code
             message = " ".join(str(error).split())[:300]
-            raise SourceError(
-                f"{self.name}: {type(error).__name__} in forward: {message}"
-            ) from error
+            message = f"{self.name}: {type(error).__name__} in forward: {message}"
+            raise SourceError(message) from error
 
     def _numpy(self, output: Any) -> Floats:
         logits = getattr(output, "logits", output)
@@ -285,9 +276,8 @@ def resolve_reference(
         BundleError: if it is ONNX and cannot be read.
         SourceError: if there is no such model, or it needs a permission that is missing.
     """
-    path = Path(text)
-    if _is_onnx(path):
-        return BundleReference(path)
+    if _is_onnx(Path(text)):
+        return BundleReference(text)
     from edgetie.sources.load import load_source
     from edgetie.sources.task_detection import TASKS
 
@@ -305,7 +295,7 @@ def resolve_reference(
 
 
 def _start_tokens(module: torch.nn.Module) -> list[int]:
-    """List the tokens that transformers starts a decoder with, see :func:`start_token_ids`."""
+    """List the tokens that transformers starts a decoder with."""
     configs = [getattr(module, name, None) for name in ("generation_config", "config")]
 
     def setting(name: str) -> int | None:

@@ -12,10 +12,9 @@ from edgetie.errors import EdgetieError
 from edgetie.harness.accuracy.metrics import PredictionMetrics
 from edgetie.targets import SCHEMES
 
-_FROM_ZERO = (0.0, math.inf, "0 or more")
 _RANGES = {
-    "max_relative_error": _FROM_ZERO,
-    "max_kl": _FROM_ZERO,
+    "max_relative_error": (0.0, math.inf, "0 or more"),
+    "max_kl": (0.0, math.inf, "0 or more"),
     "min_top1": (0.0, 1.0, "a fraction from 0 to 1"),
     "max_perplexity_increase": (-1.0, math.inf, "-1 or more"),
 }
@@ -30,7 +29,7 @@ class Thresholds:
         max_kl: mean KL divergence, nats per token.
         min_top1: fraction of positions with the same likeliest token.
         max_perplexity_increase: as a fraction: 0.003 is 0.3 %. An increase fails if it is above
-            the limit by more than two standard errors. Less than that is chance on a short text.
+            the limit by more than two standard errors, as less is chance on a short text.
 
     Raises:
         EdgetieError: if a limit is out of its range, as ``min_top1=98`` is for 0.98.
@@ -101,10 +100,7 @@ _PRECISION_OF = {
 
 
 def precision_of(bundle: Bundle) -> str:
-    """Return the scheme or the precision in the manifest.
-
-    The precision of a bare ONNX file is the one of most of its weights.
-    """
+    """Return the scheme or the precision in the manifest; in a bare file, that of most weights."""
     if not bundle.is_bare:
         scheme = bundle.manifest.quantization.get("scheme")
         return scheme if scheme in DEFAULTS else bundle.manifest.precision
@@ -121,9 +117,7 @@ def default_thresholds(precision: str, *, on_text: bool = True) -> Thresholds:
     Args:
         precision: a name that begins as one of :data:`DEFAULTS` does.
         on_text: whether predictions were made on text. On random tokens, or after noise, a model
-            is never sure. The likeliest token changes with the last bits, and perplexity measures
-            nothing, so neither is limited.
+            is never sure, so neither the likeliest token nor perplexity is limited.
     """
-    name = max(filter(precision.startswith, DEFAULTS), key=len, default="int8")
-    limits = DEFAULTS[name]
+    limits = DEFAULTS[max(filter(precision.startswith, DEFAULTS), key=len, default="int8")]
     return limits if on_text else replace(limits, min_top1=None, max_perplexity_increase=None)
