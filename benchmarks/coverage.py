@@ -158,7 +158,7 @@ def copies(directory: Path, names: list[str]) -> int:
 
 def _int8_tied(fp32: Path, int8: Path) -> bool:
     from edgetie.bundle.bundle import open_bundle
-    from edgetie.harness.ties.tie_status import tie_status
+    from edgetie.harness.ties.inspect import tie_status
 
     before, after = (open_bundle(directory).manifest for directory in (fp32, int8))
     assert before is not None

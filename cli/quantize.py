@@ -113,7 +113,7 @@ def command(
     with live(quiet) as progress:
         report = quantize_model(bundle, output, progress=progress, **options)
     if plot and report.costs:
-        from edgetie.report.cost_plot import plot_costs
+        from edgetie.report.plots import plot_costs
 
         plot_costs(report.costs, plot)
     if as_json:

@@ -1,10 +1,11 @@
-"""Pictures of a latency report: latency by position, memory over time, comparisons."""
+"""Pictures of a latency report, and of what quantizing each weight costs."""
 
 from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,11 @@ from edgetie.report.tables import models_of, titles
 
 if TYPE_CHECKING:
     from edgetie.harness.latency.bench import LatencyReport
+    from edgetie.quantize.mixed_precision.sensitivity import Cost
 
-DARK = ("#0f766e", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#6d28d9")
+_DARK = ("#0f766e", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#6d28d9")
 _LIGHT = ("#7cc6bf", "#f0c089", "#a3bdf7", "#f3a8cb", "#c3dd93", "#c9b3f5")
+_PRECISION_COLORS = {"SCHEME": _DARK[0], "HIGHER": _DARK[2], "FLOAT": _DARK[1]}
 _INK = "#1f2933"
 _FAINT = "#e3e7eb"
 
@@ -69,8 +72,8 @@ def plot_latency(report: LatencyReport, target: Path | BinaryIO) -> None:
         EdgetieError: if matplotlib is not installed.
         BundleError: if the file cannot be written.
     """
-    models = models_of(report)[: len(DARK)]
-    with figure_for(target, width=15, height=4.8) as figure:
+    models = models_of(report)[: len(_DARK)]
+    with _figure(target, width=15, height=4.8) as figure:
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
         left, middle, right = figure.subfigures(1, 3, width_ratios=(1.05, 1.05, 0.9))
         _draw_positions(left.subplots(), models)
@@ -86,11 +89,11 @@ def plot_sweep(report: LatencyReport, target: Path | BinaryIO) -> None:
         EdgetieError: if matplotlib is not installed.
         BundleError: if the file cannot be written.
     """
-    models = models_of(report)[: len(DARK)]
-    with figure_for(target, width=12, height=4) as figure:
+    models = models_of(report)[: len(_DARK)]
+    with _figure(target, width=12, height=4) as figure:
         fields = {"Prefill": "prefill_tokens_per_second", "Decode": "decode_tokens_per_second"}
         for axes, (name, field) in zip(figure.subplots(1, 2), fields.items(), strict=True):
-            for color, model, label in zip(DARK, models, _labels(models), strict=False):
+            for color, model, label in zip(_DARK, models, _labels(models), strict=False):
                 points = [model, *model.sweep] if model.latency_valid else []
                 for index, batch in enumerate(sorted({point.batch for point in points})):
                     line = sorted((point.prompt_tokens, getattr(point, field))
@@ -106,8 +109,34 @@ def plot_sweep(report: LatencyReport, target: Path | BinaryIO) -> None:
         _draw_title(figure, report)
 
 
+def plot_costs(costs: Sequence[Cost], path: Path) -> None:
+    """Draw the divergence that quantizing each weight adds, in graph order, and its precision.
+
+    Args:
+        costs: of :class:`edgetie.quantize.QuantizeReport`.
+        path: a file, whose suffix chooses the format.
+
+    Raises:
+        EdgetieError: if matplotlib is not installed.
+        BundleError: if the file cannot be written.
+    """
+    with _figure(path, width=9, height=max(2.5, 1 + 0.16 * len(costs))) as figure:
+        axes = figure.subplots()
+        colors = [_PRECISION_COLORS[cost.precision.name] for cost in costs]
+        axes.barh(range(len(costs)), [1e3 * max(cost.kl, 0) for cost in costs], color=colors)
+        axes.set_yticks(range(len(costs)), [_first_name(cost.name) for cost in costs], fontsize=6)
+        axes.invert_yaxis()
+        axes.margins(y=0.01)
+        axes.set_xlabel("KL(float || quantized) that it adds, thousandths of a nat a token")
+        counts = Counter(cost.precision.name for cost in costs)
+        axes.set_title(
+            f"{len(costs)} weights, {counts['FLOAT']} in floating point (orange), "
+            f"{counts['HIGHER']} in a higher precision (blue)"
+        )
+
+
 @contextmanager
-def figure_for(target: Path | BinaryIO, *, width: float, height: float) -> Iterator[Any]:
+def _figure(target: Path | BinaryIO, *, width: float, height: float) -> Iterator[Any]:
     """Yield an empty figure of a size in inches; save it when it is drawn, or no file at all."""
     formats()  # raises without matplotlib
     from matplotlib import rc_context
@@ -163,7 +192,7 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
             low, high = map(min, columns), map(max, columns)
             axes.fill_between(positions, [*low], [*high], color=_LIGHT[index], alpha=0.35, lw=0)
         medians = [statistics.median(column) for column in columns]
-        axes.plot(positions, medians, color=DARK[index], lw=1.8, label=label)
+        axes.plot(positions, medians, color=_DARK[index], lw=1.8, label=label)
     axes.margins(x=0.01)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _label(axes, "Latency of a token", "position in the sequence", "ms")
@@ -181,7 +210,7 @@ def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
             seconds,
             np.maximum(memory, 0) / 1e6,
             labels=(f"{_labels(models)[index]}, private", "file-mapped"),
-            colors=(DARK[index], _LIGHT[index]),
+            colors=(_DARK[index], _LIGHT[index]),
         )
         axes.axvline(loaded, ymax=0.8, color=_INK, lw=1, ls=":")
         top = (loaded, np.sum(memory, axis=0).max() / 1e6)
@@ -204,7 +233,7 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
         longest = max(sum(values(model)) for model in models) or 1
         for index, model in enumerate(models):
             start = 0.0
-            for value, color in zip(values(model), (DARK[index], _LIGHT[index]), strict=False):
+            for value, color in zip(values(model), (_DARK[index], _LIGHT[index]), strict=False):
                 axes.barh(index, value, left=start, color=color, height=0.72)
                 start += value
             text = f"{start:,.1f} {unit}" if values(model) else "not measured"
@@ -217,3 +246,9 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
         axes.tick_params(axis="y", length=0)
         axes.set_title(name, fontsize=9.5, fontweight="normal", pad=3)
     figure.suptitle("Size, memory, speed", x=0.02, ha="left", fontsize=11, fontweight="bold")
+
+
+def _first_name(name: str) -> str:
+    """Shorten the name of packed weights to the first one, and how many more there are."""
+    first, *more = name.split("+")
+    return f"{first} + {len(more)}" if more else first

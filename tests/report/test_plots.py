@@ -11,8 +11,9 @@ from reports import ENVIRONMENT, latency_report, latency_run
 from rich.console import Console
 
 from edgetie.errors import BundleError
+from edgetie.quantize.mixed_precision.sensitivity import Cost, Precision
 from edgetie.report.html import write_html
-from edgetie.report.plots import figure_for, formats, plot_latency, plot_sweep
+from edgetie.report.plots import _figure, formats, plot_costs, plot_latency, plot_sweep
 from edgetie.report.tables import resource_table
 
 
@@ -56,7 +57,7 @@ def test_a_format_that_nobody_draws_leaves_no_file(tmp_path: Path) -> None:
     assert {".png", ".svg", ".pdf"} <= formats()
     with (
         pytest.raises(BundleError, match="cannot be drawn"),
-        figure_for(tmp_path / "plot.xyz", width=2, height=2),
+        _figure(tmp_path / "plot.xyz", width=2, height=2),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -99,3 +100,23 @@ def test_names_of_any_kind(tmp_path: Path, name: str, recwarn: pytest.WarningsRe
     with io.StringIO() as stream:
         Console(file=stream, width=200, color_system=None).print(resource_table(report).rich())
         assert name in stream.getvalue()
+
+
+def test_costs_of_each_precision(tmp_path: Path) -> None:
+    costs = [
+        Cost("a+b+c", 1e-3, 4096, 128),
+        Cost("d", -1e-5, 4096, 128, Precision.HIGHER),
+        Cost("e", 5e-2, 4096, 0, Precision.FLOAT),
+    ]
+    plot_costs(costs, tmp_path / "costs.svg")
+    text = (tmp_path / "costs.svg").read_text(encoding="utf-8")
+    assert "a + 2" in text
+    assert "3 weights, 1 in floating point (orange), 1 in a higher precision (blue)" in text
+    plot_costs(costs, tmp_path / "costs.png")
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_costs_as_json() -> None:
+    assert Cost("e", 5e-2, 4096, 0, Precision.FLOAT).to_dict() == {
+        "name": "e", "kl": 5e-2, "bytes": 4096, "finer_bytes": 0, "kept": True, "finer": False,
+    }  # fmt: skip

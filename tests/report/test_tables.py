@@ -9,7 +9,7 @@ from reports import accuracy_report, latency_report
 from rich.console import Console
 
 from edgetie.harness.accuracy.thresholds import Thresholds
-from edgetie.harness.ties.tie_status import TieStatus
+from edgetie.harness.ties.inspect import TieStatus
 from edgetie.report.tables import (
     MISSING,
     Table,

@@ -9,7 +9,7 @@ from edgetie.harness.accuracy.metrics import Interval
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.harness.latency.bench import LatencyReport
 from edgetie.harness.latency.worker import Run
-from edgetie.harness.ties.tie_status import TieStatus
+from edgetie.harness.ties.inspect import TieStatus
 
 ENVIRONMENT = {
     "processor": "Test Processor 9000",

@@ -14,12 +14,8 @@ import onnxruntime as ort
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.names import AUDIO, MANIFEST, SPEECH
 from edgetie.errors import BundleError, SourceError, summarize
-from edgetie.runtime.audio.embeddings import (
-    embed_audio,
-    prepend_audio,
-    random_features,
-    reads_audio,
-)
+from edgetie.harness.accuracy.samples import Prompt, encoder_inputs, with_audio
+from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.session import open_session
 from edgetie.sources.cache_argument import cache_keyword
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
-_SEED = 20240229
 _TORCH_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
 
 
@@ -104,7 +99,8 @@ class BundleReference:
         if most is None or not self.is_audio_model or self.session.cross:
             return most
         one = np.zeros((1, 1), np.int64)
-        return most + 1 - int(self._with_audio(one, 1)[0].shape[1])
+        tokens, _ = with_audio(self.session, one, encoder_inputs(self.session, one), 1)
+        return most + 1 - int(tokens.shape[1])
 
     def logits(self, ids: Ids) -> Floats:
         if self.bundle.has_fixed_shapes:
@@ -115,15 +111,14 @@ class BundleReference:
             return np.concatenate(logits)
         tokens, feeds = ids, {}
         if self.session.cross:
-            source = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-            source = self._noise(ids) if self.is_audio_model else source
             outputs = [tensor.present for tensor in self.session.cross]
-            cache = self._run(self.session.encoder, outputs, source)
+            cache = self._run(self.session.encoder, outputs, encoder_inputs(self.session, ids))
             feeds = {t.past: array for t, array in zip(self.session.cross, cache, strict=True)}
             feeds["encoder_attention_mask"] = np.ones_like(ids)
             tokens = _shifted(ids, self.bundle.manifest.signature.start_token_ids)
         elif self.is_audio_model:
-            tokens, feeds[AUDIO] = self._with_audio(ids, ids.shape[1])
+            source = encoder_inputs(self.session, ids)
+            tokens, feeds[AUDIO] = with_audio(self.session, ids, source, ids.shape[1])
         feeds |= {
             "input_ids": tokens,
             "attention_mask": np.ones_like(tokens),
@@ -139,15 +134,6 @@ class BundleReference:
         result: Floats = self._run(self.session.ort, ["logits"], inputs)[0][0]
         return result[-ids.shape[1] :].astype(np.float32, copy=False)
 
-    def _noise(self, ids: Ids) -> dict[str, npt.NDArray[Any]]:
-        """Draw features for the encoder, the same for the same tokens."""
-        random = np.random.default_rng([_SEED, *ids[0].tolist()])
-        return random_features(self.session.encoder, random)
-
-    def _with_audio(self, ids: Ids, length: int) -> tuple[Ids, Floats]:
-        token = self.bundle.manifest.signature.audio_token_id
-        return prepend_audio(ids, embed_audio(self.session, self._noise(ids)), token, length)
-
     def _run(self, session: Any, outputs: list[str], feeds: dict[str, npt.NDArray[Any]]) -> Any:
         options = ort.RunOptions()
         options.log_severity_level = 4  # an error is raised, so it need not be logged
@@ -162,19 +148,8 @@ class BundleReference:
             raise BundleError(f"{self.name}: ONNX Runtime failed: {summarize(error)}") from error
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
-        ids, audio_embeddings = np.array([prompt_ids], np.int64), None
-        if self.is_audio_model and not self.session.cross:
-            ids, audio_embeddings = self._with_audio(ids, ids.shape[1] + n)
-        decoder = make_decoder(self.session, 1, ids.shape[1], n)
-        prompt: npt.NDArray[Any] = ids
-        if self.is_audio_model and self.session.cross:
-            prompt = next(iter(self._noise(ids).values()))
-        logits = decoder.prefill(prompt, audio_embeddings=audio_embeddings)
-        tokens = [int(logits[0].argmax())]
-        while len(tokens) < n:
-            logits = decoder.step(np.array(tokens[-1:], np.int64))
-            tokens.append(int(logits[0].argmax()))
-        return tokens
+        prompt = Prompt(self.session, np.array([prompt_ids], np.int64), n)
+        return [int(token[0]) for token in prompt.generate(n)]
 
 
 class TorchReference:

@@ -1,12 +1,22 @@
-"""The tokens an accuracy check runs on: a text in windows, and seeded random ids."""
+"""What measurements run on: a text in windows, seeded random ids, prompts, noise as audio."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgetie.runtime.audio.embeddings import (
+    embed_audio,
+    prepend_audio,
+    random_features,
+    reads_audio,
+)
+from edgetie.runtime.decoding.generation import make_decoder
+from edgetie.runtime.session import Session
 
 Ids = npt.NDArray[np.int64]
 
@@ -104,3 +114,56 @@ def spread(ids: Sequence[int], count: int, length: int) -> list[list[int]]:
         return [list(ids)][:count]
     starts = [round(index * last / count) for index in range(count)]
     return [list(ids[start : start + length]) for start in starts]
+
+
+def encoder_inputs(session: Session, ids: Ids) -> dict[str, npt.NDArray[Any]]:
+    """Make the inputs of an encoder, if there is one: tokens, or noise that depends on them."""
+    if session.encoder is None:
+        return {}
+    if reads_audio(session):
+        random = np.random.default_rng([_SEED, *ids[0].tolist()])
+        return random_features(session.encoder, random)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def with_audio(
+    session: Session, ids: Ids, features: dict[str, npt.NDArray[Any]], length: int
+) -> tuple[Ids, npt.NDArray[np.float32]]:
+    """Encode audio and put it before tokens, see :func:`prepend_audio`."""
+    token = session.bundle.manifest.signature.audio_token_id
+    return prepend_audio(ids, embed_audio(session, features), token, length)
+
+
+class Prompt:
+    """Tokens ``(batch, tokens)``, noise for an audio model, and the decoder that reads them.
+
+    Attributes:
+        encoder_inputs: see :func:`encoder_inputs`.
+        decoder: with room for ``new_tokens`` more.
+        tokens: tokens that it reads before the first new one.
+    """
+
+    def __init__(self, session: Session, ids: Ids, new_tokens: int) -> None:
+        self._session, self._ids = session, ids
+        self._length = ids.shape[1] + new_tokens
+        self.encoder_inputs = encoder_inputs(session, ids)
+        self._is_audio_lm = reads_audio(session) and not session.cross
+        self.tokens = int((self._inputs()[0] if self._is_audio_lm else ids).shape[1])
+        self.decoder = make_decoder(session, len(ids), self.tokens, new_tokens)
+        if reads_audio(session) and session.cross:
+            self.tokens = len(session.bundle.manifest.signature.start_token_ids)
+
+    def _inputs(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+        """Return tokens or audio features, and audio embeddings."""
+        if not self._is_audio_lm:
+            return next(iter(self.encoder_inputs.values()), self._ids), None
+        return with_audio(self._session, self._ids, self.encoder_inputs, self._length)
+
+    def generate(self, count: int) -> Iterator[Ids]:
+        """Yield the likeliest tokens ``(batch,)`` of ``count`` positions after the prompt."""
+        inputs, audio_embeddings = self._inputs()
+        tokens = self.decoder.prefill(inputs, audio_embeddings=audio_embeddings).argmax(axis=-1)
+        for _ in range(count - 1):
+            yield tokens
+            tokens = self.decoder.step(tokens).argmax(axis=-1)
+        yield tokens

@@ -17,8 +17,7 @@ from edgetie.harness.accuracy.metrics import Interval, median_interval
 from edgetie.harness.accuracy.thresholds import precision_of
 from edgetie.harness.environment import describe_environment
 from edgetie.harness.latency.worker import Job, Measurement, Run
-from edgetie.harness.ties.inspect import copies_in_memory
-from edgetie.harness.ties.tie_status import TieStatus, tie_status
+from edgetie.harness.ties.inspect import TieStatus, copies_in_memory, tie_status
 from edgetie.progress import Progress, Stages
 from edgetie.providers.environments import find_environment
 from edgetie.providers.json_worker import ask_worker

@@ -11,26 +11,17 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.harness.accuracy.samples import random_ids
+from edgetie.harness.accuracy.samples import Prompt, random_ids
 from edgetie.providers.emulation import latency_problem
 from edgetie.providers.json_worker import reply
-from edgetie.runtime.audio.embeddings import (
-    embed_audio,
-    prepend_audio,
-    random_features,
-    reads_audio,
-)
-from edgetie.runtime.decoding.generation import make_decoder
+from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.memory import read_memory, sample_memory
 from edgetie.runtime.session import Session, open_session
 
 _WARM_UP_TOKENS = 8
-_SEED = 20240229
 
 
 @dataclass(frozen=True)
@@ -117,11 +108,11 @@ def measure(job: Job) -> Run:
         session = open_session(
             job.path, provider=job.provider, threads=job.threads, strict=job.strict
         )
-        prompt = _Prompt(session, job)
+        prompt = _make_prompt(session, job)
         try:
             first_run_ms = _generate(prompt, 1)[0]
             _generate(prompt, min(_WARM_UP_TOKENS, job.new_tokens))
-            encode_ms = prompt.encode()
+            encode_ms = _encode(session, prompt)
             prefill_ms, *step_ms = _generate(prompt, job.new_tokens)
         except EdgetieError as error:
             hint = "if the model takes fewer tokens, use a shorter prompt and fewer new tokens"
@@ -152,64 +143,32 @@ def measure(job: Job) -> Run:
     )
 
 
-class _Prompt:
-    """Random tokens, noise for an audio model, and the decoder that reads them."""
-
-    def __init__(self, session: Session, job: Job) -> None:
-        self._session = session
-        count = job.batch * job.prompt_tokens
-        size = next((value.shape[-1] for value in session.outputs if value.name == "logits"), None)
-        vocabulary = size if isinstance(size, int) else 256  # if the graph does not have it
-        self._ids = random_ids(count, vocabulary).reshape(job.batch, -1)
-        self._length = job.prompt_tokens + job.new_tokens
-        self._source: dict[str, npt.NDArray[Any]] = {}
-        is_audio_model = reads_audio(session)
-        if is_audio_model:
-            if job.batch > 1:
-                raise BundleError(f"{job.path}: is an audio model, which takes batches of 1 only")
-            self._source = random_features(session.encoder, np.random.default_rng(_SEED))
-        elif session.encoder is not None:
-            self._source = {"input_ids": self._ids, "attention_mask": np.ones_like(self._ids)}
-        self._is_audio_lm = is_audio_model and not session.cross
-        ids = self._embed_audio()[0] if self._is_audio_lm else self._ids
-        self.decoder = make_decoder(session, job.batch, ids.shape[1], job.new_tokens)
-        self.tokens = int(ids.shape[1])
-        if is_audio_model and session.cross:
-            self.tokens = len(session.bundle.manifest.signature.start_token_ids)
-
-    def _embed_audio(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        token = self._session.bundle.manifest.signature.audio_token_id
-        embeddings = embed_audio(self._session, self._source)
-        return prepend_audio(self._ids, embeddings, token, self._length)
-
-    def encode(self) -> float | None:
-        """Run the encoder; return its milliseconds."""
-        if self._session.encoder is None:
-            return None
-        start = time.perf_counter()
-        self._session.encoder.run(None, self._source)
-        return (time.perf_counter() - start) * 1000
-
-    def prefill(self) -> npt.NDArray[np.float32]:
-        """Compute logits ``(1, vocabulary)`` after the prompt."""
-        if not self._is_audio_lm:
-            return self.decoder.prefill(next(iter(self._source.values()), self._ids))
-        ids, audio_embeddings = self._embed_audio()
-        return self.decoder.prefill(ids, audio_embeddings=audio_embeddings)
+def _make_prompt(session: Session, job: Job) -> Prompt:
+    """Draw random tokens, and noise for an audio model."""
+    if job.batch > 1 and reads_audio(session):
+        raise BundleError(f"{job.path}: is an audio model, which takes batches of 1 only")
+    size = next((value.shape[-1] for value in session.outputs if value.name == "logits"), None)
+    vocabulary = size if isinstance(size, int) else 256  # if the graph does not have it
+    ids = random_ids(job.batch * job.prompt_tokens, vocabulary).reshape(job.batch, -1)
+    return Prompt(session, ids, job.new_tokens)
 
 
-def _generate(prompt: _Prompt, count: int) -> list[float]:
+def _encode(session: Session, prompt: Prompt) -> float | None:
+    """Run the encoder, if there is one; return its milliseconds."""
+    if session.encoder is None:
+        return None
+    start = time.perf_counter()
+    session.encoder.run(None, prompt.encoder_inputs)
+    return (time.perf_counter() - start) * 1000
+
+
+def _generate(prompt: Prompt, count: int) -> list[float]:
     """Generate greedily; return the milliseconds of each token, the first with the prompt."""
-    decoder = prompt.decoder
-    decoder.reset()
+    prompt.decoder.reset()
     times = [time.perf_counter()]
-    logits = prompt.prefill()
-    while True:
-        token = logits.argmax(axis=-1)
+    for _ in prompt.generate(count):
         times.append(time.perf_counter())
-        if len(times) > count:
-            return [1000 * (end - start) for start, end in pairwise(times)]
-        logits = decoder.step(token)
+    return [1000 * (end - start) for start, end in pairwise(times)]
 
 
 if __name__ == "__main__":

@@ -16,14 +16,22 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.errors import BundleError, EdgetieError
+from edgetie.errors import BundleError, EdgetieError, TieError
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.model_files import load_model
 from edgetie.harness.ties.tie_memory import TieMemory, measure_tie
 from edgetie.progress import Stages
 from edgetie.runtime.session import write_optimized
 from edgetie.ties.equal_weights import equal_groups
-from edgetie.ties.groups import TieGroup, all_initializers, find_shared_ties, ties_of_file
+from edgetie.ties.groups import (
+    TieGroup,
+    all_initializers,
+    equal_initializers,
+    find_shared_ties,
+    find_ties,
+    ties_of_file,
+    verify_ties,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -278,3 +286,45 @@ def _tensors(models: Mapping[str, ir.Model]) -> list[_Tensor]:
         if (tensor := value.const_value) is not None
     }  # fmt: skip
     return list(tensors.values())
+
+
+@dataclass(frozen=True)
+class TieStatus:
+    """The state of a file's tied weights.
+
+    Attributes:
+        groups: number of tied weights.
+        intact: whether each is one initializer; ``None`` if the model has none.
+        detail: names, uses and sizes, or the ties that are broken.
+    """
+
+    groups: int
+    intact: bool | None
+    detail: str
+
+
+def tie_status(bundle: Bundle) -> TieStatus:
+    """Compare a file with its manifest; in a bare ONNX file, search for equal weights.
+
+    Weights are read from the file only if two of equal size must be compared.
+    """
+    if not bundle.is_bare:
+        groups = bundle.manifest.ties
+        try:
+            for path in bundle.model_paths:
+                verify_ties(load_model(path), ties_of_file(groups, path.name), path.name)
+        except TieError as error:
+            return TieStatus(len(groups), False, str(error))
+    else:
+        model = load_model(bundle.model_path)
+        groups = find_ties(model)
+        copies = equal_initializers(model)
+        if copies:
+            detail = "; ".join(f"{' = '.join(names)} stored {len(names)} times" for names in copies)
+            return TieStatus(len(groups) + len(copies), False, detail)
+    if not groups:
+        return TieStatus(0, None, "no tied weights")
+    detail = "; ".join(
+        f"{group.name}: {len(group.uses)} uses, {group.bytes / 1e6:.1f} MB once" for group in groups
+    )
+    return TieStatus(len(groups), True, detail)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from naive_decoder import table, write_decoder
 
 from edgetie.harness.accuracy import samples
+from edgetie.runtime.decoding.generation import make_decoder
+from edgetie.runtime.session import open_session
 
 
 def test_windows_do_not_overlap_and_carry_the_prefix() -> None:
@@ -70,3 +75,16 @@ def test_texts_too_short_to_measure_on(
     task: str, ids: list[int], mask: int | None, expected: bool
 ) -> None:
     assert samples.too_short(samples.scored(task, ids, 10, mask=mask), task, mask) is expected
+
+
+def test_a_prompt_generates_the_likeliest_tokens_of_each_sequence(tmp_path: Path) -> None:
+    session = open_session(write_decoder(tmp_path, table()))
+    ids = np.array([[5, 0, 95], [17, 3, 8]])
+    prompt = samples.Prompt(session, ids, 3)
+    assert (prompt.tokens, prompt.encoder_inputs) == (3, {})
+    generated = np.array(list(prompt.generate(3)))
+    assert generated.shape == (3, 2)
+    decoder = make_decoder(session, 2, 3, 3)
+    tokens = decoder.prefill(ids).argmax(axis=-1)
+    np.testing.assert_array_equal(generated[0], tokens)
+    np.testing.assert_array_equal(generated[1], decoder.step(tokens).argmax(axis=-1))

@@ -26,7 +26,7 @@ from edgetie.harness.accuracy.metrics import PredictionErrors
 from edgetie.harness.accuracy.references import BundleReference
 from edgetie.harness.accuracy.samples import BUILT_IN_TEXT
 from edgetie.harness.accuracy.thresholds import Thresholds
-from edgetie.harness.ties.tie_status import tie_status
+from edgetie.harness.ties.inspect import tie_status
 from edgetie.progress import Stages
 from edgetie.quantize.calibration.activations import CalibrationText, calibration_text
 from edgetie.quantize.calibration.layerwise_run import CalibrationInput
