@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from edgetie.bundle.atomic import atomic_files
 from edgetie.harness.environment import environment_line
@@ -67,9 +67,11 @@ def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: 
     """
     import jinja2
 
-    pictures = {"latency": _picture(report, plot_latency)}
-    if report.sweep:
-        pictures["sweep"] = _picture(report, plot_sweep)
+    plots = {"latency": plot_latency} | ({"sweep": plot_sweep} if report.sweep else {})
+    pictures = {}
+    for name, plot in plots.items():
+        plot(report, picture := BytesIO())
+        pictures[name] = base64.b64encode(picture.getvalue()).decode("ascii")
     lines = [environment_line(report.environment), *tables.remarks(report)]
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
     text = page.render(
@@ -78,10 +80,3 @@ def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: 
     path = path.resolve()
     with atomic_files(path, force=True) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
-
-
-def _picture(report: LatencyReport, plot: Callable[[LatencyReport, BinaryIO], None]) -> str:
-    """Draw a picture; return it as base64."""
-    picture = BytesIO()
-    plot(report, picture)
-    return base64.b64encode(picture.getvalue()).decode("ascii")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
-_TORCH_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
+_TORCH_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 
 
 class Reference(Protocol):
@@ -184,20 +184,18 @@ class TorchReference:
         return self._numpy(self._call(ids, target=target))
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
-        if self._start is not None:
-            target = list(self._start)
-            for _ in range(n):
-                output = self._call([prompt_ids], target=[target])
-                target.append(int(self._numpy(output)[-1].argmax()))
-            return target[len(self._start) :]
-        tokens = list(prompt_ids)
+        start = prompt_ids if self._start is None else self._start
+        tokens = list(start)
         past: Any = None
         for _ in range(n):
-            seen = len(tokens) - 1 if past is not None else 0
-            output = self._call([tokens[seen:]], past)
-            past = getattr(output, self._cache, None) if self._cache else None
+            if self._start is not None:
+                output = self._call([prompt_ids], target=[tokens])
+            else:
+                seen = len(tokens) - 1 if past is not None else 0
+                output = self._call([tokens[seen:]], past)
+                past = getattr(output, self._cache, None) if self._cache else None
             tokens.append(int(self._numpy(output)[-1].argmax()))
-        return tokens[len(prompt_ids) :]
+        return tokens[len(start) :]
 
     def _call(self, ids: Any, past: Any = None, target: Any = None) -> Any:
         def tensor(values: Any) -> Any:
@@ -273,13 +271,12 @@ def _start_tokens(module: torch.nn.Module) -> list[int]:
     """List the tokens that transformers starts a decoder with."""
     configs = [getattr(module, name, None) for name in ("generation_config", "config")]
 
-    def setting(name: str) -> int | None:
+    def setting(name: str) -> list[int]:
         values = (getattr(config, name, None) for config in configs)
-        return next((value for value in values if isinstance(value, int)), None)
+        return [value for value in values if isinstance(value, int)][:1]
 
-    start = setting("decoder_start_token_id")
-    start = setting("bos_token_id") if start is None else start
-    return [token for token in (start, setting("forced_bos_token_id")) if token is not None]
+    start = setting("decoder_start_token_id") or setting("bos_token_id")
+    return start + setting("forced_bos_token_id")
 
 
 def _shifted(ids: Ids, start: Sequence[int]) -> Ids:
@@ -290,7 +287,6 @@ def _shifted(ids: Ids, start: Sequence[int]) -> Ids:
 def _is_onnx(path: Path) -> bool:
     if not path.is_dir():
         return path.suffix == ".onnx"
-    if (path / MANIFEST).is_file():
-        return True
-    torch_weights = any(next(path.glob(pattern), None) for pattern in _TORCH_WEIGHTS)
-    return not torch_weights and next(path.glob("*.onnx"), None) is not None
+    suffixes = {file.suffix for file in path.iterdir()}
+    has_torch_weights = not suffixes.isdisjoint(_TORCH_WEIGHTS)
+    return (path / MANIFEST).is_file() or (".onnx" in suffixes and not has_torch_weights)

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,13 @@ def inspect_model(
     stages.stage("memory")
     ties = [_measure_memory(models, tie, provider) for tie in ties]
     stages.finish()
-    tensors = _tensors(models)
+    initializers = [value for model in models.values() for value in all_initializers(model)]
+    tensors = _tensors(initializers)
     operators = Counter(node.op_type for model in models.values() for node in model.graph)
     return Inspection(
         bundle=bundle,
         ties=tuple(ties),
-        copies=_other_copies(models, groups) if bundle.is_bare else (),
+        copies=tuple(_other_copies(initializers, groups)) if bundle.is_bare else (),
         operators=dict(operators.most_common()),
         tensors=tuple(sorted(tensors, key=lambda tensor: -tensor[3])[:10]),
         weight_bytes=sum(size for *_, size in tensors),
@@ -147,7 +148,7 @@ def _measure_memory(models: Mapping[str, ir.Model], tie: TieCopies, provider: st
     group, resident = tie.group, _resident(models, tie.group, provider)
     if resident is None:
         return tie
-    memory, made_by = _copies_of(resident, group), tie.made_by
+    memory, made_by = resident.copies(group.bytes), tie.made_by
     private = resident.anonymous / group.bytes
     if memory > 1 or private > 0.5:
         op_types = dict.fromkeys(use.op_type for use in group.uses)
@@ -158,21 +159,18 @@ def _measure_memory(models: Mapping[str, ir.Model], tie: TieCopies, provider: st
 
 
 def _other_copies(
-    models: Mapping[str, ir.Model], ties: Sequence[TieGroup]
-) -> tuple[tuple[str, ...], ...]:
+    initializers: Sequence[ir.Value], ties: Sequence[TieGroup]
+) -> Iterator[tuple[str, ...]]:
     """Name equal matrices that are not ties. Matrices of a single number are equal by chance."""
     tied = {group.name for group in ties}
-    copies = []
-    for model in models.values():
-        for group in equal_groups(all_initializers(model)):
-            names = tuple(str(twin.value.name) for twin in group)
-            tensor = group[0].value.const_value
-            if tensor is None or len(tensor.shape) < 2 or not tied.isdisjoint(names):
-                continue
-            numbers = tensor.numpy().reshape(-1)
-            if (numbers != numbers[0]).any():
-                copies.append(names)
-    return tuple(copies)
+    for group in equal_groups(initializers):
+        names = tuple(str(twin.value.name) for twin in group)
+        tensor = group[0].value.const_value
+        if tensor is None or len(tensor.shape) < 2 or not tied.isdisjoint(names):
+            continue
+        numbers = tensor.numpy().reshape(-1)
+        if (numbers != numbers[0]).any():
+            yield names
 
 
 def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
@@ -190,11 +188,7 @@ def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
     except EdgetieError:  # the provider does not take the subgraph, or the file is broken
         logger.debug("copies of %s in memory cannot be measured", group.name, exc_info=True)
         return None
-    return None if resident is None else _copies_of(resident, group)
-
-
-def _copies_of(resident: TieMemory, group: TieGroup) -> int:
-    return max(1, round((resident.anonymous + resident.file_mapped) / group.bytes))
+    return None if resident is None else resident.copies(group.bytes)
 
 
 def _resident(models: Mapping[str, ir.Model], group: TieGroup, provider: str) -> TieMemory | None:
@@ -236,17 +230,14 @@ def _count_copies(
     )
     others = [twin.value.name for twin in twins if twin.value is not weight]
     made_by = [f"file: {name} holds the same values" for name in others]
-    array = tensor.numpy()
     places: set[Any] = set()
     for file, model in optimized.items():
         originals = {str(value.name): value for value in all_initializers(models[file])}
         for value in all_initializers(model):
-            arrangement = _arrangement(array, value.const_value)
-            if arrangement is None:
-                continue
+            arrangement = _arrangement(tensor.numpy(), value.const_value)
             original = originals.get(str(value.name))
             place = byte_range(original or value) or str(value.name)
-            if place in places:
+            if arrangement is None or place in places:
                 continue
             places.add(place)
             if original is None:
@@ -275,14 +266,13 @@ def _arrangement(array: np.ndarray[Any, Any], other: ir.TensorProtocol | None) -
     return "transposed" if np.array_equal(values.reshape(-1), transposed) else None
 
 
-def _tensors(models: Mapping[str, ir.Model]) -> list[_Tensor]:
-    """Describe all initializers, each byte range once."""
+def _tensors(initializers: Sequence[ir.Value]) -> list[_Tensor]:
+    """Describe initializers, each byte range once."""
     tensors: dict[Any, _Tensor] = {
         byte_range(value) or value: (
             str(value.name), tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.nbytes,
         )
-        for model in models.values()
-        for value in all_initializers(model)
+        for value in initializers
         if (tensor := value.const_value) is not None
     }  # fmt: skip
     return list(tensors.values())

@@ -36,6 +36,10 @@ class TieMemory:
     anonymous: int
     file_mapped: int
 
+    def copies(self, size: int) -> int:
+        """Count the copies of a weight of ``size`` bytes."""
+        return max(1, round((self.anonymous + self.file_mapped) / size))
+
 
 def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | None:
     """Measure one tied weight of ``model`` (loaded from a file, weights in external data).
