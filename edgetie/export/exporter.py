@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -93,14 +94,10 @@ def export_model(
     Args:
         source: what :func:`edgetie.sources.load.load_source` takes, or an already loaded source.
         output: directory to write; complete or not at all.
-        target: where the bundle will run (:data:`edgetie.targets.TARGETS`), which decides the
-            operators of the graph.
-        precision: ``fp32`` or ``fp16`` (for GPUs: ONNX Runtime's CPU kernels would copy the
-            weights to fp32).
-        logits: ``last``, of each batch item's last token, or ``all``; masked language models have
-            all.
-        task: what the model does, if its configuration does not tell
-            (:data:`edgetie.sources.task_detection.TASKS`).
+        target: decides the operators of the graph, see :data:`edgetie.targets.TARGETS`.
+        precision: ``fp32`` or ``fp16``, for GPUs: the CPU would copy the weights to fp32.
+        logits: ``last`` of each batch item or ``all``; masked language models have all.
+        task: what the model does, see :data:`edgetie.sources.task_detection.TASKS`.
         force: replace an existing bundle.
         trust_remote_code: allow a model directory to run its own code.
         allow_pickle: allow pickled weights.
@@ -108,8 +105,7 @@ def export_model(
 
     Raises:
         SourceError: if the source is not a model.
-        ExportError: if torch or ONNX Runtime cannot handle it, not as the target needs it, or its
-            logits are wrong.
+        ExportError: if the model cannot be exported for the target, or its logits are wrong.
         EdgetieError: if the target, the precision or the kind of logits is unknown.
         TieError: if a pass separated a tied weight.
         BundleError: if ``output`` is in the way or the disk is full.
@@ -132,35 +128,15 @@ def export_model(
             source, task=task, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
         )
 
-    loaded = _LoadedSource(load)
+    get_source = functools.cache(load)
+    name = get_source().name
     stages.stage("probe")
-    name = loaded.get().name
-    model_task, reference = _run_source(loaded.get())
+    model_task, reference = _run_source(get_source())
     plans = list_plans(name, model_task, fused=fused)
     export = _Export(
-        loaded, reference, Path(output), precision, logits == "last", fused, force, stages
+        get_source, reference, Path(output), precision, logits == "last", fused, force, stages
     )
     return try_plans(name, plans, export.run)
-
-
-class _LoadedSource:
-    """The source; released as soon as its weights are in a file, and loaded again if needed."""
-
-    def __init__(self, load: Callable[[], Source]) -> None:
-        self._load = load
-        self._source: Source | None = load()
-
-    def get(self) -> Source:
-        """Return the source; do not keep a reference to it after :meth:`release`."""
-        if self._source is None:
-            self._source = self._load()
-        return self._source
-
-    def release(self) -> None:
-        """Release the module's memory."""
-        self._source = None
-        gc.collect()
-        release_heap()
 
 
 def _run_source(source: Source) -> tuple[Task, ReferenceRun]:
@@ -199,9 +175,12 @@ def _text_settings(module: torch.nn.Module) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Export:
-    """Export by one plan, see :meth:`run`; the fields are what every plan shares."""
+    """Export by one plan, see :meth:`run`.
 
-    source: _LoadedSource
+    ``get_source`` is a cached function: its cache is cleared as soon as the weights are in a file.
+    """
+
+    get_source: functools._lru_cache_wrapper[Source]
     reference: ReferenceRun
     output: Path
     precision: str
@@ -219,9 +198,11 @@ class _Export:
         """
         dtype = np.float16 if self.precision == "fp16" else np.float32
         with atomic_directory(self.output, force=self.force) as directory:
-            config, save_extras = self.source.get().config, self.source.get().save_extras
+            config, save_extras = self.get_source().config, self.get_source().save_extras
             paths, task, manifest, passes = self._write(plan, failures, directory)
-            self.source.release()
+            self.get_source.cache_clear()
+            gc.collect()
+            release_heap()
             save_extras(directory)
             token_ids = read_token_ids(directory, has_encoder=manifest.encoder is not None)
             manifest.signature = replace(manifest.signature, **token_ids)
@@ -252,21 +233,16 @@ class _Export:
         self, plan: TracePlan, failures: list[str], directory: Path
     ) -> tuple[list[Path], Task, Manifest, list[PassReport]]:
         """Trace, optimize and write; later steps do not need the module."""
-        source = self.source.get()
+        source = self.get_source()
         parameters = tied_parameters(source.module)
-        count = sum(parameter.numel() for parameter in source.module.parameters())
         if self.precision == "fp16":
             _halve(source.module)
         traced = trace(source, plan, last_only=self.last_only, progress=self.stages)
         models, task = traced.models, traced.task
         self.stages.stage("passes")
         passes = optimize(models, task, parameters, fused=self.fused)
-        unfused = [
-            *partial_ties(source.module),
-            *traced.unfused,
-            *failures,
-            *(text for report in passes for text in report.skipped),
-        ]
+        skipped = [text for report in passes for text in report.skipped]
+        unfused = [*partial_ties(source.module), *traced.unfused, *failures, *skipped]
         manifest = Manifest(
             source={
                 "kind": source.kind,
@@ -279,7 +255,7 @@ class _Export:
             signature=_signature(models, task),
             encoder=_encoder_signature(models),
             ties=[],
-            unique_parameters=count,
+            unique_parameters=sum(weight.numel() for weight in source.module.parameters()),
             versions={package: version(package) for package in _PACKAGES},
             fusion={"operators": _count_operators(models), "unfused": unfused},
         )
@@ -305,40 +281,30 @@ class _Export:
 
 
 def _halve(module: torch.nn.Module) -> None:
-    """Convert weights to fp16, and tables in buffers, which are added to activations. Vectors, such
-    as the frequencies of rotary embeddings, keep their precision.
-    """
-    for parameter in module.parameters():
-        parameter.data = parameter.data.half()
-    for buffer in module.buffers():
-        if buffer.dtype == torch.float32 and buffer.ndim > 1:
-            buffer.data = buffer.data.half()
+    """Convert weights and tables in buffers to fp16, but not vectors such as rotary frequencies."""
+    tables = (each for each in module.buffers() if each.dtype == torch.float32 and each.ndim > 1)
+    for tensor in (*module.parameters(), *tables):
+        tensor.data = tensor.data.half()
 
 
 def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
-    model = list(models.values())[-1]
-    fused = sum(1 for node in model.graph if node.op_type == "GroupQueryAttention")
-    last = any(node.name == LAST_TOKEN_NODE for node in model.graph)
+    graph = list(models.values())[-1].graph
+    fused = sum(1 for node in graph if node.op_type == "GroupQueryAttention")
+    last = any(node.name == LAST_TOKEN_NODE for node in graph)
+    # without GroupQueryAttention, which moves valid tokens together, padding between tokens would
+    # count in their distance
+    moves = bool(task.cache) and fused == task.cached_attentions
+    pads_both = moves or task.name not in ("causal-lm", AUDIO_LM)
     return Signature(
-        inputs=describe_tensors(model.graph.inputs),
-        outputs=describe_tensors(model.graph.outputs),
+        inputs=describe_tensors(graph.inputs),
+        outputs=describe_tensors(graph.outputs),
         logits="last" if last else "all",
-        cache_in_place=bool(fused) and fused == task.cached_attentions,
+        cache_in_place=moves and bool(fused),
         max_positions=task.max_positions,
-        padding=_padding(task, fused),
+        padding="both" if pads_both else "left",
         vocab_size=task.vocab_size,
         audio_token_id=task.audio_token_id,
     )
-
-
-def _padding(task: Task, fused: int) -> str:
-    """Return on which sides a decoder's prompts may be padded before it continues them.
-
-    Without GroupQueryAttention, which moves valid tokens together, padding between tokens would
-    count in their distance.
-    """
-    moves = bool(task.cache) and fused == task.cached_attentions
-    return "both" if moves or task.name not in ("causal-lm", AUDIO_LM) else "left"
 
 
 def _encoder_signature(models: Mapping[str, ir.Model]) -> Signature | None:

@@ -10,8 +10,6 @@ from edgetie.bundle.manifest import Signature
 from edgetie.bundle.names import MODEL
 from edgetie.export.tasks.base import Task
 
-_DEFAULT_CONTEXT = 2048
-
 
 def write_genai_config(directory: Path, config: Any, task: Task, signature: Signature) -> bool:
     """Write the file if onnxruntime-genai supports the model; return whether it does.
@@ -28,7 +26,7 @@ def write_genai_config(directory: Path, config: Any, task: Task, signature: Sign
     if not all(hasattr(text, name) for name in ("hidden_size", "num_attention_heads")):
         return False  # not a transformers configuration
     kv_heads, _, head_size = shapes.pop()
-    context = task.max_positions or _DEFAULT_CONTEXT
+    context = task.max_positions or 2048
     ends = signature.eos_token_ids
     pad = next((i for i in (getattr(config, "pad_token_id", None), *ends, 0) if i is not None), 0)
     start = getattr(config, "bos_token_id", None)
@@ -38,7 +36,7 @@ def write_genai_config(directory: Path, config: Any, task: Task, signature: Sign
             "vocab_size": task.vocab_size,
             "context_length": context,
             "bos_token_id": start if start is not None else pad,
-            "eos_token_id": ends if len(ends) != 1 else ends[0],
+            **({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}),
             "pad_token_id": pad,
             "decoder": {
                 "filename": MODEL,
@@ -63,7 +61,5 @@ def write_genai_config(directory: Path, config: Any, task: Task, signature: Sign
         },
         "search": {"max_length": context, "past_present_share_buffer": True, "do_sample": False},
     }
-    if not ends:
-        del data["model"]["eos_token_id"]  # type: ignore[attr-defined]
     (directory / "genai_config.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     return True

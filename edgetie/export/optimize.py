@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -35,7 +36,7 @@ def optimize(
     """Run the graph passes on traced models, in place; ties are verified after each.
 
     Args:
-        models: as :func:`edgetie.export.tracing.trace.trace` returns them.
+        models: by file name.
         task: for the longest sequence, which sizes the rotary tables.
         parameters: names of tied parameters, group by group.
         fused: whether the target supports ONNX Runtime's fused operators.
@@ -46,9 +47,8 @@ def optimize(
     reports: list[PassReport] = []
     shared = [names for names in parameters if _count_uses(models, names) > 1]
     for model in models.values():
-        reports += run_passes(
-            model, [], [CleanUp(), WidenBfloat16(), MergeDuplicates(), CleanUp(fold=False)]
-        )
+        passes = [CleanUp(), WidenBfloat16(), MergeDuplicates(), CleanUp(fold=False)]
+        reports += run_passes(model, [], passes)
     _require_module_ties(models, shared)
     for model in models.values():
         fusions: list[GraphPass] = [GemmToMatMul(), FuseRmsNorm()]
@@ -71,15 +71,9 @@ def _count_uses(models: Mapping[str, ir.Model], names: tuple[str, ...]) -> int:
 
 
 def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[str, ...]]) -> None:
-    """Check that each parameter tied in torch is one shared initializer right after the trace: used
-    more than once in a graph, or in more than one graph.
-    """
-    tied = {
-        name
-        for model in models.values()
-        for group in find_ties(model, parameters)
-        for name in group.parameters
-    }
+    """Check that each tied parameter is one initializer, used twice in a graph or in two graphs."""
+    groups = chain.from_iterable(find_ties(model, parameters) for model in models.values())
+    tied = {name for group in groups for name in group.parameters}
     for names in parameters:
         graphs = sum(
             any(is_named(name, names) for name in model.graph.initializers)

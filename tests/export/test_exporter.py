@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +17,11 @@ import torch
 from models import source_of
 
 from edgetie.errors import BundleError, EdgetieError, ExportError
-from edgetie.export.exporter import ExportReport, _halve, _LoadedSource, export_model
+from edgetie.export.exporter import ExportReport, _halve, export_model
 from edgetie.export.tasks.base import logits_of
 from edgetie.progress import Stages
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
-from edgetie.sources.source import Source
 
 FUSED = ["Llama", "Qwen2", "Qwen3", "Gemma3Text", "SmolLM3", "OPT", "GPT2", "Mistral", "Gemma2"]
 ROTARY_LAYERS = {"OPT": 0, "GPT2": 0, "SmolLM3": 1}
@@ -39,25 +36,6 @@ def test_unknown_choices_are_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(EdgetieError, match="unknown; one of") as raised:
             export_model(source, tmp_path / "out", **{parameter: value})
         assert (raised.value.parameter, raised.value.value) == (parameter, value)
-
-
-def test_a_released_source_is_loaded_again() -> None:
-    count = 0
-
-    def load() -> Source:
-        nonlocal count
-        count += 1
-        return source_of(models.cacheless())
-
-    loaded = _LoadedSource(load)
-    module = weakref.ref(loaded.get().module)
-    assert loaded.get().module is module()
-    assert count == 1
-    loaded.release()
-    gc.collect()
-    assert module() is None
-    assert loaded.get().name == "model"
-    assert count == 2
 
 
 def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """Export audio language models: an audio encoder, and a decoder of tokens that reads its output.
 
-The encoder computes audio embeddings, as wide as those of tokens. In the decoder they replace the
-embeddings of one token, in the order in which it occurs; in a model without such a token, one is
-added to the embedding of each token.
+The audio embeddings replace the embeddings of one token, in the order in which it occurs. In a
+model without such a token, one is added to the embedding of each token.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,22 +77,15 @@ class AudioTask(CausalTask):
         return [self._encoder_graph(module), self._decoder_graph(module, fused, last_only)]
 
     def _encoder_graph(self, module: nn.Module) -> Graph:
-        batch = 2 if self.attention_window is None else 1
+        batch, axes = (2, {0: "batch_size"}) if self.attention_window is None else (1, {})
         features = torch.zeros(batch, *self.shape, dtype=next(module.parameters()).dtype)
-        axes = {0: "batch_size"} if self.attention_window is None else {}
-        time = {self.time_axis + 1: FRAMES} if self.is_dynamic else {}
-        mask_time = {1: FRAMES} if self.is_dynamic else {}
-        feeds = self._encoder_feeds(features)
-        return Graph(
-            file=ENCODER,
-            module=_Encoder(module, self.audio_token_id is not None, self.attention_window),
-            tensors=tuple(
-                GraphInput(name, value, axes | (time if name == _FEATURES else mask_time))
-                for name, value in feeds.items()
-            ),
-            outputs=[AUDIO],
-            parameters=2,
+        time_axes = {_FEATURES: self.time_axis + 1, FEATURES_MASK: 1}
+        tensors = (
+            GraphInput(name, value, axes | ({time_axes[name]: FRAMES} if self.is_dynamic else {}))
+            for name, value in self._encoder_feeds(features).items()
         )
+        encoder = _Encoder(module, self.audio_token_id is not None, self.attention_window)
+        return Graph(ENCODER, encoder, tuple(tensors), outputs=[AUDIO], parameters=2)
 
     def _decoder_graph(self, module: nn.Module, fused: bool, last_only: bool) -> Graph:
         embedded = EmbeddingLM(module, adds_audio=self.audio_token_id is None)
@@ -112,9 +105,7 @@ class AudioTask(CausalTask):
         )
 
     def _encoder_feeds(self, features: Tensor) -> dict[str, Tensor]:
-        """The encoder's inputs for features ``(batch, ...)`` without padding."""
-        mask = {FEATURES_MASK: _full_mask(features, self.time_axis)} if self.has_mask else {}
-        return {_FEATURES: features, **mask}
+        return _feeds(features, self.time_axis, self.has_mask)
 
     def run_reference(self, module: nn.Module) -> ReferenceRun:
         random = np.random.default_rng(0)
@@ -150,43 +141,27 @@ class AudioTask(CausalTask):
                 feeds = self._encoder_feeds(torch.from_numpy(example.astype(dtype)))
                 audio += encoder.run(None, {name: value.numpy() for name, value in feeds.items()})
         expected = np.split(reference.logits, [ids[0].shape[1]])
-        prefill = cached = 0.0
         with cpu_session(directory / DECODER) as session:
             run = DecoderRunner(session, self.cache, dtype)
-            for item in range(2):
-                errors = self._step_errors(run, ids[item], audio[item], expected[item])
-                prefill, cached = max(prefill, errors[0]), max(cached, errors[1])
+            errors = [
+                run.errors(partial(self._decoder_feeds, *feeds), logits, len(logits) - _STEPS)
+                for feeds, logits in zip(zip(ids, audio, strict=True), expected, strict=True)
+            ]
             tokens, mask = left_pad([ids[0][0], ids[1][0]])
-            logits, _ = run([tokens, mask, self._batch_audio(audio, tokens.shape[1])])
+            if self.audio_token_id is None:
+                length = tokens.shape[1]
+                audio = [np.pad(a, ((0, 0), (length - a.shape[1], 0), (0, 0))) for a in audio]
+            logits, _ = run([tokens, mask, np.concatenate(audio)])
         padded = max(largest_error(logits[i, -1], expected[i][-1]) for i in range(2))
+        prefill, cached = map(max, zip(*errors, strict=True))
         return Agreement(prefill, cached, padded, largest_logit(reference.logits))
 
-    def _step_errors(
-        self, run: DecoderRunner, ids: Array, audio: Array, expected: Array
-    ) -> tuple[float, float]:
-        """Logit errors of a prompt with its last tokens missing, and of those tokens one by one."""
-        count = ids.shape[1]
-        prefix, cached = count - _STEPS, 0.0
-
-        def inputs(start: int, end: int) -> list[Array]:
-            if self.audio_token_id is None:
-                part = audio[:, start:end]
-            else:
-                part = audio if start == 0 else audio[:0]
-            return [ids[:, start:end], np.ones((1, end), np.int64), part]
-
-        logits, past = run(inputs(0, prefix))
-        prefill = largest_error(logits[0, -1], expected[prefix - 1])
-        for end in range(prefix + 1, count + 1) if self.cache else ():
-            logits, past = run(inputs(end - 1, end), past)
-            cached = max(cached, largest_error(logits[0, -1], expected[end - 1]))
-        return prefill, cached
-
-    def _batch_audio(self, audio: list[Array], length: int) -> Array:
-        """The audio embeddings of a batch whose items are padded on the left to a length."""
+    def _decoder_feeds(self, ids: Array, audio: Array, start: int, end: int) -> list[Array]:
         if self.audio_token_id is None:
-            audio = [np.pad(a, ((0, 0), (length - a.shape[1], 0), (0, 0))) for a in audio]
-        return np.concatenate(audio)
+            audio = audio[:, start:end]
+        elif start:
+            audio = audio[:0]
+        return [ids[:, start:end], np.ones((1, end), np.int64), audio]
 
 
 class _Encoder(nn.Module):
@@ -200,10 +175,8 @@ class _Encoder(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         feeds = {_FEATURES: features} | ({} if mask is None else {FEATURES_MASK: mask})
-        with (
-            BroadcastAttention(),
-            attend_in_windows(self.model, self.attention_window) as arguments,
-        ):
+        windows = attend_in_windows(self.model, self.attention_window)
+        with BroadcastAttention(), windows as arguments:
             embeddings = _embed_audio(self.model, feeds | arguments)
         return embeddings.flatten(0, -2) if self.flat else embeddings
 
@@ -211,13 +184,9 @@ class _Encoder(nn.Module):
 class EmbeddingLM(nn.Module):
     """A language model that reads embeddings in place of tokens.
 
-    Args:
-        model: the language model.
-        adds_audio: whether it adds an audio embedding to each token, and always computes them.
-
     Attributes:
-        embeddings: ``(count, hidden_size)``, which ``input_ids`` index; ``None`` if they are
-            tokens.
+        adds_audio: whether it adds an audio embedding to each token, and always computes them.
+        embeddings: ``(count, hidden_size)``, which ``input_ids`` index; by default the tokens'.
     """
 
     def __init__(self, model: nn.Module, *, adds_audio: bool) -> None:
@@ -290,10 +259,8 @@ class _Decoder(nn.Module):
 
 def is_audio_model(module: nn.Module) -> bool:
     """Whether a model is a decoder of tokens with an audio encoder."""
-    config = getattr(module, "config", None)
-    return hasattr(module, "get_audio_features") and not getattr(
-        config, "is_encoder_decoder", False
-    )
+    is_pair = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
+    return hasattr(module, "get_audio_features") and not is_pair
 
 
 def trial_run(module: nn.Module, config: Any) -> AudioTask:
@@ -307,9 +274,7 @@ def trial_run(module: nn.Module, config: Any) -> AudioTask:
     has_mask = FEATURES_MASK in inspect.signature(encoder.get_audio_features).parameters
 
     def encode(shape: tuple[int, ...], time_axis: int) -> Tensor:
-        features = torch.zeros(1, *shape)
-        mask = {FEATURES_MASK: _full_mask(features, time_axis)} if has_mask else {}
-        return _embed_audio(module, {_FEATURES: features, **mask})
+        return _embed_audio(module, _feeds(torch.zeros(1, *shape), time_axis, has_mask))
 
     shape, axis, embeddings = find_input_shape(
         candidate_shapes(_FEATURES, *configs), encode, _FEATURES
@@ -325,8 +290,7 @@ def trial_run(module: nn.Module, config: Any) -> AudioTask:
         long = lengthened(shape, axis, _LONG)
         window = window and find_window_length(encoder, lambda: encode(long, axis))
     return AudioTask(
-        **{field.name: getattr(base, field.name) for field in fields(base)}
-        | {"audio_token_id": token},
+        **vars(replace(base, audio_token_id=token)),
         shape=shape,
         time_axis=axis,
         is_dynamic=is_dynamic,
@@ -336,9 +300,11 @@ def trial_run(module: nn.Module, config: Any) -> AudioTask:
     )
 
 
-def _full_mask(features: Tensor, time_axis: int) -> Tensor:
-    """A mask of features ``(batch, ...)`` without padding; ``time_axis`` is that of one example."""
-    return torch.ones(features.shape[0], features.shape[time_axis + 1], dtype=torch.long)
+def _feeds(features: Tensor, time_axis: int, has_mask: bool) -> dict[str, Tensor]:
+    """The encoder's inputs without padding; ``time_axis`` is that of one example."""
+    shape = features.shape[0], features.shape[time_axis + 1]
+    mask = {FEATURES_MASK: torch.ones(shape, dtype=torch.long)} if has_mask else {}
+    return {_FEATURES: features, **mask}
 
 
 def _audio_encoder(module: Any) -> Any:
@@ -349,8 +315,8 @@ def _audio_encoder(module: Any) -> Any:
 
 def _embed_audio(module: nn.Module, feeds: dict[str, Any]) -> Tensor:
     """The audio embeddings that a model computes from features."""
-    encoder = _audio_encoder(module)
-    parameters = inspect.signature(encoder.get_audio_features).parameters
+    encode = _audio_encoder(module).get_audio_features
+    parameters = inspect.signature(encode).parameters
     kwargs: dict[str, Any] = {
         parameter.name: None
         for parameter in parameters.values()
@@ -358,6 +324,5 @@ def _embed_audio(module: nn.Module, feeds: dict[str, Any]) -> Tensor:
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     }
     kwargs |= {"use_cache": False} if "use_cache" in parameters else {}
-    output = encoder.get_audio_features(**{**kwargs, **feeds}, return_dict=True)
-    embeddings: Tensor = output.pooler_output
+    embeddings: Tensor = encode(**{**kwargs, **feeds}, return_dict=True).pooler_output
     return embeddings

@@ -39,8 +39,7 @@ class Graph:
         module: what is traced.
         tensors: its inputs, in order.
         outputs: names of the outputs.
-        parameters: how many inputs have their own parameter of ``forward``; the others are its
-            ``*args``.
+        parameters: how many inputs are not among the ``*args`` of ``forward``.
     """
 
     file: str
@@ -59,11 +58,7 @@ class Graph:
 
     @property
     def shapes(self) -> tuple[Any, ...]:
-        """Their dynamic dimensions, as ``torch.export`` takes them.
-
-        ``DYNAMIC`` lets torch find the constraints: a named dimension takes no bound, and cannot
-        say that a mask is as long as past and sequence.
-        """
+        """Their dynamic dimensions, as ``torch.export`` takes them, which finds the constraints."""
         axes = [dict.fromkeys(tensor.axes, torch.export.Dim.DYNAMIC) for tensor in self.tensors]
         own, others = axes[: self.parameters], axes[self.parameters :]
         return (*own, tuple(others)) if others else tuple(own)
@@ -136,10 +131,7 @@ class Task(ABC):
 
 
 def key_value(layer: str, key: Tensor, value: Tensor) -> tuple[CacheTensor, ...]:
-    """Describe the cache of keys and values ``(batch, heads, length, size)`` of a layer.
-
-    ``layer`` is the prefix of their names: the layer's number, and what else distinguishes them.
-    """
+    """Describe the cache of keys and values ``(batch, heads, length, size)`` of a layer."""
     return tuple(
         CacheTensor(f"{layer}.{part}", (tensor.shape[1], 0, tensor.shape[3]))
         for part, tensor in (("key", key), ("value", value))
@@ -191,15 +183,12 @@ def torch_logits(module: nn.Module, *args: Any, **kwargs: Any) -> Array:
 
 
 def read_max_positions(config: Any, module: nn.Module) -> int | None:
-    """The longest sequence that the configuration allows, or ``None`` if it has no limit.
-
-    In embeddings of positions as in RoBERTa, position 0 comes after that of padding.
-    """
+    """The longest sequence that the configuration allows, or ``None`` if it has no limit."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None
-    offsets = [
+    offsets = [  # as in RoBERTa, where position 0 comes after that of padding
         part.padding_idx + 1
         for name, part in module.named_modules()
         if isinstance(part, nn.Embedding)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle.names import MODEL
 from edgetie.errors import ExportError, UnfusableError
+from edgetie.export.attention.broadcast import AttentionMode, attention
 from edgetie.export.attention.group_query_attention import require_fusable
 from edgetie.export.attention.transformers_cache import recurrent_states, run_with_cache
 from edgetie.export.patches.position_tables import FindPositionTables, trial_ids
@@ -103,7 +102,13 @@ class CausalTask(Task):
         count = min(_TOKENS, self.max_positions or _TOKENS)
         tokens = np.random.default_rng(0).integers(0, self.vocab_size, count)
         logits = [self._logits(module, tokens)]
-        _require_causal(logits[0], self._logits(module, tokens[:_SHORT]))
+        start = self._logits(module, tokens[:_SHORT])
+        change = largest_error(logits[0][: len(start)], start)
+        if change > 1e-2 * largest_logit(logits[0]):
+            raise ExportError(
+                "its logits of a token change with the tokens that follow, so it cannot write "
+                "token by token; a model that fills in tokens is exported as task masked-lm"
+            )
         logits += [self._logits(module, tokens[:length])[-1:] for length in _SHORTEST]
         return ReferenceRun({"input_ids": tokens}, np.concatenate(logits))
 
@@ -129,15 +134,13 @@ class CausalTask(Task):
         def error(logits: Array, position: int) -> float:
             return largest_error(logits[-1], reference.logits[position])
 
-        logits, cache = run([tokens[None, :prefix], np.ones((1, prefix), np.int64)])
-        prefill, cached = error(logits[0], prefix - 1), 0.0
+        def feeds(start: int, end: int) -> list[Array]:
+            return [tokens[None, start:end], np.ones((1, end), np.int64)]
+
+        prefill, cached = run.errors(feeds, reference.logits[:count], prefix)
         for index, length in enumerate(_SHORTEST):
-            logits, _ = run([tokens[None, :length], np.ones((1, length), np.int64)])
+            logits, _ = run(feeds(0, length))
             prefill = max(prefill, error(logits[0], count + index))
-        for position in range(prefix, count) if self.cache else ():
-            mask = np.ones((1, position + 1), np.int64)
-            logits, cache = run([tokens[None, position : position + 1], mask], cache)
-            cached = max(cached, error(logits[0], position))
         ids, mask = left_pad([tokens[:short], tokens[:prefix]])
         logits, cache = run([ids, mask])
         padded = max(error(logits[0], short - 1), error(logits[1], prefix - 1))
@@ -148,20 +151,14 @@ class CausalTask(Task):
         return Agreement(prefill, cached, padded, largest_logit(reference.logits))
 
 
-def _require_causal(logits: Array, prefix_logits: Array) -> None:
-    change = largest_error(logits[: len(prefix_logits)], prefix_logits)
-    if change > 1e-2 * largest_logit(logits):
-        raise ExportError(
-            "its logits of a token change with the tokens that follow, so it cannot write token by "
-            "token; a model that fills in tokens is exported as task masked-lm"
-        )
-
-
 def trial_run(module: nn.Module, config: Any) -> CausalTask:
     """Run the model once on a few tokens to find its cache and its embeddings of positions."""
     sizes = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
     vocab_size, padding = (size if isinstance(size, int) else None for size in sizes)
-    ids = trial_ids(vocab_size or _smallest_embedding(module), padding)
+    if not vocab_size:  # it has at least as many tokens as the smallest embedding has vectors
+        embeddings = (part for part in module.modules() if isinstance(part, nn.Embedding))
+        vocab_size = min((part.num_embeddings for part in embeddings), default=None)
+    ids = trial_ids(vocab_size, padding)
     keyword = cache_keyword(module)
     find_tables = FindPositionTables()
     with torch.no_grad(), find_tables:
@@ -191,44 +188,31 @@ def _run_transformers(module: nn.Module, config: Any, keyword: str, ids: Tensor)
 
 
 def _run_with_positions(module: nn.Module, ids: Tensor) -> CausalTask:
-    record = _RecordAttention()
-    with record:
+    with _RecordAttention() as record:
         logits = logits_of(module(ids, position_ids=torch.arange(ids.shape[1])[None]))
-    if record.reason is not None:
-        return _without_cache(logits, CausalCall("no_cache", position_ids=True), record.reason)
     cache = tuple(chain.from_iterable(record.layers))
-    return CausalTask(
-        logits.shape[-1], None, CausalCall("positions", position_ids=True), cache=cache
-    )
+    reason = record.reason or "no causal scaled_dot_product_attention in it"
+    if record.reason or not cache:
+        return _without_cache(logits, CausalCall("no_cache", position_ids=True), reason)
+    call = CausalCall("positions", position_ids=True)
+    return CausalTask(logits.shape[-1], None, call, cache=cache)
 
 
 def _without_cache(logits: Tensor, call: CausalCall, reason: str) -> CausalTask:
     return CausalTask(logits.shape[-1], None, call, no_cache_reason=reason)
 
 
-def _smallest_embedding(module: nn.Module) -> int | None:
-    """The fewest vectors that an embedding has: the vocabulary has at least as many tokens."""
-    embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding)]
-    return min((embedding.num_embeddings for embedding in embeddings), default=None)
-
-
 def _smallest_position_table(module: nn.Module, tables: dict[str, int]) -> int | None:
     """The fewest positions that a table of positions has."""
-    lengths = {name: len(tensor) for name, tensor in module.named_parameters()}
-    lengths |= {name: len(tensor) for name, tensor in module.named_buffers() if tensor.ndim}
-    return min(
-        (lengths[name] - offset for name, offset in tables.items() if name in lengths), default=None
-    )
+    tensors = chain(module.named_parameters(), module.named_buffers())
+    lengths = (len(tensor) - tables[name] for name, tensor in tensors if name in tables)
+    return min(lengths, default=None)
 
 
 def _describe_cache(
     cache: Any, attribute_states: dict[str, Tensor]
 ) -> tuple[tuple[CacheTensor, ...], dict[str, str]]:
-    """Describe the cache's tensors.
-
-    Args:
-        cache: transformers' object, as a run left it.
-        attribute_states: recurrent states in attributes of modules, by the attribute's name.
+    """Describe the tensors of transformers' cache and of states in attributes, by full name.
 
     Returns:
         The tensors, and the attributes of those that are in one.
@@ -249,7 +233,8 @@ def _describe_cache(
     for index, layer in enumerate(layers):
         keys: Any = getattr(layer, "keys", None)
         values: Any = getattr(layer, "values", None)
-        if _is_key_value(keys, values):
+        shapes = [tensor.shape[:3] for tensor in (keys, values) if getattr(tensor, "ndim", 0) == 4]
+        if len(shapes) == 2 and shapes[0] == shapes[1] and shapes[0][2] > 0:
             tensors += key_value(str(index), keys, values)
         elif keys is not None or index not in recurrent_layers:
             raise UnfusableError(f"layer {index} keeps neither keys and values nor a state")
@@ -260,40 +245,19 @@ def _layer_number(tensor: CacheTensor) -> int:
     return int(tensor.name.partition(".")[0])
 
 
-def _is_key_value(keys: Any, values: Any) -> bool:
-    return (
-        keys is not None
-        and values is not None
-        and keys.ndim == values.ndim == 4
-        and keys.shape[:3] == values.shape[:3]
-        and keys.shape[2] > 0
-    )
-
-
-class _RecordAttention(TorchFunctionMode):
-    """Record the keys and values of ``scaled_dot_product_attention`` during a trial run.
-
-    Attributes:
-        layers: the cache of each call, in order.
-        reason: why the calls cannot use a cache; ``None`` if they can.
-    """
+class _RecordAttention(AttentionMode):
+    """Record the cache of each attention in a trial run, and a reason why none can be used."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers: list[tuple[CacheTensor, ...]] = []
-        self.reason: str | None = "no causal scaled_dot_product_attention in it"
-        self._refused = False
+        self.reason: str | None = None
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            try:
-                query, key, value, _ = causal_arguments(args, kwargs)
-                require_fusable(query, key, value)
-                self.layers.append(key_value(str(len(self.layers)), key, value))
-                self.reason = self.reason if self._refused else None
-            except UnfusableError as error:
-                self.reason, self._refused = str(error), True
-        return func(*args, **kwargs)
+    def attend(self, call: dict[str, Any]) -> Tensor:
+        try:
+            query, key, value, _ = causal_arguments(call)
+            require_fusable(query, key, value)
+            self.layers.append(key_value(str(len(self.layers)), key, value))
+        except UnfusableError as error:
+            self.reason = str(error)
+        return attention(**call)

@@ -1,15 +1,4 @@
-"""Wrap a causal language model so that it is traced with one signature.
-
-The inputs are ``input_ids (batch, sequence)``, ``attention_mask (batch, total)`` and, with a cache,
-``past_key_values.{i}.key/.value (batch, kv_heads, past, head_size)``, or the states of a recurrent
-layer ``i``, such as ``.conv_state (batch, ...)``; ``total = past + sequence``. Everything else
-(positions, sequence lengths, the last token of each batch item) follows from the mask.
-
-**Padding.** GroupQueryAttention needs the valid tokens of a batch item at the start of its cache.
-The wrapper therefore moves them to the front before the model sees them, and selects the last valid
-token afterwards: left-padded, right-padded and single prompts give the same tokens from one graph,
-without an attention bias. Padding does not change a recurrent state.
-"""
+"""Wrap a causal language model so that it is traced with one signature."""
 
 from __future__ import annotations
 
@@ -20,11 +9,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle.names import LAST_TOKEN_NODE
 from edgetie.errors import UnfusableError
-from edgetie.export.attention.broadcast import BroadcastAttention, attention_arguments
+from edgetie.export.attention.broadcast import AttentionMode, BroadcastAttention
 from edgetie.export.attention.group_query_attention import (
     AttentionTrace,
     CacheLayer,
@@ -43,30 +31,26 @@ from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.cache_argument import cache_keyword
 
 
-class _CachedAttention(TorchFunctionMode):
+class _CachedAttention(AttentionMode):
     """Compute the n-th ``scaled_dot_product_attention`` with the cache of the n-th layer."""
 
     def __init__(self, layers: list[CacheLayer]) -> None:
         super().__init__()
         self._layers = iter(layers)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            query, key, value, scale = causal_arguments(args, kwargs)
-            layer = next(self._layers)
-            layer.append(key, value)
-            return attend(query, layer, scale=scale).transpose(1, 2)
-        return func(*args, **kwargs)
+    def attend(self, call: dict[str, Any]) -> Tensor:
+        query, key, value, scale = causal_arguments(call)
+        layer = next(self._layers)
+        layer.append(key, value)
+        return attend(query, layer, scale=scale).transpose(1, 2)
 
 
-def causal_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor, float | None]:
+def causal_arguments(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, float | None]:
     """Query, key, value and scale of a call of ``scaled_dot_product_attention``.
 
     Raises:
         UnfusableError: if it is not causal.
     """
-    call = attention_arguments(args, kwargs)
     if call.get("attn_mask") is not None or not call.get("is_causal"):
         raise UnfusableError("scaled_dot_product_attention that is not is_causal=True")
     return call["query"], call["key"], call["value"], call.get("scale")
@@ -77,9 +61,8 @@ class CausalCall:
     """How a causal language model is called.
 
     Attributes:
-        mode: ``transformers`` (with a cache object), ``positions`` (a module whose ``forward``
-            takes ``position_ids`` and whose attention is causal ``scaled_dot_product_attention``)
-            or ``no_cache`` (past tokens are computed again).
+        mode: with transformers' cache object, with ``position_ids`` and causal
+            ``scaled_dot_product_attention``, or without a cache.
         position_ids: whether a module that takes no cache takes them.
         position_tables: offsets of the embeddings of positions, see :mod:`position_tables`.
         encoder_decoder_cache: whether the cache is that of an encoder-decoder model.
@@ -94,7 +77,12 @@ class CausalCall:
 
 
 class CausalLM(nn.Module):
-    """The wrapper that is traced; see the module's docstring for inputs and outputs.
+    """The wrapper that is traced.
+
+    The inputs are ``input_ids (batch, sequence)``, ``attention_mask (batch, past + sequence)`` and
+    the cache: ``(batch, kv_heads, past, head_size)``, or ``(batch, ...)`` for recurrent states.
+    GroupQueryAttention needs the valid tokens of a batch item at the start of its cache, so they
+    are moved to the front: padding on either side gives the same tokens.
 
     Args:
         model: the language model.
@@ -174,17 +162,15 @@ class CausalLM(nn.Module):
         layers = cache_layers(past)
         if trace is not None:
             trace.layers = layers
-        if self.call.mode == "positions":
-            with _CachedAttention(layers):
-                output = self.model(ids, position_ids=positions)
-        elif self.call.mode == "no_cache":
+        if self.call.mode == "transformers":
+            cache = build_cache(dict(enumerate(layers)))
+            output = self._call_transformers(ids, mask, positions, cache)
+        else:
             kwargs: dict[str, Any] = {"position_ids": positions} if self.call.position_ids else {}
             if self.takes_use_cache:
                 kwargs["use_cache"] = False
-            output = self.model(ids, **kwargs)
-        else:
-            cache = build_cache(dict(enumerate(layers)))
-            output = self._call_transformers(ids, mask, positions, cache)
+            with _CachedAttention(layers) if layers else nullcontext():
+                output = self.model(ids, **kwargs)
         if trace is not None:
             _require_attention(layers)
         return logits_of(output), [tensor for layer in layers for tensor in layer.result]
@@ -232,20 +218,14 @@ class CausalLM(nn.Module):
     def _call_transformers(
         self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any
     ) -> Any:
-        """Call with a cache; models that count positions themselves read those given."""
+        """Call with a cache; models that count positions themselves read ``positions``."""
         if self.call.encoder_decoder_cache:
             from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
             cache = EncoderDecoderCache(cache, DynamicCache())
-        tables = self.call.position_tables
-        with ReadPositionTables(self.model, tables, positions) if tables else nullcontext():
-            return self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                **{self.keyword: cache},
-            )
+        kwargs = {"attention_mask": mask, "position_ids": positions, self.keyword: cache}
+        with ReadPositionTables(self.model, self.call.position_tables, positions):
+            return self.model(input_ids=ids, use_cache=True, **kwargs)
 
 
 def cache_layers(past: tuple[Tensor, ...]) -> list[CacheLayer]:

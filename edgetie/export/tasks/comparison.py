@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,11 @@ class ReferenceRun:
 class Agreement:
     """Largest absolute logit errors against torch in fp32.
 
-    ``cached`` is after steps that read the cache, ``padded`` that of a padded batch of two;
-    ``relative`` is the largest of all over the largest logit.
+    Attributes:
+        prefill: of a prompt.
+        cached: of tokens that follow one by one and read the cache.
+        padded: of a padded batch of two.
+        largest_logit: to which ``relative``, the largest error of all, is related.
     """
 
     prefill: float
@@ -77,11 +80,7 @@ class DecoderRunner:
     def __call__(
         self, inputs: Sequence[Array], past: Sequence[Array] = ()
     ) -> tuple[Array, list[Array]]:
-        """Run once.
-
-        Args:
-            inputs: those before the cache, in order.
-            past: the cache; by default the empty one.
+        """Run once on the inputs before the cache and a cache, by default the empty one.
 
         Returns:
             The logits ``(batch, count, vocabulary)``, and the cache after the run.
@@ -91,6 +90,27 @@ class DecoderRunner:
         names = [value.name for value in self.session.get_inputs()]
         logits, *present = self.session.run(None, dict(zip(names, [*inputs, *past], strict=True)))
         return logits, present
+
+    def errors(
+        self, feeds: Callable[[int, int], Sequence[Array]], expected: Array, prefix: int
+    ) -> tuple[float, float]:
+        """Run on the first ``prefix`` tokens, and on the others one by one.
+
+        Args:
+            feeds: returns the inputs before the cache for tokens ``start`` to ``end``.
+            expected: logits ``(count, vocabulary)`` of all tokens.
+            prefix: number of tokens of the first run.
+
+        Returns:
+            The largest errors of the first run and of the others.
+        """
+        logits, past = self(feeds(0, prefix))
+        prefill = largest_error(logits[0], expected[prefix - logits.shape[1] : prefix])
+        cached = 0.0
+        for position in range(prefix, len(expected)) if self.cache else ():
+            logits, past = self(feeds(position, position + 1), past)
+            cached = max(cached, largest_error(logits[0, -1], expected[position]))
+        return prefill, cached
 
 
 def left_pad(sequences: Sequence[Array]) -> tuple[Array, Array]:

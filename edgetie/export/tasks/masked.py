@@ -54,11 +54,7 @@ class MaskedTask(Task):
     token_types: int
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
-        shape = BATCH, example_length(module, _SEQUENCE)
-        examples = {
-            name: torch.full(shape, int(name != "token_type_ids"), dtype=torch.long)
-            for name in self.inputs
-        }
+        examples = _examples(self.inputs, (BATCH, example_length(module, _SEQUENCE)))
         axes = {0: "batch_size", 1: "sequence_length"}
         return [
             Graph(
@@ -89,11 +85,11 @@ class MaskedTask(Task):
         inputs = reference.inputs
         count = inputs["input_ids"].shape[1]
         with cpu_session(directory / MODEL) as session:
-            (logits,) = session.run(["logits"], dict(inputs))
+            (logits,) = session.run(None, dict(inputs))
             prefill = largest_error(logits[0], reference.logits[:count])
             padded = 0.0
             if "attention_mask" in inputs:
-                (logits,) = session.run(["logits"], _padded(inputs))
+                (logits,) = session.run(None, _padded(inputs))
                 expected = reference.logits[count:]
                 padded = largest_error(logits[1, : len(expected)], expected)
         return Agreement(prefill, 0.0, padded, largest_logit(reference.logits))
@@ -119,13 +115,15 @@ def trial_run(module: nn.Module, config: Any) -> MaskedTask:
     """Run the model once on a few tokens."""
     parameters = inspect.signature(module.forward).parameters
     types = int(getattr(config, "type_vocab_size", 0) or 0)
-    inputs = {"input_ids": np.ones((1, _SHORT), np.int64)}
-    if "attention_mask" in parameters:
-        inputs["attention_mask"] = np.ones((1, _SHORT), np.int64)
-    if "token_type_ids" in parameters and types > 1:
-        inputs["token_type_ids"] = np.zeros((1, _SHORT), np.int64)
-    vocab_size = torch_logits(module, **inputs).shape[-1]
-    return MaskedTask(vocab_size, read_max_positions(config, module), tuple(inputs), max(types, 1))
+    optional = ("attention_mask", "token_type_ids") if types > 1 else ("attention_mask",)
+    names = ("input_ids", *(name for name in optional if name in parameters))
+    vocab_size = torch_logits(module, **_examples(names, (1, _SHORT))).shape[-1]
+    return MaskedTask(vocab_size, read_max_positions(config, module), names, max(types, 1))
+
+
+def _examples(names: tuple[str, ...], shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Inputs without padding."""
+    return {name: torch.full(shape, int(name != "token_type_ids")) for name in names}
 
 
 def _padded(inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,9 +1,6 @@
 """Export encoder-decoder language models: two graphs that share weights.
 
-The encoder's graph also computes the keys and values of cross-attention, which depend on nothing
-else. So the decoder is one graph, with or without a past, that reads them as inputs and never
-computes them again. A weight that both graphs use, such as the embedding table, is one initializer
-of one data file.
+The encoder's graph also computes the keys and values of cross-attention, which the decoder reads.
 """
 
 from __future__ import annotations
@@ -71,10 +68,7 @@ class Seq2SeqTask(Task):
     source_length: int = field(default=_SOURCE, kw_only=True)
 
     def encoder_inputs(self, dtype: torch.dtype) -> tuple[list[GraphInput], int]:
-        """Inputs to trace the encoder with, and the length of its output for them.
-
-        ``dtype`` is that of the weights. The decoder reads ``attention_mask`` too.
-        """
+        """Inputs to trace the encoder with, and its output's length; ``dtype`` is the weights'."""
         shape, axes = (BATCH, self.source_length), {0: "batch_size", 1: "encoder_sequence_length"}
         names = ("input_ids", _MASK)
         inputs = [GraphInput(name, torch.ones(shape, dtype=torch.long), axes) for name in names]
@@ -143,14 +137,11 @@ class Seq2SeqTask(Task):
                 [*([feeds[_MASK]] if _MASK in feeds else []), *encoder.run(None, feeds)[1:]]
                 for feeds in self.encoder_feeds(reference, dtype)
             )
-        cached = 0.0
         with cpu_session(directory / DECODER) as session:
             run = DecoderRunner(session, self.cache, dtype)
-            logits, past = run([target[:, :_PREFIX], *single])
-            prefill = largest_error(logits[0], first[:_PREFIX])
-            for position in range(_PREFIX, count):
-                logits, past = run([target[:, position : position + 1], *single], past)
-                cached = max(cached, largest_error(logits[0, 0], first[position]))
+            prefill, cached = run.errors(
+                lambda start, end: [target[:, start:end], *single], first, min(_PREFIX, count)
+            )
             logits, _ = run([np.repeat(target, 2, axis=0), *pair])
             padded = max(largest_error(logits[0], first), largest_error(logits[1], second))
         return Agreement(prefill, cached, padded, largest_logit(reference.logits))
@@ -173,37 +164,22 @@ class _Encoder(nn.Module):
 
         model: Any = self.model
         kwargs = dict(zip(self.inputs, inputs, strict=True))
+        mask = {name: kwargs[name] for name in kwargs if name == _MASK}
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with BroadcastAttention():
-            hidden = self._encode(kwargs)
+            length = pad_to_window(model, kwargs)
+            with ResolveMaskBranches(kwargs.get(_MASK)):
+                hidden: Tensor = model.get_encoder()(**kwargs)[0]
+            hidden = hidden if length is None else hidden[:, :length]
+            ids = torch.zeros(hidden.shape[0], 1, dtype=torch.long)
             # all that does not become a key or value of cross-attention is dead code
-            model(
-                encoder_outputs=_encoder_output(hidden, self.output_class),
-                decoder_input_ids=torch.zeros(hidden.shape[0], 1, dtype=torch.long),
-                use_cache=True,
-                **{name: kwargs[name] for name in kwargs if name == _MASK},
-                **{self.keyword: cache},
-            )
+            _run_decoder(model, hidden, self.output_class, ids, mask | {self.keyword: cache})
         layers = cache.cross_attention_cache.layers
         return (hidden, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
-    def _encode(self, inputs: dict[str, Tensor]) -> Tensor:
-        model: Any = self.model
-        kwargs = dict(inputs)
-        length = pad_to_window(model, kwargs)
-        with ResolveMaskBranches(kwargs.get(_MASK)):
-            hidden: Tensor = model.get_encoder()(**kwargs)[0]
-        return hidden if length is None else hidden[:, :length]
-
 
 class _Decoder(nn.Module):
-    """The decoder, with the keys and values of cross-attention as inputs.
-
-    Args:
-        model: the encoder-decoder model.
-        task: describes its caches and the encoder's output.
-        has_mask: whether the first input after the tokens is the encoder's mask.
-    """
+    """The decoder, with cross-attention's keys and values as inputs, after the encoder's mask."""
 
     def __init__(self, model: nn.Module, task: Seq2SeqTask, has_mask: bool) -> None:
         super().__init__()
@@ -223,22 +199,20 @@ class _Decoder(nn.Module):
         # the model reads only its shape: keys and values computed from it are in the cache
         shape = mask[0].shape if mask else (tensors[0].shape[0], tensors[0].shape[2])
         hidden = torch.zeros(*shape, self.task.hidden_size, dtype=tensors[0].dtype)
+        kwargs = {**dict(zip((_MASK,), mask, strict=False)), self.keyword: cache}
         with BroadcastAttention():
-            output = self.model(
-                encoder_outputs=_encoder_output(hidden, self.task.output_class),
-                decoder_input_ids=input_ids,
-                use_cache=True,
-                **dict(zip((_MASK,), mask, strict=False)),
-                **{self.keyword: cache},
-            )
+            output = _run_decoder(self.model, hidden, self.task.output_class, input_ids, kwargs)
         return (logits_of(output), *(tensor for layer in own for tensor in layer.result))
 
 
-def _encoder_output(hidden: Tensor, output_class: type[Any] | None) -> Any:
-    """An encoder's output; by default of a class with all fields that a decoder may copy."""
+def _run_decoder(
+    model: nn.Module, hidden: Tensor, output_class: type[Any] | None, ids: Tensor, kwargs: Any
+) -> Any:
+    """Run the decoder on an encoder's output, by default of the class with the most fields."""
     from transformers.modeling_outputs import MoEModelOutput
 
-    return (output_class or MoEModelOutput)(last_hidden_state=hidden)
+    encoded = (output_class or MoEModelOutput)(last_hidden_state=hidden)
+    return model(encoder_outputs=encoded, decoder_input_ids=ids, use_cache=True, **kwargs)
 
 
 def trial_run(module: nn.Module, config: Any) -> Seq2SeqTask:
@@ -251,11 +225,7 @@ def trial_run(module: nn.Module, config: Any) -> Seq2SeqTask:
     model: Any = module
     with torch.no_grad():
         hidden = model.get_encoder()(input_ids=ids)[0]
-        output = model(
-            encoder_outputs=_encoder_output(hidden, None),
-            decoder_input_ids=ids[:, :2],
-            use_cache=True,
-        )
+        output = _run_decoder(model, hidden, None, ids[:, :2], {})
     own, cross = describe_caches(module, output)
     return Seq2SeqTask(
         logits_of(output).shape[-1],

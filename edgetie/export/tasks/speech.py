@@ -1,8 +1,4 @@
-"""Export encoder-decoder models from audio to text.
-
-The encoder reads features (a spectrogram, or the waveform itself) without a mask. The decoder is
-that of :mod:`edgetie.export.tasks.seq2seq`.
-"""
+"""Export encoder-decoder models from audio to text, whose encoder reads features without a mask."""
 
 from __future__ import annotations
 
@@ -24,12 +20,9 @@ from edgetie.export.tasks.seq2seq import Seq2SeqTask, describe_caches
 logger = logging.getLogger(__name__)
 
 _WIDTHS = (
-    "num_mel_bins",
-    "feature_projection_input_dim",
-    "input_dim",
-    "input_size",
+    "num_mel_bins", "feature_projection_input_dim", "input_dim", "input_size",
     "hidden_size",  # of an encoder that reads embeddings
-)
+)  # fmt: skip
 _INPUT_NAMES = ("input_features", "input_values", "inputs_embeds")
 _SAMPLES, _FRAMES = 8000, (96, 200)  # of an example whose length is not fixed
 
@@ -85,7 +78,9 @@ def trial_run(module: nn.Module, config: Any) -> SpeechTask:
     """
     model: Any = module
     encoder = model.get_encoder()
-    name = _input_name(module, encoder)
+    outer, inner = (inspect.signature(each.forward).parameters for each in (model, encoder))
+    names = (name for name in _INPUT_NAMES if name in outer and name in inner)
+    name = next(names, _INPUT_NAMES[0])
 
     def encode(shape: tuple[int, ...], time_axis: int) -> Any:
         with torch.no_grad():
@@ -98,12 +93,9 @@ def trial_run(module: nn.Module, config: Any) -> SpeechTask:
     is_dynamic = changes_with_length(
         lambda: encode(lengthened(shape, axis, 1.5), axis)[0].shape[1], length
     )
+    features, ids = torch.zeros(1, *shape), torch.ones(1, 2, dtype=torch.long)
     with torch.no_grad():
-        decoded: Any = module(
-            **{name: torch.zeros(1, *shape)},
-            decoder_input_ids=torch.ones(1, 2, dtype=torch.long),
-            use_cache=True,
-        )
+        decoded: Any = module(**{name: features}, decoder_input_ids=ids, use_cache=True)
     own, cross = describe_caches(module, decoded)
     return SpeechTask(
         logits_of(decoded).shape[-1],
@@ -119,22 +111,12 @@ def trial_run(module: nn.Module, config: Any) -> SpeechTask:
     )
 
 
-def _input_name(module: nn.Module, encoder: nn.Module) -> str:
-    """The name of the features, in the model's ``forward`` and in the encoder's."""
-    outer, inner = (inspect.signature(each.forward).parameters for each in (module, encoder))
-    names = (name for name in _INPUT_NAMES if name in outer and name in inner)
-    return next(names, _INPUT_NAMES[0])
-
-
 def find_input_shape(
     candidates: Iterator[tuple[tuple[int, ...], int]],
     encode: Callable[[tuple[int, ...], int], Any],
     name: str,
 ) -> tuple[tuple[int, ...], int, Any]:
-    """Find the first shape that can be encoded.
-
-    Returns:
-        The shape, its time axis, and what ``encode`` returned.
+    """Find the first shape that can be encoded, its time axis, and what ``encode`` returned.
 
     Raises:
         TypeError: if none can.

@@ -47,21 +47,19 @@ class TracePlan:
 def list_plans(name: str, task: Task, *, fused: bool) -> list[TracePlan]:
     """List the plans for a model: fused attention, the model's own attention, no cache.
 
-    For a target without fused operators the only plan is attention in elementary operators, with a
-    cache.
+    Without fused operators the only plan is attention in elementary operators, with a cache.
 
     Raises:
         ExportError: if a target of standard operators only does not support the task.
     """
     if not fused:
-        advice = {"target": "cpu"}
+        reason = None
         if not task.cache:
-            raise ExportError(
-                f"{name}: standard operators alone are for decoders with a cache", advice=advice
-            )
-        if not task.replaces_attention:
-            reason = "its attention implementation cannot be set"
-            raise ExportError(f"{name}: {_STANDARD}{reason}", advice=advice)
+            reason = "standard operators alone are for decoders with a cache"
+        elif not task.replaces_attention:
+            reason = f"{_STANDARD}its attention implementation cannot be set"
+        if reason:
+            raise ExportError(f"{name}: {reason}", advice={"target": "cpu"})
         written_out = ("attention: written out",)
         return [TracePlan(task, False, _EAGER, notes=written_out, error=_STANDARD)]
     notes = (f"KV cache: {task.no_cache_reason}",) if task.no_cache_reason else ()
@@ -69,8 +67,7 @@ def list_plans(name: str, task: Task, *, fused: bool) -> list[TracePlan]:
     if task.replaces_attention:
         attention = transformers_attention.register()
         plans.insert(0, TracePlan(task, True, attention, loses="attention", notes=notes))
-    without_cache = task.without_cache()
-    if without_cache is not None:
+    if (without_cache := task.without_cache()) is not None:
         plans.append(TracePlan(without_cache, True))
     return plans
 

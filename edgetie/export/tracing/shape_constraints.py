@@ -1,9 +1,4 @@
-"""Read the ranges of dynamic dimensions for which a traced program holds.
-
-A branch that a model takes on the length of its input is traced for one side only. An upper limit
-of the length comes either from a table of positions, which is the model's own limit, or from such a
-branch, which is an accident of the example's size.
-"""
+"""Read the ranges of dynamic dimensions for which a traced program holds."""
 
 from __future__ import annotations
 
@@ -28,11 +23,10 @@ class ShapeConstraints:
     ranges: dict[str, tuple[int, int | None]]
 
     def max_positions(self, configured: int | None, sizes: Collection[int] = ()) -> int | None:
-        """Compute the longest sequence, at most the configured one.
+        """Compute the longest sequence, at most the ``configured`` one.
 
-        Args:
-            configured: length in the configuration, if any.
-            sizes: of the module's tensors; a limit that is one of them is the model's own.
+        A limit comes from a table of positions, then it is one of the ``sizes`` of the module's
+        tensors, or from a branch on the length, which is traced for one side only.
 
         Raises:
             UnfusableError: if the program holds for short sequences or few batch items only.

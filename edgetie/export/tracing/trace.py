@@ -86,19 +86,16 @@ def _trace_graph(graph: Graph, progress: Progress) -> tuple[ir.Model, ShapeConst
             program = torch.export.export(
                 graph.module.eval(), graph.arguments, dynamic_shapes=graph.shapes, strict=False
             )
-        except UnfusableError:
-            raise
         except Exception as error:
             for cause in _causes(error):
                 if isinstance(cause, UnfusableError):
-                    raise cause from error
+                    raise cause from (None if cause is error else error)
             raise ExportError(f"torch cannot trace it ({summarize(error)})") from error
     constraints = read_shape_constraints(program, graph)
     progress.stage("convert")
     model = _convert(program, graph.arguments)
-    for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
-        value.name = name
-    for value, name in zip(model.graph.outputs, graph.outputs, strict=True):
+    values = [*model.graph.inputs, *model.graph.outputs]
+    for value, name in zip(values, [*graph.inputs, *graph.outputs], strict=True):
         value.name = name
     _name_dimensions(model, graph)
     replace_states_by_scans(model)
@@ -110,19 +107,18 @@ def _trace_graph(graph: Graph, progress: Progress) -> tuple[ir.Model, ShapeConst
 
 def _name_dimensions(model: ir.Model, graph: Graph) -> None:
     """Rename torch's symbols (``s43``) after the dimensions of the inputs, in all shapes."""
-    inputs = {str(value.name): value for value in model.graph.inputs}
+    shapes = {value.name: value.shape for value in model.graph.inputs if value.shape is not None}
     names: dict[str, str] = {}
     for name, axis, dimension_name in graph.dimensions:
-        shape = inputs[name].shape
-        assert shape is not None
-        dimension = shape[axis]
+        dimension = shapes[name][axis]
         if not isinstance(dimension, int) and dimension.value is not None:
             names.setdefault(dimension.value, dimension_name)
 
     def rename(dimension: int | ir.SymbolicDim) -> int | str | None:
-        if isinstance(dimension, int) or dimension.value is None:
-            return dimension if isinstance(dimension, int) else None
-        return re.sub(r"\bs\d+\b", lambda match: names.get(match[0], match[0]), dimension.value)
+        symbol = dimension if isinstance(dimension, int) else dimension.value
+        if not isinstance(symbol, str):
+            return symbol
+        return re.sub(r"\bs\d+\b", lambda match: names.get(match[0], match[0]), symbol)
 
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
@@ -135,10 +131,8 @@ def _convert(
 ) -> ir.Model:
     """Convert an exported program to onnx-ir.
 
-    torch decomposes a program by tracing it again, half of an export's time. Programs of language
-    models hardly need it: few operators lack an ONNX function, and :mod:`exported_program` replaces
-    these. So the program is converted as it is, and decomposed only if that fails or an operator
-    writes to its inputs.
+    torch decomposes a program by tracing it again, half of an export's time. That is done only if
+    it cannot be converted as :func:`rewrite_for_onnx` leaves it.
     """
     if rewrite_for_onnx(program):
         decompose = program.run_decompositions
@@ -174,9 +168,7 @@ def _causes(error: BaseException | None, *, explicit: bool = False) -> Iterator[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporter, which warns about optional packages and prints graphs that it
-    cannot finish. What concerns the user is in the exceptions.
-    """
+    """Silence torch's exporter. What concerns the user is in the exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

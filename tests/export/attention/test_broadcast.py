@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
-from edgetie.export.attention.broadcast import BroadcastAttention, attention_arguments
+from edgetie.export.attention.broadcast import AttentionMode, BroadcastAttention
 
 
-class RecordShapes(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is scaled_dot_product_attention:
-            self.call = attention_arguments(args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+class RecordCall(AttentionMode):
+    def attend(self, call: dict[str, Any]) -> torch.Tensor:
+        self.call = call
+        return super().attend(call)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_operands_are_expanded_and_results_the_same(
     q, k = torch.randn(query), torch.randn(key)
     bias = None if mask is None else torch.randn(mask)
     expected = scaled_dot_product_attention(q, k, k, attn_mask=bias)
-    record = RecordShapes()
+    record = RecordCall()
     with record, BroadcastAttention():
         output = scaled_dot_product_attention(q, k, k, attn_mask=bias)
     torch.testing.assert_close(output, expected)
@@ -43,5 +43,8 @@ def test_operands_are_expanded_and_results_the_same(
 
 
 def test_arguments_by_position_and_by_name() -> None:
-    call = attention_arguments((1, 2, 3), {"is_causal": True})
-    assert call == {"query": 1, "key": 2, "value": 3, "is_causal": True}
+    x = torch.ones(1, 1, 2, 8)
+    with RecordCall() as record:
+        scaled_dot_product_attention(x, x, x, is_causal=True)
+    assert list(record.call) == ["query", "key", "value", "is_causal"]
+    assert record.call["is_causal"] is True

@@ -59,8 +59,8 @@ def test_layers_have_keys_and_values_in_turn() -> None:
 
 def test_attention_that_is_not_causal_is_refused() -> None:
     query = torch.zeros(1, 1, 2, 8)
-    assert causal_arguments((query, query, query), {"is_causal": True, "scale": 0.5})[3] == 0.5
-    with pytest.raises(UnfusableError, match="not is_causal=True"):
-        causal_arguments((query, query, query), {})
-    with pytest.raises(UnfusableError, match="not is_causal=True"):
-        causal_arguments((query, query, query, torch.ones(2, 2)), {"is_causal": True})
+    call = {"query": query, "key": query, "value": query}
+    assert causal_arguments({**call, "is_causal": True, "scale": 0.5})[3] == 0.5
+    for wrong in ({}, {"is_causal": True, "attn_mask": torch.ones(2, 2)}):
+        with pytest.raises(UnfusableError, match="not is_causal=True"):
+            causal_arguments({**call, **wrong})
