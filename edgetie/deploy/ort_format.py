@@ -1,9 +1,6 @@
 """Write the format ``.ort``: one file with graph and weights, for reduced builds of ONNX Runtime.
 
-`ORT format <https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html>`_
-models are written by a session as it starts. Its optimizer would fold and copy weights
-(onnxruntime's own converter allows that), so it is off here: edgetie's graphs are fused already,
-and one matrix stays one initializer. The finished file is read back and compared with the model.
+https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html
 """
 
 from __future__ import annotations
@@ -28,6 +25,8 @@ _LIMIT = 2**31 - 1  # a flatbuffer's offsets are signed 32-bit integers
 def write_ort(bundle: Bundle, target: Path) -> None:
     """Write a bundle's model as one file that keeps its ties.
 
+    A session writes it as it starts. Its optimizer, which would fold and copy weights, is off.
+
     Raises:
         BundleError: if ONNX Runtime cannot write it, it is too large, or it would hold a tied
             weight more than once.
@@ -46,7 +45,17 @@ def write_ort(bundle: Bundle, target: Path) -> None:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # pybind11 classes without a common base
         raise BundleError(f"{path}: cannot be written as .ort: {summarize(error)}") from error
-    _require_ties(bundle, target)
+    weights = weights_of(target)
+    copies = Counter(weights.values())
+    for group in bundle.manifest.ties:
+        if group.name not in weights:
+            raise BundleError(f"{bundle.directory}: {group.name} is lost in the .ort file")
+        count = copies[weights[group.name]]
+        if count > 1:
+            raise BundleError(
+                f"{bundle.directory}: {group.name} would be in the .ort file {count} times; "
+                "quantize with scheme='int8' or 'int8-mapped'"
+            )
 
 
 def write_operators(model: Path, target: Path) -> None:
@@ -76,17 +85,3 @@ def weights_of(model: Path) -> dict[str, bytes]:
         if tensor.RawDataLength():
             digests[tensor.Name().decode()] = hashlib.sha256(tensor.RawDataAsNumpy()).digest()
     return digests
-
-
-def _require_ties(bundle: Bundle, model: Path) -> None:
-    weights = weights_of(model)
-    copies = Counter(weights.values())
-    for group in bundle.manifest.ties:
-        digest = weights.get(group.name)
-        if digest is not None and copies[digest] > 1:
-            raise BundleError(
-                f"{bundle.directory}: {group.name} would be in the .ort file "
-                f"{copies[digest]} times; quantize with scheme='int8' or 'int8-mapped'"
-            )
-        if digest is None:
-            raise BundleError(f"{bundle.directory}: {group.name} is lost in the .ort file")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from itertools import accumulate, groupby
+from itertools import accumulate, count, groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,21 +42,19 @@ def write_tables(source: Path, target: Path) -> None:
     data = json.loads(source.read_text(encoding="utf-8"))
     digits = _require_supported(source, data)
     model = data["model"]
-    ids: dict[str, int] = model["vocab"]
     added = {token["content"]: token for token in data["added_tokens"]}
-    ids = ids | {text: token["id"] for text, token in added.items()}
+    ids = model["vocab"] | {text: token["id"] for text, token in added.items()}
     byte_of = {character: byte for byte, character in byte_alphabet().items()}
     texts = [b""] * (max(ids.values()) + 1)
     for text, number in ids.items():
-        raw = text.encode() if text in added else bytes(byte_of[c] for c in text)
-        texts[number] = raw
+        texts[number] = text.encode() if text in added else bytes(byte_of[c] for c in text)
     merges = []
     for rank, pair in enumerate(model["merges"]):
         left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
         merges.append((ids[left], ids[right], rank, ids[left + right]))
     special = sorted(added.values(), key=lambda token: -len(token["content"].encode()))
     tables: list[Any] = [
-        [ids.get(character, _NONE) for _, character in sorted(byte_alphabet().items())],
+        [ids.get(character, _NONE) for character in byte_alphabet().values()],
         sorted(merges),
         [(token["id"], int(token["special"])) for token in special],
         *(classes := [_category("L"), _category("N"), _ranges(_SPACES)]),
@@ -72,11 +70,8 @@ def write_tables(source: Path, target: Path) -> None:
 
 def byte_alphabet() -> dict[int, str]:
     """Map each byte to the printable character for it in a byte-level vocabulary."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + index) for index, byte in enumerate(others)
-    }
+    printable, others = {*range(33, 127), *range(161, 173), *range(174, 256)}, count(256)
+    return {byte: chr(byte if byte in printable else next(others)) for byte in range(256)}
 
 
 def _require_supported(source: Path, data: dict[str, Any]) -> bool:

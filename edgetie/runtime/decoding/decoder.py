@@ -233,7 +233,10 @@ class Decoder:
         shape = tensor.shape(self.batch, self.max_length)
         dtype = np.dtype(self.session.cache_dtype)
         if self.session.device == "cpu":
-            memory = _zeroed_pages(math.prod(shape) * dtype.itemsize)
+            # pages become resident one by one, when first written; numpy's huge pages would not
+            private = getattr(mmap, "MAP_PRIVATE", None)  # absent on Windows
+            flags = {} if private is None else {"flags": private | mmap.MAP_ANONYMOUS}
+            memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **flags)
             pointer = np.frombuffer(memory, np.uint8).ctypes.data
             self._buffers.append(memory)
             self._binding.bind_input(tensor.past, "cpu", 0, dtype, shape, pointer)
@@ -263,13 +266,3 @@ class Decoder:
             return np.dtype(info.dtype)
         except TypeError as error:
             raise BundleError(f"{self._path}: {info.name} is {info.dtype}, not numpy's") from error
-
-
-def _zeroed_pages(size: int) -> mmap.mmap:
-    """Allocate zeroed memory whose pages become resident one by one, when first written.
-
-    numpy would use huge pages, and a short sequence would leave most of each unused.
-    """
-    if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, size)

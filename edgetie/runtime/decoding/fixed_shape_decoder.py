@@ -31,9 +31,8 @@ class FixedShapeDecoder:
                 f"{self._path}: accepts {self.max_length} tokens, not {max_length}; "
                 "fix the shapes with a longer context"
             )
-        self._chunk = 1  # tokens of a prompt that one run reads
-        if session.prefill is not None:
-            self._chunk = int(session.prefill.get_inputs()[0].shape[1])
+        # tokens of a prompt that one run reads
+        self._chunk = session.prefill.get_inputs()[0].shape[1] if session.prefill else 1
         self.reset()
 
     def reset(self) -> None:
@@ -79,13 +78,10 @@ class FixedShapeDecoder:
                 f"{length} tokens exceed the context of {self.max_length}; "
                 "fix the shapes with a longer context"
             )
-        padding = size - ids.shape[1]
-        new = np.pad(np.ones_like(ids), ((0, 0), (padding, 0)))
+        padding = (0, 0), (size - ids.shape[1], 0)
+        new = np.pad(np.ones_like(ids), padding)
         self._mask = np.concatenate([self._mask[:, size:], new], axis=1)
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": np.pad(ids, ((0, 0), (padding, 0))),
-            "attention_mask": self._mask,
-        }
+        feeds = {"input_ids": np.pad(ids, padding), "attention_mask": self._mask}
         for tensor, values in zip(self.session.cache, self._cache, strict=True):
             feeds[tensor.past] = np.ascontiguousarray(values[:, :, size:])
         graph = self.session.ort if size == 1 else self.session.prefill

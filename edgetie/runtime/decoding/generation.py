@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -179,12 +180,13 @@ def _require_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> None
             f"{session.bundle.directory}: token {audio_token} of a prompt stands for audio; use "
             "transcribe"
         )
-    for token in (token for prompt in prompts for token in prompt):
-        if token < 0 or (token >= size and not session.cross):  # an encoder may have others
-            raise EdgetieError(
-                f"{session.bundle.directory}: token {token} of a prompt, but the model has only "
-                f"{size} tokens; its tokenizer does not belong to it"
-            )
+    limit = math.inf if session.cross else size  # an encoder may have other tokens
+    wrong = [token for prompt in prompts for token in prompt if not 0 <= token < limit]
+    if wrong:
+        raise EdgetieError(
+            f"{session.bundle.directory}: token {wrong[0]} of a prompt, but the model has only "
+            f"{size} tokens; its tokenizer does not belong to it"
+        )
 
 
 def make_decoder(session: Session, batch: int, prompt_tokens: int, new_tokens: int) -> TokenDecoder:
@@ -269,36 +271,30 @@ class _Writer:
         """Add a token; returns the text that is now certain."""
         self._tokens.append(token)
         self._times.append(time.perf_counter())
-        if stopped:
-            return self.finish("stop_token")
-        self._pending += self._detokenizer.add(token)
-        return self._release()
+        return self.finish("stop_token") if stopped else self._write(self._detokenizer.add(token))
 
     def finish(self, reason: StopReason) -> str:
         """End the completion; returns the text that was pending."""
-        self._pending += self._detokenizer.finish()
-        text = self._release()
-        if self.completion is None:
-            text += self._complete(self._pending, reason)
-        return text
+        return self._write(self._detokenizer.finish(), reason)
 
-    def _release(self) -> str:
+    def _write(self, text: str, reason: StopReason | None = None) -> str:
         """Cut at a stop string, or leave pending only what may be the beginning of one."""
-        cuts = [at for stop in self._stop_strings if (at := self._pending.find(stop)) >= 0]
+        pending = self._pending + text
+        end = len(pending)
+        cuts = [at for stop in self._stop_strings if (at := pending.find(stop)) >= 0]
         if cuts:
-            return self._complete(self._pending[: min(cuts)], "stop_string")
-        overlap = max((_overlap(self._pending, stop) for stop in self._stop_strings), default=0)
-        text = self._pending[: len(self._pending) - overlap]
-        self._pending = self._pending[len(text) :]
-        self._text += text
-        return text
-
-    def _complete(self, text: str, reason: StopReason) -> str:
-        self._text += text
-        seconds = self._times[-1] - self._times[0] if self._times else 0.0
-        rate = (len(self._tokens) - 1) / seconds if seconds > 0 else None
-        self.completion = Completion(self._text, self._tokens, self._prompt_tokens, reason, rate)
-        return text
+            end, reason = min(cuts), "stop_string"
+        elif reason is None:
+            end -= max((_overlap(pending, stop) for stop in self._stop_strings), default=0)
+        self._text += pending[:end]
+        self._pending = pending[end:]
+        if reason is not None:
+            seconds = self._times[-1] - self._times[0] if self._times else 0.0
+            rate = (len(self._tokens) - 1) / seconds if seconds > 0 else None
+            self.completion = Completion(
+                self._text, self._tokens, self._prompt_tokens, reason, rate
+            )
+        return pending[:end]
 
 
 def _overlap(text: str, stop: str) -> int:
