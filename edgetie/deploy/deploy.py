@@ -27,7 +27,6 @@ from edgetie.runtime.text.chat import PLACEHOLDER
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
 _WITH_FIELDS = {".md", ".html", ".kts", ".txt", ""}
-_NOT_SHIPPED = {MANIFEST, "genai_config.json"}
 _RUN_IT = "run it with edgetie generate"
 
 
@@ -100,7 +99,11 @@ def deploy_model(
         stages.stage("Copying")
         model = folder / spec.assets / "model"
         _write_model(opened, spec, model, folder / OPERATORS if ort_format else None)
-        _copy_templates(spec, folder)
+        for name in filter(None, (spec.shared, spec.name)):
+            part = folder / (spec.native if name == "native" else ".")
+            with as_file(files("edgetie.deploy") / "templates" / name) as template:
+                unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
+                shutil.copytree(template, part, ignore=unwanted, dirs_exist_ok=True)
         app = _app_settings(opened, tokenizer, ort_format)
         if spec.in_c:
             (folder / spec.native / "app.h").write_text(c_header(app), encoding="utf-8")
@@ -108,15 +111,15 @@ def deploy_model(
             text = json.dumps(app, indent=1, ensure_ascii=False)
             (folder / "app.json").write_text(text + "\n", encoding="utf-8")
         fields = _fields(opened, spec, ort_format)
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        for file in files:
+        written = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        for file in written:
             if file.suffix in _WITH_FIELDS and model not in file.parents:
                 text = file.read_text(encoding="utf-8")
                 for name, value in fields.items():
                     value = escape(value) if file.suffix == ".html" else value
                     text = text.replace("{{" + name + "}}", value)
                 file.write_text(text, encoding="utf-8")
-        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in written}
     return Deployment(Path(output), spec, _scheme(opened), sizes, _notes(opened, tokenizer, app))
 
 
@@ -154,7 +157,10 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
 def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Path | None) -> None:
     """Write the model and its tokenizer, as ``.ort`` if there is a file for its ``operators``."""
     model.mkdir(parents=True)
-    left_out = {*_NOT_SHIPPED, *((TOKENIZER,) if spec.in_c else ())}
+    left_out = {MANIFEST, "genai_config.json"}
+    if spec.in_c:
+        left_out.add(TOKENIZER)
+        write_tables(bundle.directory / TOKENIZER, model / "tokenizer.bin")
     if operators is not None:
         left_out |= {bundle.model_path.name, f"{bundle.model_path.name}.data"}
         write_ort(bundle, model / MODEL)
@@ -163,18 +169,8 @@ def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Pat
         if file.name not in left_out:
             shutil.copyfile(file, model / file.name)
     settings = model / "tokenizer_config.json"
-    if spec.in_c:
-        write_tables(bundle.directory / TOKENIZER, model / "tokenizer.bin")
-    elif not settings.exists():  # JavaScript's tokenizer needs one
+    if not spec.in_c and not settings.exists():  # JavaScript's tokenizer needs one
         settings.write_text("{}\n", encoding="utf-8")
-
-
-def _copy_templates(spec: DeployTarget, folder: Path) -> None:
-    for name in filter(None, (spec.shared, spec.name)):
-        target = folder / (spec.native if name == "native" else ".")
-        with as_file(files("edgetie.deploy") / "templates" / name) as template:
-            unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
-            shutil.copytree(template, target, ignore=unwanted, dirs_exist_ok=True)
 
 
 def _app_settings(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -65,9 +65,9 @@ class Session:
     embedding_files: MappedFiles | None
     device: str
     ort: Any
-    encoder: Any = None
-    prefill: Any = None
-    cross: list[CacheTensor] = field(default_factory=list)
+    encoder: Any
+    prefill: Any
+    cross: list[CacheTensor]
 
     @property
     def nodes_per_provider(self) -> dict[str, int]:
@@ -192,29 +192,27 @@ def default_threads() -> int:
     return len(cores)
 
 
-def session_options(threads: int) -> Any:
-    """Make ONNX Runtime's options as edgetie sets them; defaults are best for the others.
-
-    Threads wait actively for the next operator (a quarter more tokens per second than asleep), but
-    hardly longer than it takes to wake one: on a busy machine that makes prompts 40 % and tokens
-    20 % faster than the default. Memory patterns are off: ONNX Runtime stores one for every length
-    of a sequence, 27 KB a token on a model of 135 M parameters. Sums of uint8 times int8 are exact
-    also on x86 processors without VNNI, whose own sums overflow.
-    """
+def session_options(threads: int, provider: Provider | None = None) -> Any:
+    """Make ONNX Runtime's options as edgetie sets them; defaults are best for the others."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # ONNX Runtime stores a pattern for every length, 27 KB a token on a model of 135 M parameters
     options.enable_mem_pattern = False
+    # Threads wait actively for the next operator (a quarter more tokens per second than asleep),
+    # but hardly longer than it takes to wake one: on a busy machine that makes prompts 40 % and
+    # tokens 20 % faster than the default.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+    # sums of uint8 times int8 overflow on x86 processors without VNNI otherwise
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # an error is raised, once is enough
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if provider is not None and provider.plugin:
+        register_plugin(provider, options)
     return options
 
 
 def _bundle_options(bundle: Bundle, provider: Provider, threads: int) -> Any:
-    options = session_options(threads)
-    if provider.plugin:
-        register_plugin(provider, options)
+    options = session_options(threads, provider)
     compiled = bundle.manifest.compiled
     if compiled and compiled != provider.name:
         raise ProviderError(
@@ -256,27 +254,24 @@ def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> di
     Raises:
         BundleError, ProviderError: if ONNX Runtime rejects the model or lacks the provider.
     """
-    options = session_options(default_threads())
+    spec = require_provider(provider)
+    options = session_options(default_threads(), spec)
     options.optimized_model_filepath = str(target)
     external = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{external}_file_name", f"{target.name}.data")
     options.add_session_config_entry(f"{external}_min_size_in_bytes", "1024")
-    spec = require_provider(provider)
-    if spec.plugin:
-        register_plugin(spec, options)
     return count_nodes(spec.ort_name, _create(model_path, options, spec))[0]
 
 
 def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
-    """Compile graphs; write each as a graph of the same name, and one context binary for all, which
-    holds the weights they share once.
+    """Compile graphs; write each under its name, and one context binary, which shares weights.
 
     Raises:
         BundleError: if ONNX Runtime rejects a graph, or the provider runs none of its nodes.
     """
     spec = require_provider(provider)
     for path in graphs:
-        options = session_options(default_threads())
+        options = session_options(default_threads(), spec)
         options.add_session_config_entry("ep.context_enable", "1")
         options.add_session_config_entry("ep.context_embed_mode", "0")
         options.add_session_config_entry("ep.context_file_path", str(folder / path.name))
@@ -284,7 +279,6 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
             options.add_session_config_entry(_SHARE_CONTEXT, "1")
             if path == graphs[-1]:
                 options.add_session_config_entry(_LAST_TO_SHARE, "1")
-        register_plugin(spec, options)
         _create(path, options, spec)
         if not (folder / path.name).is_file():
             raise BundleError(f"{path}: {spec.name} runs none of its nodes; use it uncompiled")
@@ -318,11 +312,9 @@ def _create(
 
 def describe_tensors(values: list[Any]) -> list[TensorInfo]:
     """Describe inputs or outputs of an ONNX Runtime session."""
-    names = [str(value.type).removeprefix("tensor(").removesuffix(")") for value in values]
-    return [
-        TensorInfo(value.name, _NUMPY_NAMES.get(name, name), tuple(value.shape))
-        for value, name in zip(values, names, strict=True)
-    ]
+    dtypes = [value.type.removeprefix("tensor(").removesuffix(")") for value in values]
+    names = [_NUMPY_NAMES.get(dtype, dtype) for dtype in dtypes]
+    return [TensorInfo(v.name, name, tuple(v.shape)) for v, name in zip(values, names, strict=True)]
 
 
 def _cache(

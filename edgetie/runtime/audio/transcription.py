@@ -26,8 +26,7 @@ from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
 from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Tokenizer
 
-_POSITIONS = 448  # if the model has no limit
-_NEW_TOKENS = 448  # of a language model that answers
+_LIMIT = 448  # tokens of a model without a limit, and of a language model's answer
 
 
 def transcribe(
@@ -66,14 +65,14 @@ def transcribe(
     if language is not None and language not in languages:
         names = ", ".join(sorted(languages)) or "no language by name"
         raise EdgetieError(f"the model has {names}", parameter="language", value=language)
-    limit = max_new_tokens or _NEW_TOKENS
+    limit = max_new_tokens or _LIMIT
     if session.bundle.task == AUDIO_LM:
         audio_embeddings = embed_audio(session, extractor.feeds(samples))
         ids = _chat_prompt(session.bundle, tokenizer, len(audio_embeddings))
         decoder: TokenDecoder = make_decoder(session, 1, len(ids), limit)
         logits = decoder.prefill(np.array([ids], np.int64), audio_embeddings=audio_embeddings)
     else:
-        positions = signature.max_positions or _POSITIONS
+        positions = signature.max_positions or _LIMIT
         decoder = Seq2SeqDecoder(session, 1, positions)
         logits = _start(decoder, extractor(samples), languages, language)
         limit = min(max_new_tokens or positions, positions - decoder.length)

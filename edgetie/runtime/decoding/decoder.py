@@ -105,10 +105,8 @@ class Decoder:
             Logits ``(batch, vocabulary)`` of the next token.
 
         Raises:
-            EdgetieError: if ``max_length`` would be exceeded, a sequence is only padding, or is
-                padded on the right for a model that accepts padding on the left only, or if
-                several sequences that have begun get several tokens and attention and its cache
-                are one operator.
+            EdgetieError: if ``max_length`` would be exceeded, a sequence is only padding, the model
+                does not accept the padding, or several tokens of sequences that have begun.
             BundleError: if ONNX Runtime fails on the model.
         """
         mask = np.ones_like(prompt) if attention_mask is None else attention_mask

@@ -139,10 +139,7 @@ def continue_prompt(
         suppressed.append(signature.audio_token_id)
     at_start = [*suppressed, *signature.begin_suppressed_token_ids]
     rng = np.random.default_rng(seed)
-    if sampling.repetition_penalty == 1:
-        seen = None
-    elif seen is None:
-        seen = np.zeros(logits.shape, np.bool_)
+    seen = np.zeros(logits.shape, np.bool_) if seen is None else seen
     active = np.ones(len(logits), np.bool_)
     for remaining in range(max_new_tokens, 0, -1):
         never = at_start if remaining == max_new_tokens else suppressed
@@ -155,8 +152,7 @@ def continue_prompt(
         active = active & ~stopped
         if remaining == 1 or not active.any() or decoder.length == decoder.max_length:
             return
-        if seen is not None:
-            seen[np.arange(len(tokens)), tokens] = True
+        seen[np.arange(len(tokens)), tokens] = True
         logits = decoder.step(tokens)
 
 

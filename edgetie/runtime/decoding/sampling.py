@@ -48,16 +48,13 @@ def sample(
     rng: np.random.Generator,
     seen: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """Select one token per sequence.
+    """Select one token per sequence, ``(batch,)``.
 
     Args:
         logits: ``(batch, vocabulary)``.
         sampling: how.
         rng: draws one number per sequence unless greedy.
         seen: ``(batch, vocabulary)``, tokens that occurred, for the repetition penalty.
-
-    Returns:
-        Token ids ``(batch,)``.
     """
     if seen is not None and sampling.repetition_penalty != 1:
         logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
@@ -125,9 +122,6 @@ def draw(
 
 def _most_likely(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Indices of each sequence's ``count`` largest weights, largest first."""
-    if count < weights.shape[-1]:
-        top = np.argpartition(weights, -count, axis=-1)[:, -count:]
-    else:
-        top = np.broadcast_to(np.arange(count), weights.shape)
+    top = np.argpartition(weights, -count, axis=-1)[:, -count:]
     order = np.argsort(-np.take_along_axis(weights, top, axis=-1), axis=-1, kind="stable")
     return np.take_along_axis(top, order, axis=-1).astype(np.int64)
