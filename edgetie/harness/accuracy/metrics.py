@@ -41,9 +41,12 @@ class LogitErrors:
             self.positions += len(ref)
             self.nonfinite += int(len(finite) - finite.sum())
             if len(ref):
-                distance, largest = _distance(ref, cand)
+                distance, size = np.abs(cand - ref), np.abs(ref)
+                if size.max() >= MASKED_LOGIT:  # tokens that both mask out do not count
+                    distance[(ref <= -MASKED_LOGIT) & (cand <= -MASKED_LOGIT)] = 0
+                    size[size >= MASKED_LOGIT] = 0
                 self.max_abs_error = float(np.fmax(self.max_abs_error, distance.max()))
-                self._largest_reference = float(np.fmax(self._largest_reference, largest))
+                self._largest_reference = float(np.fmax(self._largest_reference, size.max()))
                 self._sum += float(distance.sum())
                 self._count += distance.size
 
@@ -181,15 +184,6 @@ def _chunks(
         ref, cand = reference[start : start + step], candidate[start : start + step]
         finite = np.logical_and(np.isfinite(ref).all(axis=1), np.isfinite(cand).all(axis=1))
         yield ref[finite].astype(np.float64), cand[finite].astype(np.float64), finite
-
-
-def _distance(ref: Doubles, cand: Doubles) -> tuple[Doubles, float]:
-    """Compute ``|cand - ref|`` and the largest ``|ref|``, without tokens that both mask out."""
-    distance, size = np.abs(cand - ref), np.abs(ref)
-    if size.max() >= MASKED_LOGIT:
-        distance[(ref <= -MASKED_LOGIT) & (cand <= -MASKED_LOGIT)] = 0
-        size[size >= MASKED_LOGIT] = 0
-    return distance, float(size.max())
 
 
 def _softmax(logits: Doubles) -> tuple[Doubles, Doubles]:

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.names import AUDIO, MANIFEST, SPEECH
 from edgetie.errors import BundleError, SourceError, summarize
-from edgetie.harness.accuracy.samples import Prompt, encoder_inputs, with_audio
+from edgetie.harness.accuracy.samples import Prompt, encoder_inputs
 from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.session import open_session
@@ -98,9 +98,7 @@ class BundleReference:
         most = self.bundle.manifest.signature.max_positions
         if most is None or not self.is_audio_model or self.session.cross:
             return most
-        one = np.zeros((1, 1), np.int64)
-        tokens, _ = with_audio(self.session, one, encoder_inputs(self.session, one), 1)
-        return most + 1 - int(tokens.shape[1])
+        return most + 1 - Prompt(self.session, np.zeros((1, 1), np.int64), 0).tokens
 
     def logits(self, ids: Ids) -> Floats:
         if self.bundle.has_fixed_shapes:
@@ -117,8 +115,7 @@ class BundleReference:
             feeds["encoder_attention_mask"] = np.ones_like(ids)
             tokens = _shifted(ids, self.bundle.manifest.signature.start_token_ids)
         elif self.is_audio_model:
-            source = encoder_inputs(self.session, ids)
-            tokens, feeds[AUDIO] = with_audio(self.session, ids, source, ids.shape[1])
+            tokens, feeds[AUDIO] = Prompt(self.session, ids, 0).inputs()
         feeds |= {
             "input_ids": tokens,
             "attention_mask": np.ones_like(tokens),

@@ -1,7 +1,6 @@
 """A bundle run by another process, whose environment has the provider.
 
-``python -m edgetie.harness.accuracy.remote_reference`` reads requests and answers them, a line of
-JSON each. The first request opens the bundle. Logits, which are large, go through a file.
+Requests and answers are a line of JSON each. Logits, which are large, go through a file.
 """
 
 from __future__ import annotations
@@ -77,7 +76,6 @@ class RemoteReference:
         return answer
 
     def close(self) -> None:
-        """End the process."""
         self._process.kill()
         self._process.wait()
         self._folder.cleanup()
@@ -87,12 +85,7 @@ class RemoteReference:
 def open_reference(
     bundle: Bundle, *, provider: str, threads: int | None, strict: bool = False
 ) -> Iterator[BundleReference | RemoteReference]:
-    """Open a bundle on a provider, in another process if this one lacks the provider.
-
-    Raises:
-        BundleError: if the bundle cannot be read.
-        ProviderError: if the provider is absent or does not take the model.
-    """
+    """Open a bundle on a provider, in another process if this one lacks the provider."""
     if find_environment(find_provider(provider)) is None:
         yield BundleReference(bundle, provider=provider, threads=threads, strict=strict)
         return

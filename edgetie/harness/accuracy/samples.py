@@ -126,14 +126,6 @@ def encoder_inputs(session: Session, ids: Ids) -> dict[str, npt.NDArray[Any]]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def with_audio(
-    session: Session, ids: Ids, features: dict[str, npt.NDArray[Any]], length: int
-) -> tuple[Ids, npt.NDArray[np.float32]]:
-    """Encode audio and put it before tokens, see :func:`prepend_audio`."""
-    token = session.bundle.manifest.signature.audio_token_id
-    return prepend_audio(ids, embed_audio(session, features), token, length)
-
-
 class Prompt:
     """Tokens ``(batch, tokens)``, noise for an audio model, and the decoder that reads them.
 
@@ -148,20 +140,22 @@ class Prompt:
         self._length = ids.shape[1] + new_tokens
         self.encoder_inputs = encoder_inputs(session, ids)
         self._is_audio_lm = reads_audio(session) and not session.cross
-        self.tokens = int((self._inputs()[0] if self._is_audio_lm else ids).shape[1])
+        self.tokens = int((self.inputs()[0] if self._is_audio_lm else ids).shape[1])
         self.decoder = make_decoder(session, len(ids), self.tokens, new_tokens)
         if reads_audio(session) and session.cross:
             self.tokens = len(session.bundle.manifest.signature.start_token_ids)
 
-    def _inputs(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
-        """Return tokens or audio features, and audio embeddings."""
+    def inputs(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+        """Return tokens or audio features, and audio embeddings, which the encoder computes."""
         if not self._is_audio_lm:
             return next(iter(self.encoder_inputs.values()), self._ids), None
-        return with_audio(self._session, self._ids, self.encoder_inputs, self._length)
+        token = self._session.bundle.manifest.signature.audio_token_id
+        embeddings = embed_audio(self._session, self.encoder_inputs)
+        return prepend_audio(self._ids, embeddings, token, self._length)
 
     def generate(self, count: int) -> Iterator[Ids]:
         """Yield the likeliest tokens ``(batch,)`` of ``count`` positions after the prompt."""
-        inputs, audio_embeddings = self._inputs()
+        inputs, audio_embeddings = self.inputs()
         tokens = self.decoder.prefill(inputs, audio_embeddings=audio_embeddings).argmax(axis=-1)
         for _ in range(count - 1):
             yield tokens

@@ -209,12 +209,7 @@ def _ratios(report: LatencyReport, other: LatencyReport) -> dict[str, float]:
 
 
 def run_worker(job: Job) -> Run:
-    """Measure once in a fresh process.
-
-    Raises:
-        EdgetieError: what the process reported.
-        BundleError: if it ended without reporting anything.
-    """
+    """Measure once in a fresh process; raises what :func:`ask_worker` raises."""
     return Run(**ask_worker(job.provider, "edgetie.harness.latency.worker", asdict(job), job.path))
 
 

@@ -99,8 +99,7 @@ def measure(job: Job) -> Run:
     with an empty cache. Memory is read at its last token, the cache still alive.
 
     Raises:
-        BundleError: if the model cannot be read or takes fewer tokens than asked.
-        ProviderError: if the provider is unknown, absent or does not take the model.
+        BundleError, ProviderError: if the model cannot be opened or takes fewer tokens than asked.
     """
     before = read_memory()
     sampler: Any = sample_memory() if job.sample_memory else nullcontext(())
@@ -112,21 +111,20 @@ def measure(job: Job) -> Run:
         try:
             first_run_ms = _generate(prompt, 1)[0]
             _generate(prompt, min(_WARM_UP_TOKENS, job.new_tokens))
-            encode_ms = _encode(session, prompt)
+            start = time.perf_counter()
+            if session.encoder is not None:
+                session.encoder.run(None, prompt.encoder_inputs)
+            encode_seconds = time.perf_counter() - start
             prefill_ms, *step_ms = _generate(prompt, job.new_tokens)
         except EdgetieError as error:
             hint = "if the model takes fewer tokens, use a shorter prompt and fewer new tokens"
             raise BundleError(f"{error}; {hint}") from error
         after = read_memory()
-    timeline = [
-        (at, use.anonymous - before.anonymous, use.file_mapped - before.file_mapped)
-        for at, use in samples
-    ]
     return Run(
         load_seconds=session.load_seconds,
         prompt_tokens=prompt.tokens,
         first_run_ms=first_run_ms,
-        encode_ms=encode_ms,
+        encode_ms=encode_seconds * 1000 if session.encoder is not None else None,
         prefill_ms=prefill_ms,
         step_ms=step_ms,
         baseline_rss_bytes=before.rss,
@@ -139,7 +137,10 @@ def measure(job: Job) -> Run:
         fallback_nodes=session.fallback_nodes,
         onnxruntime_version=onnxruntime.__version__,
         latency_problem=latency_problem(job.provider),
-        timeline=timeline,
+        timeline=[
+            (at, use.anonymous - before.anonymous, use.file_mapped - before.file_mapped)
+            for at, use in samples
+        ],
     )
 
 
@@ -151,15 +152,6 @@ def _make_prompt(session: Session, job: Job) -> Prompt:
     vocabulary = size if isinstance(size, int) else 256  # if the graph does not have it
     ids = random_ids(job.batch * job.prompt_tokens, vocabulary).reshape(job.batch, -1)
     return Prompt(session, ids, job.new_tokens)
-
-
-def _encode(session: Session, prompt: Prompt) -> float | None:
-    """Run the encoder, if there is one; return its milliseconds."""
-    if session.encoder is None:
-        return None
-    start = time.perf_counter()
-    session.encoder.run(None, prompt.encoder_inputs)
-    return (time.perf_counter() - start) * 1000
 
 
 def _generate(prompt: Prompt, count: int) -> list[float]:

@@ -114,8 +114,11 @@ def _run(request: dict[str, Any]) -> None:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(_SEED)
     inputs = session.get_inputs()
-    sizes = _sizes(inputs)
-    feeds = {v.name: _feed(v, random, request["vocabulary"], sizes) for v in inputs}
+    sizes: dict[Any, int] = {}
+    feeds = {
+        v.name: _feed(v, random, request["vocabulary"], sizes)
+        for v in sorted(inputs, key=_is_past)  # other inputs choose the sizes that several share
+    }
     flags = [v.name for v in inputs if feeds[v.name].dtype.kind == "b" and feeds[v.name].size == 1]
     with onnxruntime_errors(Path(path.name)), _few_pages(external_data_files(path)):
         results = session.run(None, feeds)
@@ -151,33 +154,20 @@ def _few_pages(paths: list[Path]) -> Iterator[None]:
         thread.join()
 
 
-def _sizes(inputs: list[Any]) -> dict[str, int]:
-    """Choose a size for each named dimension, which several inputs may share."""
-    sizes: dict[str, int] = {}
-    for value in sorted(inputs, key=_is_past):
-        for axis, name in enumerate(value.shape):
-            if isinstance(name, str) and name:
-                sizes.setdefault(name, _open_size(axis, value))
-    return sizes
-
-
 def _is_past(value: Any) -> bool:
     """Whether an input is a decoder's cache, which may be empty; an encoder's may not."""
     name = value.name.lower()
     return ("past" in name or "cache" in name) and "encoder" not in name
 
 
-def _open_size(axis: int, value: Any) -> int:
-    return 1 if axis == 0 else 0 if _is_past(value) else _LENGTH
-
-
-def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[str, int]) -> Any:
-    """Make up a value for an input of this name and type."""
+def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[Any, int]) -> Any:
+    """Make up a value for an input of this name and type, with ``sizes`` of named dimensions."""
     kind = value.type.removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
     name = value.name.lower()
+    open_sizes = [1] + [0 if _is_past(value) else _LENGTH] * len(value.shape)
     shape = [
-        size if isinstance(size, int) else sizes.get(size, _open_size(axis, value))
+        size if isinstance(size, int) else sizes.setdefault(size or (name, axis), open_sizes[axis])
         for axis, size in enumerate(value.shape)
     ]
     if dtype.kind == "f":
