@@ -43,11 +43,7 @@ def demo_model() -> Path:
 
 
 def demo_text() -> str:
-    """Download the novel like :func:`demo_model`; it is 78,000 tokens of SmolLM2.
-
-    Raises:
-        SourceError: if it cannot be downloaded, or is not the expected file.
-    """
+    """Download the novel like :func:`demo_model`; it is 78,000 tokens of SmolLM2."""
     path = _fetch(TEXT_PACKAGE, TEXT_FILE, TEXT_SHA256, "--no-binary=sentencepiece")
     start, end = _TEXT_BETWEEN
     return path.read_text("utf-8").partition(start)[2].partition(end)[0]

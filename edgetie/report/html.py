@@ -62,8 +62,7 @@ def write_html(report: LatencyReport, accuracy: Sequence[AccuracyReport], path: 
     """Write a report, and the accuracy measured along with it, into ``path``.
 
     Raises:
-        EdgetieError: if matplotlib is not installed.
-        BundleError: if the file cannot be written.
+        EdgetieError: if matplotlib is not installed, or the file cannot be written.
     """
     import jinja2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -69,8 +68,7 @@ def plot_latency(report: LatencyReport, target: Path | BinaryIO) -> None:
         target: a file, whose suffix chooses the format, or a stream, which gets ``.png``.
 
     Raises:
-        EdgetieError: if matplotlib is not installed.
-        BundleError: if the file cannot be written.
+        EdgetieError: if matplotlib is not installed, or the file cannot be written.
     """
     models = models_of(report)[: len(_DARK)]
     with _figure(target, width=15, height=4.8) as figure:
@@ -86,8 +84,7 @@ def plot_sweep(report: LatencyReport, target: Path | BinaryIO) -> None:
     """Draw how speeds change with the prompt's length, a line for each batch and model.
 
     Raises:
-        EdgetieError: if matplotlib is not installed.
-        BundleError: if the file cannot be written.
+        EdgetieError: if matplotlib is not installed, or the file cannot be written.
     """
     models = models_of(report)[: len(_DARK)]
     with _figure(target, width=12, height=4) as figure:
@@ -117,8 +114,7 @@ def plot_costs(costs: Sequence[Cost], path: Path) -> None:
         path: a file, whose suffix chooses the format.
 
     Raises:
-        EdgetieError: if matplotlib is not installed.
-        BundleError: if the file cannot be written.
+        EdgetieError: if matplotlib is not installed, or the file cannot be written.
     """
     with _figure(path, width=9, height=max(2.5, 1 + 0.16 * len(costs))) as figure:
         axes = figure.subplots()
@@ -186,13 +182,11 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
     for index, (model, label) in enumerate(zip(models, _labels(models), strict=True)):
         if not model.latency_valid:
             continue
-        columns = list(zip(*(run.step_ms for run in model.runs), strict=True))
-        positions = range(model.prompt_tokens + 1, model.prompt_tokens + 1 + len(columns))
-        if len(model.runs) > 1:
-            low, high = map(min, columns), map(max, columns)
-            axes.fill_between(positions, [*low], [*high], color=_LIGHT[index], alpha=0.35, lw=0)
-        medians = [statistics.median(column) for column in columns]
-        axes.plot(positions, medians, color=_DARK[index], lw=1.8, label=label)
+        times = np.array([run.step_ms for run in model.runs])
+        positions = model.prompt_tokens + 1 + np.arange(times.shape[1])
+        low, high = times.min(axis=0), times.max(axis=0)
+        axes.fill_between(positions, low, high, color=_LIGHT[index], alpha=0.35, lw=0)
+        axes.plot(positions, np.median(times, axis=0), color=_DARK[index], lw=1.8, label=label)
     axes.margins(x=0.01)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _label(axes, "Latency of a token", "position in the sequence", "ms")
@@ -232,12 +226,12 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
     for axes, (name, (unit, values)) in zip(panels, bars.items(), strict=True):
         longest = max(sum(values(model)) for model in models) or 1
         for index, model in enumerate(models):
-            start = 0.0
+            end = 0.0
             for value, color in zip(values(model), (_DARK[index], _LIGHT[index]), strict=False):
-                axes.barh(index, value, left=start, color=color, height=0.72)
-                start += value
-            text = f"{start:,.1f} {unit}" if values(model) else "not measured"
-            axes.text(start + longest * 0.02, index, text, va="center")
+                axes.barh(index, value, left=end, color=color, height=0.72)
+                end += value
+            text = f"{end:,.1f} {unit}" if values(model) else "not measured"
+            axes.text(end + longest * 0.02, index, text, va="center")
         axes.set(xlim=(0, longest * 1.4), ylim=(len(models) - 0.2, -0.8))
         axes.set_yticks(range(len(models)), titles(models))
         axes.grid(False)

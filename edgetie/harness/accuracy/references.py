@@ -48,11 +48,7 @@ class Reference(Protocol):
 class BundleReference:
     """A bundle, or a bare ONNX decoder, run by :mod:`edgetie.runtime`.
 
-    Args:
-        bundle: the bundle, or a path to it.
-        provider: execution provider.
-        threads: intra-op threads; ``None`` takes ONNX Runtime's default.
-        strict: refuse a provider that leaves nodes to another one.
+    Arguments are those of :func:`edgetie.runtime.session.open_session`.
 
     Attributes:
         choices: values for inputs that have a default, for every graph that has these inputs.
@@ -60,8 +56,7 @@ class BundleReference:
         is_audio_model: whether its encoder reads audio. Each sequence then comes with noise.
 
     Raises:
-        BundleError: if the bundle cannot be read.
-        ProviderError: if the provider is absent or does not take the model.
+        BundleError, ProviderError: if the bundle cannot be read or the provider not used.
     """
 
     onnxruntime_version: str = ort.__version__

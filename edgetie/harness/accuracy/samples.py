@@ -81,21 +81,14 @@ def too_short(windows: Iterable[tuple[Ids, Ids]], task: str, mask: int | None) -
 
     The standard error of one target is unknown.
     """
-    has_none = task not in ("causal-lm", "seq2seq-lm") and (task != "masked-lm" or mask is None)
-    return not has_none and sum(int((targets >= 0).sum()) for _, targets in windows) < 2
+    has_targets = task in ("causal-lm", "seq2seq-lm") or (task == "masked-lm" and mask is not None)
+    return has_targets and sum(int((targets >= 0).sum()) for _, targets in windows) < 2
 
 
 def masked(window: Ids, mask: int, keep: frozenset[int], seed: int) -> tuple[Ids, Ids]:
-    """Mask 15 % of a window's tokens, as BERT was trained (Devlin et al. 2018).
+    """Mask 15 % of a window's tokens except ``keep``, as in BERT's training (Devlin et al. 2018).
 
-    Args:
-        window: ``(tokens,)``.
-        mask: the mask token.
-        keep: special tokens, which are not masked.
-        seed: another one for each window.
-
-    Returns:
-        The window, and its targets: the masked tokens, -1 at other positions.
+    Returns the window ``(tokens,)``, and its targets: the masked tokens, -1 at other positions.
     """
     is_masked = np.random.default_rng([_SEED, seed]).random(len(window)) < MASKED
     is_masked &= ~np.isin(window, sorted(keep))

@@ -66,16 +66,13 @@ class Thresholds:
         ):
             if limit is not None and not value <= limit:
                 failures[name] = f"{label} {_number(value)} is above {limit:g}"
-        most = self.max_perplexity_increase
-        if most is not None and not increase - 2 * error <= most:
-            failures["perplexity_increase"] = (
-                f"perplexity increase {_number(increase)} ± {_number(error)} is above {most:g}"
-            )
+        limit = self.max_perplexity_increase
+        if limit is not None and not increase - 2 * error <= limit:
+            text = f"{_number(increase)} ± {_number(error)}"
+            failures["perplexity_increase"] = f"perplexity increase {text} is above {limit:g}"
         if self.min_top1 is not None and not top1 >= self.min_top1:
-            failures["top1_agreement"] = (
-                f"top-1 agreement {_number(top1)} ± {_number(metrics.top1_agreement_error)} is "
-                f"below {self.min_top1:g}"
-            )
+            text = f"{_number(top1)} ± {_number(metrics.top1_agreement_error)}"
+            failures["top1_agreement"] = f"top-1 agreement {text} is below {self.min_top1:g}"
         return failures
 
 

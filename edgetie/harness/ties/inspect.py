@@ -174,11 +174,7 @@ def _other_copies(
 
 
 def copies_in_memory(bundle: Bundle, provider: str) -> int | None:
-    """Measure the copies of the largest tied weight in the memory of a session on ``provider``.
-
-    Returns:
-        ``None`` if the manifest names no ties, or it cannot be measured.
-    """
+    """Count the copies of the largest tied weight in a session's memory, if it can be measured."""
     group = max(bundle.manifest.ties, key=lambda each: each.bytes, default=None)
     if group is None:
         return None

@@ -71,8 +71,6 @@ def measure_tie(model: ir.Model, group: TieGroup, provider: str) -> TieMemory | 
 def _extract(model: ir.Model, group: TieGroup) -> tuple[ir.Model, dict[str, Any]] | None:
     """Copy the nodes that use the weight, with their other inputs open.
 
-    The same value can be an output and a new input.
-
     Returns:
         The model, and shapes and dtypes to feed; ``None`` if an input cannot be made up.
     """
