@@ -86,22 +86,22 @@ class MappedFiles:
         self._ranges: list[tuple[int, int, bool]] = []  # address, length, whether written to
         try:
             maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
-            mapped = []
+            mapped: list[tuple[int, int, bool]] = []
             for line in maps.split("\n"):
                 fields = line.split(None, 5)  # address perms offset dev inode path
                 if len(fields) == 6 and fields[5] in wanted:
                     start, end = (int(part, 16) for part in fields[0].split("-"))
-                    mapped.append((start, end - start))
+                    mapped.append((start, end - start, False))
             counts = zip(mapped, _resident_pages(mapped), strict=True)
-            self._ranges = [(*place, written > 0) for place, (_, written) in counts]
+            self._ranges = [(start, size, dirty > 0) for (start, size, _), (_, dirty) in counts]
         except OSError:  # no /proc here, or one without these files
             logger.debug("mapped files cannot be listed", exc_info=True)
 
     def touched(self) -> MappedFiles:
         """Select the large mappings that have resident pages now."""
         result = MappedFiles([])
-        resident = zip(self._ranges, self._clean_pages(), strict=True)
-        result._ranges = [r for r, pages in resident if r[1] >= _LARGE and pages]
+        counts = zip(self._ranges, _resident_pages(self._ranges), strict=True)
+        result._ranges = [place for place, (clean, _) in counts if place[1] >= _LARGE and clean]
         return result
 
     def release(self, *, written: bool = True) -> None:
@@ -115,20 +115,16 @@ class MappedFiles:
 
     def resident_bytes(self) -> int:
         """Count resident bytes, without private copies."""
-        return sum(self._clean_pages()) * mmap.PAGESIZE
-
-    def _clean_pages(self) -> list[int]:
-        ranges = [(address, length) for address, length, _ in self._ranges]
-        return [clean for clean, _ in _resident_pages(ranges)]
+        return sum(clean for clean, _ in _resident_pages(self._ranges)) * mmap.PAGESIZE
 
 
-def _resident_pages(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _resident_pages(ranges: list[tuple[int, int, bool]]) -> list[tuple[int, int]]:
     """Count each mapping's pages that are resident and the file's own, and those written to."""
     counts: list[tuple[int, int]] = []
     if not ranges:
         return counts
     with Path("/proc/self/pagemap").open("rb") as pagemap:
-        for address, length in ranges:
+        for address, length, _ in ranges:
             pagemap.seek(address // mmap.PAGESIZE * 8)
             entries = np.frombuffer(pagemap.read(length // mmap.PAGESIZE * 8), np.uint64)
             # bit 63: in memory, 62: in swap, 61: a page of the file rather than a private copy

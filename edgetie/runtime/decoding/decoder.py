@@ -61,7 +61,8 @@ class Decoder:
         self._inputs = {
             name: np.empty(batch * max_length, self._dtype(info)) for name, info in inputs.items()
         }
-        self._audio = self._bound_audio = self._no_audio()
+        self._audio: NDArray[np.float32] | None = None
+        self._bound_audio = np.zeros(0, np.float32)
         self._bound_shapes: dict[str, tuple[int, ...]] = {}
         self._steps = 0
         self._touched_files: MappedFiles | None = None
@@ -124,7 +125,7 @@ class Decoder:
         if self._left_padding_only and (np.diff(mask, axis=1) < 0).any():
             raise EdgetieError(f"{self._path}: accepts padding on the left only")
         self._steps = 0
-        self._audio = self._no_audio() if audio_embeddings is None else audio_embeddings
+        self._audio = audio_embeddings
         return self._forward(prompt, mask, self._prefill_options)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -180,26 +181,23 @@ class Decoder:
             self._binding.bind_cpu_input(name, buffer)
             self._bound_shapes[name] = values.shape
 
-    def _no_audio(self) -> NDArray[np.float32]:
-        """The audio embeddings of a prompt without audio."""
-        info = next((info for info in self.session.inputs if info.name == AUDIO), None)
-        if info is None:
-            return np.zeros(0, np.float32)
-        sizes = (0,) if len(info.shape) == 2 else (self.batch, self.max_length)
-        return np.zeros((*sizes, int(info.shape[-1])), self._dtype(info))
-
     def _bind_audio(self, start: int, end: int) -> None:
-        """Bind the audio embeddings of tokens ``start`` to ``end``."""
+        """Bind the audio embeddings of tokens ``start`` to ``end``, if the model has any."""
+        info = next((info for info in self.session.inputs if info.name == AUDIO), None)
         audio = self._audio
-        if audio.ndim == 3:  # one embedding for each token
+        if audio is None:
+            if info is None:
+                return
+            sizes = (0,) if len(info.shape) == 2 else (self.batch, end - start)
+            audio = np.zeros((*sizes, int(info.shape[-1])), self._dtype(info))
+        elif audio.ndim == 3:  # one embedding for each token
             audio = audio[:, start:end]
             if audio.shape[1] < end - start:
                 raise EdgetieError(f"token {end} comes after the end of the audio")
         elif self._steps and self._ids is None:
             audio = audio[:0]  # audio tokens are in the prompt only
-        if audio.ndim > 1:
-            self._bound_audio = np.ascontiguousarray(audio)
-            self._binding.bind_cpu_input(AUDIO, self._bound_audio)
+        self._bound_audio = np.ascontiguousarray(audio)
+        self._binding.bind_cpu_input(AUDIO, self._bound_audio)
 
     def _bind_logits(self, tokens: int) -> None:
         if not isinstance(self._vocabulary, int):  # known after the first run

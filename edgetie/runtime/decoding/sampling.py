@@ -31,15 +31,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         top_p, penalty = self.top_p, self.repetition_penalty
-        _require(0 <= self.temperature < math.inf, self, "temperature", "0 (greedy) or more")
-        _require(self.top_k is None or self.top_k >= 1, self, "top_k", "1 or more")
-        _require(top_p is None or 0 < top_p <= 1, self, "top_p", "above 0 and at most 1")
-        _require(0 < penalty < math.inf, self, "repetition_penalty", "above 0")
-
-
-def _require(valid: bool, sampling: Sampling, name: str, limits: str) -> None:
-    if not valid:
-        raise EdgetieError(f"must be {limits}", parameter=name, value=getattr(sampling, name))
+        for name, valid, limits in (
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
+            ("top_p", top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", 0 < penalty < math.inf, "above 0"),
+        ):
+            if not valid:
+                raise EdgetieError(f"must be {limits}", parameter=name, value=getattr(self, name))
 
 
 def sample(

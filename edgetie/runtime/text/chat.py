@@ -23,12 +23,6 @@ from edgetie.errors import BundleError
 PLACEHOLDER = "\ue000"
 """A character for private use, which no template changes."""
 
-_FAILURES = (
-    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, LookupError,
-    AttributeError,
-)  # fmt: skip
-"""What a template raises if it does not fit its messages."""
-
 
 class _GenerationBlock(Extension):
     """``{% generation %}`` … ``{% endgeneration %}`` marks text to train on; it is kept."""
@@ -86,7 +80,7 @@ def render_chat(
             if PLACEHOLDER not in render(marked) and PLACEHOLDER in render(_in_parts(marked)):
                 messages = _in_parts(messages)
         return render(messages)
-    except _FAILURES as error:
+    except Exception as error:  # a template that does not fit its messages may raise anything
         raise BundleError(
             f"chat template: {' '.join(str(error).split())}; change the messages or give text"
         ) from error
