@@ -53,11 +53,15 @@ def write_tables(source: Path, target: Path) -> None:
         left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
         merges.append((ids[left], ids[right], rank, ids[left + right]))
     special = sorted(added.values(), key=lambda token: -len(token["content"].encode()))
+    points = range(sys.maxunicode + 1)
+    letters = [p for p in points if unicodedata.category(chr(p))[0] == "L"]
+    numbers = [p for p in points if unicodedata.category(chr(p))[0] == "N"]
+    classes = [_ranges(letters), _ranges(numbers), _ranges(_SPACES)]
     tables: list[Any] = [
         [ids.get(character, _NONE) for character in byte_alphabet().values()],
         sorted(merges),
         [(token["id"], int(token["special"])) for token in special],
-        *(classes := [_category("L"), _category("N"), _ranges(_SPACES)]),
+        *classes,
         list(accumulate(map(len, texts), initial=0)),
     ]
     counts = [len(texts), len(merges), len(special), *map(len, classes), int(digits)]
@@ -104,12 +108,6 @@ def _require_supported(source: Path, data: dict[str, Any]) -> bool:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             refuse(f"a token that takes spaces ({token['content']})")
     return len(steps) > 1
-
-
-def _category(category: str) -> list[tuple[int, int]]:
-    """Code points of a general category, as ranges."""
-    points = range(sys.maxunicode + 1)
-    return _ranges([p for p in points if unicodedata.category(chr(p))[0] == category])
 
 
 def _ranges(points: list[int]) -> list[tuple[int, int]]:

@@ -162,8 +162,8 @@ def open_session(
         cross=cross,
     )
     if spec.ort_name != "CPUExecutionProvider":  # which runs any node
-        nodes, fallback_nodes = opened.nodes_per_provider, opened.fallback_nodes
-        require_placement(spec, path, nodes, fallback_nodes, strict=strict)
+        nodes, fallback = opened.nodes_per_provider, opened.fallback_nodes
+        require_placement(spec, path, nodes, fallback, strict=strict)
     return opened
 
 
@@ -178,18 +178,14 @@ def onnxruntime_errors(path: Path) -> Iterator[None]:
 
 def default_threads() -> int:
     """Count the physical cores this process may run on; all its cores if these are not known."""
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:
+    if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text(encoding="ascii"))
-        except OSError:
-            return len(allowed)
-    return len(cores)
+    allowed = os.sched_getaffinity(0)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(topology.format(cpu)).read_text(encoding="ascii") for cpu in allowed})
+    except OSError:
+        return len(allowed)
 
 
 def session_options(threads: int, provider: Provider | None = None) -> Any:

@@ -239,7 +239,7 @@ def test_the_place_of_a_sound_is_never_said(
     decoder = Decoder(session, 1, 8)
     logits = decoder.prefill(np.array([[5, 6]]))
     logits[0, HEARD] = 1e4
-    steps = list(continue_prompt(decoder, logits, 3, Sampling(), None, None, frozenset()))
+    steps = list(continue_prompt(decoder, logits, 3, Sampling(), None, (), frozenset()))
     assert len(steps) == 3
     assert steps[0].tokens[0] != HEARD
 

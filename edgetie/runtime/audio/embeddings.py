@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgetie.errors import BundleError, EdgetieError
+from edgetie.errors import BundleError
 from edgetie.runtime.session import Session, describe_tensors, onnxruntime_errors
 
 _FRAMES, _SAMPLES = (192, 200), (8000,)  # lengths to try if an encoder accepts several
@@ -38,21 +38,6 @@ def embed_audio(session: Session, features: dict[str, NDArray[Any]]) -> NDArray[
     with onnxruntime_errors(session.bundle.directory):
         embeddings: NDArray[np.float32] = session.encoder.run(None, features)[0]
     return embeddings
-
-
-def expand_audio_token(ids: list[int], token: int, count: int) -> list[int]:
-    """Repeat the one audio ``token`` of a prompt, once for each of ``count`` embeddings.
-
-    Raises:
-        EdgetieError: if it does not occur just once.
-    """
-    if ids.count(token) != 1:
-        raise EdgetieError(
-            f"the prompt has token {token}, which stands for audio, {ids.count(token)} times "
-            "instead of once"
-        )
-    at = ids.index(token)
-    return [*ids[:at], *[token] * count, *ids[at + 1 :]]
 
 
 def prepend_audio(

@@ -1,7 +1,4 @@
-"""Read WAV files and turn audio into what an encoder reads: waveforms or log-mel spectrograms.
-
-Numbers are those of transformers' feature extractors, computed with numpy alone.
-"""
+"""Read WAV files and compute what an encoder reads: waveforms or log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _DYNAMIC_RANGE = 8.0  # decades below the loudest value; quieter values are rais
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Turns a waveform into features.
+    """Turns a waveform into features, as transformers does, with numpy alone.
 
     Attributes:
         rate: samples per second.

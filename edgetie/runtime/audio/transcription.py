@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.names import AUDIO_LM, PROCESSOR
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.runtime.audio.embeddings import embed_audio, expand_audio_token
+from edgetie.runtime.audio.embeddings import embed_audio
 from edgetie.runtime.audio.features import FeatureExtractor, read_settings
 from edgetie.runtime.decoding.generation import (
     GREEDY,
@@ -104,6 +104,7 @@ def _chat_prompt(bundle: Bundle, tokenizer: Tokenizer, count: int) -> list[int]:
 
     Raises:
         BundleError: if the bundle has no usable chat template.
+        EdgetieError: if the template does not write the audio token once.
     """
     token = bundle.manifest.signature.audio_token_id
     settings = read_settings(bundle.directory / PROCESSOR)
@@ -115,4 +116,11 @@ def _chat_prompt(bundle: Bundle, tokenizer: Tokenizer, count: int) -> list[int]:
     text = settings.get("default_transcription_prompt")
     content = [{"type": "audio"}, *([{"type": "text", "text": text}] if text else [])]
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": content}])
-    return expand_audio_token(tokenizer.encode(prompt, add_special_tokens=False), token, count)
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    if ids.count(token) != 1:
+        raise EdgetieError(
+            f"the prompt has token {token}, which stands for audio, {ids.count(token)} times "
+            "instead of once"
+        )
+    at = ids.index(token)
+    return [*ids[:at], *[token] * count, *ids[at + 1 :]]

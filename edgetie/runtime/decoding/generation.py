@@ -107,11 +107,9 @@ def generate(
     ids, mask = pad(prompts, side="right" if session.cross else "left")
     decoder = make_decoder(session, len(prompts), ids.shape[1], max_new_tokens)
     logits = decoder.prefill(ids, mask)
-    seen = np.zeros(logits.shape, np.bool_)
-    for index, prompt in enumerate(() if session.cross else prompts):
-        seen[index, list(prompt)] = True
+    read = () if session.cross else prompts
     yield from continue_prompt(
-        decoder, logits, max_new_tokens, sampling, seed, seen, stop_token_ids
+        decoder, logits, max_new_tokens, sampling, seed, read, stop_token_ids
     )
 
 
@@ -121,7 +119,7 @@ def continue_prompt(
     max_new_tokens: int,
     sampling: Sampling,
     seed: int | None,
-    seen: NDArray[np.bool_] | None = None,
+    prompts: Sequence[Sequence[int]] = (),
     stop_token_ids: frozenset[int] | None = None,
 ) -> Iterator[Step]:
     """Generate the steps of :func:`generate` after the prompt.
@@ -130,7 +128,7 @@ def continue_prompt(
         decoder: has read the prompt.
         logits: ``(batch, vocabulary)`` of the first token to come.
         max_new_tokens, sampling, seed, stop_token_ids: as in :func:`generate`.
-        seen: ``(batch, vocabulary)``, tokens that occurred in the prompt.
+        prompts: what the decoder has read, for the repetition penalty.
     """
     signature = decoder.session.bundle.manifest.signature
     stops = list(signature.eos_token_ids if stop_token_ids is None else stop_token_ids)
@@ -139,7 +137,9 @@ def continue_prompt(
         suppressed.append(signature.audio_token_id)
     at_start = [*suppressed, *signature.begin_suppressed_token_ids]
     rng = np.random.default_rng(seed)
-    seen = np.zeros(logits.shape, np.bool_) if seen is None else seen
+    seen = np.zeros(logits.shape, np.bool_)
+    for index, prompt in enumerate(prompts):
+        seen[index, list(prompt)] = True
     active = np.ones(len(logits), np.bool_)
     for remaining in range(max_new_tokens, 0, -1):
         never = at_start if remaining == max_new_tokens else suppressed

@@ -78,16 +78,10 @@ def candidates(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Compute the tokens that can be drawn, most likely first.
+    """Compute ids and probabilities of the tokens that can be drawn, most likely first.
 
-    Args:
-        logits: ``(batch, vocabulary)``.
-        temperature, top_k: as in :class:`Sampling`; the temperature is above 0.
-        top_p: as in :class:`Sampling`, of the distribution that ``top_k`` leaves.
-
-    Returns:
-        Ids and probabilities, both ``(batch, count)``; a sequence with fewer candidates than
-        another ends in probabilities of 0.
+    Both are ``(batch, count)``; a sequence with fewer candidates than another ends in
+    probabilities of 0. ``top_p`` is of the distribution that ``top_k`` leaves.
     """
     vocabulary = logits.shape[-1]
     scaled = logits.astype(np.float64) / temperature

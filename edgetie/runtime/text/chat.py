@@ -1,8 +1,4 @@
-"""Render chat templates, the Jinja programs that turn messages into a model's prompt.
-
-They come with a model and are not trusted: they run in Jinja's immutable sandbox, with the
-extensions that transformers adds.
-"""
+"""Render chat templates, the Jinja programs that turn messages into a model's prompt."""
 
 from __future__ import annotations
 
@@ -55,7 +51,7 @@ def render_chat(
     Raises:
         BundleError: if the template is not valid Jinja, or refuses the messages.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = ImmutableSandboxedEnvironment(  # a template comes with a model: do not trust it
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],

@@ -10,13 +10,8 @@ import onnxruntime as ort
 import pytest
 import runtime_models as tiny
 
-from edgetie.errors import BundleError, EdgetieError
-from edgetie.runtime.audio.embeddings import (
-    embed_audio,
-    expand_audio_token,
-    prepend_audio,
-    random_features,
-)
+from edgetie.errors import BundleError
+from edgetie.runtime.audio.embeddings import embed_audio, prepend_audio, random_features
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.session import open_session
 
@@ -26,8 +21,7 @@ def test_embeddings_take_the_places_of_audio_tokens(tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=(1, bag.WIDTH, 3)).astype(np.float32)
     embeddings = embed_audio(session, {"input_features": features})
     np.testing.assert_array_equal(embeddings, features[0].T)
-    ids = expand_audio_token([4, bag.AUDIO_TOKEN, 7], bag.AUDIO_TOKEN, 3)
-    assert ids == [4, *[bag.AUDIO_TOKEN] * 3, 7]
+    ids = [4, *[bag.AUDIO_TOKEN] * 3, 7]
     decoder = Decoder(session, 1, 8)
     expected = [bag.TABLE[[4]], embeddings, bag.TABLE[[7]]]
     for _ in range(2):
@@ -50,12 +44,6 @@ def test_features_that_the_encoder_refuses(tmp_path: Path) -> None:
     session = open_session(bag.write_audio_lm(tmp_path))
     with pytest.raises(BundleError, match="ONNX Runtime failed"):
         embed_audio(session, {"input_features": np.zeros((1, 3, 3), np.float32)})
-
-
-@pytest.mark.parametrize("ids", [[1, 2], [5, 5]])
-def test_prompts_with_one_audio_token_only(ids: list[int]) -> None:
-    with pytest.raises(EdgetieError, match=f"{ids.count(5)} times instead of once"):
-        expand_audio_token(ids, 5, 3)
 
 
 def test_audio_before_a_prompt() -> None:

@@ -92,6 +92,9 @@ def test_a_language_model_is_asked_in_a_chat(tmp_path: Path) -> None:
     session = open_session(bag.write_audio_lm(tmp_path, frames=2))
     with pytest.raises(BundleError, match="no chat template with one place for audio"):
         next(transcribe(session, words(), SAMPLES))
+    for text, count in (("w4 w7", 0), ("w23 w4 w23", 2)):
+        with pytest.raises(EdgetieError, match=f"{count} times instead of once"):
+            next(transcribe(session, words(text), SAMPLES))
     template = "w4 {% for part in messages[0].content %}{{ 'w23 ' if part.type == 'audio' else "
     template += "part.text }}{% endfor %} w7"
     asked = {"default_transcription_prompt": "w3 w6"}
