@@ -121,8 +121,7 @@ def move_to_main_graph(model: ir.Model, value: ir.Value) -> None:
     if graph is model.graph or not isinstance(graph, ir.Graph):
         return
     graph.initializers.pop(str(value.name))
-    used = {v.name for g in model.graphs() for v in (*g.inputs, *g.initializers.values())}
-    used |= {v.name for g in model.graphs() for node in g for v in node.outputs}
+    used = ir.convenience.create_value_mapping(model.graph)
     numbered = (f"{value.name}.{number}" for number in itertools.count(1))
     names = itertools.chain([str(value.name)], numbered)
     value.name = next(name for name in names if name not in used)

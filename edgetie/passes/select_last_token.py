@@ -25,36 +25,45 @@ class SelectLastToken(GraphPass):
 
     def rewrite(self, model: ir.Model) -> None:
         select = next((n for n in model.graph if n.name == LAST_TOKEN_NODE), None)
-        while select is not None and self._move_select(select):
+        while select is not None and _move_up(select):
             self.changed += 1
         if self.changed:
             model.graph.sort()
 
-    def _move_select(self, select: ir.Node) -> bool:
-        """Move ``select`` before the node that it reads, if that one works token by token."""
-        value = select.inputs[0]
-        node = value.producer() if value is not None else None
-        if value is None or node is None:
-            return False
-        if node.op_type == "Reshape":
-            return _move_reshape(node)
-        index = _token_input(node)
-        if index is None or len(value.uses()) != 1 or value.is_graph_output():
-            return False
-        source = node.inputs[index]
-        assert source is not None
-        assert source.shape is not None
-        selected = select.outputs[0]
-        select.replace_input_with(0, source)
-        value.shape = selected.shape
-        replace(selected, value)
-        node.replace_input_with(index, selected)
-        selected.shape = ir.Shape([source.shape[0], 1, source.shape[2]])
-        selected.type = source.type
-        assert select.graph is not None
-        select.graph.remove(select)
-        insert(node, select)
-        return True
+
+def _move_up(moved: ir.Node) -> bool:
+    """Move a node before the one that it reads, if that one works token by token.
+
+    If that one is a Reshape that only splits tokens into batch and sequence, move that instead.
+    """
+    value, result, graph = moved.inputs[0], moved.outputs[0], moved.graph
+    node = value.producer() if value is not None else None
+    if value is None or node is None or len(value.uses()) != 1 or value.is_graph_output():
+        return False
+    is_reshape = moved.op_type == "Reshape"
+    if node.op_type == "Reshape" and not is_reshape:
+        return _move_up(node)
+    index, width = _token_input(node), last_dimension(value)
+    same_width = width is not None and width == last_dimension(result)
+    if index is None or (is_reshape and (not same_width or len(result.shape or ()) != 3)):
+        return False
+    source = node.inputs[index]
+    assert source is not None
+    assert source.shape is not None
+    assert graph is not None
+    leading: list[int | ir.SymbolicDim] = [source.shape[0], 1]
+    if is_reshape:
+        assert result.shape is not None
+        leading = list(result.shape[:2])
+        moved.replace_input_with(1, _any_width(graph, moved))
+    moved.replace_input_with(0, source)
+    value.shape = result.shape
+    replace(result, value)
+    node.replace_input_with(index, result)
+    result.shape, result.type = ir.Shape([*leading, source.shape[2]]), source.type
+    graph.remove(moved)
+    insert(node, moved)
+    return True
 
 
 def _token_input(node: ir.Node) -> int | None:
@@ -69,44 +78,19 @@ def _token_input(node: ir.Node) -> int | None:
     return index
 
 
-def _move_reshape(reshape: ir.Node) -> bool:
-    """Move a Reshape that only splits tokens into batch and sequence before the node it reads.
-
-    That node must work token by token.
-    """
-    result, (value, shape) = reshape.outputs[0], reshape.inputs[:2]
-    node = value.producer() if value is not None else None
-    index = _token_input(node) if node is not None else None
-    if value is None or shape is None or node is None or index is None:
-        return False
-    if len(result.uses()) != 1 or len(value.uses()) != 1 or value.is_graph_output():
-        return False
-    width = last_dimension(value)
-    if width is None or width != last_dimension(result) or len(result.shape or ()) != 3:
-        return False
-    source, graph = node.inputs[index], reshape.graph
-    assert source is not None
-    assert source.shape is not None
-    assert result.shape is not None
-    assert graph is not None
-    tape = ir.tape.Tape()
+def _any_width(graph: ir.Graph, reshape: ir.Node) -> ir.Value | None:
+    """Compute the shape of a Reshape with -1 as its last dimension."""
+    shape = reshape.inputs[1]
     sizes = producer(shape, "Concat")
     if sizes is not None and scalar(sizes.inputs[-1]) == -1:
-        any_width = sizes.outputs[0]
-    else:
-        start, end = (initializer(graph, f"last_token.{i}", [i]) for i in (0, 2))
-        minus_one = initializer(graph, "last_token.width", [-1])
-        leading = tape.op("Slice", [shape, start, end])
-        any_width = tape.op("Concat", [leading, minus_one], {"axis": 0})
-    reshaped = tape.op("Reshape", [source, any_width])
-    reshaped.shape = ir.Shape([*result.shape[:2], source.shape[2]])
-    reshaped.type = source.type
-    node.replace_input_with(index, reshaped)
+        return shape
+    start, end = (initializer(graph, f"last_token.{i}", [i]) for i in (0, 2))
+    minus_one = initializer(graph, "last_token.width", [-1])
+    tape = ir.tape.Tape()
+    leading = tape.op("Slice", [shape, start, end])
+    output = tape.op("Concat", [leading, minus_one], {"axis": 0})
     insert(reshape, *tape.nodes)
-    value.shape = result.shape
-    replace(result, value)
-    graph.remove(reshape, safe=True)
-    return True
+    return output
 
 
 def _is_constant(value: ir.Value) -> bool:
