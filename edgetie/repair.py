@@ -192,17 +192,15 @@ def _check_names(names: list[str], target: Path, source: Path | None) -> None:
 @contextlib.contextmanager
 def _blame_files(paths: Sequence[Path]) -> Iterator[None]:
     """Turn the errors that a graph raises if it breaks the rules of ONNX into a BundleError."""
+    invalid = (ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, OSError)
     try:
         yield
-        return
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError) as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-    except OSError as error:
-        if error.errno is not None:
+    except invalid as error:
+        if getattr(error, "errno", None) is not None:
             raise
-        why = " ".join(str(error).split())[:200]
-    names = ", ".join(map(str, paths))
-    raise BundleError(f"{names}: not a valid ONNX model ({why}); export it again")
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        names = ", ".join(map(str, paths))
+        raise BundleError(f"{names}: not a valid ONNX model ({why}); export it again") from error
 
 
 class _Model:
@@ -235,16 +233,11 @@ class _Model:
         run_passes(self.graph, [], [nearest])
         self.fuse_heads()
         self.aliases, self.has_copies = exact.aliases, bool(exact.skipped)
-        self.merged = {self.label(old): self.label(new) for old, new in exact.merged.items()}
-        self.shared = {
-            self.label(copy.name): self.label(original.name)
-            for copy, original in exact.aliases.items()
-        }
-        self.near = [
-            replace(copy, name=self.label(copy.name), table=self.label(copy.table))
-            for copy in copies
-        ]
-        self.merged_near = [self.label(name) for name in nearest.merged]
+        label = self.label
+        self.merged = {label(old): label(new) for old, new in exact.merged.items()}
+        self.shared = {label(copy.name): label(old.name) for copy, old in exact.aliases.items()}
+        self.near = [replace(c, name=label(c.name), table=label(c.table)) for c in copies]
+        self.merged_near = [label(name) for name in nearest.merged]
         self.skipped += map(self.label, exact.skipped)
 
     def fuse_heads(self) -> None:
