@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from edgetie.bundle.bundle import Bundle
     from edgetie.runtime.decoding.generation import Chunk, Completion
-    from edgetie.runtime.decoding.sampling import Sampling
     from edgetie.runtime.session import Session
     from edgetie.runtime.text.tokenizer import Tokenizer
 
@@ -117,29 +116,34 @@ def command(
 
     opened = open_bundle(bundle)
     tokenizer = Tokenizer.from_bundle(opened)
-    sampling = Sampling(temperature, top_k, top_p)
+    options: dict[str, Any] = {"sampling": Sampling(temperature, top_k, top_p), "seed": seed}
     if audio:
-        samples = _read_audio(opened, audio)
+        from edgetie.runtime.audio.features import FeatureExtractor, read_wav
+
+        sample_rate = FeatureExtractor.from_bundle(opened).rate
+        samples = [read_wav(path, sample_rate) for path in audio]
         session = open_session(opened, provider=provider, threads=threads)
-        chunks = _transcribe(session, tokenizer, samples, language, max_new_tokens, sampling, seed)
+        options |= {"language": language, "max_new_tokens": max_new_tokens}
+        chunks = _transcribe(session, tokenizer, samples, options)
     else:
         from edgetie.runtime.decoding.generation import generate_text
 
         ids = _encode_prompts(opened, tokenizer, prompts, system, not no_chat)
-        chunks = generate_text(
-            open_session(opened, provider=provider, threads=threads),
-            tokenizer,
-            ids,
-            max_new_tokens=max_new_tokens or _NEW_TOKENS,
-            sampling=sampling,
-            seed=seed,
-        )
+        session = open_session(opened, provider=provider, threads=threads)
+        options["max_new_tokens"] = max_new_tokens or _NEW_TOKENS
+        chunks = generate_text(session, tokenizer, ids, **options)
     completions = _print_chunks(chunks, len(prompts) or len(audio), as_json)
     if as_json:
-        print_json(_report(completions))
-    elif not quiet:
-        for completion in completions:
-            click.echo(_summary(completion), err=True)
+        reports = [asdict(completion) for completion in completions]
+        print_json(reports[0] if len(reports) == 1 else {"completions": reports})
+    for completion in () if as_json or quiet else completions:
+        rate = completion.tokens_per_second
+        speed = "" if rate is None else f", {rate:.1f} tokens/s"
+        click.echo(
+            f"{completion.prompt_tokens} prompt tokens, {len(completion.tokens)} generated{speed} "
+            f"({completion.stop_reason})",
+            err=True,
+        )
 
 
 def _print_chunks(chunks: Iterator[Chunk], count: int, as_json: bool) -> list[Completion]:
@@ -158,36 +162,18 @@ def _print_chunks(chunks: Iterator[Chunk], count: int, as_json: bool) -> list[Co
     return [completions[index] for index in sorted(completions)]
 
 
-def _read_audio(bundle: Bundle, paths: tuple[str, ...]) -> list[NDArray[np.float32]]:
-    """Read the samples of WAV files."""
-    from edgetie.runtime.audio.features import FeatureExtractor, read_wav
-
-    return [read_wav(path, FeatureExtractor.from_bundle(bundle).rate) for path in paths]
-
-
 def _transcribe(
     session: Session,
     tokenizer: Tokenizer,
     audio: list[NDArray[np.float32]],
-    language: str | None,
-    max_new_tokens: int | None,
-    sampling: Sampling,
-    seed: int | None,
+    options: dict[str, Any],
 ) -> Iterator[Chunk]:
     """Transcribe one audio after the other, without the space that texts begin with."""
     from edgetie.runtime.audio.transcription import transcribe
 
     for index, samples in enumerate(audio):
         started = False
-        for chunk in transcribe(
-            session,
-            tokenizer,
-            samples,
-            language=language,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-        ):
+        for chunk in transcribe(session, tokenizer, samples, **options):
             text = chunk.text if started else chunk.text.lstrip()
             started = started or bool(text)
             completion = chunk.completion
@@ -233,18 +219,3 @@ def _encode(tokenizer: Tokenizer, text: str, system: str | None, chat: bool) -> 
     messages = [] if system is None else [{"role": "system", "content": system}]
     prompt = tokenizer.apply_chat_template([*messages, {"role": "user", "content": text}])
     return tokenizer.encode(prompt, add_special_tokens=False)
-
-
-def _report(completions: list[Completion]) -> dict[str, Any]:
-    """One completion's fields; several are listed under ``completions``."""
-    reports = [asdict(completion) for completion in completions]
-    return reports[0] if len(reports) == 1 else {"completions": reports}
-
-
-def _summary(completion: Completion) -> str:
-    rate = completion.tokens_per_second
-    speed = "" if rate is None else f", {rate:.1f} tokens/s"
-    return (
-        f"{completion.prompt_tokens} prompt tokens, {len(completion.tokens)} generated{speed} "
-        f"({completion.stop_reason})"
-    )

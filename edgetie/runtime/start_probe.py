@@ -1,7 +1,4 @@
-"""Check that a provider starts: ``python -m edgetie.runtime.start_probe`` runs a MatMul on it.
-
-ONNX Runtime lists the providers that it was built with. Drivers and libraries may still be missing.
-"""
+"""Check that a provider starts: ``python -m edgetie.runtime.start_probe`` runs a MatMul on it."""
 
 from __future__ import annotations
 

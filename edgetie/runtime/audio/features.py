@@ -61,7 +61,8 @@ class FeatureExtractor:
             BundleError: if the model reads no audio, or its features cannot be computed here.
         """
         encoder = bundle.manifest.encoder
-        name, shape = (encoder.inputs[0].name, encoder.inputs[0].shape) if encoder else ("", ())
+        inputs = {info.name: info.shape for info in encoder.inputs} if encoder else {}
+        name = next(iter(inputs), "")
         if name not in ("input_features", "input_values", "inputs_embeds"):
             raise BundleError(f"{bundle.directory}: is not a speech model; give it text")
         settings = read_settings(bundle.directory / SETTINGS)
@@ -69,11 +70,9 @@ class FeatureExtractor:
         if name == "input_values":
             return FeatureExtractor(rate, normalize=bool(settings.get("do_normalize")), name=name)
         hop = settings.get("hop_length", _HOP)
-        sizes = shape[1:]
+        sizes = inputs[name][1:]
         fixed = [size for size in sizes if isinstance(size, int)]
-        assert encoder is not None
-        masked = FEATURES_MASK in [value.name for value in encoder.inputs]
-        if masked and len(sizes) == 2 and "n_fft" in settings:
+        if FEATURES_MASK in inputs and len(sizes) == 2 and "n_fft" in settings:
             return FeatureExtractor(rate, **_masked_spectrogram(settings, hop, *sizes))
         if (settings and "n_fft" not in settings) or len(fixed) < len(sizes):
             raise BundleError(
@@ -154,9 +153,8 @@ def mel_filters(bins: int, fft_size: int, rate: int) -> NDArray[np.float64]:
     frequencies = np.linspace(0, rate // 2, fft_size // 2 + 1)[:, None]
     up = (frequencies - edges[:-2]) / np.diff(edges)[:-1]
     down = (edges[2:] - frequencies) / np.diff(edges)[1:]
-    filters: NDArray[np.float64] = (
-        np.maximum(0, np.minimum(up, down)) * 2 / (edges[2:] - edges[:-2])
-    )
+    widths = edges[2:] - edges[:-2]
+    filters: NDArray[np.float64] = np.maximum(0, np.minimum(up, down)) * 2 / widths
     return filters
 
 

@@ -62,13 +62,11 @@ class Decoder:
             name: np.empty(batch * max_length, self._dtype(info)) for name, info in inputs.items()
         }
         self._audio: NDArray[np.float32] | None = None
-        self._bound_audio = np.zeros(0, np.float32)
         self._bound_shapes: dict[str, tuple[int, ...]] = {}
         self._steps = 0
         self._touched_files: MappedFiles | None = None
         self._logits_dtype = self._dtype(logits)
         self._vocabulary = logits.shape[-1]
-        self._logits = np.empty(0, self._logits_dtype)
         self._binding = session.ort.io_binding()
         self._buffers: list[Any] = []
         # a long prompt needs far more memory than a step; the arena gives the difference back
@@ -196,7 +194,7 @@ class Decoder:
                 raise EdgetieError(f"token {end} comes after the end of the audio")
         elif self._steps and self._ids is None:
             audio = audio[:0]  # audio tokens are in the prompt only
-        self._bound_audio = np.ascontiguousarray(audio)
+        self._bound_audio = np.ascontiguousarray(audio)  # the binding reads it
         self._binding.bind_cpu_input(AUDIO, self._bound_audio)
 
     def _bind_logits(self, tokens: int) -> None:

@@ -33,7 +33,6 @@ class Seq2SeqDecoder(Decoder):
                 "set decoder_start_token_id in the model's configuration and export it again"
             )
         super().__init__(session, batch, max_length)
-        self._encoder_mask = np.zeros((0, 0), np.int64)
 
     def prefill(
         self,

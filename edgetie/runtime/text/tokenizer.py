@@ -63,12 +63,13 @@ class Tokenizer:
             raise BundleError(f"{path}: not a readable tokenizer ({error})") from error
         names = read_json(bundle.directory / _SPECIAL_TOKENS)
         config = read_json(bundle.directory / _TOKENIZER_CONFIG)
-        special = {name: _content((names | config).get(name)) for name in _SPECIAL}
-        return Tokenizer(
-            backend,
-            {name: text for name, text in special.items() if text},
-            _chat_template(bundle.directory, config),
-        )
+        special = {}
+        for name in _SPECIAL:
+            token = (names | config).get(name)
+            text = token.get("content") if isinstance(token, dict) else token  # an AddedToken
+            if text and isinstance(text, str):
+                special[name] = text
+        return Tokenizer(backend, special, _chat_template(bundle.directory, config))
 
     @property
     def mask_token_id(self) -> int | None:
@@ -159,12 +160,6 @@ def pad(
         ids[index, start : start + len(sequence)] = sequence
         mask[index, start : start + len(sequence)] = 1
     return ids, mask
-
-
-def _content(token: Any) -> str | None:
-    """The text of a special token, which is a string or a serialized AddedToken."""
-    value = token.get("content") if isinstance(token, dict) else token
-    return value if isinstance(value, str) else None
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
