@@ -20,9 +20,10 @@ from edgetie.bundle.names import DATA, MANIFEST
 from edgetie.errors import BundleError, EdgetieError, TieError
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.external_data import external_data_files
+from edgetie.graph.matching import operator
 from edgetie.graph.model_files import load_model, write_models
-from edgetie.graph.operators import operator
 from edgetie.harness.ties.equivalence import Equivalence, compare_files
+from edgetie.passes.base import run_passes
 from edgetie.passes.merge_duplicates import (
     MergeDuplicates,
     can_read_transposed,
@@ -36,7 +37,6 @@ from edgetie.passes.merge_near_duplicates import (
     NearCopy,
     near_copies,
 )
-from edgetie.passes.run import run_passes
 from edgetie.passes.tied_head_gemm import TiedHeadGemm
 from edgetie.progress import Stages
 from edgetie.ties.equal_weights import equal_groups

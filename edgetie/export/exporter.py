@@ -31,7 +31,7 @@ from edgetie.export.tasks.trial_run import trial_run
 from edgetie.export.tracing.plans import DisagreementError, TracePlan, list_plans, try_plans
 from edgetie.export.tracing.trace import trace
 from edgetie.graph.model_files import write_models
-from edgetie.passes.run import PassReport
+from edgetie.passes.base import PassReport
 from edgetie.progress import Stages
 from edgetie.runtime.memory import read_memory, release_heap
 from edgetie.sources.load import load_source

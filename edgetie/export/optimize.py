@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgetie.errors import TieError
 from edgetie.export.tasks.base import Task
-from edgetie.passes.base import GraphPass
+from edgetie.passes.base import GraphPass, PassReport, run_passes
 from edgetie.passes.cancel_transposes import CancelTransposes
 from edgetie.passes.clean_up import CleanUp
 from edgetie.passes.fuse_activation import FuseActivation
@@ -19,7 +19,6 @@ from edgetie.passes.fuse_skip_norm import FuseSkipNorm
 from edgetie.passes.gemm_to_matmul import GemmToMatMul
 from edgetie.passes.merge_duplicates import MergeDuplicates
 from edgetie.passes.pack_projections import PackProjections
-from edgetie.passes.run import PassReport, run_passes
 from edgetie.passes.select_last_token import SelectLastToken
 from edgetie.passes.tied_head_gemm import TiedHeadGemm
 from edgetie.passes.widen_bfloat16 import WidenBfloat16

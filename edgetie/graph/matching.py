@@ -1,15 +1,26 @@
-"""Read a graph: producers, users, constants, attributes and shapes."""
+"""Read a graph: operators, producers, users, constants, attributes and shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from edgetie.graph.operators import operator
-
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
+
+
+_STANDARD_DOMAINS = ("", "ai.onnx", "com.microsoft")
+
+
+def operator(node: ir.Node) -> str:
+    """Return a node's operator type, with its domain as prefix unless ONNX or ONNX Runtime owns it.
+
+    A ``MatMul`` of another domain need not multiply.
+    """
+    if node.domain in _STANDARD_DOMAINS:
+        return node.op_type
+    return f"{node.domain}::{node.op_type}"
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:

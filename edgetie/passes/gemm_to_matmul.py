@@ -12,11 +12,11 @@ from edgetie.graph.matching import (
     attribute_ints,
     last_dimension,
     only_user,
+    operator,
     producer,
     same_shape,
     weight,
 )
-from edgetie.graph.operators import operator
 from edgetie.passes.base import GraphPass
 
 

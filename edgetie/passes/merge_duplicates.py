@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgetie.graph.editing import initializer, insert
 from edgetie.graph.external_data import byte_range
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import operator
 from edgetie.passes.base import GraphPass
 from edgetie.ties.equal_weights import equal_groups
 from edgetie.ties.groups import all_initializers

@@ -10,8 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.matching import weight
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import operator, weight
 from edgetie.passes.base import GraphPass
 from edgetie.passes.merge_duplicates import is_input_or_output, redirect_to_transpose
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgetie.graph.editing import replace
-from edgetie.graph.matching import last_dimension, only_user, producer, same_shape
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import last_dimension, only_user, operator, producer, same_shape
 from edgetie.passes.base import GraphPass
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer, insert, replace
-from edgetie.graph.matching import attribute_ints, producer, weight
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import attribute_ints, operator, producer, weight
 from edgetie.passes.base import GraphPass
 
 _GEMM_WITHOUT_BIAS = 11  # from this opset on, Gemm needs no third input

@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import QuantizeError
+from edgetie.graph.matching import operator
 from edgetie.graph.model_files import read_uncached
-from edgetie.graph.operators import operator
+from edgetie.passes.base import run_passes
 from edgetie.passes.fold_constants import FoldConstants
 from edgetie.passes.gemm_to_matmul import GemmToMatMul
 from edgetie.passes.remove_flatten_reshapes import RemoveFlattenReshapes
-from edgetie.passes.run import run_passes
 from edgetie.quantize.calibration.activation_ranges import find_activation_ranges
 from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.formats.float16 import to_float16

@@ -13,8 +13,7 @@ import onnx_ir as ir
 
 from edgetie.errors import QuantizeError
 from edgetie.graph.editing import insert, replace
-from edgetie.graph.matching import last_dimension, only_user, producer, weight
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import last_dimension, only_user, operator, producer, weight
 from edgetie.passes.base import GraphPass
 from edgetie.quantize.formats.weight_format import Nodes, WeightFormat, rank
 from edgetie.quantize.weights.affine import Array

@@ -26,7 +26,7 @@ from edgetie.errors import QuantizeError
 from edgetie.graph.model_files import load_model, write_models
 from edgetie.harness.accuracy.metrics import PredictionMetrics
 from edgetie.harness.accuracy.thresholds import Thresholds
-from edgetie.passes.run import run_passes
+from edgetie.passes.base import run_passes
 from edgetie.progress import Stages
 from edgetie.quantize.calibration.activations import (
     CalibrationText,

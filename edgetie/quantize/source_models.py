@@ -17,8 +17,8 @@ from edgetie.bundle.manifest import Manifest, describe_tensors
 from edgetie.bundle.names import MODEL
 from edgetie.errors import QuantizeError
 from edgetie.graph.external_data import byte_range
+from edgetie.graph.matching import operator
 from edgetie.graph.model_files import load_model, remove_weights_from_inputs
-from edgetie.graph.operators import operator
 from edgetie.quantize.calibration.layerwise_run import is_bidirectional
 from edgetie.ties.groups import TieGroup, equal_initializers, find_shared_ties, find_ties
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgetie.errors import TieError
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.external_data import byte_range
-from edgetie.graph.matching import attribute_ints, producer
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import attribute_ints, operator, producer
 from edgetie.ties.equal_weights import equal_groups
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from edgetie.graph.matching import (
     last_dimension,
     only_user,
     operand_orders,
+    operator,
     other_operand,
     producer,
     same_shape,
@@ -89,3 +90,11 @@ def test_shapes() -> None:
     assert same_shape(value("batch", 3), value("batch", 4), end=-1)
     assert not same_shape(value("batch", 3), value("rows", 3), end=-1)
     assert not same_shape(value(2, 3), value(2, 3, 4), end=-1)
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [("", "MatMul"), ("ai.onnx", "MatMul"), ("com.microsoft", "MatMul"), ("my", "my::MatMul")],
+)
+def test_the_domain_is_a_prefix_unless_onnx_owns_it(domain: str, name: str) -> None:
+    assert operator(ir.node("MatMul", [], domain=domain)) == name

@@ -1,4 +1,4 @@
-"""What every pass shares: its name, unused nodes, unique names, ties as postcondition."""
+"""Passes: names, unused nodes, unique names, ties as postcondition, reports and errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from small_graphs import X, graph, node, run
 
 import edgetie.passes
-from edgetie.errors import TieError
+from edgetie.errors import ExportError, TieError
 from edgetie.graph.editing import insert, replace
-from edgetie.passes.base import GraphPass
-from edgetie.passes.run import run_passes
+from edgetie.passes.base import GraphPass, run_passes
+from edgetie.passes.fuse_activation import FuseActivation
 from edgetie.ties.groups import TieGroup
 
 
@@ -62,3 +62,32 @@ def test_a_lost_tie_is_an_error_of_the_pass() -> None:
     tie = TieGroup("table", (64, 64), "FLOAT", 16384, ())
     with pytest.raises(TieError, match="pass replace_tanh: the tied weight table is gone"):
         run_passes(model, [tie], [ReplaceTanh()])
+
+
+class Fail(GraphPass):
+    name = "fail"
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def rewrite(self, model: ir.Model) -> None:
+        raise self.error
+
+
+def silu() -> ir.Model:
+    return graph([node("Sigmoid", ["x"], ["s"]), node("Mul", ["x", "s"], ["y"])], {})
+
+
+def test_each_pass_is_reported() -> None:
+    first, second = run_passes(silu(), [], [FuseActivation(), FuseActivation()])
+    assert (first.name, first.changed, first.skipped) == ("fuse_activation", 1, ())
+    assert second.changed == 0
+    assert first.seconds >= 0
+
+
+def test_errors_of_edgetie_keep_their_type() -> None:
+    with pytest.raises(ExportError, match="reason"):
+        run_passes(silu(), [], [Fail(ExportError("reason"))])
+    with pytest.raises(ValueError, match="bug"):
+        run_passes(silu(), [], [Fail(ValueError("bug"))])

@@ -14,7 +14,7 @@ from small_graphs import graph, node, random
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import QuantizeError
-from edgetie.passes.run import run_passes
+from edgetie.passes.base import run_passes
 from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.kv_cache_int8 import QuantizeKvCache, kv_cache_scales
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 from small_graphs import graph, node, random
 
-from edgetie.passes.run import run_passes
+from edgetie.passes.base import run_passes
 from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.quantize.quantize_weights import QuantizeWeightsPass
 

@@ -10,8 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetie.passes.base import GraphPass
-from edgetie.passes.run import run_passes
+from edgetie.passes.base import GraphPass, run_passes
 from edgetie.ties.groups import find_ties
 
 WIDTH = 64

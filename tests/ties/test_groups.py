@@ -12,8 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgetie.errors import TieError
 from edgetie.graph.editing import initializer
 from edgetie.graph.model_files import load_model, write_models
-from edgetie.passes.base import GraphPass
-from edgetie.passes.run import run_passes
+from edgetie.passes.base import GraphPass, run_passes
 from edgetie.ties.groups import (
     TieGroup,
     equal_initializers,

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.graph.matching import attribute_ints, only_user, producer
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import attribute_ints, only_user, operator, producer
 from edgetie.providers.json_worker import ask_worker, reply
 from edgetie.ties.groups import TieGroup, nodes_using
 

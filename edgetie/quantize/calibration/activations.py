@@ -15,8 +15,7 @@ import onnx_ir as ir
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.matching import weight
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import operator, weight
 from edgetie.quantize.calibration.layerwise_run import Array, CalibrationInput, Feeds, run_layerwise
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgetie.graph.editing import replace
-from edgetie.graph.matching import producer
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import operator, producer
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.linear_op import LinearOp, match_linear_op
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import QuantizeError, summarize
-from edgetie.passes.run import run_passes
+from edgetie.passes.base import run_passes
 from edgetie.quantize.calibration.activations import collect_activations
 from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.formats.weight_format import WeightFormat

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import insert
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import operator
 from edgetie.passes.base import GraphPass
 from edgetie.quantize.formats.weight_format import Nodes, rank
 from edgetie.quantize.preprocess.linear_inputs import (

@@ -13,8 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.graph.matching import constant, only_user, producer, weight
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import constant, only_user, operator, producer, weight
 from edgetie.passes.base import GraphPass
 from edgetie.quantize.formats.weight_format import rank
 from edgetie.quantize.preprocess.linear_inputs import (

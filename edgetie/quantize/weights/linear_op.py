@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.matching import attribute_ints, only_user, producer, weight
-from edgetie.graph.operators import operator
+from edgetie.graph.matching import attribute_ints, only_user, operator, producer, weight
 from edgetie.quantize.weights.affine import Array
 
 ROTATION_PREFIX = "rotate."

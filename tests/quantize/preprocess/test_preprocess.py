@@ -15,9 +15,9 @@ from quantize_models import KINDS, error, logits, plain
 from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import QuantizeError
 from edgetie.graph.model_files import load_model, write_models
+from edgetie.passes.base import run_passes
 from edgetie.passes.gemm_to_matmul import GemmToMatMul
 from edgetie.passes.remove_flatten_reshapes import RemoveFlattenReshapes
-from edgetie.passes.run import run_passes
 from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.formats.scheme_formats import weight_formats
 from edgetie.quantize.preprocess.preprocess import PreprocessReport, preprocess_model

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto
 from small_graphs import SHAPE, X, graph, leave, node, random, rewrite
 
+from edgetie.passes.base import run_passes
 from edgetie.passes.gemm_to_matmul import GemmToMatMul
 from edgetie.passes.remove_flatten_reshapes import RemoveFlattenReshapes
-from edgetie.passes.run import run_passes
 from edgetie.quantize.preprocess.linear_inputs import find_linear_inputs
 from edgetie.quantize.preprocess.smooth import Smooth, find_smoothable_inputs, smoothing_scales
 
