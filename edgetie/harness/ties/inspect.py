@@ -103,8 +103,7 @@ def inspect_model(
         progress: notified of each stage.
 
     Raises:
-        BundleError: if it cannot be read or loaded.
-        ProviderError: if the provider is unknown or absent.
+        BundleError, ProviderError: if it cannot be read or loaded, or the provider not used.
     """
     stages = progress or Stages()
     bundle = open_bundle(path, hashes=True)
