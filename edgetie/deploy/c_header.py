@@ -29,7 +29,8 @@ def c_header(app: Mapping[str, Any]) -> str:
         "CACHE_BYTES": size,
         "CACHE_TYPE": f"ONNX_TENSOR_ELEMENT_DATA_TYPE_{element}",
     }
-    lines = [f"#define APP_{name} {value}" for name, value in constants.items()]
+    lines = ["/* The settings of this model, written by edgetie deploy. */"]
+    lines += [f"#define APP_{name} {value}" for name, value in constants.items()]
     stops = ", ".join(map(str, app["stop_tokens"])) or "-1"
     caches = ", ".join(_string(name) for name in app["cache"])
     lines += [
@@ -42,9 +43,7 @@ def c_header(app: Mapping[str, Any]) -> str:
             f"static const long long APP_{name.upper()}[] = {{{ids}}};",
             f"#define APP_{name.upper()}_TOKENS {len(app[name])}",
         ]
-    return (
-        "/* The settings of this model, written by edgetie deploy. */\n" + "\n".join(lines) + "\n"
-    )
+    return "\n".join(lines) + "\n"
 
 
 def _string(text: str) -> str:

@@ -238,7 +238,6 @@ def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, prompt: str) -> tuple[s
 
 def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, str]:
     """The model's own figures for the ``{{fields}}`` of templates."""
-    weights = sum(file.stat().st_size for file in bundle.files)
     files = f"from `model/{bundle.model_path.name}.data`, which stays next to the model"
     if ort_format:
         files = (
@@ -257,7 +256,7 @@ def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, s
     return {
         "name": str(bundle.manifest.source.get("name", bundle.directory.name)),
         "scheme": _scheme(bundle),
-        "megabytes": f"{weights / 1e6:.0f}",
+        "megabytes": f"{sum(file.stat().st_size for file in bundle.files) / 1e6:.0f}",
         "memory": memory,
         "files": files,
         "usability": usability(bundle.model_path, spec.mobile) if spec.mobile else "",

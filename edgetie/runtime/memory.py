@@ -147,10 +147,8 @@ def release_file_pages(paths: Iterable[str | os.PathLike[str]]) -> int:
 
 def release_heap() -> None:
     """Return memory that the C library holds for later: 2 MB after a prompt of a 135 M model."""
-    if sys.platform == "linux":
-        trim = getattr(_c_library(), "malloc_trim", None)  # glibc's
-        if trim is not None:
-            trim(ctypes.c_size_t(0))
+    if sys.platform == "linux" and hasattr(_c_library(), "malloc_trim"):  # glibc's
+        _c_library().malloc_trim(ctypes.c_size_t(0))
 
 
 @cache

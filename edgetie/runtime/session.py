@@ -23,7 +23,7 @@ from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, remove_last_to
 from edgetie.runtime.memory import MappedFiles, release_heap
 
 _SELF, _CROSS = ".decoder.", ".encoder."
-"""In the cache names of an encoder-decoder model: self-attention and cross-attention."""
+"""Parts of cache names of an encoder-decoder model: self-attention and cross-attention."""
 _SHARE_CONTEXT, _LAST_TO_SHARE = "ep.share_ep_contexts", "ep.stop_share_ep_contexts"
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
@@ -99,8 +99,7 @@ def open_session(
 
     Args:
         source: its path, or an opened bundle.
-        provider: short name of an execution provider
-            (:data:`edgetie.providers.registry.PROVIDERS`).
+        provider: a name of :data:`edgetie.providers.registry.PROVIDERS`.
         threads: intra-op threads; ``None`` for every physical core.
         logits: ``all`` for the logits of every token of a model that returns only the last.
         release: release file pages whose weights ONNX Runtime has packed into its own memory.

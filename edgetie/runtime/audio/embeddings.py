@@ -76,8 +76,7 @@ def random_features(encoder: Any, random: np.random.Generator) -> dict[str, NDAr
             feeds[mask.name] = np.ones((1, frames), np.int64)
         try:
             encoder.run(None, feeds, options)
+            return feeds
         except Exception as error:  # pybind11 classes without a common base
             failure = error
-        else:
-            return feeds
     raise BundleError(f"the encoder accepts no known length of {first.name}") from failure

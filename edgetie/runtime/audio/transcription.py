@@ -74,7 +74,7 @@ def transcribe(
     else:
         positions = signature.max_positions or _LIMIT
         decoder = Seq2SeqDecoder(session, 1, positions)
-        logits = _start(decoder, extractor(samples), languages, language)
+        logits = _start(decoder, extractor(samples), language)
         limit = min(max_new_tokens or positions, positions - decoder.length)
     prompt_tokens = decoder.length
     steps = continue_prompt(decoder, logits, limit, sampling, seed)
@@ -82,12 +82,10 @@ def transcribe(
 
 
 def _start(
-    decoder: Seq2SeqDecoder,
-    features: NDArray[np.float32],
-    languages: dict[str, int],
-    language: str | None,
+    decoder: Seq2SeqDecoder, features: NDArray[np.float32], language: str | None
 ) -> NDArray[np.float32]:
     """Read features and start with the token of a language: as given, or as the model detects."""
+    languages = decoder.session.bundle.manifest.signature.language_token_ids
     start, tokens = decoder.start, set(languages.values())
     if not languages or (language is None and tokens & set(start)):
         return decoder.prefill(features)
@@ -100,12 +98,7 @@ def _start(
 
 
 def _chat_prompt(bundle: Bundle, tokenizer: Tokenizer, count: int) -> list[int]:
-    """The chat that asks for a transcript, with ``count`` audio tokens.
-
-    Raises:
-        BundleError: if the bundle has no usable chat template.
-        EdgetieError: if the template does not write the audio token once.
-    """
+    """The chat that asks for a transcript, with ``count`` audio tokens."""
     token = bundle.manifest.signature.audio_token_id
     settings = read_settings(bundle.directory / PROCESSOR)
     if token is None or tokenizer.chat_template is None or "time_marker_every_seconds" in settings:

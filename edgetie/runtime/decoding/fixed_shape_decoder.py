@@ -89,5 +89,4 @@ class FixedShapeDecoder:
         with onnxruntime_errors(self._path):
             logits, *self._cache = graph.run(outputs, feeds)
         self.length = length
-        last: NDArray[np.float32] = logits[:, -1].astype(np.float32)
-        return last
+        return np.asarray(logits[:, -1], np.float32)

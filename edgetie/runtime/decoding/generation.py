@@ -246,8 +246,7 @@ def stream_text(
         if not writers:
             return
     for index, writer in writers.items():
-        text = writer.finish("length")
-        yield Chunk(index, text, writer.completion)
+        yield Chunk(index, writer.finish("length"), writer.completion)
 
 
 class _Writer:
