@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
+from edgetie.sources.task_detection import TASKS
 from edgetie.targets import TARGETS
 
-from .common import output_options, print_json
+from .common import F, output_options, print_json
+
+
+def _choice(name: str, choices: Iterable[str], help: str) -> Callable[[F], F]:
+    """Add an option whose default is the first choice."""
+    kind = click.Choice(list(choices))
+    return click.option(name, type=kind, default=kind.choices[0], show_default=True, help=help)
 
 
 @click.command(
@@ -23,53 +31,23 @@ Examples:
 @click.option(
     "--output", "-o", required=True, type=click.Path(), help="Directory of the bundle to write."
 )
-@click.option(
-    "--target",
-    type=click.Choice(list(TARGETS)),
-    default="cpu",
-    show_default=True,
-    help="Where the bundle will run, which decides the operators of the graph.",
+@_choice(
+    "--target", TARGETS, "Where the bundle will run, which decides the operators of the graph."
 )
-@click.option(
+@_choice(
     "--task",
-    type=click.Choice(["auto", "causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq"]),
-    default="auto",
-    show_default=True,
-    help="What the model does; auto detects it from its class and configuration.",
+    ["auto", *TASKS],
+    "What the model does; auto detects it from its class and configuration.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Precision of the weights; fp16 is for GPUs.",
-)
-@click.option(
-    "--logits",
-    type=click.Choice(["last", "all"]),
-    default="last",
-    show_default=True,
-    help="Logits of each prompt's last token, or of every token.",
-)
+@_choice("--precision", ["fp32", "fp16"], "Precision of the weights; fp16 is for GPUs.")
+@_choice("--logits", ["last", "all"], "Logits of each prompt's last token, or of every token.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option(
     "--trust-remote-code", is_flag=True, help="Allow a model directory to run its own Python code."
 )
 @click.option("--allow-pickle", is_flag=True, help="Load weights in PyTorch's pickle format.")
 @output_options
-def command(
-    source: str,
-    output: str,
-    target: str,
-    task: str,
-    precision: str,
-    logits: str,
-    force: bool,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(source: str, output: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Export SOURCE to an ONNX bundle with its tied weights kept as one initializer.
 
     SOURCE is a transformers directory, a hub id, a .gguf file, or package.module:function, a Python
@@ -82,21 +60,10 @@ def command(
     from edgetie.export.exporter import export_model
 
     with live(quiet) as progress:
-        report = export_model(
-            source,
-            output,
-            target=target,
-            task=task,
-            precision=precision,
-            logits=logits,
-            force=force,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-            progress=progress,
-        )
+        report = export_model(source, output, progress=progress, **options)
     data: dict[str, Any] = {
         "bundle": str(report.bundle.directory),
-        "precision": precision,
+        "precision": report.manifest.precision,
         "ties": [group.to_dict() for group in report.manifest.ties],
         "weights_bytes": report.weights_bytes,
         "unique_parameter_bytes": report.unique_parameter_bytes,

@@ -13,9 +13,6 @@ CACHE_KEYWORDS = ("cache", "past_key_values")
 
 
 def cache_keyword(module: torch.nn.Module) -> str | None:
-    """The name of the argument that takes a transformers KV cache, or ``None``.
-
-    The output has an attribute of the same name.
-    """
+    """The name of the argument that takes a transformers KV cache, and of the output's cache."""
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in CACHE_KEYWORDS if name in parameters), None)

@@ -14,8 +14,7 @@ from edgetie.sources.source import Source
 def load_factory(text: str, task: str) -> Source:
     """Call ``package.module:function`` and load the module it returns.
 
-    The current directory is importable, as with ``python -m``. The parameters of the module's
-    ``forward`` decide how it is exported, see :mod:`edgetie.export.tasks.causal`.
+    The current directory is importable, as with ``python -m``.
 
     Raises:
         SourceError: if it cannot be imported or called, or does not return an ``nn.Module``.

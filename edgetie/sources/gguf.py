@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgetie.errors import SourceError, summarize
+from edgetie.sources.patching import set_attributes
 from edgetie.sources.pretrained import quiet_transformers, require_weights, save_tokenizer
 from edgetie.sources.source import Source
 
-_ROTARY = "rope_"
-"""Prefix of tensors with rotary frequencies, which :func:`_scale_rotary` reads."""
+_ROTARY = "rope_"  # prefix of tensors that _scale_rotary reads
 
 
 def load_gguf(path: Path) -> Source:
@@ -24,6 +24,7 @@ def load_gguf(path: Path) -> Source:
         SourceError: if the file is damaged, or transformers does not read its architecture or all
             of its weights.
     """
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -52,7 +53,8 @@ def load_gguf(path: Path) -> Source:
         )
     _scale_rotary(path, module.eval())
     tokenizer = _tokenizer(path)
-    _drop_pages(path)
+    if hasattr(mmap, "MADV_DONTNEED"):  # the pages are not needed: the weights are dequantized
+        _reader(gguf.GGUFReader, str(path)).data._mmap.madvise(mmap.MADV_DONTNEED)
     config = module.config
     if hasattr(config, "quantization_config"):  # the weights are dequantized by now
         del config.quantization_config
@@ -76,11 +78,7 @@ def load_gguf(path: Path) -> Source:
 
 
 def _tokenizer(path: Path) -> Any:
-    """The file's tokenizer; ``None`` if there is none.
-
-    Raises:
-        SourceError: if transformers cannot read it.
-    """
+    """The file's tokenizer; ``None`` if there is none."""
     import gguf
     from transformers import AutoTokenizer
 
@@ -94,11 +92,7 @@ def _tokenizer(path: Path) -> Any:
 
 
 def _scale_rotary(path: Path, module: Any) -> None:
-    """Divide rotary frequencies as the file says, which transformers ignores.
-
-    Raises:
-        SourceError: if that is more than a factor for each frequency.
-    """
+    """Divide rotary frequencies as the file says, which transformers ignores."""
     import gguf
     import torch
 
@@ -114,8 +108,7 @@ def _scale_rotary(path: Path, module: Any) -> None:
         return  # transformers did read it
     kind = setting("scaling.type", "linear")  # the default if only a factor is set
     factor = float(setting("scaling.factor", setting("scale_linear", 1.0))) or 1.0
-    if kind == "none":
-        factor = 1.0
+    factor = 1.0 if kind == "none" else factor
     tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name.startswith(_ROTARY)}
     divisors = tensors.pop("rope_freqs.weight", None)
     rotaries = [part for part in module.modules() if hasattr(part, "inv_freq")]
@@ -139,22 +132,12 @@ def _reader(reader_class: Any, path: str) -> Any:
     return reader_class(path)
 
 
-def _drop_pages(path: Path) -> None:
-    """Free the memory of the file's pages: its weights are dequantized by now."""
-    import gguf
-
-    if hasattr(mmap, "MADV_DONTNEED"):
-        _reader(gguf.GGUFReader, str(path)).data._mmap.madvise(mmap.MADV_DONTNEED)
-
-
 @contextlib.contextmanager
 def _adapted_loader() -> Iterator[set[str]]:
     """Adapt how transformers reads GGUF files; yields the names of tensors that it leaves out.
 
-    transformers leaves out tensors for which it has no weight, without a message. It parses the
-    header anew for the configuration, the weights and the tokenizer, and builds the map of names
-    for every submodule, most of the time of loading a small model: here both happen once. Its
-    progress bars are hidden.
+    It parses the header for each of configuration, weights and tokenizer, and builds the map of
+    names for every submodule, most of the time of loading a small model: here both happen once.
     """
     import gguf
     from transformers import modeling_gguf_pytorch_utils as loader
@@ -175,12 +158,5 @@ def _adapted_loader() -> Iterator[set[str]]:
         (loader, "get_gguf_hf_weights_map", lambda *a, **k: Names(weights_map(*a, **k))),
         (loader, "tqdm", functools.partial(loader.tqdm, disable=True)),
     ]
-    originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
-    try:
-        for module, name, value in replacements:
-            setattr(module, name, value)
-        with quiet_transformers():
-            yield unread
-    finally:
-        for module, name, value in originals:
-            setattr(module, name, value)
+    with set_attributes(replacements), quiet_transformers():
+        yield unread

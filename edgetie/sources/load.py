@@ -28,8 +28,7 @@ def load_source(
 
     Args:
         text: a directory with ``config.json``, a ``.gguf`` file (or a directory with one), a hub
-            id ``organisation/name``, or ``package.module:function``, a callable without arguments
-            that returns an ``nn.Module``.
+            id, or ``package.module:function``, which takes nothing and returns an ``nn.Module``.
         task: what the model does, one of :data:`TASKS`; ``auto`` detects it.
         trust_remote_code: allow a model directory to run its own Python code.
         allow_pickle: allow weights in PyTorch's pickle format, which can run code when loaded.
@@ -60,8 +59,7 @@ def locate_source(text: str) -> tuple[str, Path]:
     """Find out which kind of model a text names, without importing torch or asking the hub.
 
     Returns:
-        ``gguf``, ``factory`` or ``transformers``, and the path to load; a hub id or a factory
-        has no file at that path.
+        ``gguf``, ``factory`` or ``transformers``, and the path of the model, if it is a file.
 
     Raises:
         SourceError: if it cannot be a model, or packages that exporting needs are missing.
@@ -79,10 +77,9 @@ def locate_source(text: str) -> tuple[str, Path]:
         raise SourceError(f"{text}: not a model (expected a directory, .gguf or module:function)")
     if path.is_dir():
         return _locate_in_directory(path)
-    if _FACTORY.fullmatch(text):
-        return "factory", path
-    if _HUB_ID.fullmatch(text):
-        return "transformers", path
+    for kind, pattern in (("factory", _FACTORY), ("transformers", _HUB_ID)):
+        if pattern.fullmatch(text):
+            return kind, path
     raise SourceError(
         f"{text}: no such file or directory; name a model's directory, a hub id, a .gguf file or "
         "module:function"
@@ -116,11 +113,7 @@ def _base_model(path: Path) -> str:
 
 
 def require_export_packages() -> None:
-    """Check that what exporting needs is installed.
-
-    Raises:
-        SourceError: naming what is missing and how to get it.
-    """
+    """Raise :class:`SourceError` if packages that exporting needs are not installed."""
     missing = [name for name in ("torch", "transformers", "onnxscript") if find_spec(name) is None]
     if missing:
         raise SourceError(

@@ -91,11 +91,7 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
 
 
 def require_weights(text: str, loading: dict[str, Any]) -> None:
-    """Refuse a model with weights that transformers had to invent.
-
-    Raises:
-        SourceError: naming the first weight that the files lack, or have in another shape.
-    """
+    """Raise :class:`SourceError` if the files lack weights, or have them in another shape."""
     wrong = [str(key[0] if isinstance(key, tuple) else key) for key in loading["mismatched_keys"]]
     for names, why in ((wrong, "of another shape than"), (loading["missing_keys"], "not among")):
         if names:
@@ -106,11 +102,7 @@ def require_weights(text: str, loading: dict[str, Any]) -> None:
 
 
 def _unused_weights(text: str, module: Any, loading: dict[str, Any]) -> list[str]:
-    """Names of weights in the files that the model does not have.
-
-    Raises:
-        SourceError: if they are of further layers like those it has.
-    """
+    """Names of weights in the files that the model does not have, unless of further layers."""
     unused = sorted(loading["unexpected_keys"])
     patterns = {_NUMBER.sub("", name) for name in module.state_dict()}
     more = next((name for name in unused if _NUMBER.sub("", name) in patterns), None)
@@ -123,10 +115,7 @@ def _unused_weights(text: str, module: Any, loading: dict[str, Any]) -> list[str
 
 
 def _why_unreachable(text: str) -> str | None:
-    """Ask the hub once for a model, before transformers asks again and again for each file.
-
-    Returns:
-        Why there was no answer, or ``None`` if the hub has the model.
+    """Ask the hub for a model once, as transformers asks for each file; why it did not answer.
 
     Raises:
         SourceError: if the hub has no such model, or does not give it to everyone.
@@ -136,25 +125,21 @@ def _why_unreachable(text: str) -> str | None:
 
     try:
         HfApi().model_info(text, timeout=_HUB_SECONDS)
-    except (HfHubHTTPError, HFValidationError) as error:
+    except Exception as error:  # without an answer, of a class that depends on proxies
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None and status not in _HTTP_REFUSED:
-            logger.debug("%s: the hub failed", text, exc_info=True)
-            return summarize(error)  # for now; an earlier download may be in the cache
-        raise SourceError(
-            f"{text}: neither a directory nor a model on the hub that you may load "
-            f"({summarize(error)})"
-        ) from error
-    except Exception as error:  # its class depends on the HTTP library and on proxies
+        is_answer = isinstance(error, HfHubHTTPError | HFValidationError)
+        if is_answer and (status is None or status in _HTTP_REFUSED):
+            raise SourceError(
+                f"{text}: neither a directory nor a model on the hub that you may load "
+                f"({summarize(error)})"
+            ) from error
         logger.debug("%s: the hub cannot be reached", text, exc_info=True)
-        return summarize(error)
+        return summarize(error)  # an earlier download may be in the cache
     return None
 
 
 def _refuse_custom_code(directory: Path, allowed: bool) -> None:
-    for path in (directory / name for name in _SETTINGS):
-        if not path.is_file():
-            continue
+    for path in filter(Path.is_file, (directory / name for name in _SETTINGS)):
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -188,19 +173,14 @@ def _refuse_pickle(directory: Path, allowed: bool) -> None:
 def _save_config_and_tokenizer(
     text: str, config: Any, target: Path, options: dict[str, Any]
 ) -> None:
-    """Write configuration, generation configuration and tokenizer, if there is one, to ``target``.
-
-    Raises:
-        SourceError: if the tokenizer cannot be loaded.
-    """
+    """Write configuration, generation configuration and tokenizer, if there is one."""
     from transformers import AutoTokenizer, GenerationConfig
 
     config.save_pretrained(target)
     with quiet_transformers():
         try:
-            generation = GenerationConfig.from_pretrained(
-                text, local_files_only=options["local_files_only"]
-            )
+            local = options["local_files_only"]
+            generation = GenerationConfig.from_pretrained(text, local_files_only=local)
         except OSError:
             logger.debug("%s: no generation configuration", text, exc_info=True)
             generation = GenerationConfig.from_model_config(config)
@@ -210,11 +190,7 @@ def _save_config_and_tokenizer(
 
 
 def _save_feature_extractor(text: str, target: Path, options: dict[str, Any]) -> None:
-    """Write how audio becomes features, if the model has such files.
-
-    Raises:
-        SourceError: if they cannot be loaded.
-    """
+    """Write how audio becomes features, if the model has such files."""
     files = [path for name in _PREPROCESSORS if (path := _cached_file(text, name, options))]
     if not files:
         return
@@ -265,10 +241,9 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def save_tokenizer(tokenizer: Any, target: Path) -> None:
-    """Save a tokenizer so that transformers 4 and transformers.js can read it too.
+    """Save a tokenizer so that transformers 4 and transformers.js can read it too, compactly.
 
-    Its chat template goes into ``tokenizer_config.json``, its class has the name that all of them
-    recognize, and its JSON has no indentation, which would double its size.
+    Its chat template is in ``tokenizer_config.json``, and its class has a name that all recognize.
     """
     tokenizer.save_pretrained(target, save_jinja_files=False)
     path = target / _TOKENIZER_CONFIG

@@ -16,20 +16,18 @@ _FAMILIES = {
 
 
 def task_of(config: Any, architectures: list[str] | None = None) -> str:
-    """Detect the task of a model.
+    """Detect the task of a model, one of :data:`TASKS`; ``causal-lm`` if nothing decides.
 
     Args:
         config: its transformers configuration, or ``None``.
         architectures: names of its class; by default those in the configuration.
-
-    Returns:
-        One of :data:`TASKS`. If a class serves several tasks, the configuration decides; if nothing
-        decides, ``causal-lm``.
     """
     if config is None or not hasattr(config, "model_type"):
         return "causal-lm"
+    from transformers.models.auto import modeling_auto
+
     names = set(architectures or getattr(config, "architectures", None) or ())
-    classes = _classes()
+    classes = {task: dict(getattr(modeling_auto, name)) for task, (name, _) in _FAMILIES.items()}
     candidates = [task for task in classes if names & set(classes[task].values())]
     candidates = candidates or [task for task in classes if config.model_type in classes[task]]
     if getattr(config, "is_encoder_decoder", False):
@@ -46,10 +44,3 @@ def auto_class(task: str) -> Any:
     import transformers
 
     return getattr(transformers, _FAMILIES[task][1])
-
-
-def _classes() -> dict[str, dict[str, str]]:
-    """Class names by model type, for each task."""
-    from transformers.models.auto import modeling_auto
-
-    return {task: dict(getattr(modeling_auto, name)) for task, (name, _) in _FAMILIES.items()}

@@ -20,6 +20,7 @@ class CacheLayer:
     """The KV cache of one attention layer: ``(batch, kv_heads, length, head_size)`` each.
 
     Attributes:
+        past_key, past_value: the cache before the call.
         unroll: set if every token is traced as a batch item.
         appended: new keys and values.
         full: past and new ones, concatenated.
@@ -34,10 +35,7 @@ class CacheLayer:
     present: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Concatenate past and new keys and values, as a cache's ``update`` does.
-
-        The concatenation is dead code if attention reads ``appended`` instead.
-        """
+        """Concatenate past and new keys and values: dead code if attention reads ``appended``."""
         if self.unroll is not None:
             key, value = self.unroll.merge(key), self.unroll.merge(value)
         self.appended = (key, value)
@@ -101,8 +99,7 @@ def attend(
     """Emit one GroupQueryAttention for ``layer``.
 
     Args:
-        query: ``(batch, heads, sequence, head_size)``, already rotated if the model rotates;
-            ``(batch * sequence, heads, 1, head_size)`` with ``layer.unroll``.
+        query: ``(batch, heads, sequence, head_size)``, already rotated if the model rotates.
         layer: the cache layer, its new keys and values appended.
         scale: factor on the scores; ``None`` is ``1 / sqrt(head_size)``.
         window: how many positions a query attends to, itself included; ``None`` is all.
@@ -110,7 +107,7 @@ def attend(
         sink: ``(heads,)``: for each head the score of one more key, whose value is zero.
 
     Returns:
-        ``(batch, sequence, heads, head_size)``, or ``(batch * sequence, 1, heads, head_size)``.
+        ``(batch, sequence, heads, head_size)``.
 
     Raises:
         UnfusableError: if the operator does not support the shapes.
@@ -129,12 +126,9 @@ def attend(
         return x.transpose(1, 2).reshape(batch, length, x.shape[1] * size)
 
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads}
-    if scale is not None:
-        attributes["scale"] = float(scale)
-    if window is not None:
-        attributes["local_window_size"] = int(window)
-    if softcap is not None:
-        attributes["softcap"] = float(softcap)
+    options = (("scale", float, scale), ("local_window_size", int, window),
+               ("softcap", float, softcap))  # fmt: skip
+    attributes |= {name: kind(value) for name, kind, value in options if value is not None}
     cache_shape = (batch, kv_heads, layer.past_key.shape[-2] + length, size)
     output, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",

@@ -1,10 +1,4 @@
-"""Resolve branches that a model takes on its attention mask.
-
-``torch.export`` cannot trace ``if mask.any():``, as the condition depends on data. If a condition
-depends on nothing but the attention mask, and has the same value for every kind of mask of zeros
-and ones, that value decides the branch. Longformer looks in this way for tokens with global
-attention, which a mask of zeros and ones does not have. Other conditions are left to torch.
-"""
+"""Resolve branches on the attention mask, such as Longformer's, whose condition never changes."""
 
 from __future__ import annotations
 
@@ -20,6 +14,9 @@ _CONDITIONS = (torch.Tensor.item, torch.Tensor.__bool__)
 
 class ResolveMaskBranches(TorchFunctionMode):
     """Evaluate conditions on the mask while a model is traced.
+
+    ``torch.export`` cannot trace ``if mask.any():``. A condition that depends on the mask alone and
+    has one value for every kind of mask of zeros and ones is that value.
 
     Args:
         mask: ``(batch, sequence)``, the traced input; ``None`` if the model does not read one.
@@ -43,9 +40,11 @@ def _outcomes(condition: torch.Tensor, mask: torch.Tensor) -> set[bool]:
     if mode is None:
         return set()
     tracer: Any = mode.tracer
-    slots = [get_proxy_slot(tensor, tracer, None) for tensor in (condition, mask)]
-    target, source = (slot.proxy.node if slot is not None else None for slot in slots)
-    nodes = _between(source, target) if target is not None and source is not None else None
+    slots: list[Any] = [get_proxy_slot(tensor, tracer, None) for tensor in (condition, mask)]
+    if None in slots:
+        return set()
+    target, source = (slot.proxy.node for slot in slots)
+    nodes = _between(source, target)
     if nodes is None:
         return set()
     batch, length = (_example_size(size) for size in mask.shape)

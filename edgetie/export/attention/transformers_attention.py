@@ -1,8 +1,6 @@
 """Register an attention function with transformers that emits GroupQueryAttention.
 
-A mask becomes a marker for "causal, perhaps with a sliding window", and attention becomes one
-operator that holds its own KV cache. Nothing here depends on an architecture. What cannot be
-expressed raises :class:`UnfusableError`.
+A mask becomes a marker for "causal, perhaps with a sliding window".
 """
 
 from __future__ import annotations

@@ -16,10 +16,7 @@ _STATE = re.compile(r"(\d+)\.(conv_state|recurrent_state)(?:_(\d+))?")
 
 
 def recurrent_states(cache: Any) -> dict[str, torch.Tensor]:
-    """Collect the states ``(batch, *sizes)`` in a cache, as ``3.conv_state``.
-
-    A second state of a kind in the same layer has a number: ``3.conv_state_1``.
-    """
+    """Collect the states ``(batch, *sizes)`` in a cache: ``3.conv_state``, ``3.conv_state_1``."""
     return {
         f"{index}.{part}" + (f"_{number}" if number else ""): state
         for index, layer in enumerate(cache.layers)
@@ -45,8 +42,8 @@ def run_with_cache(
     """Run a transformers model on ``ids (1, sequence)`` with a cache, which it calls ``keyword``.
 
     Returns:
-        Its output; the cache, or ``None``; and the recurrent states ``(1, *sizes)`` in attributes,
-        by full name: tensors that every call replaces by tensors of the same shape.
+        Its output, its cache or ``None``, and recurrent states ``(1, *sizes)`` in attributes by
+        full name: tensors that every call replaces by tensors of the same shape.
     """
     first = attribute_tensors(module)
     output = module(input_ids=ids, use_cache=True)
@@ -89,9 +86,7 @@ def _set_attribute(module: torch.nn.Module, name: str, value: torch.Tensor | Non
 def states_in_attributes(
     module: torch.nn.Module, states: Mapping[str, torch.Tensor]
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Set attributes to recurrent states.
-
-    Afterwards the attributes are empty, as in a model that has not been called.
+    """Set attributes to recurrent states, which are empty afterwards.
 
     Yields:
         A mapping that holds the attributes' new states when the context ends.
@@ -111,12 +106,7 @@ def states_in_attributes(
 def build_cache(
     layers: Mapping[int, CacheLayer], states: Mapping[str, torch.Tensor] | None = None
 ) -> Any:
-    """Build transformers' cache object.
-
-    Args:
-        layers: keys and values, by number of layer.
-        states: the states of recurrent layers, named as by :func:`recurrent_states`.
-    """
+    """Build transformers' cache of layers by number, and of states by :func:`recurrent_states`."""
     from transformers.cache_utils import Cache, DummyLayer
 
     states = states or {}

@@ -1,8 +1,4 @@
-"""Pad inputs of models that attend in windows to a multiple of the window.
-
-Longformer pads its own inputs, which is a branch on the length. Padding them before, by an
-expression that holds for every length, makes that branch constant.
-"""
+"""Pad inputs to a multiple of a window, as Longformer does by a branch on their length."""
 
 from __future__ import annotations
 
@@ -32,10 +28,9 @@ def pad_to_window(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> i
     if window is None or "input_ids" not in inputs:
         return None
     config: Any = module.config
-    length_before = inputs["input_ids"].shape[1]
+    length = inputs["input_ids"].shape[1]
+    padding = (length + window - 1) // window * window - length
     for name, tensor in inputs.items():
-        length = tensor.shape[1]
-        padding = (length + window - 1) // window * window - length
         filler = config.pad_token_id if name == "input_ids" else 0
         inputs[name] = torch.nn.functional.pad(tensor, (0, padding), value=filler)
-    return length_before
+    return length

@@ -1,9 +1,4 @@
-"""Trace encoders that attend within windows of equal length, which transformers counts in Python.
-
-Such an encoder splits its sequence where windows begin (``cu_seqlens``). While it is traced,
-attention is computed at once instead, with a mask that separates the windows. transformers passes
-``cu_seqlens`` to attention implementations whose name contains ``flash``.
-"""
+"""Trace encoders that attend within windows of equal length, as one attention with a mask."""
 
 from __future__ import annotations
 
@@ -13,16 +8,16 @@ from typing import Any
 
 import torch
 
-_NAME = "flash_edgetie"
+from edgetie.sources.patching import set_attributes
+
+_NAME = "flash_edgetie"  # transformers passes windows to implementations with "flash" in the name
 _STARTS, _LONGEST = "cu_seqlens", "max_seqlen"
 
 
 def find_window_length(module: torch.nn.Module, run: Callable[[], Any]) -> int | None:
     """Find the length of the windows in which an encoder attends; ``None`` if it has none.
 
-    Args:
-        module: the encoder.
-        run: runs it on an input that is longer than a window.
+    ``run`` runs it on an input that is longer than a window.
 
     Raises:
         TypeError: if windows have several lengths.
@@ -49,26 +44,16 @@ def find_window_length(module: torch.nn.Module, run: Callable[[], Any]) -> int |
 
 @contextlib.contextmanager
 def attend_in_windows(module: torch.nn.Module, length: int | None) -> Iterator[dict[str, Any]]:
-    """Compute attention in windows of ``length``; ``None`` changes nothing.
-
-    Yields:
-        Further arguments of the encoder.
-    """
+    """Compute attention in windows of ``length``, if any; yields arguments for the encoder."""
     if length is None:
         yield {}
         return
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(_NAME, _attention)
-    configs: list[Any] = [part.config for part in module.modules() if hasattr(part, "config")]
-    before = [(config, config._attn_implementation) for config in configs]
-    try:
-        for config, _ in before:
-            config._attn_implementation = _NAME
+    configs = [part.config for part in module.modules() if hasattr(part, "config")]
+    with set_attributes((config, "_attn_implementation", _NAME) for config in configs):
         yield {_STARTS: torch.tensor([0, length]), _LONGEST: length}
-    finally:
-        for config, name in before:
-            config._attn_implementation = name
 
 
 def _attention(

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgetie.errors import UnfusableError, summarize
+from edgetie.sources.patching import set_attributes
 from edgetie.sources.source import Source
 
-_EXPERTS = "batched_mm"
-"""Every token's experts as one MatMul: the other implementations loop over the experts that tokens
-are routed to, or call kernels of torch, and neither is a graph."""
-
-_EXPORTING = "onnx_export"
-"""The setting that transformers' own models check in their configurations."""
+_EXPERTS = "batched_mm"  # others loop over the experts in use, or call kernels of torch
+_EXPORTING = "onnx_export"  # the setting that transformers' own models check
 
 
 @contextlib.contextmanager
@@ -30,27 +27,21 @@ def attention_implementation(source: Source, name: str | None) -> Iterator[None]
     module: Any = source.module
     config = source.config.get_text_config(decoder=True)  # the model's own, if there is no other
     before = config._attn_implementation
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(module.set_attn_implementation, before)
+        message = "its attention cannot be replaced"
         try:
             module.set_attn_implementation(name)
         except Exception as error:
-            raise UnfusableError(
-                f"its attention cannot be replaced ({summarize(error)})"
-            ) from error
+            raise UnfusableError(f"{message} ({summarize(error)})") from error
         if config._attn_implementation != name:
-            raise UnfusableError("its attention cannot be replaced")
+            raise UnfusableError(message)
         yield
-    finally:
-        module.set_attn_implementation(before)
 
 
 @contextlib.contextmanager
 def experts_implementation(source: Source) -> Iterator[bool]:
-    """Set an experts implementation that can be traced, if the model has experts, and restore it.
-
-    Yields:
-        Whether it has.
-    """
+    """Set an experts implementation that can be traced and restore it; yields if there is one."""
     module: Any = source.module
     names = ("get_experts_implementation", "set_experts_implementation")
     has_experts = any(hasattr(part, "_apply_gate") for part in module.modules())
@@ -65,21 +56,8 @@ def experts_implementation(source: Source) -> Iterator[bool]:
         module.set_experts_implementation(before)
 
 
-@contextlib.contextmanager
-def announced_export(source: Source) -> Iterator[None]:
-    """Set in the configurations that the model is exported: some models then run code that can be
-    traced, and otherwise read memory in strides.
-    """
+def announced_export(source: Source) -> contextlib.AbstractContextManager[None]:
+    """Set in the configurations that the model is exported: some then run code to be traced."""
     parts = (getattr(module, "config", None) for module in source.module.modules())
     configs = {id(config): config for config in parts if hasattr(config, "_attn_implementation")}
-    before = [(config, getattr(config, _EXPORTING, None)) for config in configs.values()]
-    for config in configs.values():
-        setattr(config, _EXPORTING, True)
-    try:
-        yield
-    finally:
-        for config, value in before:
-            if value is None:
-                delattr(config, _EXPORTING)
-            else:
-                setattr(config, _EXPORTING, value)
+    return set_attributes((config, _EXPORTING, True) for config in configs.values())

@@ -1,8 +1,6 @@
-"""Find position embedding tables in a trial run, and gather them at given positions in a trace.
+"""Find position embedding tables in a trial run, and gather them at other positions in a trace.
 
-A model that counts positions itself counts padding too, and some add an offset even to positions
-that they are given. A trial run shows which embedding tables are read at consecutive rows. While
-the model is traced, these tables are read at the positions that the wrapper computes.
+Models that count positions themselves count padding too, and some add an offset.
 """
 
 from __future__ import annotations
@@ -24,7 +22,22 @@ def trial_ids(vocab_size: int | None, pad_token_id: int | None) -> torch.Tensor:
     return torch.tensor([[13 if token == pad_token_id else token for token in ids]])
 
 
-class FindPositionTables(TorchFunctionMode):
+class _EmbeddingMode(TorchFunctionMode):
+    """Handle embeddings: ``embed`` returns the result, or ``None`` to leave it to torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = None
+        if func is torch.nn.functional.embedding:
+            call = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
+            result = self.embed(call["input"], call["weight"])
+        return func(*args, **kwargs) if result is None else result
+
+    def embed(self, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+        raise NotImplementedError
+
+
+class FindPositionTables(_EmbeddingMode):
     """Record which embedding tables are read at consecutive rows, and the first of these rows."""
 
     def __init__(self) -> None:
@@ -36,24 +49,19 @@ class FindPositionTables(TorchFunctionMode):
         firsts = ((name, self._first.get(id(tensor))) for name, tensor in _named_tensors(module))
         return {name: first for name, first in firsts if first is not None}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.embedding:
-            index, weight = _embedding_arguments(args, kwargs)
-            ids = index.reshape(-1)
-            consecutive = ids.shape[0] == len(_TOKENS) and bool((ids.diff() == 1).all())
-            first = int(ids[0]) if consecutive else None
-            if self._first.setdefault(id(weight), first) != first:
-                self._first[id(weight)] = None  # also read for something else
-        return func(*args, **kwargs)
+    def embed(self, index: torch.Tensor, weight: torch.Tensor) -> None:
+        ids = index.reshape(-1)
+        consecutive = ids.shape[0] == len(_TOKENS) and bool((ids.diff() == 1).all())
+        first = int(ids[0]) if consecutive else None
+        if self._first.setdefault(id(weight), first) != first:
+            self._first[id(weight)] = None  # also read for something else
 
 
-class ReadPositionTables(TorchFunctionMode):
+class ReadPositionTables(_EmbeddingMode):
     """Read the position tables at ``positions``, whatever the model reads.
 
     Args:
-        module: the model; its tensors are looked up by name now, as ``torch.export`` replaces
-            parameters by other tensors.
+        module: the model. ``torch.export`` replaces its tensors, so they are looked up by name.
         tables: as :meth:`FindPositionTables.tables` returns them.
         positions: ``(batch, sequence)``, counted from 0 in each batch item.
     """
@@ -66,20 +74,12 @@ class ReadPositionTables(TorchFunctionMode):
         self._offsets = {id(tensor): tables[name] for name, tensor in tensors if name in tables}
         self._positions = positions
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.embedding:
-            index, weight = _embedding_arguments(args, kwargs)
-            offset = self._offsets.get(id(weight))
-            if offset is not None and not _differ(index.shape[-1], self._positions.shape[-1]):
-                positions = self._positions + offset if offset else self._positions
-                return torch.embedding(weight, positions)
-        return func(*args, **kwargs)
-
-
-def _embedding_arguments(args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    call = {**dict(zip(["input", "weight"], args, strict=False)), **kwargs}
-    return call["input"], call["weight"]
+    def embed(self, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+        offset = self._offsets.get(id(weight))
+        differ = statically_known_true(index.shape[-1] != self._positions.shape[-1])
+        if offset is None or differ:
+            return None
+        return torch.embedding(weight, self._positions + offset if offset else self._positions)
 
 
 def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -87,7 +87,3 @@ def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
         module.named_parameters(remove_duplicate=False),
         module.named_buffers(remove_duplicate=False),
     )
-
-
-def _differ(one: Any, other: Any) -> bool:
-    return statically_known_true(one != other)

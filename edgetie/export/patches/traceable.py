@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_DYNAMIC = "dynamic"
-"""transformers' name for rotary embeddings whose angles depend on the length of the text."""
+from edgetie.sources.patching import set_attributes
 
 
 @contextlib.contextmanager
@@ -21,7 +20,7 @@ def traceable(module: torch.nn.Module) -> Iterator[None]:
     precision that a module has return the module itself. Dynamic (NTK) rotary embeddings keep their
     angles: these change after the longest sequence in the configuration, where exported tables end.
     """
-    dynamic = [part for part in module.modules() if getattr(part, "rope_type", None) == _DYNAMIC]
+    dynamic = [part for part in module.modules() if getattr(part, "rope_type", None) == "dynamic"]
     original = torch.nn.Module.to
 
     def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
@@ -30,24 +29,16 @@ def traceable(module: torch.nn.Module) -> Iterator[None]:
             return self  # torch would replace the parameters that are traced by new ones
         return original(self, *args, **kwargs)
 
-    torch.nn.Module.to = to  # type: ignore[assignment,method-assign]
-    for part in dynamic:
-        vars(part)["rope_type"] = "default"
-    try:
-        with _AllIndices():
-            yield
-    finally:
-        torch.nn.Module.to = original  # type: ignore[method-assign]
-        for part in dynamic:
-            vars(part)["rope_type"] = _DYNAMIC
+    fixed = [(part, "rope_type", "default") for part in dynamic]
+    with set_attributes([(torch.nn.Module, "to", to), *fixed]), _AllIndices():
+        yield
 
 
 class _AllIndices(TorchFunctionMode):
     """Runs ``for index in mask.nonzero()`` for every index, whatever the mask.
 
-    How many indices are nonzero depends on data, how many there are does not. Such loops give each
-    expert its tokens, and an expert without tokens adds nothing. The comparison of logits detects
-    loops that compute something else, as few tokens are routed to few experts.
+    Such loops give each expert its tokens, and an expert without tokens adds nothing. Loops that
+    compute something else give wrong logits, which the comparison with torch detects.
     """
 
     def __init__(self) -> None:

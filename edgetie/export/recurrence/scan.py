@@ -1,15 +1,13 @@
-"""Replace recurrences over a sequence by ONNX Scans.
+"""Replace recurrences over a sequence by ONNX Scans, in a trace of single tokens.
 
-The graph comes from a trace of single tokens (:mod:`token_unroll`). A Scan holds only the nodes
-between a past and a present state, and those that compute its large inputs or reduce its large
-outputs, so that these exist for one token at a time. All other nodes run on all tokens at once.
-Weights stay outside, each once.
+A Scan holds the nodes between a past and a present state, and those that compute its large inputs
+or reduce its large outputs: these exist for one token at a time. Weights stay outside, each once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +25,7 @@ _MAX_CHAIN = 8
 
 
 def replace_states_by_scans(model: ir.Model) -> int:
-    """Replace the marked nodes of a graph by Scans, in place.
-
-    Returns:
-        How many Scans there are.
+    """Replace the marked nodes of a graph by Scans, in place; returns how many there are.
 
     Raises:
         UnfusableError: if a recurrence depends on more than the tokens it reads.
@@ -69,12 +64,13 @@ class _Recurrence:
 def _nodes_between(pasts: list[ir.Node], presents: list[ir.Node]) -> set[ir.Node]:
     """Find the nodes on the paths from past states to present ones."""
     sources = [node for present in presents if (node := _producer(present.inputs[0]))]
-    reached, needed = _reachable(pasts, _successors), _reachable(sources, _predecessors)
+    reached = _reachable(pasts, ir.Node.successors)
+    needed = _reachable(sources, ir.Node.predecessors)
     return (reached & needed) - set(pasts)
 
 
 def _reachable(
-    start: Iterable[ir.Node], following: Callable[[ir.Node], list[ir.Node]]
+    start: Iterable[ir.Node], following: Callable[[ir.Node], Sequence[ir.Node]]
 ) -> set[ir.Node]:
     """Collect ``start`` and all nodes that follow."""
     nodes: set[ir.Node] = set()
@@ -91,14 +87,6 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def _successors(node: ir.Node) -> list[ir.Node]:
-    return [user for output in node.outputs for user, _ in output.uses()]
-
-
-def _predecessors(node: ir.Node) -> list[ir.Node]:
-    return [producer for value in node.inputs if (producer := _producer(value)) is not None]
-
-
 class _ScanBuilder:
     """Moves the nodes of one recurrence into a Scan."""
 
@@ -108,7 +96,7 @@ class _ScanBuilder:
         self.marked = {node for pair in recurrence.states for node in pair}
         pasts = [past for past, _ in recurrence.states]
         self.state_shape = pasts[0].outputs[0].shape
-        self.after_states = _reachable(pasts, _successors)
+        self.after_states = _reachable(pasts, ir.Node.successors)
         self.core = recurrence.nodes | self._reducers(recurrence.nodes)
         self.body_nodes = [node for node in graph if node in self.core]
         ids = pasts[0].inputs[1]
@@ -184,21 +172,18 @@ class _ScanBuilder:
             return value
         if value not in self.in_body:
             self.recomputed |= self._expanding_nodes(value)
-            if node in self.recomputed:
-                self.in_body[value] = self._recompute(value)
+            if node is not None and node in self.recomputed:
+                inputs = [None if each is None else self._body_input(each) for each in node.inputs]
+                name = f"{self.name}.{value.name}"
+                output = ir.Value(name=name, type=value.type, shape=value.shape)
+                self.body_nodes.append(
+                    ir.node(node.op_type, inputs, node.attributes, outputs=[output])
+                )
+                self.in_body[value] = output
             else:
                 self.in_body[value] = self._body_value(value)
                 self.scan_inputs.append(value)
         return self.in_body[value]
-
-    def _recompute(self, value: ir.Value) -> ir.Value:
-        node = value.producer()
-        assert node is not None
-        inputs = [None if each is None else self._body_input(each) for each in node.inputs]
-        output = ir.Value(name=f"{self.name}.{value.name}", type=value.type, shape=value.shape)
-        copy = ir.node(node.op_type, inputs, node.attributes, outputs=[output])
-        self.body_nodes.append(copy)
-        return output
 
     def _expanding_nodes(self, value: ir.Value) -> set[ir.Node]:
         """Find elementwise nodes that compute ``value`` from smaller values; perhaps none."""
@@ -303,6 +288,6 @@ class _ScanBuilder:
 
 def _varies(value: ir.Value) -> bool:
     """Check whether it depends on an input of the graph."""
-    nodes = _reachable([producer] if (producer := value.producer()) else [], _predecessors)
+    nodes = _reachable([node] if (node := value.producer()) else [], ir.Node.predecessors)
     values = [value, *(each for node in nodes for each in node.inputs if each is not None)]
     return any(v.is_graph_input() for v in values)

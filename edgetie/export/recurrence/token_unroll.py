@@ -1,11 +1,7 @@
 """Trace recurrent layers one token at a time, their states as marked nodes.
 
-Whatever a recurrent layer does with a whole sequence at once (chunks, scans, Python loops), with
-one token and a state it computes the plain recurrence. So every token is traced as a batch item,
-``(batch * sequence, 1)``: projections, norms and experts treat tokens alike, attention merges
-tokens into sequences again (:meth:`TokenUnroll.merge`), and the state of a token is what the token
-before left. A trace cannot express that last part. Two marked nodes stand for it, and :mod:`scan`
-moves the nodes between them into an ONNX Scan over the sequence.
+With one token and a state, every recurrent layer computes the plain recurrence. So every token is
+traced as a batch item, and :mod:`scan` moves the nodes between marked ones into an ONNX Scan.
 """
 
 from __future__ import annotations

@@ -55,9 +55,7 @@ def reset_after_failure(program: torch.export.ExportedProgram) -> None:
 
 
 def _make_contiguous(attention: torch.fx.Node) -> None:
-    """Copy the output of attention, whose strides change if it is decomposed, so that it can still
-    be viewed. In ONNX the copy is an Identity, which is removed.
-    """
+    """Copy the output of attention, whose strides may change; in ONNX the copy is an Identity."""
     graph = attention.graph
     with graph.inserting_after(attention):
         copy = graph.call_function(aten.clone.default)
@@ -85,21 +83,21 @@ def _evaluate_constants(program: torch.export.ExportedProgram) -> None:
                 results[node] = result
     for node, value in results.items():
         if node.op != "placeholder" and any(user not in results for user in node.users):
-            node.replace_all_uses_with(_add_constant(program, f"constant_{node.name}", value, node))
-            program.graph.erase_node(node)
+            _replace_by_constant(program, node, value)
 
 
-def _add_constant(
-    program: torch.export.ExportedProgram, name: str, value: torch.Tensor, like: torch.fx.Node
-) -> torch.fx.Node:
-    graph, signature = program.graph, program.graph_signature
+def _replace_by_constant(
+    program: torch.export.ExportedProgram, node: torch.fx.Node, value: torch.Tensor
+) -> None:
+    graph, name = program.graph, f"constant_{node.name}"
     with graph.inserting_before(next(iter(graph.nodes))):
-        node: torch.fx.Node = graph.placeholder(name)
-    node.meta = {"val": like.meta["val"]}
-    argument = TensorArgument(node.name)
-    signature.input_specs.insert(0, InputSpec(InputKind.CONSTANT_TENSOR, argument, name))
+        constant = graph.placeholder(name)
+    constant.meta = {"val": node.meta["val"]}
+    spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(constant.name), name)
+    program.graph_signature.input_specs.insert(0, spec)
     program.constants[name] = value
-    return node
+    node.replace_all_uses_with(constant)
+    graph.erase_node(node)
 
 
 def _is_operator(node: torch.fx.Node) -> Any:
