@@ -123,12 +123,11 @@ def tie_model(
     place = atomic_directory(target, force=None) if several else atomic_files(target, force=force)
     with place as directory:
         with _blame_files(originals):
-            models = [
-                _Model(path, name, several) for path, name in zip(originals, names, strict=True)
-            ]
             stages.stage("find copies")
-            for model in models:
-                model.merge(max_distance)
+            models = [
+                _Model(path, name, several, max_distance)
+                for path, name in zip(originals, names, strict=True)
+            ]
             same = _share_bytes(models)
             stages.stage("write")
             data = DATA if several else f"{target.name}.data"
@@ -204,26 +203,13 @@ def _blame_files(paths: Sequence[Path]) -> Iterator[None]:
 
 
 class _Model:
-    """The model of ``path``, to be written as ``name``, and what was merged in it."""
+    """The model of ``path``, to be written as ``name``, and what was merged within it."""
 
-    def __init__(self, path: Path, name: str, several: bool) -> None:
+    def __init__(self, path: Path, name: str, several: bool, max_distance: float) -> None:
         self.path, self.name, self.several = path, name, several
         self.graph = load_model(path)
         self.vocabulary = _vocabulary(self.graph)
-        self.aliases: dict[ir.Value, ir.Value] = {}
-        self.merged: dict[str, str] = {}
-        self.shared: dict[str, str] = {}
-        self.near: list[NearCopy] = []
-        self.merged_near: list[str] = []
         self.skipped: list[str] = []
-        self.has_copies = False
-
-    def label(self, name: object) -> str:
-        """Return a name or description as the report gives it."""
-        return f"{self.name}: {name}" if self.several else f"{name}"
-
-    def merge(self, max_distance: float) -> None:
-        """Merge the copies within the file."""
         common.LiftConstantsToInitializersPass(lift_all_constants=False)(self.graph)
         exact = MergeDuplicates()
         run_passes(self.graph, [], [exact])
@@ -238,7 +224,11 @@ class _Model:
         self.shared = {label(copy.name): label(old.name) for copy, old in exact.aliases.items()}
         self.near = [replace(c, name=label(c.name), table=label(c.table)) for c in copies]
         self.merged_near = [label(name) for name in nearest.merged]
-        self.skipped += map(self.label, exact.skipped)
+        self.skipped += map(label, exact.skipped)
+
+    def label(self, name: object) -> str:
+        """Return a name or description as the report gives it."""
+        return f"{self.name}: {name}" if self.several else f"{name}"
 
     def fuse_heads(self) -> None:
         """Rewrite MatMuls with a transposed table, which ONNX Runtime would copy."""

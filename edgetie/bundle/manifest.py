@@ -159,7 +159,7 @@ def bare_manifest(model_path: Path) -> Manifest:
     graph = check_external_data(model_path).graph
     weights = {tensor.name for tensor in graph.initializer}
     inputs, outputs = (
-        describe_tensors(ir.serde.deserialize_value_info_proto(value, None) for value in values)
+        describe_tensors(ir.from_proto(value) for value in values)
         for values in ((v for v in graph.input if v.name not in weights), graph.output)
     )
     last = any(node.name == LAST_TOKEN_NODE for node in graph.node)

@@ -78,18 +78,13 @@ def near_copies(model: ir.Model) -> list[NearCopy]:
     several tables is a copy of the nearest one. Graph inputs and outputs are left out.
     """
     candidates = [m for m in _float_matrices(model) if not is_input_or_output(m.value, model)]
-    tables = [m for m in candidates if _is_table(m)]
-    table_values = {table.value for table in tables}
-    copies: dict[str, NearCopy] = {}
-    for table in tables:
-        for other in candidates:
-            if other.value in table_values or other.dtype != table.dtype:
-                continue
-            copy = _compare(table, other)
-            nearest = copies.get(other.name)
-            if copy is not None and (nearest is None or copy.distance < nearest.distance):
-                copies[other.name] = copy
-    return list(copies.values())
+    tables = {m.value: m for m in candidates if _is_table(m)}
+    nearest: list[NearCopy] = []
+    for other in candidates:
+        if other.value not in tables:
+            copies = [_compare(t, other) for t in tables.values() if t.dtype == other.dtype]
+            nearest += sorted(filter(None, copies), key=lambda copy: copy.distance)[:1]
+    return nearest
 
 
 def _is_table(matrix: _FloatMatrix) -> bool:
