@@ -32,7 +32,7 @@ def print_inspection(inspection: Inspection) -> None:
             table.add_row(group.name, size, uses, _count(tie.file), _count(tie.optimized), memory)
         console.print(table)
         for tie in inspection.ties:
-            for text in tie.made_by:
+            for text in tie.causes:
                 console.print(f"  {tie.group.name}: {text}")
     elif not inspection.copies:
         console.print("no tied weights: every initializer has one use", style="yellow")

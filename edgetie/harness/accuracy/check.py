@@ -213,13 +213,13 @@ class _Comparison:
         if errors.nonfinite:
             nonfinite = f"logits are NaN or infinite at {errors.nonfinite} positions"
             failures = {"max_abs_error": nonfinite} | failures
-        after_noise = ", after noise" if self.candidate.is_audio_model else ""
+        audio = ", after noise" if self.candidate.is_audio_model else ""
         return AccuracyReport(
             bundle=self.candidate.name,
             reference=self.reference.name,
             provider=provider,
             precision=precision,
-            data=data.description + after_noise,
+            data=data.description + audio,
             greedy_agreement=greedy_agreement,
             nodes_per_provider=self.candidate.nodes_per_provider,
             fallback_nodes=self.candidate.fallback_nodes,

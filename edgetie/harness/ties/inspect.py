@@ -46,7 +46,7 @@ class TieCopies:
         group: the weight and its uses.
         file: copies of its values in the file.
         optimized: copies in the graph as ONNX Runtime rewrites it at start.
-        made_by: what made each copy beyond the first.
+        causes: what made each copy beyond the first.
         memory: resident bytes of a loaded session over the weight's size, rounded; ``None`` if
             :func:`~edgetie.harness.ties.tie_memory.measure_tie` cannot measure it.
         resident: the bytes that ``memory`` is computed from.
@@ -55,7 +55,7 @@ class TieCopies:
     group: TieGroup
     file: int
     optimized: int
-    made_by: tuple[str, ...]
+    causes: tuple[str, ...]
     memory: int | None = None
     resident: TieMemory | None = None
 
@@ -64,7 +64,7 @@ class TieCopies:
             **self.group.to_dict(),
             "copies": {"file": self.file, "optimized": self.optimized, "memory": self.memory},
             "resident_bytes": None if self.resident is None else vars(self.resident),
-            "made_by": list(self.made_by),
+            "made_by": list(self.causes),
         }
 
 
@@ -147,14 +147,14 @@ def _measure_memory(models: Mapping[str, ir.Model], tie: TieCopies, provider: st
     group, resident = tie.group, _resident(models, tie.group, provider)
     if resident is None:
         return tie
-    memory, made_by = resident.copies(group.bytes), tie.made_by
+    memory, causes = resident.copies(group.bytes), tie.causes
     private = resident.anonymous / group.bytes
     if memory > 1 or private > 0.5:
         op_types = dict.fromkeys(use.op_type for use in group.uses)
         kernels = [name for name in op_types if "MatMul" in name or name == "Gemm"]
         names = ", ".join(kernels) or "the MatMul that reads it"
-        made_by = (*made_by, f"memory: {names} packs it ({private:.2f} × private)")
-    return replace(tie, memory=memory, resident=resident, made_by=made_by)
+        causes = (*causes, f"memory: {names} packs it ({private:.2f} × private)")
+    return replace(tie, memory=memory, resident=resident, causes=causes)
 
 
 def _other_copies(
@@ -163,7 +163,7 @@ def _other_copies(
     """Name equal matrices that are not ties. Matrices of a single number are equal by chance."""
     tied = {group.name for group in ties}
     for group in equal_groups(initializers):
-        names = tuple(str(twin.value.name) for twin in group)
+        names = tuple(str(copy.value.name) for copy in group)
         tensor = group[0].value.const_value
         if tensor is None or len(tensor.shape) < 2 or not tied.isdisjoint(names):
             continue
@@ -220,11 +220,10 @@ def _count_copies(
         if (other := value.const_value) is not None
         and (other.dtype, other.size) == (tensor.dtype, tensor.size)
     ]
-    twins = next(
-        (g for g in equal_groups(candidates) if weight.name in [twin.value.name for twin in g]), []
-    )
-    others = [twin.value.name for twin in twins if twin.value is not weight]
-    made_by = [f"file: {name} holds the same values" for name in others]
+    groups = [[copy.value for copy in copies] for copies in equal_groups(candidates)]
+    duplicates = next((g for g in groups if weight.name in [value.name for value in g]), [])
+    others = [value.name for value in duplicates if value is not weight]
+    causes = [f"file: {name} holds the same values" for name in others]
     places: set[Any] = set()
     for file, model in optimized.items():
         originals = {str(value.name): value for value in all_initializers(models[file])}
@@ -237,10 +236,10 @@ def _count_copies(
             places.add(place)
             if original is None:
                 users = ", ".join(f"{node.op_type} {node.name}" for node, _ in value.uses())
-                made_by.append(
+                causes.append(
                     f"optimized: constant folding made {value.name}, {arrangement}, for {users}"
                 )
-    return TieCopies(group, max(1, len(twins)), len(places), tuple(made_by))
+    return TieCopies(group, max(1, len(duplicates)), len(places), tuple(causes))
 
 
 def _arrangement(array: np.ndarray[Any, Any], other: ir.TensorProtocol | None) -> str | None:

@@ -67,7 +67,7 @@ def test_a_copy_made_by_constant_folding_is_counted_and_named(folding: Path) -> 
     (tie,) = inspect_model(folding).ties
     assert tie.file == 1
     assert tie.optimized == 2
-    assert any("constant folding" in text and "head" in text for text in tie.made_by)
+    assert any("constant folding" in text and "head" in text for text in tie.causes)
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_copies_of_codes_in_another_form_are_counted(tmp_path: Path) -> None:
     (tie,) = inspect_model(tmp_path / "static").ties
     assert (tie.file, tie.optimized) == (1, 2)
     assert tie.memory in (1, 2)
-    assert any("transposed, for" in text for text in tie.made_by)
+    assert any("transposed, for" in text for text in tie.causes)
 
 
 def test_a_product_of_what_was_looked_up_in_codes_is_measured(tmp_path: Path) -> None:
