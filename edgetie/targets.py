@@ -37,11 +37,9 @@ class Scheme:
     """A way to quantize a model.
 
     Attributes:
-        name: as in ``scheme="int8"``.
         description: what is quantized, and with which operators.
-        weights_in_memory: what matrix products read: ``prepacked`` copies that ONNX Runtime makes
-            when a session starts, ``mapped`` weights of the file, or ``mixed``: the mapped
-            embedding table and prepacked copies of the other weights.
+        weights_in_memory: what MatMuls read: ``prepacked`` copies that ONNX Runtime makes when a
+            session starts, ``mapped`` weights of the file, or ``mixed``: a mapped embedding only.
         embedding_format, linear_format: formats of embedding tables and of other weights, names of
             :data:`edgetie.quantize.formats.scheme_formats.FORMATS`; ``None`` to quantize nothing.
         embedding_bits, linear_bits: bits of their weights.
@@ -80,15 +78,11 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model runs.
+    """Where a model runs, and which scheme suits it.
 
     Attributes:
-        name: as in ``target="cpu"``.
-        scheme: name of the scheme that suits it.
-        reason: why that scheme does.
-        fused: whether ``export`` emits ONNX Runtime's own fused operators. Compilers for NPUs
-            accept only operators of the ONNX standard, at fixed shapes
-            (:func:`edgetie.fix_shapes`).
+        fused: whether ``export`` emits ONNX Runtime's own fused operators, which compilers for NPUs
+            do not accept. These need fixed shapes too (:func:`edgetie.fix_shapes`).
     """
 
     name: str
@@ -196,12 +190,7 @@ def find_target(name: str) -> Target:
 def find_scheme(
     target: str = "cpu", *, scheme: str | None = None, block_size: int | None = None
 ) -> Scheme:
-    """Return the scheme called ``scheme``, or the target's if that is ``None``.
-
-    Args:
-        target: a name of :data:`TARGETS`.
-        scheme: a name of :data:`SCHEMES`.
-        block_size: one of :data:`BLOCK_SIZES`, instead of the scheme's default.
+    """Return the scheme called ``scheme``, or the target's, with blocks of ``block_size``.
 
     Raises:
         EdgetieError: if there is no such target.

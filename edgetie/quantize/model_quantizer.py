@@ -27,7 +27,6 @@ from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.quantize.preprocess.preprocess import PreprocessReport, preprocess_model
 from edgetie.quantize.quantize_weights import QuantizeWeightsPass
 from edgetie.quantize.weights.array_spill import ArraySpill
-from edgetie.quantize.weights.linear_op import LinearOp
 from edgetie.runtime.memory import release_heap
 from edgetie.targets import Scheme
 from edgetie.ties.groups import TieGroup
@@ -102,7 +101,8 @@ class ModelQuantizer:
         """
         for (file, model), path in zip(self.models.items(), self.bundle.model_paths, strict=True):
             read_uncached(model)
-            if weight_formats(self.scheme) is None:
+            formats = weight_formats(self.scheme)
+            if formats is None:
                 self.reports[file] = PreprocessReport(note="nothing: there is nothing to round")
                 continue
             run_passes(model, self._ties[file], [GemmToMatMul(), RemoveFlattenReshapes()])
@@ -112,7 +112,7 @@ class ModelQuantizer:
                 self.bundle,
                 path,
                 inputs,
-                self._format_of,
+                formats,
                 spill,
                 fixed=self._shared,
             )
@@ -146,12 +146,6 @@ class ModelQuantizer:
             for each in linear_ops
         }
 
-    def _format_of(self, linear_op: LinearOp) -> WeightFormat:
-        """Return the format that a linear operator's weight will have."""
-        formats = weight_formats(self.scheme)
-        assert formats is not None
-        return formats[1] if linear_op.transposed else formats[0]
-
     @property
     def has_higher_precision(self) -> bool:
         """Whether single weights can have a higher precision than the scheme's."""
@@ -178,7 +172,7 @@ class ModelQuantizer:
         models: dict[str, ir.Model] = {}
         passes: dict[str, QuantizeWeightsPass] = {}
         for file, model in self.models.items():
-            models[file] = _copy(model) if copy else model
+            models[file] = copy_model(model) if copy else model
             formats = weight_formats(self.scheme, self._ranges[file])
             if formats is not None:
                 passes[file] = self._weights_pass(file, *formats, float_weights, higher_precision)
@@ -204,15 +198,11 @@ class ModelQuantizer:
         self, names: Sequence[str], float_tensors: Mapping[str, Mapping[str, ir.TensorProtocol]]
     ) -> dict[str, ir.Model]:
         """Make models in which one weight at a time is quantized, chosen by an input when they run
-        (:mod:`edgetie.quantize.formats.toggle`).
-
-        Args:
-            names: of the weights that can be chosen.
-            float_tensors: of each model, these weights before they are quantized.
+        (:mod:`edgetie.quantize.formats.toggle`): one of ``names``, whose float tensors are given.
         """
         models = {}
         for file, model in self.models.items():
-            models[file] = _copy(model)
+            models[file] = copy_model(model)
             formats = weight_formats(self.scheme, self._ranges[file])
             assert formats is not None
             toggle = ToggleFormat(formats[1], names, float_tensors[file])
@@ -239,7 +229,7 @@ class ModelQuantizer:
         )
 
 
-def _copy(model: ir.Model) -> ir.Model:
+def copy_model(model: ir.Model) -> ir.Model:
     model.graph.sort()  # copies are made node by node
     return model.clone()
 
@@ -249,9 +239,8 @@ def _same_bytes(
     passes: Mapping[str, QuantizeWeightsPass],
     shared: Collection[str],
 ) -> dict[ir.Value, ir.Value]:
-    """Find initializers that share bytes: aliases, and parts of weights that several models read.
-
-    The latter are equal, because preprocessing does not change these weights.
+    """Find initializers that share bytes: aliases, and parts of weights that several models read,
+    which preprocessing does not change.
     """
     same: dict[ir.Value, ir.Value] = {}
     of_all_models: dict[str, ir.Value] = {}

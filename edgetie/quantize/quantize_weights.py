@@ -1,8 +1,4 @@
-"""Replace float weights, their linear operators and their Gathers by quantized ones.
-
-A :class:`~edgetie.quantize.formats.weight_format.WeightFormat` defines how a weight is stored and
-computed with. There are two: for weights that a Gather reads, as embeddings, and for all others.
-"""
+"""Replace float weights, their linear operators and their Gathers by quantized ones."""
 
 from __future__ import annotations
 
@@ -13,7 +9,14 @@ import onnx_ir as ir
 
 from edgetie.errors import QuantizeError
 from edgetie.graph.editing import insert, replace
-from edgetie.graph.matching import last_dimension, only_user, operator, producer, weight
+from edgetie.graph.matching import (
+    last_dimension,
+    only_user,
+    operator,
+    other_operand,
+    producer,
+    weight,
+)
 from edgetie.passes.base import GraphPass
 from edgetie.quantize.formats.weight_format import Nodes, WeightFormat, rank
 from edgetie.quantize.weights.affine import Array
@@ -159,19 +162,19 @@ class QuantizeWeightsPass(GraphPass):
 
     def _replace_gather(self, node: ir.Node, quantized: QuantizedWeight) -> None:
         """Replace ``Gather(W, indices)`` by its dequantized rows."""
-        indices, nodes = node.inputs[1], Nodes(quantized.graph)
-        assert indices is not None
-        if indices.shape is not None:
-            output = self._format(quantized.name).gather(nodes, quantized, indices)
-        else:  # their rank is known when the model runs
-            flat = nodes("Reshape", indices, nodes.integers("gather.flat", [-1]))
-            flat.shape = ir.Shape([None])
-            flat.type = indices.type or ir.TensorType(ir.DataType.INT64)
-            embeddings = self._format(quantized.name).gather(nodes, quantized, flat)
+        original, nodes = node.inputs[1], Nodes(quantized.graph)
+        assert original is not None
+        indices = original
+        if original.shape is None:  # their rank is known when the model runs
+            indices = nodes("Reshape", original, nodes.integers("gather.flat", [-1]))
+            indices.shape = ir.Shape([None])
+            indices.type = original.type or ir.TensorType(ir.DataType.INT64)
+        output = self._format(quantized.name).gather(nodes, quantized, indices)
+        if indices is not original:
             width = quantized.in_channels
             last = nodes.integers(f"gather.width.{width}", [width])
-            shape = nodes("Concat", nodes("Shape", indices), last, axis=0)
-            output = nodes("Reshape", embeddings, shape)
+            shape = nodes("Concat", nodes("Shape", original), last, axis=0)
+            output = nodes("Reshape", output, shape)
         nodes.nodes[0].name = node.name
         self._replace(node, node.outputs[0], output, nodes, f"{quantized.label}.gather")
         _detach(node)
@@ -184,7 +187,7 @@ class QuantizeWeightsPass(GraphPass):
         bias: ir.Value | None = None
         add = only_user(output, "Add")
         if add is not None and add.graph is node.graph:
-            addend = add.inputs[1] if add.inputs[0] is output else add.inputs[0]
+            addend = other_operand(add, output)
             tensor = weight(addend)
             if tensor is not None and tuple(tensor.shape) == (quantized.out_channels,):
                 bias, output = addend, add.outputs[0]
@@ -217,11 +220,8 @@ class QuantizeWeightsPass(GraphPass):
 
 
 def _has_one_orientation(value: ir.Value) -> bool:
-    """Whether only linear operators and Gathers read a weight, and all read the same quantized
-    values.
-
-    Blocks of its rows serve a MatMul with it as it is or transposed, but not both, and other nodes
-    need the floats. Such a weight would have to be stored twice, so it stays in floating point.
+    """Whether only linear operators and Gathers read a weight, and all read the same blocks:
+    otherwise it would have to be stored twice, and stays in floating point.
     """
     linear_nodes = {linear_op.node for linear_op in find_linear_ops(value)}
 

@@ -1,8 +1,4 @@
-"""Quantize a bundle or an ``.onnx`` file to a bundle.
-
-The steps are: read the source, read what to calibrate on, preprocess the float models, quantize
-them within accuracy limits, quantize the KV cache, verify ties, write the manifest.
-"""
+"""Quantize a bundle or an ``.onnx`` file to a bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
@@ -146,18 +142,18 @@ def quantize_model(
             finally:
                 verified.result()  # damaged weights explain any other error
         stages.stage("quantize")
-        meter = AccuracyMeter(bundle, data.text) if limits is not None else None
-        result = _quantize(quantizer, directory, limits, meter, stages)
+        meter = AccuracyMeter(bundle, data.text, limits) if limits is not None else None
+        result = _quantize(quantizer, directory, meter, stages)
         if int8_kv_cache:
-            result = _quantize_kv_cache(result, bundle, directory, data, limits, meter)
-        ties = _verify_ties(result, float_models)
+            result = _quantize_kv_cache(result, bundle, directory, data.inputs, meter)
+        ties = _verify_ties(result, float_models, directory)
         _copy_other_files(bundle, directory)
         # ONNX Runtime does not accept DequantizeLinear over weights of an outer graph
         if not int8_kv_cache and len(result.models) > 1 and not scheme_row.activation_bits:
             write_merged(directory)
         stages.stage("hash")
         manifest = _make_manifest(float_models, scheme_row, result, ties)
-        manifest.quantization |= _calibration_entries(quantizer, data)
+        manifest.quantization |= _calibration_entries(quantizer, data.description)
         manifest.quantization["cache_bits"] = 8 if int8_kv_cache else None
         write_manifest(directory, manifest)
     stages.finish()
@@ -170,8 +166,7 @@ def quantize_model(
     )
 
 
-@dataclass(frozen=True)
-class _CalibrationData:
+class _CalibrationData(NamedTuple):
     """What to calibrate on and to measure limits on, and a description for the manifest."""
 
     text: CalibrationText
@@ -224,19 +219,11 @@ def _is_file(text: str) -> bool:
 
 @dataclass(frozen=True)
 class _Result:
-    """Quantized models, written to ``paths``.
-
-    Attributes:
-        quantized: the models.
-        paths: of their files.
-        costs: what quantizing each weight costs; empty if it was not measured.
-        metrics: accuracy; ``None`` if it was not measured.
-    """
+    """Quantized models; the cost of each weight and the accuracy, if they were measured."""
 
     quantized: QuantizedModels
-    paths: list[Path]
-    costs: list[Cost]
-    metrics: PredictionMetrics | None
+    costs: Sequence[Cost] = ()
+    metrics: PredictionMetrics | None = None
 
     @property
     def models(self) -> dict[str, ir.Model]:
@@ -254,58 +241,52 @@ class _Result:
 
 
 def _quantize(
-    quantizer: ModelQuantizer,
-    directory: Path,
-    limits: Thresholds | None,
-    meter: AccuracyMeter | None,
-    stages: Stages,
+    quantizer: ModelQuantizer, directory: Path, meter: AccuracyMeter | None, stages: Stages
 ) -> _Result:
     """Quantize the models within limits and write them."""
-    if limits is None or meter is None:
+    if meter is None:
         models = quantizer.quantize()
-        paths = write_models(models.models, directory, data=DATA, same=models.same, progress=stages)
-        return _Result(models, paths, [], None)
-    models, costs, metrics = quantize_within_limits(limits, quantizer, directory, meter, stages)
+        write_models(models.models, directory, data=DATA, same=models.same, progress=stages)
+        return _Result(models)
+    models, costs, metrics = quantize_within_limits(quantizer, directory, meter, stages)
     stages.stage("write")
-    paths = write_models(models.models, directory, data=DATA, same={}, progress=stages)
+    write_models(models.models, directory, data=DATA, same={}, progress=stages)
     for name in (QUANTIZED, HIGHER_PRECISION, FLOAT):
         (directory / name).unlink(missing_ok=True)
-    return _Result(models, paths, costs, metrics)
+    return _Result(models, costs, metrics)
 
 
 def _quantize_kv_cache(
     result: _Result,
     bundle: Bundle,
     directory: Path,
-    data: _CalibrationData,
-    limits: Thresholds | None,
+    inputs: CalibrationInput,
     meter: AccuracyMeter | None,
 ) -> _Result:
     """Quantize the KV cache of the last model, the decoder, and check limits again."""
     *_, (file, model) = result.models.items()
     written = Bundle(directory, directory / file, bundle.manifest)
-    scales = kv_cache_scales(written, model, directory / file, data.inputs)
+    scales = kv_cache_scales(written, model, directory / file, inputs)
     run_passes(model, [], [QuantizeKvCache(scales)])
     ir.save(model, directory / file)
-    if limits is None or meter is None:
+    if meter is None:
         return result
     metrics = meter.measure(written)
-    if limits.failures(metrics):
+    if meter.limits.failures(metrics):
         remedy = "allow more or leave the KV cache in floating point"
-        raise limit_error(limits, metrics, "with a KV cache of int8", remedy)
+        raise limit_error(meter.limits, metrics, "with a KV cache of int8", remedy)
     return replace(result, metrics=metrics)
 
 
-def _verify_ties(result: _Result, models: SourceModels) -> list[TieGroup]:
+def _verify_ties(result: _Result, models: SourceModels, directory: Path) -> list[TieGroup]:
     """Check that tied weights are tied in the files; return their groups."""
     ties = find_shared_ties(result.models, models.tied_parameters)
     names = {group.name for group in ties}
     lost = ", ".join(name for name in models.tied_names if name not in names)
     if lost:
         raise QuantizeError(f"{lost}: quantizing would untie it; nothing is written")
-    for path in result.paths:
-        groups = ties_of_file(ties, path.name)
-        verify_ties(load_model(path), groups, where=f"the file {path.name}")
+    for file in result.models:
+        verify_ties(load_model(directory / file), ties_of_file(ties, file), f"the file {file}")
     return ties
 
 
@@ -330,30 +311,30 @@ def _make_manifest(
     manifest.signature = replace(manifest.signature, inputs=inputs, outputs=outputs)
     manifest.ties, manifest.accuracy = ties, {}
     manifest.precision, manifest.weights_in_memory = scheme.precision, scheme.weights_in_memory
-    metrics = result.metrics
     manifest.quantization = {
         "scheme": scheme.name,
         "blocks": result.quantized.block_sizes,
         "kept": result.float_weights,
         "finer": result.with_precision(Precision.HIGHER),
-        "measured": {}
-        if metrics is None
-        else {
+        "measured": {},
+    }
+    metrics = result.metrics
+    if metrics is not None:
+        manifest.quantization["measured"] = {
             "positions": metrics.predictions,
             "kl": metrics.mean_kl_divergence,
             "perplexity_increase": metrics.perplexity_increase,
             "top1_agreement": metrics.top1_agreement,
-        },
-    }
+        }
     return manifest
 
 
-def _calibration_entries(quantizer: ModelQuantizer, data: _CalibrationData) -> dict[str, Any]:
+def _calibration_entries(quantizer: ModelQuantizer, description: str) -> dict[str, Any]:
     """Describe in the manifest what calibration and preprocessing did."""
     reports = quantizer.reports.values()
     notes = dict.fromkeys(report.note for report in reports if report.note)
     return {
-        "calibration": "; ".join(notes) or data.description,
+        "calibration": "; ".join(notes) or description,
         "smoothed": sum(report.smoothed for report in reports),
         "rotated": sum(report.rotated for report in reports),
         "compensated": sum(len(report.hessians) for report in reports),

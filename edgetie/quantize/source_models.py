@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -13,11 +12,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.manifest import Manifest, describe_tensors
+from edgetie.bundle.manifest import Manifest
 from edgetie.bundle.names import MODEL
 from edgetie.errors import QuantizeError
 from edgetie.graph.external_data import byte_range
-from edgetie.graph.matching import operator
+from edgetie.graph.matching import last_dimension, operator
 from edgetie.graph.model_files import load_model, remove_weights_from_inputs
 from edgetie.quantize.calibration.layerwise_run import is_bidirectional
 from edgetie.ties.groups import TieGroup, equal_initializers, find_shared_ties, find_ties
@@ -33,7 +32,6 @@ class SourceModels:
     """The float models of a bundle.
 
     Attributes:
-        bundle: the source.
         models: by the file names of the bundle to be written.
         tied_parameters: names of the parameters in each tie group of the manifest.
         ties: tie groups of each model.
@@ -58,18 +56,13 @@ class SourceModels:
         if not bundle.is_bare:
             return replace(manifest)
         (model,) = self.models.values()
-        logits = next(
-            (each for each in describe_tensors(model.graph.outputs) if each.name == "logits"), None
-        )
-        vocab_size = logits.shape[-1] if logits is not None and logits.shape else 0
+        logits = [value for value in model.graph.outputs if value.name == "logits"]
+        vocab_size = last_dimension(logits[0]) if logits else None
         return replace(
             manifest,
             source={"kind": "onnx", "name": bundle.model_path.name, "architecture": None},
             task="masked-lm" if is_bidirectional(bundle.model_path) else "causal-lm",
-            signature=replace(
-                manifest.signature,
-                vocab_size=vocab_size if isinstance(vocab_size, int) else 0,
-            ),
+            signature=replace(manifest.signature, vocab_size=vocab_size or 0),
             unique_parameters=self.parameters,
             versions={name: version(name) for name in ("edgetie", "onnxruntime", "onnx")},
         )
@@ -88,7 +81,8 @@ def read_source_models(source: str | os.PathLike[str] | Bundle) -> SourceModels:
         raise QuantizeError(f"{bundle.directory}: has fixed shapes; quantize first, then fix them")
     names = [path.name for path in bundle.model_paths] if len(bundle.model_paths) > 1 else [MODEL]
     models = {name: load_model(path) for name, path in zip(names, bundle.model_paths, strict=True)}
-    parameters = sum(_count_parameters(model) for model in models.values())
+    tensors = [v.const_value for m in models.values() for v in m.graph.initializers.values()]
+    parameters = sum(t.size for t in tensors if t is not None and t.dtype == ir.DataType.FLOAT)
     for model in models.values():
         _require_float(bundle, model)
         remove_weights_from_inputs(model)
@@ -99,22 +93,17 @@ def read_source_models(source: str | os.PathLike[str] | Bundle) -> SourceModels:
     ties = {name: find_ties(model, tied_parameters) for name, model in models.items()}
     for path, (name, model) in zip(bundle.model_paths, models.items(), strict=True):
         for first, *others in equal_initializers(model, like=[group.name for group in ties[name]]):
-            copies = ", ".join(others)
             raise QuantizeError(
-                f"{path}: {first} is stored again as {copies}; run edgetie tie first"
+                f"{path}: {first} is stored again as {', '.join(others)}; run edgetie tie first"
             )
-    shared = _shared_weights(models)
+    ranges = Counter(
+        (name, byte_range(value))
+        for model in models.values()
+        for name, value in model.graph.initializers.items()
+    )
+    shared = frozenset(name for (name, place), count in ranges.items() if place and count > 1)
     return SourceModels(
         bundle, models, tied_parameters, ties, tied_names, shared, parameters, file_bytes
-    )
-
-
-def _count_parameters(model: ir.Model) -> int:
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(
-        tensor.size
-        for tensor in tensors
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT
     )
 
 
@@ -140,14 +129,3 @@ def _infer_shapes(model: ir.Model) -> None:
         ir.passes.common.ShapeInferencePass()(model)
     finally:
         logging.disable(level)
-
-
-def _shared_weights(models: Mapping[str, ir.Model]) -> frozenset[str]:
-    """Find weights that several models read from the same bytes, by the same name."""
-    count = Counter(
-        (name, byte_range(value))
-        for model in models.values()
-        for name, value in model.graph.initializers.items()
-        if byte_range(value) is not None
-    )
-    return frozenset(name for (name, _), number in count.items() if number > 1)

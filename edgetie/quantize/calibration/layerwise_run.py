@@ -272,7 +272,7 @@ def _complete(inputs: Mapping[str, ir.Value], ids: Array, known: Feeds) -> Feeds
     defaults = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(ids.shape[1])[None],
+        "position_ids": np.arange(ids.shape[-1])[None],
         "token_type_ids": np.zeros_like(ids),
     }
     feeds: Feeds = {}

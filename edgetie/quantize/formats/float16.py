@@ -1,8 +1,4 @@
-"""Conversion to float16, for GPUs: the graph by ONNX Runtime's converter, weights when written.
-
-The converter copies all initializers, so weights are left out of the graph that it gets and are
-cast when they are written. A tied weight stays one.
-"""
+"""Conversion to float16, for GPUs: the graph by ONNX Runtime's converter, weights when written."""
 
 from __future__ import annotations
 
@@ -14,8 +10,7 @@ from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.quantize.weights.affine import Array
 
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0
-_INFINITE = 1e30
-"""A larger value in a mask means infinity. The largest float16 is enough for it."""
+_INFINITE = 1e30  # a larger value in a mask means infinity; the largest float16 is enough for it
 
 
 def to_float16(model: ir.Model) -> ir.Model:
@@ -40,7 +35,7 @@ def to_float16(model: ir.Model) -> ir.Model:
     if all(tensor.dtype != ir.DataType.FLOAT for tensor in tensors.values()):
         raise QuantizeError("no float32 weight to convert to float16")
     order = list(graph.initializers)
-    for name in tensors:
+    for name in tensors:  # the converter would copy them
         graph.inputs.append(graph.initializers.pop(name))
         graph.inputs[-1].const_value = None
     for index, node in enumerate(graph):
@@ -68,38 +63,33 @@ def _position_nodes(graph: ir.Graph) -> list[ir.Node]:
     """Find the nodes that sines and cosines are computed from: of positions, which float16 cannot
     count beyond 2,048.
     """
-    nodes: dict[ir.Node, None] = {}
+    nodes: set[ir.Node] = set()
     queue = [node for node in graph if node.op_type in ("Cos", "Sin")]
     while queue:
         node = queue.pop()
         if node not in nodes:
-            nodes[node] = None
+            nodes.add(node)
             queue += node.predecessors()
-    return list(nodes)
+    return [node for node in graph if node in nodes]
 
 
 def _cast(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Cast a float32 tensor, a large one when it is read; others stay as they are."""
     if tensor.dtype != ir.DataType.FLOAT:
         return tensor
-    is_small = tensor.size < MIN_ELEMENTS
 
     def cast() -> ir.TensorProtocol:
-        return ir.tensor(_cast_array(name, tensor.numpy(), is_small=is_small))
+        return ir.tensor(_cast_array(name, tensor.numpy()))
 
-    shape = ir.Shape(tensor.shape.numpy())
+    shape, is_small = ir.Shape(tensor.shape.numpy()), tensor.size < MIN_ELEMENTS
     return cast() if is_small else ir.LazyTensor(cast, ir.DataType.FLOAT16, shape, name=name)
 
 
-def _cast_array(name: str, array: Array, *, is_small: bool) -> Array:
-    """Cast an array to float16.
-
-    The infinity of a mask becomes the largest value. A tiny value of a small array, which keeps a
-    divisor from zero, becomes the smallest.
-
-    Raises:
-        QuantizeError: if a value is too large or NaN.
+def _cast_array(name: str, array: Array) -> Array:
+    """Cast an array to float16; the infinity of a mask becomes the largest value, and a tiny value
+    of a small array, which keeps a divisor from zero, the smallest.
     """
+    is_small = array.size < MIN_ELEMENTS
     infinite = ~(np.abs(array) < _INFINITE)  # NaN too
     finite = array[~infinite]
     is_weight = infinite.any() and not is_small and finite.any()

@@ -1,17 +1,13 @@
 """MatMulInteger over int8 weights that are read where the file is mapped.
 
-ONNX Runtime copies the constant right-hand side of a MatMul into packed memory when a session
-starts, if it has two axes. So weights have three, ``(1, in, out)``, and are read as they are:
-nothing is copied, a session is ready at once, processes share the pages. In an embedding, one
-column is a token, gathered along the last axis of the same bytes.
+ONNX Runtime does not copy weights of three axes, ``(1, in, out)``, when a session starts. So it is
+ready at once, and processes share the pages. A token of an embedding is a column of these bytes.
 
-Activations become two values of seven bits each, coarse and fine, which together have the precision
-of thirteen, with a scale for each token. On x86 each has a MatMul if a weight is large: kernels
-there multiply one token with a weight in place, but not several tokens, and have no zero points. So
-activations are shifted to unsigned values, and what that adds is computed beforehand. If a weight
-is small it is copied for each MatMul, and both parts are tokens of one. Seven bits, because x86
-processors without VNNI add pairs of products of uint8 and int8 in 16 bits: 127 · 128 · 2 still
-fits.
+Activations become two values of seven bits each, coarse and fine, with a scale for each token. On
+x86 each has a MatMul if a weight is large: kernels there multiply one token with a weight in place,
+but not several, and have no zero points, so what unsigned values add is computed beforehand. Small
+weights are copied, and both parts are tokens of one MatMul. Processors without VNNI add pairs of
+products of uint8 and int8 in 16 bits: with seven bits, 127 · 128 · 2, they fit.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
 from edgetie.quantize.formats.weight_format import Nodes, ScaleGranularity, WeightFormat, rank
+from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
 COARSE_LIMIT = 64
@@ -39,11 +36,7 @@ _SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 @dataclass
 class _SplitActivation:
-    """An activation in two parts, coarse and fine uint8 values.
-
-    The other values are added when a linear operator needs them: both parts as one, and a zero that
-    is not constant.
-    """
+    """An activation as coarse and fine values, both as one, and a zero that is not constant."""
 
     parts: Sequence[ir.Value]
     multiplier: ir.Value
@@ -92,8 +85,7 @@ class MatMulIntegerFormat(WeightFormat):
         columns = nodes("Gather", weight.values, indices, axis=2)
         columns = nodes("Squeeze", columns, nodes.integers("matmul_integer.first_axis", [0]))
         embeddings = nodes("Transpose", columns, perm=[*range(1, rank(indices) + 1), 0])
-        floats = nodes("Cast", embeddings, to=ir.DataType.FLOAT)
-        return nodes("Mul", floats, nodes("Gather", scales, indices))
+        return nodes("Mul", nodes.to_float(embeddings), nodes("Gather", scales, indices))
 
     def _gather_embeddings(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
         """Add GatherBlockQuantized of values, indices and scales."""
@@ -128,11 +120,15 @@ class MatMulIntegerFormat(WeightFormat):
         if not split:
             attributes = {"axis": -2, "num_outputs": 2}
             results = [*nodes.op_multi_out("Split", results, attributes, num_outputs=2)]
+
+        def offsets() -> Array:  # what the zero points of both parts add, negated
+            return weight.sums() * np.float32(-(COARSE_LIMIT * FINE_STEPS + FINE_STEPS))
+
         sums = nodes(
             "Sum",
             nodes("DequantizeLinear", results[0], fine_steps, domain=self.quantize_domain),
-            nodes("Cast", results[1], to=ir.DataType.FLOAT),
-            _add_offsets(weight),
+            nodes.to_float(results[1]),
+            weight.add(Part.OFFSETS, ir.DataType.FLOAT, [weight.out_channels], offsets),
         )
         result = nodes("Div", sums, activation.multiplier)
         result = nodes("Mul", result, self._add_scales(weight))
@@ -141,13 +137,9 @@ class MatMulIntegerFormat(WeightFormat):
         return nodes("Squeeze", result, nodes.integers("matmul_integer.first_axis", [0]))
 
     def _scale(self, nodes: Nodes, x: ir.Value, in_channels: int) -> tuple[ir.Value, ir.Value]:
-        """Scale ``x`` for each token so that the largest value it can have is 64.
+        """Scale ``x`` by the root of each token's sum of squares, so that no value is above 64.
 
-        No value is larger than the root of the sum of squares, which one operator divides by.
-
-        Returns:
-            The scaled activation, and what it was multiplied with except for a constant, which
-            :meth:`_add_scales` applies.
+        Returns the multiplier too, except for a constant that :meth:`_add_scales` applies.
         """
         gain = np.full(in_channels, COARSE_LIMIT / np.sqrt(in_channels))
         inputs = [x, nodes.constant(f"matmul_integer.gains.{in_channels}", gain, np.float32)]
@@ -175,21 +167,13 @@ class MatMulIntegerFormat(WeightFormat):
 
 
 def _zero_point(nodes: Nodes, activation: _SplitActivation) -> ir.Value:
-    """Add the zero point of weights, 0, as a result that constant folding cannot compute: whether a
-    number is less than itself.
+    """Add the zero point of weights, 0, as a result that constant folding cannot compute.
 
-    If it were a constant, ONNX Runtime would make a uint8 copy of a weight for each MatMul if
-    ``session.x64quantprecision`` is set, and fail at the second, as both have one name.
+    With a constant and ``session.x64quantprecision``, ONNX Runtime would make a uint8 copy of a
+    weight for each MatMul, and fail at the second, as both have one name.
     """
     if activation.zero_point is None:
         least = nodes("ReduceMin", activation.multiplier, keepdims=0)
         is_less = nodes("Less", least, least)
         activation.zero_point = nodes("Cast", is_less, to=ir.DataType.INT8)
     return activation.zero_point
-
-
-def _add_offsets(weight: QuantizedWeight) -> ir.Value:
-    """Return what the zero points of both parts add to an output channel, negated."""
-    factor = np.float32(-(COARSE_LIMIT * FINE_STEPS + FINE_STEPS))
-    shape = (weight.out_channels,)
-    return weight.add(Part.OFFSETS, ir.DataType.FLOAT, shape, lambda: weight.sums() * factor)

@@ -17,10 +17,9 @@ _TINY = 1e-30  # instead of zero, for tokens that are all zeros
 class DynamicMatMulIntegerFormat(WeightFormat):
     """8 bits with a scale for each output channel; activations of 8 bits with one for each token.
 
-    Activations are quantized when the model runs, by DynamicQuantizeLinear. ONNX Runtime fuses it
-    with MatMulInteger, Cast and Mul on its CPU. It has one scale for a whole tensor, so each token
-    is divided by its largest magnitude before. Values are uint8, as x86 processors without VNNI add
-    pairs of products of uint8 and int8 in 16 bits, which are too few, and of two uint8 in 32.
+    DynamicQuantizeLinear, which ONNX Runtime's CPU fuses with MatMulInteger, Cast and Mul, has one
+    scale for a whole tensor, so each token is divided by its largest magnitude before. Values are
+    uint8, as x86 processors without VNNI add pairs of products of uint8 and int8 in 16 bits only.
     """
 
     activations = ScaleGranularity.TOKEN
@@ -42,8 +41,7 @@ class DynamicMatMulIntegerFormat(WeightFormat):
         largest, (values, scale, zero_point) = self._activations[x]
         midpoint = nodes.constant("matmul_integer.midpoint", 128, np.uint8)
         sums = nodes("MatMulInteger", values, weight.values, zero_point, midpoint)
-        floats = nodes("Cast", sums, to=ir.DataType.FLOAT)
-        result = nodes("Mul", floats, nodes("Mul", scale, weight.add_scales()))
+        result = nodes("Mul", nodes.to_float(sums), nodes("Mul", scale, weight.add_scales()))
         return nodes("Mul", result, largest)
 
 
@@ -55,7 +53,7 @@ class StandardMatMulIntegerFormat(MatMulIntegerFormat):
     def _gather_embeddings(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
         """Add ``(row - 128) · scale`` of values, indices and scales."""
         values, indices, scales = inputs
-        embeddings = nodes("Cast", nodes("Gather", values, indices), to=ir.DataType.FLOAT)
+        embeddings = nodes.to_float(nodes("Gather", values, indices))
         centered = nodes("Sub", embeddings, nodes.constant("gather.midpoint", 128, np.float32))
         return nodes("Mul", centered, nodes("Gather", scales, indices))
 

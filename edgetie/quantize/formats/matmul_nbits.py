@@ -1,8 +1,6 @@
 """MatMulNBits and GatherBlockQuantized, ONNX Runtime's operators for weight-only quantization.
 
-Both read uint8 values ``(out, blocks, bytes of a block)`` as they are, so an embedding that both
-use is one initializer. A 2-D embedding with a Reshape for one of its users, as other tools write
-it, is folded into a second copy when ONNX Runtime starts.
+Both read uint8 values ``(out, blocks, bytes of a block)``, so a tied embedding is one initializer.
 """
 
 from __future__ import annotations
@@ -93,22 +91,21 @@ class MatMulNBitsFormat(WeightFormat):
 
     def _gather_inputs(self, weight: QuantizedWeight, *, flat: bool) -> list[ir.Value]:
         """Return values, scales and zero points; ``flat`` for values ``(out, in)``."""
-        out, blocks, values = weight.out_channels, weight.block_count, weight.values
+        out, blocks = weight.out_channels, weight.block_count
         if flat:
             shape = out, blocks * self._block_bytes(weight)
-            values = weight.add_alias(Part.VALUES_FOR_GATHER, values, shape)
-        scales = weight.add_scales(blocks)
-        if flat:
-            return [values, scales, self._add_zero_points(weight)]
-        scales = weight.add_alias(Part.SCALES_FOR_GATHER, scales, (out, blocks, 1))
+            values = weight.add_alias(Part.VALUES_FOR_GATHER, weight.values, shape)
+            return [values, weight.add_scales(blocks), self._add_zero_points(weight)]
+        last = out, blocks, 1
+        scales = weight.add_alias(Part.SCALES_FOR_GATHER, weight.add_scales(blocks), last)
         part = Part.ZERO_POINTS_FOR_GATHER
         if self.bits == 8:
-            zero_points = weight.add_alias(part, self._add_zero_points(weight), (out, blocks, 1))
+            zero_points = weight.add_alias(part, self._add_zero_points(weight), last)
         else:  # those of 4 bits are one in a byte here
             zero_points = weight.add(
-                part, ir.DataType.UINT8, (out, blocks, 1), lambda: weight.zero_points()[..., None]
+                part, ir.DataType.UINT8, last, lambda: weight.zero_points()[..., None]
             )
-        return [values, scales, zero_points]
+        return [weight.values, scales, zero_points]
 
     def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add MatMulNBits; if activations must hardly be rounded, over two parts of them."""
@@ -154,16 +151,12 @@ def _split_activation(nodes: Nodes, x: ir.Value, weight: QuantizedWeight) -> ir.
     """Concatenate ``x`` as MatMulNBits rounds it and, as further tokens, the remainder.
 
     The operator rounds activations to int8 by blocks, in units of the largest magnitude over 127.
-    What is already a multiple of the unit stays as it is. The remainder is 254 times smaller, and
-    so is the error of rounding it.
+    The remainder is 254 times smaller, and so is the error of rounding it.
     """
     axes, columns = rank(x), weight.in_channels
     shape = [0] * (axes - 1) + [weight.block_count, _block(weight)]
     blocks = nodes("Reshape", x, nodes.integers(f"matmul_nbits.blocks.{axes}.{columns}", shape))
-    magnitudes, last = (
-        nodes("Abs", blocks),
-        nodes.integers("matmul_nbits.last_axis", [-1]),
-    )
+    magnitudes, last = nodes("Abs", blocks), nodes.integers("matmul_nbits.last_axis", [-1])
     largest = (
         nodes("ReduceMax", magnitudes, last, keepdims=1)
         if _has_opset_18(weight)

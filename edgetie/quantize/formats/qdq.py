@@ -1,11 +1,7 @@
 """QuantizeLinear and DequantizeLinear around MatMuls (QDQ), for compilers of integer graphs.
 
-NPUs and OpenVINO turn them into integer MatMuls. Activations have one scale and zero point for each
-tensor, fixed in advance from a calibration text; weights have one scale for each output channel. An
-embedding is gathered by row from its quantized values, and its MatMul reads the same ones.
-
-With 16 bits, the output of a MatMul is quantized too: only then do NPUs run it as one operator,
-with its weights as they are stored.
+Activations have one fixed scale and zero point for each tensor. With 16 bits, the output of a
+MatMul is quantized too: only then do NPUs run it as one operator, with weights as they are stored.
 """
 
 from __future__ import annotations
@@ -73,7 +69,7 @@ class QdqFormat(WeightFormat):
 
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add ``row · scale``."""
-        embeddings = nodes("Cast", nodes("Gather", weight.values, indices), to=ir.DataType.FLOAT)
+        embeddings = nodes.to_float(nodes("Gather", weight.values, indices))
         scales = weight.add_scales(1, part=Part.SCALES_FOR_GATHER)
         return nodes("Mul", embeddings, nodes("Gather", scales, indices))
 

@@ -1,14 +1,12 @@
-"""A graph that quantizes one weight at a time, chosen by an input when it runs.
+"""A graph that quantizes one weight at a time, chosen by an input: one session measures them all.
 
-The cost of quantizing each weight is measured on its own. With both versions of each linear
-operator in the branches of an If, one session measures all of them.
+Both versions of each linear operator are in the branches of an If.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
@@ -21,13 +19,7 @@ TOGGLE_INPUT = "edgetie.quantized_weight"
 
 
 class ToggleFormat(WeightFormat):
-    """Another format's linear operators, or those of the float weights.
-
-    Args:
-        quantized_format: the other format.
-        names: of the weights, in the order of their indices.
-        float_weights: the weights before they are quantized, by name.
-    """
+    """Another format's linear operators, or those of the float weights, by the index of a name."""
 
     def __init__(
         self,
@@ -59,22 +51,16 @@ class ToggleFormat(WeightFormat):
         local = quantized.local_copy(x)
         stored = initializer(weight.graph, f"{weight.name}.float", self.float_weights[weight.name])
         right = stored if weight.transposed else unquantized("Transpose", stored, perm=[1, 0])
-        outputs = {
-            "then_branch": self.quantized_format.matmul(quantized, weight, local, exact),
-            "else_branch": unquantized("MatMul", x, right),
-        }
+        result = self.quantized_format.matmul(quantized, weight, local, exact)
+        outputs = result, unquantized("MatMul", x, right)
         branches = {}
-        for key, builder in (("then_branch", quantized), ("else_branch", unquantized)):
+        keys = "then_branch", "else_branch"
+        for key, builder, output in zip(keys, (quantized, unquantized), outputs, strict=True):
             name = f"{weight.label}.{index}.{key}"
             builder.make_names_unique(name)
-            branches[key] = ir.Graph([], [outputs[key]], nodes=builder.nodes, name=name)
+            branches[key] = ir.Graph([], [output], nodes=builder.nodes, name=name)
         number = nodes.integers(f"{TOGGLE_INPUT}.{index}", index)
-        condition = nodes("Equal", _toggle_input(weight.graph), number)
-        return nodes.op("If", [condition], branches)
-
-
-def _toggle_input(graph: ir.Graph) -> ir.Value:
-    """Return the input, added once, with its default."""
-    if TOGGLE_INPUT not in graph.initializers:
-        graph.inputs.append(initializer(graph, TOGGLE_INPUT, np.array(-1, np.int64)))
-    return graph.initializers[TOGGLE_INPUT]
+        toggle = nodes.integers(TOGGLE_INPUT, -1)
+        if not toggle.is_graph_input():
+            weight.graph.inputs.append(toggle)
+        return nodes.op("If", [nodes("Equal", toggle, number)], branches)

@@ -16,11 +16,7 @@ from edgetie.quantize.weights.quantized_weight import QuantizedWeight
 
 
 class Nodes(ir.tape.Tape):
-    """Nodes to insert into a graph; a call adds one and returns its output.
-
-    Args:
-        graph: the main graph, which gets the initializers.
-    """
+    """Nodes to insert into a graph, whose main graph gets the initializers. A call adds one."""
 
     def __init__(self, graph: ir.Graph) -> None:
         super().__init__()
@@ -38,6 +34,10 @@ class Nodes(ir.tape.Tape):
     def integers(self, name: str, values: npt.ArrayLike) -> ir.Value:
         """Return an int64 initializer, for shapes and axes."""
         return self.constant(name, values, np.int64)
+
+    def to_float(self, x: ir.Value) -> ir.Value:
+        """Add a Cast to float32."""
+        return self("Cast", x, to=ir.DataType.FLOAT)
 
     def local_copy(self, x: ir.Value) -> ir.Value:
         """Return ``x`` as a value that only these nodes read."""
@@ -90,9 +90,8 @@ class WeightFormat(ABC):
 
     @abstractmethod
     def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
-        """Add nodes for ``x Wᵀ``.
-
-        ``exact`` asks for activations that are hardly rounded, if the format can have them.
+        """Add nodes for ``x Wᵀ``, with ``exact`` with activations that are hardly rounded, if the
+        format can have them.
         """
 
     def supports_input(self, x: ir.Value) -> bool:

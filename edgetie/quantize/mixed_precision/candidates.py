@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.graph.model_files import write_models
-from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
+from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels, copy_model
 
-_ALIGN = 64
 QUANTIZED, HIGHER_PRECISION, FLOAT = "quantized.data", "higher_precision.data", "float.data"
 """Temporary files with the versions of all weights."""
 
@@ -33,7 +29,7 @@ class MixedPrecisionCandidates:
 
     Attributes:
         float_bytes: bytes that a weight adds if it stays in floating point, by its name. A weight
-            of several models is not among them, because its uses would no longer be tied.
+            of several models is not among them: it would no longer be tied.
         higher_precision_bytes: bytes that a weight adds in its higher precision, if it has one.
         embeddings: names of the quantized embeddings.
     """
@@ -56,51 +52,39 @@ class MixedPrecisionCandidates:
 
     def write_versions(self) -> None:
         """Write the float and the higher-precision version of each weight."""
-        with (self.bundle.directory / FLOAT).open("wb") as stream:
-            for file, weights in self._initializers.items():
-                values = self.quantizer.models[file].graph.initializers
-                for name in [*self.embeddings, *weights]:
-                    tensor = values[name].const_value if name in values else None
-                    if tensor is not None:
-                        self._float[file][name] = _write(stream, name, tensor)
-                for name in weights:
-                    added = self._float[file][name].nbytes - self._quantized_bytes(file, name)
-                    self.float_bytes[name] = added
+        models = {file: copy_model(model) for file, model in self.quantizer.models.items()}
+        write_models(models, self.bundle.directory, data=FLOAT, same={})
+        for file, weights in self._initializers.items():
+            names, tensors = {*self.embeddings, *weights}, _tensors(models[file])
+            self._float[file] = {name: each for name, each in tensors.items() if name in names}
+            for name in weights:
+                self.float_bytes[name] = self._added_bytes(file, name, {name: tensors[name]})
         if not self.quantizer.has_higher_precision:
             return
-        names = [name for weights in self._initializers.values() for name in weights]
-        result = self.quantizer.quantize(higher_precision=names, copy=True)
+        result = self.quantizer.quantize(higher_precision=[*self.float_bytes], copy=True)
         write_models(result.models, self.bundle.directory, data=HIGHER_PRECISION, same=result.same)
         for file, weights in self._initializers.items():
             tensors = _tensors(result.models[file])
             for name in weights:
-                parts = result.linear_initializers[file][name]
-                self._higher_precision[file][name] = {part: tensors[part] for part in parts}
-                self.higher_precision_bytes[name] = sum(
-                    tensors[part].nbytes for part in parts
-                ) - self._quantized_bytes(file, name)
+                parts = {part: tensors[part] for part in result.linear_initializers[file][name]}
+                self._higher_precision[file][name] = parts
+                self.higher_precision_bytes[name] = self._added_bytes(file, name, parts)
 
-    def _quantized_bytes(self, file: str, name: str) -> int:
-        parts = self._initializers[file][name]
-        return sum(self._quantized[file][part].nbytes for part in parts)
+    def _added_bytes(self, file: str, name: str, tensors: Tensors) -> int:
+        quantized = [self._quantized[file][part].nbytes for part in self._initializers[file][name]]
+        return sum(tensor.nbytes for tensor in tensors.values()) - sum(quantized)
 
     def write(
         self, float_weights: Collection[str] = (), higher_precision: Collection[str] = ()
     ) -> QuantizedModels:
-        """Replace the bundle's model files.
-
-        Args:
-            float_weights: names of weights in floating point.
-            higher_precision: names of weights in their higher precision.
-        """
+        """Replace the bundle's model files, weights of these names in another precision."""
         result = self.quantizer.quantize(float_weights, higher_precision, copy=True)
         self._save(result.models, float_weights, higher_precision)
         return result
 
     def write_toggle_graph(self) -> None:
-        """Replace the bundle's model files by ones that quantize one weight at a time.
-
-        An input chooses the weight: its index in ``float_bytes``.
+        """Replace the bundle's model files by ones that quantize one weight at a time, chosen by
+        its index in ``float_bytes``.
         """
         models = self.quantizer.toggle_graph(list(self.float_bytes), self._float)
         self._save(models, self.embeddings)
@@ -127,20 +111,3 @@ class MixedPrecisionCandidates:
 def _tensors(model: ir.Model) -> Tensors:
     values = model.graph.initializers.values()
     return {str(v.name): v.const_value for v in values if v.const_value is not None}
-
-
-def _write(stream: BinaryIO, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-    """Write a tensor to a file and return the tensor in that file."""
-    path = Path(stream.name)
-    stream.write(bytes(-stream.tell() % _ALIGN))
-    start = stream.tell()
-    stream.write(np.ascontiguousarray(tensor.numpy()).data)
-    return ir.ExternalTensor(
-        path.name,
-        start,
-        tensor.nbytes,
-        tensor.dtype,
-        name=name,
-        shape=ir.Shape(tensor.shape.numpy()),
-        base_dir=path.parent,
-    )

@@ -1,10 +1,8 @@
 """Measure what quantizing each weight costs, and give a higher precision to the costliest weights.
 
-The cost of a weight is the divergence that quantizing it alone adds: KL(float || quantized) of the
-next token, mean over positions, measured on text that was not calibrated on. Costs add up well
-enough to choose by them. If limits allow less, weights get a higher precision, if the scheme has
-one, or stay in floating point. Those come first that gain the most for each byte, until the sum is
-small enough. The result is measured again, on the whole text.
+The cost is the divergence that quantizing a weight alone adds: KL(float || quantized) of the next
+token, mean over positions of text that was not calibrated on. Costs add up well enough to choose by
+them. The weights that gain the most for each byte get a higher precision, until limits hold.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +47,6 @@ class Cost:
     """What quantizing a weight costs.
 
     Attributes:
-        name: of the weight.
         kl: the divergence it adds, in nats a token; negative if it happens to help.
         float_bytes: bytes that keeping it in floating point adds.
         higher_precision_bytes: bytes that its higher precision adds; 0 if the scheme has none.
@@ -80,12 +77,14 @@ class AccuracyMeter:
     Args:
         float_bundle: the reference.
         text: its evaluation tokens are used.
+        limits: what must hold.
 
     Raises:
         QuantizeError: if the text is too short.
     """
 
-    def __init__(self, float_bundle: Bundle, text: CalibrationText) -> None:
+    def __init__(self, float_bundle: Bundle, text: CalibrationText, limits: Thresholds) -> None:
+        self.limits = limits
         self._reference = BundleReference(float_bundle)
         task, tokens = float_bundle.task, text.evaluation
         length = min(_WINDOW, self._reference.longest or _WINDOW)
@@ -116,25 +115,18 @@ class AccuracyMeter:
 
 
 def quantize_within_limits(
-    limits: Thresholds,
-    quantizer: ModelQuantizer,
-    directory: Path,
-    meter: AccuracyMeter,
-    progress: Stages,
+    quantizer: ModelQuantizer, directory: Path, meter: AccuracyMeter, progress: Stages
 ) -> tuple[QuantizedModels, list[Cost], PredictionMetrics]:
     """Quantize all weights except those that cost too much for the limits.
 
     Args:
-        limits: what must hold.
         quantizer: quantizes the models; it is preprocessed.
-        directory: where versions of the weights are written. The models that are returned read
-            some of them.
+        directory: where the weights are written that the returned models read.
         meter: measures a bundle.
         progress: told how far it is.
 
     Returns:
-        The models, with weights in the directory; the cost of each weight, if not all could be
-        quantized; and the metrics.
+        The models; the cost of each weight, if not all could be quantized; and the metrics.
 
     Raises:
         LimitError: if the limits are broken even with all linear layers in floating point.
@@ -145,14 +137,14 @@ def quantize_within_limits(
     progress.stage("measure")
     result = candidates.write()
     metrics = meter.measure(bundle)
-    if not limits.failures(metrics):
+    if not meter.limits.failures(metrics):
         return result, [], metrics
     if weight_formats(quantizer.scheme) is None:
         remedy = "allow more or choose another scheme"
-        raise limit_error(limits, metrics, "with all weights of 16 bits", remedy)
+        raise limit_error(meter.limits, metrics, "with all weights of 16 bits", remedy)
     candidates.write_versions()
     costs = measure_costs(candidates, meter, progress)
-    costs, metrics = _raise_precision(limits, candidates, meter, costs, metrics)
+    costs, metrics = _raise_precision(candidates, meter, costs, metrics)
     return candidates.write(*_names_by_precision(costs)), costs, metrics
 
 
@@ -171,33 +163,19 @@ def measure_costs(
     return costs
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A weight that gets another precision.
-
-    Attributes:
-        name: of the weight.
-        gain: the divergence that this removes.
-        bytes: the bytes that it adds.
-        precision: the new precision.
-    """
+class _Step(NamedTuple):
+    """A weight that gets another precision: the divergence this removes, and the bytes it adds."""
 
     name: str
     gain: float
     bytes: int
     precision: Precision
 
-    @property
-    def gain_per_byte(self) -> float:
-        return self.gain / max(1, self.bytes)
-
 
 def _steps(costs: Sequence[Cost], remaining: float) -> list[_Step]:
     """List all steps, the one with the largest gain for each byte first.
 
-    Args:
-        costs: of the weights.
-        remaining: the share of a cost that the higher precision leaves.
+    The higher precision leaves a share of ``remaining`` of each cost.
     """
     steps = []
     for cost in costs:
@@ -207,30 +185,18 @@ def _steps(costs: Sequence[Cost], remaining: float) -> list[_Step]:
             steps.append(_Step(cost.name, cost.kl * (1 - share), higher, Precision.HIGHER))
         float_bytes = cost.float_bytes - higher
         steps.append(_Step(cost.name, cost.kl * share, float_bytes, Precision.FLOAT))
-    return sorted(steps, key=lambda step: step.gain_per_byte, reverse=True)
+    return sorted(steps, key=lambda step: step.gain / max(1, step.bytes), reverse=True)
 
 
 def _raise_precision(
-    limits: Thresholds,
     candidates: MixedPrecisionCandidates,
     meter: AccuracyMeter,
     costs: list[Cost],
     metrics: PredictionMetrics,
 ) -> tuple[list[Cost], PredictionMetrics]:
-    """Choose a precision for each weight so that limits hold.
-
-    Args:
-        limits: what must hold.
-        candidates: writes the bundle.
-        meter: measures it.
-        costs: of the weights.
-        metrics: with all weights as in the scheme.
-
-    Raises:
-        LimitError: if they never hold.
-    """
+    """Choose a precision for each weight so that limits hold, which break with ``metrics``."""
     steps = _steps(costs, _remaining_share(candidates, meter))
-    total = metrics.mean_kl_divergence
+    limits, total = meter.limits, metrics.mean_kl_divergence
     needed = total - _allowed_share(limits, metrics) * total  # divergence to remove
     scale = total / max(sum(cost.kl for cost in costs), total)
     removed, by_name = 0.0, {cost.name: cost for cost in costs}

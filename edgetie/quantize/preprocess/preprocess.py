@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,25 +28,17 @@ from edgetie.quantize.weights.gptq import CORES, hessian
 from edgetie.quantize.weights.linear_op import LinearOp
 from edgetie.ties.groups import TieGroup
 
-STRENGTH = 0.4
-"""Exponent of smoothing; measured on a 135 M parameter model."""
-
-EMBEDDING_STRENGTH = 0.2
-"""The same for the input of a tied head, whose smoothing changes the embedding as well."""
-
-ROTATION_GAIN = 0.9
-"""Share of the error that a rotation may leave if it needs three small operators at run time."""
-
-MASSIVE = 1e-3
-"""Share of a linear output's energy that quantized activations may add as an error, mean over
-tokens. If they are normally distributed it is a thirtieth of that."""
-
+_STRENGTH = 0.4  # exponent of smoothing; measured on a 135 M parameter model
+_EMBEDDING_STRENGTH = 0.2  # of the input of a tied head, which changes the embedding as well
+_ROTATION_GAIN = 0.9  # share of the error that a rotation may leave if it needs three operators
+# share of a linear output's energy that quantized activations may add as an error, mean over
+# tokens; of normally distributed ones it is a thirtieth of that
+_MASSIVE = 1e-3
 _TINY = 1e-20
 _SAMPLED_CHANNELS = 256  # output channels of a weight that its error is estimated from
 _SAMPLED_TOKENS = 64  # of an activation
 _MAX_PENDING = 2 * CORES  # activations that wait for a decision; they are large
 
-FormatOf = Callable[[LinearOp], WeightFormat]
 logger = logging.getLogger(__name__)
 
 
@@ -56,14 +47,12 @@ class PreprocessReport:
     """How many activations were smoothed and rotated, or why none were.
 
     Attributes:
-        smoothed: number of activations.
-        rotated: number of activations.
         note: why nothing was calibrated; empty if something was.
         hessians: makers of the Hessian of each weight's input, by the weight's name.
         transforms: what was done to each activation ``(tokens, channels)``, by its name.
         linear_ops: the linear operators that read each activation, by its name.
-        massive: weights whose inputs have values so large that quantizing them costs the others
-            their precision, even when smoothed and rotated (massive activations, Sun et al. 2024).
+        massive: weights whose inputs are massive activations (Sun et al. 2024), even when smoothed
+            and rotated: quantized, they cost the others their precision.
     """
 
     smoothed: int = 0
@@ -81,7 +70,7 @@ def preprocess_model(
     bundle: Bundle,
     model_path: Path,
     inputs: CalibrationInput,
-    format_of: FormatOf,
+    formats: tuple[WeightFormat, WeightFormat],
     spill: ArraySpill,
     *,
     fixed: Collection[str] = (),
@@ -92,9 +81,9 @@ def preprocess_model(
         model: a float graph, whose linear layers are MatMuls.
         ties: verified after each pass.
         bundle: what the model is part of.
-        model_path: the file ``model`` was read from, to run; its values have the same names.
+        model_path: the file to run, whose values have the same names.
         inputs: what to calibrate on.
-        format_of: returns the format that a linear operator's weight will have.
+        formats: of weights that are stored like embeddings, and of transposed ones.
         spill: where Hessians wait.
         fixed: names of weights that must not change, because other models read them too.
 
@@ -110,17 +99,15 @@ def preprocess_model(
         return PreprocessReport(note="nothing: no activation that only linear layers read")
     smoothable = find_smoothable_inputs(model)
     futures: dict[str, Future[_Decision | None]] = {}
-    pending: deque[Future[_Decision | None]] = deque()
     try:
         with ThreadPoolExecutor(CORES) as threads:  # decides while the model runs on
             activations = collect_activations(bundle, model_path, list(linear_inputs), inputs)
             for name, tokens in activations:
                 futures[name] = threads.submit(
-                    _decide, linear_inputs[name], tokens, format_of, spill, name in smoothable
+                    _decide, linear_inputs[name], tokens, formats, spill, name in smoothable
                 )
-                pending.append(futures[name])
-                if len(pending) > _MAX_PENDING:
-                    pending.popleft().result()
+                for future in [*futures.values()][:-_MAX_PENDING]:
+                    future.result()
             results = {name: future.result() for name, future in futures.items()}
     except QuantizeError as error:
         if inputs.feeds:
@@ -156,18 +143,11 @@ def _weight_name(linear_input: LinearInput) -> str:
 
 @dataclass(frozen=True)
 class _Decision:
-    """What is done to an activation.
+    """What is done to an activation, and what it is then."""
 
-    Attributes:
-        scales: divisors of its channels; ``None`` if they cannot be scaled.
-        block_size: channels that are rotated together; 1 for no rotation.
-        massive: names of the weights whose inputs stay massive.
-        hessian: reads the Hessian of the transformed activation.
-    """
-
-    scales: Array | None
-    block_size: int
-    massive: Sequence[str]
+    scales: Array | None  # divisors of its channels
+    block_size: int  # channels that are rotated together; 1 for no rotation
+    massive: Sequence[str]  # names of the weights whose inputs stay massive
     hessian: Callable[[], Array]
 
     def transform(self, tokens: Array) -> Array:
@@ -179,31 +159,26 @@ class _Decision:
 def _decide(
     linear_input: LinearInput,
     tokens: Array,
-    format_of: FormatOf,
+    formats_by_orientation: tuple[WeightFormat, WeightFormat],
     spill: ArraySpill,
     is_smoothable: bool,
 ) -> _Decision | None:
     """Decide what is done to an activation; ``None`` if it is not finite.
 
-    Args:
-        linear_input: the activation.
-        tokens: its values ``(tokens, channels)``, which are overwritten.
-        format_of: returns the format of a linear operator's weight.
-        spill: where the Hessian is written.
-        is_smoothable: whether its channels can be scaled at no cost.
+    ``tokens`` ``(tokens, channels)`` are overwritten.
     """
     magnitudes = np.sqrt(np.einsum("ij,ij->j", tokens, tokens) / len(tokens))
     if not np.isfinite(magnitudes).all():
         return None
-    formats = [format_of(linear_op) for linear_op in linear_input.linear_ops]
-    weights = [_sample_channels(linear_op) for linear_op in linear_input.linear_ops]
+    formats = [formats_by_orientation[op.transposed] for op in linear_input.linear_ops]
+    weights = [_sample(op.read_weight(), _SAMPLED_CHANNELS) for op in linear_input.linear_ops]
     scales = None
     if is_smoothable:
-        strength = EMBEDDING_STRENGTH if linear_input.reads_embedding else STRENGTH
+        strength = _EMBEDDING_STRENGTH if linear_input.reads_embedding else _STRENGTH
         scales = smoothing_scales(magnitudes, strength)
         tokens /= scales
         weights = [weight * scales for weight in weights]
-    x = tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)].copy()
+    x = _sample(tokens, _SAMPLED_TOKENS)
     is_free = find_value_projection(linear_input) is not None
     can_rotate = is_free or all(each.supports_rotation for each in formats)
     block_size = rotation_size(linear_input) if can_rotate else 1
@@ -211,24 +186,24 @@ def _decide(
         matrix = hadamard(block_size)
         rotated_x = rotate_blocks(x.copy(), matrix)
         rotated_weights = [rotate_blocks(weight.copy(), matrix) for weight in weights]
-        limit = (1.0 if is_free else ROTATION_GAIN) * _output_error(x, weights, formats)
+        limit = (1.0 if is_free else _ROTATION_GAIN) * _output_error(x, weights, formats)
         if _output_error(rotated_x, rotated_weights, formats) < limit:
             x, weights = rotated_x, rotated_weights
             tokens = rotate_blocks(tokens, matrix)
         else:
             block_size = 1
-    massive = [
-        str(linear_op.weight.name)
-        for linear_op, weight, each in zip(linear_input.linear_ops, weights, formats, strict=True)
-        if _is_massive(x, weight, each)
-    ]
+    massive = []
+    for linear_op, weight, each in zip(linear_input.linear_ops, weights, formats, strict=True):
+        error = activation_error(x, weight, each.spec(x.shape[1]), each.activations)
+        energy = np.square(x @ weight.T).sum(axis=1) + _TINY
+        if float((error / energy).mean()) > _MASSIVE:
+            massive.append(str(linear_op.weight.name))
     return _Decision(scales, block_size, massive, spill.put(hessian(tokens)))
 
 
-def _sample_channels(linear_op: LinearOp) -> Array:
-    """Return some output channels of a weight: ``(out, in)``."""
-    weight = linear_op.read_weight()
-    return np.array(weight[:: max(1, len(weight) // _SAMPLED_CHANNELS)], np.float32, order="C")
+def _sample(array: Array, count: int) -> Array:
+    """Return every n-th row, at least ``count`` of them if there are so many."""
+    return np.array(array[:: max(1, len(array) // count)], np.float32, order="C")
 
 
 def _output_error(x: Array, weights: Sequence[Array], formats: Sequence[WeightFormat]) -> float:
@@ -239,10 +214,3 @@ def _output_error(x: Array, weights: Sequence[Array], formats: Sequence[WeightFo
         total += weight_error(x, weight, spec)
         total += float(activation_error(x, weight, spec, each.activations).mean())
     return total
-
-
-def _is_massive(x: Array, weight: Array, weight_format: WeightFormat) -> bool:
-    """Tell whether quantizing activations takes too much of a linear operator's output."""
-    spec = weight_format.spec(x.shape[1])
-    error = activation_error(x, weight, spec, weight_format.activations)
-    return float((error / (np.square(x @ weight.T).sum(axis=1) + _TINY)).mean()) > MASSIVE

@@ -1,8 +1,6 @@
 """Estimate the error that quantization adds to a linear output, from samples of its operands.
 
-A scale is proportional to the largest value that shares it, and the error is uniform within a step
-of the scale. So the energy of the error grows with the square of that value, and with the energy of
-what it is multiplied by.
+The energy of the error grows with the square of the largest value that shares a scale.
 """
 
 from __future__ import annotations
@@ -16,30 +14,20 @@ _LEVELS = 127  # up to the largest activation
 
 
 def weight_error(x: Array, weight: Array, spec: QuantSpec) -> float:
-    """Estimate the error energy of the average token from quantizing a weight.
+    """Estimate the error energy of the average token from quantizing a weight ``(out, in)``.
 
-    Args:
-        x: activations ``(tokens, in)``.
-        weight: ``(out, in)``.
-        spec: how the weight is quantized.
+    ``x`` is its activations ``(tokens, in)``.
     """
     block = spec.block or x.shape[1]
     scales = 2 * _block_peaks(weight, block) / ((1 << spec.bits) - 1)
-    energy = _block_sums(np.square(x).mean(axis=0), block)
+    energy = _blocks(np.square(x).mean(axis=0), block).sum(axis=-1)
     return float((scales**2).sum(axis=0) @ energy) / 12
 
 
 def activation_error(
     x: Array, weight: Array, spec: QuantSpec, granularity: ScaleGranularity
 ) -> Array:
-    """Estimate the error energy of each token from quantizing ``x`` to 8 bits: ``(tokens,)``.
-
-    Args:
-        x: activations ``(tokens, in)``.
-        weight: ``(out, in)``.
-        spec: how the weight is quantized; its blocks are those of activations.
-        granularity: which activations share a scale.
-    """
+    """Estimate the error energy of each token from quantizing ``x`` to 8 bits: ``(tokens,)``."""
     block = spec.block or x.shape[1]
     if granularity is ScaleGranularity.NONE:
         return np.zeros(len(x), np.float32)
@@ -48,7 +36,7 @@ def activation_error(
     else:
         peaks = np.abs(x).max(axis=1 if granularity is ScaleGranularity.TOKEN else None, initial=0)
         peaks = np.broadcast_to(peaks.reshape(-1, 1), (len(x), -(-x.shape[1] // block)))
-    energy = _block_sums(np.square(weight).sum(axis=0), block)
+    energy = _blocks(np.square(weight).sum(axis=0), block).sum(axis=-1)
     return np.asarray((peaks / _LEVELS) ** 2 @ energy / 12)
 
 
@@ -61,7 +49,3 @@ def _blocks(array: Array, block: int) -> Array:
 
 def _block_peaks(array: Array, block: int) -> Array:
     return np.asarray(np.abs(_blocks(array, block)).max(axis=-1))
-
-
-def _block_sums(energy: Array, block: int) -> Array:
-    return np.asarray(_blocks(energy, block).sum(axis=-1))

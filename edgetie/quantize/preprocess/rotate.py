@@ -96,14 +96,13 @@ def _rotate_activation(graph: ir.Graph, linear_input: LinearInput, size: int) ->
 
 def _rotate_values(values: ValueProjection, matrix: Array) -> None:
     """Rotate the columns of a projection's weight and bias that compute attention's values."""
-    for value, start in values.parts:
 
-        def rotate(array: Array, start: int = start) -> Array:
-            result = np.array(np.atleast_2d(array))
-            columns = slice(start, start + values.width)
-            result[:, columns] = rotate_blocks(result[:, columns], matrix)
-            return result.reshape(array.shape)
+    def rotate(array: Array) -> Array:
+        result = np.array(array)
+        result[..., values.start :] = rotate_blocks(result[..., values.start :], matrix)
+        return result
 
+    for value in values.parameters:
         transform_weight(value, rotate)
 
 

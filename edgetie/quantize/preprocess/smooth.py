@@ -115,7 +115,7 @@ def _linear_branch(linear_input: LinearInput) -> list[tuple[ir.Value, int]] | No
         split = producer(value, "Split")
         start = _start(split, value) if split is not None else 0
         parameters = projection_parameters(split.inputs[0] if split is not None else value)
-        if start is None or parameters is None:
+        if start is None:
             continue
         ranks = [len(shape) for _, shape in parameters]
         end = start + linear_input.channels

@@ -1,7 +1,6 @@
-"""Find the part of a projection that computes the values of attention.
+"""Find the part of a projection that computes the values of attention, which it adds up.
 
-Attention adds up weighted values, so the projection before it can do what is linear within a head,
-at no cost.
+So the projection can do what is linear within a head, at no cost.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ class ValueProjection:
     """The columns of a linear layer that compute attention's values.
 
     Attributes:
-        parts: the weight, and the bias if there is one, each with its first such column.
-        width: number of columns: key-value heads times head size.
+        parameters: the weight, and the bias if there is one.
+        start: the first such column.
         head_size: of each head.
     """
 
-    parts: tuple[tuple[ir.Value, int], ...]
-    width: int
+    parameters: tuple[ir.Value, ...]
+    start: int
     head_size: int
 
 
@@ -42,37 +41,31 @@ def find_value_projection(linear_input: LinearInput) -> ValueProjection | None:
     is_packed = attention.inputs[2] is None
     start = (heads + kv_heads) * head_size if is_packed else 0
     parameters = projection_parameters(attention.inputs[0] if is_packed else attention.inputs[2])
-    if parameters is None or any(
-        shape[-1] != start + width or len(shape) > 2 for _, shape in parameters
-    ):
+    if any(shape[-1] != start + width or len(shape) > 2 for _, shape in parameters):
         return None
-    return ValueProjection(tuple((value, start) for value, _ in parameters), width, head_size)
+    values = tuple(value for value, _ in parameters)
+    return ValueProjection(values, start, head_size) if values else None
 
 
-def projection_parameters(
-    output: ir.Value | None,
-) -> list[tuple[ir.Value, tuple[int, ...]]] | None:
+def projection_parameters(output: ir.Value | None) -> list[tuple[ir.Value, tuple[int, ...]]]:
     """Find the bias, if there is one, and the weight of the linear layer that computes a value.
 
     Returns:
-        Each with its shape, or ``None`` if another node uses them or the value.
+        Each with its shape; nothing if another node uses them or the value.
     """
-    if output is None or only_user(output) is None:
-        return None
-    candidates = []
+    candidates, outputs = [], [output]
     add = producer(output, "Add")
     if add is not None:
         left, right = add.inputs[:2]
         bias, output = (left, right) if weight(left) is not None else (right, left)
-        if output is None or only_user(output) is None:
-            return None
         candidates.append(bias)
+        outputs.append(output)
     matmul = producer(output, "MatMul")
     candidates.append(matmul.inputs[1] if matmul is not None else None)
-    parameters = []
-    for value in candidates:
-        tensor = weight(value)
-        if value is None or tensor is None or len(value.uses()) != 1:
-            return None
-        parameters.append((value, tuple(tensor.shape.numpy())))
-    return parameters
+    parameters = [
+        (value, tuple(tensor.shape.numpy()))
+        for value in candidates
+        if value is not None and (tensor := weight(value)) is not None and len(value.uses()) == 1
+    ]
+    is_alone = all(value is not None and only_user(value) is not None for value in outputs)
+    return parameters if is_alone and len(parameters) == len(candidates) else []

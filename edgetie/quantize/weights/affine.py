@@ -1,8 +1,7 @@
 """Affine quantization of a weight: scales, zero points and rounding to nearest.
 
-Each output channel of a weight ``(N, K)`` is divided into blocks that share a scale, or is one
-block. A quantized value is ``round(value / scale) + zero point``. Row v of an embedding is output
-channel v of a tied head, so both have the same scales.
+A quantized value is ``round(value / scale) + zero point``; blocks of an output channel of a weight
+``(N, K)``, or all of it, share a scale.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from edgetie.targets import BLOCK_SIZES
 
 Array = np.ndarray[Any, Any]
 
-_SHRINK_FACTORS = np.linspace(1.0, 0.7, 7, dtype=np.float32)[1:]
+_SHRINK_FACTORS = np.linspace(1.0, 0.7, 7, dtype=np.float32)
 _SCRATCH_ELEMENTS = 1 << 22  # some 16 MB of float32
 
 
@@ -31,36 +30,14 @@ def choose_block(in_channels: int, largest: int = 64) -> int:
 
 
 @dataclass(frozen=True)
-class AffineParameters:
-    """Scales and zero points of blocks.
-
-    Attributes:
-        scale: float32.
-        zero_point: of the same shape, integers from 0 to ``2**bits - 1``; one number if symmetric.
-    """
-
-    scale: Array
-    zero_point: Array | float
-
-    def expanded(self, axis: int) -> tuple[Array, Array | float]:
-        """Return scale and zero point with ``axis`` inserted, to broadcast along it."""
-        zero_point = self.zero_point
-        if isinstance(zero_point, np.ndarray):
-            zero_point = np.expand_dims(zero_point, axis)
-        return np.expand_dims(self.scale, axis), zero_point
-
-
-@dataclass(frozen=True)
 class QuantSpec:
     """How a weight is quantized.
 
     Attributes:
         bits: of a quantized value.
         block: input channels that share a scale; ``None`` for all of an output channel.
-        asymmetric: each block has a zero point, and its quantized values span its smallest and
-            largest value. Otherwise the zero point is the midpoint.
-        clip: shrink the range as far as the squared error falls (as OCTAV, Sakr et al. 2022, but by
-            trying). Useful with few bits.
+        asymmetric: each block has a zero point, otherwise the midpoint.
+        clip: shrink the range as far as the squared error falls (as OCTAV, Sakr et al. 2022).
     """
 
     bits: int = 8
@@ -82,26 +59,24 @@ class QuantSpec:
         """Return the number of blocks of an output channel."""
         return 1 if self.block is None else -(-in_channels // self.block)
 
-    def fit(self, values: Array, axis: int) -> AffineParameters:
-        """Compute scales and zero points of blocks along ``axis``, which they do not have."""
-        low, high = values.min(axis=axis), values.max(axis=axis)
-        best = self._parameters(low, high)
-        if not self.clip:
-            return best
-        best_error = self._squared_error(values, best, axis)
-        for factor in _SHRINK_FACTORS:
-            candidate = self._parameters(low * factor, high * factor)
-            error = self._squared_error(values, candidate, axis)
+    def quantize(self, values: Array, scale: Array, zero_point: Array) -> Array:
+        """Round values to the nearest quantized ones, as floats."""
+        return np.asarray(np.clip(np.rint(values / scale + zero_point), *self.limits))
+
+    def fit(self, values: Array, axis: int) -> tuple[Array, Array]:
+        """Compute scales and zero points of blocks along ``axis``, which has one entry then."""
+        low, high = values.min(axis=axis, keepdims=True), values.max(axis=axis, keepdims=True)
+        best, best_error = self._parameters(low, high), np.full_like(low, np.inf)
+        for factor in _SHRINK_FACTORS if self.clip else ():
+            scale, zero_point = candidate = self._parameters(low * factor, high * factor)
+            restored = (self.quantize(values, *candidate) - zero_point) * scale
+            error = np.square(restored - values).sum(axis=axis, keepdims=True)
             better = error < best_error
             best_error = np.where(better, error, best_error)
-            scale = np.where(better, candidate.scale, best.scale)
-            zero_point = best.zero_point
-            if self.asymmetric:
-                zero_point = np.where(better, candidate.zero_point, zero_point)
-            best = AffineParameters(scale, zero_point)
+            best = np.where(better, scale, best[0]), np.where(better, zero_point, best[1])
         return best
 
-    def _parameters(self, low: Array, high: Array) -> AffineParameters:
+    def _parameters(self, low: Array, high: Array) -> tuple[Array, Array]:
         smallest, largest = self.limits
         if self.asymmetric:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
@@ -109,13 +84,10 @@ class QuantSpec:
         else:
             scale = np.maximum(high, -low) / np.float32(largest - self.midpoint)
         scale = np.where(scale > 0, scale, np.float32(1))
-        zero_point = np.rint(-low / scale) if self.asymmetric else float(self.midpoint)
-        return AffineParameters(scale, zero_point)
-
-    def _squared_error(self, values: Array, parameters: AffineParameters, axis: int) -> Array:
-        scale, zero_point = parameters.expanded(axis)
-        quantized = np.clip(np.rint(values / scale + zero_point), *self.limits)
-        return np.asarray(np.square((quantized - zero_point) * scale - values).sum(axis=axis))
+        zero_point = (
+            np.rint(-low / scale) if self.asymmetric else np.full_like(scale, self.midpoint)
+        )
+        return scale, zero_point
 
 
 @dataclass(frozen=True)
@@ -165,11 +137,9 @@ def round_to_nearest(weight: Array, spec: QuantSpec) -> QuantizedValues:
         if k < padded:
             channels = np.pad(channels, [(0, 0), (0, padded - k)])
         blocks = channels.reshape(len(channels), count, block)
-        parameters = spec.fit(blocks, axis=2)
-        scale, zero_point = parameters.expanded(2)
-        quantized = np.clip(np.rint(blocks / scale + zero_point), *spec.limits)
-        values[part] = quantized.reshape(len(channels), -1)
-        scales[part] = parameters.scale
+        scale, zero_point = spec.fit(blocks, axis=2)
+        values[part] = spec.quantize(blocks, scale, zero_point).reshape(len(channels), -1)
+        scales[part] = scale[..., 0]
         if zero_points is not None:
-            zero_points[part] = parameters.zero_point
+            zero_points[part] = zero_point[..., 0]
     return QuantizedValues(values, scales, zero_points)

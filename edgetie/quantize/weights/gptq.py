@@ -1,11 +1,7 @@
 """GPTQ: quantization that compensates its own errors (Frantar et al. 2022).
 
-Columns of a weight, its input channels, are quantized a few at a time. Each few compensate the
-errors of those before them, weighted by the Hessian: how much their inputs vary together on the
-calibration text. The result has the form of plainly rounded values and costs nothing at run time.
-
-Errors are compensated within groups of up to 768 columns, and all groups are processed at once. So
-the Hessians of wide layers stay small, and a short text is enough to estimate them.
+A few columns of a weight at a time compensate the errors of those before them, weighted by the
+Hessian of their inputs, within groups of columns: so a short text is enough to estimate it.
 """
 
 from __future__ import annotations
@@ -15,18 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from edgetie.quantize.weights.affine import (
-    AffineParameters,
-    Array,
-    QuantizedValues,
-    QuantSpec,
-    choose_block,
-)
+from edgetie.quantize.weights.affine import Array, QuantizedValues, QuantSpec, choose_block
 
 _LARGEST_GROUP = 768
+# share of the mean diagonal that is added to a Hessian; with less, other texts get worse
 _DAMPING = 0.5
-"""Share of the mean diagonal that is added to a Hessian. With less, the errors fit the calibration
-text better and other texts worse."""
 
 CORES = min(8, os.cpu_count() or 1)
 """Threads that quantize. BLAS is told to start none of its own."""
@@ -61,9 +50,8 @@ def split_columns(array: Array) -> Array:
 def _feedback(hessian: Array) -> Array:
     """Compute how much of the error of column i a later column j compensates: ``[group, j, i]``.
 
-    With ``H = (U + I) D (U + I)ᵀ``, U strictly upper by blocks, that is U transposed: the form of
-    GPTQ that needs no inverse of H (LDLQ, QuIP, Chee et al. 2023; by blocks, QuIP#, Tseng et al.
-    2024).
+    It is Uᵀ of ``H = (U + I) D (U + I)ᵀ``, U strictly upper by blocks, which needs no inverse of H
+    (LDLQ, QuIP, Chee et al. 2023; by blocks, QuIP#, Tseng et al. 2024).
     """
     matrix = np.array(hessian[:, ::-1, ::-1], np.float32)  # reversed, to get the upper factor
     diagonal = np.einsum("rjj->rj", matrix)
@@ -81,10 +69,7 @@ def _feedback(hessian: Array) -> Array:
 
 
 def _column_order(hessian: Array, block: int) -> Array:
-    """Order the columns of each group ``(groups, width)``: blocks of much energy first.
-
-    Their errors cost most, and then most columns are left to compensate them.
-    """
+    """Order the columns of each group: blocks of much energy first, whose errors cost most."""
     energy = np.einsum("rjj->rj", hessian)
     blocks = np.argsort(-energy.reshape(len(hessian), -1, block).sum(axis=2), axis=1, kind="stable")
     return np.asarray(blocks[:, :, None] * block + np.arange(block)).reshape(energy.shape)
@@ -151,19 +136,11 @@ def gptq_quantize(
 
 
 def _quantize_columns(
-    exact: Array, spec: QuantSpec, feedback: Array, whole: AffineParameters | None
+    exact: Array, spec: QuantSpec, feedback: Array, whole: tuple[Array, Array] | None
 ) -> tuple[Array, Array, Array]:
-    """Quantize ``(groups, width, n)``, which is overwritten.
-
-    Args:
-        exact: the weight's columns.
-        spec: how they are quantized.
-        feedback: :func:`_feedback`.
-        whole: parameters of whole output channels ``(n,)``. Those of blocks are fitted when their
-            turn comes.
-
-    Returns:
-        Quantized values of the same shape, scales and zero points ``(groups, blocks, n)``.
+    """Quantize columns ``(groups, width, n)``, which are overwritten, to values of this shape,
+    scales and zero points ``(groups, blocks, n)``. Parameters of blocks are fitted in turn, if
+    there are none of ``whole`` output channels.
     """
     count, width, n = exact.shape
     block = spec.block or _WIDTH
@@ -176,10 +153,9 @@ def _quantize_columns(
         values, compensation = exact[:, start:stop], errors[:, start:stop]
         if start:
             np.matmul(feedback[:, start:stop, :start], errors[:, :start], out=compensation)
-        parameters = whole or spec.fit(values + compensation, axis=1)
-        scales[:, start // block] = parameters.scale
-        zero_points[:, start // block] = parameters.zero_point
-        scale, zero_point = parameters.expanded(-2)
+        scale, zero_point = whole or spec.fit(values + compensation, axis=1)
+        scales[:, start // block] = scale[..., 0, :]
+        zero_points[:, start // block] = zero_point[..., 0, :]
         # within the block in units of the scale
         values *= 1 / scale
         values += zero_point

@@ -39,9 +39,8 @@ class Part(Enum):
 class QuantizedWeight:
     """A weight ``(out, in)`` to be stored quantized.
 
-    Values, scales and zero points are computed together when one of them is first needed, whichever
-    it is. Values are large and are released when they have been read, the others stay. So least
-    memory is needed if the initializer with the values comes first, as :meth:`take_name` has it.
+    Values, scales and zero points are computed together when one of them is first needed. Values
+    are released when they have been read, so they come first, as :meth:`take_name` has it.
 
     Args:
         graph: the graph that gets its initializers.
@@ -76,6 +75,7 @@ class QuantizedWeight:
         self.label = f"{self.name}.T" if transposed else self.name
         shape = [int(size) for size in value.const_value.shape.numpy()]
         self.out_channels, self.in_channels = shape[::-1] if transposed else shape
+        self.block_count = spec.block_count(self.in_channels)
         self.parts: dict[tuple[Part, int], ir.Value] = {}
         self.aliases: dict[ir.Value, ir.Value] = {}
         self.needs_sums = False
@@ -89,11 +89,6 @@ class QuantizedWeight:
     def values(self) -> ir.Value:
         """The initializer with the quantized values."""
         return self.parts[Part.VALUES, 0]
-
-    @property
-    def block_count(self) -> int:
-        """The number of blocks of an output channel."""
-        return self.spec.block_count(self.in_channels)
 
     def add(
         self,

@@ -266,11 +266,11 @@ def text(count: int) -> CalibrationText:
 
 def test_a_text_too_short_to_measure_on(quantizer: ModelQuantizer) -> None:
     with pytest.raises(QuantizeError, match="has 1 tokens after those calibrated on"):
-        AccuracyMeter(quantizer.bundle, text(1))
+        AccuracyMeter(quantizer.bundle, text(1), Thresholds())
 
 
 def test_the_float_model_has_no_divergence(quantizer: ModelQuantizer) -> None:
-    meter = AccuracyMeter(quantizer.bundle, text(600))
+    meter = AccuracyMeter(quantizer.bundle, text(600), Thresholds())
     metrics = meter.measure(quantizer.bundle)
     assert metrics.mean_kl_divergence == pytest.approx(0, abs=1e-9)
     assert (metrics.top1_agreement, metrics.predictions) == (1, 600)
@@ -280,15 +280,13 @@ def test_the_float_model_has_no_divergence(quantizer: ModelQuantizer) -> None:
 
 
 def test_precision_is_raised_until_limits_hold(quantizer: ModelQuantizer, tmp_path: Path) -> None:
-    meter = AccuracyMeter(quantizer.bundle, text(600))
     divergences, precisions = [], []
     for number, share in enumerate((None, 0.5)):
         directory = tmp_path / str(number)
         directory.mkdir()
         limit = 1e9 if share is None else divergences[0] * share
-        result, costs, metrics = quantize_within_limits(
-            Thresholds(max_kl=limit), quantizer, directory, meter, Stages()
-        )
+        meter = AccuracyMeter(quantizer.bundle, text(600), Thresholds(max_kl=limit))
+        result, costs, metrics = quantize_within_limits(quantizer, directory, meter, Stages())
         assert metrics.mean_kl_divergence <= limit
         divergences.append(metrics.mean_kl_divergence)
         precisions.append([cost.precision for cost in costs])
@@ -302,8 +300,6 @@ def test_precision_is_raised_until_limits_hold(quantizer: ModelQuantizer, tmp_pa
 
 def test_limits_that_the_embedding_alone_breaks(quantizer: ModelQuantizer, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    meter = AccuracyMeter(quantizer.bundle, text(600))
+    meter = AccuracyMeter(quantizer.bundle, text(600), Thresholds(max_kl=1e-12))
     with pytest.raises(LimitError, match=r"from the tied table alone, KL divergence .* allow more"):
-        quantize_within_limits(
-            Thresholds(max_kl=1e-12), quantizer, tmp_path / "out", meter, Stages()
-        )
+        quantize_within_limits(quantizer, tmp_path / "out", meter, Stages())

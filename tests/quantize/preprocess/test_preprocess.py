@@ -43,7 +43,7 @@ def preprocess(
         bundle,
         bundle.model_path,
         inputs,
-        lambda linear_op: formats[1] if linear_op.transposed else formats[0],
+        formats,
         ArraySpill(path.parent),
         **options,
     )
