@@ -68,8 +68,9 @@ class TieGroup:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> TieGroup:
-        tuples = {name: tuple(data.get(name, ())) for name in ("shape", "parameters")}
-        return TieGroup(**{**data, **tuples, "uses": tuple(Use(**use) for use in data["uses"])})
+        uses = tuple(Use(**use) for use in data["uses"])
+        shape, parameters = tuple(data["shape"]), tuple(data.get("parameters", ()))
+        return TieGroup(**{**data, "shape": shape, "uses": uses, "parameters": parameters})
 
 
 def _uses(value: ir.Value, transposed: bool = False) -> Iterator[tuple[ir.Node, Use]]:
@@ -119,13 +120,11 @@ def _all_uses(
 
 def _reads_residual(node: ir.Node) -> bool:
     """Whether the node is ``MatMulInteger(QuantizeLinear(x - Round(x)), …)``."""
+    if operator(node) != "MatMulInteger":
+        return False
     quantize = producer(node.inputs[0], "QuantizeLinear")
-    subtract = producer(quantize.inputs[0], "Sub") if quantize is not None else None
-    return (
-        operator(node) == "MatMulInteger"
-        and subtract is not None
-        and producer(subtract.inputs[1], "Round") is not None
-    )
+    subtract = producer(quantize.inputs[0], "Sub") if quantize else None
+    return subtract is not None and producer(subtract.inputs[1], "Round") is not None
 
 
 def all_initializers(model: ir.Model) -> list[ir.Value]:
