@@ -94,7 +94,7 @@ def command(
     smaller blocks, 8 bits instead of 4, or stay in floating point until the limit holds.
     """
     if list_targets:
-        _list_targets(as_json=as_json)
+        _list_targets(as_json)
         return
     for argument, parameter in zip((bundle, output), context.command.params, strict=False):
         if argument is None:
@@ -135,18 +135,12 @@ def command(
         print_quantize(report)
 
 
-def _list_targets(*, as_json: bool) -> None:
+def _list_targets(as_json: bool) -> None:
     if as_json:
-        print_json(
-            {
-                "targets": {name: asdict(target) for name, target in TARGETS.items()},
-                "schemes": {
-                    name: asdict(scheme) | {"precision": scheme.precision}
-                    for name, scheme in SCHEMES.items()
-                },
-            }
-        )
-        return
-    from .printing.scheme import print_schemes
+        targets = {name: asdict(target) for name, target in TARGETS.items()}
+        schemes = {n: asdict(each) | {"precision": each.precision} for n, each in SCHEMES.items()}
+        print_json({"targets": targets, "schemes": schemes})
+    else:
+        from .printing.scheme import print_schemes
 
-    print_schemes()
+        print_schemes()

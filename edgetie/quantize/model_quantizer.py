@@ -37,12 +37,10 @@ class QuantizedModels:
     """The result of a quantization.
 
     Attributes:
-        models: by file name.
         same: initializers that share the bytes of others.
         linear_initializers: of each model, names of the initializers of each quantized weight that
             is not an embedding, by the weight's name.
         embeddings: of each model, names of the quantized embeddings.
-        block_sizes: number of weights by block size.
         skipped: weights that stayed in floating point, and why.
     """
 
@@ -60,7 +58,7 @@ class ModelQuantizer:
     Args:
         scheme: the quantization scheme.
         bundle: what the models are part of.
-        models: by file name, in the order of the bundle's; :meth:`preprocess` changes them.
+        models: by file name, in the bundle's order; :meth:`preprocess` changes them.
         ties: of each model, verified after each pass.
         shared: names of weights that several models read. Preprocessing does not change them.
 
@@ -190,7 +188,7 @@ class ModelQuantizer:
             _same_bytes(models, passes, self._shared),
             {file: each.linear_initializers for file, each in passes.items()},
             {file: each.embeddings for file, each in passes.items()},
-            dict(sum((Counter(each.block_sizes) for each in passes.values()), Counter())),
+            dict(sum((each.block_sizes for each in passes.values()), Counter())),
             skipped,
         )
 

@@ -93,9 +93,9 @@ class QuantizeWeightsPass(GraphPass):
         }
 
     @property
-    def block_sizes(self) -> dict[str, int]:
+    def block_sizes(self) -> Counter[str]:
         """Number of weights by block size; ``row`` for a whole output channel."""
-        return dict(Counter(str(w.spec.block or "row") for w in self._weights.values()))
+        return Counter(str(weight.spec.block or "row") for weight in self._weights.values())
 
     def rewrite(self, model: ir.Model) -> None:
         graph = model.graph

@@ -182,7 +182,7 @@ def _read_calibration(
     """Read and check what to calibrate on."""
     if isinstance(calibration, Path):
         calibration = read_calibration_file(calibration)
-    elif isinstance(calibration, str) and _is_file(calibration):
+    elif isinstance(calibration, str) and os.path.isfile(calibration):  # noqa: PTH113 - any length
         raise QuantizeError(
             f"{calibration!r} is the name of a file, but is read as a text; pass a Path",
             parameter="calibration",
@@ -210,13 +210,6 @@ def _read_calibration(
     return _CalibrationData(text, inputs, " and ".join(filter(None, parts)))
 
 
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # too long for a name
-        return False
-
-
 @dataclass(frozen=True)
 class _Result:
     """Quantized models; the cost of each weight and the accuracy, if they were measured."""
@@ -236,8 +229,7 @@ class _Result:
 
     def with_precision(self, precision: Precision) -> list[str]:
         """List the weights of a precision, and what quantizing them would cost."""
-        costs = [cost for cost in self.costs if cost.precision is precision]
-        return [f"{cost.name}: costs {cost.kl:.1e}" for cost in costs]
+        return [f"{c.name}: costs {c.kl:.1e}" for c in self.costs if c.precision is precision]
 
 
 def _quantize(

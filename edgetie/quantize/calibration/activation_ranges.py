@@ -30,9 +30,8 @@ def find_activation_ranges(
         model_path: the model.
         transforms: what is done to each activation ``(tokens, channels)`` before it is quantized.
         inputs: what to run it on.
-        calibrator: one of :data:`edgetie.targets.CALIBRATORS`: ``minmax``, the whole range;
-            ``percentile``, all but the outermost 0.001 %; or ``entropy``, the range whose quantized
-            values tell most about the values (onnxruntime.quantization's histograms for both).
+        calibrator: ``minmax``, the whole range; ``percentile``, all but the outermost 0.001 %; or
+            ``entropy``, the range whose quantized values tell most about the values.
         weights: of each activation, makers of the weights ``(out, in)`` that it is multiplied with,
             by their names. Outputs have their whole range.
 

@@ -103,7 +103,7 @@ class MatMulNBitsFormat(WeightFormat):
             zero_points = weight.add_alias(part, self._add_zero_points(weight), last)
         else:  # those of 4 bits are one in a byte here
             zero_points = weight.add(
-                part, ir.DataType.UINT8, last, lambda: weight.zero_points()[..., None]
+                part, ir.DataType.UINT8, last, lambda: weight.parameters().zero_points[..., None]
             )
         return [weight.values, scales, zero_points]
 
@@ -132,9 +132,11 @@ class MatMulNBitsFormat(WeightFormat):
     def _add_zero_points(self, weight: QuantizedWeight) -> ir.Value:
         """Return the zero points; those of 4 bits two in a byte, each output channel padded."""
         shape = weight.out_channels, -(-weight.block_count * self.bits // 8)
-        return weight.add(
-            Part.ZERO_POINTS, ir.DataType.UINT8, shape, lambda: self._pack(weight.zero_points())
-        )
+
+        def packed() -> Array:
+            return self._pack(weight.parameters().zero_points)
+
+        return weight.add(Part.ZERO_POINTS, ir.DataType.UINT8, shape, packed)
 
     def _pack(self, values: Array) -> Array:
         """Store two values of 4 bits in a byte, the first in its lower half."""

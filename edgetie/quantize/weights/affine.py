@@ -97,12 +97,12 @@ class QuantizedValues:
     Attributes:
         values: uint8 ``(N, padded K)``, padded with the zero point to whole blocks.
         scales: float32 ``(N, blocks)``.
-        zero_points: uint8 ``(N, blocks)``; ``None`` if symmetric.
+        zero_points: uint8 ``(N, blocks)``.
     """
 
     values: Array
     scales: Array
-    zero_points: Array | None = None
+    zero_points: Array
 
 
 def require_finite(weight: Array, name: str) -> None:
@@ -129,7 +129,7 @@ def round_to_nearest(weight: Array, spec: QuantSpec) -> QuantizedValues:
     padded = count * block
     values = np.empty((n, padded), np.uint8)
     scales = np.empty((n, count), np.float32)
-    zero_points = np.empty((n, count), np.uint8) if spec.asymmetric else None
+    zero_points = np.empty((n, count), np.uint8)
     step = max(1, _SCRATCH_ELEMENTS // max(1, padded))
     for start in range(0, n, step):
         part = slice(start, start + step)
@@ -139,7 +139,5 @@ def round_to_nearest(weight: Array, spec: QuantSpec) -> QuantizedValues:
         blocks = channels.reshape(len(channels), count, block)
         scale, zero_point = spec.fit(blocks, axis=2)
         values[part] = spec.quantize(blocks, scale, zero_point).reshape(len(channels), -1)
-        scales[part] = scale[..., 0]
-        if zero_points is not None:
-            zero_points[part] = zero_point[..., 0]
+        scales[part], zero_points[part] = scale[..., 0], zero_point[..., 0]
     return QuantizedValues(values, scales, zero_points)

@@ -114,7 +114,7 @@ def gptq_quantize(
     inverse = np.argsort(order, axis=None)
     values = np.empty((n, padded), np.uint8)
     scales = np.empty((n, count), np.float32)
-    zero_points = np.empty((n, count), np.uint8) if spec.asymmetric else None
+    zero_points = np.empty((n, count), np.uint8)
 
     def quantize_channels(start: int) -> None:
         part = slice(start, min(n, start + step))
@@ -125,9 +125,7 @@ def gptq_quantize(
         quantized, scale, zero_point = (array.reshape(-1, array.shape[-1]) for array in results)
         values[part] = quantized[inverse[:padded]].T
         blocks = inverse[::block][:count] // block
-        scales[part] = scale[blocks].T
-        if zero_points is not None:
-            zero_points[part] = zero_point[blocks].T
+        scales[part], zero_points[part] = scale[blocks].T, zero_point[blocks].T
 
     step = _CHANNELS // CORES
     with ThreadPoolExecutor(CORES) as pool:

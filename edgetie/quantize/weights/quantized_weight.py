@@ -52,7 +52,6 @@ class QuantizedWeight:
         uses: the number of nodes that read it here.
 
     Attributes:
-        label: prefix of its initializers' names.
         parts: its initializers; QDQ has several copies of some.
         aliases: initializers that share the bytes of another one.
         needs_sums: whether :meth:`sums` will be called.
@@ -160,12 +159,6 @@ class QuantizedWeight:
         """Return scales and zero points. The values may be gone."""
         self._quantized = self._quantized or self._wait()
         return self._quantized
-
-    def zero_points(self) -> Array:
-        """Return the zero points ``(out, blocks)`` of asymmetric quantization."""
-        zero_points = self.parameters().zero_points
-        assert zero_points is not None
-        return zero_points
 
     def sums(self) -> Array:
         """Return the sum of each output channel's values minus the midpoint: float32 ``(out,)``."""

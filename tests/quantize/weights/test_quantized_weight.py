@@ -39,7 +39,10 @@ def add_parts(weight: QuantizedWeight) -> dict[str, ir.Value]:
         "values": weight.add(Part.VALUES, ir.DataType.UINT8, shape, weight.read_values),
         "scales": weight.add_scales(blocks, factor=2.0),
         "zero_points": weight.add(
-            Part.ZERO_POINTS, ir.DataType.UINT8, (shape[0], blocks), weight.zero_points
+            Part.ZERO_POINTS,
+            ir.DataType.UINT8,
+            (shape[0], blocks),
+            lambda: weight.parameters().zero_points,
         ),
         "sums": weight.add(Part.OFFSETS, ir.DataType.FLOAT, shape[:1], weight.sums),
     }
