@@ -76,8 +76,9 @@ class ReadPositionTables(_EmbeddingMode):
 
     def embed(self, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
         offset = self._offsets.get(id(weight))
-        differ = statically_known_true(index.shape[-1] != self._positions.shape[-1])
-        if offset is None or differ:
+        if offset is None or statically_known_true(
+            index.shape[-1] != self._positions.shape[-1]
+        ):
             return None
         return torch.embedding(weight, self._positions + offset if offset else self._positions)
 
