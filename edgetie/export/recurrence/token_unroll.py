@@ -49,10 +49,8 @@ class TokenUnroll:
     ) -> torch.Tensor:
         """Emit the states ``(batch, *sizes)`` after the last token.
 
-        Args:
-            state: after each token, ``(batch * sequence, *sizes)``.
-            past: before each token; a token of padding does not change it.
-            valid: ``(batch, sequence)``, false for padding.
+        ``state`` is after each token and ``past`` before each, ``(batch * sequence, *sizes)``.
+        Padding, for which ``valid (batch, sequence)`` is false, does not change it.
         """
         is_token = valid.reshape(-1, *[1] * (past.ndim - 1))
         return torch.onnx.ops.symbolic(

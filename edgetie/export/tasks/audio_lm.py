@@ -32,7 +32,6 @@ from edgetie.export.tasks.comparison import (
     ReferenceRun,
     cpu_session,
     largest_error,
-    largest_logit,
     left_pad,
 )
 from edgetie.export.tasks.speech import (
@@ -60,8 +59,7 @@ class AudioTask(CausalTask):
         is_dynamic: whether audio may be longer or shorter.
         has_mask: whether the encoder reads a mask of its features.
         hidden_size: of an audio embedding.
-        attention_window: length of the windows in which the encoder attends, which then reads one
-            example at a time; ``None`` if it attends to all.
+        attention_window: if the encoder attends in windows, of one example at a time, their length.
     """
 
     name = AUDIO_LM
@@ -96,13 +94,9 @@ class AudioTask(CausalTask):
             shape, axes = (_EMBEDDINGS,), {0: "rows"}
         dtype = next(module.parameters()).dtype
         audio = GraphInput(AUDIO, torch.zeros(*shape, self.hidden_size, dtype=dtype), axes)
-        return replace(
-            decoder,
-            file=DECODER,
-            module=_Decoder(decoder.module, embedded, self.audio_token_id),
-            tensors=(ids, mask, audio, *past),
-            parameters=3,
-        )
+        wrapper = _Decoder(decoder.module, embedded, self.audio_token_id)
+        tensors = (ids, mask, audio, *past)
+        return Graph(DECODER, wrapper, tensors, decoder.outputs, parameters=3)
 
     def _encoder_feeds(self, features: Tensor) -> dict[str, Tensor]:
         return _feeds(features, self.time_axis, self.has_mask)
@@ -154,7 +148,7 @@ class AudioTask(CausalTask):
             logits, _ = run([tokens, mask, np.concatenate(audio)])
         padded = max(largest_error(logits[i, -1], expected[i][-1]) for i in range(2))
         prefill, cached = map(max, zip(*errors, strict=True))
-        return Agreement(prefill, cached, padded, largest_logit(reference.logits))
+        return reference.agreement(prefill, cached, padded)
 
     def _decoder_feeds(self, ids: Array, audio: Array, start: int, end: int) -> list[Array]:
         if self.audio_token_id is None:
@@ -169,9 +163,7 @@ class _Encoder(nn.Module):
 
     def __init__(self, model: nn.Module, flat: bool, attention_window: int | None) -> None:
         super().__init__()
-        self.model = model
-        self.flat = flat
-        self.attention_window = attention_window
+        self.model, self.flat, self.attention_window = model, flat, attention_window
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         feeds = {_FEATURES: features} | ({} if mask is None else {FEATURES_MASK: mask})
@@ -232,9 +224,7 @@ class _Decoder(nn.Module):
 
     def __init__(self, decoder: nn.Module, embedded: EmbeddingLM, token: int | None) -> None:
         super().__init__()
-        self.decoder = decoder
-        self.embedded = embedded
-        self.token = token
+        self.decoder, self.embedded, self.token = decoder, embedded, token
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, audio: Tensor, *past: Tensor

@@ -30,6 +30,12 @@ class GraphInput:
     axes: Mapping[int, str]
 
 
+def token_input(name: str, length: int, dimension: str = "sequence_length") -> GraphInput:
+    """An input with a number for each of ``length`` tokens; ``dimension`` names that axis."""
+    example = torch.ones(BATCH, length, dtype=torch.long)
+    return GraphInput(name, example, {0: "batch_size", 1: dimension})
+
+
 @dataclass(frozen=True)
 class Graph:
     """One graph to be traced.

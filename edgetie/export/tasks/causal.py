@@ -20,14 +20,13 @@ from edgetie.export.attention.group_query_attention import require_fusable
 from edgetie.export.attention.transformers_cache import recurrent_states, run_with_cache
 from edgetie.export.patches.position_tables import FindPositionTables, trial_ids
 from edgetie.export.tasks.base import (
-    BATCH,
     Graph,
-    GraphInput,
     Task,
     cache_inputs,
     key_value,
     logits_of,
     read_max_positions,
+    token_input,
     torch_logits,
 )
 from edgetie.export.tasks.causal_model import CausalCall, CausalLM, causal_arguments
@@ -72,31 +71,17 @@ class CausalTask(Task):
         return replace(self, call=call, cache=())
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
-        dtype = next(module.parameters()).dtype
-        sequence, length = self._example_sizes()
-        ids = torch.ones(BATCH, sequence, dtype=torch.long)
-        mask = torch.ones(BATCH, length + sequence, dtype=torch.long)
-        return [
-            Graph(
-                file=MODEL,
-                module=CausalLM(module, self.call, self.cache, fused=fused, last_only=last_only),
-                tensors=(
-                    GraphInput("input_ids", ids, {0: "batch_size", 1: "sequence_length"}),
-                    GraphInput(
-                        "attention_mask", mask, {0: "batch_size", 1: "total_sequence_length"}
-                    ),
-                    *cache_inputs(self.cache, length, dtype),
-                ),
-                outputs=["logits", *(tensor.present for tensor in self.cache)],
-                parameters=2,
-            )
-        ]
-
-    def _example_sizes(self) -> tuple[int, int]:
-        """Numbers of tokens and cached tokens to trace with, at most as many as the model takes."""
         limit = self.max_positions or _SEQUENCE + _PAST
         sequence = max(1, min(_SEQUENCE, limit // 2))
-        return sequence, min(_PAST, limit - sequence) if self.cache else 0
+        past = min(_PAST, limit - sequence) if self.cache else 0
+        tensors = (
+            token_input("input_ids", sequence),
+            token_input("attention_mask", past + sequence, "total_sequence_length"),
+            *cache_inputs(self.cache, past, next(module.parameters()).dtype),
+        )
+        wrapper = CausalLM(module, self.call, self.cache, fused=fused, last_only=last_only)
+        outputs = ["logits", *(tensor.present for tensor in self.cache)]
+        return [Graph(MODEL, wrapper, tensors, outputs, parameters=2)]
 
     def run_reference(self, module: nn.Module) -> ReferenceRun:
         count = min(_TOKENS, self.max_positions or _TOKENS)
@@ -148,7 +133,7 @@ class CausalTask(Task):
             mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
             logits, _ = run([tokens[[short, prefix], None], mask], cache)
             padded = max(padded, error(logits[0], short), error(logits[1], prefix))
-        return Agreement(prefill, cached, padded, largest_logit(reference.logits))
+        return reference.agreement(prefill, cached, padded)
 
 
 def trial_run(module: nn.Module, config: Any) -> CausalTask:

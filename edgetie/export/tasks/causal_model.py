@@ -102,14 +102,11 @@ class CausalLM(nn.Module):
         last_only: bool,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.call = call
+        self.model, self.call, self.fused, self.last_only = model, call, fused, last_only
         self.names = [tensor.name for tensor in cache]
         self.recurrent = any(not tensor.grows for tensor in cache)
         self.takes_use_cache = "use_cache" in inspect.signature(model.forward).parameters
         self.keyword = cache_keyword(model) or ""
-        self.fused = fused
-        self.last_only = last_only
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, *past: Tensor
@@ -167,7 +164,7 @@ class CausalLM(nn.Module):
             output = self._call_transformers(ids, mask, positions, cache)
         else:
             kwargs: dict[str, Any] = {"position_ids": positions} if self.call.position_ids else {}
-            if self.takes_use_cache:
+            if self.takes_use_cache and not layers:
                 kwargs["use_cache"] = False
             with _CachedAttention(layers) if layers else nullcontext():
                 output = self.model(ids, **kwargs)

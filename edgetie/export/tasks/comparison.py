@@ -25,6 +25,10 @@ class ReferenceRun:
     inputs: Mapping[str, Array]
     logits: Array
 
+    def agreement(self, prefill: float, cached: float, padded: float) -> Agreement:
+        """Relate errors to the largest logit."""
+        return Agreement(prefill, cached, padded, largest_logit(self.logits))
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -94,15 +98,12 @@ class DecoderRunner:
     def errors(
         self, feeds: Callable[[int, int], Sequence[Array]], expected: Array, prefix: int
     ) -> tuple[float, float]:
-        """Run on the first ``prefix`` tokens, and on the others one by one.
+        """The largest errors of a run on ``prefix`` tokens, and of runs on the others one by one.
 
         Args:
             feeds: returns the inputs before the cache for tokens ``start`` to ``end``.
             expected: logits ``(count, vocabulary)`` of all tokens.
             prefix: number of tokens of the first run.
-
-        Returns:
-            The largest errors of the first run and of the others.
         """
         logits, past = self(feeds(0, prefix))
         prefill = largest_error(logits[0], expected[prefix - logits.shape[1] : prefix])

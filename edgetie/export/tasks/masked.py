@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from edgetie.bundle.names import MODEL
@@ -17,12 +16,11 @@ from edgetie.export.attention.broadcast import BroadcastAttention
 from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
-    BATCH,
     Graph,
-    GraphInput,
     Task,
     logits_of,
     read_max_positions,
+    token_input,
     torch_logits,
 )
 from edgetie.export.tasks.comparison import (
@@ -31,7 +29,6 @@ from edgetie.export.tasks.comparison import (
     ReferenceRun,
     cpu_session,
     largest_error,
-    largest_logit,
 )
 
 _SEQUENCE = 8  # example length to trace with
@@ -54,17 +51,9 @@ class MaskedTask(Task):
     token_types: int
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
-        examples = _examples(self.inputs, (BATCH, example_length(module, _SEQUENCE)))
-        axes = {0: "batch_size", 1: "sequence_length"}
-        return [
-            Graph(
-                file=MODEL,
-                module=_MaskedLM(module, self.inputs),
-                tensors=tuple(GraphInput(name, ids, axes) for name, ids in examples.items()),
-                outputs=["logits"],
-                parameters=0,
-            )
-        ]
+        length = example_length(module, _SEQUENCE)
+        tensors = tuple(token_input(name, length) for name in self.inputs)
+        return [Graph(MODEL, _MaskedLM(module, self.inputs), tensors, ["logits"], parameters=0)]
 
     def run_reference(self, module: nn.Module) -> ReferenceRun:
         count = example_length(module, _TOKENS)
@@ -92,7 +81,7 @@ class MaskedTask(Task):
                 (logits,) = session.run(None, _padded(inputs))
                 expected = reference.logits[count:]
                 padded = largest_error(logits[1, : len(expected)], expected)
-        return Agreement(prefill, 0.0, padded, largest_logit(reference.logits))
+        return reference.agreement(prefill, 0.0, padded)
 
 
 class _MaskedLM(nn.Module):
@@ -117,13 +106,9 @@ def trial_run(module: nn.Module, config: Any) -> MaskedTask:
     types = int(getattr(config, "type_vocab_size", 0) or 0)
     optional = ("attention_mask", "token_type_ids") if types > 1 else ("attention_mask",)
     names = ("input_ids", *(name for name in optional if name in parameters))
-    vocab_size = torch_logits(module, **_examples(names, (1, _SHORT))).shape[-1]
+    inputs = dict.fromkeys(names, np.ones((1, _SHORT), np.int64))
+    vocab_size = torch_logits(module, **inputs).shape[-1]
     return MaskedTask(vocab_size, read_max_positions(config, module), names, max(types, 1))
-
-
-def _examples(names: tuple[str, ...], shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Inputs without padding."""
-    return {name: torch.full(shape, int(name != "token_type_ids")) for name in names}
 
 
 def _padded(inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -20,7 +20,6 @@ from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.attention.transformers_cache import build_cache
 from edgetie.export.attention.window_padding import example_length, pad_to_window
 from edgetie.export.tasks.base import (
-    BATCH,
     Graph,
     GraphInput,
     Task,
@@ -28,6 +27,7 @@ from edgetie.export.tasks.base import (
     key_value,
     logits_of,
     read_max_positions,
+    token_input,
     torch_logits,
 )
 from edgetie.export.tasks.causal_model import cache_layers
@@ -38,7 +38,6 @@ from edgetie.export.tasks.comparison import (
     ReferenceRun,
     cpu_session,
     largest_error,
-    largest_logit,
 )
 from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.cache_argument import cache_keyword
@@ -69,10 +68,9 @@ class Seq2SeqTask(Task):
 
     def encoder_inputs(self, dtype: torch.dtype) -> tuple[list[GraphInput], int]:
         """Inputs to trace the encoder with, and its output's length; ``dtype`` is the weights'."""
-        shape, axes = (BATCH, self.source_length), {0: "batch_size", 1: "encoder_sequence_length"}
+        length = self.source_length
         names = ("input_ids", _MASK)
-        inputs = [GraphInput(name, torch.ones(shape, dtype=torch.long), axes) for name in names]
-        return inputs, self.source_length
+        return [token_input(name, length, "encoder_sequence_length") for name in names], length
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
@@ -85,13 +83,12 @@ class Seq2SeqTask(Task):
             parameters=0,
         )
         masks = [replace(value, name=ENCODER_MASK) for value in inputs if value.name == _MASK]
-        ids = torch.ones(BATCH, _SEQUENCE, dtype=torch.long)
         dimension = "encoder_sequence_length" if len(inputs[0].axes) > 1 else None
         decoder = Graph(
             file=DECODER,
             module=_Decoder(module, self, bool(masks)),
             tensors=(
-                GraphInput("input_ids", ids, {0: "batch_size", 1: "sequence_length"}),
+                token_input("input_ids", _SEQUENCE),
                 *masks,
                 *cache_inputs(self.cross, length, dtype, dimension),
                 *cache_inputs(self.cache, _PAST, dtype),
@@ -144,7 +141,7 @@ class Seq2SeqTask(Task):
             )
             logits, _ = run([np.repeat(target, 2, axis=0), *pair])
             padded = max(largest_error(logits[0], first), largest_error(logits[1], second))
-        return Agreement(prefill, cached, padded, largest_logit(reference.logits))
+        return reference.agreement(prefill, cached, padded)
 
 
 class _Encoder(nn.Module):
@@ -154,9 +151,7 @@ class _Encoder(nn.Module):
         self, model: nn.Module, inputs: tuple[str, ...], output_class: type[Any] | None
     ) -> None:
         super().__init__()
-        self.model = model
-        self.inputs = inputs
-        self.output_class = output_class
+        self.model, self.inputs, self.output_class = model, inputs, output_class
         self.keyword = cache_keyword(model) or ""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -183,9 +178,7 @@ class _Decoder(nn.Module):
 
     def __init__(self, model: nn.Module, task: Seq2SeqTask, has_mask: bool) -> None:
         super().__init__()
-        self.model = model
-        self.task = task
-        self.has_mask = has_mask
+        self.model, self.task, self.has_mask = model, task, has_mask
         self.keyword = cache_keyword(model) or ""
 
     def forward(self, input_ids: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -216,11 +209,7 @@ def _run_decoder(
 
 
 def trial_run(module: nn.Module, config: Any) -> Seq2SeqTask:
-    """Run the model once on a few tokens.
-
-    Raises:
-        TypeError: if it returns no cache of cross-attention.
-    """
+    """Run the model once on a few tokens."""
     ids = torch.ones(1, _SHORT, dtype=torch.long)
     model: Any = module
     with torch.no_grad():

@@ -71,11 +71,7 @@ class SpeechTask(Seq2SeqTask):
 
 
 def trial_run(module: nn.Module, config: Any) -> SpeechTask:
-    """Run the model once on features of the first shape that its encoder accepts.
-
-    Raises:
-        TypeError: if it accepts none, or returns no cache of cross-attention.
-    """
+    """Run the model once on features of the first shape that its encoder accepts."""
     model: Any = module
     encoder = model.get_encoder()
     outer, inner = (inspect.signature(each.forward).parameters for each in (model, encoder))
