@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # without an NVIDIA GPU: torch's CPU build, where pip's configuration knows one
 NO_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo yes)
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test fast lint docs bench clean
 
 quickstart: $(VENV)/.installed  ## the whole journey on a real model
 	$(BIN)/edgetie quickstart --output $(OUTPUT)
@@ -15,10 +15,16 @@ quickstart: $(VENV)/.installed  ## the whole journey on a real model
 test: $(VENV)/.tested lint  ## linting, types and all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+fast: $(VENV)/.tested  ## the tests to run while working
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.tested  ## the site: Markdown pages and docstrings
+	$(BIN)/python -m sphinx --quiet --fail-on-warning -b html docs docs/_build
 
 bench: $(VENV)/.installed  ## edgetie against its peers: one table
 	$(BIN)/python benchmarks/peers.py
@@ -37,4 +43,4 @@ $(VENV)/.tested: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUTPUT)
+	rm -rf $(VENV) $(OUTPUT) docs/_build

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import small_models
+from session import origin, write_table
 
 PARITY = 1e-4
 """Largest error of a logit, relative to the largest logit."""
@@ -252,7 +253,7 @@ def render(rows: list[Row]) -> str:
     from importlib.metadata import version
 
     lines = [
-        "# Architectures",
+        f"{origin(1)}.",
         "",
         f"Every architecture of transformers {version('transformers')} whose configuration ties "
         "embeddings by default and whose module really does, as a small random model (2 layers, or "
@@ -365,7 +366,7 @@ def main(
     markdown = render(rows)
     click.echo(markdown, nl=False)
     if output:
-        output.write_text(markdown, "utf-8")
+        write_table(output, markdown)
 
 
 if __name__ == "__main__":

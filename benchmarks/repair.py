@@ -11,7 +11,7 @@ from pathlib import Path
 
 import catalogue
 import click
-from session import default_work
+from session import default_work, origin, write_table
 from workshop import UnavailableError, Workshop
 
 
@@ -40,18 +40,27 @@ def repair(edgetie: Path, files: list[Path], scratch: Path) -> tuple[dict[str, o
     show_default="a folder in the user's cache directory",
     help="Where environments and models are made and kept.",
 )
-def main(work: Path) -> None:
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the table to this Markdown file as well, between the script's marks if any.",
+)
+def main(work: Path, output: Path | None) -> None:
     workshop = Workshop(work.resolve(), lambda what: click.echo(f"making {what}", err=True))
     edgetie = workshop.environment("edgetie") / "edgetie"
-    click.echo("| file | before MB | after MB | outputs | s | peak MB |")
-    click.echo("| --- | ---: | ---: | --- | ---: | ---: |")
+    lines = [
+        f"{origin(os.cpu_count() or 1)}.",
+        "",
+        "| file | before MB | after MB | outputs | s | peak MB |",
+        "| --- | ---: | ---: | --- | ---: | ---: |",
+    ]
     for name, title in catalogue.BROKEN.items():
         try:
             files = sorted(workshop.model(name).glob("*.onnx"))
             with tempfile.TemporaryDirectory(dir=work) as scratch:
                 report, seconds, peak = repair(edgetie, files, Path(scratch))
         except UnavailableError as error:
-            click.echo(f"| {title} | | | not measured: {error} | | |")
+            lines.append(f"| {title} | | | not measured: {error} | | |")
             continue
         before, after = (float(str(report[f"bytes_{when}"])) / 1e6 for when in ("before", "after"))
         outputs = report["outputs"]
@@ -60,7 +69,11 @@ def main(work: Path) -> None:
         worst = max(output["relative_error"] for output in outputs)
         text = "equal bit for bit" if same else f"within {worst:.0e} of the largest"
         sizes = f"{before:,.1f} | {after:,.1f}"
-        click.echo(f"| {title} | {sizes} | {text} | {seconds:.1f} | {peak / 1e6:,.0f} |")
+        lines.append(f"| {title} | {sizes} | {text} | {seconds:.1f} | {peak / 1e6:,.0f} |")
+    markdown = "\n".join(lines) + "\n"
+    click.echo(markdown, nl=False)
+    if output:
+        write_table(output, markdown)
 
 
 if __name__ == "__main__":

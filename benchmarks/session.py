@@ -6,10 +6,12 @@ import itertools
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.status import Status
 from rows import ROWS
-from workshop import HERE, UnavailableError, Workshop
+from workshop import HERE, REPOSITORY, UnavailableError, Workshop
 
 VERSIONS = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
 
@@ -30,15 +32,46 @@ def default_work() -> Path:
     return Path(cache) / "edgetie" / "benchmarks"
 
 
-def machine(threads: int) -> str:
-    """One line on where the numbers come from."""
+def origin(threads: int) -> str:
+    """Describe in one line where, when and with which commit the numbers were measured."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     names = [line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if "model name" in line]
     cpu = names[0] if names else platform.machine()
     return (
-        f"{cpu}, {os.cpu_count()} CPUs ({threads} threads used), {platform.system()}"
-        f" {platform.release()}, Python {platform.python_version()}"
+        f"{cpu} ({_instruction_sets(cpuinfo)}), {os.cpu_count()} CPUs ({threads} threads used),"
+        f" {platform.system()}, Python {platform.python_version()}; commit {_commit()},"
+        f" {datetime.now(UTC).date()}"
     )
+
+
+def _instruction_sets(cpuinfo: str) -> str:
+    """Name the processor's instruction sets that kernels choose by."""
+    flags = set(cpuinfo.split())
+    sets = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "amx_int8": "AMX",
+            "asimddp": "dot product", "i8mm": "i8mm"}  # fmt: skip
+    return ", ".join(name for flag, name in sets.items() if flag in flags) or "baseline"
+
+
+def _commit() -> str:
+    """The checkout's commit, with a plus sign if files differ from it."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def write_table(file: Path, markdown: str) -> None:
+    """Write a table into a Markdown file.
+
+    If the file has the marks ``<!-- NAME -->`` and ``<!-- /NAME -->``, NAME being the running
+    script's, only what stands between them is replaced.
+    """
+    name = Path(sys.argv[0]).stem
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    page = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if begin in page and end in page:
+        before, after = page[: page.index(begin) + len(begin)], page[page.index(end) :]
+        markdown = f"{before}\n{markdown}\n{after}"
+    file.write_text(markdown, encoding="utf-8")
 
 
 def command_options(names: Iterable[str], gigabytes: int) -> Callable[[Any], Any]:
@@ -61,7 +94,12 @@ def command_options(names: Iterable[str], gigabytes: int) -> Callable[[Any], Any
             help="Measure this row; repeat for more. Default: all of them.",
         ),
         click.option("--json", "json_file", type=file, help="Write every single run to this file."),
-        click.option("--output", type=file, help="Write the table to this Markdown file as well."),
+        click.option(
+            "--output",
+            type=file,
+            help="Write the table to this Markdown file as well, between the script's marks if it "
+            "has them, as docs/benchmarks.md does.",
+        ),
     ]
 
     return lambda command: _decorated(command, options)
@@ -174,7 +212,7 @@ class Session:
         """What every table is made of."""
         settings = self.settings
         return {
-            "machine": machine(settings.threads),
+            "origin": origin(settings.threads),
             "rounds": settings.rounds,
             "versions": self.versions,
             "failures": self.failures,
@@ -188,7 +226,7 @@ class Session:
         else:
             click.echo(markdown, nl=False)
         if self.settings.output:
-            self.settings.output.write_text(markdown, encoding="utf-8")
+            write_table(self.settings.output, markdown)
         if self.settings.json_file:
             self.settings.json_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
 

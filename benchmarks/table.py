@@ -106,7 +106,7 @@ def render_speech(report: Report, headings: list[str]) -> str:
     seconds = max((run["audio_seconds"] for found in runs.values() for run in found), default=0)
     introduction = (
         f"Whisper tiny.en, {seconds:.1f} s of speech, {report['words']} words;"
-        f" {report['rounds']} interleaved rounds; median (best). {report['machine']}."
+        f" {report['rounds']} interleaved rounds; median (best). {report['origin']}."
     )
     return _joined([introduction, _values(runs, SPEECH_COLUMNS, headings, more)], report)
 
@@ -115,7 +115,7 @@ def _introduction(report: Report) -> str:
     return (
         f"{SOURCE_TITLE}, prompt of {report['prompt_tokens']} tokens, {report['new_tokens']}"
         f" greedy tokens, {report['rounds']} interleaved rounds; median (best)."
-        f" {report['machine']}."
+        f" {report['origin']}."
     )
 
 

@@ -1,0 +1,46 @@
+"""The scripts of ``docs/examples`` run as their docstrings say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runtime_models import write_chat_bundle
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def run(*arguments: object, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_own_module_and_its_accuracy(tmp_path: Path) -> None:
+    tie, tokens = run(EXAMPLES / "own_module.py", tmp_path).splitlines()
+    assert "2 uses, 131,072 bytes" in tie
+    assert len(tokens.split()) == 8
+    paths = {"FP32": str(tmp_path / "fp32"), "INT8": str(tmp_path / "int8")}
+    assert "2 passed" in run("-m", "pytest", "-q", EXAMPLES / "accuracy_test.py", **paths)
+
+
+def test_chat_streams_an_answer(tmp_path: Path) -> None:
+    bundle = write_chat_bundle(tmp_path / "bundle")
+    assert run(EXAMPLES / "chat.py", bundle, "abc").strip()
+
+
+def test_repair_merges_the_copy(tmp_path: Path) -> None:
+    output = run(EXAMPLES / "repair_file.py", tmp_path)
+    assert "merged: {'head': 'table'}" in output or "merged: {'table': 'head'}" in output
+
+
+def test_every_example_is_listed() -> None:
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{path.name}`" in listed for path in EXAMPLES.glob("*.py"))
