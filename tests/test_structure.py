@@ -20,7 +20,7 @@ FLOORS = (
     {"quantize", "repair"},
     {"quickstart", "report"},
 )
-"""Rooms of the library from the lowest floor up: a room imports rooms of its own or a lower floor."""
+"""Rooms from the lowest floor up: a room imports rooms of its own floor or a lower one."""
 
 WITHOUT_TESTS = {
     "bundle/names.py": "constants only",
@@ -47,8 +47,8 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and id(node) not in for_types:
-            if (node.module or "").startswith("edgetie."):
-                yield from ((str(node.module), alias.name) for alias in node.names)
+            module = node.module or ""
+            yield from ((module, alias.name) for alias in node.names if module[:8] == "edgetie.")
 
 
 def file_of(module: str, name: str) -> Path:
@@ -134,9 +134,8 @@ def test_functions_are_short() -> None:
 
 
 def test_functions_have_few_parameters() -> None:
-    public = {
-        line.split()[-1] for line in (LIBRARY / "__init__.pyi").read_text().splitlines() if line
-    }
+    stub = (LIBRARY / "__init__.pyi").read_text(encoding="utf-8")
+    public = {line.split()[-1] for line in stub.splitlines() if line}
     many = []
     for name, node in functions():
         arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
