@@ -19,6 +19,7 @@ from command_line import (
 )
 from starters import (
     PROMPT,
+    SUPPORT,
     TOKENS,
     build,
     expected,
@@ -71,8 +72,12 @@ def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Pat
     run([python, "-m", "pip", "install", "-q", "-r", "requirements.txt", oldest], tmp_path / "app")
     program = "import app; model = app.Model(); model.app['stop_tokens'] = []; "
     program += "print(*model.tokens(model.encode({!r}), {}))"
-    found = run([python, "-c", program.format(PROMPT, TOKENS)], tmp_path / "app")
-    assert [int(token) for token in found.split()] == expected(real_int8)
+    output = run([python, "-c", program.format(PROMPT, TOKENS)], tmp_path / "app")
+    # versions of onnxruntime differ in the last bit: edgetie must run on this one too
+    packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    program = f"from starters import expected; print(*expected({str(real_int8)!r}))"
+    paths = os.pathsep.join(map(str, (packages, SUPPORT)))
+    assert output == run([sys.executable, "-c", program], tmp_path, PYTHONPATH=paths)
     answer = run([python, "app.py", PROMPT, TOKENS], tmp_path / "app")
     assert answer.startswith("The sky is blue because")
 
