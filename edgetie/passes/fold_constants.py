@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from edgetie.graph.constants import MIN_ELEMENTS
@@ -20,14 +22,14 @@ class FoldConstants(GraphPass):
     """
 
     def rewrite(self, model: ir.Model) -> None:
-        folded: set[ir.Value] = set()
+        folded: dict[ir.Value, None] = {}  # in graph order: the same bundle at every call
         for node in model.graph:
             if _is_deterministic(node) and all(_is_small(value, folded) for value in node.inputs):
-                folded.update(node.outputs)
+                folded.update(dict.fromkeys(node.outputs))
         results = [
             value
             for value in folded
-            if any(not folded.issuperset(user.outputs) for user, _ in value.uses())
+            if any(not folded.keys() >= set(user.outputs) for user, _ in value.uses())
         ]
         if not results:
             return
@@ -51,7 +53,7 @@ def _is_deterministic(node: ir.Node) -> bool:
     )
 
 
-def _is_small(value: ir.Value | None, folded: set[ir.Value]) -> bool:
+def _is_small(value: ir.Value | None, folded: Mapping[ir.Value, None]) -> bool:
     if value is None or value in folded:
         return True
     tensor = value.const_value
