@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,30 @@ from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Detokenizer, Tokenizer, pad
 
 GREEDY = Sampling()
-TokenDecoder = Decoder | FixedShapeDecoder
 StopReason = Literal["stop_token", "stop_string", "length"]
+
+
+class TokenDecoder(Protocol):
+    """What generation needs of a decoder, whose attributes and methods :class:`Decoder` documents.
+
+    :class:`Decoder`, :class:`Seq2SeqDecoder` and :class:`FixedShapeDecoder` satisfy it.
+    """
+
+    session: Session
+    batch: int
+    max_length: int
+    length: int
+
+    def reset(self) -> None: ...
+
+    def prefill(
+        self,
+        prompt: NDArray[Any],
+        attention_mask: NDArray[np.int64] | None = None,
+        audio_embeddings: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]: ...
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
