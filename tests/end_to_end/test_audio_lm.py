@@ -174,7 +174,7 @@ def test_command(audio_embeddings: tuple[Any, Any, ExportReport], tmp_path: Path
     done = CliRunner().invoke(command, options)
     assert len(json.loads(done.stdout)["tokens"]) == 5
     asked = CliRunner().invoke(command, [bundle, "--audio", str(clip), "--language", "en"])
-    assert "knows no language by name" in str(asked.exception)
+    assert "has no language by name" in str(asked.exception)
 
 
 def test_text_alone_and_two_at_once(audio_embeddings: tuple[Any, Any, ExportReport]) -> None:
