@@ -1,7 +1,5 @@
 """``edgetie check``: accuracy against a reference; the exit code says whether it passed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

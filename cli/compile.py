@@ -1,7 +1,5 @@
 """``edgetie compile``: write context binaries for NPUs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

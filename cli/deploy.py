@@ -1,7 +1,5 @@
 """``edgetie deploy``: write a starter application."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``edgetie export``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

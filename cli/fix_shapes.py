@@ -1,7 +1,5 @@
 """``edgetie fix-shapes``: write graphs of fixed shapes for NPUs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

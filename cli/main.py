@@ -1,7 +1,5 @@
 """The ``edgetie`` command: its help, its subcommands, and its error messages."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib

@@ -1,7 +1,5 @@
 """``edgetie providers``: list execution providers and install environments for them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 import click

@@ -1,7 +1,5 @@
 """``edgetie quickstart``."""
 
-from __future__ import annotations
-
 import click
 
 from .common import failed, output_options, print_json, threads_option

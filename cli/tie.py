@@ -1,7 +1,5 @@
 """``edgetie tie``."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 import click

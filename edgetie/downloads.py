@@ -4,8 +4,6 @@ They are SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) as a 4-bit GGUF file, 
 public domain, Natsume Sōseki's Botchan in the translation of 1919.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The errors that edgetie raises: typed, one line each, with what is wrong and what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

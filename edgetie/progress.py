@@ -1,7 +1,5 @@
 """Progress for anything that takes longer than two seconds."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

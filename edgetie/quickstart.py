@@ -1,7 +1,5 @@
 """The whole journey on a real model: export, quantize, inspect, check, measure, generate."""
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import dataclass

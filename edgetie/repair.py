@@ -1,7 +1,5 @@
 """Merge the duplicate weights of ONNX files, which may come from any exporter."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -3,8 +3,6 @@
 :mod:`edgetie.quantize.formats.scheme_formats` turns a row of :data:`SCHEMES` into weight formats.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Targets and schemes, for people."""
 
-from __future__ import annotations
-
 from rich.table import Table
 
 from edgetie.report.tables import plain_console

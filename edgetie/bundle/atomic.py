@@ -1,7 +1,5 @@
 """Write outputs completely or not at all: under a temporary name, then renamed."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

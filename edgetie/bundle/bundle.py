@@ -1,7 +1,5 @@
 """Open bundles: directories with a model, its weights, tokenizer files and a manifest."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write ``decoder_model_merged.onnx``, the decoder that optimum and transformers.js read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import onnx_ir as ir

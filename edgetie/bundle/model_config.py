@@ -1,7 +1,5 @@
 """Read settings in ``generation_config.json`` and ``config.json``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

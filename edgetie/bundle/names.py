@@ -1,7 +1,5 @@
 """Names of files, tensors, tasks and nodes in a bundle."""
 
-from __future__ import annotations
-
 MANIFEST = "edgetie.json"
 MODEL = "model.onnx"
 ENCODER = "encoder_model.onnx"

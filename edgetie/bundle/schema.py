@@ -1,7 +1,5 @@
 """Check records read from JSON against the types of their dataclasses."""
 
-from __future__ import annotations
-
 from typing import Any, get_args, get_origin, get_type_hints
 
 

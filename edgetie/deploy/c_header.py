@@ -1,7 +1,5 @@
 """Write the settings of a starter in C as a header."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

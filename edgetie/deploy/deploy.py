@@ -1,7 +1,5 @@
 """Write a folder that an app developer starts from: model, tokenizer and a program that runs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

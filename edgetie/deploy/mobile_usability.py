@@ -1,7 +1,5 @@
 """Estimate how much of a model a mobile execution provider would run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import onnx

@@ -3,8 +3,6 @@
 https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import Counter

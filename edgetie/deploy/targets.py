@@ -1,7 +1,5 @@
 """A table of what a model can be deployed for; each has a folder in ``templates``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -13,8 +13,6 @@ characters that its pre-tokenizer needs, as little-endian uint32 unless noted ot
     text                                  bytes of all tokens, concatenated
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import unicodedata

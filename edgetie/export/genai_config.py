@@ -1,7 +1,5 @@
 """Write ``genai_config.json``, with which onnxruntime-genai runs a bundle."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

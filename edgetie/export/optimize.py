@@ -1,7 +1,5 @@
 """Run the graph passes on traced models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import chain
 

@@ -1,7 +1,5 @@
 """Numbers and names that many modules share."""
 
-from __future__ import annotations
-
 MASKED_LOGIT = 1e4
 """A logit below minus this number stands for minus infinity: the token is never generated."""
 MIN_ELEMENTS = 1024

@@ -1,7 +1,5 @@
 """Edit a graph: insert nodes, replace values, add initializers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Run a small graph in ONNX Runtime."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Load ONNX models, and write several with one external data file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO

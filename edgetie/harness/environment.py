@@ -1,7 +1,5 @@
 """The machine, the versions and the date that a report was measured with."""
 
-from __future__ import annotations
-
 import logging
 import platform
 import subprocess

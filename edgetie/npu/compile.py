@@ -3,8 +3,6 @@
 See https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Give the graphs of a bundle fixed shapes, which compilers for NPUs need."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from dataclasses import replace

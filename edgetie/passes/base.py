@@ -1,7 +1,5 @@
 """The base class of graph passes, and a function that runs passes in order."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

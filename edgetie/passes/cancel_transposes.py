@@ -1,7 +1,5 @@
 """Remove Transposes, Reshapes and Slices that have no effect together."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 

@@ -1,7 +1,5 @@
 """Clean up a graph with the passes of onnxscript and onnx-ir."""
 
-from __future__ import annotations
-
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 

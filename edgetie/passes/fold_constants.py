@@ -1,7 +1,5 @@
 """Fold what is computed from small constants only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import onnx_ir as ir

@@ -1,7 +1,5 @@
 """Fuse activations that are traced as several operators (Hendrycks & Gimpel 2016)."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

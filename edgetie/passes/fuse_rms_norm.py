@@ -1,7 +1,5 @@
 """Fuse root mean square norms (Zhang & Sennrich 2019) into ONNX RMSNormalization-23."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 

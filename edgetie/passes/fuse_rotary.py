@@ -1,7 +1,5 @@
 """Fuse rotary position embeddings (Su et al. 2021) into GroupQueryAttention."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Fuse a residual sum and the norm that follows it into one operator."""
 
-from __future__ import annotations
-
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT

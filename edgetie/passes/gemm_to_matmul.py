@@ -1,7 +1,5 @@
 """Write every projection as ``MatMul(x, W[in, out])``, followed by ``Add(bias)`` if it has one."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common

@@ -1,7 +1,5 @@
 """Merge initializers of equal content."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Hashable
 

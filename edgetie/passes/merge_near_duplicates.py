@@ -1,7 +1,5 @@
 """Find and merge copies of an embedding table that are nearly equal to it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

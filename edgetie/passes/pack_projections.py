@@ -1,7 +1,5 @@
 """Pack the projections of one input into one MatMul, and Q, K and V for attention."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Remove the Reshapes around matrix products of three-dimensional activations."""
 
-from __future__ import annotations
-
 import onnx_ir as ir
 
 from edgetie.graph.editing import replace

@@ -1,7 +1,5 @@
 """Select the last token of each sequence before the head instead of after it."""
 
-from __future__ import annotations
-
 import onnx_ir as ir
 
 from edgetie.bundle.names import LAST_TOKEN_NODE

@@ -1,7 +1,5 @@
 """Let the tied head read the embedding table as it is stored."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 

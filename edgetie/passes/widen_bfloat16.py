@@ -1,7 +1,5 @@
 """Compute bfloat16 operators in float32, as ONNX Runtime's CPU provider can."""
 
-from __future__ import annotations
-
 import onnx_ir as ir
 
 from edgetie.graph.editing import insert

@@ -1,7 +1,5 @@
 """Which execution providers are available, tried by starting them."""
 
-from __future__ import annotations
-
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Whether latencies measured in this process are those of real hardware."""
 
-from __future__ import annotations
-
 import logging
 import platform
 import struct

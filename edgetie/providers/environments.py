@@ -3,8 +3,6 @@
 Each wheel of ONNX Runtime (plain, OpenVINO's, CUDA's) installs the same module.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

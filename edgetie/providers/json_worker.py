@@ -1,7 +1,5 @@
 """Worker processes of edgetie, which read a request and write an answer as JSON."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

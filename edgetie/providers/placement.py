@@ -1,7 +1,5 @@
 """Which execution provider runs which nodes of a session."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

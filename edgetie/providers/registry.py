@@ -1,7 +1,5 @@
 """The table of execution providers."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Keys have channels that are always large (KIVI, Liu et al. 2024).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

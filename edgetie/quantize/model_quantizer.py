@@ -1,7 +1,5 @@
 """Quantize a bundle's models: preprocess them once, then quantize them as often as needed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

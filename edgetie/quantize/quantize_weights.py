@@ -1,7 +1,5 @@
 """Replace float weights, their linear operators and their Gathers by quantized ones."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 

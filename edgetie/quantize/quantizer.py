@@ -1,7 +1,5 @@
 """Quantize a bundle or an ``.onnx`` file to a bundle."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Read and check the float models that are to be quantized."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import Counter

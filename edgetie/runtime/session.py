@@ -1,7 +1,5 @@
 """Open bundles in ONNX Runtime, their weights mapped from the file."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Check that a provider starts: ``python -m edgetie.runtime.start_probe`` runs a MatMul on it."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Load modules that a Python function builds: ``package.module:function``."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Load GGUF files, dequantized to fp32 by transformers and gguf."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import mmap

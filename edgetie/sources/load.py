@@ -1,7 +1,5 @@
 """Load the model that a text names: a directory, a hub id, a GGUF file or a Python factory."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Set attributes of objects for a while."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any

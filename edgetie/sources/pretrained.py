@@ -1,7 +1,5 @@
 """Load models in transformers' format: a directory, or an id on the hub."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Detect the task of a transformers model from its class or its configuration."""
 
-from __future__ import annotations
-
 from typing import Any
 
 TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq")

@@ -1,7 +1,5 @@
 """Spell out what torch's attention broadcasts and ONNX Runtime's does not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

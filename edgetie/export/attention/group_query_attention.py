@@ -1,7 +1,5 @@
 """Emit ``com.microsoft::GroupQueryAttention`` nodes while a model is traced."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Resolve branches on the attention mask, such as Longformer's, whose condition never changes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

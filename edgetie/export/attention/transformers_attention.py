@@ -3,8 +3,6 @@
 A mask becomes a marker for "causal, perhaps with a sliding window".
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Caches of transformers models: cache layers, and recurrent states in modules' attributes."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator, Mapping

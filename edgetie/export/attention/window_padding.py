@@ -1,7 +1,5 @@
 """Pad inputs to a multiple of a window, as Longformer does by a branch on their length."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

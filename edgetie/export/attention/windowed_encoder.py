@@ -1,7 +1,5 @@
 """Trace encoders that attend within windows of equal length, as one attention with a mask."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

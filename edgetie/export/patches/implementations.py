@@ -1,7 +1,5 @@
 """Set the implementations that a transformers model runs while it is traced."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

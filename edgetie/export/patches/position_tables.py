@@ -3,8 +3,6 @@
 Models that count positions themselves count padding too, and some add an offset.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -76,9 +74,7 @@ class ReadPositionTables(_EmbeddingMode):
 
     def embed(self, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
         offset = self._offsets.get(id(weight))
-        if offset is None or statically_known_true(
-            index.shape[-1] != self._positions.shape[-1]
-        ):
+        if offset is None or statically_known_true(index.shape[-1] != self._positions.shape[-1]):
             return None
         return torch.embedding(weight, self._positions + offset if offset else self._positions)
 

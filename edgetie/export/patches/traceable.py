@@ -1,7 +1,5 @@
 """Replace model code that torch cannot trace by code that it can."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -4,8 +4,6 @@ A Scan holds the nodes between a past and a present state, and those that comput
 or reduce its large outputs: these exist for one token at a time. Weights stay outside, each once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ With one token and a state, every recurrent layer computes the plain recurrence.
 traced as a batch item, and :mod:`scan` moves the nodes between marked ones into an ONNX Scan.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ The audio embeddings replace the embeddings of one token, in the order in which 
 model without such a token, one is added to the embedding of each token.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Export causal language models: decoders with a cache of keys and values or recurrent states."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from dataclasses import dataclass, replace

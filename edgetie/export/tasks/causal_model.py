@@ -1,7 +1,5 @@
 """Wrap a causal language model so that it is traced with one signature."""
 
-from __future__ import annotations
-
 import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Export masked language models: encoders with a head over the vocabulary."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The encoder's graph also computes the keys and values of cross-attention, which the decoder reads.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Export encoder-decoder models from audio to text, whose encoder reads features without a mask."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Run a model on a few tokens to find out how it is exported: one module a task."""
 
-from __future__ import annotations
-
 from edgetie.errors import ExportError, summarize
 from edgetie.export.tasks import audio_lm, causal, masked, seq2seq, speech
 from edgetie.export.tasks.base import Task

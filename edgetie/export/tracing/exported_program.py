@@ -1,7 +1,5 @@
 """Rewrite an exported program so that torch.onnx can convert it without decomposing it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Plans: the ways in which a model can be traced, in the order in which they are tried."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

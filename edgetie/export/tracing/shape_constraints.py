@@ -1,7 +1,5 @@
 """Read the ranges of dynamic dimensions for which a traced program holds."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

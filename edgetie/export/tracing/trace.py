@@ -1,7 +1,5 @@
 """Trace a model with torch.export and convert it to onnx-ir graphs, weights by reference."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

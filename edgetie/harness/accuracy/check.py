@@ -1,7 +1,5 @@
 """Accuracy of a bundle against a reference: logits, KL divergence, perplexity, greedy tokens."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

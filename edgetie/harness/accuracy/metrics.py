@@ -1,7 +1,5 @@
 """Distance between the logits of two models, accumulated window by window in float64."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Requests and answers are a line of JSON each. Logits, which are large, go through a file.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """What measurements run on: a text in windows, seeded random ids, prompts, noise as audio."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A second session in one process would find warm allocators and mapped files.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field

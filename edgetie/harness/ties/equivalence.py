@@ -1,7 +1,5 @@
 """Compare the outputs of two ONNX files for random input, each run in a separate process."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -1,7 +1,5 @@
 """``inspect``: the contents of a model file, and every copy of its tied weights."""
 
-from __future__ import annotations
-
 import logging
 import os
 import tempfile

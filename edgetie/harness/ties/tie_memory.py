@@ -4,8 +4,6 @@ The nodes that use the weight become a separate model over the same bytes of the
 process loads it and runs it once. The growth of the process's memory is what the weight takes.
 """
 
-from __future__ import annotations
-
 import base64
 import sys
 from dataclasses import dataclass

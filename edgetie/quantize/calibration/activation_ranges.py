@@ -1,7 +1,5 @@
 """Ranges of activations, from which static scales are computed."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Calibration texts, the user's own calibration inputs, and the activations of a run on them."""
 
-from __future__ import annotations
-
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence

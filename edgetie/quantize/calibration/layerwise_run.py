@@ -4,8 +4,6 @@ Each segment of the graph runs over all windows of the text before the next one 
 outputs of the one before, so that only one segment's weights are in memory.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Synthetic audio to calibrate a speech model on: noises similar to a voice."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Conversion to float16, for GPUs: the graph by ONNX Runtime's converter, weights when written."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 

@@ -10,8 +10,6 @@ weights are copied, and both parts are tokens of one MatMul. Processors without 
 products of uint8 and int8 in 16 bits: with seven bits, 127 · 128 · 2, they fit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

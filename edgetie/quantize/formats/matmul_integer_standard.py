@@ -1,7 +1,5 @@
 """MatMulInteger with operators of the ONNX standard only, for any runtime."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Both read uint8 values ``(out, blocks, bytes of a block)``, so a tied embedding is one initializer.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 

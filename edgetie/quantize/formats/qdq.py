@@ -4,8 +4,6 @@ Activations have one fixed scale and zero point for each tensor. With 16 bits, t
 MatMul is quantized too: only then do NPUs run it as one operator, with weights as they are stored.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass

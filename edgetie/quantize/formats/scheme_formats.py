@@ -1,7 +1,5 @@
 """The weight formats of each quantization scheme."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from edgetie.quantize.formats.matmul_integer import MatMulIntegerFormat

@@ -3,8 +3,6 @@
 Both versions of each linear operator are in the branches of an If.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir

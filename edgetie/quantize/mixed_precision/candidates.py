@@ -3,8 +3,6 @@
 All versions of a weight are written once. Only the graphs are written again for each candidate.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping
 

@@ -5,8 +5,6 @@ token, mean over positions of text that was not calibrated on. Costs add up well
 them. The weights that gain the most for each byte get a higher precision, until limits hold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum

@@ -3,8 +3,6 @@
 Scaled or rotated, they change nothing in exact arithmetic if these operators' weights undo it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

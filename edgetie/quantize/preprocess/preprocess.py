@@ -1,7 +1,5 @@
 """Decide from a calibration run how to smooth and rotate a float graph, and do it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -3,8 +3,6 @@
 The energy of the error grows with the square of the largest value that shares a scale.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from edgetie.quantize.formats.weight_format import ScaleGranularity

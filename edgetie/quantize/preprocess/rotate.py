@@ -5,8 +5,6 @@ It costs a small MatMul at run time, except after attention, where the projectio
 rotates them. Rows gathered from a tied embedding are rotated back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from functools import cache, partial
 

@@ -5,8 +5,6 @@ scales from activations alone, as in AWQ, Lin et al. 2023). A tied embedding is 
 one initializer: rows gathered from it are divided again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 So the projection can do what is linear within a head, at no cost.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import onnx_ir as ir

@@ -4,8 +4,6 @@ A quantized value is ``round(value / scale) + zero point``; blocks of an output 
 ``(N, K)``, or all of it, share a scale.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Arrays that are kept in a file until they are needed."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import threading

@@ -4,8 +4,6 @@ A few columns of a weight at a time compensate the errors of those before them, 
 Hessian of their inputs, within groups of columns: so a short text is enough to estimate it.
 """
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """Linear operators of a graph: MatMuls with a constant weight, and Gathers of its rows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import onnx_ir as ir

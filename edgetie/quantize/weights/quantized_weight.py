@@ -1,7 +1,5 @@
 """A float weight and the initializers that replace it in a quantized graph."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Audio embeddings: what an encoder makes of audio, and their places in a prompt."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

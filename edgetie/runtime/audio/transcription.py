@@ -1,7 +1,5 @@
 """Transcribe audio, as a stream of text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

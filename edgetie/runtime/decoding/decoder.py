@@ -1,7 +1,5 @@
 """Decoding with buffers that are bound to the device once, the cache included."""
 
-from __future__ import annotations
-
 import math
 import mmap
 from typing import Any

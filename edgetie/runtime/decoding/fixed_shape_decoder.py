@@ -1,7 +1,5 @@
 """Decoding with graphs of fixed shapes (:mod:`edgetie.npu.fix_shapes`): a sliding context."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Generate tokens and text from an opened session, as a stream."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Sample the next token: pure functions on logits, for a whole batch at once."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Decoding with encoder-decoder models."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

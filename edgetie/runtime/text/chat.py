@@ -1,7 +1,5 @@
 """Render chat templates, the Jinja programs that turn messages into a model's prompt."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
