@@ -167,6 +167,7 @@ def test_quantized_model_is_not_quantized_again(bundle: Path) -> None:
     refused(done, "quantized already")
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_and_output_that_is_full(bundle: Path) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -309,6 +310,7 @@ def test_directory_of_several_ggufs(tmp_path: Path) -> None:
         load_source(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_gguf_that_is_truncated(real_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     with real_gguf.open("rb") as file:
@@ -350,6 +352,7 @@ def test_factory_that_fails(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "message"), [("speaks", "a few tokens"), ("nan", "NaN")])
 def test_module_that_is_no_language_model(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "bad_factories.py").write_text(FACTORIES, encoding="utf-8")
@@ -362,6 +365,7 @@ def test_module_that_is_no_language_model(tmp_path: Path, name: str, message: st
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_hub_out_of_reach(tmp_path: Path) -> None:
     proxy = {"HTTPS_PROXY": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     environment = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"} | proxy
@@ -371,6 +375,7 @@ def test_hub_out_of_reach(tmp_path: Path) -> None:
     refused(done, "someone/something", "hub cannot be reached")
 
 
+@pytest.mark.slow
 def test_untied_model_is_exported_and_said_to_be(tmp_path: Path) -> None:
     tests = Path(models.__file__).parent
     environment = os.environ | {"PYTHONPATH": str(tests)}

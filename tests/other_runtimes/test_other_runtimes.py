@@ -23,6 +23,8 @@ from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 from edgetie.sources.source import Source
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 64
 PROMPT = "Tell me a long story about a fox and a river."
 SOURCE = [5, 6, 7, 8, 9, 10, 1]

@@ -15,6 +15,7 @@ from edgetie.providers.environments import environment_directory
 from edgetie.providers.registry import PROVIDERS
 
 
+@pytest.mark.slow
 def test_every_provider_is_listed() -> None:
     providers = {each.row.name: each for each in list_availability()}
     assert providers.keys() == PROVIDERS.keys()

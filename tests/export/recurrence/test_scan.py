@@ -145,6 +145,7 @@ class Plain(nn.Module):
         return k + ids[..., None], past * 2
 
 
+@pytest.mark.slow
 def test_a_state_that_depends_on_the_whole_sequence_is_refused() -> None:
     model = convert(Recurrence(whole_sequence=True))
     with pytest.raises(UnfusableError, match="does not have a value for each token"):

@@ -76,6 +76,7 @@ def test_operators_that_write_are_decomposed() -> None:
     assert "Add" in types
 
 
+@pytest.mark.slow
 def test_a_failed_conversion_is_logged_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", logger="edgetie.export.tracing.trace"):
         traced = run(Model(lambda x: torch.special.xlog1py(x, x.abs())))
