@@ -105,7 +105,8 @@ def command(
     from edgetie.harness.accuracy.check import check_model
     from edgetie.harness.accuracy.references import resolve_reference
     from edgetie.harness.latency.bench import bench_model
-    from edgetie.progress import live
+
+    from .printing.progress import live
 
     for option, file in (("--plot", plot), ("--html", html)):
         if file is not None:

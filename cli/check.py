@@ -77,8 +77,9 @@ def command(
     from edgetie.harness.accuracy.check import check_model
     from edgetie.harness.accuracy.references import resolve_reference
     from edgetie.harness.environment import environment_line
-    from edgetie.progress import live
     from edgetie.report.tables import accuracy_table, print_tables, verdict
+
+    from .printing.progress import live
 
     opened = open_bundle(bundle)
     with live(quiet) as progress:

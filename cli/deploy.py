@@ -41,7 +41,8 @@ def command(
     edgetie deploy web8 --for web --output site
     """
     from edgetie.deploy.deploy import deploy_model
-    from edgetie.progress import live
+
+    from .printing.progress import live
 
     with live(quiet) as progress:
         deployment = deploy_model(bundle, target, output, ort_format=ort_format, progress=progress)

@@ -51,8 +51,9 @@ def command(source: str, output: str, as_json: bool, quiet: bool, **options: Any
     SOURCE is a transformers directory, a hub id, a .gguf file, or package.module:function, a Python
     callable that returns an nn.Module.
     """
-    from edgetie.progress import live
     from edgetie.sources.load import locate_source
+
+    from .printing.progress import live
 
     locate_source(source)  # a wrong path is refused before torch is imported, which takes seconds
     from edgetie.export.exporter import export_model

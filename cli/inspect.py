@@ -33,7 +33,8 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
     optimizations, and in the memory of a loaded session.
     """
     from edgetie.harness.ties.inspect import inspect_model
-    from edgetie.progress import live
+
+    from .printing.progress import live
 
     with live(quiet) as progress:
         inspection = inspect_model(path, provider=provider, progress=progress)

@@ -22,10 +22,10 @@ def command(provider: str | None, as_json: bool, quiet: bool) -> None:
     edgetie providers
     edgetie providers --install openvino
     """
-    from edgetie.progress import live
     from edgetie.providers.availability import list_availability
     from edgetie.providers.environments import install_environment
 
+    from .printing.progress import live
     from .printing.provider import print_providers
 
     if provider is not None:

@@ -100,8 +100,9 @@ def command(
     assert bundle is not None
     assert output is not None
     from edgetie.harness.accuracy.thresholds import Thresholds
-    from edgetie.progress import live
     from edgetie.quantize.quantizer import quantize_model
+
+    from .printing.progress import live
 
     if plot:
         require_drawable("--plot", plot)

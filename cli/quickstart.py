@@ -45,9 +45,9 @@ def command(
     Everything together takes a few minutes on two cores.
     Exits 1 if the int8 model is less accurate than its limits.
     """
-    from edgetie.progress import live
     from edgetie.quickstart import quickstart
 
+    from .printing.progress import live
     from .printing.quickstart import announcement, print_quickstart
 
     if not quiet:

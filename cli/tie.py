@@ -37,8 +37,9 @@ def command(
     the files. The outputs of old and new files are compared on random input before any file is
     replaced.
     """
-    from edgetie.progress import live
     from edgetie.repair import tie_model
+
+    from .printing.progress import live
 
     with live(quiet) as progress:
         report = tie_model(
