@@ -6,11 +6,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from edgetie.bundle.model_config import read_token_ids
 from edgetie.bundle.names import FORMAT, LAST_TOKEN_NODE, MANIFEST
-from edgetie.bundle.schema import require_types
 from edgetie.errors import BundleError
 from edgetie.graph.external_data import check_external_data
 from edgetie.graph.tensors import PAST, TensorInfo
@@ -195,3 +194,25 @@ def describe_tensors(values: Any) -> list[TensorInfo]:
         )
         for value in values
     ]
+
+
+def require_types(record: Any) -> None:
+    """Check every field of a dataclass instance against its annotation.
+
+    Raises:
+        TypeError: naming the first field of another type.
+    """
+    for name, hint in get_type_hints(type(record)).items():
+        if not _fits(getattr(record, name), hint):
+            raise TypeError(f"{name} is not {getattr(hint, '__name__', hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    return isinstance(value, hint)

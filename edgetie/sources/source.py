@@ -1,7 +1,8 @@
-"""A loaded model, ready to be exported."""
+"""A loaded model, ready to be exported, and how it is called."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,3 +44,13 @@ class Source:
     @property
     def architecture(self) -> str:
         return type(self.module).__name__
+
+
+CACHE_KEYWORDS = ("cache", "past_key_values")
+"""Names of the KV cache in transformers, as argument and in the output: from 5.24 on, before."""
+
+
+def cache_keyword(module: torch.nn.Module) -> str | None:
+    """The name of the argument that takes a transformers KV cache, and of the output's cache."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in CACHE_KEYWORDS if name in parameters), None)

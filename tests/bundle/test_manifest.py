@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from onnx import TensorProto, helper
 from runtime_models import write_chat_bundle, write_plain
 
 from edgetie.bundle.bundle import open_bundle
-from edgetie.bundle.manifest import Manifest, Signature, bare_manifest, write_manifest
+from edgetie.bundle.manifest import (
+    Manifest,
+    Signature,
+    bare_manifest,
+    require_types,
+    write_manifest,
+)
 from edgetie.bundle.names import FORMAT, LAST_TOKEN_NODE, MANIFEST
 from edgetie.errors import BundleError
 from edgetie.graph.tensors import TensorInfo
@@ -169,3 +176,41 @@ def test_manifest_of_format_1_opens(bundle: Path, layout: str, weights: str) -> 
 def test_manifest_survives_a_round_trip(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     assert Manifest.from_json(manifest.to_json(), bundle / MANIFEST) == manifest
+
+
+@dataclass
+class Record:
+    name: Any = "x"
+    size: Any = 1
+    limit: Any = None
+    ids: Any = field(default_factory=list)
+    files: Any = field(default_factory=dict)
+
+
+Record.__annotations__ = {
+    "name": "str", "size": "int", "limit": "int | None", "ids": "list[int]",
+    "files": "dict[str, dict[str, Any]]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"limit": 3}, {"ids": [1, 2]}, {"files": {"a": {"bytes": 1, "sha256": ""}}}]
+)
+def test_records_that_fit(values: dict[str, Any]) -> None:
+    require_types(Record(**values))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", 1),
+        ("size", "1"),
+        ("limit", "3"),
+        ("ids", [1, "2"]),
+        ("ids", 1),
+        ("files", {"a": 1}),
+    ],
+)
+def test_records_that_do_not_fit_name_the_field(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name} is not "):
+        require_types(Record(**{name: value}))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 import transformers
+from torch import nn
 
-from edgetie.sources.source import Source
+from edgetie.sources.source import Source, cache_keyword
 
 
 def test_the_class_of_the_module_decides_the_task() -> None:
@@ -24,3 +28,22 @@ def test_a_task_that_is_named_stays() -> None:
     assert (
         Source("factory", "m", module, None, lambda target: None, "masked-lm").task == "masked-lm"
     )
+
+
+class Old(nn.Module):
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None) -> None: ...
+
+
+class New(nn.Module):
+    def forward(self, input_ids: torch.Tensor, cache: Any = None, **options: Any) -> None: ...
+
+
+class Without(nn.Module):
+    def forward(self, input_ids: torch.Tensor) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "keyword"), [(Old, "past_key_values"), (New, "cache"), (Without, None)]
+)
+def test_keyword(kind: type[nn.Module], keyword: str | None) -> None:
+    assert cache_keyword(kind()) == keyword

@@ -38,7 +38,7 @@ from edgetie.export.tasks.speech import (
     find_input_shape,
     lengthened,
 )
-from edgetie.sources.cache_argument import cache_keyword
+from edgetie.sources.source import cache_keyword
 
 _FEATURES = "input_features"
 _EMBEDDINGS = 5  # of an example; as many as there are audio tokens

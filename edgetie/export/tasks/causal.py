@@ -39,7 +39,7 @@ from edgetie.export.tasks.comparison import (
     left_pad,
 )
 from edgetie.graph.tensors import CacheTensor
-from edgetie.sources.cache_argument import cache_keyword
+from edgetie.sources.source import cache_keyword
 
 # example sizes to trace with, both dynamic: unlike sizes of models, and longer than a convolution
 _SEQUENCE, _PAST = 11, 13

@@ -26,7 +26,7 @@ from edgetie.export.patches.position_tables import ReadPositionTables
 from edgetie.export.recurrence.token_unroll import TokenUnroll
 from edgetie.export.tasks.base import logits_of
 from edgetie.graph.tensors import CacheTensor
-from edgetie.sources.cache_argument import cache_keyword
+from edgetie.sources.source import cache_keyword
 
 
 class _CachedAttention(AttentionMode):

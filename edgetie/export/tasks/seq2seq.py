@@ -1,7 +1,4 @@
-"""Export encoder-decoder language models: two graphs that share weights.
-
-The encoder's graph also computes the keys and values of cross-attention, which the decoder reads.
-"""
+"""Encoder-decoder models: two graphs. The encoder also computes the cache of cross-attention."""
 
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -38,7 +35,7 @@ from edgetie.export.tasks.comparison import (
     largest_error,
 )
 from edgetie.graph.tensors import CacheTensor
-from edgetie.sources.cache_argument import cache_keyword
+from edgetie.sources.source import cache_keyword
 
 _SOURCE, _SEQUENCE, _PAST = 7, 3, 5  # example sizes to trace with; all of them are dynamic
 _SOURCE_TOKENS, _SHORT = 12, 7  # compared with torch

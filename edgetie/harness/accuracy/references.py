@@ -18,7 +18,7 @@ from edgetie.harness.accuracy.samples import Prompt, encoder_inputs
 from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.session import open_session
-from edgetie.sources.cache_argument import cache_keyword
+from edgetie.sources.source import cache_keyword
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,4 @@
-"""A bundle run by another process, whose environment has the provider.
-
-Requests and answers are a line of JSON each. Logits, which are large, go through a file.
-"""
+"""A bundle run by another process, which answers lines of JSON and writes logits to a file."""
 
 import json
 import sys

@@ -1,7 +1,4 @@
-"""A graph that quantizes one weight at a time, chosen by an input: one session measures them all.
-
-Both versions of each linear operator are in the branches of an If.
-"""
+"""A graph in which an input chooses the one quantized weight, by an If around each MatMul."""
 
 from collections.abc import Mapping, Sequence
 

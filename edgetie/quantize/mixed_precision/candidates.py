@@ -1,7 +1,4 @@
-"""Write a quantized bundle in which each weight can have another precision.
-
-All versions of a weight are written once. Only the graphs are written again for each candidate.
-"""
+"""Write every version of each weight once, and a graph for each choice of precisions."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
