@@ -191,3 +191,11 @@ def test_names_are_the_terms_of_the_field() -> None:
             if named and FOREIGN_WORDS.intersection(words):
                 foreign.add(f"{path.relative_to(ROOT)}: {token.string}")
     assert sorted(foreign) == []
+
+
+def test_files_that_the_docs_name_exist() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"`((?:edgetie|docs|benchmarks|tests)/[\w/.]+\.\w+)`", text))
+    assert named
+    assert sorted(path for path in named if not (ROOT / path).is_file()) == []
