@@ -53,10 +53,14 @@ def _instruction_sets(cpuinfo: str) -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit, with a plus sign if files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """The checkout's commit, with a plus sign if the library differs from it."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "-C", str(REPOSITORY), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    changed = git("diff", "--quiet", "HEAD", "--", "edgetie", "pyproject.toml").returncode
+    return (git("log", "-1", "--format=%h").stdout.strip() or "unknown") + "+" * bool(changed)
 
 
 def write_table(file: Path, markdown: str) -> None:
