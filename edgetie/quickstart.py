@@ -46,7 +46,7 @@ def quickstart(
     *,
     model: str | None = None,
     threads: int | None = None,
-    repeat: int = 3,
+    repeat: int = 2,
     accuracy_tokens: int = ACCURACY_TOKENS,
     force: bool = False,
     progress: Stages | None = None,
@@ -85,7 +85,7 @@ def quickstart(
         min_top1 = _least_agreement(quantized.bundle, accuracy_tokens)
     accuracy = check_model(
         int8, reference, threads=threads, text=text, max_tokens=accuracy_tokens,
-        min_top1=min_top1, progress=stages,
+        greedy_prompts=1, min_top1=min_top1, progress=stages,
     )  # fmt: skip
     task = exported.manifest.task
     latency: LatencyReport | None = None
