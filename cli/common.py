@@ -52,8 +52,8 @@ def require_drawable(option: str, file: Path) -> None:
     """Refuse a plot or report that cannot be written, before the work starts."""
     from edgetie.report import plots
 
-    known = plots.formats()
-    if option == "--plot" and file.suffix.lower() not in known:
+    endings = plots.formats()
+    if option == "--plot" and file.suffix.lower() not in endings:
         raise click.UsageError(f"{option} {file}: not an image; use .png, .svg or .pdf")
     if not os.access(file.parent, os.W_OK):
         raise click.UsageError(f"{option} {file}: {file.parent} is not a writable directory")

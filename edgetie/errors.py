@@ -120,7 +120,7 @@ def summarize(error: BaseException) -> str:
     kept. An exception without a message is summarized by its type.
     """
     text = " ".join(str(error).split())
-    if any(words in text for words in _OUT_OF_MEMORY):
+    if any(phrase in text for phrase in _OUT_OF_MEMORY):
         return "not enough memory; take a smaller batch, a shorter prompt or a smaller model"
     head, separator, rest = text.partition(" : ")
     if separator and head.startswith("[ONNXRuntimeError]"):

@@ -23,7 +23,7 @@ class LiveStages(Stages):
 
         self._console = Console(file=sys.stderr)  # stays this stream if sys.stderr is replaced
         self._status = self._console.status("")
-        self._held_back: list[str] = []
+        self._pending_lines: list[str] = []
 
     def stage(self, name: str) -> None:
         super().stage(name)
@@ -40,12 +40,12 @@ class LiveStages(Stages):
             self._status.stop()
             if sum(self.seconds.values()) >= _HOLD_SECONDS:
                 self.print_lines()
-            self._held_back.append(f"  {name} [dim]{self.seconds[name]:.1f} s[/dim]")
+            self._pending_lines.append(f"  {name} [dim]{self.seconds[name]:.1f} s[/dim]")
 
     def print_lines(self) -> None:
-        for line in self._held_back:
+        for line in self._pending_lines:
             self._console.print(line, highlight=False)
-        self._held_back.clear()
+        self._pending_lines.clear()
 
 
 @contextmanager

@@ -249,8 +249,8 @@ def _same_bytes(
         initializers = sorted(model.graph.initializers.items(), key=lambda item: item[0] in aliases)
         for name, value in initializers:
             name = aliases.get(name, name)
-            known = of_all_models if name in shared_parts else of_model
-            first = known.setdefault(name, value)
+            owners = of_all_models if name in shared_parts else of_model
+            first = owners.setdefault(name, value)
             if first is not value and _bytes(first) == _bytes(value):
                 same[value] = first
     return same

@@ -264,9 +264,9 @@ def _graph_inputs(model: ir.Model) -> dict[str, ir.Value]:
     return {str(each.name): each for each in model.graph.inputs if not each.is_initializer()}
 
 
-def _complete(inputs: Mapping[str, ir.Value], ids: Array, known: Feeds) -> Feeds:
+def _complete(inputs: Mapping[str, ir.Value], ids: Array, arrays: Feeds) -> Feeds:
     """Make the feeds of one window: known arrays, ``ids``, and an empty cache."""
-    ids = known.get("input_ids", ids)
+    ids = arrays.get("input_ids", ids)
     defaults = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
@@ -278,5 +278,5 @@ def _complete(inputs: Mapping[str, ir.Value], ids: Array, known: Feeds) -> Feeds
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
         shape = [size if isinstance(size, int) else 0 for size in value.shape or ()]
         empty = np.zeros([len(ids), *shape[1:]] if shape else [], dtype)
-        feeds[name] = known.get(name, np.asarray(defaults.get(name, empty), dtype))
+        feeds[name] = arrays.get(name, np.asarray(defaults.get(name, empty), dtype))
     return feeds

@@ -36,9 +36,9 @@ def find_value_projection(linear_input: LinearInput) -> ValueProjection | None:
     )
     head_size = linear_input.channels // heads
     width = kv_heads * head_size
-    is_packed = attention.inputs[2] is None
-    start = (heads + kv_heads) * head_size if is_packed else 0
-    parameters = projection_parameters(attention.inputs[0] if is_packed else attention.inputs[2])
+    is_joint = attention.inputs[2] is None  # queries, keys and values are one tensor
+    start = (heads + kv_heads) * head_size if is_joint else 0
+    parameters = projection_parameters(attention.inputs[0] if is_joint else attention.inputs[2])
     if any(shape[-1] != start + width or len(shape) > 2 for _, shape in parameters):
         return None
     values = tuple(value for value, _ in parameters)

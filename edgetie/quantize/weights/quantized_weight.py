@@ -19,7 +19,7 @@ from edgetie.quantize.weights.affine import (
 from edgetie.quantize.weights.gptq import CORES, gptq_quantize
 
 _THREADS = ThreadPoolExecutor(CORES)
-_AHEAD = 64 << 20  # bytes of float weights that are quantized before they are needed
+_PREFETCH_BYTES = 64 << 20  # bytes of float weights that are quantized before they are needed
 
 
 class Part(Enum):
@@ -196,7 +196,7 @@ class QuantizedWeight:
 def quantize_in_background(weights: Sequence[QuantizedWeight]) -> None:
     """Quantize small weights while earlier ones are read."""
     for index, weight in enumerate(weights):
-        budget, following = _AHEAD, []
+        budget, following = _PREFETCH_BYTES, []
         for other in weights[index + 1 : index + 1 + 2 * CORES]:
             budget -= 4 * other.out_channels * other.in_channels
             if budget < 0:
