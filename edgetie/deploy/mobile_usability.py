@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import onnx
-from onnxruntime.tools.mobile_helpers import usability_checker as checker
 
 _VERDICTS = {"yes": "worth using", "maybe": "worth measuring", "no": "use the CPU instead"}
 
@@ -13,6 +12,9 @@ def usability(model_path: Path, provider: str) -> str:
 
     onnxruntime's own checker compares the graph with its lists of operators; nothing is run.
     """
+    # onnxruntime.tools imports torch if it is installed
+    from onnxruntime.tools.mobile_helpers import usability_checker as checker
+
     model = onnx.load(model_path, load_external_data=False)
     model = onnx.shape_inference.infer_shapes(model)
     if provider == "NNAPI":

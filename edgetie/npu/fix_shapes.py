@@ -7,7 +7,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from edgetie.bundle.atomic import atomic_directory
 from edgetie.bundle.bundle import Bundle, open_bundle
@@ -100,6 +99,9 @@ def _require_open_shapes(bundle: Bundle) -> Manifest:
 
 def _write(source: Path, target: Path, tokens: int, context: int) -> None:
     """Write the graph for a fixed number of tokens. Its weights stay in the same file."""
+    # onnxruntime.tools imports torch if it is installed
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+
     model = onnx.load(source, load_external_data=False)
     shapes = {"input_ids": (1, tokens), "position_ids": (1, tokens), "attention_mask": (1, context)}
     cache = (1, None, context - tokens, None)

@@ -1,7 +1,4 @@
-"""Separate Python environments for providers whose packages exclude each other.
-
-Each wheel of ONNX Runtime (plain, OpenVINO's, CUDA's) installs the same module.
-"""
+"""Separate Python environments for providers, whose wheels all install one module."""
 
 import json
 import os

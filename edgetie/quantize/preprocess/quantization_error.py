@@ -1,7 +1,4 @@
-"""Estimate the error that quantization adds to a linear output, from samples of its operands.
-
-The energy of the error grows with the square of the largest value that shares a scale.
-"""
+"""Estimate the error that quantization adds to a linear output, from samples of its operands."""
 
 import numpy as np
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any, NoReturn
 
 import jinja2
@@ -13,6 +12,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgetie.errors import BundleError
+
+_JSON_OPTIONS = ("ensure_ascii", "indent", "separators", "sort_keys")  # positional, in this order
 
 PLACEHOLDER = "\ue000"
 """A character for private use, which no template changes."""
@@ -55,7 +56,9 @@ def render_chat(
         extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
     )
     # as transformers does: unlike Jinja's own filter, without escaping HTML
-    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    environment.filters["tojson"] = lambda value, *options, **named: json.dumps(
+        value, **{"ensure_ascii": False} | dict(zip(_JSON_OPTIONS, options, strict=False)) | named
+    )
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
 

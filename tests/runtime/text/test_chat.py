@@ -27,6 +27,9 @@ def test_globals_and_filters() -> None:
     assert render_chat("{{ {'b': '<ä>', 'a': 1} | tojson }}", MESSAGES) == '{"b": "<ä>", "a": 1}'
     sorted_keys = "{{ {'b': 2, 'a': 1} | tojson(sort_keys=true, separators=(',', ':')) }}"
     assert render_chat(sorted_keys, MESSAGES) == '{"a":1,"b":2}'
+    assert render_chat("{{ {'b': 'ä', 'a': 1} | tojson(true, none, none, true) }}", MESSAGES) == (
+        '{"a": 1, "b": "\\u00e4"}'
+    )
     template = "{{ bos_token }}{% if add_generation_prompt %}+{% endif %}"
     assert render_chat(template, MESSAGES, special_tokens={"bos_token": "<s>"}) == "<s>+"
     assert render_chat(template, MESSAGES, add_generation_prompt=False) == ""
