@@ -1,0 +1,197 @@
+// The part of ONNX Runtime's C interface that the provider uses, declared by hand.
+//
+// ONNX Runtime gives plugins tables of function pointers. The tables only grow at the end, so a
+// function is identified by its table and its place there. API_VERSION is the oldest version that
+// has all functions below; every later runtime has them at the same places.
+
+#ifndef EDGETIE_ONNXRUNTIME_H
+#define EDGETIE_ONNXRUNTIME_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { API_VERSION = 24 };
+
+typedef struct OrtStatus OrtStatus;  // NULL: success
+typedef struct OrtValue OrtValue;
+typedef struct OrtNode OrtNode;
+typedef struct OrtGraph OrtGraph;
+typedef struct OrtOpAttr OrtOpAttr;
+typedef struct OrtLogger OrtLogger;
+typedef struct OrtTypeInfo OrtTypeInfo;
+typedef struct OrtEpDevice OrtEpDevice;
+typedef struct OrtEpFactory OrtEpFactory;
+typedef struct OrtKernelImpl OrtKernelImpl;
+typedef struct OrtAllocator OrtAllocator;
+typedef struct OrtKernelDef OrtKernelDef;
+typedef struct OrtDataType OrtDataType;
+typedef struct OrtValueInfo OrtValueInfo;
+typedef struct OrtKernelInfo OrtKernelInfo;
+typedef struct OrtMemoryInfo OrtMemoryInfo;
+typedef struct OrtKernelContext OrtKernelContext;
+typedef struct OrtKeyValuePairs OrtKeyValuePairs;
+typedef struct OrtKernelRegistry OrtKernelRegistry;
+typedef struct OrtHardwareDevice OrtHardwareDevice;
+typedef struct OrtSessionOptions OrtSessionOptions;
+typedef struct OrtKernelDefBuilder OrtKernelDefBuilder;
+typedef struct OrtEpGraphSupportInfo OrtEpGraphSupportInfo;
+typedef struct OrtTensorTypeAndShapeInfo OrtTensorTypeAndShapeInfo;
+
+typedef void (*const *OrtTable)(void);
+
+typedef struct {
+  OrtTable (*GetApi)(uint32_t version);  // NULL: the runtime is older than that version
+  const char *(*GetVersionString)(void);
+} OrtApiBase;
+
+enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };                          // OrtErrorCode
+enum { ORT_HARDWARE_CPU = 0 };                                            // OrtHardwareDeviceType
+enum { ORT_ATTRIBUTE_INT = 1, ORT_ATTRIBUTE_FLOAT = 3, ORT_ATTRIBUTE_STRING = 5 };  // OrtOpAttrType
+enum {                                                                    // element types
+  ELEMENT_FLOAT = 1,
+  ELEMENT_UINT8 = 2,
+  ELEMENT_INT8 = 3,
+  ELEMENT_INT32 = 6,
+  ELEMENT_INT64 = 7
+};
+
+extern OrtTable ort_api, ort_ep_api;
+
+// ORT(Function)(arguments) calls a function of OrtApi, ORT_EP(Function)(arguments) of OrtEpApi.
+#define ORT(name) ((name##_type)ort_api[name##_place])
+#define ORT_EP(name) ((name##_type)ort_ep_api[name##_place])
+#define ORT_FUNCTION(place, result, name, ...) \
+  enum { name##_place = place };               \
+  typedef result (*name##_type)(__VA_ARGS__);
+
+// OrtApi
+ORT_FUNCTION(0, OrtStatus *, CreateStatus, int code, const char *message)
+ORT_FUNCTION(51, OrtStatus *, GetTensorMutableData, OrtValue *, void **data)
+ORT_FUNCTION(55, OrtStatus *, CastTypeInfoToTensorInfo, const OrtTypeInfo *,
+             const OrtTensorTypeAndShapeInfo **)
+ORT_FUNCTION(60, OrtStatus *, GetTensorElementType, const OrtTensorTypeAndShapeInfo *, int *type)
+ORT_FUNCTION(61, OrtStatus *, GetDimensionsCount, const OrtTensorTypeAndShapeInfo *, size_t *count)
+ORT_FUNCTION(62, OrtStatus *, GetDimensions, const OrtTensorTypeAndShapeInfo *, int64_t *sizes,
+             size_t count)
+ORT_FUNCTION(88, OrtStatus *, KernelContext_GetInputCount, const OrtKernelContext *, size_t *)
+ORT_FUNCTION(89, OrtStatus *, KernelContext_GetOutputCount, const OrtKernelContext *, size_t *)
+ORT_FUNCTION(90, OrtStatus *, KernelContext_GetInput, const OrtKernelContext *, size_t index,
+             const OrtValue **)
+ORT_FUNCTION(91, OrtStatus *, KernelContext_GetOutput, OrtKernelContext *, size_t index,
+             const int64_t *sizes, size_t rank, OrtValue **)
+ORT_FUNCTION(93, void, ReleaseStatus, OrtStatus *)
+ORT_FUNCTION(85, OrtStatus *, KernelInfoGetAttribute_float, const OrtKernelInfo *, const char *name,
+             float *)
+ORT_FUNCTION(86, OrtStatus *, KernelInfoGetAttribute_int64, const OrtKernelInfo *, const char *name,
+             int64_t *)
+ORT_FUNCTION(132, void, ReleaseAllocator, OrtAllocator *)
+ORT_FUNCTION(249, OrtStatus *, KernelInfoGetConstantInput_tensor, const OrtKernelInfo *,
+             size_t index, int *is_constant, const OrtValue **)
+ORT_FUNCTION(272, OrtStatus *, ReadOpAttr, const OrtOpAttr *, int type, void *data, size_t size,
+             size_t *out_size)
+ORT_FUNCTION(274, OrtStatus *, KernelContext_ParallelFor, const OrtKernelContext *,
+             void (*task)(void *state, size_t index), size_t total, size_t batches, void *state)
+ORT_FUNCTION(278, OrtStatus *, KernelInfoGetAllocator, const OrtKernelInfo *, int memory_type,
+             OrtAllocator **)
+ORT_FUNCTION(290, OrtStatus *, GetValueInfoTypeInfo, const OrtValueInfo *, const OrtTypeInfo **)
+ORT_FUNCTION(307, int, HardwareDevice_Type, const OrtHardwareDevice *)
+ORT_FUNCTION(317, OrtTable, GetEpApi, void)
+ORT_FUNCTION(326, OrtStatus *, ValueInfo_GetInitializerValue, const OrtValueInfo *,
+             const OrtValue **)
+ORT_FUNCTION(331, OrtStatus *, ValueInfo_IsConstantInitializer, const OrtValueInfo *, bool *)
+ORT_FUNCTION(344, OrtStatus *, Graph_GetNumNodes, const OrtGraph *, size_t *)
+ORT_FUNCTION(345, OrtStatus *, Graph_GetNodes, const OrtGraph *, const OrtNode **, size_t count)
+ORT_FUNCTION(350, OrtStatus *, Node_GetOperatorType, const OrtNode *, const char **)
+ORT_FUNCTION(351, OrtStatus *, Node_GetDomain, const OrtNode *, const char **)
+ORT_FUNCTION(353, OrtStatus *, Node_GetNumInputs, const OrtNode *, size_t *)
+ORT_FUNCTION(354, OrtStatus *, Node_GetInputs, const OrtNode *, const OrtValueInfo **, size_t count)
+ORT_FUNCTION(355, OrtStatus *, Node_GetNumOutputs, const OrtNode *, size_t *)
+ORT_FUNCTION(356, OrtStatus *, Node_GetOutputs, const OrtNode *, const OrtValueInfo **,
+             size_t count)
+ORT_FUNCTION(361, OrtStatus *, Node_GetAttributeByName, const OrtNode *, const char *name,
+             const OrtOpAttr **)
+ORT_FUNCTION(378, OrtStatus *, GetTensorData, const OrtValue *, const void **)
+ORT_FUNCTION(414, OrtStatus *, GetTensorElementTypeAndShapeDataReference, const OrtValue *,
+             int *type, const int64_t **sizes, size_t *rank)
+
+// OrtEpApi
+typedef OrtStatus *(*OrtKernelCreateFunction)(void *state, const OrtKernelInfo *,
+                                              OrtKernelImpl **);
+ORT_FUNCTION(0, OrtStatus *, CreateEpDevice, OrtEpFactory *, const OrtHardwareDevice *,
+             const OrtKeyValuePairs *metadata, const OrtKeyValuePairs *options, OrtEpDevice **)
+ORT_FUNCTION(3, OrtStatus *, EpGraphSupportInfo_AddSingleNode, OrtEpGraphSupportInfo *,
+             const OrtNode *)
+ORT_FUNCTION(18, OrtStatus *, CreateKernelRegistry, OrtKernelRegistry **)
+ORT_FUNCTION(19, void, ReleaseKernelRegistry, OrtKernelRegistry *)
+ORT_FUNCTION(20, OrtStatus *, KernelRegistry_AddKernel, OrtKernelRegistry *, const OrtKernelDef *,
+             OrtKernelCreateFunction, void *state)
+ORT_FUNCTION(21, OrtStatus *, CreateKernelDefBuilder, OrtKernelDefBuilder **)
+ORT_FUNCTION(22, void, ReleaseKernelDefBuilder, OrtKernelDefBuilder *)
+ORT_FUNCTION(23, OrtStatus *, KernelDefBuilder_SetOperatorType, OrtKernelDefBuilder *, const char *)
+ORT_FUNCTION(24, OrtStatus *, KernelDefBuilder_SetDomain, OrtKernelDefBuilder *, const char *)
+ORT_FUNCTION(25, OrtStatus *, KernelDefBuilder_SetSinceVersion, OrtKernelDefBuilder *, int first,
+             int last)
+ORT_FUNCTION(26, OrtStatus *, KernelDefBuilder_SetExecutionProvider, OrtKernelDefBuilder *,
+             const char *)
+ORT_FUNCTION(29, OrtStatus *, KernelDefBuilder_AddTypeConstraint, OrtKernelDefBuilder *,
+             const char *parameter, const OrtDataType *const *types, size_t count)
+ORT_FUNCTION(30, OrtStatus *, KernelDefBuilder_AddInputOutputAliases, OrtKernelDefBuilder *,
+             const int *inputs, const int *outputs, size_t count)
+ORT_FUNCTION(31, OrtStatus *, KernelDefBuilder_AddInputOutputMutableAliases, OrtKernelDefBuilder *,
+             const int *inputs, const int *outputs, size_t count)
+ORT_FUNCTION(32, OrtStatus *, KernelDefBuilder_Build, OrtKernelDefBuilder *, OrtKernelDef **)
+ORT_FUNCTION(33, void, ReleaseKernelDef, OrtKernelDef *)
+ORT_FUNCTION(40, OrtStatus *, GetTensorDataType, int element_type, const OrtDataType **)
+ORT_FUNCTION(41, OrtStatus *, EpGraphSupportInfo_LookUpKernel, OrtEpGraphSupportInfo *,
+             const OrtNode *, const OrtKernelDef **)
+
+struct OrtAllocator {
+  uint32_t version;
+  void *(*Alloc)(OrtAllocator *, size_t size);
+  void (*Free)(OrtAllocator *, void *);
+};
+
+// What the provider implements. Members that stay NULL are optional for ONNX Runtime.
+struct OrtKernelImpl {
+  uint32_t version, flags;
+  OrtStatus *(*Compute)(OrtKernelImpl *, OrtKernelContext *);
+  void (*Release)(OrtKernelImpl *);
+  void *optional[2];
+};
+
+typedef struct OrtEp {
+  uint32_t version;
+  const char *(*GetName)(const struct OrtEp *);
+  OrtStatus *(*GetCapability)(struct OrtEp *, const OrtGraph *, OrtEpGraphSupportInfo *);
+  void *optional_3_to_12[10];
+  OrtStatus *(*GetKernelRegistry)(struct OrtEp *, const OrtKernelRegistry **);
+  OrtStatus *(*IsConcurrentRunSupported)(struct OrtEp *, bool *);
+  void *optional_15_to_25[11];
+} OrtEp;
+
+struct OrtEpFactory {
+  uint32_t version;
+  const char *(*GetName)(const OrtEpFactory *);
+  const char *(*GetVendor)(const OrtEpFactory *);
+  OrtStatus *(*GetSupportedDevices)(OrtEpFactory *, const OrtHardwareDevice *const *devices,
+                                    size_t count, OrtEpDevice **supported, size_t most,
+                                    size_t *supported_count);
+  OrtStatus *(*CreateEp)(OrtEpFactory *, const OrtHardwareDevice *const *devices,
+                         const OrtKeyValuePairs *const *metadata, size_t count,
+                         const OrtSessionOptions *, const OrtLogger *, OrtEp **);
+  void (*ReleaseEp)(OrtEpFactory *, OrtEp *);
+  uint32_t (*GetVendorId)(const OrtEpFactory *);
+  const char *(*GetVersion)(const OrtEpFactory *);
+  void *optional_8;
+  OrtStatus *(*CreateAllocator)(OrtEpFactory *, const OrtMemoryInfo *,
+                                const OrtKeyValuePairs *, void **);
+  void (*ReleaseAllocator)(OrtEpFactory *, void *);
+  OrtStatus *(*CreateDataTransfer)(OrtEpFactory *, void **);
+  bool (*IsStreamAware)(const OrtEpFactory *);
+  OrtStatus *(*CreateSyncStreamForDevice)(OrtEpFactory *, const void *device,
+                                          const OrtKeyValuePairs *, void **);
+  void *optional_14_to_20[7];
+};
+
+#endif

@@ -1,0 +1,11 @@
+// The list of the operators that the provider takes.
+
+#include "operator.h"
+
+extern const Operator matmul_nbits, gather_block_quantized, rms_normalization, simplified_norm,
+    skip_simplified_norm;
+
+const Operator *const operators[] = {
+    &matmul_nbits,    &gather_block_quantized, &rms_normalization,
+    &simplified_norm, &skip_simplified_norm,   NULL,
+};

@@ -1,0 +1,88 @@
+// Vectors of AVX2 with FMA, and AVX-VNNI where the set defines HAS_DOT.
+
+#include <immintrin.h>
+
+enum { LANES = 8 };
+typedef __m256 Floats;
+typedef __m256i Ints;
+typedef __m256i Bytes;
+
+INLINE __m256i first_lanes(size_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE Floats load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE Floats load_part(const float *p, size_t n) {
+  return _mm256_maskload_ps(p, first_lanes(n));
+}
+INLINE void store(float *p, Floats v) { _mm256_storeu_ps(p, v); }
+INLINE void store_part(float *p, Floats v, size_t n) {
+  _mm256_maskstore_ps(p, first_lanes(n), v);
+}
+INLINE Floats set(float x) { return _mm256_set1_ps(x); }
+INLINE Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+INLINE Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+INLINE Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+INLINE Floats mul_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+INLINE Floats absolute(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+INLINE float sum(Floats v) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+INLINE float maximum(Floats v) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+INLINE Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+INLINE Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }
+INLINE Ints zero_ints(void) { return _mm256_setzero_si256(); }
+INLINE Ints shift_left_8(Ints v) { return _mm256_slli_epi32(v, 8); }
+INLINE void store_ints(int32_t *p, Ints v) { _mm256_storeu_si256((__m256i *)p, v); }
+INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
+  uint64_t bytes = 0;
+  __builtin_memcpy(&bytes, p, n);
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes)));
+}
+
+INLINE Bytes load_bytes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE Bytes load_bytes_part(const uint8_t *p, size_t n) {
+  uint8_t bytes[32] = {0};
+  __builtin_memcpy(bytes, p, n);
+  return load_bytes(bytes);
+}
+INLINE Bytes low_nibbles(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+INLINE Bytes high_nibbles(Bytes v) {
+  return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
+}
+
+// The scales of the blocks that start at p, each for 2^shift lanes.
+INLINE Floats spread(const float *p, size_t n, int shift) {
+  const Ints lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_permutevar8x32_ps(load_part(p, n),
+                                  _mm256_srl_epi32(lane, _mm_cvtsi32_si128(shift)));
+}
+
+enum { WEIGHT_OFFSET = 0 };
+INLINE Bytes weight_bytes(Bytes v) { return v; }
+#if HAS_DOT
+INLINE Ints dot(Ints sums, Bytes weights, Bytes activations) {
+  return _mm256_dpbusd_avx_epi32(sums, weights, activations);
+}
+INLINE Bytes broadcast_4(const uint8_t *p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return _mm256_set1_epi32(four);
+}
+#else
+INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
+  const Ints mask = _mm256_set1_epi16(255);
+  return _mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(weights, mask), even),
+                          _mm256_madd_epi16(_mm256_srli_epi16(weights, 8), odd));
+}
+#endif
+enum { TILE_ROWS = 6 };

@@ -1,0 +1,67 @@
+// Vectors of AVX-512 with VNNI.
+
+#include <immintrin.h>
+
+enum { LANES = 16 };
+typedef __m512 Floats;
+typedef __m512i Ints;
+typedef __m512i Bytes;
+
+INLINE __mmask16 first_lanes(size_t count) { return (__mmask16)((1u << count) - 1); }
+
+INLINE Floats load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE Floats load_part(const float *p, size_t n) {
+  return _mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+INLINE void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
+INLINE void store_part(float *p, Floats v, size_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), v);
+}
+INLINE Floats set(float x) { return _mm512_set1_ps(x); }
+INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+INLINE Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+INLINE Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+INLINE Floats mul_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+INLINE Floats absolute(Floats a) { return _mm512_abs_ps(a); }
+INLINE float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+INLINE float maximum(Floats v) { return _mm512_reduce_max_ps(v); }
+
+INLINE Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+INLINE Ints to_ints(Floats v) { return _mm512_cvtps_epi32(v); }
+INLINE Ints zero_ints(void) { return _mm512_setzero_si512(); }
+INLINE Ints shift_left_8(Ints v) { return _mm512_slli_epi32(v, 8); }
+INLINE void store_ints(int32_t *p, Ints v) { _mm512_storeu_si512(p, v); }
+INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
+}
+
+INLINE Bytes load_bytes(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE Bytes load_bytes_part(const uint8_t *p, size_t n) {
+  return _mm512_maskz_loadu_epi8(((__mmask64)1 << n) - 1, p);
+}
+INLINE Bytes low_nibbles(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+INLINE Bytes high_nibbles(Bytes v) {
+  return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+}
+
+// The scales of the blocks that start at p, each for 2^shift lanes.
+INLINE Floats spread(const float *p, size_t n, int shift) {
+  const Ints lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_permutexvar_ps(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift)),
+                               load_part(p, n));
+}
+
+#define HAS_DOT 1
+enum { WEIGHT_OFFSET = 0 };
+INLINE Bytes weight_bytes(Bytes v) { return v; }
+INLINE Ints dot(Ints sums, Bytes weights, Bytes activations) {
+  return _mm512_dpbusd_epi32(sums, weights, activations);
+}
+INLINE Bytes broadcast_4(const uint8_t *p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return _mm512_set1_epi32(four);
+}
+enum { TILE_ROWS = 12 };

@@ -1,0 +1,73 @@
+// Vectors of SSE2, which every x86-64 processor has.
+
+#include <emmintrin.h>
+
+enum { LANES = 4 };
+typedef __m128 Floats;
+typedef __m128i Ints;
+typedef __m128i Bytes;
+
+INLINE Floats load(const float *p) { return _mm_loadu_ps(p); }
+INLINE Floats load_part(const float *p, size_t n) {
+  float values[4] = {0};
+  __builtin_memcpy(values, p, n * sizeof *p);
+  return load(values);
+}
+INLINE void store(float *p, Floats v) { _mm_storeu_ps(p, v); }
+INLINE void store_part(float *p, Floats v, size_t n) {
+  float values[4];
+  store(values, v);
+  __builtin_memcpy(p, values, n * sizeof *p);
+}
+INLINE Floats set(float x) { return _mm_set1_ps(x); }
+INLINE Floats add(Floats a, Floats b) { return _mm_add_ps(a, b); }
+INLINE Floats sub(Floats a, Floats b) { return _mm_sub_ps(a, b); }
+INLINE Floats mul(Floats a, Floats b) { return _mm_mul_ps(a, b); }
+INLINE Floats mul_add(Floats a, Floats b, Floats c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }
+INLINE Floats max(Floats a, Floats b) { return _mm_max_ps(a, b); }
+INLINE Floats absolute(Floats a) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), a); }
+INLINE float sum(Floats v) {
+  v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+INLINE float maximum(Floats v) {
+  v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+
+INLINE Floats to_floats(Ints v) { return _mm_cvtepi32_ps(v); }
+INLINE Ints to_ints(Floats v) { return _mm_cvtps_epi32(v); }
+INLINE void store_ints(int32_t *p, Ints v) { _mm_storeu_si128((__m128i *)p, v); }
+INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
+  float values[4] = {0};
+  for (size_t i = 0; i < n; i++) values[i] = p[i];
+  return load(values);
+}
+
+INLINE Bytes load_bytes(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
+INLINE Bytes load_bytes_part(const uint8_t *p, size_t n) {
+  uint8_t bytes[16] = {0};
+  __builtin_memcpy(bytes, p, n);
+  return load_bytes(bytes);
+}
+INLINE Bytes low_nibbles(Bytes v) { return _mm_and_si128(v, _mm_set1_epi8(15)); }
+INLINE Bytes high_nibbles(Bytes v) {
+  return _mm_and_si128(_mm_srli_epi16(v, 4), _mm_set1_epi8(15));
+}
+
+// The scales of the blocks that start at p, each for 2^shift lanes.
+INLINE Floats spread(const float *p, size_t n, int shift) {
+  float values[4] = {0};
+  for (size_t i = 0; i < 4; i++)
+    if ((i >> shift) < n) values[i] = p[i >> shift];
+  return load(values);
+}
+
+enum { WEIGHT_OFFSET = 0 };
+INLINE Bytes weight_bytes(Bytes v) { return v; }
+INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
+  const Ints mask = _mm_set1_epi16(255);
+  return _mm_add_epi32(_mm_madd_epi16(_mm_and_si128(weights, mask), even),
+                       _mm_madd_epi16(_mm_srli_epi16(weights, 8), odd));
+}
+enum { TILE_ROWS = 6 };
