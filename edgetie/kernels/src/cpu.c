@@ -8,18 +8,26 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 
+// The registers that the operating system saves, as XGETBV returns them.
+static unsigned saved_registers(void) {
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
 static bool has(const char *name) {
-  __builtin_cpu_init();
-  if (!strcmp(name, "avx512"))
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni");
-  if (!strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (!strcmp(name, "avxvnni")) {
-    unsigned a, b, c, d;
-    return has("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
-  }
-  return true;
+  const unsigned avx = 6, avx512 = 0xe6;  // bits of XGETBV
+  unsigned a, b, c, d, b7, c7;
+  if (!strcmp(name, "sse2")) return true;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & 1u << 27)) return false;  // OSXSAVE
+  const bool has_fma = c & 1u << 12;
+  if ((saved_registers() & avx) != avx || !__get_cpuid_count(7, 0, &a, &b7, &c7, &d)) return false;
+  const bool has_avx2 = has_fma && (b7 & 1u << 5);
+  if (!strcmp(name, "avx2")) return has_avx2;
+  if (!strcmp(name, "avxvnni"))
+    return has_avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+  const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+  return (saved_registers() & avx512) == avx512 && (b7 & wanted) == wanted && (c7 & 1u << 11);
 }
 
 static const Kernels *const sets[] = {&kernels_avx512, &kernels_avxvnni, &kernels_avx2,
