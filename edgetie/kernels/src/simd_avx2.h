@@ -45,8 +45,21 @@ INLINE Ints shift_left_8(Ints v) { return _mm256_slli_epi32(v, 8); }
 INLINE void store_ints(int32_t *p, Ints v) { _mm256_storeu_si256((__m256i *)p, v); }
 INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
   uint64_t bytes = 0;
-  __builtin_memcpy(&bytes, p, n);
+  if (n == 8)
+    __builtin_memcpy(&bytes, p, 8);
+  else
+    for (size_t i = 0; i < n; i++) bytes |= (uint64_t)p[i] << 8 * i;
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes)));
+}
+INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
+  uint32_t packed = 0;
+  if (n == 8)
+    __builtin_memcpy(&packed, p, 4);
+  else
+    for (size_t i = 0; i < (n + 1) / 2; i++) packed |= (uint32_t)p[i] << 8 * i;
+  const Ints shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  return _mm256_cvtepi32_ps(_mm256_and_si256(
+      _mm256_srlv_epi32(_mm256_set1_epi32((int)packed), shifts), _mm256_set1_epi32(15)));
 }
 
 INLINE Bytes load_bytes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -58,6 +71,13 @@ INLINE Bytes load_bytes_part(const uint8_t *p, size_t n) {
 INLINE Bytes low_nibbles(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 INLINE Bytes high_nibbles(Bytes v) {
   return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
+}
+
+// The 16 values of 4 bits in 8 bytes.
+INLINE void unpack_8(const uint8_t *p, uint8_t *values) {
+  const __m128i pairs = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)p));
+  const __m128i both = _mm_or_si128(pairs, _mm_slli_epi16(pairs, 4));
+  _mm_storeu_si128((__m128i *)values, _mm_and_si128(both, _mm_set1_epi8(15)));
 }
 
 // The scales of the blocks that start at p, each for 2^shift lanes.
@@ -79,6 +99,7 @@ INLINE Bytes broadcast_4(const uint8_t *p) {
   return _mm256_set1_epi32(four);
 }
 #else
+INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
   const Ints mask = _mm256_set1_epi16(255);
   return _mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(weights, mask), even),
@@ -86,3 +107,4 @@ INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
 }
 #endif
 enum { TILE_ROWS = 6 };
+#define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)

@@ -36,6 +36,12 @@ INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
 }
+INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
+  const __m128i pairs = _mm_cvtepu8_epi16(_mm_maskz_loadu_epi8(first_lanes((n + 1) / 2), p));
+  const __m128i values =
+      _mm_and_si128(_mm_or_si128(pairs, _mm_slli_epi16(pairs, 4)), _mm_set1_epi8(15));
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(values));
+}
 
 INLINE Bytes load_bytes(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE Bytes load_bytes_part(const uint8_t *p, size_t n) {
@@ -44,6 +50,13 @@ INLINE Bytes load_bytes_part(const uint8_t *p, size_t n) {
 INLINE Bytes low_nibbles(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 INLINE Bytes high_nibbles(Bytes v) {
   return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+}
+
+// The 16 values of 4 bits in 8 bytes.
+INLINE void unpack_8(const uint8_t *p, uint8_t *values) {
+  const __m128i pairs = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)p));
+  const __m128i both = _mm_or_si128(pairs, _mm_slli_epi16(pairs, 4));
+  _mm_storeu_si128((__m128i *)values, _mm_and_si128(both, _mm_set1_epi8(15)));
 }
 
 // The scales of the blocks that start at p, each for 2^shift lanes.
@@ -65,3 +78,4 @@ INLINE Bytes broadcast_4(const uint8_t *p) {
   return _mm512_set1_epi32(four);
 }
 enum { TILE_ROWS = 12 };
+#define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)

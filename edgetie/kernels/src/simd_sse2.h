@@ -43,6 +43,11 @@ INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
   for (size_t i = 0; i < n; i++) values[i] = p[i];
   return load(values);
 }
+INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
+  float values[4] = {0};
+  for (size_t i = 0; i < n; i++) values[i] = i % 2 ? p[i / 2] >> 4 : p[i / 2] & 15;
+  return load(values);
+}
 
 INLINE Bytes load_bytes(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
 INLINE Bytes load_bytes_part(const uint8_t *p, size_t n) {
@@ -65,9 +70,11 @@ INLINE Floats spread(const float *p, size_t n, int shift) {
 
 enum { WEIGHT_OFFSET = 0 };
 INLINE Bytes weight_bytes(Bytes v) { return v; }
+INLINE Ints add_ints(Ints a, Ints b) { return _mm_add_epi32(a, b); }
 INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
   const Ints mask = _mm_set1_epi16(255);
   return _mm_add_epi32(_mm_madd_epi16(_mm_and_si128(weights, mask), even),
                        _mm_madd_epi16(_mm_srli_epi16(weights, 8), odd));
 }
 enum { TILE_ROWS = 6 };
+#define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
