@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 _PROBE = """
-import importlib.util, edgetie, edgetie_cli.main
+import importlib.util, edgetie, edgetie.kernels, edgetie_cli.main
 assert importlib.util.find_spec("cli") is None, "a module called cli was installed"
+assert edgetie.kernels.explain_absence() is None, edgetie.kernels.explain_absence()
 print(edgetie.__file__)
 """
 
@@ -44,3 +47,19 @@ def test_install(tmp_path: Path, editable: bool) -> None:
         [str(environment / "bin" / "edgetie"), "--help"], capture_output=True, text=True, check=True
     )
     assert "edgetie quickstart" in shown.stdout
+
+
+def test_without_a_compiler_the_install_goes_on(tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    pip = [str(environment / "bin" / "python"), "-m", "pip"]
+    subprocess.run([*pip, "install", "--quiet", "setuptools>=77", "lazy-loader"], check=True)
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
+    command = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(checkout)]
+    environment_variables = os.environ | {"CC": "no-such-compiler"}
+    subprocess.run(command, cwd=tmp_path, env=environment_variables, check=True)
+    (wheel,) = tmp_path.glob("edgetie-*-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        reason = archive.read("edgetie/kernels/not_built.txt").decode()
+    assert reason == "no C compiler: cc, gcc, clang or the package ziglang\n"

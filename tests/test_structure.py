@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "edgetie"
 FLOORS = (
     {"errors", "progress", "downloads", "targets"},
-    {"graph"},
+    {"graph", "kernels"},
     {"ties", "providers"},
     {"bundle"},
     {"runtime", "sources", "passes"},
