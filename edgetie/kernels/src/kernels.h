@@ -38,7 +38,8 @@ typedef struct Kernels {
                    size_t tokens, void *scratch, const Parallel *);
   size_t (*scratch_bytes)(const QuantizedMatrix *, size_t tokens);
 
-  // output (columns): row `row` of the matrix, dequantized.
+  // output (columns): row `row` of the matrix, dequantized. Here the last block of a row is not
+  // filled up: values has (rows, columns * bits / 8) bytes.
   void (*dequantize_row)(const QuantizedMatrix *, size_t row, float *output);
 
   // For each of `tokens` rows of `size` values: sum = input + skip + bias (skip and bias may be

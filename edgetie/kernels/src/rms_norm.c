@@ -10,6 +10,7 @@ static bool is_last_axis(const Node *node) {
   const Value *input = &node->inputs[0], *gain = &node->inputs[1];
   if (!input->present || !input->has_shape || gain->type != ELEMENT_FLOAT) return false;
   if (gain->rank != 1 || node_int(node, "stash_type", 1) != 1) return false;
+  if (gain->sizes[0] < 2) return false;  // unknown, or one value for all
   return axis == -1 || axis == (int64_t)input->rank - 1;
 }
 
@@ -39,6 +40,22 @@ static OrtStatus *compute(const Kernel *kernel, const void *state, OrtKernelCont
   return NULL;
 }
 
+static size_t last_size(const Tensor *tensor) { return (size_t)tensor->sizes[tensor->rank - 1]; }
+
+static bool has_size(const Tensor *tensor, size_t size) {
+  return count_elements(tensor->sizes, tensor->rank) == size;
+}
+
+// Whether skip has the last two axes of input and repeats a whole number of times.
+static bool fits(const Tensor *input, const Tensor *skip) {
+  if (input->rank < 2 || skip->rank < 2) return false;
+  for (size_t i = 1; i <= 2; i++)
+    if (input->sizes[input->rank - i] != skip->sizes[skip->rank - i]) return false;
+  const size_t items = count_elements(input->sizes, input->rank - 2);
+  const size_t skip_items = count_elements(skip->sizes, skip->rank - 2);
+  return skip_items ? items % skip_items == 0 : items == 0;
+}
+
 // Inputs: input, skip, gamma, bias. Outputs: output, mean, inverse deviation, sum.
 static bool supports_skip(const Node *node) {
   for (size_t i = 1; i < node->output_count && i < 3; i++)
@@ -55,20 +72,16 @@ static OrtStatus *compute_skip(const Kernel *kernel, const void *state,
   RETURN_IF_ERROR(get_input(context, 1, &skip));
   RETURN_IF_ERROR(get_input(context, 2, &gain));
   RETURN_IF_ERROR(get_input(context, 3, &bias));
-  const size_t size = input.rank ? (size_t)input.sizes[input.rank - 1] : 0;
-  const size_t tokens = input.rank ? count_elements(input.sizes, input.rank - 1) : 0;
-  const size_t skip_elements = count_elements(skip.sizes, skip.rank);
-  const size_t skip_tokens = size ? skip_elements / size : 0;
-  if (count_elements(gain.sizes, gain.rank) != size ||
-      (bias.data && count_elements(bias.sizes, bias.rank) != size) || skip.rank < 2 ||
-      (size_t)skip.sizes[skip.rank - 1] != size || (tokens && !skip_tokens) ||
-      (skip_tokens && tokens % skip_tokens))
+  if (!fits(&input, &skip) || !has_size(&gain, last_size(&input)) ||
+      (bias.data && !has_size(&bias, last_size(&input))))
     return fail("SkipSimplifiedLayerNormalization: skip, gamma or bias do not fit the input");
   RETURN_IF_ERROR(get_output(context, 0, input.sizes, input.rank, (void **)&output));
   RETURN_IF_ERROR(ORT(KernelContext_GetOutputCount)(context, &outputs));
   if (outputs > 3) RETURN_IF_ERROR(get_output(context, 3, input.sizes, input.rank, (void **)&sum));
-  kernel->kernels->rms_norm(input.data, skip.data, skip_tokens, bias.data, gain.data,
-                            ((const State *)state)->epsilon, output, sum, tokens, size);
+  const size_t size = last_size(&input);
+  kernel->kernels->rms_norm(input.data, skip.data, count_elements(skip.sizes, skip.rank - 1),
+                            bias.data, gain.data, ((const State *)state)->epsilon, output, sum,
+                            count_elements(input.sizes, input.rank - 1), size);
   return NULL;
 }
 
