@@ -30,10 +30,10 @@ def run_case(case: Case, threads: int) -> tuple[float, list[str]]:
         if run.results is None:
             wrong.append(f"{case.description}: run {number} must fail")
             continue
-        error = max(map(excess, run.results, outputs))
-        if error > 1:
-            wrong.append(f"{case.description}: run {number}: {error:.3g} times the bound")
-        largest = max(largest, error)
+        most = max(map(excess, run.results, outputs))
+        if most > 1:
+            wrong.append(f"{case.description}: run {number}: {most:.3g} times the bound")
+        largest = max(largest, most)
     return largest, wrong
 
 

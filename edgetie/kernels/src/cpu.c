@@ -72,11 +72,11 @@ static const Kernels *const sets[] = {&kernels_i8mm, &kernels_dotprod, &kernels_
 #endif
 
 const Kernels *select_kernels(void) {
-  static const Kernels *selected;
-  if (selected) return selected;
+  static const Kernels *_Atomic selected;
+  const Kernels *best = selected;
+  if (best) return best;
   const char *wanted = getenv("EDGETIE_INSTRUCTION_SET");
   const size_t count = sizeof sets / sizeof *sets;
-  const Kernels *best = NULL;
   for (size_t i = 0; i < count; i++) {
     if (!has(sets[i]->name)) continue;
     if (!best) best = sets[i];
