@@ -18,6 +18,7 @@ TYPES = {
     np.dtype(np.float16): TensorProto.FLOAT16,
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.int64): TensorProto.INT64,
+    np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.uint8): TensorProto.UINT8,
 }
 Arrays = dict[str, np.ndarray]
@@ -36,7 +37,7 @@ def build_model(
         node: the node.
         constants: initializers by name.
         inputs: dtype and shape of each input of the model.
-        dtype: of the outputs.
+        dtype: of the outputs, or of each by its name.
         opset: of ONNX.
     """
     graph = helper.make_graph(
@@ -47,7 +48,9 @@ def build_model(
             for name, (kind, shape) in inputs.items()
         ],
         [
-            helper.make_tensor_value_info(name, TYPES[np.dtype(dtype)], None)
+            helper.make_tensor_value_info(
+                name, TYPES[np.dtype(dtype[name] if isinstance(dtype, dict) else dtype)], None
+            )
             for name in node.output if name
         ],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],

@@ -28,6 +28,39 @@ typedef struct {
 // How many tokens a product takes one by one, reading the weights once for all of them.
 enum { FEW_TOKENS = 8 };
 
+enum { MOST_HEAD_SIZE = 512 };
+
+// Attention of `tokens` queries of each batch item over a cache, to which their keys and values
+// are appended before. Query heads are in groups, one after the other, that share a key-value
+// head. Elements of the cache are float, or int8 where key_scale is not NULL.
+typedef struct {
+  size_t batch, tokens, heads, kv_heads, head_size;
+  size_t new_tokens;  // `tokens`, or 0 if nothing is appended
+  const float *query, *key, *value;  // (batch, tokens, heads or kv_heads, head_size), where the
+  size_t query_stride, key_stride;   // next token is so many floats away; value: like key
+  // past: (batch, kv_heads, past_capacity, head_size) or NULL; present: the same with `capacity`.
+  // They may be the same memory; else present is filled with zeros behind the last token.
+  const void *past_keys, *past_values;
+  void *present_keys, *present_values;
+  size_t past_capacity, capacity;
+  const int32_t *last_positions;  // (batch): of the last token, past ones counted
+  bool is_first;                  // the past has no tokens
+  bool is_causal;
+  size_t window;  // the last keys that a token sees; 0: all
+  float scale, softcap;  // of scores; softcap * tanh(score / softcap) if it is not 0
+  bool has_sink;         // a score that only counts in the softmax' sum:
+  const float *sinks;    // (heads), NULL: 0
+  // Rotary embedding of queries and new keys: cosines and sines (positions, rotary_size / 2).
+  size_t rotary_size;  // elements of a head that are rotated; 0: none
+  bool is_interleaved;
+  const float *cosines, *sines;
+  const int64_t *positions;  // (batch, tokens), NULL: as they are in the cache, where the
+  size_t first_rotation;     // first one of a first prompt is this
+  const float *key_scale, *value_scale;  // (1) or (kv_heads, head_size)
+  bool is_scaled_by_channel;
+  float *output;  // (batch, tokens, heads, head_size)
+} Attention;
+
 typedef struct Kernels {
   const char *name;
 
@@ -52,6 +85,10 @@ typedef struct Kernels {
   // Multiply each of `count` vectors of `size` values (a power of two) by the Hadamard matrix of
   // Sylvester's construction, times `scale`.
   void (*hadamard)(const float *input, float *output, size_t count, size_t size, float scale);
+
+  // `scratch` has attend_bytes(attention) bytes, 64-byte aligned.
+  void (*attend)(const Attention *, void *scratch, const Parallel *);
+  size_t (*attend_bytes)(const Attention *);
 } Kernels;
 
 // The kernels for this processor: the best set it has, or the one that the environment variable

@@ -41,6 +41,13 @@ float node_float(const Node *node, const char *name, float otherwise) {
   return read_attribute(node, name, ORT_ATTRIBUTE_FLOAT, &value, sizeof value) ? value : otherwise;
 }
 
+bool node_is(const Node *node, const char *name, const char *otherwise, const char *value) {
+  char text[64] = {0};
+  if (!node_has(node, name)) return !strcmp(otherwise, value);
+  return read_attribute(node, name, ORT_ATTRIBUTE_STRING, text, sizeof text - 1) &&
+         !strcmp(text, value);
+}
+
 bool node_has(const Node *node, const char *name) {
   const OrtOpAttr *attribute = NULL;
   return succeeds(ORT(Node_GetAttributeByName)(node->node, name, &attribute)) && attribute;

@@ -68,6 +68,8 @@ OrtStatus *fail(const char *format, ...);
 // Attributes of a node or kernel, with the operator's default.
 int64_t node_int(const Node *, const char *name, int64_t otherwise);
 float node_float(const Node *, const char *name, float otherwise);
+// Whether a text attribute, with the operator's default, has this value.
+bool node_is(const Node *, const char *name, const char *otherwise, const char *value);
 bool node_has(const Node *, const char *name);
 int64_t info_int(const OrtKernelInfo *, const char *name, int64_t otherwise);
 float info_float(const OrtKernelInfo *, const char *name, float otherwise);

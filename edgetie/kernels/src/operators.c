@@ -3,9 +3,10 @@
 #include "operator.h"
 
 extern const Operator matmul_nbits, gather_block_quantized, rms_normalization, simplified_norm,
-    skip_simplified_norm;
+    skip_simplified_norm, group_query_attention;
 
 const Operator *const operators[] = {
     &matmul_nbits,    &gather_block_quantized, &rms_normalization,
-    &simplified_norm, &skip_simplified_norm,   NULL,
+    &simplified_norm, &skip_simplified_norm,   &group_query_attention,
+    NULL,
 };

@@ -26,6 +26,8 @@ INLINE Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
 INLINE Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 INLINE Floats mul_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+INLINE Floats divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 INLINE Floats absolute(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 INLINE float sum(Floats v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -36,6 +38,12 @@ INLINE float maximum(Floats v) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+// Store the sums of a, b, c and d.
+INLINE void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
+  a = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
 }
 
 INLINE Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
@@ -60,6 +68,16 @@ INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
   const Ints shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
   return _mm256_cvtepi32_ps(_mm256_and_si256(
       _mm256_srlv_epi32(_mm256_set1_epi32((int)packed), shifts), _mm256_set1_epi32(15)));
+}
+
+INLINE Floats signed_to_floats(const int8_t *p, size_t n) {
+  uint64_t bytes = 0;
+  __builtin_memcpy(&bytes, p, n);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((long long)bytes)));
+}
+// 2^n for -127 <= n <= 127, where -127 gives 0.
+INLINE Floats power_of_two(Ints n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 
 INLINE Bytes load_bytes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }

@@ -23,9 +23,21 @@ INLINE Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 INLINE Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 INLINE Floats mul_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+INLINE Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 INLINE Floats absolute(Floats a) { return _mm512_abs_ps(a); }
 INLINE float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 INLINE float maximum(Floats v) { return _mm512_reduce_max_ps(v); }
+
+// Store the sums of a, b, c and d.
+INLINE void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
+  a = add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  c = add(_mm512_shuffle_f32x4(c, d, 0x88), _mm512_shuffle_f32x4(c, d, 0xdd));
+  a = add(_mm512_shuffle_f32x4(a, c, 0x88), _mm512_shuffle_f32x4(a, c, 0xdd));
+  a = add(a, _mm512_permute_ps(a, 0x4e));
+  a = add(a, _mm512_permute_ps(a, 0xb1));
+  _mm_storeu_ps(p, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, a)));
+}
 
 INLINE Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 INLINE Ints to_ints(Floats v) { return _mm512_cvtps_epi32(v); }
@@ -41,6 +53,15 @@ INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
   const __m128i values =
       _mm_and_si128(_mm_or_si128(pairs, _mm_slli_epi16(pairs, 4)), _mm_set1_epi8(15));
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(values));
+}
+
+INLINE Floats signed_to_floats(const int8_t *p, size_t n) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
+}
+// 2^n for -127 <= n <= 127, where -127 gives 0.
+INLINE Floats power_of_two(Ints n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
 }
 
 INLINE Bytes load_bytes(const uint8_t *p) { return _mm512_loadu_si512(p); }

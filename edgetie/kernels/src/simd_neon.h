@@ -26,9 +26,16 @@ INLINE Floats sub(Floats a, Floats b) { return vsubq_f32(a, b); }
 INLINE Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }
 INLINE Floats mul_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
 INLINE Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }
+// b where a or b is NaN.
+INLINE Floats min(Floats a, Floats b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+INLINE Floats divide(Floats a, Floats b) { return vdivq_f32(a, b); }
 INLINE Floats absolute(Floats a) { return vabsq_f32(a); }
 INLINE float sum(Floats v) { return vaddvq_f32(v); }
 INLINE float maximum(Floats v) { return vmaxvq_f32(v); }
+// Store the sums of a, b, c and d.
+INLINE void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
+  store(p, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
+}
 
 INLINE Floats to_floats(Ints v) { return vcvtq_f32_s32(v); }
 INLINE Ints to_ints(Floats v) { return vcvtnq_s32_f32(v); }
@@ -44,6 +51,15 @@ INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
   float values[4] = {0};
   for (size_t i = 0; i < n; i++) values[i] = i % 2 ? p[i / 2] >> 4 : p[i / 2] & 15;
   return load(values);
+}
+INLINE Floats signed_to_floats(const int8_t *p, size_t n) {
+  uint64_t bytes = 0;
+  __builtin_memcpy(&bytes, p, n);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(bytes)))));
+}
+// 2^n for -127 <= n <= 127, where -127 gives 0.
+INLINE Floats power_of_two(Ints n) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }
 
 INLINE Bytes load_bytes(const uint8_t *p) { return vld1q_u8(p); }

@@ -25,6 +25,8 @@ INLINE Floats sub(Floats a, Floats b) { return _mm_sub_ps(a, b); }
 INLINE Floats mul(Floats a, Floats b) { return _mm_mul_ps(a, b); }
 INLINE Floats mul_add(Floats a, Floats b, Floats c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }
 INLINE Floats max(Floats a, Floats b) { return _mm_max_ps(a, b); }
+INLINE Floats min(Floats a, Floats b) { return _mm_min_ps(a, b); }
+INLINE Floats divide(Floats a, Floats b) { return _mm_div_ps(a, b); }
 INLINE Floats absolute(Floats a) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), a); }
 INLINE float sum(Floats v) {
   v = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -33,6 +35,13 @@ INLINE float sum(Floats v) {
 INLINE float maximum(Floats v) {
   v = _mm_max_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+
+// Store the sums of a, b, c and d.
+INLINE void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
+  a = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+  c = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+  store(p, _mm_add_ps(_mm_movelh_ps(a, c), _mm_movehl_ps(c, a)));
 }
 
 INLINE Floats to_floats(Ints v) { return _mm_cvtepi32_ps(v); }
@@ -47,6 +56,17 @@ INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
   float values[4] = {0};
   for (size_t i = 0; i < n; i++) values[i] = i % 2 ? p[i / 2] >> 4 : p[i / 2] & 15;
   return load(values);
+}
+
+INLINE Floats signed_to_floats(const int8_t *p, size_t n) {
+  int32_t four = 0;
+  __builtin_memcpy(&four, p, n);
+  const Ints words = _mm_unpacklo_epi8(_mm_cvtsi32_si128(four), _mm_cvtsi32_si128(four));
+  return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(words, words), 24));
+}
+// 2^n for -127 <= n <= 127, where -127 gives 0.
+INLINE Floats power_of_two(Ints n) {
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_add_epi32(n, _mm_set1_epi32(127)), 23));
 }
 
 INLINE Bytes load_bytes(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
