@@ -34,8 +34,8 @@ bench: $(VENV)/.installed  ## edgetie against its peers: one table
 wheels: $(VENV)/.tested  ## for Linux, macOS and Windows, in dist/
 	for platform in $$($(BIN)/python -c \
 	  "from edgetie.kernels.build import ZIG_TARGETS; print(*ZIG_TARGETS)"); do \
-	  EDGETIE_PLATFORM=$$platform $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . \
-	    || exit; done
+	  EDGETIE_PLATFORM=$$platform $(BIN)/python -m pip wheel --quiet --no-deps \
+	    --no-build-isolation --wheel-dir dist . || exit; done
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -63,3 +64,17 @@ def test_without_a_compiler_the_install_goes_on(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         reason = archive.read("edgetie/kernels/not_built.txt").decode()
     assert reason == "no C compiler: cc, gcc, clang or the package ziglang\n"
+
+
+def test_the_source_distribution_holds_the_sources_in_c(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
+    code = "from setuptools.build_meta import build_sdist; build_sdist('..')"
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, stdout=subprocess.DEVNULL, check=True
+    )
+    (archive,) = tmp_path.glob("edgetie-*.tar.gz")
+    with tarfile.open(archive) as content:
+        inside = {name.partition("/")[2] for name in content.getnames()}
+    sources = checkout.glob("edgetie/kernels/src/*")
+    assert {"setup.py", *(str(path.relative_to(checkout)) for path in sources)} <= inside
