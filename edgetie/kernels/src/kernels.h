@@ -82,6 +82,11 @@ typedef struct Kernels {
                    const float *gain, float epsilon, float *output, float *sum, size_t tokens,
                    size_t size);
 
+  // Each of `tokens` rows of input has a gate and a value, `size` of each, in this order unless
+  // second_is_gate. output = value * gate * sigmoid(alpha * (gate + cubic * gate^3)).
+  void (*gated_activation)(const float *input, bool second_is_gate, float alpha, float cubic,
+                           float *output, size_t tokens, size_t size);
+
   // Multiply each of `count` vectors of `size` values (a power of two) by the Hadamard matrix of
   // Sylvester's construction, times `scale`.
   void (*hadamard)(const float *input, float *output, size_t count, size_t size, float scale);

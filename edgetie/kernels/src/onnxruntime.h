@@ -94,11 +94,16 @@ ORT_FUNCTION(274, OrtStatus *, KernelContext_ParallelFor, const OrtKernelContext
              void (*task)(void *state, size_t index), size_t total, size_t batches, void *state)
 ORT_FUNCTION(278, OrtStatus *, KernelInfoGetAllocator, const OrtKernelInfo *, int memory_type,
              OrtAllocator **)
+ORT_FUNCTION(289, OrtStatus *, GetValueInfoName, const OrtValueInfo *, const char **)
 ORT_FUNCTION(290, OrtStatus *, GetValueInfoTypeInfo, const OrtValueInfo *, const OrtTypeInfo **)
 ORT_FUNCTION(307, int, HardwareDevice_Type, const OrtHardwareDevice *)
 ORT_FUNCTION(317, OrtTable, GetEpApi, void)
+ORT_FUNCTION(324, OrtStatus *, ValueInfo_GetValueNumConsumers, const OrtValueInfo *, size_t *)
+ORT_FUNCTION(325, OrtStatus *, ValueInfo_GetValueConsumers, const OrtValueInfo *, const OrtNode **,
+             int64_t *inputs, size_t count)
 ORT_FUNCTION(326, OrtStatus *, ValueInfo_GetInitializerValue, const OrtValueInfo *,
              const OrtValue **)
+ORT_FUNCTION(330, OrtStatus *, ValueInfo_IsGraphOutput, const OrtValueInfo *, bool *)
 ORT_FUNCTION(331, OrtStatus *, ValueInfo_IsConstantInitializer, const OrtValueInfo *, bool *)
 ORT_FUNCTION(344, OrtStatus *, Graph_GetNumNodes, const OrtGraph *, size_t *)
 ORT_FUNCTION(345, OrtStatus *, Graph_GetNodes, const OrtGraph *, const OrtNode **, size_t count)
@@ -120,6 +125,8 @@ typedef OrtStatus *(*OrtKernelCreateFunction)(void *state, const OrtKernelInfo *
                                               OrtKernelImpl **);
 ORT_FUNCTION(0, OrtStatus *, CreateEpDevice, OrtEpFactory *, const OrtHardwareDevice *,
              const OrtKeyValuePairs *metadata, const OrtKeyValuePairs *options, OrtEpDevice **)
+ORT_FUNCTION(2, OrtStatus *, EpGraphSupportInfo_AddNodesToFuse, OrtEpGraphSupportInfo *,
+             const OrtNode *const *, size_t count, const void *options)
 ORT_FUNCTION(3, OrtStatus *, EpGraphSupportInfo_AddSingleNode, OrtEpGraphSupportInfo *,
              const OrtNode *)
 ORT_FUNCTION(18, OrtStatus *, CreateKernelRegistry, OrtKernelRegistry **)
@@ -160,11 +167,22 @@ struct OrtKernelImpl {
   void *optional[2];
 };
 
+// One node that stands for several.
+typedef struct OrtNodeComputeInfo {
+  uint32_t version;
+  OrtStatus *(*CreateState)(struct OrtNodeComputeInfo *, void *context, void **state);
+  OrtStatus *(*Compute)(struct OrtNodeComputeInfo *, void *state, OrtKernelContext *);
+  void (*ReleaseState)(struct OrtNodeComputeInfo *, void *state);
+} OrtNodeComputeInfo;
+
 typedef struct OrtEp {
   uint32_t version;
   const char *(*GetName)(const struct OrtEp *);
   OrtStatus *(*GetCapability)(struct OrtEp *, const OrtGraph *, OrtEpGraphSupportInfo *);
-  void *optional_3_to_12[10];
+  OrtStatus *(*Compile)(struct OrtEp *, const OrtGraph **, const OrtNode **fused, size_t count,
+                        OrtNodeComputeInfo **, OrtNode **contexts);
+  void (*ReleaseNodeComputeInfos)(struct OrtEp *, OrtNodeComputeInfo **, size_t count);
+  void *optional_5_to_12[8];
   OrtStatus *(*GetKernelRegistry)(struct OrtEp *, const OrtKernelRegistry **);
   OrtStatus *(*IsConcurrentRunSupported)(struct OrtEp *, bool *);
   void *optional_15_to_25[11];

@@ -18,9 +18,47 @@ OrtStatus *fail(const char *format, ...) {
   return ORT(CreateStatus)(ORT_INVALID_ARGUMENT, message);
 }
 
-static bool succeeds(OrtStatus *status) {
+bool succeeds(OrtStatus *status) {
   if (status) ORT(ReleaseStatus)(status);
   return !status;
+}
+
+bool is_operator(const OrtNode *node, const char *domain, const char *name) {
+  const char *its_name = "", *its_domain = "";
+  return succeeds(ORT(Node_GetOperatorType)(node, &its_name)) &&
+         succeeds(ORT(Node_GetDomain)(node, &its_domain)) && !strcmp(its_name, name) &&
+         (!strcmp(its_domain, domain) || (!*domain && !strcmp(its_domain, "ai.onnx")));
+}
+
+static OrtStatus *describe_value(const OrtValueInfo *info, Value *value) {
+  const OrtTypeInfo *type = NULL;
+  const OrtTensorTypeAndShapeInfo *tensor = NULL;
+  *value = (Value){0};
+  if (!info) return NULL;
+  value->present = true;
+  RETURN_IF_ERROR(ORT(ValueInfo_IsConstantInitializer)(info, &value->constant));
+  RETURN_IF_ERROR(ORT(GetValueInfoTypeInfo)(info, &type));
+  if (type) RETURN_IF_ERROR(ORT(CastTypeInfoToTensorInfo)(type, &tensor));
+  if (!tensor) return NULL;
+  RETURN_IF_ERROR(ORT(GetTensorElementType)(tensor, &value->type));
+  RETURN_IF_ERROR(ORT(GetDimensionsCount)(tensor, &value->rank));
+  value->has_shape = value->rank > 0 && value->rank <= 8;
+  return value->has_shape ? ORT(GetDimensions)(tensor, value->sizes, value->rank) : NULL;
+}
+
+OrtStatus *describe_node(const OrtNode *source, Node *node, bool *fits) {
+  const OrtValueInfo *outputs[MOST_INPUTS];
+  *node = (Node){.node = source};
+  RETURN_IF_ERROR(ORT(Node_GetNumInputs)(source, &node->input_count));
+  RETURN_IF_ERROR(ORT(Node_GetNumOutputs)(source, &node->output_count));
+  *fits = node->input_count <= MOST_INPUTS && node->output_count <= MOST_INPUTS;
+  if (!*fits) return NULL;
+  RETURN_IF_ERROR(ORT(Node_GetInputs)(source, node->input_infos, node->input_count));
+  RETURN_IF_ERROR(ORT(Node_GetOutputs)(source, outputs, node->output_count));
+  for (size_t i = 0; i < node->input_count; i++)
+    RETURN_IF_ERROR(describe_value(node->input_infos[i], &node->inputs[i]));
+  for (size_t i = 0; i < node->output_count; i++) node->outputs[i] = outputs[i] != NULL;
+  return NULL;
 }
 
 static bool read_attribute(const Node *node, const char *name, int type, void *value,

@@ -62,6 +62,18 @@ typedef struct Operator {
 
 extern const Operator *const operators[];  // ends with NULL
 
+// The status of a call whose failure only means "no".
+bool succeeds(OrtStatus *);
+
+bool is_operator(const OrtNode *, const char *domain, const char *name);
+
+// Describe a node; `fits` is false if it has more inputs or outputs than MOST_INPUTS.
+OrtStatus *describe_node(const OrtNode *, Node *, bool *fits);
+
+// Nodes that run as one: Split, activation, Mul.
+bool find_gated_activation(const Node *split, const OrtNode *nodes[3]);
+OrtStatus *compile_gated_activation(const OrtGraph *, OrtNodeComputeInfo **);
+
 // Make an error with a message in printf's form.
 OrtStatus *fail(const char *format, ...);
 

@@ -102,61 +102,26 @@ static const char *provider_name(const OrtEp *self) {
   return NAME;
 }
 
-static const Operator *find_operator(const OrtNode *node) {
-  const char *name = NULL, *domain = NULL;
-  OrtStatus *status = ORT(Node_GetOperatorType)(node, &name);
-  if (!status) status = ORT(Node_GetDomain)(node, &domain);
-  if (status) {
-    ORT(ReleaseStatus)(status);
-    return NULL;
-  }
-  if (!strcmp(domain, "ai.onnx")) domain = "";
-  for (const Operator *const *operator = operators; *operator; operator++)
-    if (!strcmp((*operator)->name, name) && !strcmp((*operator)->domain, domain)) return *operator;
-  return NULL;
-}
-
-static OrtStatus *describe_value(const OrtValueInfo *info, Value *value) {
-  const OrtTypeInfo *type = NULL;
-  const OrtTensorTypeAndShapeInfo *tensor = NULL;
-  *value = (Value){0};
-  if (!info) return NULL;
-  value->present = true;
-  RETURN_IF_ERROR(ORT(ValueInfo_IsConstantInitializer)(info, &value->constant));
-  RETURN_IF_ERROR(ORT(GetValueInfoTypeInfo)(info, &type));
-  if (type) RETURN_IF_ERROR(ORT(CastTypeInfoToTensorInfo)(type, &tensor));
-  if (!tensor) return NULL;
-  RETURN_IF_ERROR(ORT(GetTensorElementType)(tensor, &value->type));
-  RETURN_IF_ERROR(ORT(GetDimensionsCount)(tensor, &value->rank));
-  value->has_shape = value->rank > 0 && value->rank <= 8;
-  return value->has_shape ? ORT(GetDimensions)(tensor, value->sizes, value->rank) : NULL;
-}
-
-static OrtStatus *describe_node(const OrtNode *source, Node *node, bool *fits) {
-  const OrtValueInfo *outputs[MOST_INPUTS];
-  *node = (Node){.node = source};
-  RETURN_IF_ERROR(ORT(Node_GetNumInputs)(source, &node->input_count));
-  RETURN_IF_ERROR(ORT(Node_GetNumOutputs)(source, &node->output_count));
-  *fits = node->input_count <= MOST_INPUTS && node->output_count <= MOST_INPUTS;
-  if (!*fits) return NULL;
-  RETURN_IF_ERROR(ORT(Node_GetInputs)(source, node->input_infos, node->input_count));
-  RETURN_IF_ERROR(ORT(Node_GetOutputs)(source, outputs, node->output_count));
-  for (size_t i = 0; i < node->input_count; i++)
-    RETURN_IF_ERROR(describe_value(node->input_infos[i], &node->inputs[i]));
-  for (size_t i = 0; i < node->output_count; i++) node->outputs[i] = outputs[i] != NULL;
-  return NULL;
+static OrtStatus *fuse_nodes(OrtEpGraphSupportInfo *support, const Node *split) {
+  const OrtNode *nodes[3];
+  if (!find_gated_activation(split, nodes)) return NULL;
+  return ORT_EP(EpGraphSupportInfo_AddNodesToFuse)(support, nodes, 3, NULL);
 }
 
 static OrtStatus *take_node(OrtEpGraphSupportInfo *support, const OrtNode *source) {
-  const Operator *operator = find_operator(source);
   const OrtKernelDef *definition = NULL;
+  const Operator *operator = NULL;
   Node node;
   bool fits;
-  if (!operator) return NULL;
-  RETURN_IF_ERROR(ORT_EP(EpGraphSupportInfo_LookUpKernel)(support, source, &definition));
-  if (!definition) return NULL;  // other types or another version
+  const bool is_split = is_operator(source, "", "Split");
+  for (const Operator *const *each = operators; *each && !operator; each++)
+    if (is_operator(source, (*each)->domain, (*each)->name)) operator = *each;
+  if (!operator && !is_split) return NULL;
   RETURN_IF_ERROR(describe_node(source, &node, &fits));
-  if (!fits || !operator->supports(&node)) return NULL;
+  if (!fits) return NULL;
+  if (is_split) return fuse_nodes(support, &node);
+  RETURN_IF_ERROR(ORT_EP(EpGraphSupportInfo_LookUpKernel)(support, source, &definition));
+  if (!definition || !operator->supports(&node)) return NULL;  // no definition: other types
   return ORT_EP(EpGraphSupportInfo_AddSingleNode)(support, source);
 }
 
@@ -171,6 +136,19 @@ static OrtStatus *get_capability(OrtEp *self, const OrtGraph *graph,
   for (size_t i = 0; i < count && !status; i++) status = take_node(support, nodes[i]);
   free(nodes);
   return status;
+}
+
+static OrtStatus *compile(OrtEp *self, const OrtGraph **graphs, const OrtNode **fused, size_t count,
+                          OrtNodeComputeInfo **infos, OrtNode **contexts) {
+  (void)self, (void)fused, (void)contexts;
+  for (size_t i = 0; i < count; i++)
+    RETURN_IF_ERROR(compile_gated_activation(graphs[i], &infos[i]));
+  return NULL;
+}
+
+static void release_compiled(OrtEp *self, OrtNodeComputeInfo **infos, size_t count) {
+  (void)self;
+  for (size_t i = 0; i < count; i++) free(infos[i]);
 }
 
 static OrtStatus *get_registry(OrtEp *self, const OrtKernelRegistry **registry) {
@@ -229,6 +207,8 @@ static OrtStatus *create_provider(OrtEpFactory *self, const OrtHardwareDevice *c
   provider->runtime = (OrtEp){.version = API_VERSION,
                               .GetName = provider_name,
                               .GetCapability = get_capability,
+                              .Compile = compile,
+                              .ReleaseNodeComputeInfos = release_compiled,
                               .GetKernelRegistry = get_registry,
                               .IsConcurrentRunSupported = is_concurrent};
   provider->factory = (const Factory *)self;
