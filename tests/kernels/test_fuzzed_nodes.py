@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from kernel_cases import excess, random_cases
-from kernel_models import open_session
+from kernel_models import SETS, open_session
 
 SCRIPT = Path(__file__).parents[1] / "support" / "kernel_fuzz.py"
 RUNS = os.environ.get("EDGETIE_FUZZ_RUNS", "300")
 SEED = os.environ.get("EDGETIE_FUZZ_SEED", "0")
-IS_ARM = platform.machine().lower() in ("arm64", "aarch64")
-SETS = ("neon", "dotprod", "i8mm") if IS_ARM else ("sse2", "avx2", "avxvnni", "avx512")
 
 
 @pytest.mark.parametrize("instruction_set", SETS)

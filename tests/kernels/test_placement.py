@@ -35,7 +35,7 @@ def single(
     """
     used = {name: array for name, array in arrays.items() if name in node.input}
     model = build_model(
-        node,
+        [node],
         {name: array for name, array in used.items() if name not in inputs},
         {
             name: (used[name].dtype, [f"{name}_{axis}" for axis in range(used[name].ndim)])

@@ -51,7 +51,7 @@ def open_case(case: Case, *, plugin: bool, threads: int = 2) -> ort.InferenceSes
     cache = case.inputs["past_key"].dtype if "past_key" in case.inputs else np.float32
     types = {"output": np.float32, "present_key": cache, "present_value": cache}
     inputs = {name: (array.dtype, shapes[name]) for name, array in case.inputs.items()}
-    return open_session(build_model(node, {}, inputs, types), threads, plugin=plugin)
+    return open_session(build_model([node], {}, inputs, types), threads, plugin=plugin)
 
 
 def run(case: Case, *, plugin: bool, threads: int = 2) -> list[np.ndarray]:

@@ -177,7 +177,7 @@ def matmul_case(rng: np.random.Generator) -> Case:
         shape = (2, tokens // 2) if tokens % 2 == 0 else (1, tokens)
         results = [Result(*(a.reshape(*shape, rows) for a in (result.expected, result.bound)))]
         runs.append(Run({"x": x.reshape(*shape, columns)}, results))
-    model = build_model(node, constants, {"x": (np.float32, ["batch", "sequence", columns])})
+    model = build_model([node], constants, {"x": (np.float32, ["batch", "sequence", columns])})
     extras = f"zero points {zeros is not None}, bias {bias is not None}"
     return Case(
         f"MatMulNBits bits {bits}, block {block}, K {columns}, N {rows}, {extras}, tokens {counts}",
@@ -219,7 +219,7 @@ def gather_case(rng: np.random.Generator) -> Case:
         "GatherBlockQuantized", names, ["y"], domain=MICROSOFT,
         block_size=block, bits=bits, gather_axis=0, quantize_axis=len(leading),
     )  # fmt: skip
-    model = build_model(node, constants, {"ids": (kind, [f"axis_{i}" for i in range(rank)])})
+    model = build_model([node], constants, {"ids": (kind, [f"axis_{i}" for i in range(rank)])})
     runs = []
     for _ in range(3):
         ids = rng.integers(-rows, rows, rng.integers(0, 5, rank), kind)
@@ -295,7 +295,7 @@ def norm_case(rng: np.random.Generator) -> Case:
     extras = f"bias {bias is not None}, sum {with_sum}, epsilon {epsilon:.1e}"
     return Case(
         f"{operator} size {size}, skip {layout}, {extras}",
-        build_model(node, constants, inputs),
+        build_model([node], constants, inputs),
         runs,
     )
 

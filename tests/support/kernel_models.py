@@ -1,7 +1,8 @@
-"""Models of one node for edgetie's execution provider, and sessions that run them."""
+"""Small models for edgetie's execution provider, and sessions that run them."""
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -21,28 +22,31 @@ TYPES = {
     np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.uint8): TensorProto.UINT8,
 }
+IS_ARM = platform.machine().lower() in ("arm64", "aarch64")
+SETS = ("neon", "dotprod", "i8mm") if IS_ARM else ("sse2", "avx2", "avxvnni", "avx512")
+"""Instruction sets that the kernels are compiled for, of which this machine may lack some."""
 Arrays = dict[str, np.ndarray]
 
 
 def build_model(
-    node: Any,
+    nodes: list[Any],
     constants: Arrays,
     inputs: dict[str, tuple[Any, list[Any]]],
     dtype: Any = np.float32,
     opset: int = 23,
 ) -> bytes:
-    """Build a model of one node; its outputs are the model's, of unknown shape.
+    """Build a model; the last node's outputs are the model's, of unknown shape.
 
     Args:
-        node: the node.
+        nodes: in order.
         constants: initializers by name.
         inputs: dtype and shape of each input of the model.
         dtype: of the outputs, or of each by its name.
         opset: of ONNX.
     """
     graph = helper.make_graph(
-        [node],
-        "single",
+        nodes,
+        "small",
         [
             helper.make_tensor_value_info(name, TYPES[np.dtype(kind)], shape)
             for name, (kind, shape) in inputs.items()
@@ -51,7 +55,7 @@ def build_model(
             helper.make_tensor_value_info(
                 name, TYPES[np.dtype(dtype[name] if isinstance(dtype, dict) else dtype)], None
             )
-            for name in node.output if name
+            for name in nodes[-1].output if name
         ],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )  # fmt: skip
