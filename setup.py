@@ -14,6 +14,7 @@ from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from edgetie import kernels
 from edgetie.errors import ProviderError
 from edgetie.kernels import build
 
@@ -26,7 +27,10 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         folder = Path("" if self.inplace else self.build_lib, "edgetie", "kernels")
-        for earlier in (*map(build.library_name, ("linux", "darwin", "win32")), build.REASON_FILE):
+        for earlier in (
+            *map(kernels.library_name, ("linux", "darwin", "win32")),
+            kernels.REASON_FILE,
+        ):
             (folder / earlier).unlink(missing_ok=True)
         try:
             build.build_library(folder, PLATFORM)
@@ -34,18 +38,18 @@ class BuildLibrary(build_ext):
             if PLATFORM:
                 raise
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / build.REASON_FILE).write_text(f"{error}\n", encoding="utf-8")
+            (folder / kernels.REASON_FILE).write_text(f"{error}\n", encoding="utf-8")
             self.warn(f"edgetie's execution provider was not built: {error}")
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path("edgetie", "kernels", build.library_name(PLATFORM or sys.platform)))
+        return str(Path("edgetie", "kernels", kernels.library_name(PLATFORM or sys.platform)))
 
 
 class TaggedWheel(bdist_wheel):
     """A wheel for every Python; for one platform if the library is in it."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        name = build.library_name(PLATFORM or sys.platform)
+        name = kernels.library_name(PLATFORM or sys.platform)
         library = Path(self.get_finalized_command("build").build_lib, "edgetie", "kernels", name)
         return "py3", "none", (PLATFORM or super().get_tag()[2]) if library.is_file() else "any"
 

@@ -9,12 +9,24 @@ plugins::
     onnxruntime.register_execution_provider_library(name, edgetie.kernels.get_library_path())
 """
 
+import struct
+import sys
 from pathlib import Path
 
 from edgetie.errors import ProviderError, summarize
 
 OLDEST_RUNTIME = (1, 24)
 """ONNX Runtime's first version with kernels in plugins."""
+
+REASON_FILE = "not_built.txt"
+"""File in place of the library if an installation could not build it: it says why."""
+
+
+def library_name(platform: str = sys.platform) -> str:
+    """Return the file name of the library on a platform: ``sys.platform`` or a wheel's tag."""
+    if platform.startswith(("darwin", "macosx")):
+        return "libedgetie_kernels.dylib"
+    return "edgetie_kernels.dll" if platform.startswith("win") else "libedgetie_kernels.so"
 
 
 def get_library_path() -> str:
@@ -23,8 +35,6 @@ def get_library_path() -> str:
     Raises:
         ProviderError: if it was not built.
     """
-    from edgetie.kernels.build import REASON_FILE, library_name
-
     folder = Path(__file__).resolve().parent
     library = folder / library_name()
     if library.is_file():
@@ -51,8 +61,11 @@ def instruction_set() -> str:
     """
     import ctypes
 
+    path = get_library_path()
     try:
-        function = ctypes.CDLL(get_library_path()).edgetie_instruction_set
+        if _is_cut_short(Path(path)):
+            raise OSError("the file is cut short")
+        function = ctypes.CDLL(path).edgetie_instruction_set
     except (OSError, AttributeError) as error:
         raise ProviderError(
             f"its library does not load ({summarize(error)}); python -m edgetie.kernels.build "
@@ -63,6 +76,18 @@ def instruction_set() -> str:
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
+
+
+def _is_cut_short(library: Path) -> bool:
+    """Whether an ELF file lacks its end, where its sections are listed: loading it would crash."""
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF"):
+        return False
+    (sections,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    end: int = sections + size * count
+    return library.stat().st_size < end
 
 
 def explain_absence() -> str | None:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import edgetie
 from edgetie.errors import ProviderError
+from edgetie.kernels import REASON_FILE, library_name
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -30,17 +31,7 @@ ZIG_TARGETS = {
 }
 """Platforms that the library is built for on any machine: tag of the wheel, and target of zig."""
 
-REASON_FILE = "not_built.txt"
-"""File in place of the library if an installation could not build it: it says why."""
-
 _PROBE = "#include <math.h>\n#include <stdatomic.h>\nfloat root(float x) { return sqrtf(x); }\n"
-
-
-def library_name(platform: str = sys.platform) -> str:
-    """Return the file name of the library on a platform: ``sys.platform`` or a wheel's tag."""
-    if platform.startswith(("darwin", "macosx")):
-        return "libedgetie_kernels.dylib"
-    return "edgetie_kernels.dll" if platform.startswith("win") else "libedgetie_kernels.so"
 
 
 def find_compiler() -> list[str] | None:

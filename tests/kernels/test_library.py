@@ -11,7 +11,7 @@ import pytest
 
 import edgetie
 from edgetie import kernels
-from edgetie.kernels.build import REASON_FILE, library_name
+from edgetie.kernels import REASON_FILE, library_name
 
 
 def run(code: str, folder: Path) -> str:
@@ -70,6 +70,14 @@ def test_a_library_that_does_not_load_is_reported(installed: Path) -> None:
     shown = run("import edgetie.kernels; print(edgetie.kernels.explain_absence())", installed)
     assert shown.startswith("its library does not load (")
     assert shown.endswith("python -m edgetie.kernels.build builds it again")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' loaders refuse it")
+def test_a_library_that_is_cut_short_does_not_end_the_process(installed: Path) -> None:
+    content = Path(kernels.get_library_path()).read_bytes()
+    (installed / "edgetie" / "kernels" / library_name()).write_bytes(content[: len(content) // 2])
+    shown = run("import edgetie.kernels; print(edgetie.kernels.explain_absence())", installed)
+    assert shown.startswith("its library does not load (the file is cut short)")
 
 
 def test_an_old_runtime_is_named(installed: Path) -> None:

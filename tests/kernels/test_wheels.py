@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetie.kernels.build import ZIG_TARGETS, library_name
+from edgetie.kernels import library_name
+from edgetie.kernels.build import ZIG_TARGETS
 
 lief = pytest.importorskip("lief")
 
