@@ -66,7 +66,6 @@ ROWS = {
         for quantizer, title in {"dynamic": "quantize_dynamic", "nbits": "MatMulNBits"}.items()
         for tie, suffix in {"tied": "", "untied": "-untied"}.items()
     },
-    "litert-lm-int8": Row("LiteRT-LM", "int8", "litert-lm", "peer_litert_lm.py", "litert-lm-int8"),
     "ctranslate2-int8": Row(
         "CTranslate2", "int8", "ctranslate2", "peer_ctranslate2.py", "ctranslate2-int8"
     ),
@@ -93,7 +92,6 @@ PEERS = (
     "llama.cpp-q8_0",
     "optimum-int8",
     "optimum-int8-untied",
-    "litert-lm-int8",
 )
 """The rows of `peers.py`."""
 

@@ -77,7 +77,7 @@ def command(
     from edgetie.harness.accuracy.check import check_model
     from edgetie.harness.accuracy.references import resolve_reference
     from edgetie.harness.environment import environment_line
-    from edgetie.report.tables import accuracy_table, print_tables, verdict
+    from edgetie.report.tables import accuracy_table, print_tables, ran_by, verdict
 
     from .printing.progress import live
 
@@ -112,7 +112,7 @@ def command(
         common.print_json(report.to_dict() | {"others": [each.to_dict() for each in others]})
     elif not quiet:
         click.echo(f"{report.bundle} ({report.precision}) against {report.reference}")
-        click.echo(f"on {report.data}")
+        click.echo(f"on {report.data}, run by {ran_by(*reports)}")
         click.echo(environment_line(report.environment))
         print_tables(accuracy_table(*reports))
         click.echo(f"\n{verdict(*reports)}")

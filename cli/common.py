@@ -91,9 +91,14 @@ def _show_log(_: click.Context, __: click.Parameter, verbose: bool) -> None:
         logger.propagate = False
 
 
+_PROVIDER_HELP = (
+    "auto is edgetie's own where it is installed and runs nodes of the model, otherwise cpu, ONNX "
+    "Runtime's own; an absent one is an error, never a fallback. See edgetie providers."
+)
+
 provider_option = click.option(
-    "--provider", default="cpu", show_default=True,
-    help="Execution provider to run on; an absent one is an error, never a fallback.",
+    "--provider", default="auto", show_default=True,
+    help=f"Execution provider to run on: {_PROVIDER_HELP}",
 )  # fmt: skip
 
 
@@ -102,12 +107,12 @@ def providers_options(function: F) -> F:
     return _add(
         function,
         click.option(
-            "--provider", "providers", multiple=True, default=["cpu"], show_default=True,
-            help="Execution provider to run on, several times for a comparison; an absent one is "
-            "an error, never a fallback. See edgetie providers.",
+            "--provider", "providers", multiple=True, default=["auto"], show_default=True,
+            help=f"Execution provider to run on, several times for a comparison: {_PROVIDER_HELP}",
         ),
         click.option(
-            "--strict", is_flag=True, help="Fail if a provider leaves nodes to another one."
+            "--strict", is_flag=True,
+            help="Fail if a provider leaves nodes to another one; auto may.",
         ),
     )  # fmt: skip
 

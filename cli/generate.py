@@ -110,6 +110,7 @@ def command(
     if prompts and language is not None:
         raise click.UsageError("--language goes with --audio")
     from edgetie.bundle.bundle import open_bundle
+    from edgetie.providers.placement import describe_placement
     from edgetie.runtime.decoding.sampling import Sampling
     from edgetie.runtime.session import open_session
     from edgetie.runtime.text.tokenizer import Tokenizer
@@ -135,7 +136,8 @@ def command(
     completions = _print_chunks(chunks, len(prompts) or len(audio), as_json)
     if as_json:
         reports = [asdict(completion) for completion in completions]
-        print_json(reports[0] if len(reports) == 1 else {"completions": reports})
+        nodes = {name: getattr(session, name) for name in ("provider", "nodes_per_provider")}
+        print_json((reports[0] if len(reports) == 1 else {"completions": reports}) | nodes)
     for completion in () if as_json or quiet else completions:
         rate = completion.tokens_per_second
         speed = "" if rate is None else f", {rate:.1f} tokens/s"
@@ -143,6 +145,10 @@ def command(
             f"{completion.prompt_tokens} prompt tokens, {len(completion.tokens)} generated{speed} "
             f"({completion.stop_reason})",
             err=True,
+        )
+    if not as_json and not quiet:
+        click.echo(
+            f"run by {describe_placement(session.provider, session.nodes_per_provider)}", err=True
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from edgetie.harness.ties.tie_memory import MIN_BYTES
+from edgetie.providers.placement import describe_placement
 from edgetie.report.tables import plain_console, plain_table
 
 from .export import describe_uses
@@ -47,8 +48,8 @@ def print_inspection(inspection: Inspection) -> None:
     operators = ", ".join(f"{name} {count}" for name, count in inspection.operators.items())
     console.print(f"\noperators    {operators}")
     console.print(f"weights      {inspection.weight_bytes / 1e6:,.1f} MB")
-    placed = ", ".join(f"{name} {count}" for name, count in inspection.nodes_per_provider.items())
-    console.print(f"providers    {placed}")
+    placed = describe_placement(inspection.provider, inspection.nodes_per_provider)
+    console.print(f"provider     {placed}")
 
 
 def _count(copies: int) -> Text:

@@ -33,7 +33,9 @@ def print_providers(providers: Sequence[Availability]) -> None:
     for each in providers:
         if each.row.latency != "measured":
             click.echo(f"{each.row.name}: {each.row.latency}")
-        if each.problem and each.row.environment:
+        if each.problem and (each.row.environment or each.row.plugin):
             click.echo(f"{each.row.name}: {each.problem}")
+        if each.instruction_set:
+            click.echo(f"{each.row.name}: its kernels use {each.instruction_set}")
     if any(each.problem and each.row.environment for each in providers):
         click.echo("Install a separate environment: edgetie providers --install PROVIDER")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgetie.downloads import cache_directory, missing_downloads
 from edgetie.harness.environment import environment_line
+from edgetie.providers.placement import describe_placement
 from edgetie.report.tables import MISSING, Table, plain_console, print_tables, verdict
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def print_quickstart(report: QuickstartReport) -> None:
     rows += _accuracy_rows(accuracy)
     error = report.exported.agreement.relative
     rows += [
+        ["run by", _ran_by(report.inspected_fp32), _ran_by(report.inspected_int8), ""],
         ["largest logit error, fp32 against torch", f"{error:.1e}", "", ""],
         [
             "copies of the embedding (file, optimized, memory)",
@@ -107,6 +109,10 @@ def _accuracy_rows(accuracy: AccuracyReport) -> list[list[str]]:
         change = f"{increase:+.2%} ± {error:.2%}"
         rows.append([f"perplexity on {accuracy.tokens:,} tokens", *perplexities, change])
     return rows
+
+
+def _ran_by(inspection: Inspection) -> str:
+    return describe_placement(inspection.provider, inspection.nodes_per_provider)
 
 
 def _copies(inspection: Inspection) -> str:

@@ -28,7 +28,7 @@ def start_worker(
     Its stdin and stdout are pipes. So is its stderr unless the process is ``interactive``.
 
     Returns:
-        The process, and the name of the provider in that environment.
+        The process, and the name of the provider in its environment.
 
     Raises:
         ProviderError: if no environment has the provider.
@@ -36,8 +36,9 @@ def start_worker(
     row = find_provider(provider)
     environment = find_environment(row)
     if environment is None:
-        command, variables = worker_command(module), dict(os.environ)
+        name, command, variables = provider, worker_command(module), dict(os.environ)
     else:
+        name = row.worker_name or row.name
         command, variables = environment.command_for(module)
     try:
         process = subprocess.Popen(
@@ -50,7 +51,7 @@ def start_worker(
         )
     except OSError as error:
         raise broken_environment(row, error) from error
-    return process, row.worker_name or row.name
+    return process, name
 
 
 def ask_worker(provider: str, module: str, request: dict[str, Any], subject: str) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetie.errors import ProviderError
-from edgetie.providers.registry import Provider
+from edgetie.providers.registry import AUTO, PROVIDERS, Provider, find_provider
 
 
 def count_nodes(ort_name: str, *sessions: Any) -> tuple[dict[str, int], dict[str, int]]:
@@ -24,6 +24,30 @@ def count_nodes(ort_name: str, *sessions: Any) -> tuple[dict[str, int], dict[str
             if part.ep_name != ort_name:
                 fallback_nodes.update(node.op_type for node in assigned)
     return dict(nodes), dict(fallback_nodes.most_common())
+
+
+def operators_on(ort_name: str, *sessions: Any) -> set[str]:
+    """Name the operators of which sessions run nodes on a provider; ``None`` is skipped."""
+    return {
+        node.op_type
+        for session in sessions
+        for part in (session.get_provider_graph_assignment_info() if session is not None else ())
+        if part.ep_name == ort_name
+        for node in part.get_nodes()
+    }
+
+
+def resolve_provider(name: str, nodes: dict[str, int]) -> Provider:
+    """Return the provider that ran a model, by its nodes: that of ``auto`` depends on them."""
+    row = find_provider(name)
+    is_idle = name.lower() == AUTO and not nodes.get(row.ort_name)
+    return PROVIDERS["cpu"] if is_idle else row
+
+
+def describe_placement(name: str, nodes: dict[str, int]) -> str:
+    """Describe a provider and its nodes: ``edgetie (213 of 245 nodes)``."""
+    count = nodes.get(find_provider(name).ort_name, 0)
+    return f"{name} ({count} of {sum(nodes.values())} nodes)"
 
 
 def describe_fallback(nodes: dict[str, int], fallback_nodes: dict[str, int]) -> str:

@@ -1,11 +1,21 @@
 """The table of execution providers."""
 
 import importlib.util
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgetie.errors import ProviderError
+from edgetie.errors import ProviderError, summarize
+
+AUTO = "auto"
+"""Name that stands for edgetie's own provider if it is here and takes nodes of the model, and for
+``cpu`` otherwise."""
+
+OWN = "edgetie"
+"""Name of edgetie's own provider, which by design leaves nodes to ONNX Runtime's on the CPU."""
+
+_registering = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,8 @@ class Provider:
         options: options to create it with.
         environment: name of the environment that can be installed for it, in ``RECIPES``.
         worker_name: name of the provider in that environment, if it is another one.
-        plugin: module whose library contains it, if onnxruntime itself does not.
+        plugin: module whose library contains it, if onnxruntime itself does not. Its function
+            ``explain_absence()``, if it has one, says why it cannot be used here.
         fixed_shapes: whether it runs nodes with fixed shapes only.
         half: whether it computes float32 tensors in float16.
         contexts: whether compiled graphs can be saved (:mod:`edgetie.npu.compile`).
@@ -56,6 +67,10 @@ PROVIDERS = {
     for row in (
         Provider("cpu", "CPUExecutionProvider", "onnxruntime", "any machine", "cpu"),
         Provider(
+            OWN, "EdgetieExecutionProvider", "edgetie", "x86-64 and ARM64 CPUs", "cpu",
+            plugin="edgetie.kernels",
+        ),
+        Provider(
             "cuda", "CUDAExecutionProvider", "onnxruntime-gpu", "NVIDIA GPUs", "cuda",
             device="cuda", environment="cuda",
         ),
@@ -85,14 +100,16 @@ of each node, which ONNX Runtime records when a session starts."""
 
 
 def find_provider(name: str) -> Provider:
-    """Find a provider by its short name.
+    """Find a provider by its short name. ``auto`` is edgetie's own if it is here, else ``cpu``.
 
     Raises:
         ProviderError: if there is none.
     """
+    if name.lower() == AUTO:
+        return PROVIDERS["cpu" if explain_absence(PROVIDERS[OWN]) else OWN]
     row = PROVIDERS.get(name.lower())
     if row is None:
-        names = ", ".join(PROVIDERS)
+        names = ", ".join([AUTO, *PROVIDERS])
         raise ProviderError(f"unknown; known are {names}", parameter="provider", value=name)
     return row
 
@@ -109,7 +126,9 @@ def explain_absence(row: Provider) -> str | None:
     import onnxruntime
 
     if row.plugin and importlib.util.find_spec(row.plugin) is not None:
-        return None
+        explain = getattr(importlib.import_module(row.plugin), "explain_absence", lambda: None)
+        reason: str | None = explain()
+        return reason
     available = onnxruntime.get_available_providers()
     if row.ort_name in available:
         return None
@@ -138,17 +157,25 @@ def require_provider(name: str) -> Provider:
 
 
 def register_plugin(row: Provider, options: Any) -> None:
-    """Make a session use a provider from a separate library.
+    """Make a session use a provider from a separate library, registered once in a process.
 
     Raises:
         ProviderError: if the library does not load, or has no device on this machine.
     """
     import onnxruntime
 
-    module = importlib.import_module(row.plugin)
-    if not any(device.ep_name == row.ort_name for device in onnxruntime.get_ep_devices()):
-        onnxruntime.register_execution_provider_library(row.ort_name, module.get_library_path())
-    devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == row.ort_name]
+    def find_devices() -> list[Any]:
+        return [each for each in onnxruntime.get_ep_devices() if each.ep_name == row.ort_name]
+
+    with _registering:
+        devices = find_devices()
+        if not devices:
+            path = importlib.import_module(row.plugin).get_library_path()
+            try:
+                onnxruntime.register_execution_provider_library(row.ort_name, path)
+            except Exception as error:  # pybind11 classes without a common base
+                raise row.error(f"{path} does not load: {summarize(error)}") from error
+            devices = find_devices()
     if not devices:
         raise row.error(f"{row.package} finds no device on this machine")
     options.add_provider_for_devices(devices[:1], dict(row.options))

@@ -173,7 +173,7 @@ class ModelQuantizer:
             if formats is not None:
                 passes[file] = self._weights_pass(file, *formats, float_weights, higher_precision)
                 run_passes(models[file], [], [passes[file]])
-            if self.scheme.weights_in_memory == "mapped" or self.scheme.float16:
+            if self.scheme.is_folded or self.scheme.float16:
                 run_passes(models[file], [], [FoldConstants()])
             if self.scheme.float16:
                 models[file] = to_float16(models[file])

@@ -307,6 +307,7 @@ def _make_manifest(
         "kept": result.float_weights,
         "finer": result.with_precision(Precision.HIGHER),
         "measured": {},
+        "folded": scheme.is_folded,
     }
     metrics = result.metrics
     if metrics is not None:

@@ -52,7 +52,8 @@ th { background: #f5f7fa; } .right { text-align: right; font-variant-numeric: ta
 <h2>Tokens per second</h2>
 {% if report.sweep %}{{ picture('sweep') }}{% endif %}{{ draw(tables.speed_table(report)) }}
 {% if accuracy %}<h2>Accuracy against {{ tables.short_name(accuracy[0].reference) }}</h2>
-<p>on {{ accuracy[0].data }}; {{ tables.verdict(*accuracy) }}</p>
+<p>on {{ accuracy[0].data }}, run by {{ tables.ran_by(*accuracy) }};
+{{ tables.verdict(*accuracy) }}</p>
 {{ draw(tables.accuracy_table(*accuracy)) }}{% endif %}
 </html>
 """

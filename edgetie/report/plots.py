@@ -15,7 +15,7 @@ import numpy as np
 from edgetie.bundle.atomic import atomic_files
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.environment import environment_line
-from edgetie.report.tables import models_of, titles
+from edgetie.report.tables import models_of, ran_by, titles
 
 if TYPE_CHECKING:
     from edgetie.harness.latency.bench import LatencyReport
@@ -157,7 +157,7 @@ def _figure(target: Path | BinaryIO, *, width: float, height: float) -> Iterator
 
 def _draw_title(figure: Any, report: LatencyReport) -> None:
     text = (
-        f"{report.provider}, {report.threads} threads · prompt {report.prompt_tokens}, "
+        f"{ran_by(report)}, {report.threads} threads · prompt {report.prompt_tokens}, "
         f"{report.new_tokens} new tokens · {report.repeat} runs"
     )
     if not report.latency_valid:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetie.providers.placement import describe_fallback
+from edgetie.providers.placement import describe_fallback, describe_placement
+from edgetie.providers.registry import OWN
 
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
@@ -127,6 +128,12 @@ def verdict(*reports: AccuracyReport) -> str:
     return "passed: every limit holds" if report.passed else f"failed: {broken}"
 
 
+def ran_by(*reports: AccuracyReport | LatencyReport) -> str:
+    """Name the providers that ran models, with their nodes: ``edgetie (213 of 245 nodes)``."""
+    texts = [describe_placement(each.provider, each.nodes_per_provider) for each in reports]
+    return ", ".join(dict.fromkeys(texts))
+
+
 def _with_error(report: AccuracyReport, field: str, pattern: str) -> str:
     """Format a metric, with its standard error if it has one."""
     value, error = getattr(report, field), getattr(report, f"{field}_error", math.nan)
@@ -204,7 +211,7 @@ def resource_table(report: LatencyReport) -> Table:
     add_size("memory, resident", "rss_bytes")
     add_size("memory, peak", "peak_rss_bytes")
     add_size("files", "file_bytes")
-    add("nodes", lambda m: _nodes(m.nodes_per_provider))
+    add("provider", ran_by)
     add("ties", lambda m: {True: "intact", False: "BROKEN", None: "none"}[m.ties.intact])
     add("copies in memory", lambda m: f"{MISSING if (n := m.copies_in_memory) is None else n}")
     ratio = [">ratio"] if report.against is not None else []
@@ -218,10 +225,13 @@ def models_of(report: LatencyReport) -> list[LatencyReport]:
 
 
 def remarks(report: LatencyReport) -> list[str]:
-    """List nodes that run on other providers, and models whose speeds mean nothing."""
+    """List nodes that run on other providers, and models whose speeds mean nothing.
+
+    Not those of edgetie's own provider, which leaves nodes to another one by design.
+    """
     models, lines = models_of(report), []
     for name, each in zip(titles(models), models, strict=True):
-        if each.fallback_nodes:
+        if each.fallback_nodes and each.provider != OWN:
             rest = describe_fallback(each.nodes_per_provider, each.fallback_nodes)
             lines.append(f"{name}: {each.provider} leaves {rest}")
         if each.latency_problem:

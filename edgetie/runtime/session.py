@@ -15,8 +15,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.errors import BundleError, ProviderError, summarize
 from edgetie.graph.tensors import PAST, CacheTensor, TensorInfo
-from edgetie.providers.placement import count_nodes, require_placement
-from edgetie.providers.registry import Provider, register_plugin, require_provider
+from edgetie.providers.placement import (
+    count_nodes,
+    operators_on,
+    require_placement,
+    resolve_provider,
+)
+from edgetie.providers.registry import AUTO, OWN, Provider, register_plugin, require_provider
 from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, remove_last_token_node
 from edgetie.runtime.memory import MappedFiles, release_heap
 
@@ -32,7 +37,7 @@ class Session:
 
     Attributes:
         bundle: what was opened.
-        provider: short name of its execution provider.
+        provider: short name of its execution provider; never ``auto``.
         threads: intra-op threads.
         load_seconds: from the call of :func:`open_session` to a session ready to run.
         inputs, outputs: of the graph, in order.
@@ -87,7 +92,7 @@ class Session:
 def open_session(
     source: str | os.PathLike[str] | Bundle,
     *,
-    provider: str = "cpu",
+    provider: str = AUTO,
     threads: int | None = None,
     logits: Literal["default", "all"] = "default",
     release: bool = True,
@@ -97,11 +102,12 @@ def open_session(
 
     Args:
         source: its path, or an opened bundle.
-        provider: a name of :data:`edgetie.providers.registry.PROVIDERS`.
+        provider: a name of :data:`edgetie.providers.registry.PROVIDERS`, or ``auto``: edgetie's
+            own provider if it is here and runs nodes of the model, otherwise ``cpu``.
         threads: intra-op threads; ``None`` for every physical core.
         logits: ``all`` for the logits of every token of a model that returns only the last.
         release: release file pages whose weights ONNX Runtime has packed into its own memory.
-        strict: refuse a provider that leaves nodes to another one.
+        strict: refuse a provider that leaves nodes to another one; ``auto`` may.
 
     Raises:
         BundleError: if it cannot be opened or ONNX Runtime rejects it, or ``threads`` or ``logits``
@@ -139,6 +145,10 @@ def open_session(
             f"{path} has open shapes, and {spec.name} compiles fixed ones only; fix them first "
             "(fix_shapes)"
         )
+    sessions = session, encoder, prefill
+    own_operators = operators_on(spec.ort_name, *sessions) if spec.name == OWN else set()
+    spec = resolve_provider(provider, {spec.ort_name: len(own_operators)})
+    in_file = bundle.manifest.weights_in_memory == "mapped" or "MatMulNBits" in own_operators
     opened = Session(
         bundle=bundle,
         provider=spec.name,
@@ -150,7 +160,7 @@ def open_session(
         cache_in_place=bundle.manifest.signature.cache_in_place,
         logits="last" if last_only else "all",
         left_aligned_logits=graph is not None,
-        embedding_files=_release_weights(bundle) if release else None,
+        embedding_files=_release_weights(bundle, in_file) if release else None,
         load_seconds=time.perf_counter() - start,
         device=spec.device,
         ort=session,
@@ -158,7 +168,7 @@ def open_session(
         prefill=prefill,
         cross=cross,
     )
-    if spec.ort_name != "CPUExecutionProvider":  # which runs any node
+    if spec.ort_name != "CPUExecutionProvider" and provider.lower() != AUTO:
         nodes, fallback = opened.nodes_per_provider, opened.fallback_nodes
         require_placement(spec, path, nodes, fallback, strict=strict)
     return opened
@@ -204,6 +214,12 @@ def session_options(threads: int, provider: Provider | None = None) -> Any:
     return options
 
 
+def start_session(source: str | bytes, options: Any, provider: Provider) -> Any:
+    """Start an InferenceSession with the options that :func:`session_options` made for it."""
+    providers = None if provider.plugin else [(provider.ort_name, dict(provider.options))]
+    return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
+
 def _bundle_options(bundle: Bundle, provider: Provider, threads: int) -> Any:
     options = session_options(threads, provider)
     compiled = bundle.manifest.compiled
@@ -211,7 +227,8 @@ def _bundle_options(bundle: Bundle, provider: Provider, threads: int) -> Any:
         raise ProviderError(
             f"{bundle.directory}: is compiled for {compiled}", advice={"provider": compiled}
         )
-    if bundle.manifest.weights_in_memory == "mapped":
+    is_folded = provider.name == OWN and bundle.manifest.quantization.get("folded")
+    if is_folded or bundle.manifest.weights_in_memory == "mapped":
         # its graph is final: optimizing gains nothing and doubles the time to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
@@ -229,10 +246,13 @@ def _create_first(bundle: Bundle, options: Any, provider: Provider) -> Any:
     return session
 
 
-def _release_weights(bundle: Bundle) -> MappedFiles | None:
-    """Release what only starting a session needed; prompts fill the files' pages again."""
+def _release_weights(bundle: Bundle, in_file: bool) -> MappedFiles | None:
+    """Release what only starting a session needed; prompts fill the files' pages again.
+
+    Nothing of the files if matrix products read weights ``in_file``.
+    """
     files = None
-    if bundle.manifest.weights_in_memory != "mapped":
+    if not in_file:
         files = MappedFiles(bundle.data_files)
         files.release()
     # 10 MB of ONNX Runtime's code only start a session
@@ -241,19 +261,28 @@ def _release_weights(bundle: Bundle) -> MappedFiles | None:
     return files if bundle.manifest.weights_in_memory == "prepacked" else None
 
 
-def write_optimized(model_path: Path, target: Path, provider: str = "cpu") -> dict[str, int]:
+def write_optimized(model_path: Path, target: Path, provider: str = AUTO) -> dict[str, int]:
     """Write a graph as ONNX Runtime runs it, its weights in ``.data``; returns nodes per provider.
+
+    ONNX Runtime cannot write nodes that edgetie's provider joins: the graph is then the one that it
+    runs on the CPU. Constants are folded in the same way, before nodes are assigned.
 
     Raises:
         BundleError, ProviderError: if ONNX Runtime rejects the model or lacks the provider.
     """
     spec = require_provider(provider)
+    nodes: dict[str, int] = {}
+    if spec.name == OWN:
+        session = _create(model_path, session_options(default_threads(), spec), spec)
+        nodes = count_nodes(spec.ort_name, session)[0]
+        spec = require_provider("cpu")
     options = session_options(default_threads(), spec)
     options.optimized_model_filepath = str(target)
     external = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{external}_file_name", f"{target.name}.data")
     options.add_session_config_entry(f"{external}_min_size_in_bytes", "1024")
-    return count_nodes(spec.ort_name, _create(model_path, options, spec))[0]
+    session = _create(model_path, options, spec)
+    return nodes or count_nodes(spec.ort_name, session)[0]
 
 
 def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
@@ -285,12 +314,11 @@ def _create(
     if graph is not None:
         source = graph[0].SerializeToString()
         options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(graph[1]))
-    providers = None if provider.plugin else [(provider.ort_name, dict(provider.options))]
     try:
-        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        session = start_session(source, options, provider)
     except Exception as error:  # pybind11 classes without a common base
         message = summarize(error)
-        if provider.name == "cpu":
+        if provider.name in ("cpu", OWN):
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {message}") from error
         raise provider.error(f"cannot load {path}: {message}") from error
     session.disable_fallback()

@@ -54,7 +54,8 @@ def test_command_json(chat_bundle: Path, tokenizer: Tokenizer) -> None:
     done = run(str(chat_bundle), "--prompt", "-", "--no-chat", "--json", text="once upon\n")
     report = json.loads(done.stdout)
     assert set(report) == {
-        "text", "tokens", "prompt_tokens", "tokens_per_second", "stop_reason",
+        "text", "tokens", "prompt_tokens", "tokens_per_second", "stop_reason", "provider",
+        "nodes_per_provider",
     }  # fmt: skip
     assert report["prompt_tokens"] == len(tokenizer.encode("once upon"))
     assert report["tokens"][: len(report["tokens"])] == tiny.naive_greedy(

@@ -84,7 +84,8 @@ def test_the_python_starter_answers_as_generate(bundle: Bundle, tmp_path: Path) 
     tokenizer = Tokenizer.from_bundle(bundle)
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}])
     ids = tokenizer.encode(prompt, add_special_tokens=False)
-    *_, last = generate_text(open_session(bundle), tokenizer, [ids], max_new_tokens=12)
+    session = open_session(bundle, provider="cpu")  # as the starter does
+    *_, last = generate_text(session, tokenizer, [ids], max_new_tokens=12)
     assert last.completion is not None
     assert done.stdout == last.completion.text + "\n"
 

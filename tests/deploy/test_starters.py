@@ -65,7 +65,8 @@ def answer(bundle: Path, prompt: str, count: int) -> tuple[list[int], str]:
     opened = open_bundle(bundle)
     tokenizer = Tokenizer.from_bundle(opened)
     ids = [tokenizer.encode(prompt)]
-    *_, last = generate_text(open_session(opened), tokenizer, ids, max_new_tokens=count)
+    session = open_session(opened, provider="cpu")  # as the starters do
+    *_, last = generate_text(session, tokenizer, ids, max_new_tokens=count)
     assert last.completion is not None
     return last.completion.tokens, last.completion.text
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
+from own_provider import needs_own_provider
 from quantize_models import LEVELS, error, logits
 
 from edgetie.bundle.bundle import open_bundle
@@ -152,14 +153,20 @@ def test_limits_hold_for_schemes_without_higher_precision(
     report.bundle.verify_files(hashes=True)
 
 
-def test_mapped_session_is_ready_without_optimizing(float_bundle: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "provider"),
+    [("int8-mapped", "cpu"), pytest.param("int8", "edgetie", marks=needs_own_provider)],
+)
+def test_mapped_session_is_ready_without_optimizing(
+    float_bundle: Any, tmp_path: Path, scheme: str, provider: str
+) -> None:
     """Nothing is left to fold: the graph runs as it is written."""
-    report = quantize_model(float_bundle("Llama"), tmp_path / "out", scheme="int8-mapped")
+    report = quantize_model(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
     graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
     foldable = [n.op_type for n in graph.node if n.input and constants.issuperset(n.input)]
     assert foldable == []
-    session = open_session(report.bundle)
+    session = open_session(report.bundle, provider=provider)
     assert sum(session.nodes_per_provider.values()) == len(graph.node)
 
 

@@ -44,7 +44,8 @@ def prompt(bundle: Path) -> list[int]:
 
 
 def ours(bundle: Path) -> list[int]:
-    steps = generate(open_session(bundle, threads=2), [prompt(bundle)], max_new_tokens=TOKENS)
+    session = open_session(bundle, provider="cpu", threads=2)
+    steps = generate(session, [prompt(bundle)], max_new_tokens=TOKENS)
     tokens = [int(step.tokens[0]) for step in steps]
     assert len(tokens) == TOKENS
     return tokens
@@ -127,7 +128,8 @@ def test_encoder_decoder_models(
     bundle = translators(kind) / precision
     data = (bundle / "model.onnx.data").stat().st_size
     assert bundle.joinpath("decoder_model_merged.onnx").stat().st_size < data / 2
-    steps = generate(open_session(bundle), [SOURCE], max_new_tokens=32, stop_token_ids=frozenset())
+    session = open_session(bundle, provider="cpu")
+    steps = generate(session, [SOURCE], max_new_tokens=32, stop_token_ids=frozenset())
     tokens = [int(step.tokens[0]) for step in steps]
     told = [bundle, 33, json.dumps(SOURCE)]
     found = run(

@@ -11,8 +11,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.errors import ProviderError
-from edgetie.providers.placement import count_nodes, describe_fallback, require_placement
-from edgetie.providers.registry import PROVIDERS
+from edgetie.providers.placement import (
+    count_nodes,
+    describe_fallback,
+    describe_placement,
+    operators_on,
+    require_placement,
+    resolve_provider,
+)
+from edgetie.providers.registry import PROVIDERS, find_provider
 
 CPU = "CPUExecutionProvider"
 
@@ -40,6 +47,26 @@ def test_nodes_by_provider(session: Any) -> None:
     nodes, fallback_nodes = count_nodes("OtherExecutionProvider", session)
     assert nodes == {CPU: 2}
     assert fallback_nodes == {"MatMul": 1, "Abs": 1}
+
+
+def test_operators_of_a_provider(session: Any) -> None:
+    assert operators_on(CPU, session, None) == {"MatMul", "Abs"}
+    assert operators_on("OtherExecutionProvider", session) == set()
+
+
+def test_auto_is_the_cpu_provider_if_no_other_has_nodes() -> None:
+    assert resolve_provider("auto", {CPU: 9}) is PROVIDERS["cpu"]
+    assert resolve_provider("CPU", {}) is PROVIDERS["cpu"]
+    assert resolve_provider("edgetie", {CPU: 9}) is PROVIDERS["edgetie"]
+    assert resolve_provider("auto", {"EdgetieExecutionProvider": 1, CPU: 9}) is find_provider(
+        "auto"
+    )
+
+
+def test_placement_in_words() -> None:
+    nodes = {"EdgetieExecutionProvider": 7, CPU: 2}
+    assert describe_placement("edgetie", nodes) == "edgetie (7 of 9 nodes)"
+    assert describe_placement("cpu", {CPU: 2}) == "cpu (2 of 2 nodes)"
 
 
 def test_fallback_in_words() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import onnxruntime
 import pytest
+from own_provider import needs_own_provider
 
 from edgetie.errors import ProviderError
 from edgetie.providers.registry import (
@@ -29,8 +30,13 @@ def test_names_are_found_in_any_case() -> None:
     assert require_provider("cpu").ort_name == "CPUExecutionProvider"
 
 
+@needs_own_provider
+def test_auto_is_the_own_provider_where_it_is_installed() -> None:
+    assert find_provider("auto") is find_provider("AUTO") is PROVIDERS["edgetie"]
+
+
 def test_unknown_name() -> None:
-    with pytest.raises(ProviderError, match="unknown; known are cpu, cuda") as caught:
+    with pytest.raises(ProviderError, match="unknown; known are auto, cpu, edgetie") as caught:
         find_provider("gpu")
     assert (caught.value.parameter, caught.value.value) == ("provider", "gpu")
 

@@ -16,6 +16,8 @@ from edgetie.report.tables import (
     accuracy_table,
     models_of,
     plain_table,
+    ran_by,
+    remarks,
     resource_table,
     short_name,
     speed_table,
@@ -113,6 +115,7 @@ def test_resources_of_two_models_and_their_ratio() -> None:
     assert table.columns == ["", ">int8", ">fp32", ">ratio"]
     assert all(len(row) == 4 for row in table.rows)
     rows = cells(table)
+    assert rows["provider"] == ["cpu (9 of 9 nodes)", "cpu (9 of 9 nodes)", ""]
     assert rows["load"] == ["0.50 s", "0.50 s", "0.50"]
     assert rows["files"] == ["147.0 MB", "147.0 MB", "0.25"]
     assert rows["its median lies in"] == ["190.0–210.0 (75%)"] * 2 + [""]
@@ -126,6 +129,16 @@ def test_resources_of_two_models_and_their_ratio() -> None:
 
 def test_an_encoder_has_a_line() -> None:
     assert cells(resource_table(latency_report(encode_ms=7.4)))["encode"] == ["7 ms"]
+
+
+def test_nodes_of_a_provider_and_those_that_it_leaves() -> None:
+    shared = {"CPUExecutionProvider": 2, "EdgetieExecutionProvider": 7}
+    own = latency_report(provider="edgetie", nodes_per_provider=shared, fallback_nodes={"Abs": 2})
+    assert ran_by(own, own, accuracy_report()) == "edgetie (7 of 9 nodes), cpu (9 of 9 nodes)"
+    assert remarks(own) == [], "it shares a model with the CPU provider by design"
+    nodes = {"CPUExecutionProvider": 2, "OpenVINOExecutionProvider": 7}
+    other = latency_report(provider="openvino", nodes_per_provider=nodes, fallback_nodes={"Abs": 2})
+    assert remarks(other) == ["int8: openvino leaves 2 of 9 nodes to others (Abs 2)"]
 
 
 def test_models_are_told_apart() -> None:

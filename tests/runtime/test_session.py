@@ -11,10 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 import runtime_models as tiny
+from own_provider import OWN_NAME, needs_own_provider, write_int8
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.errors import BundleError, ProviderError, summarize
-from edgetie.providers.registry import PROVIDERS, require_provider
+from edgetie.providers.registry import OWN, PROVIDERS, require_provider
 from edgetie.runtime.session import (
     default_threads,
     onnxruntime_errors,
@@ -24,7 +25,7 @@ from edgetie.runtime.session import (
 
 
 def test_session_describes_the_model(tmp_path: Path) -> None:
-    session = open_session(open_bundle(tiny.write_packed(tmp_path)), threads=1)
+    session = open_session(open_bundle(tiny.write_packed(tmp_path)), provider="cpu", threads=1)
     assert [value.name for value in session.inputs][:3] == [
         "input_ids", "attention_mask", "past_key_values.0.key",
     ]  # fmt: skip
@@ -74,7 +75,7 @@ def test_all_logits_are_refused_where_the_node_is_unknown(tmp_path: Path) -> Non
 def test_optimized_model_is_written(tmp_path: Path) -> None:
     directory = tiny.write_packed(tmp_path / "bundle")
     written = tmp_path / "optimized.onnx"
-    nodes = write_optimized(directory / "model.onnx", written)
+    nodes = write_optimized(directory / "model.onnx", written, "cpu")
     model = onnx.load(written, load_external_data=False)
     assert len(model.graph.node) == sum(nodes.values())
     assert any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
@@ -114,6 +115,32 @@ def test_files_of_embeddings(tmp_path: Path, weights_in_memory: str, has_files: 
     options = open_session(bundle).ort.get_session_options()
     off = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     assert (options.graph_optimization_level == off) == (weights_in_memory == "mapped")
+
+
+@needs_own_provider
+def test_the_own_provider_reads_weights_of_blocks_in_the_file(tmp_path: Path) -> None:
+    """Nothing of the file is released as if it were packed, and the folded graph is final."""
+    bundle = open_bundle(write_int8(tmp_path))
+    off = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert bundle.manifest.weights_in_memory == "prepacked"
+    for provider in ("auto", "edgetie"):
+        session = open_session(bundle, provider=provider)
+        assert session.provider == "edgetie"
+        assert session.nodes_per_provider[OWN_NAME] > 5
+        assert session.embedding_files is None
+        assert session.ort.get_session_options().graph_optimization_level == off
+    session = open_session(bundle, provider="cpu")
+    assert (session.provider, session.fallback_nodes) == ("cpu", {})
+    assert session.embedding_files is not None
+    assert session.ort.get_session_options().graph_optimization_level != off
+
+
+@needs_own_provider
+def test_a_model_without_nodes_for_the_own_provider(tmp_path: Path) -> None:
+    session = open_session(tiny.write_plain(tmp_path), strict=True)
+    assert (session.provider, session.fallback_nodes) == ("cpu", {})
+    with pytest.raises(ProviderError, match="provider='edgetie': took none of the"):
+        open_session(tmp_path, provider="edgetie")
 
 
 def test_a_bundle_compiled_for_another_provider(tmp_path: Path) -> None:
@@ -181,7 +208,9 @@ def test_cache_of_another_shape(tmp_path: Path) -> None:
 
 
 def test_unknown_provider() -> None:
-    with pytest.raises(ProviderError, match="provider='gpu': unknown; known are cpu, cuda"):
+    with pytest.raises(
+        ProviderError, match="provider='gpu': unknown; known are auto, cpu, edgetie"
+    ):
         require_provider("gpu")
 
 
@@ -194,7 +223,7 @@ def test_absent_provider_is_an_error_not_a_fallback(tmp_path: Path) -> None:
 
 def test_providers_are_known_to_onnxruntime() -> None:
     known = set(onnxruntime.get_all_providers())
-    assert {row.ort_name for row in PROVIDERS.values()} - {""} <= known
+    assert {row.ort_name for row in PROVIDERS.values() if row.name != OWN} - {""} <= known
 
 
 def test_threads(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from own_provider import needs_own_provider
 
 from edgetie.errors import ProviderError
 from edgetie.runtime.start_probe import start_provider
@@ -14,6 +15,11 @@ from edgetie.runtime.start_probe import start_provider
 
 def test_nodes_of_a_provider_that_starts() -> None:
     assert start_provider({"provider": "cpu"})["nodes"] == {"CPUExecutionProvider": 1}
+
+
+@needs_own_provider
+def test_the_own_provider_starts() -> None:
+    assert start_provider({"provider": "edgetie"})["nodes"] == {"EdgetieExecutionProvider": 1}
 
 
 def test_a_provider_that_does_not_start() -> None:

@@ -23,7 +23,7 @@ ENVIRONMENT = {
 def latency_run(**values: Any) -> Run:
     defaults: dict[str, Any] = {
         "prompt_tokens": 8, "threads": 2, "load_seconds": 0.5, "first_run_ms": 12.0,
-        "encode_ms": None, "prefill_ms": 10.0, "baseline_rss_bytes": 50_000_000,
+        "encode_ms": None, "provider": "cpu", "prefill_ms": 10.0, "baseline_rss_bytes": 50_000_000,
         "rss_bytes": 30_000_000, "anonymous_bytes": 20_000_000, "file_mapped_bytes": 10_000_000,
         "peak_rss_bytes": 40_000_000, "nodes_per_provider": {"CPUExecutionProvider": 9},
         "fallback_nodes": {}, "latency_problem": None, "step_ms": [4.0, 5.0, 6.0],
@@ -40,7 +40,7 @@ def latency_report(**values: Any) -> LatencyReport:
         if name not in ("step_ms", "onnxruntime_version", "timeline")
     }
     defaults: dict[str, Any] = {
-        "model": "models/int8", "precision": "int8", "parameters": 134_500_000, "provider": "cpu",
+        "model": "models/int8", "precision": "int8", "parameters": 134_500_000,
         "new_tokens": 4, "batch": 1, "repeat": 1, "prefill_tokens_per_second": 800.0,
         "decode_tokens_per_second": 200.0, "latency_ms": {"p50": 5.0, "p90": 5.8, "p99": 6.0},
         "file_bytes": 147_000_000, "latency_valid": True,

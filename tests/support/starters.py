@@ -29,7 +29,7 @@ def expected(bundle: Path, count: int = TOKENS) -> list[int]:
     tokenizer = Tokenizer.from_bundle(opened)
     text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}])
     ids = tokenizer.encode(text, add_special_tokens=False)
-    session = open_session(opened, threads=2)
+    session = open_session(opened, provider="cpu", threads=2)  # as the starters do
     steps = generate(session, [ids], max_new_tokens=count, stop_token_ids=frozenset())
     return [int(step.tokens[0]) for step in steps]
 

@@ -26,7 +26,7 @@ from edgetie.harness.accuracy.remote_reference import RemoteReference, open_refe
 from edgetie.harness.accuracy.thresholds import Thresholds, default_thresholds, precision_of
 from edgetie.harness.environment import describe_environment
 from edgetie.progress import Progress, Stages
-from edgetie.providers.registry import find_provider
+from edgetie.providers.registry import AUTO, find_provider
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class AccuracyReport(PredictionMetrics):
 
     Attributes:
         bundle, reference: what was compared.
-        provider, precision: of the bundle. They chose the default thresholds.
+        provider, precision: of the bundle; the provider that ran it, never ``auto``. They chose
+            the default thresholds.
         data: description of the tokens.
         positions: positions whose logits were compared.
         max_abs_error, mean_abs_error: of ``|logit - reference logit|``, all positions and tokens.
@@ -99,7 +100,7 @@ def check_model(
     bundle: str | Path | Bundle,
     reference: str | os.PathLike[str] | Reference,
     *,
-    provider: str = "cpu",
+    provider: str = AUTO,
     threads: int | None = None,
     strict: bool = False,
     text: str | Path | None = None,
@@ -120,10 +121,12 @@ def check_model(
         bundle: a bundle or ONNX decoder, or a path to one.
         reference: a :class:`~edgetie.harness.accuracy.references.Reference`, or text that
             :func:`~edgetie.harness.accuracy.references.resolve_reference` opens.
-        provider: execution provider of the bundle. One that this onnxruntime lacks runs in a
-            separate environment (:mod:`edgetie.providers.environments`).
+        provider: execution provider of the bundle. ``auto`` is edgetie's own if it is here and
+            runs nodes of the model, otherwise ``cpu``. One that this onnxruntime lacks runs in a
+            separate environment (:mod:`edgetie.providers.environments`). A reference in ONNX
+            Runtime always runs on ``cpu``.
         threads: intra-op threads of the bundle.
-        strict: fail if the provider leaves nodes to another one.
+        strict: fail if the provider leaves nodes to another one; ``auto`` may.
         text: what to measure on: the text itself, or the :class:`~pathlib.Path` of a UTF-8 file.
             By default a built-in text, and seeded random ids for the logit errors. A bundle without
             tokenizer is measured on the random ids alone. An audio model reads noise before each
@@ -160,7 +163,7 @@ def check_model(
         window = usable_window(candidate, reference, window)
         data = _choose_data(opened, text, max_tokens, vocab_size)
         comparison = _Comparison(candidate, reference, data, window, progress)
-        return comparison.report(provider, greedy_prompts, greedy_tokens, limits)
+        return comparison.report(greedy_prompts, greedy_tokens, limits)
 
 
 @dataclass
@@ -186,9 +189,7 @@ class _Comparison:
     window: int
     progress: Progress
 
-    def report(
-        self, provider: str, greedy_prompts: int, greedy_tokens: int, limits: Thresholds
-    ) -> AccuracyReport:
+    def report(self, greedy_prompts: int, greedy_tokens: int, limits: Thresholds) -> AccuracyReport:
         """Run both models and compare their outputs; ``limits`` replace the default ones."""
         bundle, data = self.candidate.bundle, self.data
         scored = list(
@@ -205,7 +206,8 @@ class _Comparison:
             self.progress.stage("Comparing greedy tokens")
             greedy_agreement = self._greedy_agreement(greedy_prompts, greedy_tokens)
         precision = precision_of(bundle)
-        computed = "fp16" if precision == "fp32" and find_provider(provider).half else precision
+        is_half = find_provider(self.candidate.provider).half
+        computed = "fp16" if is_half and precision == "fp32" else precision
         limits = default_thresholds(computed, on_text=is_predictable).override(limits)
         failures = limits.failures(predictions, relative_error=errors.relative_error)
         if errors.nonfinite:
@@ -215,7 +217,7 @@ class _Comparison:
         return AccuracyReport(
             bundle=self.candidate.name,
             reference=self.reference.name,
-            provider=provider,
+            provider=self.candidate.provider,
             precision=precision,
             data=data.description + audio,
             greedy_agreement=greedy_agreement,

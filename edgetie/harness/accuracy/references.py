@@ -51,6 +51,7 @@ class BundleReference:
     Arguments are those of :func:`edgetie.runtime.session.open_session`.
 
     Attributes:
+        provider: short name of its execution provider; never ``auto``.
         choices: values for inputs that have a default, for every graph that has these inputs.
         onnxruntime_version: version of onnxruntime that runs it.
         is_audio_model: whether its encoder reads audio. Each sequence then comes with noise.
@@ -73,6 +74,7 @@ class BundleReference:
         self.session = open_session(
             self.bundle, provider=provider, threads=threads, logits="all", strict=strict
         )
+        self.provider = self.session.provider
         self.name = str(self.bundle.path)
         self.is_audio_model = reads_audio(self.session)
         self.choices: dict[str, npt.NDArray[Any]] = {}
@@ -227,7 +229,7 @@ def resolve_reference(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
-    """Open a reference: a bundle or ONNX decoder on the CPU, or a torch model.
+    """Open a reference: a bundle or ONNX decoder on ONNX Runtime's CPU provider, or a torch model.
 
     Args:
         text: path or name. A bundle, an ``.onnx`` file or a directory with one and no torch weights

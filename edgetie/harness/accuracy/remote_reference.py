@@ -25,6 +25,7 @@ class RemoteReference:
 
     is_audio_model: bool
     longest: int | None
+    provider: str
     nodes_per_provider: dict[str, int]
     fallback_nodes: dict[str, int]
     onnxruntime_version: str
@@ -42,7 +43,7 @@ class RemoteReference:
         except BaseException:
             self.close()
             raise
-        vars(self).update(facts)
+        vars(self).update(facts | {"provider": find_provider(provider).name})
 
     def logits(self, ids: Ids) -> Floats:
         file = Path(self._folder.name) / "logits.npy"

@@ -21,7 +21,8 @@ from edgetie.harness.ties.inspect import TieStatus, copies_in_memory, tie_status
 from edgetie.progress import Progress, Stages
 from edgetie.providers.environments import find_environment
 from edgetie.providers.json_worker import ask_worker
-from edgetie.providers.registry import find_provider
+from edgetie.providers.placement import resolve_provider
+from edgetie.providers.registry import AUTO, find_provider
 
 _SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 _SIZES = (
@@ -40,7 +41,7 @@ class LatencyReport(Measurement):
     Attributes:
         model, precision: path of the model, and precision of its weights.
         parameters: number of weights, each shared one counted once; ``None`` without a manifest.
-        provider: execution provider.
+        provider: execution provider that ran it; never ``auto``.
         new_tokens, batch, repeat: tokens generated, batch items, and runs.
         prefill_tokens_per_second: tokens of all prompts over the time of the prefill.
         decode_tokens_per_second: from the second token on, of every batch item.
@@ -65,7 +66,6 @@ class LatencyReport(Measurement):
     model: str
     precision: str
     parameters: int | None
-    provider: str
     new_tokens: int
     batch: int
     repeat: int
@@ -100,7 +100,7 @@ class LatencyReport(Measurement):
 def bench_model(
     bundle: str | Path,
     *,
-    provider: str | Sequence[str] = "cpu",
+    provider: str | Sequence[str] = AUTO,
     prompt_tokens: int | Sequence[int] = 128,
     new_tokens: int = 64,
     batch: int | Sequence[int] = 1,
@@ -118,8 +118,9 @@ def bench_model(
 
     Args:
         bundle: a bundle, a directory with one ONNX decoder, or an ``.onnx`` file.
-        provider: execution providers. The report is of the first one and contains the others. One
-            that this onnxruntime lacks runs in a separate environment
+        provider: execution providers. The report is of the first one and contains the others.
+            ``auto`` is edgetie's own if it is here and runs nodes of the model, otherwise ``cpu``.
+            One that this onnxruntime lacks runs in a separate environment
             (:mod:`edgetie.providers.environments`).
         prompt_tokens: tokens of the prompt, drawn at random with a fixed seed. Of several lengths,
             the first is the report's and the others are its ``sweep``.
@@ -128,7 +129,7 @@ def bench_model(
         threads: intra-op threads; ``None`` takes every physical core.
         repeat: runs of each model.
         against: another model, of any of the three kinds.
-        strict: fail if a provider leaves nodes to another one.
+        strict: fail if a provider leaves nodes to another one; ``auto`` may.
         timeline: add a run of each that records memory over time.
         progress: notified of each run.
 
@@ -146,15 +147,15 @@ def bench_model(
     ):
         if min(_as_list(value), default=0) < least:
             raise EdgetieError(f"must be {least} or more", parameter=name, value=value)
-    providers = [find_provider(name) for name in _as_list(provider)]
+    providers = _as_list(provider)
     if not providers:
         raise EdgetieError("name at least one", parameter="provider")
     for each in providers:
-        find_environment(each)  # raises if there is none
+        find_environment(find_provider(each))  # raises if there is none
     bundles = [(path, open_bundle(path)) for path in (bundle, against) if path is not None]
     progress.stage("Checking ties")
     cases = [
-        _Case(str(path), opened, each.name, ties, copies_in_memory(opened, each.name))
+        _Case(str(path), opened, each, ties, copies_in_memory(opened, each))
         for path, opened in bundles
         for ties in (tie_status(opened),)
         for each in providers
@@ -201,12 +202,14 @@ def _ratios(report: LatencyReport, other: LatencyReport) -> dict[str, float]:
 
 def run_worker(job: Job) -> Run:
     """Measure once in a fresh process; raises what :func:`ask_worker` raises."""
-    return Run(**ask_worker(job.provider, "edgetie.harness.latency.worker", asdict(job), job.path))
+    run = Run(**ask_worker(job.provider, "edgetie.harness.latency.worker", asdict(job), job.path))
+    run.provider = resolve_provider(job.provider, run.nodes_per_provider).name
+    return run
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A model on a provider, and the state of its ties."""
+    """A model on a provider as it was asked for, and the state of its ties."""
 
     path: str
     bundle: Bundle
@@ -234,7 +237,6 @@ class _Case:
             model=self.path,
             precision=precision_of(self.bundle),
             parameters=self.bundle.manifest.unique_parameters or None,
-            provider=self.provider,
             new_tokens=job.new_tokens,
             batch=job.batch,
             repeat=len(runs),

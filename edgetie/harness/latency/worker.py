@@ -43,6 +43,8 @@ class Measurement:
     Attributes:
         prompt_tokens: tokens read before the first new one. An audio model reads noise as well. An
             encoder-decoder model reads only the tokens that its decoder starts with.
+        provider: execution provider that ran it; never ``auto``. In an environment of another
+            provider, its name there.
         threads: intra-op threads.
         load_seconds: opening the session in a process that has only imported.
         first_run_ms: the session's first prefill.
@@ -54,11 +56,12 @@ class Measurement:
             baseline: all, private pages, and pages of mapped files that the kernel can drop.
         peak_rss_bytes: largest resident size from start to last token, over the baseline.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
-        fallback_nodes: nodes that run on another provider than asked, by operator.
+        fallback_nodes: nodes that run on another provider than ``provider``, by operator.
         latency_problem: why the latencies mean nothing, or ``None``.
     """
 
     prompt_tokens: int
+    provider: str
     threads: int
     load_seconds: float
     first_run_ms: float
@@ -130,11 +133,12 @@ def measure(job: Job) -> Run:
         anonymous_bytes=after.anonymous - before.anonymous,
         file_mapped_bytes=after.file_mapped - before.file_mapped,
         peak_rss_bytes=after.peak - before.rss,
+        provider=session.provider,
         threads=session.threads,
         nodes_per_provider=session.nodes_per_provider,
         fallback_nodes=session.fallback_nodes,
         onnxruntime_version=onnxruntime.__version__,
-        latency_problem=latency_problem(job.provider),
+        latency_problem=latency_problem(session.provider),
         timeline=[
             (at, use.anonymous - before.anonymous, use.file_mapped - before.file_mapped)
             for at, use in samples

@@ -19,6 +19,8 @@ from edgetie.graph.external_data import byte_range
 from edgetie.graph.model_files import load_model
 from edgetie.harness.ties.tie_memory import TieMemory, measure_tie
 from edgetie.progress import Stages
+from edgetie.providers.placement import resolve_provider
+from edgetie.providers.registry import AUTO
 from edgetie.runtime.session import write_optimized
 from edgetie.ties.equal_weights import equal_groups
 from edgetie.ties.groups import (
@@ -78,6 +80,7 @@ class Inspection:
         operators: nodes of each operator type.
         tensors: the largest initializers: ``(name, dtype, shape, bytes)``.
         weight_bytes: all initializers, each byte range counted once.
+        provider: execution provider that was used; never ``auto``.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
     """
 
@@ -87,17 +90,19 @@ class Inspection:
     operators: dict[str, int]
     tensors: tuple[_Tensor, ...]
     weight_bytes: int
+    provider: str
     nodes_per_provider: dict[str, int]
 
 
 def inspect_model(
-    path: str | os.PathLike[str], *, provider: str = "cpu", progress: Stages | None = None
+    path: str | os.PathLike[str], *, provider: str = AUTO, progress: Stages | None = None
 ) -> Inspection:
     """Inspect a bundle or an ONNX file: file, optimized graph, memory of a loaded session.
 
     Args:
         path: a bundle or ``.onnx`` file.
-        provider: execution provider of the optimized graph and the session.
+        provider: execution provider of the optimized graph and the session. ``auto`` is edgetie's
+            own if it is here and runs nodes of the model, otherwise ``cpu``.
         progress: notified of each stage.
 
     Raises:
@@ -136,6 +141,7 @@ def inspect_model(
         operators=dict(operators.most_common()),
         tensors=tuple(sorted(tensors, key=lambda tensor: -tensor[3])[:10]),
         weight_bytes=sum(size for *_, size in tensors),
+        provider=resolve_provider(provider, nodes).name,
         nodes_per_provider=dict(nodes),
     )
 

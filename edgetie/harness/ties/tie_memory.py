@@ -195,23 +195,19 @@ def _inferred_shape(value: ir.Value) -> list[Any] | None:
 
 
 def _measure(request: dict[str, Any]) -> dict[str, int]:
-    import onnxruntime
-
     from edgetie.providers.registry import require_provider
     from edgetie.runtime.memory import MappedFiles, read_memory, release_file_pages, release_heap
-    from edgetie.runtime.session import session_options
+    from edgetie.runtime.session import session_options, start_session
 
     provider = require_provider(request["provider"])
-    options = session_options(1)
+    options = session_options(1, provider)
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", request["folder"]
     )
     model = base64.b64decode(request["model"])
     release_heap()
     before = read_memory()
-    session = onnxruntime.InferenceSession(
-        model, options, providers=[(provider.ort_name, dict(provider.options))], enable_fallback=0
-    )
+    session = start_session(model, options, provider)
     release_file_pages([request["data"]])
     feeds = {
         name: np.zeros(feed["shape"], feed["dtype"]) for name, feed in request["feeds"].items()
