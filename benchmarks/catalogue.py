@@ -81,6 +81,9 @@ ENVIRONMENTS = {
     ),
     # Its quantizers import onnx and onnx-ir without requiring them.
     "onnxruntime": Environment(("onnxruntime onnx onnx-ir",), ("onnxruntime",)),
+    # Its exporter imports tensorflow without requiring it.
+    "litert-torch": Environment((TORCH, "litert-torch tensorflow-cpu")),
+    "litert-lm": Environment(("litert-lm-api",), ("litert-lm-api",)),
     # Its converter imports torch and transformers without requiring them.
     "ctranslate2": Environment((TORCH, "ctranslate2 transformers>=5"), ("ctranslate2",)),
 }
@@ -155,6 +158,9 @@ MODELS = {
         "ctranslate2",
         WEIGHTS,
         _CTRANSLATE2,
+    ),
+    "litert-lm-int8": Model(
+        "litert-torch", WEIGHTS, "python {prepare}/export_litert.py {source} {output}"
     ),
     CLIPS: Model("edgetie", DOWNLOAD, "python {prepare}/clips.py {output}"),
     "whisper": Model("edgetie", DOWNLOAD, "python {prepare}/whisper.py {output}"),

@@ -27,7 +27,7 @@ def count_same_tokens(session: Session) -> dict[str, int]:
 
 
 @click.command(help=__doc__)
-@command_options(PEERS, gigabytes=11)
+@command_options(PEERS, gigabytes=15)
 @prompt_options
 def main(prompt_tokens: int, new_tokens: int, **options: Any) -> None:
     with open_session(Settings(**options), PEERS) as session:

@@ -66,6 +66,7 @@ ROWS = {
         for quantizer, title in {"dynamic": "quantize_dynamic", "nbits": "MatMulNBits"}.items()
         for tie, suffix in {"tied": "", "untied": "-untied"}.items()
     },
+    "litert-lm-int8": Row("LiteRT-LM", "int8", "litert-lm", "peer_litert_lm.py", "litert-lm-int8"),
     "ctranslate2-int8": Row(
         "CTranslate2", "int8", "ctranslate2", "peer_ctranslate2.py", "ctranslate2-int8"
     ),
@@ -92,6 +93,7 @@ PEERS = (
     "llama.cpp-q8_0",
     "optimum-int8",
     "optimum-int8-untied",
+    "litert-lm-int8",
 )
 """The rows of `peers.py`."""
 
