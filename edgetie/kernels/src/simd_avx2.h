@@ -108,13 +108,26 @@ INLINE Floats spread(const float *p, size_t n, int shift) {
 enum { WEIGHT_OFFSET = 0 };
 INLINE Bytes weight_bytes(Bytes v) { return v; }
 #if HAS_DOT
-INLINE Ints dot(Ints sums, Bytes weights, Bytes activations) {
+typedef Ints Sums;
+INLINE Sums zero_sums(void) { return zero_ints(); }
+INLINE Sums shift_sums(Sums v) { return shift_left_8(v); }
+INLINE Ints lane_sums(Sums v) { return v; }
+INLINE Sums dot(Sums sums, Bytes weights, Bytes activations) {
   return _mm256_dpbusd_avx_epi32(sums, weights, activations);
 }
-INLINE Bytes broadcast_4(const uint8_t *p) {
+
+// A tile multiplies four columns of a row by LANES tokens.
+enum { TILE_COLUMNS = 4, TILE_GROUP = 4, TILE_BYTES = 4 };
+typedef Bytes TileWeights, TileActivations;
+INLINE TileWeights load_tile_weights(const uint8_t *p) {
   int32_t four;
   __builtin_memcpy(&four, p, 4);
   return _mm256_set1_epi32(four);
+}
+INLINE TileActivations load_tile_activations(const uint8_t *p) { return load_bytes(p); }
+INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations, int row) {
+  (void)row;
+  return dot(sums, weights, activations);
 }
 #else
 INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }

@@ -90,13 +90,26 @@ INLINE Floats spread(const float *p, size_t n, int shift) {
 #define HAS_DOT 1
 enum { WEIGHT_OFFSET = 0 };
 INLINE Bytes weight_bytes(Bytes v) { return v; }
-INLINE Ints dot(Ints sums, Bytes weights, Bytes activations) {
+typedef Ints Sums;
+INLINE Sums zero_sums(void) { return zero_ints(); }
+INLINE Sums shift_sums(Sums v) { return shift_left_8(v); }
+INLINE Ints lane_sums(Sums v) { return v; }
+INLINE Sums dot(Sums sums, Bytes weights, Bytes activations) {
   return _mm512_dpbusd_epi32(sums, weights, activations);
 }
-INLINE Bytes broadcast_4(const uint8_t *p) {
+
+// A tile multiplies four columns of a row by LANES tokens.
+enum { TILE_COLUMNS = 4, TILE_GROUP = 4, TILE_BYTES = 4 };
+typedef Bytes TileWeights, TileActivations;
+INLINE TileWeights load_tile_weights(const uint8_t *p) {
   int32_t four;
   __builtin_memcpy(&four, p, 4);
   return _mm512_set1_epi32(four);
+}
+INLINE TileActivations load_tile_activations(const uint8_t *p) { return load_bytes(p); }
+INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations, int row) {
+  (void)row;
+  return dot(sums, weights, activations);
 }
 enum { TILE_ROWS = 12 };
 #define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
