@@ -55,12 +55,15 @@ INLINE Ints to_ints(Floats v) { return vcvtnq_s32_f32(v); }
 INLINE Ints zero_ints(void) { return vdupq_n_s32(0); }
 INLINE Ints shift_left_8(Ints v) { return vshlq_n_s32(v, 8); }
 INLINE void store_ints(int32_t *p, Ints v) { vst1q_s32(p, v); }
-INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
+INLINE uint32_t load_4(const uint8_t *p, size_t n) {
   uint32_t bytes = p[0];
-  if (n > 1) bytes |= (uint32_t)p[1] << 8;
-  if (n > 2) bytes |= (uint32_t)p[2] << 16;
-  if (n > 3) bytes |= (uint32_t)p[3] << 24;
-  const uint16x8_t words = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(bytes)));
+  if (n == 4) __builtin_memcpy(&bytes, p, 4);
+  if (n == 2 || n == 3) bytes |= (uint32_t)p[1] << 8;
+  if (n == 3) bytes |= (uint32_t)p[2] << 16;
+  return bytes;
+}
+INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
+  const uint16x8_t words = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(load_4(p, n))));
   return vcvtq_f32_u32(vmovl_u16(vget_low_u16(words)));
 }
 INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
@@ -69,9 +72,9 @@ INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
   return bytes_to_floats(values, 4);
 }
 INLINE Floats signed_to_floats(const int8_t *p, size_t n) {
-  uint64_t bytes = 0;
-  __builtin_memcpy(&bytes, p, n);
-  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(bytes)))));
+  const uint32_t bytes = load_4((const uint8_t *)p, n);
+  const int16x8_t words = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(bytes)));
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
 }
 // 2^n for -127 <= n <= 127, where -127 gives 0.
 INLINE Floats power_of_two(Ints n) {
