@@ -14,16 +14,6 @@ typedef struct {
   float alpha, cubic;
 } GatedActivation;
 
-// The only node that reads a value, which is not an output of the graph.
-static const OrtNode *only_consumer(const OrtValueInfo *value, int64_t *input) {
-  size_t count = 0;
-  bool is_output = true;
-  const OrtNode *node = NULL;
-  if (!succeeds(ORT(ValueInfo_IsGraphOutput)(value, &is_output)) || is_output) return NULL;
-  if (!succeeds(ORT(ValueInfo_GetValueNumConsumers)(value, &count)) || count != 1) return NULL;
-  return succeeds(ORT(ValueInfo_GetValueConsumers)(value, &node, input, 1)) ? node : NULL;
-}
-
 static bool halves_last_axis(const Node *split) {
   const Value *input = &split->inputs[0];
   if (!input->has_shape || input->type != ELEMENT_FLOAT || split->output_count != 2) return false;
@@ -47,22 +37,21 @@ static bool is_activation(const OrtNode *node) {
   return described.input_count < 2 || !described.inputs[1].present;  // no bias
 }
 
-bool find_gated_activation(const Node *split, const OrtNode *nodes[3]) {
+static size_t find(const Node *split, const OrtNode *nodes[MOST_FUSED]) {
   const OrtValueInfo *halves[2], *activated;
-  int64_t input;
   if (!halves_last_axis(split) || !succeeds(ORT(Node_GetOutputs)(split->node, halves, 2)))
-    return false;
+    return 0;
   for (int gate = 0; gate < 2; gate++) {
-    const OrtNode *activation = only_consumer(halves[gate], &input);
-    const OrtNode *product = only_consumer(halves[1 - gate], &input);
+    const OrtNode *activation = only_consumer(halves[gate]);
+    const OrtNode *product = only_consumer(halves[1 - gate]);
     if (!activation || !product || !is_activation(activation)) continue;
     if (!is_operator(product, "", "Mul")) continue;
     if (!succeeds(ORT(Node_GetOutputs)(activation, &activated, 1))) continue;
-    if (only_consumer(activated, &input) != product) continue;
+    if (only_consumer(activated) != product) continue;
     nodes[0] = split->node, nodes[1] = activation, nodes[2] = product;
-    return true;
+    return 3;
   }
-  return false;
+  return 0;
 }
 
 static OrtStatus *create_state(OrtNodeComputeInfo *self, void *context, void **state) {
@@ -111,28 +100,23 @@ static OrtStatus *compute(OrtNodeComputeInfo *self, void *state, OrtKernelContex
   return NULL;
 }
 
-OrtStatus *compile_gated_activation(const OrtGraph *graph, OrtNodeComputeInfo **out) {
-  const OrtNode *nodes[3];
-  const OrtValueInfo *halves[2], *gate;
+static OrtStatus *compile(const Node *split, const Node *fused, OrtNodeComputeInfo **out) {
+  const OrtNode *nodes[MOST_FUSED];
+  const OrtValueInfo *halves[2];
+  (void)fused;
   GatedActivation *activation = calloc(1, sizeof *activation);
   if (!activation) return fail("edgetie: out of memory");
   *out = &activation->runtime;
   activation->runtime = (OrtNodeComputeInfo){API_VERSION, create_state, compute, release_state};
   activation->kernels = select_kernels();
-  RETURN_IF_ERROR(ORT(Graph_GetNodes)(graph, nodes, 3));
-  for (int i = 0; i < 3; i++) {
-    Node node = {.node = nodes[i]};
-    if (is_operator(nodes[i], "", "Split")) RETURN_IF_ERROR(ORT(Node_GetOutputs)(nodes[i], halves, 2));
-    if (is_activation(nodes[i])) {
-      const bool is_quick = is_operator(nodes[i], "com.microsoft", "QuickGelu");
-      activation->alpha = is_quick ? node_float(&node, "alpha", 1.702f) : 1.5957691216f;
-      activation->cubic = is_quick ? 0 : 0.044715f;
-      RETURN_IF_ERROR(ORT(Node_GetInputs)(nodes[i], &gate, 1));
-    }
-  }
-  const char *gate_name, *second_name;
-  RETURN_IF_ERROR(ORT(GetValueInfoName)(gate, &gate_name));
-  RETURN_IF_ERROR(ORT(GetValueInfoName)(halves[1], &second_name));
-  activation->second_is_gate = !strcmp(gate_name, second_name);
+  if (!find(split, nodes)) return fail("gated activation: its nodes changed");
+  const Node function = {.node = nodes[1]};
+  const bool is_quick = is_operator(nodes[1], "com.microsoft", "QuickGelu");
+  activation->alpha = is_quick ? node_float(&function, "alpha", 1.702f) : 1.5957691216f;
+  activation->cubic = is_quick ? 0 : 0.044715f;
+  RETURN_IF_ERROR(ORT(Node_GetOutputs)(split->node, halves, 2));
+  activation->second_is_gate = only_consumer(halves[1]) == nodes[1];
   return NULL;
 }
+
+const Fusion gated_activation = {"", "Split", find, compile};

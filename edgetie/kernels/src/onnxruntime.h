@@ -47,6 +47,8 @@ typedef struct {
 
 enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };                          // OrtErrorCode
 enum { ORT_HARDWARE_CPU = 0 };                                            // OrtHardwareDeviceType
+enum { ORT_ARENA_ALLOCATOR = 1 };                                         // OrtAllocatorType
+enum { ORT_DEFAULT_MEMORY = 0 };                                          // OrtMemType
 enum { ORT_ATTRIBUTE_INT = 1, ORT_ATTRIBUTE_FLOAT = 3, ORT_ATTRIBUTE_STRING = 5 };  // OrtOpAttrType
 enum {                                                                    // element types
   ELEMENT_FLOAT = 1,
@@ -74,6 +76,7 @@ ORT_FUNCTION(60, OrtStatus *, GetTensorElementType, const OrtTensorTypeAndShapeI
 ORT_FUNCTION(61, OrtStatus *, GetDimensionsCount, const OrtTensorTypeAndShapeInfo *, size_t *count)
 ORT_FUNCTION(62, OrtStatus *, GetDimensions, const OrtTensorTypeAndShapeInfo *, int64_t *sizes,
              size_t count)
+ORT_FUNCTION(69, OrtStatus *, CreateCpuMemoryInfo, int allocator, int memory, OrtMemoryInfo **)
 ORT_FUNCTION(88, OrtStatus *, KernelContext_GetInputCount, const OrtKernelContext *, size_t *)
 ORT_FUNCTION(89, OrtStatus *, KernelContext_GetOutputCount, const OrtKernelContext *, size_t *)
 ORT_FUNCTION(90, OrtStatus *, KernelContext_GetInput, const OrtKernelContext *, size_t index,
@@ -85,9 +88,12 @@ ORT_FUNCTION(85, OrtStatus *, KernelInfoGetAttribute_float, const OrtKernelInfo 
              float *)
 ORT_FUNCTION(86, OrtStatus *, KernelInfoGetAttribute_int64, const OrtKernelInfo *, const char *name,
              int64_t *)
+ORT_FUNCTION(94, void, ReleaseMemoryInfo, OrtMemoryInfo *)
 ORT_FUNCTION(132, void, ReleaseAllocator, OrtAllocator *)
 ORT_FUNCTION(249, OrtStatus *, KernelInfoGetConstantInput_tensor, const OrtKernelInfo *,
              size_t index, int *is_constant, const OrtValue **)
+ORT_FUNCTION(253, OrtStatus *, KernelContext_GetAllocator, const OrtKernelContext *,
+             const OrtMemoryInfo *, OrtAllocator **)
 ORT_FUNCTION(272, OrtStatus *, ReadOpAttr, const OrtOpAttr *, int type, void *data, size_t size,
              size_t *out_size)
 ORT_FUNCTION(274, OrtStatus *, KernelContext_ParallelFor, const OrtKernelContext *,
@@ -98,6 +104,8 @@ ORT_FUNCTION(289, OrtStatus *, GetValueInfoName, const OrtValueInfo *, const cha
 ORT_FUNCTION(290, OrtStatus *, GetValueInfoTypeInfo, const OrtValueInfo *, const OrtTypeInfo **)
 ORT_FUNCTION(307, int, HardwareDevice_Type, const OrtHardwareDevice *)
 ORT_FUNCTION(317, OrtTable, GetEpApi, void)
+ORT_FUNCTION(323, OrtStatus *, ValueInfo_GetValueProducer, const OrtValueInfo *, const OrtNode **,
+             size_t *output)
 ORT_FUNCTION(324, OrtStatus *, ValueInfo_GetValueNumConsumers, const OrtValueInfo *, size_t *)
 ORT_FUNCTION(325, OrtStatus *, ValueInfo_GetValueConsumers, const OrtValueInfo *, const OrtNode **,
              int64_t *inputs, size_t count)

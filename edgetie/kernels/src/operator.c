@@ -30,6 +30,16 @@ bool is_operator(const OrtNode *node, const char *domain, const char *name) {
          (!strcmp(its_domain, domain) || (!*domain && !strcmp(its_domain, "ai.onnx")));
 }
 
+const OrtNode *only_consumer(const OrtValueInfo *value) {
+  size_t count = 0;
+  int64_t input;
+  bool is_output = true;
+  const OrtNode *node = NULL;
+  if (!succeeds(ORT(ValueInfo_IsGraphOutput)(value, &is_output)) || is_output) return NULL;
+  if (!succeeds(ORT(ValueInfo_GetValueNumConsumers)(value, &count)) || count != 1) return NULL;
+  return succeeds(ORT(ValueInfo_GetValueConsumers)(value, &node, &input, 1)) ? node : NULL;
+}
+
 static OrtStatus *describe_value(const OrtValueInfo *info, Value *value) {
   const OrtTypeInfo *type = NULL;
   const OrtTensorTypeAndShapeInfo *tensor = NULL;
@@ -160,12 +170,8 @@ Parallel session_threads(OrtKernelContext *context) {
   return (Parallel){context, run_on_session};
 }
 
-void *get_scratch(const Kernel *kernel, size_t bytes, void **to_release) {
-  char *memory = kernel->allocator->Alloc(kernel->allocator, bytes + 64);
+void *get_scratch(OrtAllocator *allocator, size_t bytes, void **to_release) {
+  char *memory = allocator->Alloc(allocator, bytes + 64);
   *to_release = memory;
   return memory ? memory + (64 - (uintptr_t)memory % 64) % 64 : NULL;
-}
-
-void release_scratch(const Kernel *kernel, void *to_release) {
-  kernel->allocator->Free(kernel->allocator, to_release);
 }

@@ -28,7 +28,7 @@ typedef struct {
   int64_t sizes[8];
 } Value;
 
-enum { MOST_INPUTS = 16 };
+enum { MOST_INPUTS = 16, MOST_FUSED = 4 };
 
 typedef struct {
   const OrtNode *node;
@@ -60,7 +60,17 @@ typedef struct Operator {
   OrtStatus *(*compute)(const Kernel *, const void *state, OrtKernelContext *);
 } Operator;
 
+// Several nodes that run as one.
+typedef struct {
+  const char *domain, *name;  // operator of the node that they are found by
+  // Find the nodes of which `node` is one; returns their number, 0 if they are not all there.
+  size_t (*find)(const Node *node, const OrtNode *nodes[MOST_FUSED]);
+  // Make what computes them. `node` is one of a graph that has these nodes only and runs as `fused`.
+  OrtStatus *(*compile)(const Node *node, const Node *fused, OrtNodeComputeInfo **);
+} Fusion;
+
 extern const Operator *const operators[];  // ends with NULL
+extern const Fusion *const fusions[];      // ends with NULL
 
 // The status of a call whose failure only means "no".
 bool succeeds(OrtStatus *);
@@ -70,9 +80,8 @@ bool is_operator(const OrtNode *, const char *domain, const char *name);
 // Describe a node; `fits` is false if it has more inputs or outputs than MOST_INPUTS.
 OrtStatus *describe_node(const OrtNode *, Node *, bool *fits);
 
-// Nodes that run as one: Split, activation, Mul.
-bool find_gated_activation(const Node *split, const OrtNode *nodes[3]);
-OrtStatus *compile_gated_activation(const OrtGraph *, OrtNodeComputeInfo **);
+// The only node that reads a value, if that is not an output of the graph; else NULL.
+const OrtNode *only_consumer(const OrtValueInfo *);
 
 // Make an error with a message in printf's form.
 OrtStatus *fail(const char *format, ...);
@@ -99,8 +108,7 @@ size_t count_elements(const int64_t *sizes, size_t rank);
 // The session's threads.
 Parallel session_threads(OrtKernelContext *);
 
-// Memory for the time of one call of Compute, 64-byte aligned; from the session's arena.
-void *get_scratch(const Kernel *, size_t bytes, void **to_release);
-void release_scratch(const Kernel *, void *to_release);
+// Memory for the time of one call of Compute, 64-byte aligned; Free takes `to_release`.
+void *get_scratch(OrtAllocator *, size_t bytes, void **to_release);
 
 #endif

@@ -1,4 +1,4 @@
-// The list of the operators that the provider takes.
+// The lists of what the provider takes: operators, and nodes that run as one.
 
 #include "operator.h"
 
@@ -10,3 +10,7 @@ const Operator *const operators[] = {
     &simplified_norm, &skip_simplified_norm,   &group_query_attention,
     NULL,
 };
+
+extern const Fusion gated_activation, rotation;
+
+const Fusion *const fusions[] = {&gated_activation, &rotation, NULL};

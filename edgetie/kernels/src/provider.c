@@ -102,10 +102,27 @@ static const char *provider_name(const OrtEp *self) {
   return NAME;
 }
 
-static OrtStatus *fuse_nodes(OrtEpGraphSupportInfo *support, const Node *split) {
-  const OrtNode *nodes[3];
-  if (!find_gated_activation(split, nodes)) return NULL;
-  return ORT_EP(EpGraphSupportInfo_AddNodesToFuse)(support, nodes, 3, NULL);
+static const Fusion *find_fusion(const OrtNode *node) {
+  for (const Fusion *const *each = fusions; *each; each++)
+    if (is_operator(node, (*each)->domain, (*each)->name)) return *each;
+  return NULL;
+}
+
+// Take the nodes that run as one with nodes[index], and remove them from the list.
+static OrtStatus *fuse_nodes(OrtEpGraphSupportInfo *support, const OrtNode **nodes, size_t count,
+                             size_t index) {
+  const Fusion *fusion = nodes[index] ? find_fusion(nodes[index]) : NULL;
+  const OrtNode *fused[MOST_FUSED];
+  Node node;
+  bool fits;
+  if (!fusion) return NULL;
+  RETURN_IF_ERROR(describe_node(nodes[index], &node, &fits));
+  const size_t fused_count = fits ? fusion->find(&node, fused) : 0;
+  if (!fused_count) return NULL;
+  for (size_t i = 0; i < count; i++)
+    for (size_t j = 0; j < fused_count; j++)
+      if (nodes[i] == fused[j]) nodes[i] = NULL;
+  return ORT_EP(EpGraphSupportInfo_AddNodesToFuse)(support, fused, fused_count, NULL);
 }
 
 static OrtStatus *take_node(OrtEpGraphSupportInfo *support, const OrtNode *source) {
@@ -113,15 +130,13 @@ static OrtStatus *take_node(OrtEpGraphSupportInfo *support, const OrtNode *sourc
   const Operator *operator = NULL;
   Node node;
   bool fits;
-  const bool is_split = is_operator(source, "", "Split");
-  for (const Operator *const *each = operators; *each && !operator; each++)
+  for (const Operator *const *each = operators; source && *each && !operator; each++)
     if (is_operator(source, (*each)->domain, (*each)->name)) operator = *each;
-  if (!operator && !is_split) return NULL;
+  if (!operator) return NULL;
   RETURN_IF_ERROR(describe_node(source, &node, &fits));
-  if (!fits) return NULL;
-  if (is_split) return fuse_nodes(support, &node);
+  if (!fits || !operator->supports(&node)) return NULL;
   RETURN_IF_ERROR(ORT_EP(EpGraphSupportInfo_LookUpKernel)(support, source, &definition));
-  if (!definition || !operator->supports(&node)) return NULL;  // no definition: other types
+  if (!definition) return NULL;  // other types or another version
   return ORT_EP(EpGraphSupportInfo_AddSingleNode)(support, source);
 }
 
@@ -133,16 +148,36 @@ static OrtStatus *get_capability(OrtEp *self, const OrtGraph *graph,
   const OrtNode **nodes = malloc(count * sizeof *nodes + 1);
   if (!nodes) return fail("edgetie: out of memory");
   OrtStatus *status = ORT(Graph_GetNodes)(graph, nodes, count);
+  for (size_t i = 0; i < count && !status; i++) status = fuse_nodes(support, nodes, count, i);
   for (size_t i = 0; i < count && !status; i++) status = take_node(support, nodes[i]);
   free(nodes);
   return status;
 }
 
+static OrtStatus *compile_graph(const OrtGraph *graph, const OrtNode *fused,
+                                OrtNodeComputeInfo **info) {
+  const OrtNode *nodes[MOST_FUSED];
+  size_t count;
+  Node node, described;
+  bool fits;
+  RETURN_IF_ERROR(ORT(Graph_GetNumNodes)(graph, &count));
+  if (count > MOST_FUSED) return fail("edgetie: a fused graph of %zu nodes", count);
+  RETURN_IF_ERROR(ORT(Graph_GetNodes)(graph, nodes, count));
+  RETURN_IF_ERROR(describe_node(fused, &described, &fits));
+  for (size_t i = 0; i < count && fits; i++) {
+    const Fusion *fusion = find_fusion(nodes[i]);
+    if (!fusion) continue;
+    RETURN_IF_ERROR(describe_node(nodes[i], &node, &fits));
+    return fusion->compile(&node, &described, info);
+  }
+  return fail("edgetie: a fused graph of unknown nodes");
+}
+
 static OrtStatus *compile(OrtEp *self, const OrtGraph **graphs, const OrtNode **fused, size_t count,
                           OrtNodeComputeInfo **infos, OrtNode **contexts) {
-  (void)self, (void)fused, (void)contexts;
+  (void)self, (void)contexts;
   for (size_t i = 0; i < count; i++)
-    RETURN_IF_ERROR(compile_gated_activation(graphs[i], &infos[i]));
+    RETURN_IF_ERROR(compile_graph(graphs[i], fused[i], &infos[i]));
   return NULL;
 }
 
