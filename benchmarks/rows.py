@@ -24,6 +24,10 @@ def _edgetie(precision: str, model: str) -> Row:
     return Row("edgetie", precision, "edgetie", "peer_edgetie.py", model)
 
 
+def _edgetie_cpu(precision: str, model: str) -> Row:
+    return Row("edgetie, cpu provider", precision, "edgetie", "peer_edgetie_cpu.py", model)
+
+
 def _genai(precision: str, model: str, label: str = "onnxruntime-genai") -> Row:
     return Row(label, precision, "genai", "peer_genai.py", model)
 
@@ -47,6 +51,8 @@ ROWS = {
         "onnxruntime-tools optimizer", "fp32", "onnxruntime-tools", "onnxruntime-tools-fp32"
     ),
     **{f"edgetie-{scheme}": _edgetie(scheme, f"edgetie-{scheme}") for scheme in EDGETIE_SCHEMES},
+    "edgetie-int8-cpu": _edgetie_cpu("int8", "edgetie-int8"),
+    "edgetie-int4-cpu": _edgetie_cpu("int4", "edgetie-int4"),
     "edgetie-int8-block16": _edgetie("int8, blocks of 16", "edgetie-int8-block16"),
     "edgetie-int8-cache8": _edgetie("int8, cache int8", "edgetie-int8-cache8"),
     "genai-int8": _genai("int8", "genai-int8"),
@@ -88,6 +94,7 @@ PEERS = (
     "llama.cpp-f32",
     "onnxruntime-tools-fp32",
     "edgetie-int8",
+    "edgetie-int8-cpu",
     "genai-int8",
     "genai-int8-pruned",
     "llama.cpp-q8_0",
@@ -106,6 +113,8 @@ OWN_PEERS = {"fp32": "edgetie-fp32", "int8": "edgetie-int8"}
 SCHEMES = (
     "edgetie-fp32",
     *(f"edgetie-{scheme}" for scheme in EDGETIE_SCHEMES),
+    "edgetie-int8-cpu",
+    "edgetie-int4-cpu",
     "edgetie-int8-block16",
     "edgetie-int8-cache8",
     "onnxruntime-dynamic",

@@ -1,4 +1,4 @@
-"""edgetie: its runtime, as `edgetie generate` uses it."""
+"""edgetie: its runtime and its kernels, as `edgetie generate` uses them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.session import open_session
 
 
-def open_model(path: Path, threads: int, length: int) -> Generate:
-    decoder = Decoder(open_session(path, provider="cpu", threads=threads), 1, length)
+def open_model(path: Path, threads: int, length: int, *, provider: str = "auto") -> Generate:
+    decoder = Decoder(open_session(path, provider=provider, threads=threads), 1, length)
 
     def generate(prompt: list[int], count: int, emit: Emit) -> None:
         decoder.reset()
@@ -28,12 +28,13 @@ def open_model(path: Path, threads: int, length: int) -> Generate:
     return generate
 
 
-def open_logits(path: Path, threads: int, length: int) -> Logits:
+def open_logits(path: Path, threads: int, length: int, *, provider: str = "auto") -> Logits:
     # What `edgetie check` reads, imported here: timed runs need none of it in memory.
     from edgetie.harness.accuracy.references import BundleReference
 
-    model = BundleReference(path, threads=threads)
+    model = BundleReference(path, provider=provider, threads=threads)
     return lambda ids: model.logits(np.array([ids], np.int64))
 
 
-main(open_model, open_logits)
+if __name__ == "__main__":
+    main(open_model, open_logits)
