@@ -19,7 +19,7 @@ _WORKER = """
 import sys
 import numpy, onnxruntime, tokenizers
 from edgetie import generate, open_session
-from edgetie.runtime import generation
+from edgetie.runtime.decoding import generation
 print("imported", flush=True)
 sys.stdin.readline()
 session = open_session(sys.argv[1])

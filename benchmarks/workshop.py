@@ -25,7 +25,14 @@ import catalogue
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-PACKAGE_SOURCES = ("pyproject.toml", "README*", "LICENSE*", "edgetie/**/*", "cli/**/*")
+PACKAGE_SOURCES = (
+    "pyproject.toml",
+    "setup.py",
+    "README*",
+    "LICENSE*",
+    "edgetie/**/*",
+    "cli/**/*",
+)
 LONGEST_REASON = 240
 
 
