@@ -56,6 +56,17 @@ def test_nan_stays_where_it_was() -> None:
     assert np.isnan(output).all(axis=1).tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize("name", ["key", "value", "past_key", "past_value"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_act_as_in_onnx_runtime(name: str, number: float) -> None:
+    case = decode()
+    case.inputs[name][..., 3] = number
+    with np.errstate(invalid="ignore"):
+        expected, actual = run(case, plugin=False), run(case, plugin=True)
+    for a, b in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_stale_rows_of_the_cache_are_never_read() -> None:
     case = decode()
     case.in_place = True
