@@ -258,7 +258,7 @@ def normalize(terms: list[np.ndarray], gain: np.ndarray, epsilon: float) -> tupl
 
 def norm_case(rng: np.random.Generator) -> Case:
     """Return a norm, plain or with a skip connection, and three runs of it."""
-    size = int(rng.integers(1, 80) if rng.random() < 0.5 else rng.integers(80, 700))
+    size = int(rng.integers(2, 80) if rng.random() < 0.5 else rng.integers(80, 700))
     gain = rng.standard_normal(size).astype(np.float32)
     epsilon = float(np.float32(10 ** rng.uniform(-12, -3)))
     operator = rng.choice(
