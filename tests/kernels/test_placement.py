@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_models import MICROSOFT, Arrays, build_model, nodes_taken, open_session
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 RANDOM = np.random.default_rng(0)
 Single = tuple[bytes, Arrays]
@@ -234,6 +234,52 @@ def test_wrong_input_is_a_clear_error(name: str) -> None:
     result, taken = outcome(*build(), plugin=True)
     assert taken == 1
     assert message in result
+
+
+def branch(node: Any, constants: Arrays, *, outer: bool) -> bytes:
+    """Return ``y = node(x) if condition else x`` with the constants outside or in the branch."""
+    result, other = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in (node.output[0], "z")
+    )
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "If", ["condition"], ["y"],
+                then_branch=helper.make_graph(
+                    [node], "then", [], [result], [] if outer else tensors
+                ),
+                else_branch=helper.make_graph(
+                    [helper.make_node("Identity", ["x"], ["z"])], "else", [], [other]
+                ),
+            )
+        ],
+        "branch",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", 64]),
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        tensors if outer else [],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)]
+    data: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_nodes_in_branches_are_taken(outer: bool) -> None:
+    node = helper.make_node(
+        "MatMulNBits", ["x", "weights", "scales"], ["product"], domain=MICROSOFT,
+        N=8, K=64, block_size=32, bits=4,
+    )  # fmt: skip
+    model = branch(node, {"weights": values(8, 2, 16), "scales": scales(8, 2)}, outer=outer)
+    feeds = {"x": floats(3, 64), "condition": np.array(True)}
+    (ours,), taken = outcome(model, feeds, plugin=True)
+    (cpu,), _ = outcome(model, feeds, plugin=False)
+    assert taken == 1
+    np.testing.assert_allclose(ours, cpu, rtol=0, atol=1e-4 * np.abs(cpu).max())
 
 
 def test_a_run_of_no_tokens_is_empty() -> None:
