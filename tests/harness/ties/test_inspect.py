@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from naive_decoder import VOCAB, WIDTH, write_decoder
 from naive_decoder import table as random_table
 from onnx import TensorProto, helper, numpy_helper, save_model
+from own_provider import needs_own_provider
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import Manifest, Signature, write_manifest
@@ -25,12 +26,22 @@ from edgetie.ties.groups import find_ties
 @pytest.mark.slow
 def test_real_bundles_keep_one_copy_everywhere(real_bundle: Path, real_int8: Path) -> None:
     for path in (real_bundle, real_int8):
-        (tie,) = inspect_model(path).ties
+        (tie,) = inspect_model(path, provider="cpu").ties
         assert (tie.file, tie.optimized, tie.memory) == (1, 1, 1)
-    fp32, int8 = inspect_model(real_bundle).ties[0], inspect_model(real_int8).ties[0]
-    for tie in (fp32, int8):
         assert tie.resident is not None
         assert tie.resident.file_mapped < 0.1 * tie.group.bytes, "pages given back once packed"
+
+
+@needs_own_provider
+@pytest.mark.slow
+def test_the_own_provider_reads_a_real_table_where_it_lies(real_int8: Path) -> None:
+    inspection = inspect_model(real_int8)
+    assert inspection.provider == "edgetie"
+    (tie,) = inspection.ties
+    assert (tie.file, tie.optimized, tie.memory) == (1, 1, 1)
+    assert tie.resident is not None
+    assert tie.resident.anonymous < 0.15 * tie.group.bytes
+    assert tie.resident.file_mapped > 0.9 * tie.group.bytes
 
 
 @pytest.mark.slow
