@@ -78,6 +78,15 @@ def test_stale_rows_of_the_cache_are_never_read() -> None:
     assert not compare(case)
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 6])
+def test_queries_alone_see_a_cache_that_others_filled(tokens: int) -> None:
+    case = decode()
+    case.inputs["query"] = np.ones((1, tokens, 64), np.float32)
+    for name in ("key", "value"):
+        case.inputs[name] = np.zeros((1, 0, 32), np.float32)
+    assert not compare(case)
+
+
 def test_a_batch_of_no_items_has_no_results() -> None:
     case = decode()
     for name in ("query", "key", "value", "past_key", "past_value", "seqlens_k"):
@@ -143,6 +152,12 @@ def add_bias(case: Case) -> None:
     case.inputs["attention_bias"] = np.zeros((1, 1, 1, 6), np.float32)
 
 
+def widen_heads(case: Case) -> None:
+    for name in ("query", "key", "value", "past_key", "past_value"):
+        shape = case.inputs[name].shape
+        case.inputs[name] = np.zeros((*shape[:-1], shape[-1] // 16 * 520), np.float32)
+
+
 def use_int4(case: Case) -> None:
     case.attributes.update(
         k_quant_type="PER_TENSOR", v_quant_type="PER_TENSOR", kv_cache_bit_width=4
@@ -153,7 +168,7 @@ def use_int4(case: Case) -> None:
         case.inputs[name] = np.ones(1, np.float32)
 
 
-@pytest.mark.parametrize("ask", [add_bias, use_int4])
+@pytest.mark.parametrize("ask", [add_bias, use_int4, widen_heads])
 def test_what_is_not_computed_is_left_to_onnx_runtime(ask: Callable[[Case], None]) -> None:
     case = decode()
     ask(case)

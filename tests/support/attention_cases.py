@@ -80,7 +80,7 @@ def random_case(seed: int) -> Case:
     kv_heads = int(rng.integers(1, 4))
     heads = kv_heads * int(rng.choice([1, 2, 3, 4, 7, 8]))
     rotary = bool(rng.random() < 0.4)
-    sizes = [16, 32, 48, 64, 80, 96, 128, 144, 256] if rotary else [8, 16, 24, 40, 64, 72, 128, 256]
+    sizes = [16, 32, 48, 64, 80, 96, 128, 144, 256, 512] if rotary else [8, 16, 24, 40, 64, 72, 128]
     size = int(rng.choice(sizes))
     batch, tokens, past = _lengths(rng)
     total = past + tokens
