@@ -106,25 +106,11 @@ SCHEMES = {
             limits=AccuracyLimits(None, 2e-2, 0.98, 3e-3), benchmarks=_SPEECH,
         ),
         Scheme(
-            "int8-aliased", "as int8, with the tied table as two initializers over the same bytes, "
-            "for apps that cannot release a file's pages",
-            embedding_format="matmul_nbits_aliased",
-        ),
-        Scheme(
             "int8-mapped", "8 bits by output channels, read from the mapped file: MatMulInteger",
             "mapped", "matmul_integer", "matmul_integer", deploy=_EVERYWHERE, benchmarks=_SPEECH,
         ),
         Scheme(
-            "int8-mapped-arm", "as int8-mapped, with both parts of activations in one "
-            "MatMulInteger: for ARM, where ONNX Runtime has no kernel for single tokens",
-            "mapped", "matmul_integer_merged", "matmul_integer_merged", deploy=_EVERYWHERE,
-        ),
-        Scheme(
-            "int8-mapped-table", "the tied table as in int8-mapped, all other weights as in int8",
-            "mixed", "matmul_integer",
-        ),
-        Scheme(
-            "int8-plain", "as int8-mapped-arm, in operators of the ONNX standard: MatMulInteger",
+            "int8-plain", "as int8-mapped, in operators of the ONNX standard: MatMulInteger",
             "mapped", "matmul_integer_standard_merged", "matmul_integer_standard_merged",
             deploy=_EVERYWHERE,
         ),
@@ -167,10 +153,10 @@ SCHEMES = {
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", "int8", "the fastest and most accurate on ONNX Runtime's CPU provider"),
+        Target("cpu", "int8", "the fastest and most accurate; edgetie's provider copies nothing"),
         Target("cuda", "int8-fp16", "has both operators, for float16"),
         Target("webgpu", "int8-fp16", "has both operators in native builds with WebGPU"),
-        Target("mobile-cpu", "int8-mapped-arm", "no private copies in memory, starts at once"),
+        Target("mobile-cpu", "int8", "as cpu: edgetie's provider is part of an app too"),
         Target(
             "mobile-npu",
             "int8-static16",

@@ -54,7 +54,7 @@ def test_deploy_targets_run_the_scheme_that_they_advise() -> None:
         assert "fp32" in target.schemes
     assert "int8-static" not in DEPLOY_TARGETS["node"].schemes
     assert DEPLOY_TARGETS["web"].schemes == (
-        "fp32", "int8-mapped", "int8-mapped-arm", "int8-plain", "int8-dynamic",
+        "fp32", "int8-mapped", "int8-plain", "int8-dynamic",
     )  # fmt: skip
 
 

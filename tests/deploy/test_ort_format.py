@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import runtime_models as tiny
@@ -59,6 +60,19 @@ def test_operators_of_a_reduced_build(bundle: Bundle, tmp_path: Path) -> None:
 def test_weights_that_are_lost_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     bundle.manifest.ties = [tie("absent")]
     with pytest.raises(BundleError, match=r"absent is lost in the \.ort file"):
+        write_ort(bundle, tmp_path / "model.ort")
+
+
+def test_a_tie_that_would_be_split_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    model = onnx.load(bundle.model_path)
+    (table,) = (t for t in model.graph.initializer if t.name == "table")
+    again = model.graph.initializer.add()
+    again.CopyFrom(table)
+    again.name = "again"
+    head = next(node for node in reversed(model.graph.node) if "table" in node.input)
+    head.input[list(head.input).index("table")] = "again"
+    onnx.save(model, bundle.model_path)
+    with pytest.raises(BundleError, match=r"table would be in the \.ort file 2 times.*'int8'"):
         write_ort(bundle, tmp_path / "model.ort")
 
 

@@ -30,7 +30,7 @@ from starters import (
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
-from edgetie import deploy_model, open_bundle, quantize_model
+from edgetie import deploy_model, open_bundle
 from edgetie.bundle.manifest import write_manifest
 from edgetie.deploy.ort_format import weights_of
 from edgetie.deploy.targets import RUNTIME
@@ -106,13 +106,8 @@ def test_ort_format_has_one_embedding_table(real_int8: Path, library: Path, tmp_
     assert str(tmp_path) not in operators
 
 
-def test_ort_format_that_splits_a_tie_is_refused(
-    real_bundle: Path, real_int8: Path, tmp_path: Path
-) -> None:
-    quantize_model(real_bundle, tmp_path / "aliased", scheme="int8-aliased")
+def test_ort_format_for_the_web_is_refused(real_int8: Path, tmp_path: Path) -> None:
     options = ("--ort", "--output", "app", "--quiet")
-    done = edgetie("deploy", "aliased", "--for", "python", *options, cwd=tmp_path)
-    refused(done, "would be in the .ort file 2 times", "scheme='int8'")
     done = edgetie("deploy", real_int8, "--for", "web", *options, cwd=tmp_path)
     refused(done, "the starter for web reads no .ort")
     assert not (tmp_path / "app").exists()

@@ -33,10 +33,7 @@ TOLERANCE = {"int8-static": 0.08, "int4": 0.3, "int4-all": 0.4}
 INT_SCHEMES = [name for name, row in SCHEMES.items() if not row.float16]
 OPERATORS = {
     "int8": {"MatMulNBits", "GatherBlockQuantized"},
-    "int8-aliased": {"MatMulNBits", "GatherBlockQuantized"},
     "int8-mapped": {"MatMulInteger", "Gather"},
-    "int8-mapped-arm": {"MatMulInteger", "Gather"},
-    "int8-mapped-table": {"MatMulInteger", "Gather"},
     "int8-plain": {"MatMulInteger", "Gather"},
     "int8-dynamic": {"MatMulInteger", "Gather"},
     "int8-static": {"DequantizeLinear", "Gather"},
@@ -77,16 +74,11 @@ def test_logits_are_close_and_the_embedding_is_one(
         if models.VOCAB in tensor.dims and len(tensor.dims) > 1 and np.prod(tensor.dims) > 4000
     ]
     assert names.count(table.name) == 1
-    aliases = [name for name in names if name.endswith("values.gather")]
-    assert len(aliases) == (scheme == "int8-aliased")
-    if scheme == "int8-aliased":  # over the same bytes
-        places = {t.name: t.external_data[1].value for t in graph.initializer if t.name in names}
-        assert places[aliases[0]] == places[table.name]
 
 
 @pytest.mark.parametrize(
     "scheme",
-    ["int8-mapped", "int8-mapped-arm", "int8-plain", "int8-dynamic", "int8-static", "int4"],
+    ["int8-mapped", "int8-plain", "int8-dynamic", "int8-static", "int4"],
 )
 def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path, scheme: str) -> None:
     report = quantize_model(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
@@ -181,7 +173,7 @@ def test_from_the_command_line(float_bundle: Any, tmp_path: Path) -> None:
         cli, ["quantize", source, "-o", out, "--target", "mobile-cpu", "--json"]
     )
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["quantization"]["scheme"] == "int8-mapped-arm"
+    assert json.loads(done.stdout)["quantization"]["scheme"] == "int8"
 
 
 @pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text"])

@@ -52,16 +52,6 @@ def test_every_optimization_level_agrees(float_bundle: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_aliased_table_gives_the_same_logits(float_bundle: Any, tmp_path: Path) -> None:
-    shared = quantize_model(float_bundle("Llama"), tmp_path / "shared")
-    aliased = quantize_model(float_bundle("Llama"), tmp_path / "aliased", scheme="int8-aliased")
-    np.testing.assert_allclose(
-        logits(shared.bundle.model_path), logits(aliased.bundle.model_path), atol=1e-5
-    )
-    assert abs(aliased.bundle.file_bytes - shared.bundle.file_bytes) < 2000
-
-
-@pytest.mark.slow
 def test_untied_model(float_bundle: Any, tmp_path: Path) -> None:
     report = quantize_model(float_bundle("untied"), tmp_path / "int8")
     assert (
@@ -217,7 +207,7 @@ def test_files_that_are_links_as_in_a_cache_of_downloads(float_bundle: Any, tmp_
     assert linked.manifest.quantization["compensated"] > 0
     for name in ("model.onnx", "model.onnx.data"):
         assert (linked.directory / name).read_bytes() == (plain.directory / name).read_bytes()
-    assert check_model(links, str(source)).max_abs_error == 0
+    assert check_model(links, str(source), provider="cpu").max_abs_error == 0
     assert len(inspect_model(links).ties) == 1
     data = (links / "model.onnx.data").resolve()
     (links / "model.onnx.data").unlink()

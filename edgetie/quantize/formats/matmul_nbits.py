@@ -28,13 +28,12 @@ class MatMulNBitsFormat(WeightFormat):
         bits: of a quantized value.
         block: input channels that share a scale, fewer if that pads less; by default 64 for 8 bits
             and 32 for 4.
-        aliased: give Gather and MatMul separate initializers over the same bytes.
     """
 
     opset = 11  # Round
 
-    def __init__(self, bits: int = 8, block: int | None = None, *, aliased: bool = False) -> None:
-        self.bits, self.aliased = bits, aliased
+    def __init__(self, bits: int = 8, block: int | None = None) -> None:
+        self.bits = bits
         self.block = block or _DEFAULT_BLOCK[bits]
 
     def spec(self, in_channels: int) -> QuantSpec:
@@ -61,40 +60,32 @@ class MatMulNBitsFormat(WeightFormat):
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add GatherBlockQuantized and a Reshape that joins the blocks of a row."""
         block, blocks, axis = _block(weight), weight.block_count, rank(indices)
-        padded = blocks * block != weight.in_channels
-        flat = self.aliased and not padded
-        values, scales, zero_points = self._gather_inputs(weight, flat=flat)
+        scales, zero_points = self._parameters_for_gather(weight)
         gathered = nodes(
             "GatherBlockQuantized",
-            values,
+            weight.values,
             indices,
             scales,
             zero_points,
             domain=MICROSOFT,
             gather_axis=0,
-            quantize_axis=1 if flat else 2,
+            quantize_axis=2,
             block_size=block,
             bits=self.bits,
         )
-        if flat:
-            return gathered
         width = blocks * block
         shape = nodes.integers(f"matmul_nbits.{axis}.{width}", [0] * axis + [width])
         joined = nodes("Reshape", gathered, shape)
-        if not padded:
+        if width == weight.in_channels:
             return joined
         limits = ("column", 0), ("column", weight.in_channels), ("axis", axis)
         inputs = [nodes.integers(f"matmul_nbits.{name}.{n}", [n]) for name, n in limits]
         return nodes("Slice", joined, *inputs)
 
-    def _gather_inputs(self, weight: QuantizedWeight, *, flat: bool) -> list[ir.Value]:
-        """Return values, scales and zero points; ``flat`` for values ``(out, in)``."""
-        out, blocks = weight.out_channels, weight.block_count
-        if flat:
-            shape = out, blocks * self._block_bytes(weight)
-            values = weight.add_alias(Part.VALUES_FOR_GATHER, weight.values, shape)
-            return [values, weight.add_scales(blocks), self._add_zero_points(weight)]
-        last = out, blocks, 1
+    def _parameters_for_gather(self, weight: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
+        """Return scales and zero points ``(out, blocks, 1)``."""
+        blocks = weight.block_count
+        last = weight.out_channels, blocks, 1
         scales = weight.add_alias(Part.SCALES_FOR_GATHER, weight.add_scales(blocks), last)
         part = Part.ZERO_POINTS_FOR_GATHER
         if self.bits == 8:
@@ -103,7 +94,7 @@ class MatMulNBitsFormat(WeightFormat):
             zero_points = weight.add(
                 part, ir.DataType.UINT8, last, lambda: weight.parameters().zero_points[..., None]
             )
-        return [weight.values, scales, zero_points]
+        return scales, zero_points
 
     def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add MatMulNBits; if activations must hardly be rounded, over two parts of them."""

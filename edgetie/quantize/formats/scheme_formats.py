@@ -16,11 +16,7 @@ Ranges = Mapping[str, LinearOpRanges]
 
 FORMATS: dict[str, Callable[[int, Scheme, Ranges, bool], WeightFormat]] = {
     "matmul_nbits": lambda bits, scheme, *_: MatMulNBitsFormat(bits, scheme.block_size),
-    "matmul_nbits_aliased": lambda bits, scheme, *_: MatMulNBitsFormat(
-        bits, scheme.block_size, aliased=True
-    ),
     "matmul_integer": lambda *_: MatMulIntegerFormat(),
-    "matmul_integer_merged": lambda *_: MatMulIntegerFormat(split_matmuls=False),
     "matmul_integer_standard": lambda *_: StandardMatMulIntegerFormat(),
     "matmul_integer_standard_merged": lambda *_: StandardMatMulIntegerFormat(split_matmuls=False),
     "matmul_integer_dynamic": lambda *_: DynamicMatMulIntegerFormat(),

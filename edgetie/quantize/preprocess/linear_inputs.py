@@ -25,11 +25,6 @@ class LinearInput:
     def channels(self) -> int:
         return self.linear_ops[0].in_channels
 
-    @property
-    def reads_embedding(self) -> bool:
-        """Whether a weight is stored as an embedding is, ``(out, in)``, and may be one."""
-        return any(not linear_op.transposed for linear_op in self.linear_ops)
-
 
 def find_linear_inputs(model: ir.Model) -> dict[str, LinearInput]:
     """Find all linear inputs of the main graph, by the activation's name, in graph order."""

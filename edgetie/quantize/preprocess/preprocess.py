@@ -27,7 +27,6 @@ from edgetie.quantize.weights.linear_op import LinearOp
 from edgetie.ties.groups import TieGroup
 
 _STRENGTH = 0.4  # exponent of smoothing; measured on a 135 M parameter model
-_EMBEDDING_STRENGTH = 0.2  # of the input of a tied head, which changes the embedding as well
 _ROTATION_GAIN = 0.9  # share of the error that a rotation may leave if it needs three operators
 # share of a linear output's energy that quantized activations may add as an error, mean over
 # tokens; of normally distributed ones it is a thirtieth of that
@@ -115,10 +114,7 @@ def preprocess_model(
     decisions = {name: each for name, each in results.items() if each is not None}
     smooth = Smooth({n: each.scales for n, each in decisions.items() if each.scales is not None})
     run_passes(model, ties, [smooth])
-    # smoothing renames what is gathered from an embedding, but not the weights that read it
-    new_names = {_weight_name(each): name for name, each in find_linear_inputs(model).items()}
-    rotated = [name for name, each in decisions.items() if each.block_size > 1]
-    rotate = Rotate([new_names[_weight_name(linear_inputs[name])] for name in rotated])
+    rotate = Rotate([name for name, each in decisions.items() if each.block_size > 1])
     run_passes(model, ties, [rotate])
     linear_ops = {name: linear_inputs[name].linear_ops for name in decisions}
     return PreprocessReport(
@@ -133,10 +129,6 @@ def preprocess_model(
         linear_ops=linear_ops,
         massive=[name for decision in decisions.values() for name in decision.massive],
     )
-
-
-def _weight_name(linear_input: LinearInput) -> str:
-    return str(linear_input.linear_ops[0].weight.name)
 
 
 @dataclass(frozen=True)
@@ -172,8 +164,7 @@ def _decide(
     weights = [_sample(op.read_weight(), _SAMPLED_CHANNELS) for op in linear_input.linear_ops]
     scales = None
     if is_smoothable:
-        strength = _EMBEDDING_STRENGTH if linear_input.reads_embedding else _STRENGTH
-        scales = smoothing_scales(magnitudes, strength)
+        scales = smoothing_scales(magnitudes, _STRENGTH)
         tokens /= scales
         weights = [weight * scales for weight in weights]
     x = _sample(tokens, _SAMPLED_TOKENS)

@@ -1,8 +1,8 @@
 """Smooth activations: move their outlying channels into the weights before both are quantized.
 
 The norm or the projection before divides channels at no cost (SmoothQuant, Xiao et al. 2022; with
-scales from activations alone, as in AWQ, Lin et al. 2023). A tied embedding is scaled too and stays
-one initializer: rows gathered from it are divided again.
+scales from activations alone, as in AWQ, Lin et al. 2023). A tied embedding stays as it is: rows
+gathered from it would have to be divided again.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,6 @@ from edgetie.quantize.formats.weight_format import rank
 from edgetie.quantize.preprocess.linear_inputs import (
     LinearInput,
     find_linear_inputs,
-    insert_after,
     transform_weight,
 )
 from edgetie.quantize.preprocess.value_projection import projection_parameters
@@ -37,7 +36,8 @@ def find_smoothable_inputs(model: ir.Model) -> dict[str, LinearInput]:
     return {
         name: linear_input
         for name, linear_input in find_linear_inputs(model).items()
-        if _norm(linear_input) is not None or _linear_branch(linear_input) is not None
+        if not any(linear_op.gathers for linear_op in linear_input.linear_ops)
+        and (_norm(linear_input) is not None or _linear_branch(linear_input) is not None)
     }
 
 
@@ -64,14 +64,7 @@ class Smooth(GraphPass):
                 for value, start in branch:
                     _rescale_columns(value, start, 1 / scales)
             for linear_op in linear_input.linear_ops:
-                if linear_op.transposed:
-                    _rescale(linear_op.weight, scales[:, None])
-                    continue
-                unsmooth = f"{linear_op.weight.name}.unsmooth"
-                for node in linear_op.gathers:
-                    factors = initializer(model.graph, unsmooth, 1 / scales)
-                    insert_after(node, ir.node("Mul", [node.outputs[0], factors]))
-                _rescale(linear_op.weight, scales)
+                _rescale(linear_op.weight, scales[:, None] if linear_op.transposed else scales)
             self.changed += 1
 
 

@@ -26,7 +26,6 @@ class Part(Enum):
     """The initializers that a quantized weight can have. The value is the suffix of their name."""
 
     VALUES = "values"
-    VALUES_FOR_GATHER = "values.gather"
     SCALES = "scales"
     SCALES_FOR_GATHER = "scales.gather"
     ZERO_POINTS = "zero_points"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import onnxruntime
 import pytest
 from quantized_graphs import (
     IDS,
@@ -21,7 +18,6 @@ from quantized_graphs import (
 from quantized_values import dequantized
 from small_graphs import random, run
 
-from edgetie.graph.model_files import write_models
 from edgetie.quantize.formats.matmul_nbits import MatMulNBitsFormat
 from edgetie.quantize.weights.affine import QuantizedValues, QuantSpec, round_to_nearest
 
@@ -64,23 +60,6 @@ def test_gathered_rows_are_those_of_numpy(bits: int) -> None:
     model.graph.outputs.append(gather)
     matrix = dequantized(round_to_nearest(embedding, spec), spec, 70)
     np.testing.assert_allclose(run(model, ids=IDS), matrix[IDS], atol=1e-6)
-
-
-def test_aliases_are_two_entries_over_the_same_bytes(tmp_path: Path) -> None:
-    model = tied(weights(TOKENS, 64))
-    before = run(model, ids=IDS)
-    step = quantize(model, format_ := MatMulNBitsFormat(aliased=True), format_)
-    assert step.aliases == {"embedding.values.gather": "embedding"}
-    values = model.graph.initializers
-    same = {values[alias]: values[source] for alias, source in step.aliases.items()}
-    (path,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same=same)
-    alias, source = (
-        model.graph.initializers[name].const_value
-        for name in ("embedding.values.gather", "embedding")
-    )
-    assert alias.offset == source.offset  # type: ignore[union-attr]
-    (after,) = onnxruntime.InferenceSession(path).run(None, {"ids": IDS})
-    assert relative_error(after, before) < 0.02
 
 
 @pytest.mark.parametrize("bias", [False, True])

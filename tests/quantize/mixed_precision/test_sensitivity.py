@@ -241,7 +241,12 @@ def test_limits_are_measured_as_check_measures(tmp_path: Path, kind: str) -> Non
     longest = open_bundle(tmp_path / "fp32").manifest.signature.max_positions
     window = min(256, longest or 256)
     checked = check_model(
-        report.bundle, str(tmp_path / "fp32"), text=rest, window=window, max_tokens=len(rest)
+        report.bundle,
+        str(tmp_path / "fp32"),
+        text=rest,
+        window=window,
+        max_tokens=len(rest),
+        provider="cpu",
     )
     measured = report.manifest.quantization["measured"]
     assert measured["positions"] == checked.positions

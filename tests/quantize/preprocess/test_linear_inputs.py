@@ -37,7 +37,7 @@ def test_activations_and_their_readers_are_found_in_order() -> None:
     assert list(linear_inputs) == ["a", "b"]
     first = linear_inputs["a"]
     assert [each.weight.name for each in first.linear_ops] == ["w", "v"]
-    assert (first.channels, first.reads_embedding) == (64, False)
+    assert first.channels == 64
 
 
 def test_a_shape_may_read_the_activation() -> None:
@@ -83,7 +83,6 @@ def test_a_flattened_input_of_a_head_is_the_activation_before() -> None:
     constants = {"flat": np.array([-1, 64]), "back": np.array([2, -1, 64])}
     linear_inputs = find_linear_inputs(model_of(nodes, **constants))
     assert list(linear_inputs) == ["a"]
-    assert linear_inputs["a"].reads_embedding
     assert linear_inputs["a"].linear_ops[0].weight_on_left
 
 

@@ -86,10 +86,10 @@ def test_shapes_and_names_follow_the_orientation(transposed: bool) -> None:
 def test_aliases_share_bytes() -> None:
     weight = quantized_weight()
     values = add_parts(weight)["values"]
-    alias = weight.add_alias(Part.VALUES_FOR_GATHER, values, (96, 2, 32))
+    alias = weight.add_alias(Part.SCALES_FOR_GATHER, values, (96, 2, 32))
     copy = weight.add_alias(Part.VALUES, values, (96, 64), copy=3)
     assert weight.aliases == {alias: values, copy: values}
-    assert (alias.name, copy.name) == ("w.T.values.gather", "w.T.values.3")
+    assert (alias.name, copy.name) == ("w.T.scales.gather", "w.T.values.3")
     np.testing.assert_array_equal(array(alias), array(values).reshape(96, 2, 32))
 
 
