@@ -21,6 +21,8 @@ def c_header(app: Mapping[str, Any]) -> str:
         "MAX_POSITIONS": app["max_positions"] or 0,
         "LOGITS_OF_ALL": int(app["logits"] == "all"),
         "PACKED": int(app["packed"]),
+        "KERNELS": _string(app["kernels"]),
+        "IN_FILE": int(app["in_file"]),
         "OPTIMIZE": int(app["optimize"]),
         "CACHE_HEADS": app["cache_heads"],
         "CACHE_SIZE": app["cache_size"],

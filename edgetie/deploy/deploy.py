@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from html import escape
@@ -19,10 +20,12 @@ from edgetie.deploy.mobile_usability import usability
 from edgetie.deploy.ort_format import MODEL, OPERATORS, write_operators, write_ort
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME, DeployTarget
 from edgetie.deploy.tokenizer_tables import write_tables
-from edgetie.errors import BundleError, EdgetieError, as_argument
+from edgetie.errors import BundleError, EdgetieError, ProviderError, as_argument
+from edgetie.kernels import get_library_path, library_name
 from edgetie.progress import Progress, Stages
 from edgetie.runtime.text.chat import PLACEHOLDER
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
+from edgetie.targets import SCHEMES
 
 _WITH_FIELDS = {".md", ".html", ".kts", ".txt", ""}
 _RUN_IT = "run it with edgetie generate"
@@ -103,6 +106,10 @@ def deploy_model(
                 unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
                 shutil.copytree(template, part, ignore=unwanted, dirs_exist_ok=True)
         app = _app_settings(opened, tokenizer, ort_format)
+        notes = _notes(opened, tokenizer, app)
+        if spec.kernels:
+            notes += _write_kernels(spec, folder)
+            app |= {"kernels": _library(spec), "in_file": _reads_in_file(opened)}
         if spec.in_c:
             (folder / spec.native / "app.h").write_text(c_header(app), encoding="utf-8")
         else:
@@ -118,7 +125,7 @@ def deploy_model(
                     text = text.replace("{{" + name + "}}", value)
                 file.write_text(text, encoding="utf-8")
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in written}
-    return Deployment(Path(output), spec, _scheme(opened), sizes, _notes(opened, tokenizer, app))
+    return Deployment(Path(output), spec, _scheme(opened), sizes, notes)
 
 
 def _scheme(bundle: Bundle) -> str:
@@ -169,6 +176,32 @@ def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Pat
     settings = model / "tokenizer_config.json"
     if not spec.in_c and not settings.exists():  # JavaScript's tokenizer needs one
         settings.write_text("{}\n", encoding="utf-8")
+
+
+def _write_kernels(spec: DeployTarget, folder: Path) -> tuple[str, ...]:
+    """Write the C code of edgetie's execution provider, and for Python its library; returns notes.
+
+    Starters in C build the library themselves.
+    """
+    with as_file(files("edgetie.kernels") / "src") as sources:
+        shutil.copytree(sources, folder / spec.kernels)
+    if spec.in_c:
+        return ()
+    try:
+        shutil.copyfile(get_library_path(), folder / _library(spec))
+    except ProviderError as error:
+        return (f"edgetie's execution provider is not in it: {error.message}",)
+    return ()
+
+
+def _library(spec: DeployTarget) -> str:
+    return spec.library if spec.in_c else library_name()
+
+
+def _reads_in_file(bundle: Bundle) -> bool:
+    """Whether edgetie's provider reads the weights of products where their file is mapped."""
+    scheme = SCHEMES.get(_scheme(bundle))
+    return scheme is not None and scheme.has_blocks
 
 
 def _app_settings(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, Any]:
@@ -242,15 +275,17 @@ def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, s
             f"from `model/{MODEL}`; `{OPERATORS}` lists its operators, for a build of ONNX Runtime "
             "without others (`--include_ops_by_config`)"
         )
+    mapped = "pages of the file, which processes share and the system can drop, and some {}"
     memory = {
         "prepacked": "about its file size: ONNX Runtime packs the weights when it starts, and the "
         "starter releases the file's pages",
         "mixed": "about its file size",
-        "mapped": "pages of the file, which processes share and the system can drop, and some "
-        "15 MB of its own",
+        "mapped": mapped.format("15 MB of its own"),
     }[bundle.manifest.weights_in_memory]
+    if spec.kernels and _reads_in_file(bundle):
+        memory = mapped.format("25 MB of its own (its file size without edgetie's provider)")
     if ort_format and spec.name == "python":
-        memory = "up to twice its file size: Python reads an .ort file into memory as a whole"
+        memory += " (before ONNX Runtime 1.26, which maps an .ort file, twice its file size)"
     return {
         "name": str(bundle.manifest.source.get("name", bundle.directory.name)),
         "scheme": _scheme(bundle),
@@ -263,4 +298,6 @@ def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, s
         "runtime": version("onnxruntime") if ort_format else RUNTIME,
         "checked": spec.checked,
         "target": spec.name,
+        "library": _library(spec),
+        "machine": f"{platform.system()} on {platform.machine()}",
     }

@@ -21,6 +21,8 @@ class DeployTarget:
         shared: another folder of ``templates`` that it consists of; empty if there is none.
         native: folder for C code.
         assets: folder for ``model/``.
+        kernels: folder for the C code of edgetie's execution provider; empty if it runs without.
+        library: what an app in C opens to load the provider.
         mobile: the phone's execution provider; the README says what it would run.
     """
 
@@ -31,6 +33,8 @@ class DeployTarget:
     shared: Literal["native", "javascript", ""] = ""
     native: str = "."
     assets: str = "."
+    kernels: str = ""
+    library: str = "libedgetie_kernels.so"
     mobile: str = ""
 
     @property
@@ -56,10 +60,19 @@ DEPLOY_TARGETS = {
     spec.name: spec
     for spec in (
         DeployTarget(
-            "python", "cpu", ("pip install -r requirements.txt", f"python app.py {_QUESTION}"), _RUN
+            "python",
+            "cpu",
+            ("pip install -r requirements.txt", f"python app.py {_QUESTION}"),
+            _RUN,
+            kernels="kernels",
         ),
         DeployTarget(
-            "c", "cpu", ("make ORT=path/to/onnxruntime", f"./app {_QUESTION}"), _RUN, "native"
+            "c",
+            "cpu",
+            ("make ORT=path/to/onnxruntime", f"./app {_QUESTION}"),
+            _RUN,
+            "native",
+            kernels="kernels",
         ),
         DeployTarget(
             "node",
@@ -73,24 +86,27 @@ DEPLOY_TARGETS = {
             "android",
             "mobile-cpu",
             ("gradle installDebug",),
-            "the C and Kotlin of the model are built by edgetie's tests with this CMakeLists.txt, "
-            "and run in a desktop's Java VM, where their tokens are those of edgetie "
-            "generate; only the syntax of MainActivity.kt is checked; Gradle's files and a device "
-            "are not tested",
+            "the C, edgetie's execution provider included, and Kotlin of the model are built by "
+            "edgetie's tests with this CMakeLists.txt, and run in a desktop's Java VM, where their "
+            "tokens are those of edgetie generate; only the syntax of MainActivity.kt is checked; "
+            "Gradle's files and a device are not tested",
             shared="native",
             native="app/src/main/cpp",
             assets="app/src/main/assets",
+            kernels="app/src/main/cpp/kernels",
             mobile="NNAPI",
         ),
         DeployTarget(
             "ios",
             "mobile-cpu",
             ("xcodegen", "pod install", "open Starter.xcworkspace"),
-            "the C is run by edgetie's tests on Linux, and compiled for Apple's processors against "
-            "macOS's headers; only the syntax of the Swift is checked; Xcode and a device are "
-            "not tested",
+            "the C, edgetie's execution provider included, is run by edgetie's tests on Linux, and "
+            "compiled for Apple's processors against macOS's headers; only the syntax of the Swift "
+            "is checked; Xcode and a device are not tested",
             shared="native",
             native="Native",
+            kernels="Kernels",
+            library="@rpath/edgetie_kernels.framework/edgetie_kernels",
             mobile="CoreML",
         ),
     )

@@ -29,6 +29,8 @@ APP = {
     "cache_heads": 2,
     "cache_size": 16,
     "packed": True,
+    "kernels": "libedgetie_kernels.so",
+    "in_file": False,
     "optimize": False,
 }
 
@@ -40,6 +42,7 @@ def test_constants() -> None:
         "#define APP_MAX_POSITIONS 0",
         "#define APP_LOGITS_OF_ALL 1",
         "#define APP_CACHE_BYTES 1",
+        '#define APP_KERNELS "libedgetie_kernels.so"',
         "#define APP_CACHE_TYPE ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8",
         "#define APP_PREFIX_TOKENS 2",
         "static const long long APP_PREFIX[] = {1, 5, 0};",

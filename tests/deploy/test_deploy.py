@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytest
 import runtime_models as tiny
+from own_provider import needs_own_provider
 
+import edgetie
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import bare_manifest, write_manifest
 from edgetie.deploy.deploy import deploy_model
 from edgetie.deploy.targets import DEPLOY_TARGETS
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.kernels import get_library_path, library_name
 from edgetie.runtime.decoding.generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
@@ -62,6 +66,8 @@ def test_settings_of_a_chat_model(bundle: Bundle, tmp_path: Path) -> None:
         "cache_size": tiny.HEAD,
         "packed": True,
         "optimize": True,
+        "kernels": library_name(),
+        "in_file": False,
     }
     assert deployment.scheme == "fp32"
     assert deployment.notes == ()
@@ -84,7 +90,7 @@ def test_the_python_starter_answers_as_generate(bundle: Bundle, tmp_path: Path) 
     tokenizer = Tokenizer.from_bundle(bundle)
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}])
     ids = tokenizer.encode(prompt, add_special_tokens=False)
-    session = open_session(bundle, provider="cpu")  # as the starter does
+    session = open_session(bundle)
     *_, last = generate_text(session, tokenizer, [ids], max_new_tokens=12)
     assert last.completion is not None
     assert done.stdout == last.completion.text + "\n"
@@ -104,6 +110,43 @@ def test_folders_are_complete(bundle: Bundle, tmp_path: Path, target: str) -> No
     for path in (tmp_path / "app").rglob("*"):
         if path.suffix in (".md", ".html", ".kts", ".txt"):
             assert "{{" not in path.read_text("utf-8")
+
+
+@needs_own_provider
+@pytest.mark.parametrize("target", DEPLOY_TARGETS)
+def test_the_execution_provider_comes_with_its_source(
+    bundle: Bundle, tmp_path: Path, target: str
+) -> None:
+    row = DEPLOY_TARGETS[target]
+    files = deploy_model(bundle.directory, target, tmp_path / "app").files
+    parts = [Path(name) for name in files if name.endswith(("/provider.c", "/set.inc"))]
+    assert [part.parent.as_posix() for part in parts] == [row.kernels] * (2 if row.kernels else 0)
+    assert row.kernels or not any("kernels" in name for name in files)
+    built = Path(get_library_path())
+    assert (built.name in files) == (target == "python")
+    if target == "python":
+        assert (tmp_path / "app" / built.name).read_bytes() == built.read_bytes()
+
+
+def test_a_library_that_was_not_built_is_noted(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(
+        Path(edgetie.__file__).parent, tmp_path / "edgetie",
+        ignore=shutil.ignore_patterns("__pycache__", library_name()),
+    )  # fmt: skip
+    code = (
+        "from edgetie import deploy_model\n"
+        f"print(*deploy_model({str(bundle.directory)!r}, 'python', 'app').notes)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("edgetie's execution provider is not in it: its library was not")
+    done = subprocess.run(
+        [sys.executable, "app.py", "hello", "1"],
+        cwd=tmp_path / "app", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr.startswith("app: run by cpu: ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("target", [name for name, row in DEPLOY_TARGETS.items() if row.ort_format])

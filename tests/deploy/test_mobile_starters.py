@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from starters import (
     PROMPT,
     SUPPORT,
@@ -29,14 +31,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def android(real_mapped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def android(real_int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("android") / "app"
-    deploy_model(real_mapped, "android", target)
+    deploy_model(real_int8, "android", target)
     return target
 
 
 def test_android_gives_the_same_tokens_on_a_desktop(
-    android: Path, real_mapped: Path, library: Path, tmp_path: Path
+    android: Path, real_int8: Path, library: Path, tmp_path: Path
 ) -> None:
     """Its CMakeLists.txt, its C and its Model.kt, on a Java machine."""
     compiler, java = shutil.which("kotlinc"), shutil.which("javac")
@@ -65,13 +67,14 @@ def test_android_gives_the_same_tokens_on_a_desktop(
         ["kotlin", "-J-Djava.library.path=native", "-J-Dfile.encoding=UTF-8", "-cp", "classes",
          "app.starter.DesktopKt", code / "assets", PROMPT, str(TOKENS)],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True,
-        env=os.environ | {"LD_LIBRARY_PATH": str(library / "lib")},
+        env=os.environ | {"LD_LIBRARY_PATH": f"{library / 'lib'}:{tmp_path / 'native'}"},
     )  # fmt: skip
-    tokens = expected(real_mapped)
+    tokens = expected(real_int8)
     lines = done.stdout.split("\n", len(tokens))
     assert [int(line) for line in lines[:-1]] == tokens
-    tokenizer = Tokenizer.from_bundle(open_bundle(real_mapped))
+    tokenizer = Tokenizer.from_bundle(open_bundle(real_int8))
     assert lines[-1].strip() == tokenizer.decode(tokens).strip()
+    assert re.search(r"^run by edgetie \(\d{3} of \d+ nodes\)$", done.stderr, re.MULTILINE)
     assert "nowhere/model/tokenizer.bin: cannot be read" in done.stderr
 
 
@@ -99,24 +102,38 @@ def test_android_is_kotlin(android: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["onnx", "ort"])
 def test_ios_is_swift_and_compiles_for_apple(
-    real_mapped: Path, headers: Path, tmp_path: Path, scheme: str
+    real_int8: Path, headers: Path, tmp_path: Path, scheme: str
 ) -> None:
     import tree_sitter_swift
 
-    deploy_model(real_mapped, "ios", tmp_path / "app", ort_format=scheme == "ort")
+    deploy_model(real_int8, "ios", tmp_path / "app", ort_format=scheme == "ort")
     files = [*(tmp_path / "app").rglob("*.swift")]
     assert len(files) == 2
     assert [p for f in files for p in problems(tree_sitter_swift.language(), f)] == []
     framework = tmp_path / "frameworks" / "onnxruntime"
     framework.parent.mkdir()
     framework.symlink_to(headers)
-    for name in ("model", "tokenizer"):
+    for name in ("model", "plugin", "tokenizer"):
         run(
             [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-macos", "-std=gnu11", "-c",
              "-Wall", "-Wextra", "-Werror", f"-I{framework.parent}", f"Native/{name}.c",
              "-o", f"{name}.o"],
             tmp_path / "app",
         )  # fmt: skip
+    project = yaml.safe_load((tmp_path / "app" / "project.yml").read_text("utf-8"))
+    (embedded,) = project["targets"]["Starter"]["dependencies"]
+    framework = project["targets"][embedded["target"]]
+    assert framework["type"] == "framework"
+    opened = f"@rpath/{embedded['target']}.framework/{embedded['target']}"
+    assert f'"{opened}"' in (tmp_path / "app" / "Native" / "app.h").read_text("utf-8")
+    (sources,) = framework["sources"]
+    (pattern,) = sources["includes"]
+    run(
+        [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-macos", "-std=c11", "-O3",
+         "-fvisibility=hidden", "-shared", "-o", "edgetie_kernels",
+         *sorted((tmp_path / "app" / sources["path"]).glob(pattern))],
+        tmp_path / "app",
+    )  # fmt: skip
     header = '#include "Sources/Bridging.h"\nint main(void) { return !model_problem; }\n'
     (tmp_path / "app" / "main.c").write_text(header, encoding="utf-8")
     run([sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-macos", "-c", "main.c"],

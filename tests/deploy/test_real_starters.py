@@ -11,12 +11,14 @@ import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from command_line import (
     edgetie,
     refused,
 )
+from process_memory import mapping_of, memory_of
 from starters import (
     PROMPT,
     SUPPORT,
@@ -30,7 +32,7 @@ from starters import (
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
-from edgetie import deploy_model, open_bundle
+from edgetie import deploy_model, open_bundle, open_session
 from edgetie.bundle.manifest import write_manifest
 from edgetie.deploy.ort_format import weights_of
 from edgetie.deploy.targets import RUNTIME
@@ -51,16 +53,33 @@ def c_starter(real_int8: Path, library: Path, tmp_path_factory: pytest.TempPathF
     return build(folder, library)
 
 
-def c_tokens_and_memory(folder: Path) -> tuple[list[int], float]:
-    """Its tokens, and what the process holds at its end, in bytes of the model's folder."""
+class Outcome(NamedTuple):
+    """What a run of the starter in C gave, and what the process held at its end."""
+
+    tokens: list[int]
+    provider: str
+    private_bytes: int
+    resident_files: float
+
+
+def run_c(folder: Path) -> Outcome:
     done = subprocess.run(
         ["./app", PROMPT, str(TOKENS), "--tokens"],
         cwd=folder, env=os.environ | {"APP_MEMORY": "1"}, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     files = sum(file.stat().st_size for file in (folder / "model").iterdir())
-    resident = int(re.findall(r"VmRSS:\s+(\d+) kB", done.stderr)[0]) * 1024
-    return [int(token) for token in done.stdout.split()], resident / files
+    provider, *memory = done.stderr.splitlines()
+    sizes = {name: 1024 * int(size) for name, size, _ in map(str.split, memory)}
+    tokens = [int(token) for token in done.stdout.split()]
+    return Outcome(tokens, provider, sizes["RssAnon:"], sizes["VmRSS:"] / files)
+
+
+def nodes_of(provider: str) -> tuple[int, int]:
+    """Nodes that edgetie's provider runs, and all, as a starter prints them."""
+    found = re.search(r"edgetie \((\d+) of (\d+) nodes\)", provider)
+    assert found, provider
+    return int(found[1]), int(found[2])
 
 
 def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Path) -> None:
@@ -71,13 +90,16 @@ def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Pat
     oldest = f"onnxruntime=={RUNTIME}"
     run([python, "-m", "pip", "install", "-q", "-r", "requirements.txt", oldest], tmp_path / "app")
     program = "import app; model = app.Model(); model.app['stop_tokens'] = []; "
-    program += "print(*model.tokens(model.encode({!r}), {}))"
-    output = run([python, "-c", program.format(PROMPT, TOKENS)], tmp_path / "app")
+    program += "print(model.provider); print(*model.tokens(model.encode({!r}), {}))"
+    provider, output = run(
+        [python, "-c", program.format(PROMPT, TOKENS)], tmp_path / "app"
+    ).splitlines()
+    assert nodes_of(provider)[0] > 100
     # versions of onnxruntime differ in the last bit: edgetie must run on this one too
     packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
     program = f"from starters import expected; print(*expected({str(real_int8)!r}))"
     paths = os.pathsep.join(map(str, (packages, SUPPORT)))
-    assert output == run([sys.executable, "-c", program], tmp_path, PYTHONPATH=paths)
+    assert output == run([sys.executable, "-c", program], tmp_path, PYTHONPATH=paths).strip()
     answer = run([python, "app.py", PROMPT, TOKENS], tmp_path / "app")
     assert answer.startswith("The sky is blue because")
 
@@ -85,10 +107,55 @@ def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Pat
 def test_c_starter_gives_the_same_tokens_in_its_files_memory(
     c_starter: Path, real_int8: Path
 ) -> None:
-    tokens, memory = c_tokens_and_memory(c_starter)
-    assert tokens == expected(real_int8)
-    assert memory < 1.33  # of the whole process, library and tokenizer included
+    done = run_c(c_starter)
+    assert done.tokens == expected(real_int8)
+    own, every = nodes_of(done.provider)
+    nodes = open_session(real_int8).nodes_per_provider
+    assert (own, every) == (nodes["EdgetieExecutionProvider"], sum(nodes.values()))
+    assert done.private_bytes < 40 << 20
+    assert done.resident_files < 1.33  # of the whole process, library and tokenizer included
     assert run(["./app", PROMPT, TOKENS], c_starter).startswith("The sky is blue because")
+
+
+@pytest.mark.parametrize("content", [None, b"no library"])
+def test_c_starter_runs_without_the_library_of_its_provider(
+    c_starter: Path, real_int8: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    shutil.copy(c_starter / "app", tmp_path)
+    (tmp_path / "model").symlink_to(c_starter / "model")
+    if content is not None:
+        (tmp_path / "libedgetie_kernels.so").write_bytes(content)
+    done = run_c(tmp_path)
+    assert done.provider.startswith("app: run by cpu: ")
+    assert "libedgetie_kernels.so: " in done.provider
+    assert done.tokens == expected(real_int8, provider="cpu")
+    assert done.resident_files < 1.33
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("ort_format", [False, True])
+def test_two_processes_share_one_copy_of_the_weights(
+    real_int8: Path, tmp_path: Path, ort_format: bool
+) -> None:
+    made = deploy_model(real_int8, "python", tmp_path / "app", ort_format=ort_format)
+    weights = tmp_path / "app" / "model" / ("model.ort" if ort_format else "model.onnx.data")
+    program = "import sys, app; model = app.Model(); list(model.tokens([1, 2, 3], 2)); "
+    program += "print(model.provider, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen(command, cwd=tmp_path / "app", **pipes) as one,
+        subprocess.Popen(command, cwd=tmp_path / "app", **pipes) as two,
+    ):
+        for process in (one, two):
+            assert process.stdout.readline().startswith("edgetie")
+        found = [mapping_of(weights, process.pid) for process in (one, two)]
+        private = [memory_of(process.pid)["RssAnon:"] for process in (one, two)]
+    size = made.files[f"model/{weights.name}"]
+    assert all(sizes["Rss:"] > 0.9 * size for sizes in found)
+    assert all(sizes["Anonymous:"] == 0 for sizes in found)
+    assert sum(sizes["Pss:"] for sizes in found) < 1.1 * size
+    assert max(private) < 0.6 * size  # with Python and its imports
 
 
 def test_ort_format_has_one_embedding_table(real_int8: Path, library: Path, tmp_path: Path) -> None:
@@ -98,9 +165,11 @@ def test_ort_format_has_one_embedding_table(real_int8: Path, library: Path, tmp_
     weights = weights_of(tmp_path / "app" / "model" / "model.ort")
     (tied,) = bundle.manifest.ties
     assert list(weights.values()).count(weights[tied.name]) == 1
-    tokens, memory = c_tokens_and_memory(build(tmp_path / "app", library))
-    assert tokens == expected(real_int8)
-    assert memory < 1.35
+    done = run_c(build(tmp_path / "app", library))
+    assert done.tokens == expected(real_int8)
+    assert done.provider == "app: run by edgetie"
+    assert done.private_bytes < 40 << 20
+    assert done.resident_files < 1.35
     operators = (tmp_path / "app" / "required_operators.config").read_text("utf-8")
     assert "com.microsoft;1;GatherBlockQuantized,GroupQueryAttention,MatMulNBits" in operators
     assert str(tmp_path) not in operators

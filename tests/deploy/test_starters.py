@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from starters import (
 from tokenizers.processors import TemplateProcessing
 
 from edgetie import Tokenizer, deploy_model, open_bundle
+from edgetie.downloads import cache_directory
 from edgetie.errors import BundleError
 from edgetie.export.exporter import export_model
 from edgetie.quantize.quantizer import quantize_model
@@ -35,6 +37,7 @@ pytestmark = pytest.mark.slow
 
 PROMPT = "a small prompt"
 LONGEST = 128
+OLD_RUNTIME = "1.23.2"
 PARTS = (
     "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}<{{ p.text }}>"
     "{% endif %}{% endfor %}{% endfor %}!"
@@ -60,12 +63,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def answer(bundle: Path, prompt: str, count: int) -> tuple[list[int], str]:
+def answer(
+    bundle: Path, prompt: str, count: int, provider: str = "edgetie"
+) -> tuple[list[int], str]:
     """Tokens and text of ``generate``."""
     opened = open_bundle(bundle)
     tokenizer = Tokenizer.from_bundle(opened)
     ids = [tokenizer.encode(prompt)]
-    session = open_session(opened, provider="cpu")  # as the starters do
+    session = open_session(opened, provider=provider)
     *_, last = generate_text(session, tokenizer, ids, max_new_tokens=count)
     assert last.completion is not None
     return last.completion.tokens, last.completion.text
@@ -103,16 +108,58 @@ def test_a_base_model_answers_as_generate_does(
     base: Path, library: Path, modules: Path, tmp_path: Path, target: str
 ) -> None:
     bundle = stopping(base, tmp_path / "bundle")
-    tokens, text = answer(bundle, PROMPT, 20)
+    tokens, text = answer(bundle, PROMPT, 20, "cpu" if target == "node" else "edgetie")
     assert len(tokens) < 20
     app = tmp_path / "app"
     command = commands(target, bundle, app, library, modules)
-    assert run([*command, PROMPT, 20], app).rstrip("\n") == text.rstrip("\n")
+    done = subprocess.run(
+        [*map(str, command), PROMPT, "20"], cwd=app, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.rstrip("\n") == text.rstrip("\n")
+    assert done.stderr.startswith("app: run by edgetie (" if target != "node" else "")
     said = refused([*command, "a" * LONGEST, 20], app)
     assert said == f"app: the prompt has {LONGEST + 2} tokens, the model takes {LONGEST}\n"
     if target != "python":
         some = run([*command, "b" * (LONGEST - 10), 60, "--tokens"], app).split()
         assert len(some) == LONGEST - (LONGEST - 8) + 1  # up to the end of its context
+
+
+@pytest.fixture(scope="module")
+def old_runtime() -> Path:
+    """A folder with the package of an ONNX Runtime that has no kernels in plugins."""
+    folder = cache_directory() / f"onnxruntime-{OLD_RUNTIME}"
+    if not (folder / "onnxruntime" / "capi").is_dir():
+        wanted = f"onnxruntime=={OLD_RUNTIME}"
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+        run([*pip, "--target", folder, wanted], folder.parent)
+    return folder
+
+
+@pytest.mark.parametrize("target", ["python", "c"])
+def test_a_runtime_without_kernels_in_plugins_runs_all_nodes(
+    base: Path, library: Path, old_runtime: Path, tmp_path: Path, target: str
+) -> None:
+    deploy_model(base, target, tmp_path / "app")
+    command, variables = [sys.executable, "app.py"], {"PYTHONPATH": str(old_runtime)}
+    if target == "c":
+        folder = tmp_path / "onnxruntime"
+        (folder / "lib").mkdir(parents=True)
+        (folder / "include").symlink_to(library / "include")
+        (found,) = (old_runtime / "onnxruntime" / "capi").glob("libonnxruntime.so.*")
+        for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+            (folder / "lib" / name).symlink_to(found)
+        build(tmp_path / "app", folder)
+        command, variables = ["./app"], {}
+    done = subprocess.run(
+        [*command, PROMPT, "5"],
+        cwd=tmp_path / "app", env=os.environ | variables, capture_output=True, errors="replace",
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.rstrip("\n") == answer(base, PROMPT, 5, "cpu")[1].rstrip("\n")
+    runtime = {"python": "onnxruntime", "c": "ONNX Runtime"}[target]
+    assert done.stderr == (
+        f"app: run by cpu: edgetie's needs {runtime} 1.24, this is {OLD_RUNTIME}\n"
+    )
 
 
 def test_names_are_written_so_that_programs_stay_whole(base: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def test_targets_name_existing_schemes_and_templates(spec: DeployTarget) -> None
         assert (files("edgetie.deploy") / "templates" / name).is_dir()
     assert spec.in_c == (spec.name in ("c", "android", "ios"))
     assert spec.ort_format == (spec.name not in ("node", "web"))
+    assert bool(spec.kernels) == spec.ort_format
     assert spec.mobile in ("", "NNAPI", "CoreML")
     assert spec.start
     assert spec.checked

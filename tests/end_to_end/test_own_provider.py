@@ -20,6 +20,7 @@ from own_provider import (
     write_int8,
     write_large_int8,
 )
+from process_memory import mapping_of
 
 from edgetie.export.exporter import ExportReport
 from edgetie.harness.accuracy.check import check_model
@@ -211,19 +212,6 @@ HOLD = """if True:
     session.ort.run(None, {"input_ids": np.zeros((1, 1), np.int64)})
     print(session.provider, flush=True)
     sys.stdin.read()"""
-
-
-def mapping_of(file: Path, process: int) -> dict[str, int]:
-    """Bytes of a process's mappings of a file, by the names in smaps of Linux."""
-    sums: dict[str, int] = {}
-    is_wanted = False
-    for line in Path(f"/proc/{process}/smaps").read_text("utf-8", "replace").splitlines():
-        name, *rest = line.split()
-        if "-" in name:
-            is_wanted = rest[-1] == str(file)
-        elif is_wanted and rest[-1] == "kB":
-            sums[name] = sums.get(name, 0) + 1024 * int(rest[0])
-    return sums
 
 
 @linux

@@ -12,6 +12,7 @@ fun main(words: Array<String>) {
             }
         })
         model.answer(words[1], words[2].toInt()) { part -> print(part); true }
+        System.err.println("run by ${model.provider}")
     }
     try {
         Model(File("nowhere"))

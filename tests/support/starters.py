@@ -23,13 +23,13 @@ PROMPT = "Explain in one sentence why the sky is blue."
 TOKENS = 32
 
 
-def expected(bundle: Path, count: int = TOKENS) -> list[int]:
+def expected(bundle: Path, count: int = TOKENS, provider: str = "edgetie") -> list[int]:
     """The greedy tokens behind the prompt, past those that end a text."""
     opened = open_bundle(bundle)
     tokenizer = Tokenizer.from_bundle(opened)
     text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}])
     ids = tokenizer.encode(text, add_special_tokens=False)
-    session = open_session(opened, provider="cpu", threads=2)  # as the starters do
+    session = open_session(opened, provider=provider, threads=2)
     steps = generate(session, [ids], max_new_tokens=count, stop_token_ids=frozenset())
     return [int(step.tokens[0]) for step in steps]
 

@@ -26,6 +26,7 @@ int main(int count, char **words) {
   int answered = model && model_answer(model, prompt, most, show, ids_only);
   if (!answered) fprintf(stderr, "app: %s\n", model_problem());
   if (answered && !ids_only) putchar('\n');
+  if (answered) fprintf(stderr, "app: run by %s\n", model_provider(model));
   if (getenv("APP_MEMORY")) { /* memory of the process, kB */
     char line[256];
     FILE *status = fopen("/proc/self/status", "r");

@@ -14,11 +14,7 @@
 #endif
 
 #include "app.h"
-#if defined(__APPLE__) && __has_include(<onnxruntime/onnxruntime_c_api.h>) /* in the framework */
-#include <onnxruntime/onnxruntime_c_api.h>
-#else
-#include "onnxruntime_c_api.h"
-#endif
+#include "plugin.h"
 #include "tokenizer.h"
 
 enum { CACHES = sizeof APP_CACHE / sizeof *APP_CACHE, STOPS = sizeof APP_STOP / sizeof *APP_STOP };
@@ -31,12 +27,16 @@ struct Model {
   OrtRunOptions *after_prompt; /* shrinks the arena: a prompt needs more memory than a step */
   void *file;                  /* an .ort file, mapped */
   size_t bytes;
+  int in_file;                 /* products read the weights in the file, which are not packed */
+  char provider[300];
 };
 
 static const OrtApi *ort;
 static _Thread_local char problem[512];
 
 const char *model_problem(void) { return problem; }
+
+const char *model_provider(const Model *model) { return model->provider; }
 
 static int fail(const char *what, const char *why) {
   snprintf(problem, sizeof problem, "%.300s%.200s", what, why);
@@ -58,7 +58,7 @@ static int failed(OrtStatus *status) {
 /* Releases pages that only the start needed: those of the weights' file, which ONNX Runtime has
    packed into its own memory, and optionally those of its code. The kernel reads a page again if it
    is needed again. */
-static void release_pages(int code_too) {
+static void release_pages(const Model *model, int code_too) {
 #ifdef __linux__
   char line[4096];
   FILE *maps = fopen("/proc/self/maps", "r");
@@ -66,7 +66,7 @@ static void release_pages(int code_too) {
     unsigned long start, end, offset;
     char mode[5] = "";
     if (sscanf(line, "%lx-%lx %4s %lx", &start, &end, mode, &offset) != 4) continue;
-    int weights = APP_PACKED && strstr(line, APP_WEIGHTS) != NULL;
+    int weights = APP_PACKED && !model->in_file && strstr(line, APP_WEIGHTS) != NULL;
     int code = code_too && (mode[2] == 'x' || !offset) && strstr(line, "libonnxruntime") != NULL;
     if (weights || code) madvise((void *)start, end - start, MADV_DONTNEED);
   }
@@ -75,7 +75,7 @@ static void release_pages(int code_too) {
   if (code_too) malloc_trim(0);
 #endif
 #else
-  (void)code_too;
+  (void)model, (void)code_too;
 #endif
 }
 
@@ -96,8 +96,17 @@ static int map_file(Model *model, const char *path) {
   return fail(path, ": cannot be mapped");
 }
 
+static void describe_provider(Model *model, int has_plugin, const char *why) {
+  size_t own = 0, all = 0, size = sizeof model->provider;
+  if (has_plugin) plugin_nodes(ort, model->session, &own, &all);
+  if (all) snprintf(model->provider, size, "edgetie (%zu of %zu nodes)", own, all);
+  else if (has_plugin) snprintf(model->provider, size, "edgetie");
+  else snprintf(model->provider, size, "cpu: %s", why);
+}
+
 static int start_session(Model *model, const char *path) {
   OrtSessionOptions *options = NULL;
+  char why[sizeof model->provider - 8];
   int started = 0;
   TRY(CreateEnv(ORT_LOGGING_LEVEL_FATAL, "app", &model->env));
   TRY(CreateSessionOptions(&options));
@@ -105,7 +114,9 @@ static int start_session(Model *model, const char *path) {
   TRY(AddSessionConfigEntry(options, "session.intra_op.spin_duration_us", "50"));
   /* exact sums of uint8 times int8 also on x86 processors without VNNI */
   TRY(AddSessionConfigEntry(options, "session.x64quantprecision", "1"));
-  if (!APP_OPTIMIZE) TRY(SetSessionGraphOptimizationLevel(options, ORT_DISABLE_ALL));
+  int has_plugin = plugin_add(ort, model->env, options, why, sizeof why);
+  model->in_file = has_plugin && APP_IN_FILE;
+  if (!APP_OPTIMIZE || model->in_file) TRY(SetSessionGraphOptimizationLevel(options, ORT_DISABLE_ALL));
   if (APP_ORT_FORMAT) { /* weights stay in the mapped file, as they do with .onnx */
     if (map_file(model, path)) goto done;
     TRY(AddSessionConfigEntry(options, "session.use_ort_model_bytes_directly", "1"));
@@ -117,7 +128,8 @@ static int start_session(Model *model, const char *path) {
   TRY(CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &model->cpu));
   TRY(CreateRunOptions(&model->after_prompt));
   TRY(AddRunConfigEntry(model->after_prompt, "memory.enable_memory_arena_shrinkage", "cpu:0"));
-  release_pages(1);
+  describe_provider(model, has_plugin, why);
+  release_pages(model, 1);
   started = 1;
 done:
   if (options) ort->ReleaseSessionOptions(options);
@@ -258,7 +270,7 @@ int model_answer(Model *model, const char *prompt, long most, Piece piece, void 
         goto done;
     if (bind(model, binding, 1, "logits", logits, sizeof *logits, out, 3, FLOAT)) goto done;
     TRY(RunWithBinding(model->session, count ? NULL : model->after_prompt, binding));
-    if (count % 2) release_pages(count == 1); /* the kernel reads 64 KB around each embedding */
+    if (count % 2) release_pages(model, count == 1); /* the kernel reads 64 KB around each embedding */
 
     const float *last = logits + (out[1] - 1) * APP_VOCABULARY;
     token = 0;

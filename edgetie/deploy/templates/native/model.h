@@ -19,6 +19,10 @@ void model_close(Model *model);
    fails. */
 int model_answer(Model *model, const char *prompt, long most, Piece piece, void *user);
 
+/* The execution provider that runs the model: edgetie's and its nodes, or cpu, ONNX Runtime's own, and
+   why. */
+const char *model_provider(const Model *model);
+
 /* The reason why the last call in this thread failed. */
 const char *model_problem(void);
 

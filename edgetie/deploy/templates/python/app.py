@@ -11,6 +11,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
+PROVIDER = "EdgetieExecutionProvider"
 
 
 class Model:
@@ -25,12 +26,19 @@ class Model:
         options.enable_mem_pattern = False  # it would store one for every length
         # exact sums of uint8 times int8 also on x86 processors without VNNI
         options.add_session_config_entry("session.x64quantprecision", "1")
-        if not self.app["optimize"]:
+        options.log_severity_level = 4  # an error is raised
+        if self.app["ort_format"]:  # weights stay in the mapped file, as they do with .onnx
+            options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
+            options.add_session_config_entry("session.use_ort_model_bytes_directly", "1")
+            options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
+        problem = add_provider(options, HERE / self.app["kernels"])
+        in_file = self.app["in_file"] and not problem
+        if in_file or not self.app["optimize"]:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self.session = ort.InferenceSession(
-            str(HERE / self.app["model"]), options, providers=["CPUExecutionProvider"]
-        )
-        if self.app["packed"]:
+        providers = ["CPUExecutionProvider"] if problem else None  # those of the options
+        self.session = ort.InferenceSession(str(HERE / self.app["model"]), options, providers)
+        self.provider = f"cpu: {problem}" if problem else describe_nodes(self.session)
+        if self.app["packed"] and not in_file:
             release(str(HERE / self.app["weights"]))
 
     def tokens(self, prompt: list[int], most: int) -> Iterator[int]:
@@ -96,6 +104,31 @@ class Model:
         yield self.tokenizer.decode(tokens)[len(shown) :]
 
 
+def add_provider(options: ort.SessionOptions, library: Path) -> str:
+    """Let edgetie's execution provider run what it can; returns why it cannot, or nothing."""
+    if tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24):
+        return f"edgetie's needs onnxruntime 1.24, this is {ort.__version__}"
+
+    def find_devices() -> list[ort.OrtEpDevice]:
+        return [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]
+
+    try:
+        if not find_devices():  # not registered in this process
+            ort.register_execution_provider_library(PROVIDER, str(library))
+        options.add_provider_for_devices(find_devices()[:1], {})
+    except Exception as error:  # classes without a common base
+        return str(error).splitlines()[0]
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return ""
+
+
+def describe_nodes(session: ort.InferenceSession) -> str:
+    """Describe what edgetie's provider runs; of an .ort file, onnxruntime keeps no record."""
+    parts = session.get_provider_graph_assignment_info()
+    nodes = [part.ep_name for part in parts for _ in part.get_nodes()]
+    return f"edgetie ({nodes.count(PROVIDER)} of {len(nodes)} nodes)" if nodes else "edgetie"
+
+
 def release(path: str) -> None:
     """Release the pages of a mapped file whose weights ONNX Runtime has packed (Linux)."""
     import ctypes
@@ -117,11 +150,13 @@ def main() -> None:
     prompt = sys.argv[1] if len(sys.argv) > 1 else input("Prompt: ")
     try:
         most = int(sys.argv[2]) if len(sys.argv) > 2 else 128
-        for piece in Model().answer(prompt, most):
+        model = Model()
+        for piece in model.answer(prompt, most):
             print(piece, end="", flush=True)
     except ValueError as error:
         sys.exit(f"app: {error}")
     print()
+    print(f"app: run by {model.provider}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ final class Conversation: ObservableObject {
                     Task { @MainActor in self.answer += part }
                     return true
                 }
+                print("run by \(model.provider)")
                 await self.end(model, nil)
             } catch {
                 await self.end(opened, error.localizedDescription)

@@ -19,6 +19,9 @@ final class Model {
 
     deinit { model_close(native) }
 
+    /// The execution provider that runs the model, and if it is not edgetie's, why.
+    var provider: String { String(cString: model_provider(native)) }
+
     /// Streams the answer's text; `show` gets each part of it and returns whether to go on.
     func answer(_ prompt: String, most: Int, show: (String) -> Bool) throws {
         try withoutActuallyEscaping(show) { show in

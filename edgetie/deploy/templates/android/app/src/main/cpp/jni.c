@@ -2,6 +2,7 @@
    JNI use another encoding. */
 #include <jni.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "model.h"
 
@@ -50,6 +51,14 @@ JNIEXPORT jlong JNICALL Java_app_starter_Model_open(JNIEnv *env, jobject self, j
 JNIEXPORT void JNICALL Java_app_starter_Model_close(JNIEnv *env, jobject self, jlong model) {
   (void)env, (void)self;
   model_close((Model *)(intptr_t)model);
+}
+
+JNIEXPORT jbyteArray JNICALL Java_app_starter_Model_provider(JNIEnv *env, jobject self, jlong model) {
+  (void)self;
+  const char *text = model_provider((Model *)(intptr_t)model);
+  jbyteArray bytes = (*env)->NewByteArray(env, (jsize)strlen(text));
+  if (bytes) (*env)->SetByteArrayRegion(env, bytes, 0, (jsize)strlen(text), (const jbyte *)text);
+  return bytes;
 }
 
 JNIEXPORT void JNICALL Java_app_starter_Model_answer(JNIEnv *env, jobject self, jlong model,

@@ -2,6 +2,7 @@ package app.starter
 
 import android.app.Activity
 import android.os.Bundle
+import android.util.Log
 import android.widget.Button
 import android.widget.EditText
 import android.widget.LinearLayout
@@ -41,6 +42,7 @@ class MainActivity : Activity() {
                         runOnUiThread { answer.append(part) }
                         !isDestroyed
                     }
+                    Log.i("starter", "run by ${opened.provider}")
                 } catch (error: IOException) {
                     runOnUiThread { answer.append("\n${error.message}") }
                 }

@@ -17,6 +17,9 @@ interface Piece {
 class Model @Throws(IOException::class) constructor(folder: File) : Closeable {
     private var native = open(folder.path.toByteArray())
 
+    /** The execution provider that runs the model, and if it is not edgetie's, why. */
+    val provider = String(provider(native))
+
     /** Streams the tokens of the answer, always the most likely one. */
     @Throws(IOException::class)
     fun answer(prompt: String, most: Int, piece: Piece) {
@@ -41,6 +44,7 @@ class Model @Throws(IOException::class) constructor(folder: File) : Closeable {
 
     private external fun open(folder: ByteArray): Long
     private external fun close(model: Long)
+    private external fun provider(model: Long): ByteArray
     private external fun answer(model: Long, prompt: ByteArray, most: Long, piece: Piece)
 
     private companion object {
