@@ -1,6 +1,7 @@
 """The table of execution providers."""
 
 import importlib.util
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ AUTO = "auto"
 OWN = "edgetie"
 """Name of edgetie's own provider, which by design leaves nodes to ONNX Runtime's on the CPU."""
 
+logger = logging.getLogger(__name__)
 _registering = threading.Lock()
 
 
@@ -142,7 +144,7 @@ def explain_absence(row: Provider) -> str | None:
 
 
 def require_provider(name: str) -> Provider:
-    """Find a provider that the onnxruntime of this process has.
+    """Find a provider that the onnxruntime of this process has. ``auto`` is one that loads.
 
     Raises:
         ProviderError: if there is no such provider, or this onnxruntime lacks it.
@@ -153,11 +155,17 @@ def require_provider(name: str) -> Provider:
         if row.environment:
             reason += ", where check, bench and compile run; this does not"
         raise row.error(reason)
+    if name.lower() == AUTO and row.plugin:
+        try:
+            register_plugin(row)
+        except ProviderError as error:
+            logger.warning("%s; cpu runs instead", error)
+            return PROVIDERS["cpu"]
     return row
 
 
-def register_plugin(row: Provider, options: Any) -> None:
-    """Make a session use a provider from a separate library, registered once in a process.
+def register_plugin(row: Provider) -> list[Any]:
+    """Load a provider's library, once in a process; returns its devices.
 
     Raises:
         ProviderError: if the library does not load, or has no device on this machine.
@@ -178,4 +186,4 @@ def register_plugin(row: Provider, options: Any) -> None:
             devices = find_devices()
     if not devices:
         raise row.error(f"{row.package} finds no device on this machine")
-    options.add_provider_for_devices(devices[:1], dict(row.options))
+    return devices

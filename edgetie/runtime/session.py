@@ -210,7 +210,8 @@ def session_options(threads: int, provider: Provider | None = None) -> Any:
     options.log_severity_level = 4  # an error is raised, once is enough
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider is not None and provider.plugin:
-        register_plugin(provider, options)
+        devices = register_plugin(provider)
+        options.add_provider_for_devices(devices[:1], dict(provider.options))
     return options
 
 

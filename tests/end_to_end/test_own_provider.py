@@ -124,6 +124,23 @@ def test_without_a_library_that_loads(kind: str, int8: Path, tmp_path: Path) -> 
     assert f"edgetie: {why}" in run("providers").stdout
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_library_that_onnxruntime_refuses(int8: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.c").write_text('const char *edgetie_instruction_set(void) { return ""; }')
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "other.c", "-o", "other.so"], cwd=tmp_path, check=True
+    )
+    environment = package_with_library(tmp_path, (tmp_path / "other.so").read_bytes())
+    command = ("generate", int8, "--prompt", "hello", "--json")
+    done = edgetie(*command, cwd=tmp_path, env=environment)
+    assert json.loads(done.stdout)["provider"] == "cpu"
+    (line,) = done.stderr.splitlines()
+    assert "does not load" in line
+    assert line.endswith("; cpu runs instead")
+    done = edgetie(*command, "--provider", "edgetie", cwd=tmp_path, env=environment)
+    refused(done, "--provider edgetie", "does not load")
+
+
 def test_a_runtime_that_is_too_old(int8: Path, tmp_path: Path) -> None:
     script = """if True:
         import onnxruntime, sys
