@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import debian
 import pytest
-from arm64 import CORES, register_arm64
+from arm64 import CORES, install_cores
 
 from edgetie.export.exporter import ExportReport
 from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.latency.bench import bench_model
-from edgetie.providers.environments import environment_directory, install_environment
 from edgetie.quantize.quantizer import quantize_model
 
 pytestmark = pytest.mark.slow
@@ -21,12 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", autouse=True)
 def arm64() -> None:
     """The environment of ARM64, made once."""
-    if not debian.available():
-        pytest.skip("the environment is made of Debian's packages")
-    register_arm64()
-    for name in CORES:
-        if not (environment_directory(name) / "environment.json").is_file():
-            install_environment(name)
+    install_cores()
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,29 @@ needs no root rights. QEMU runs single programs (user mode) as a given core.
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import debian
+import pytest
 from debian import run, unpack
+from own_provider import package_with_library
 from provider_rows import register_provider
 
+from edgetie.kernels.build import build_library
 from edgetie.progress import Progress
-from edgetie.providers.environments import REQUIREMENTS, Environment, environment_directory
-from edgetie.providers.registry import Provider
+from edgetie.providers.environments import (
+    REQUIREMENTS,
+    Environment,
+    environment_directory,
+    find_environment,
+    install_environment,
+)
+from edgetie.providers.registry import Provider, find_provider
 
 _PYTHON = "3.13"
 _WHEELS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
@@ -40,6 +52,37 @@ def register_arm64() -> None:
             worker_name="cpu",
         )
         register_provider(row, partial(make_arm64, core))
+
+
+def install_cores() -> None:
+    """Make the environments of all cores, once."""
+    if not debian.available():
+        pytest.skip("the environment is made of Debian's packages")
+    register_arm64()
+    for name in CORES:
+        if not (environment_directory(name) / "environment.json").is_file():
+            install_environment(name)
+
+
+def package_for_arm64(folder: Path) -> None:
+    """Copy the package with a library for ARM64, without the public names and what they import."""
+    package_with_library(folder, None)
+    (folder / "edgetie" / "__init__.py").write_text("")
+    build_library(folder / "edgetie" / "kernels", "manylinux_2_17_aarch64")
+
+
+def run_script(core: str, package: Path, instruction_set: str, *command: object) -> str:
+    """Run a script on a core of :data:`CORES` with the package of a folder; returns its output."""
+    environment = find_environment(find_provider(core))
+    assert environment is not None
+    path = os.pathsep.join([str(package), environment.variables["PYTHONPATH"]])
+    done = subprocess.run(
+        [*environment.command, *map(str, command)],
+        env=os.environ | {"PYTHONPATH": path, "EDGETIE_INSTRUCTION_SET": instruction_set},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def make_arm64(core: str, directory: Path, progress: Progress) -> Environment:
