@@ -19,6 +19,7 @@ _EVERYWHERE = (*_DEVICES, "web")
 # sums of int8-static overflow on x86 processors without VNNI, and onnxruntime-node cannot avoid it
 _EXACT = ("python", "c", "android", "ios")
 _TEXT, _SPEECH = ("text",), ("text", "speech")
+_COSTLY = ("attention", "gated")  # a third of the linear weights, and half the error of 4 bits
 
 
 class AccuracyLimits(NamedTuple):
@@ -47,6 +48,9 @@ class Scheme:
         deploy: names of :data:`edgetie.deploy.targets.DEPLOY_TARGETS` whose starters run it.
         benchmarks: benchmarks that measure it: ``text``, ``speech``.
         block_size: how many weights share a scale; ``None`` for 64 with 8 bits and 32 with 4.
+        higher_precision: roles of linear layers that have 8 bits, not ``linear_bits``: names of
+            :data:`edgetie.quantize.layer_roles.ROLES`.
+        rotated: whether layers may read activations that are rotated when the model runs.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Scheme:
     deploy: tuple[str, ...] = _DEVICES
     benchmarks: tuple[str, ...] = _TEXT
     block_size: int | None = None
+    higher_precision: tuple[str, ...] = ()
+    rotated: bool = True
 
     @property
     def precision(self) -> str:
@@ -132,8 +138,10 @@ SCHEMES = {
             limits=AccuracyLimits(None, 3e-2, 0.93, 2e-2), deploy=(),
         ),
         Scheme(
-            "int4", "linear layers of 4 bits by blocks, the tied table as in int8", linear_bits=4,
-            limits=AccuracyLimits(None, 3e-1, 0.7, 2e-1), benchmarks=_SPEECH,
+            "int4", "linear layers of 4 bits by blocks; those before attention, after gates and "
+            "of the tied table as in int8",
+            linear_bits=4, limits=AccuracyLimits(None, 3e-1, 0.7, 2e-1), benchmarks=_SPEECH,
+            higher_precision=_COSTLY, rotated=False,
         ),
         Scheme("int4-all", "all weights of 4 bits by blocks", embedding_bits=4, linear_bits=4),
         Scheme(
@@ -141,7 +149,7 @@ SCHEMES = {
         ),
         Scheme(
             "int4-fp16", "int4 with float16 activations", linear_bits=4, float16=True, deploy=(),
-            benchmarks=(),
+            benchmarks=(), higher_precision=_COSTLY, rotated=False,
         ),
         Scheme(
             "fp16", "nothing quantized, weights and activations float16", "prepacked", None, None,

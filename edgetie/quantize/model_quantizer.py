@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,9 +23,11 @@ from edgetie.quantize.formats.qdq import LinearOpRanges
 from edgetie.quantize.formats.scheme_formats import Ranges, weight_formats
 from edgetie.quantize.formats.toggle import ToggleFormat
 from edgetie.quantize.formats.weight_format import WeightFormat
+from edgetie.quantize.layer_roles import weights_with_roles
 from edgetie.quantize.preprocess.preprocess import PreprocessReport, preprocess_model
 from edgetie.quantize.quantize_weights import QuantizeWeightsPass
 from edgetie.quantize.weights.array_spill import ArraySpill
+from edgetie.quantize.weights.linear_op import LinearOp
 from edgetie.runtime.memory import release_heap
 from edgetie.targets import Scheme
 from edgetie.ties.groups import TieGroup
@@ -83,6 +86,7 @@ class ModelQuantizer:
             and any(operator(node) != "Gather" for node, _ in value.uses())
         }
         self._ranges: dict[str, Ranges] = {file: {} for file in models}
+        self._higher_precision: dict[str, set[str]] = {file: set() for file in models}
 
     def preprocess(self, inputs: CalibrationInput, spill: ArraySpill, calibrator: str) -> None:
         """Calibrate, smooth and rotate the models in place.
@@ -102,13 +106,15 @@ class ModelQuantizer:
                 self.reports[file] = PreprocessReport(note="nothing: there is nothing to round")
                 continue
             run_passes(model, self._ties[file], [GemmToMatMul(), RemoveFlattenReshapes()])
+            roles = self.scheme.higher_precision
+            self._higher_precision[file] = weights_with_roles(model.graph, roles)
             self.reports[file] = preprocess_model(
                 model,
                 self._ties[file],
                 self.bundle,
                 path,
                 inputs,
-                formats,
+                partial(_format_of, formats, self._higher_precision[file]),
                 spill,
                 fixed=self._shared,
             )
@@ -159,7 +165,7 @@ class ModelQuantizer:
 
         Args:
             float_weights: names of weights that stay in floating point.
-            higher_precision: names of weights that get a higher precision.
+            higher_precision: names of weights that get a higher precision, besides the scheme's.
             copy: quantize a copy, so that this can be called again.
 
         Raises:
@@ -219,10 +225,23 @@ class ModelQuantizer:
             linear_format,
             self.reports[file].hessians,
             float_weights,
-            higher_precision,
+            {*higher_precision, *self._higher_precision[file]},
             self.reports[file].massive,
             self._shared_linear,
         )
+
+
+def _format_of(
+    formats: tuple[WeightFormat, WeightFormat],
+    higher_precision: Collection[str],
+    linear_op: LinearOp,
+) -> WeightFormat:
+    """Return the format of a weight: those that are not transposed are stored like embeddings."""
+    embedding_format, linear_format = formats
+    if not linear_op.transposed:
+        return embedding_format
+    is_higher = linear_op.weight.name in higher_precision
+    return (linear_format.higher_precision() if is_higher else None) or linear_format
 
 
 def copy_model(model: ir.Model) -> ir.Model:

@@ -106,6 +106,22 @@ def _greedy(session: Session, prompts: list[list[int]]) -> np.ndarray:
     return np.stack([step.tokens for step in steps], axis=1)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int4-all"])
+def test_bits_are_those_of_the_scheme(float_bundle: Any, tmp_path: Path, scheme: str) -> None:
+    report = quantize_model(float_bundle("Llama"), tmp_path / "out", scheme=scheme)
+    graph = onnx.load(report.bundle.model_path, load_external_data=False).graph
+    found: dict[str, set[tuple[int, int]]] = {}
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            is_head = "layers" not in node.input[1]
+            kind = "head" if is_head else node.input[1].split(".")[-2].removesuffix("_proj")
+            attributes = {each.name: each.i for each in node.attribute}
+            found.setdefault(kind, set()).add((attributes["bits"], attributes["block_size"]))
+    low = {(8, 64)} if scheme == "int8" else {(4, 32)}
+    high = {(4, 32)} if scheme == "int4-all" else {(8, 64)}
+    assert found == {"head": high, "v": high, "down": high, "o": low, "up": low}
+
+
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_calibrators(float_bundle: Any, tmp_path: Path, calibrator: str) -> None:
     report = quantize_model(

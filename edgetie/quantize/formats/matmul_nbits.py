@@ -28,12 +28,16 @@ class MatMulNBitsFormat(WeightFormat):
         bits: of a quantized value.
         block: input channels that share a scale, fewer if that pads less; by default 64 for 8 bits
             and 32 for 4.
+        supports_rotation: as in :class:`WeightFormat`.
     """
 
     opset = 11  # Round
 
-    def __init__(self, bits: int = 8, block: int | None = None) -> None:
-        self.bits = bits
+    def __init__(
+        self, bits: int = 8, block: int | None = None, *, supports_rotation: bool = True
+    ) -> None:
+        self.bits, self._requested_block = bits, block
+        self.supports_rotation = supports_rotation
         self.block = block or _DEFAULT_BLOCK[bits]
 
     def spec(self, in_channels: int) -> QuantSpec:
@@ -45,7 +49,9 @@ class MatMulNBitsFormat(WeightFormat):
         the error.
         """
         if self.bits < 8:
-            return MatMulNBitsFormat(8)
+            return MatMulNBitsFormat(
+                8, self._requested_block, supports_rotation=self.supports_rotation
+            )
         smallest = min(BLOCK_SIZES)
         return MatMulNBitsFormat(8, smallest) if self.block > smallest else None
 

@@ -15,7 +15,9 @@ from edgetie.targets import Scheme
 Ranges = Mapping[str, LinearOpRanges]
 
 FORMATS: dict[str, Callable[[int, Scheme, Ranges, bool], WeightFormat]] = {
-    "matmul_nbits": lambda bits, scheme, *_: MatMulNBitsFormat(bits, scheme.block_size),
+    "matmul_nbits": lambda bits, scheme, _, embedding: MatMulNBitsFormat(
+        bits, scheme.block_size, supports_rotation=embedding or scheme.rotated
+    ),
     "matmul_integer": lambda *_: MatMulIntegerFormat(),
     "matmul_integer_standard": lambda *_: StandardMatMulIntegerFormat(),
     "matmul_integer_standard_merged": lambda *_: StandardMatMulIntegerFormat(split_matmuls=False),

@@ -35,6 +35,10 @@ class ToggleFormat(WeightFormat):
     def supports_input(self, x: ir.Value) -> bool:
         return self.quantized_format.supports_input(x)
 
+    def higher_precision(self) -> WeightFormat | None:
+        higher = self.quantized_format.higher_precision()
+        return ToggleFormat(higher, self.names, self.float_weights) if higher else None
+
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         return self.quantized_format.gather(nodes, weight, indices)
 

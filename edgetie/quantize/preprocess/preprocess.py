@@ -67,7 +67,7 @@ def preprocess_model(
     bundle: Bundle,
     model_path: Path,
     inputs: CalibrationInput,
-    formats: tuple[WeightFormat, WeightFormat],
+    format_of: Callable[[LinearOp], WeightFormat],
     spill: ArraySpill,
     *,
     fixed: Collection[str] = (),
@@ -80,7 +80,7 @@ def preprocess_model(
         bundle: what the model is part of.
         model_path: the file to run, whose values have the same names.
         inputs: what to calibrate on.
-        formats: of weights that are stored like embeddings, and of transposed ones.
+        format_of: returns the format of a linear operator's weight.
         spill: where Hessians wait.
         fixed: names of weights that must not change, because other models read them too.
 
@@ -101,7 +101,7 @@ def preprocess_model(
             activations = collect_activations(bundle, model_path, list(linear_inputs), inputs)
             for name, tokens in activations:
                 futures[name] = threads.submit(
-                    _decide, linear_inputs[name], tokens, formats, spill, name in smoothable
+                    _decide, linear_inputs[name], tokens, format_of, spill, name in smoothable
                 )
                 for future in [*futures.values()][:-_MAX_PENDING]:
                     future.result()
@@ -149,7 +149,7 @@ class _Decision:
 def _decide(
     linear_input: LinearInput,
     tokens: Array,
-    formats_by_orientation: tuple[WeightFormat, WeightFormat],
+    format_of: Callable[[LinearOp], WeightFormat],
     spill: ArraySpill,
     is_smoothable: bool,
 ) -> _Decision | None:
@@ -160,7 +160,7 @@ def _decide(
     magnitudes = np.sqrt(np.einsum("ij,ij->j", tokens, tokens) / len(tokens))
     if not np.isfinite(magnitudes).all():
         return None
-    formats = [formats_by_orientation[op.transposed] for op in linear_input.linear_ops]
+    formats = [format_of(op) for op in linear_input.linear_ops]
     weights = [_sample(op.read_weight(), _SAMPLED_CHANNELS) for op in linear_input.linear_ops]
     scales = None
     if is_smoothable:

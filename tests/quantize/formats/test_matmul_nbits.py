@@ -62,6 +62,18 @@ def test_gathered_rows_are_those_of_numpy(bits: int) -> None:
     np.testing.assert_allclose(run(model, ids=IDS), matrix[IDS], atol=1e-6)
 
 
+@pytest.mark.parametrize(("block", "then"), [(None, 64), (32, 32), (16, 16)])
+def test_the_higher_precision_has_the_blocks_that_were_asked_for(
+    block: int | None, then: int
+) -> None:
+    higher = MatMulNBitsFormat(4, block, supports_rotation=False).higher_precision()
+    assert higher is not None
+    assert higher.spec(128) == MatMulNBitsFormat(8, then).spec(128)
+    assert not higher.supports_rotation
+    highest = higher.higher_precision()
+    assert (highest and highest.spec(128).block) == (16 if then > 16 else None)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("opset", [17, 21])
 def test_exact_inputs_are_hardly_rounded(bias: bool, opset: int) -> None:

@@ -70,6 +70,16 @@ def test_float_and_quantized_weights_are_both_stored() -> None:
     assert stored["first.float"].dtype == np.float32
 
 
+def test_the_higher_precision_can_be_chosen_too() -> None:
+    model = model_of()
+    floats = {name: model.graph.initializers[name].const_value for name in ("first", "second")}
+    toggle = ToggleFormat(MatMulNBitsFormat(4), list(floats), floats)  # type: ignore[arg-type]
+    quantize(model, toggle, MatMulNBitsFormat(), higher_precision=["first"])
+    sizes = {name: array.size for name, array in arrays(model).items()}
+    assert (sizes["first"], sizes["second"]) == (64 * 64, 64 * 64 // 2)  # bytes of 8 and 4 bits
+    assert ToggleFormat(MatMulIntegerFormat(), [], {}).higher_precision() is None
+
+
 def test_other_questions_are_answered_by_the_other_format() -> None:
     quantized = MatMulNBitsFormat(4)
     toggle = ToggleFormat(quantized, [], {})

@@ -43,7 +43,7 @@ def preprocess(
         bundle,
         bundle.model_path,
         inputs,
-        formats,
+        lambda linear_op: formats[linear_op.transposed],
         ArraySpill(path.parent),
         **options,
     )
@@ -57,6 +57,11 @@ def test_outliers_are_rotated_and_logits_stay(tmp_path: Path) -> None:
     assert report.hessians.keys() == {"middle", "table"}
     (written,) = write_models({"m.onnx": model}, tmp_path, data="m.data", same={})
     assert error(logits(path), logits(written)) < 1e-4
+
+
+def test_int4_rotates_the_tied_table_only(tmp_path: Path) -> None:
+    path = plain(tmp_path, head="Transpose", outliers=True)
+    assert [preprocess(path, scheme=name)[1].rotated for name in ("int4", "int4-all")] == [1, 2]
 
 
 def test_transforms_undo_what_was_done_to_the_weights(tmp_path: Path) -> None:
