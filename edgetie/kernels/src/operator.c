@@ -56,6 +56,15 @@ static OrtStatus *describe_value(const OrtValueInfo *info, Value *value) {
   return value->has_shape ? ORT(GetDimensions)(tensor, value->sizes, value->rank) : NULL;
 }
 
+// Whether anything reads an output, which may have a name all the same.
+static bool is_used(const OrtValueInfo *output) {
+  size_t consumers = 0;
+  bool is_output = true;
+  if (!output) return false;
+  if (!succeeds(ORT(ValueInfo_GetValueNumConsumers)(output, &consumers)) || consumers) return true;
+  return !succeeds(ORT(ValueInfo_IsGraphOutput)(output, &is_output)) || is_output;
+}
+
 OrtStatus *describe_node(const OrtNode *source, Node *node, bool *fits) {
   const OrtValueInfo *outputs[MOST_INPUTS];
   *node = (Node){.node = source};
@@ -67,7 +76,7 @@ OrtStatus *describe_node(const OrtNode *source, Node *node, bool *fits) {
   RETURN_IF_ERROR(ORT(Node_GetOutputs)(source, outputs, node->output_count));
   for (size_t i = 0; i < node->input_count; i++)
     RETURN_IF_ERROR(describe_value(node->input_infos[i], &node->inputs[i]));
-  for (size_t i = 0; i < node->output_count; i++) node->outputs[i] = outputs[i] != NULL;
+  for (size_t i = 0; i < node->output_count; i++) node->outputs[i] = is_used(outputs[i]);
   return NULL;
 }
 

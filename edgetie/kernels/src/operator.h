@@ -35,7 +35,7 @@ typedef struct {
   size_t input_count, output_count;
   Value inputs[MOST_INPUTS];
   const OrtValueInfo *input_infos[MOST_INPUTS];
-  bool outputs[MOST_INPUTS];  // which are present
+  bool outputs[MOST_INPUTS];  // which are read
 } Node;
 
 // A kernel of one node: the runtime's structure, followed by what Compute needs.

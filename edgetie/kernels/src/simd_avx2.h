@@ -29,6 +29,11 @@ INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 INLINE Floats divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 INLINE Floats absolute(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+// Each lane gets that of the lane whose number differs in the bit `distance`.
+INLINE Floats exchange(Floats v, const int distance) {
+  if (distance == 4) return _mm256_permute2f128_ps(v, v, 1);
+  return distance == 1 ? _mm256_permute_ps(v, 0xb1) : _mm256_permute_ps(v, 0x4e);
+}
 INLINE float sum(Floats v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

@@ -26,6 +26,12 @@ INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 INLINE Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 INLINE Floats absolute(Floats a) { return _mm512_abs_ps(a); }
+// Each lane gets that of the lane whose number differs in the bit `distance`.
+INLINE Floats exchange(Floats v, const int distance) {
+  if (distance == 8) return _mm512_shuffle_f32x4(v, v, 0x4e);
+  if (distance == 4) return _mm512_shuffle_f32x4(v, v, 0xb1);
+  return distance == 1 ? _mm512_permute_ps(v, 0xb1) : _mm512_permute_ps(v, 0x4e);
+}
 INLINE float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 INLINE float maximum(Floats v) { return _mm512_reduce_max_ps(v); }
 

@@ -43,6 +43,10 @@ INLINE Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }
 INLINE Floats min(Floats a, Floats b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 INLINE Floats divide(Floats a, Floats b) { return vdivq_f32(a, b); }
 INLINE Floats absolute(Floats a) { return vabsq_f32(a); }
+// Each lane gets that of the lane whose number differs in the bit `distance`.
+INLINE Floats exchange(Floats v, const int distance) {
+  return distance == 1 ? vrev64q_f32(v) : vextq_f32(v, v, 2);
+}
 INLINE float sum(Floats v) { return vaddvq_f32(v); }
 INLINE float maximum(Floats v) { return vmaxvq_f32(v); }
 // Store the sums of a, b, c and d.

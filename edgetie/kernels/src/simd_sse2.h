@@ -28,6 +28,10 @@ INLINE Floats max(Floats a, Floats b) { return _mm_max_ps(a, b); }
 INLINE Floats min(Floats a, Floats b) { return _mm_min_ps(a, b); }
 INLINE Floats divide(Floats a, Floats b) { return _mm_div_ps(a, b); }
 INLINE Floats absolute(Floats a) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), a); }
+// Each lane gets that of the lane whose number differs in the bit `distance`.
+INLINE Floats exchange(Floats v, const int distance) {
+  return distance == 1 ? _mm_shuffle_ps(v, v, 0xb1) : _mm_shuffle_ps(v, v, 0x4e);
+}
 INLINE float sum(Floats v) {
   v = _mm_add_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps(v, v, 1)));

@@ -166,7 +166,7 @@ class Decoder:
             last = read.sum(axis=1) - 1
         else:
             last = end - start - 1 - read[:, ::-1].argmax(axis=1)
-        return self._logits[np.arange(self.batch), last].astype(np.float32)
+        return self._logits[np.arange(self.batch), last].astype(np.float32, copy=False)
 
     def _bind_tokens(self, name: str, values: NDArray[np.int64]) -> None:
         """Copy ``values`` into an input's buffer; bind it again if its shape has changed."""
