@@ -184,13 +184,15 @@ WRONG: dict[str, tuple[Callable[[], Single], str]] = {
         lambda: gather(ids=np.array([2**62])), "index 4611686018427387904 is outside of",
     ),
     "rms norm, short gain": (lambda: norm(RMS, gain=floats(15)), "the scale has not one value"),
-    "skip norm, short gain": (lambda: norm(SKIP, gain=floats(15)), "do not fit the input"),
-    "skip norm, other tokens": (
-        lambda: norm(SKIP, x=floats(2, 4, 16), skip=floats(2, 2, 16)), "do not fit the input",
+    "skip norm, short gain": (
+        lambda: norm(SKIP, gain=floats(15)), "the scale has not one value",
     ),
-    "skip norm, other items": (lambda: norm(SKIP, skip=floats(3, 3, 16)), "do not fit the input"),
-    "skip norm, short skip": (lambda: norm(SKIP, skip=floats(2, 3, 8)), "do not fit the input"),
-    "skip norm, skip of one axis": (lambda: norm(SKIP, skip=floats(16)), "do not fit the input"),
+    "skip norm, other tokens": (
+        lambda: norm(SKIP, x=floats(2, 4, 16), skip=floats(2, 2, 16)), "skip does not fit the input",
+    ),
+    "skip norm, other items": (lambda: norm(SKIP, skip=floats(3, 3, 16)), "skip does not fit the input"),
+    "skip norm, short skip": (lambda: norm(SKIP, skip=floats(2, 3, 8)), "skip does not fit the input"),
+    "skip norm, skip of one axis": (lambda: norm(SKIP, skip=floats(16)), "skip does not fit the input"),
 }  # fmt: skip
 
 

@@ -7,14 +7,9 @@ import pytest
 from kernel_models import MICROSOFT, nodes_taken, open_session
 from onnx import TensorProto, helper, numpy_helper
 
+from edgetie.quantize.preprocess.rotate import hadamard
+
 RANDOM = np.random.default_rng(0)
-
-
-def hadamard(size: int) -> np.ndarray:
-    matrix = np.ones((1, 1))
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return (matrix / np.sqrt(size)).astype(np.float32)
 
 
 def build(
@@ -32,7 +27,7 @@ def build(
     channels = size * blocks
     constants = {
         "split": np.array([batch_size, 0, blocks, size]),
-        "matrix": hadamard(size) if matrix is None else matrix,
+        "matrix": np.float32(hadamard(size) if matrix is None else matrix),
         "join": np.array([0, 0, channels]),
     }
     nodes = [

@@ -4,14 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "operator.h"
+#include "fusions.h"
 
-// QuickGelu: x * sigmoid(alpha * x). FastGelu, GELU's tanh form, is the same with a cubic term.
 typedef struct {
   OrtNodeComputeInfo runtime;
   const Kernels *kernels;
-  bool second_is_gate;
-  float alpha, cubic;
+  Gate gate;
 } GatedActivation;
 
 static bool halves_last_axis(const Node *split) {
@@ -37,21 +35,34 @@ static bool is_activation(const OrtNode *node) {
   return described.input_count < 2 || !described.inputs[1].present;  // no bias
 }
 
-static size_t find(const Node *split, const OrtNode *nodes[MOST_FUSED]) {
+bool find_gate(const Node *split, Gate *gate) {
   const OrtValueInfo *halves[2], *activated;
   if (!halves_last_axis(split) || !succeeds(ORT(Node_GetOutputs)(split->node, halves, 2)))
-    return 0;
-  for (int gate = 0; gate < 2; gate++) {
-    const OrtNode *activation = only_consumer(halves[gate]);
-    const OrtNode *product = only_consumer(halves[1 - gate]);
+    return false;
+  for (int which = 0; which < 2; which++) {
+    const OrtNode *activation = only_consumer(halves[which]);
+    const OrtNode *product = only_consumer(halves[1 - which]);
     if (!activation || !product || !is_activation(activation)) continue;
     if (!is_operator(product, "", "Mul")) continue;
     if (!succeeds(ORT(Node_GetOutputs)(activation, &activated, 1))) continue;
     if (only_consumer(activated) != product) continue;
-    nodes[0] = split->node, nodes[1] = activation, nodes[2] = product;
-    return 3;
+    const Node function = {.node = activation};
+    const bool is_quick = is_operator(activation, "com.microsoft", "QuickGelu");
+    *gate = (Gate){.nodes = {split->node, activation, product},
+                   .input = split->input_infos[0],
+                   .second_is_gate = which == 1,
+                   .alpha = is_quick ? node_float(&function, "alpha", 1.702f) : 1.5957691216f,
+                   .cubic = is_quick ? 0 : 0.044715f};
+    return true;
   }
-  return 0;
+  return false;
+}
+
+static size_t find(const Node *split, const OrtNode *nodes[MOST_FUSED]) {
+  Gate gate;
+  if (!find_gate(split, &gate)) return 0;
+  memcpy(nodes, gate.nodes, sizeof gate.nodes);
+  return 3;
 }
 
 static OrtStatus *create_state(OrtNodeComputeInfo *self, void *context, void **state) {
@@ -74,8 +85,8 @@ static void compute_chunk(void *state, size_t index) {
   const GatedActivation *a = task->activation;
   const size_t first = index * task->chunk, end = first + task->chunk;
   const size_t tokens = (end < task->tokens ? end : task->tokens) - first;
-  a->kernels->gated_activation(task->input + 2 * first * task->size, a->second_is_gate, a->alpha,
-                               a->cubic, task->output + first * task->size, tokens, task->size);
+  a->kernels->gated_activation(task->input + 2 * first * task->size, a->gate.second_is_gate,
+                               a->gate.alpha, a->gate.cubic, task->output + first * task->size, tokens, task->size);
 }
 
 static OrtStatus *compute(OrtNodeComputeInfo *self, void *state, OrtKernelContext *context) {
@@ -101,22 +112,13 @@ static OrtStatus *compute(OrtNodeComputeInfo *self, void *state, OrtKernelContex
 }
 
 static OrtStatus *compile(const Node *split, const Node *fused, OrtNodeComputeInfo **out) {
-  const OrtNode *nodes[MOST_FUSED];
-  const OrtValueInfo *halves[2];
   (void)fused;
   GatedActivation *activation = calloc(1, sizeof *activation);
   if (!activation) return fail("edgetie: out of memory");
   *out = &activation->runtime;
   activation->runtime = (OrtNodeComputeInfo){API_VERSION, create_state, compute, release_state};
   activation->kernels = select_kernels();
-  if (!find(split, nodes)) return fail("gated activation: its nodes changed");
-  const Node function = {.node = nodes[1]};
-  const bool is_quick = is_operator(nodes[1], "com.microsoft", "QuickGelu");
-  activation->alpha = is_quick ? node_float(&function, "alpha", 1.702f) : 1.5957691216f;
-  activation->cubic = is_quick ? 0 : 0.044715f;
-  RETURN_IF_ERROR(ORT(Node_GetOutputs)(split->node, halves, 2));
-  activation->second_is_gate = only_consumer(halves[1]) == nodes[1];
-  return NULL;
+  return find_gate(split, &activation->gate) ? NULL : fail("gated activation: its nodes changed");
 }
 
 const Fusion gated_activation = {"", "Split", find, compile};

@@ -63,62 +63,31 @@ static OrtStatus *create(void *out, const OrtKernelInfo *info) {
   return NULL;
 }
 
-typedef struct {
-  const Kernels *kernels;
-  const float *input;
-  float *output;
-  size_t blocks, chunk, size;  // Hadamard transforms in all, in a task, and their size
-  float scale;
-} Rotation;
-
-static void rotate_chunk(void *state, size_t index) {
-  const Rotation *rotation = state;
-  const size_t first = index * rotation->chunk, rest = rotation->blocks - first;
-  rotation->kernels->hadamard(rotation->input + first * rotation->size,
-                              rotation->output + first * rotation->size,
-                              rest < rotation->chunk ? rest : rotation->chunk, rotation->size,
-                              rotation->scale);
-}
-
-OrtStatus *multiply_input(const Kernels *kernels, OrtAllocator *allocator,
-                          const QuantizedMatrix *matrix, const float *bias, const Tensor *input,
-                          size_t rotation_size, float rotation_scale, OrtKernelContext *context) {
+static OrtStatus *compute(const Kernel *kernel, const void *saved, OrtKernelContext *context) {
+  _Alignas(64) char small[SMALL_SCRATCH];
+  const State *state = saved;
+  const QuantizedMatrix *matrix = &state->matrix;
+  Tensor input;
   int64_t sizes[8];
   float *output;
-  void *to_release;
-  if (input->rank < 1 || input->rank > 8 ||
-      input->sizes[input->rank - 1] != (int64_t)matrix->columns)
+  void *to_release = NULL;
+  RETURN_IF_ERROR(get_input(context, ACTIVATIONS, &input));
+  if (input.rank < 1 || input.rank > 8 ||
+      input.sizes[input.rank - 1] != (int64_t)matrix->columns)
     return fail("MatMulNBits: the last axis of input A has not K = %zu elements", matrix->columns);
-  memcpy(sizes, input->sizes, input->rank * sizeof *sizes);
-  sizes[input->rank - 1] = (int64_t)matrix->rows;
-  RETURN_IF_ERROR(get_output(context, 0, sizes, input->rank, (void **)&output));
-  const size_t tokens = count_elements(input->sizes, input->rank - 1);
+  memcpy(sizes, input.sizes, input.rank * sizeof *sizes);
+  sizes[input.rank - 1] = (int64_t)matrix->rows;
+  RETURN_IF_ERROR(get_output(context, 0, sizes, input.rank, (void **)&output));
+  const size_t tokens = count_elements(input.sizes, input.rank - 1);
   if (!tokens) return NULL;
   const Parallel parallel = session_threads(context);
-  const size_t values = tokens * matrix->columns;
-  const size_t rotated_bytes = rotation_size ? (values + 15) / 16 * 64 : 0;
-  char *scratch = get_scratch(allocator, rotated_bytes + kernels->scratch_bytes(matrix, tokens),
-                              &to_release);
+  const size_t bytes = kernel->kernels->scratch_bytes(matrix, tokens);
+  void *scratch =
+      bytes <= sizeof small ? small : get_scratch(kernel->allocator, bytes, &to_release);
   if (!scratch) return fail("MatMulNBits: out of memory");
-  const float *activations = input->data;
-  if (rotation_size) {
-    Rotation rotation = {kernels, activations, (float *)scratch, values / rotation_size,
-                         1 + 16384 / rotation_size, rotation_size, rotation_scale};
-    activations = rotation.output;
-    parallel.run(parallel.context, rotate_chunk, &rotation,
-                 (rotation.blocks + rotation.chunk - 1) / rotation.chunk);
-  }
-  kernels->multiply(matrix, activations, bias, output, tokens, scratch + rotated_bytes, &parallel);
-  allocator->Free(allocator, to_release);
+  kernel->kernels->multiply(matrix, input.data, state->bias, output, tokens, scratch, &parallel);
+  if (to_release) kernel->allocator->Free(kernel->allocator, to_release);
   return NULL;
-}
-
-static OrtStatus *compute(const Kernel *kernel, const void *saved, OrtKernelContext *context) {
-  const State *state = saved;
-  Tensor input;
-  RETURN_IF_ERROR(get_input(context, ACTIVATIONS, &input));
-  return multiply_input(kernel->kernels, kernel->allocator, &state->matrix, state->bias, &input,
-                        0, 0, context);
 }
 
 static const char *const float_types[] = {"T1", NULL};

@@ -40,6 +40,12 @@ const OrtNode *only_consumer(const OrtValueInfo *value) {
   return succeeds(ORT(ValueInfo_GetValueConsumers)(value, &node, &input, 1)) ? node : NULL;
 }
 
+const OrtNode *producer(const OrtValueInfo *value) {
+  const OrtNode *node = NULL;
+  size_t output;
+  return succeeds(ORT(ValueInfo_GetValueProducer)(value, &node, &output)) ? node : NULL;
+}
+
 static OrtStatus *describe_value(const OrtValueInfo *info, Value *value) {
   const OrtTypeInfo *type = NULL;
   const OrtTensorTypeAndShapeInfo *tensor = NULL;

@@ -28,7 +28,7 @@ typedef struct {
   int64_t sizes[8];
 } Value;
 
-enum { MOST_INPUTS = 16, MOST_FUSED = 4 };
+enum { MOST_INPUTS = 16, NO_INPUT = MOST_INPUTS, MOST_FUSED = 7 };
 
 typedef struct {
   const OrtNode *node;
@@ -83,6 +83,9 @@ OrtStatus *describe_node(const OrtNode *, Node *, bool *fits);
 // The only node that reads a value, if that is not an output of the graph; else NULL.
 const OrtNode *only_consumer(const OrtValueInfo *);
 
+// The node that computes a value; NULL for inputs and constants.
+const OrtNode *producer(const OrtValueInfo *);
+
 // Make an error with a message in printf's form.
 OrtStatus *fail(const char *format, ...);
 
@@ -110,5 +113,8 @@ Parallel session_threads(OrtKernelContext *);
 
 // Memory for the time of one call of Compute, 64-byte aligned; Free takes `to_release`.
 void *get_scratch(OrtAllocator *, size_t bytes, void **to_release);
+
+// Up to this many bytes Compute takes from the stack.
+enum { SMALL_SCRATCH = 24 << 10 };
 
 #endif

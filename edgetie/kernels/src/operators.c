@@ -11,6 +11,7 @@ const Operator *const operators[] = {
     NULL,
 };
 
-extern const Fusion gated_activation, rotation;
+extern const Fusion fused_product, gated_activation, rotation;
 
-const Fusion *const fusions[] = {&gated_activation, &rotation, NULL};
+// The largest ones first: a node runs with the first that finds it.
+const Fusion *const fusions[] = {&fused_product, &gated_activation, &rotation, NULL};

@@ -102,20 +102,13 @@ static const char *provider_name(const OrtEp *self) {
   return NAME;
 }
 
-static const Fusion *find_fusion(const OrtNode *node) {
-  for (const Fusion *const *each = fusions; *each; each++)
-    if (is_operator(node, (*each)->domain, (*each)->name)) return *each;
-  return NULL;
-}
-
 // Take the nodes that run as one with nodes[index], and remove them from the list.
-static OrtStatus *fuse_nodes(OrtEpGraphSupportInfo *support, const OrtNode **nodes, size_t count,
-                             size_t index) {
-  const Fusion *fusion = nodes[index] ? find_fusion(nodes[index]) : NULL;
+static OrtStatus *fuse_nodes(OrtEpGraphSupportInfo *support, const Fusion *fusion,
+                             const OrtNode **nodes, size_t count, size_t index) {
   const OrtNode *fused[MOST_FUSED];
   Node node;
   bool fits;
-  if (!fusion) return NULL;
+  if (!nodes[index] || !is_operator(nodes[index], fusion->domain, fusion->name)) return NULL;
   RETURN_IF_ERROR(describe_node(nodes[index], &node, &fits));
   const size_t fused_count = fits ? fusion->find(&node, fused) : 0;
   if (!fused_count) return NULL;
@@ -148,7 +141,9 @@ static OrtStatus *get_capability(OrtEp *self, const OrtGraph *graph,
   const OrtNode **nodes = malloc(count * sizeof *nodes + 1);
   if (!nodes) return fail("edgetie: out of memory");
   OrtStatus *status = ORT(Graph_GetNodes)(graph, nodes, count);
-  for (size_t i = 0; i < count && !status; i++) status = fuse_nodes(support, nodes, count, i);
+  for (const Fusion *const *each = fusions; *each; each++)
+    for (size_t i = 0; i < count && !status; i++)
+      status = fuse_nodes(support, *each, nodes, count, i);
   for (size_t i = 0; i < count && !status; i++) status = take_node(support, nodes[i]);
   free(nodes);
   return status;
@@ -164,12 +159,12 @@ static OrtStatus *compile_graph(const OrtGraph *graph, const OrtNode *fused,
   if (count > MOST_FUSED) return fail("edgetie: a fused graph of %zu nodes", count);
   RETURN_IF_ERROR(ORT(Graph_GetNodes)(graph, nodes, count));
   RETURN_IF_ERROR(describe_node(fused, &described, &fits));
-  for (size_t i = 0; i < count && fits; i++) {
-    const Fusion *fusion = find_fusion(nodes[i]);
-    if (!fusion) continue;
-    RETURN_IF_ERROR(describe_node(nodes[i], &node, &fits));
-    return fusion->compile(&node, &described, info);
-  }
+  for (const Fusion *const *each = fusions; *each && fits; each++)
+    for (size_t i = 0; i < count; i++) {
+      if (!is_operator(nodes[i], (*each)->domain, (*each)->name)) continue;
+      RETURN_IF_ERROR(describe_node(nodes[i], &node, &fits));
+      return (*each)->compile(&node, &described, info);
+    }
   return fail("edgetie: a fused graph of unknown nodes");
 }
 

@@ -1,7 +1,7 @@
 // Root mean square norms: RMSNormalization, SimplifiedLayerNormalization and, with the sum of two
 // inputs in front, com.microsoft::SkipSimplifiedLayerNormalization.
 
-#include "operator.h"
+#include "fusions.h"
 
 static const char *const float_types[] = {"T", NULL};
 
@@ -25,21 +25,6 @@ static OrtStatus *create(void *out, const OrtKernelInfo *info) {
   return NULL;
 }
 
-static OrtStatus *compute(const Kernel *kernel, const void *state, OrtKernelContext *context) {
-  Tensor input, gain;
-  float *output;
-  RETURN_IF_ERROR(get_input(context, 0, &input));
-  RETURN_IF_ERROR(get_input(context, 1, &gain));
-  const size_t size = input.rank ? (size_t)input.sizes[input.rank - 1] : 0;
-  if (gain.rank != 1 || (size_t)gain.sizes[0] != size)
-    return fail("RMS norm: the scale has not one value for each of the last axis' %zu", size);
-  RETURN_IF_ERROR(get_output(context, 0, input.sizes, input.rank, (void **)&output));
-  kernel->kernels->rms_norm(input.data, NULL, 1, NULL, gain.data,
-                            ((const State *)state)->epsilon, output, NULL,
-                            count_elements(input.sizes, input.rank - 1), size);
-  return NULL;
-}
-
 static size_t last_size(const Tensor *tensor) { return (size_t)tensor->sizes[tensor->rank - 1]; }
 
 static bool has_size(const Tensor *tensor, size_t size) {
@@ -56,6 +41,51 @@ static bool fits(const Tensor *input, const Tensor *skip) {
   return skip_items ? items % skip_items == 0 : items == 0;
 }
 
+OrtStatus *read_norm(const OrtKernelContext *context, const size_t inputs[4], Norm *norm) {
+  RETURN_IF_ERROR(get_input(context, inputs[0], &norm->input));
+  RETURN_IF_ERROR(get_input(context, inputs[1], &norm->skip));
+  RETURN_IF_ERROR(get_input(context, inputs[2], &norm->gain));
+  RETURN_IF_ERROR(get_input(context, inputs[3], &norm->bias));
+  const Tensor *input = &norm->input;
+  if (input->rank < 1 || !has_size(&norm->gain, last_size(input)))
+    return fail("RMS norm: the scale has not one value for each of the last axis'");
+  if (norm->skip.data && !fits(input, &norm->skip))
+    return fail("SkipSimplifiedLayerNormalization: skip does not fit the input");
+  if (norm->bias.data && !has_size(&norm->bias, last_size(input)))
+    return fail("SkipSimplifiedLayerNormalization: bias does not fit the input");
+  norm->size = last_size(input);
+  norm->tokens = count_elements(input->sizes, input->rank - 1);
+  norm->skip_tokens =
+      norm->skip.data ? count_elements(norm->skip.sizes, norm->skip.rank - 1) : 1;
+  return NULL;
+}
+
+static OrtStatus *compute_norm(const Kernel *kernel, float epsilon, const size_t inputs[4],
+                               OrtKernelContext *context) {
+  Norm norm;
+  size_t outputs;
+  float *output, *sum = NULL;
+  RETURN_IF_ERROR(read_norm(context, inputs, &norm));
+  const Tensor *input = &norm.input;
+  RETURN_IF_ERROR(get_output(context, 0, input->sizes, input->rank, (void **)&output));
+  RETURN_IF_ERROR(ORT(KernelContext_GetOutputCount)(context, &outputs));
+  if (outputs > 3) RETURN_IF_ERROR(get_output(context, 3, input->sizes, input->rank, (void **)&sum));
+  kernel->kernels->rms_norm(input->data, norm.skip.data, norm.skip_tokens, norm.bias.data,
+                            norm.gain.data, epsilon, output, sum, norm.tokens, norm.size);
+  return NULL;
+}
+
+static const size_t norm_inputs[4] = {0, NO_INPUT, 1, NO_INPUT}, skip_inputs[4] = {0, 1, 2, 3};
+
+static OrtStatus *compute(const Kernel *kernel, const void *state, OrtKernelContext *context) {
+  return compute_norm(kernel, ((const State *)state)->epsilon, norm_inputs, context);
+}
+
+static OrtStatus *compute_skip(const Kernel *kernel, const void *state,
+                               OrtKernelContext *context) {
+  return compute_norm(kernel, ((const State *)state)->epsilon, skip_inputs, context);
+}
+
 // Inputs: input, skip, gamma, bias. Outputs: output, mean, inverse deviation, sum.
 static bool supports_skip(const Node *node) {
   for (size_t i = 1; i < node->output_count && i < 3; i++)
@@ -63,26 +93,14 @@ static bool supports_skip(const Node *node) {
   return node->inputs[2].type == ELEMENT_FLOAT;
 }
 
-static OrtStatus *compute_skip(const Kernel *kernel, const void *state,
-                               OrtKernelContext *context) {
-  Tensor input, skip, gain, bias;
-  size_t outputs;
-  float *output, *sum = NULL;
-  RETURN_IF_ERROR(get_input(context, 0, &input));
-  RETURN_IF_ERROR(get_input(context, 1, &skip));
-  RETURN_IF_ERROR(get_input(context, 2, &gain));
-  RETURN_IF_ERROR(get_input(context, 3, &bias));
-  if (!fits(&input, &skip) || !has_size(&gain, last_size(&input)) ||
-      (bias.data && !has_size(&bias, last_size(&input))))
-    return fail("SkipSimplifiedLayerNormalization: skip, gamma or bias do not fit the input");
-  RETURN_IF_ERROR(get_output(context, 0, input.sizes, input.rank, (void **)&output));
-  RETURN_IF_ERROR(ORT(KernelContext_GetOutputCount)(context, &outputs));
-  if (outputs > 3) RETURN_IF_ERROR(get_output(context, 3, input.sizes, input.rank, (void **)&sum));
-  const size_t size = last_size(&input);
-  kernel->kernels->rms_norm(input.data, skip.data, count_elements(skip.sizes, skip.rank - 1),
-                            bias.data, gain.data, ((const State *)state)->epsilon, output, sum,
-                            count_elements(input.sizes, input.rank - 1), size);
-  return NULL;
+bool is_norm(const Node *node, size_t inputs[4]) {
+  const bool skips = is_operator(node->node, "com.microsoft", "SkipSimplifiedLayerNormalization");
+  if (!skips && !is_operator(node->node, "", "RMSNormalization") &&
+      !is_operator(node->node, "", "SimplifiedLayerNormalization"))
+    return false;
+  for (size_t i = 0; i < 4; i++) inputs[i] = skips ? skip_inputs[i] : norm_inputs[i];
+  if (node->inputs[0].type != ELEMENT_FLOAT) return false;
+  return skips ? supports_skip(node) : supports(node);
 }
 
 #define NORM(identifier, domain_, name_, first, last, supports_, compute_)              \

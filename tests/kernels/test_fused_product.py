@@ -1,0 +1,125 @@
+"""MatMulNBits runs as one node with the norm or gated activation, and the rotation, before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_models import MICROSOFT, open_session
+from onnx import TensorProto, helper, numpy_helper
+
+from edgetie.quantize.preprocess.rotate import hadamard
+
+RANDOM = np.random.default_rng(0)
+CHANNELS, ROWS = 96, 40
+PREPARATIONS = ("none", "rms", "skip", "gate")
+
+
+def floats(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def build(
+    preparation: str, *, rotated: bool = False, bits: int = 8, read_again: bool = False
+) -> bytes:
+    """Build ``y``: x (batch, sequence, channels) prepared, times a matrix; ``sum`` of a skip."""
+    constants: dict[str, Any] = {
+        "gain": floats(CHANNELS),
+        "bias": floats(CHANNELS),
+        "split": np.array([0, 0, 3, 32]),
+        "matrix": hadamard(32).astype(np.float32),
+        "join": np.array([0, 0, CHANNELS]),
+        "values": RANDOM.integers(0, 256, (ROWS, 3, 32 * bits // 8), np.uint8),
+        "scales": RANDOM.random((ROWS, 3)).astype(np.float32),
+        "shift": floats(ROWS),
+    }
+    nodes = {
+        "none": [],
+        "rms": [helper.make_node("RMSNormalization", ["x", "gain"], ["ready"], axis=-1)],
+        "skip": [
+            helper.make_node("SkipSimplifiedLayerNormalization", ["x", "skip", "gain", "bias"],
+                             ["ready", "", "", "sum"], domain=MICROSOFT),
+        ],
+        "gate": [
+            helper.make_node("Split", ["x"], ["a", "b"], axis=-1, num_outputs=2),
+            helper.make_node("QuickGelu", ["b"], ["active"], domain=MICROSOFT, alpha=1.0),
+            helper.make_node("Mul", ["active", "a"], ["ready"]),
+        ],
+    }[preparation]  # fmt: skip
+    ready = "ready" if nodes else "x"
+    if rotated:
+        nodes += [
+            helper.make_node("Reshape", [ready, "split"], ["apart"]),
+            helper.make_node("MatMul", ["apart", "matrix"], ["turned"]),
+            helper.make_node("Reshape", ["turned", "join"], ["rotated"]),
+        ]
+        ready = "rotated"
+    weights = ["values", "scales", "", "", "shift"]
+    nodes.append(
+        helper.make_node("MatMulNBits", [ready, *weights], ["y"], domain=MICROSOFT, K=CHANNELS,
+                         N=ROWS, bits=bits, block_size=32)
+    )  # fmt: skip
+    sizes = {"x": CHANNELS * (2 if preparation == "gate" else 1)}
+    sizes |= {"skip": CHANNELS} if preparation == "skip" else {}
+    names = ["y", *["sum"] * (preparation == "skip"), *["ready"] * read_again]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence", size])
+            for name, size in sizes.items()
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)]
+    data: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("read_again", [False, True])
+@pytest.mark.parametrize("preparation", PREPARATIONS)
+def test_the_results_are_onnxruntimes(
+    preparation: str, read_again: bool, rotated: bool, bits: int
+) -> None:
+    model = build(
+        preparation, rotated=rotated, bits=bits, read_again=read_again and preparation != "none"
+    )
+    session, reference = open_session(model, threads=2), open_session(model, plugin=False)
+    for batch, sequence in ((1, 1), (3, 2), (2, 0), (1, 9), (2, 400)):
+        feeds = {
+            value.name: floats(batch, sequence, value.shape[-1]) for value in session.get_inputs()
+        }
+        results = zip(session.run(None, feeds), reference.run(None, feeds), strict=True)
+        for result, expected in results:
+            scale = np.abs(expected).max(initial=1)
+            np.testing.assert_allclose(result, expected, rtol=0, atol=2e-4 * scale)
+
+
+@pytest.mark.parametrize(
+    ("preparation", "rotated"),
+    [("none", True), ("rms", False), ("skip", True), ("gate", True), ("gate", False)],
+)
+def test_all_of_it_is_one_node(preparation: str, rotated: bool) -> None:
+    session = open_session(build(preparation, rotated=rotated))
+    (part,) = session.get_provider_graph_assignment_info()
+    counts = {"none": 0, "rms": 1, "skip": 1, "gate": 3}
+    assert len(part.get_nodes()) == counts[preparation] + 3 * rotated + 1
+
+
+def test_a_skip_that_repeats_for_each_batch_item() -> None:
+    model = build("skip", rotated=True)
+    session, reference = open_session(model, threads=2), open_session(model, plugin=False)
+    feeds = {"x": floats(4, 300, CHANNELS), "skip": floats(1, 300, CHANNELS)}
+    for result, expected in zip(session.run(None, feeds), reference.run(None, feeds), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+def test_a_wrong_skip_is_a_clear_error() -> None:
+    session = open_session(build("skip"))
+    feeds = {"x": floats(1, 3, CHANNELS), "skip": floats(1, 2, CHANNELS)}
+    with pytest.raises(Exception, match="skip does not fit the input"):
+        session.run(None, feeds)
