@@ -188,11 +188,11 @@ WRONG: dict[str, tuple[Callable[[], Single], str]] = {
         lambda: norm(SKIP, gain=floats(15)), "the scale has not one value",
     ),
     "skip norm, other tokens": (
-        lambda: norm(SKIP, x=floats(2, 4, 16), skip=floats(2, 2, 16)), "skip does not fit the input",
+        lambda: norm(SKIP, x=floats(2, 4, 16), skip=floats(2, 2, 16)), "skip does not fit",
     ),
-    "skip norm, other items": (lambda: norm(SKIP, skip=floats(3, 3, 16)), "skip does not fit the input"),
-    "skip norm, short skip": (lambda: norm(SKIP, skip=floats(2, 3, 8)), "skip does not fit the input"),
-    "skip norm, skip of one axis": (lambda: norm(SKIP, skip=floats(16)), "skip does not fit the input"),
+    "skip norm, other items": (lambda: norm(SKIP, skip=floats(3, 3, 16)), "skip does not fit"),
+    "skip norm, short skip": (lambda: norm(SKIP, skip=floats(2, 3, 8)), "skip does not fit"),
+    "skip norm, skip of one axis": (lambda: norm(SKIP, skip=floats(16)), "skip does not fit"),
 }  # fmt: skip
 
 
