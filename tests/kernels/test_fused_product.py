@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from kernel_models import MICROSOFT, open_session
 from onnx import TensorProto, helper, numpy_helper
@@ -21,9 +22,18 @@ def floats(*shape: int) -> np.ndarray:
 
 
 def build(
-    preparation: str, *, rotated: bool = False, bits: int = 8, read_again: bool = False
+    preparation: str,
+    *,
+    rotated: bool = False,
+    bits: int = 8,
+    read_again: bool = False,
+    parts: bool = False,
+    biased: bool = True,
 ) -> bytes:
-    """Build ``y``: x (batch, sequence, channels) prepared, times a matrix; ``sum`` of a skip."""
+    """Build ``y``: x (batch, sequence, channels) prepared, times a matrix; ``sum`` of a skip.
+
+    With ``parts`` the product is that of a rounded part and of the rest, added.
+    """
     constants: dict[str, Any] = {
         "gain": floats(CHANNELS),
         "bias": floats(CHANNELS),
@@ -55,11 +65,26 @@ def build(
             helper.make_node("Reshape", ["turned", "join"], ["rotated"]),
         ]
         ready = "rotated"
-    weights = ["values", "scales", "", "", "shift"]
+    if parts:
+        constants |= {"unit": np.float32(0.125), "inverse": np.float32(8)}
+        nodes += [
+            helper.make_node("Mul", [ready, "inverse"], ["units"]),
+            helper.make_node("Round", ["units"], ["whole"]),
+            helper.make_node("Mul", ["whole", "unit"], ["part"]),
+            helper.make_node("Sub", [ready, "part"], ["rest"]),
+            helper.make_node("Concat", ["part", "rest"], ["both"], axis=1),
+        ]
+    weights = ["values", "scales", *["", "", "shift"][: 3 * biased]]
     nodes.append(
-        helper.make_node("MatMulNBits", [ready, *weights], ["y"], domain=MICROSOFT, K=CHANNELS,
-                         N=ROWS, bits=bits, block_size=32)
+        helper.make_node("MatMulNBits", ["both" if parts else ready, *weights],
+                         ["products" if parts else "y"], domain=MICROSOFT, K=CHANNELS, N=ROWS,
+                         bits=bits, block_size=32)
     )  # fmt: skip
+    if parts:
+        nodes += [
+            helper.make_node("Split", ["products"], ["first", "second"], axis=1, num_outputs=2),
+            helper.make_node("Add", ["first", "second"], ["y"]),
+        ]
     sizes = {"x": CHANNELS * (2 if preparation == "gate" else 1)}
     sizes |= {"skip": CHANNELS} if preparation == "skip" else {}
     names = ["y", *["sum"] * (preparation == "skip"), *["ready"] * read_again]
@@ -85,9 +110,11 @@ def build(
 def test_the_results_are_onnxruntimes(
     preparation: str, read_again: bool, rotated: bool, bits: int
 ) -> None:
-    model = build(
-        preparation, rotated=rotated, bits=bits, read_again=read_again and preparation != "none"
-    )
+    read_again = read_again and preparation != "none"
+    assert_same(build(preparation, rotated=rotated, bits=bits, read_again=read_again))
+
+
+def assert_same(model: bytes) -> None:
     session, reference = open_session(model, threads=2), open_session(model, plugin=False)
     for batch, sequence in ((1, 1), (3, 2), (2, 0), (1, 9), (2, 400)):
         feeds = {
@@ -108,6 +135,32 @@ def test_all_of_it_is_one_node(preparation: str, rotated: bool) -> None:
     (part,) = session.get_provider_graph_assignment_info()
     counts = {"none": 0, "rms": 1, "skip": 1, "gate": 3}
     assert len(part.get_nodes()) == counts[preparation] + 3 * rotated + 1
+
+
+@pytest.mark.parametrize("preparation", PREPARATIONS)
+@pytest.mark.parametrize("rotated", [False, True])
+def test_two_parts_are_multiplied_at_once(preparation: str, rotated: bool) -> None:
+    model = build(preparation, rotated=rotated, parts=True, biased=False)
+    assert_same(model)
+    (part,) = open_session(model).get_provider_graph_assignment_info()
+    counts = {"none": 0, "rms": 1, "skip": 1, "gate": 3}
+    assert len(part.get_nodes()) == counts[preparation] + 3 * rotated + 8
+
+
+def test_two_parts_with_a_bias_have_it_twice() -> None:
+    assert_same(build("rms", parts=True))
+
+
+def test_two_parts_that_are_read_again_stay() -> None:
+    assert_same(build("rms", parts=True, biased=False, read_again=True))
+
+
+def test_a_product_of_the_sum_alone_takes_the_sum() -> None:
+    model = onnx.load_from_string(build("skip"))
+    (product,) = (node for node in model.graph.node if node.op_type == "MatMulNBits")
+    product.input[0] = "sum"
+    del model.graph.output[1]
+    assert_same(model.SerializeToString())
 
 
 def test_a_skip_that_repeats_for_each_batch_item() -> None:

@@ -1,4 +1,5 @@
-// MatMulNBits with the nodes that prepare its input: a norm or a gated activation, then a rotation.
+// MatMulNBits with the nodes that prepare its input: a norm or a gated activation, then a rotation,
+// then two parts of it.
 // A step through ONNX Runtime's graph costs as much as many of these nodes compute.
 
 #include <stdatomic.h>
@@ -20,6 +21,7 @@ typedef struct {
   Node norm;
   size_t norm_inputs[4];      // of the norm
   const OrtValueInfo *input;  // unless a norm prepares it
+  const OrtNode *last;        // the product, or the sum of its two parts
 } Chain;
 
 typedef struct {
@@ -43,12 +45,11 @@ static void add_nodes(Chain *chain, const OrtNode *const *nodes, size_t count) {
   chain->count += count;
 }
 
-static void find_chain_rotation(const Node *product, Chain *chain) {
-  const OrtNode *join = producer(product->input_infos[ACTIVATIONS]), *matmul;
+static void find_chain_rotation(Chain *chain) {
+  const OrtNode *join = producer(chain->input), *matmul;
   Node reshape, described;
   bool fits;
-  chain->rotation.size = 0;
-  if (!join || only_consumer(product->input_infos[ACTIVATIONS]) != product->node) return;
+  if (!join || !is_read_only_by(chain->input, chain->nodes, chain->count)) return;
   if (!is_operator(join, "", "Reshape")) return;
   if (!succeeds(describe_node(join, &reshape, &fits)) || !fits || !reshape.input_count) return;
   matmul = producer(reshape.input_infos[0]);
@@ -75,12 +76,11 @@ static bool find_chain_gate(const Node *mul, Gate *gate) {
   return false;
 }
 
-static void find_preparation(const Node *product, Chain *chain) {
-  const OrtNode *next = chain->rotation.size ? chain->rotation.nodes[0] : product->node;
+static void find_preparation(Chain *chain) {
   const OrtNode *source = producer(chain->input);
   const OrtValueInfo *outputs[MOST_INPUTS];
   bool fits;
-  if (!source || only_consumer(chain->input) != next) return;
+  if (!source || !is_read_only_by(chain->input, chain->nodes, chain->count)) return;
   if (!succeeds(describe_node(source, &chain->norm, &fits)) || !fits) return;
   if (is_operator(source, "", "Mul") && find_chain_gate(&chain->norm, &chain->gate)) {
     chain->preparation = GATE;
@@ -88,27 +88,35 @@ static void find_preparation(const Node *product, Chain *chain) {
     add_nodes(chain, chain->gate.nodes, 3);
   } else if (is_norm(&chain->norm, chain->norm_inputs)) {
     if (!succeeds(ORT(Node_GetOutputs)(source, outputs, chain->norm.output_count))) return;
-    if (producer(outputs[0]) != source || only_consumer(outputs[0]) != next) return;
+    if (!is_same(outputs[0], chain->input)) return;  // another output, such as the sum
     chain->preparation = NORM;
     add_nodes(chain, &source, 1);
   }
 }
 
 static bool find_chain(const Node *product, Chain *chain) {
-  *chain = (Chain){.input = product->input_infos[ACTIVATIONS]};
+  TwoParts parts;
+  *chain = (Chain){.nodes = {product->node},
+                   .count = 1,
+                   .input = product->input_infos[ACTIVATIONS],
+                   .last = product->node};
   if (product->inputs[ACTIVATIONS].type != ELEMENT_FLOAT || !matmul_nbits.supports(product))
     return false;
-  find_chain_rotation(product, chain);
-  find_preparation(product, chain);
-  if (!chain->count) return false;
-  add_nodes(chain, &product->node, 1);
-  return true;
+  if (find_two_parts(product, &parts)) {
+    chain->count = 0;
+    add_nodes(chain, parts.nodes, parts.count);
+    chain->input = parts.input;
+    chain->last = parts.sum;
+  }
+  find_chain_rotation(chain);
+  find_preparation(chain);
+  return chain->count > 1;
 }
 
 static size_t find(const Node *product, const OrtNode *nodes[MOST_FUSED]) {
   Chain chain;
   if (!find_chain(product, &chain)) return 0;
-  memcpy(nodes, chain.nodes, sizeof chain.nodes);
+  memcpy(nodes, chain.nodes, chain.count * sizeof *nodes);
   return chain.count;
 }
 
@@ -192,11 +200,14 @@ static OrtStatus *run(const FusedProduct *product, const QuantizedMatrix *matrix
   }
   if (scratch) {
     const Parallel parallel = session_threads(context);
-    task->prepared = (float *)scratch;
-    parallel.run(parallel.context, prepare_chunk, task,
-                 (task->tokens + task->chunk - 1) / task->chunk);
-    product->kernels->multiply(matrix, task->prepared, bias, output, task->tokens,
-                               scratch + prepared, &parallel);
+    const float *input = task->norm->input.data;
+    if (product->preparation != NOTHING || product->rotation) {
+      input = task->prepared = (float *)scratch;
+      parallel.run(parallel.context, prepare_chunk, task,
+                   (task->tokens + task->chunk - 1) / task->chunk);
+    }
+    product->kernels->multiply(matrix, input, bias, output, task->tokens, scratch + prepared,
+                               &parallel);
   }
   if (to_release) allocator->Free(allocator, to_release);
   if (allocator) ORT(ReleaseAllocator)(allocator);
@@ -264,6 +275,8 @@ static OrtStatus *find_output(const Node *fused, const Node *source, size_t inde
 
 static OrtStatus *compile(const Node *source, const Node *fused, OrtNodeComputeInfo **out) {
   Chain chain;
+  Node last;
+  bool fits;
   FusedProduct *product = calloc(1, sizeof *product);
   if (!product) return fail("edgetie: out of memory");
   *out = &product->runtime;
@@ -291,7 +304,8 @@ static OrtStatus *compile(const Node *source, const Node *fused, OrtNodeComputeI
   for (size_t i = VALUES; i <= BIAS; i++)
     RETURN_IF_ERROR(find_input(fused, i < source->input_count ? source->input_infos[i] : NULL,
                                &product->weights[i]));
-  RETURN_IF_ERROR(find_output(fused, source, 0, &product->output));
+  RETURN_IF_ERROR(describe_node(chain.last, &last, &fits));
+  RETURN_IF_ERROR(find_output(fused, &last, 0, &product->output));
   return ORT(CreateCpuMemoryInfo)(ORT_ARENA_ALLOCATOR, ORT_DEFAULT_MEMORY, &product->memory);
 }
 

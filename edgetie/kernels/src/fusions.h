@@ -26,6 +26,24 @@ typedef struct {
 
 bool find_gate(const Node *split, Gate *);
 
+// A product over activations in two parts: Concat of a part and of what is left, the product, Split
+// and Add.
+enum { MOST_PART_NODES = 16 };
+
+typedef struct {
+  const OrtNode *nodes[MOST_PART_NODES];
+  size_t count;
+  const OrtValueInfo *input;  // the activations
+  const OrtNode *sum;         // the last node
+} TwoParts;
+
+bool find_two_parts(const Node *product, TwoParts *);
+
+bool is_same(const OrtValueInfo *, const OrtValueInfo *);
+
+// Whether only these nodes read a value, which is not an output of the graph.
+bool is_read_only_by(const OrtValueInfo *, const OrtNode *const *nodes, size_t count);
+
 // Tensors of a norm that fit each other. `skip` and `bias` may be absent.
 typedef struct {
   Tensor input, skip, gain, bias;

@@ -28,7 +28,7 @@ typedef struct {
   int64_t sizes[8];
 } Value;
 
-enum { MOST_INPUTS = 16, NO_INPUT = MOST_INPUTS, MOST_FUSED = 7 };
+enum { MOST_INPUTS = 16, NO_INPUT = MOST_INPUTS, MOST_FUSED = 24 };
 
 typedef struct {
   const OrtNode *node;
