@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import onnxruntime_genai as og
@@ -257,13 +258,19 @@ def test_private_memory_of_a_real_model(real_int8: Path) -> None:
     assert report.rss_bytes < 1.2 * report.file_bytes
 
 
+@cache
+def register_with_genai() -> None:
+    """Register the library; a process can do so once."""
+    og.register_execution_provider_library(OWN_NAME, get_library_path())
+
+
 def genai_tokens(bundle: Path, prompt: list[int], count: int) -> list[int]:
     """What onnxruntime-genai generates with the provider, which ``genai_config.json`` names."""
     path = bundle / "genai_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model"]["decoder"]["session_options"]["provider_options"] = [{OWN_NAME: {}}]
     path.write_text(json.dumps(config), encoding="utf-8")
-    og.register_execution_provider_library(OWN_NAME, get_library_path())
+    register_with_genai()
     model = og.Model(str(bundle))
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=len(prompt) + count, do_sample=False)
