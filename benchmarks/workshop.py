@@ -200,7 +200,7 @@ def _model_stamp(name: str) -> str:
         source = (HERE / "prepare" / script).read_bytes()
         digest.update(source)
         for module in re.findall(rb"^(?:from|import) (\w+)", source, re.MULTILINE):
-            shared = REPOSITORY / "tests" / f"{module.decode()}.py"
+            shared = REPOSITORY / "tests" / "support" / f"{module.decode()}.py"
             digest.update(shared.read_bytes() if shared.is_file() else b"")
     digest.update(json.dumps(_environment_stamp(recipe.environment)).encode())
     digest.update(_model_stamp(recipe.source).encode())
