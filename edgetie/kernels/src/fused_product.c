@@ -120,12 +120,6 @@ static size_t find(const Node *product, const OrtNode *nodes[MOST_FUSED]) {
   return chain.count;
 }
 
-static OrtStatus *create_state(OrtNodeComputeInfo *self, void *context, void **state) {
-  (void)context;
-  *state = self;
-  return NULL;
-}
-
 static void release_state(OrtNodeComputeInfo *self, void *state) {
   FusedProduct *product = state;
   (void)self;
@@ -280,7 +274,7 @@ static OrtStatus *compile(const Node *source, const Node *fused, OrtNodeComputeI
   FusedProduct *product = calloc(1, sizeof *product);
   if (!product) return fail("edgetie: out of memory");
   *out = &product->runtime;
-  product->runtime = (OrtNodeComputeInfo){API_VERSION, create_state, compute, release_state};
+  product->runtime = (OrtNodeComputeInfo){API_VERSION, return_self, compute, release_state};
   product->kernels = select_kernels();
   if (!find_chain(source, &chain)) return fail("MatMulNBits: its nodes changed");
   product->preparation = chain.preparation;

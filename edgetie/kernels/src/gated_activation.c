@@ -65,14 +65,6 @@ static size_t find(const Node *split, const OrtNode *nodes[MOST_FUSED]) {
   return 3;
 }
 
-static OrtStatus *create_state(OrtNodeComputeInfo *self, void *context, void **state) {
-  (void)context;
-  *state = self;
-  return NULL;
-}
-
-static void release_state(OrtNodeComputeInfo *self, void *state) { (void)self, (void)state; }
-
 typedef struct {
   const GatedActivation *activation;
   const float *input;
@@ -86,7 +78,8 @@ static void compute_chunk(void *state, size_t index) {
   const size_t first = index * task->chunk, end = first + task->chunk;
   const size_t tokens = (end < task->tokens ? end : task->tokens) - first;
   a->kernels->gated_activation(task->input + 2 * first * task->size, a->gate.second_is_gate,
-                               a->gate.alpha, a->gate.cubic, task->output + first * task->size, tokens, task->size);
+                               a->gate.alpha, a->gate.cubic, task->output + first * task->size,
+                               tokens, task->size);
 }
 
 static OrtStatus *compute(OrtNodeComputeInfo *self, void *state, OrtKernelContext *context) {
@@ -116,7 +109,7 @@ static OrtStatus *compile(const Node *split, const Node *fused, OrtNodeComputeIn
   GatedActivation *activation = calloc(1, sizeof *activation);
   if (!activation) return fail("edgetie: out of memory");
   *out = &activation->runtime;
-  activation->runtime = (OrtNodeComputeInfo){API_VERSION, create_state, compute, release_state};
+  activation->runtime = (OrtNodeComputeInfo){API_VERSION, return_self, compute, keep_self};
   activation->kernels = select_kernels();
   return find_gate(split, &activation->gate) ? NULL : fail("gated activation: its nodes changed");
 }

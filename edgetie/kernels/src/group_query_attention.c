@@ -270,7 +270,8 @@ static OrtStatus *compute(const Kernel *kernel, const void *saved, OrtKernelCont
       get_output(context, PRESENT_VALUE, present_sizes, 4, (void **)&attention.present_values));
   if (!attention.batch) return NULL;
   const Parallel parallel = session_threads(context);
-  void *scratch = get_scratch(kernel->allocator, kernel->kernels->attend_bytes(&attention), &to_release);
+  void *scratch =
+      get_scratch(kernel->allocator, kernel->kernels->attend_bytes(&attention), &to_release);
   if (!scratch) return fail("GroupQueryAttention: out of memory");
   kernel->kernels->attend(&attention, scratch, &parallel);
   kernel->allocator->Free(kernel->allocator, to_release);

@@ -45,7 +45,7 @@ typedef struct {
   const char *(*GetVersionString)(void);
 } OrtApiBase;
 
-enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };                          // OrtErrorCode
+enum { ORT_INVALID_ARGUMENT = 2 };                                        // OrtErrorCode
 enum { ORT_HARDWARE_CPU = 0 };                                            // OrtHardwareDeviceType
 enum { ORT_ARENA_ALLOCATOR = 1 };                                         // OrtAllocatorType
 enum { ORT_DEFAULT_MEMORY = 0 };                                          // OrtMemType
@@ -54,7 +54,6 @@ enum {                                                                    // ele
   ELEMENT_FLOAT = 1,
   ELEMENT_UINT8 = 2,
   ELEMENT_INT8 = 3,
-  ELEMENT_INT32 = 6,
   ELEMENT_INT64 = 7
 };
 
@@ -151,10 +150,6 @@ ORT_FUNCTION(26, OrtStatus *, KernelDefBuilder_SetExecutionProvider, OrtKernelDe
              const char *)
 ORT_FUNCTION(29, OrtStatus *, KernelDefBuilder_AddTypeConstraint, OrtKernelDefBuilder *,
              const char *parameter, const OrtDataType *const *types, size_t count)
-ORT_FUNCTION(30, OrtStatus *, KernelDefBuilder_AddInputOutputAliases, OrtKernelDefBuilder *,
-             const int *inputs, const int *outputs, size_t count)
-ORT_FUNCTION(31, OrtStatus *, KernelDefBuilder_AddInputOutputMutableAliases, OrtKernelDefBuilder *,
-             const int *inputs, const int *outputs, size_t count)
 ORT_FUNCTION(32, OrtStatus *, KernelDefBuilder_Build, OrtKernelDefBuilder *, OrtKernelDef **)
 ORT_FUNCTION(33, void, ReleaseKernelDef, OrtKernelDef *)
 ORT_FUNCTION(40, OrtStatus *, GetTensorDataType, int element_type, const OrtDataType **)

@@ -69,6 +69,10 @@ typedef struct {
   OrtStatus *(*compile)(const Node *node, const Node *fused, OrtNodeComputeInfo **);
 } Fusion;
 
+// The state of a run of several nodes is what was compiled, and lives as long.
+OrtStatus *return_self(OrtNodeComputeInfo *, void *context, void **state);
+void keep_self(OrtNodeComputeInfo *, void *state);
+
 extern const Operator *const operators[];  // ends with NULL
 extern const Fusion *const fusions[];      // ends with NULL
 

@@ -69,7 +69,8 @@ static OrtStatus *compute_norm(const Kernel *kernel, float epsilon, const size_t
   const Tensor *input = &norm.input;
   RETURN_IF_ERROR(get_output(context, 0, input->sizes, input->rank, (void **)&output));
   RETURN_IF_ERROR(ORT(KernelContext_GetOutputCount)(context, &outputs));
-  if (outputs > 3) RETURN_IF_ERROR(get_output(context, 3, input->sizes, input->rank, (void **)&sum));
+  if (outputs > 3)
+    RETURN_IF_ERROR(get_output(context, 3, input->sizes, input->rank, (void **)&sum));
   kernel->kernels->rms_norm(input->data, norm.skip.data, norm.skip_tokens, norm.bias.data,
                             norm.gain.data, epsilon, output, sum, norm.tokens, norm.size);
   return NULL;

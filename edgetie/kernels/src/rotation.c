@@ -80,14 +80,6 @@ static size_t find(const Node *matmul, const OrtNode *nodes[MOST_FUSED]) {
   return 3;
 }
 
-static OrtStatus *create_state(OrtNodeComputeInfo *self, void *context, void **state) {
-  (void)context;
-  *state = self;
-  return NULL;
-}
-
-static void release_state(OrtNodeComputeInfo *self, void *state) { (void)self, (void)state; }
-
 static OrtStatus *compute(OrtNodeComputeInfo *self, void *state, OrtKernelContext *context) {
   const BlockRotation *rotation = state;
   Tensor input;
@@ -106,7 +98,7 @@ static OrtStatus *compile(const Node *matmul, const Node *fused, OrtNodeComputeI
   BlockRotation *rotation = calloc(1, sizeof *rotation);
   if (!rotation) return fail("edgetie: out of memory");
   *out = &rotation->runtime;
-  rotation->runtime = (OrtNodeComputeInfo){API_VERSION, create_state, compute, release_state};
+  rotation->runtime = (OrtNodeComputeInfo){API_VERSION, return_self, compute, keep_self};
   rotation->kernels = select_kernels();
   rotation->size = hadamard_size(matmul, &rotation->scale);
   return rotation->size ? NULL : fail("rotation: its matrix changed");
