@@ -54,6 +54,7 @@ INLINE void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
 INLINE Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 INLINE Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }
 INLINE Ints zero_ints(void) { return _mm256_setzero_si256(); }
+INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 INLINE Ints shift_left_8(Ints v) { return _mm256_slli_epi32(v, 8); }
 INLINE void store_ints(int32_t *p, Ints v) { _mm256_storeu_si256((__m256i *)p, v); }
 INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
@@ -129,13 +130,15 @@ INLINE TileWeights load_tile_weights(const uint8_t *p) {
   __builtin_memcpy(&four, p, 4);
   return _mm256_set1_epi32(four);
 }
-INLINE TileActivations load_tile_activations(const uint8_t *p) { return load_bytes(p); }
+INLINE TileActivations load_tile_activations(const uint8_t *p, size_t lanes) {
+  (void)lanes;
+  return load_bytes(p);
+}
 INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations, int row) {
   (void)row;
   return dot(sums, weights, activations);
 }
 #else
-INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
   const Ints mask = _mm256_set1_epi16(255);
   return _mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(weights, mask), even),

@@ -48,6 +48,7 @@ INLINE void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
 INLINE Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 INLINE Ints to_ints(Floats v) { return _mm512_cvtps_epi32(v); }
 INLINE Ints zero_ints(void) { return _mm512_setzero_si512(); }
+INLINE Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 INLINE Ints shift_left_8(Ints v) { return _mm512_slli_epi32(v, 8); }
 INLINE void store_ints(int32_t *p, Ints v) { _mm512_storeu_si512(p, v); }
 INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
@@ -112,7 +113,10 @@ INLINE TileWeights load_tile_weights(const uint8_t *p) {
   __builtin_memcpy(&four, p, 4);
   return _mm512_set1_epi32(four);
 }
-INLINE TileActivations load_tile_activations(const uint8_t *p) { return load_bytes(p); }
+INLINE TileActivations load_tile_activations(const uint8_t *p, size_t lanes) {
+  (void)lanes;
+  return load_bytes(p);
+}
 INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations, int row) {
   (void)row;
   return dot(sums, weights, activations);

@@ -57,6 +57,7 @@ INLINE void store_sums(float *p, Floats a, Floats b, Floats c, Floats d) {
 INLINE Floats to_floats(Ints v) { return vcvtq_f32_s32(v); }
 INLINE Ints to_ints(Floats v) { return vcvtnq_s32_f32(v); }
 INLINE Ints zero_ints(void) { return vdupq_n_s32(0); }
+INLINE Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
 INLINE Ints shift_left_8(Ints v) { return vshlq_n_s32(v, 8); }
 INLINE void store_ints(int32_t *p, Ints v) { vst1q_s32(p, v); }
 INLINE uint32_t load_4(const uint8_t *p, size_t n) {
@@ -159,7 +160,6 @@ INLINE Sums dot(Sums sums, Bytes weights, Bytes activations) {
 
 enum { WEIGHT_OFFSET = 0 };
 INLINE Bytes weight_bytes(Bytes v) { return v; }
-INLINE Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
 INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
   Sums sums;
   EACH_VECTOR {
@@ -184,7 +184,8 @@ enum { TILE_COLUMNS = 8, TILE_GROUP = 8, TILE_BYTES = 16 };
 typedef uint8x16_t TileWeights;
 typedef int8x16x2_t TileActivations;
 INLINE TileWeights load_tile_weights(const uint8_t *p) { return vld1q_u8(p); }
-INLINE TileActivations load_tile_activations(const uint8_t *p) {
+INLINE TileActivations load_tile_activations(const uint8_t *p, size_t lanes) {
+  (void)lanes;
   const TileActivations v = {{vld1q_s8((const int8_t *)p), vld1q_s8((const int8_t *)p + 16)}};
   return v;
 }
@@ -205,9 +206,9 @@ enum { TILE_COLUMNS = 16, TILE_GROUP = 4, TILE_BYTES = 16 };
 typedef int8x16_t TileWeights;
 typedef int8x16x4_t TileActivations;
 INLINE TileWeights load_tile_weights(const uint8_t *p) { return vld1q_s8((const int8_t *)p); }
-INLINE TileActivations load_tile_activations(const uint8_t *p) {
+INLINE TileActivations load_tile_activations(const uint8_t *p, size_t lanes) {
   TileActivations v;
-  EACH_VECTOR v.val[i] = vld1q_s8((const int8_t *)p + 32 * i);
+  EACH_VECTOR v.val[i] = vld1q_s8((const int8_t *)p + TILE_GROUP * lanes * (size_t)i);
   return v;
 }
 INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations, int row) {
