@@ -25,9 +25,6 @@ typedef struct {
   int bits;  // 8 or 4
 } QuantizedMatrix;
 
-// How many tokens a product takes one by one, reading the weights once for all of them.
-enum { FEW_TOKENS = 8 };
-
 enum { MOST_HEAD_SIZE = 512 };
 
 // Attention of `tokens` queries of each batch item over a cache, to which their keys and values

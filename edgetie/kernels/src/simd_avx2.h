@@ -145,5 +145,12 @@ INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
                           _mm256_madd_epi16(_mm256_srli_epi16(weights, 8), odd));
 }
 #endif
+// How many tokens are multiplied faster without tiles.
+#if HAS_DOT
+enum { FEW_TOKENS_8_BITS = 5, FEW_TOKENS_4_BITS = 8 };
+#else
+enum { FEW_TOKENS_8_BITS = 64, FEW_TOKENS_4_BITS = INT_MAX };
+#endif
+
 enum { TILE_ROWS = 6 };
 #define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)

@@ -121,5 +121,8 @@ INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations
   (void)row;
   return dot(sums, weights, activations);
 }
+// How many tokens are multiplied faster without tiles.
+enum { FEW_TOKENS_8_BITS = 8, FEW_TOKENS_4_BITS = 8 };
+
 enum { TILE_ROWS = 12 };
 #define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)

@@ -221,6 +221,9 @@ INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations
 
 #endif
 
+// How many tokens are multiplied faster without tiles.
+enum { FEW_TOKENS_8_BITS = 8, FEW_TOKENS_4_BITS = 8 };
+
 enum { TILE_ROWS = 8 };
 #define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #define EACH_TILE_PAIR(X) X(0, 1) X(2, 3) X(4, 5) X(6, 7)

@@ -9,6 +9,7 @@ typedef __m128i Bytes;
 
 INLINE Floats load(const float *p) { return _mm_loadu_ps(p); }
 INLINE Floats load_part(const float *p, size_t n) {
+  if (n == 4) return load(p);
   float values[4] = {0};
   __builtin_memcpy(values, p, n * sizeof *p);
   return load(values);
@@ -52,14 +53,18 @@ INLINE Floats to_floats(Ints v) { return _mm_cvtepi32_ps(v); }
 INLINE Ints to_ints(Floats v) { return _mm_cvtps_epi32(v); }
 INLINE void store_ints(int32_t *p, Ints v) { _mm_storeu_si128((__m128i *)p, v); }
 INLINE Floats bytes_to_floats(const uint8_t *p, size_t n) {
-  float values[4] = {0};
-  for (size_t i = 0; i < n; i++) values[i] = p[i];
-  return load(values);
+  int32_t four = 0;
+  if (n == 4)
+    __builtin_memcpy(&four, p, 4);
+  else
+    for (size_t i = 0; i < n; i++) four |= p[i] << 8 * i;
+  const Ints words = _mm_unpacklo_epi8(_mm_cvtsi32_si128(four), _mm_setzero_si128());
+  return _mm_cvtepi32_ps(_mm_unpacklo_epi16(words, _mm_setzero_si128()));
 }
 INLINE Floats nibbles_to_floats(const uint8_t *p, size_t n) {
-  float values[4] = {0};
-  for (size_t i = 0; i < n; i++) values[i] = i % 2 ? p[i / 2] >> 4 : p[i / 2] & 15;
-  return load(values);
+  uint8_t values[4] = {p[0] & 15, p[0] >> 4};
+  if (n > 2) values[2] = p[1] & 15, values[3] = p[1] >> 4;
+  return bytes_to_floats(values, 4);
 }
 
 INLINE Floats signed_to_floats(const int8_t *p, size_t n) {
@@ -100,5 +105,8 @@ INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
   return _mm_add_epi32(_mm_madd_epi16(_mm_and_si128(weights, mask), even),
                        _mm_madd_epi16(_mm_srli_epi16(weights, 8), odd));
 }
+// How many tokens are multiplied faster without tiles.
+enum { FEW_TOKENS_8_BITS = INT_MAX, FEW_TOKENS_4_BITS = INT_MAX };
+
 enum { TILE_ROWS = 6 };
 #define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
