@@ -123,6 +123,13 @@ threads_option = click.option(
 )  # fmt: skip
 
 
+max_distance_option = click.option(
+    "--max-distance", type=Number(0, 0.1), default=0.0,
+    help="Also merge copies that differ by at most this share of the table (Frobenius norm). "
+    "0.01 is 1 %. By default such copies are only reported.",
+)  # fmt: skip
+
+
 def limit_options(function: F) -> F:
     """Add ``--max-kl``, ``--min-top1`` and ``--max-perplexity-increase``."""
     return _add(

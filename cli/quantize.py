@@ -8,7 +8,7 @@ import click
 
 from edgetie.targets import BLOCK_SIZES, CALIBRATORS, SCHEMES, TARGETS
 
-from .common import limit_options, output_options, print_json, require_drawable
+from .common import limit_options, max_distance_option, output_options, print_json, require_drawable
 
 
 @click.command(
@@ -62,6 +62,12 @@ Examples:
 )
 @click.option("--int8-kv-cache", is_flag=True, help="Store the KV cache in int8 too.")
 @limit_options
+@click.option(
+    "--require-tied-int8",
+    is_flag=True,
+    help="Fail if a tied weight stays in floating point, or a use of it needs it dequantized.",
+)
+@max_distance_option
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -124,6 +130,12 @@ def command(
                 "unique_parameters": report.manifest.unique_parameters,
                 "ties": [group.to_dict() for group in report.manifest.ties],
                 "quantization": report.manifest.quantization,
+                "float_weights": list(report.float_weights),
+                "dequantized": report.dequantized,
+                "near": [asdict(copy) for copy in report.near],
+                "merged_near": list(report.merged_near),
+                "float_bytes": report.float_bytes,
+                "float_share": report.float_share,
                 "costs": [cost.to_dict() for cost in report.costs],
                 "seconds": report.seconds,
             }

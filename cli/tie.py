@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from .common import Number, output_options, print_json
+from .common import max_distance_option, output_options, print_json
 
 
 @click.command(
@@ -20,11 +20,7 @@ Examples:
     help="The .onnx file to write. Its weights go to a file of that name with .data added. For "
     "several files: a directory, where they share one data file.",
 )  # fmt: skip
-@click.option(
-    "--max-distance", type=Number(0, 0.1), default=0.0,
-    help="Also merge copies that differ by at most this share of the table (Frobenius norm). "
-    "0.01 is 1 %. By default such copies are only reported.",
-)  # fmt: skip
+@max_distance_option
 @click.option("--force", is_flag=True, help="Replace existing files, but never a directory.")
 @output_options
 def command(

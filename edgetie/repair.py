@@ -15,13 +15,14 @@ from edgetie.bundle.atomic import atomic_directory, atomic_files
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import Manifest
 from edgetie.bundle.names import DATA, MANIFEST
-from edgetie.errors import BundleError, EdgetieError, TieError
+from edgetie.errors import BundleError, TieError
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.external_data import external_data_files
 from edgetie.graph.matching import operator
 from edgetie.graph.model_files import load_model, write_models
 from edgetie.harness.ties.equivalence import Equivalence, compare_files
 from edgetie.passes.base import run_passes
+from edgetie.passes.lift_weights import LiftWeights
 from edgetie.passes.merge_duplicates import (
     MergeDuplicates,
     can_read_transposed,
@@ -30,9 +31,9 @@ from edgetie.passes.merge_duplicates import (
     read_transposed,
 )
 from edgetie.passes.merge_near_duplicates import (
-    MAX_DISTANCE,
     MergeNearDuplicates,
     NearCopy,
+    check_max_distance,
     near_copies,
 )
 from edgetie.passes.tied_head_gemm import TiedHeadGemm
@@ -105,9 +106,7 @@ def tie_model(
         TieError: if a new file's outputs differ from the old one's.
     """
     stages, target = progress or Stages(), Path(output)
-    if not 0 <= max_distance <= MAX_DISTANCE:
-        message = f"must be a share of 0 to {MAX_DISTANCE:g}"
-        raise EdgetieError(message, parameter="max_distance", value=max_distance)
+    check_max_distance(max_distance)
     stages.stage("read")
     several = not isinstance(sources, (str, os.PathLike)) and len(sources) > 1
     if several and force:
@@ -208,11 +207,10 @@ class _Model:
         self.graph = load_model(path)
         self.vocabulary = _vocabulary(self.graph)
         self.skipped: list[str] = []
-        common.LiftConstantsToInitializersPass(lift_all_constants=False)(self.graph)
-        exact = MergeDuplicates()
-        run_passes(self.graph, [], [exact])
+        lift, exact = LiftWeights(), MergeDuplicates()
+        run_passes(self.graph, [], [lift, exact])
         copies = near_copies(self.graph)
-        near = [c for c in copies if max_distance and c.distance <= max_distance]
+        near = [c for c in copies if c.distance <= max_distance]
         nearest = MergeNearDuplicates(near)
         run_passes(self.graph, [], [nearest])
         self.fuse_heads()
@@ -222,7 +220,7 @@ class _Model:
         self.shared = {label(copy.name): label(old.name) for copy, old in exact.aliases.items()}
         self.near = [replace(c, name=label(c.name), table=label(c.table)) for c in copies]
         self.merged_near = [label(name) for name in nearest.merged]
-        self.skipped += map(label, exact.skipped)
+        self.skipped += map(label, [*lift.skipped, *exact.skipped])
 
     def label(self, name: object) -> str:
         """Return a name or description as the report gives it."""

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING
 from edgetie.report.tables import plain_console
 
 from .export import ties_table
+from .repair import print_near
 
 if TYPE_CHECKING:
     from edgetie.quantize.quantizer import QuantizeReport
 
 
 def print_quantize(report: QuantizeReport) -> None:
-    """Print ties, sizes, block sizes and the weights that stayed in floating point."""
+    """Print what stayed in floating point, ties, sizes and block sizes."""
     console = plain_console()
+    console.print(
+        f"quantized    all but {report.float_share:.1%} of the weights' bytes; "
+        f"{report.float_bytes / 1e6:,.1f} MB stayed in floating point"
+    )
     manifest = report.manifest
     entries = manifest.quantization
     if manifest.ties:
@@ -50,6 +55,10 @@ def print_quantize(report: QuantizeReport) -> None:
         )
     for text in report.float_weights:
         console.print(f"kept fp32    {text}", style="yellow")
+    for copy in report.near:
+        print_near(console, copy, merged=copy.name in report.merged_near)
+    for name, users in report.dequantized.items():
+        console.print(f"dequantized  {name}: as a whole in each run, for {users}", style="yellow")
     if entries["finer"]:
         weights = _first_names(entries["finer"])
         console.print(f"finer        {len(entries['finer'])} weights ({weights})")

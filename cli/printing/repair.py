@@ -11,6 +11,7 @@ from .export import ties_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgetie.passes.merge_near_duplicates import NearCopy
     from edgetie.repair import RepairReport
 
 _SHOWN = 8  # lines of each kind
@@ -25,11 +26,7 @@ def print_repair(report: RepairReport) -> None:
     shared = [f"shared       {a} has the bytes of {b}" for a, b in report.shared.items()]
     _print_some(console, shared)
     for copy in report.near:
-        merged = copy.name in report.merged_near
-        note = "merged" if merged else "not merged; --max-distance merges it"
-        transposed = " transposed" if copy.transposed else ""
-        relation = f"{copy.name} is {copy.table}{transposed} but for {copy.distance:.2%}"
-        console.print(f"near         {relation} ({note})", markup=False)
+        print_near(console, copy, merged=copy.name in report.merged_near)
     for text in report.skipped:
         console.print(f"left alone   {text}")
     if not (report.merged or report.shared or report.merged_near):
@@ -48,6 +45,12 @@ def print_repair(report: RepairReport) -> None:
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
     console.print(f"file         {report.path}")
+
+
+def print_near(console: Console, copy: NearCopy, *, merged: bool) -> None:
+    """Print how near a copy is to a table, and whether it was merged."""
+    note = "merged" if merged else "not merged; --max-distance merges it"
+    console.print(f"near         {copy.describe()} ({note})", markup=False)
 
 
 def _print_some(console: Console, lines: list[str]) -> None:

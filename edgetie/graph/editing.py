@@ -18,6 +18,15 @@ def replace(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let every user of ``old`` read ``new``, which is the same value computed in another way and
+    takes its name.
+    """
+    name = old.name
+    replace(old, new)
+    old.name, new.name = f"{name}.before", name
+
+
 def insert(before: ir.Node, *nodes: ir.Node) -> None:
     """Insert nodes before another one, in its graph. The graph names their unnamed values."""
     assert before.graph is not None

@@ -73,6 +73,11 @@ def attribute_ints(node: ir.Node, name: str) -> list[int] | None:
     return None if attribute is None else [int(i) for i in attribute.as_ints()]
 
 
+def rank(value: ir.Value) -> int:
+    """Return the number of axes, 0 if it is unknown."""
+    return len(value.shape) if value.shape is not None else 0
+
+
 def last_dimension(value: ir.Value) -> int | None:
     """Return the size of the last axis if it is known."""
     if value.shape is None or len(value.shape) == 0:

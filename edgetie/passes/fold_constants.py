@@ -4,12 +4,11 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from edgetie.graph.constant_values import is_deterministic
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.editing import initializer, replace
 from edgetie.graph.evaluation import evaluate
 from edgetie.passes.base import GraphPass
-
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
 
 
 class FoldConstants(GraphPass):
@@ -22,7 +21,11 @@ class FoldConstants(GraphPass):
     def rewrite(self, model: ir.Model) -> None:
         folded: dict[ir.Value, None] = {}  # in graph order: the same bundle at every call
         for node in model.graph:
-            if _is_deterministic(node) and all(_is_small(value, folded) for value in node.inputs):
+            if (
+                node.inputs
+                and is_deterministic(node)
+                and all(_is_small(value, folded) for value in node.inputs)
+            ):
                 folded.update(dict.fromkeys(node.outputs))
         results = [
             value
@@ -36,19 +39,6 @@ class FoldConstants(GraphPass):
         for value, array in zip(results, arrays, strict=True):
             replace(value, initializer(model.graph, f"{value.name}.folded", array))
             self.changed += 1
-
-
-def _is_deterministic(node: ir.Node) -> bool:
-    """Whether a node reads nothing but its inputs and draws no random numbers."""
-    return (
-        node.domain == ""
-        and bool(node.inputs)
-        and node.op_type not in _RANDOM
-        and not any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        )
-    )
 
 
 def _is_small(value: ir.Value | None, folded: Mapping[ir.Value, None]) -> bool:

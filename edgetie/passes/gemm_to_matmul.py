@@ -5,21 +5,29 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import initializer, insert, replace
+from edgetie.graph.editing import initializer, insert, replace, take_over
 from edgetie.graph.matching import (
     attribute_ints,
+    constant,
     last_dimension,
     only_user,
     operator,
     producer,
+    rank,
     same_shape,
     weight,
 )
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
+
+_LARGEST_BIAS = 1 << 20  # elements
 
 
 class GemmToMatMul(GraphPass):
-    """Rewrites Gemm, and MatMul over a transposed weight, into MatMul over ``W[in, out]``.
+    """Rewrites Gemm, FusedMatMul, and MatMul over a transposed weight, into MatMul over
+    ``W[in, out]``.
+
+    Factors other than 1 (``alpha``, ``beta``) multiply the product and the bias.
 
     The weight becomes a lazy tensor: its bytes are transposed when the file is written. A tied
     weight keeps its Transpose, for the pass ``tied_head_gemm``.
@@ -28,41 +36,12 @@ class GemmToMatMul(GraphPass):
     def rewrite(self, model: ir.Model) -> None:
         for graph in model.graphs():
             for node in list(graph):
-                if operator(node) == "Gemm":
-                    self._rewrite_gemm(node)
+                if operator(node) in ("Gemm", "FusedMatMul"):
+                    self.changed += gemm_to_matmul(model.graph, node)
         common.RemoveUnusedNodesPass()(model)  # a replaced Gemm would still use its weight
         for node in list(model.graph):
             if operator(node) == "Transpose":
                 self._transpose_weight(model.graph, node)
-
-    def _rewrite_gemm(self, node: ir.Node) -> None:
-        """Rewrite ``Reshape(Gemm(Reshape(x), W, b))`` into ``MatMul(x, W) + b``."""
-        attributes = node.attributes
-        if attributes.get_int("transA", 0) or any(
-            attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")
-        ):
-            return
-        x, matrix = node.inputs[:2]
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        assert x is not None
-        result = node.outputs[0]
-        restore, flatten = only_user(result, "Reshape"), producer(x, "Reshape")
-        if restore is not None and flatten is not None and _is_vector(bias):
-            source = flatten.inputs[0]
-            assert source is not None
-            same_width = last_dimension(source) == last_dimension(x)
-            if same_width and same_shape(source, restore.outputs[0], end=-1):
-                x, result = source, restore.outputs[0]
-        tape = ir.tape.Tape()
-        if attributes.get_int("transB", 0):
-            matrix = tape.op("Transpose", [matrix], {"perm": [1, 0]})
-        output = tape.op("MatMul", [x, matrix], name=node.name)
-        if bias is not None:
-            output.shape, output.type = result.shape, result.type
-            output = tape.op("Add", [output, bias])
-        insert(node, *tape.nodes)
-        replace(result, output)
-        self.changed += 1
 
     def _transpose_weight(self, graph: ir.Graph, node: ir.Node) -> None:
         source = node.inputs[0]
@@ -89,6 +68,62 @@ class GemmToMatMul(GraphPass):
             name += ".transposed"
         replace(node.outputs[0], initializer(graph, name, transposed))
         self.changed += 1
+
+
+def gemm_to_matmul(graph: ir.Graph, node: ir.Node) -> bool:
+    """Rewrite ``Reshape(Gemm(Reshape(x), W, b))`` into ``MatMul(x, W) + b``, and FusedMatMul.
+
+    Args:
+        graph: the main graph, which gets the constants.
+        node: a Gemm or FusedMatMul.
+
+    Returns:
+        Whether it was rewritten: a transposed input may have axes of unknown number.
+    """
+    attributes, nodes = node.attributes, Nodes(graph)
+    inputs = list(node.inputs[:2])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    x, result = inputs[0], node.outputs[0]
+    assert x is not None
+    restore, flatten = only_user(result, "Reshape"), producer(x, "Reshape")
+    is_plain = operator(node) == "Gemm" and not attributes.get_int("transA", 0)
+    if is_plain and restore is not None and flatten is not None and _is_vector(bias):
+        source = flatten.inputs[0]
+        assert source is not None
+        same_width = last_dimension(source) == last_dimension(x)
+        if same_width and same_shape(source, restore.outputs[0], end=-1):
+            inputs[0], result = source, restore.outputs[0]
+    if any(attributes.get_int(name, 0) for name in ("transBatchA", "transBatchB")):
+        return False
+    for index, name in enumerate(("transA", "transB")):
+        value = inputs[index]
+        assert value is not None
+        if attributes.get_int(name, 0):
+            axes = 2 if operator(node) == "Gemm" else rank(value)
+            if axes < 2:
+                return False
+            inputs[index] = nodes.transpose(value, axes)
+    output = nodes("MatMul", *inputs)
+    nodes.nodes[-1].name = node.name
+    output.shape, output.type = result.shape, result.type
+    output = _scale(nodes, output, attributes.get_float("alpha", 1.0))
+    if bias is not None:
+        output = nodes("Add", output, _scale(nodes, bias, attributes.get_float("beta", 1.0)))
+    insert(node, *nodes.nodes)
+    take_over(result, output)
+    return True
+
+
+def _scale(nodes: Nodes, value: ir.Value, factor: float) -> ir.Value:
+    """Multiply a value, a constant one at once."""
+    if factor == 1.0:
+        return value
+    array, dtype = constant(value, _LARGEST_BIAS), value.dtype or ir.DataType.FLOAT
+    if array is not None:
+        return nodes.constant(f"{value.name}.times.{factor:g}", array * factor, array.dtype)
+    product = nodes("Mul", value, nodes.number(factor, dtype))
+    product.shape, product.type = value.shape, value.type
+    return product
 
 
 def _is_vector(bias: ir.Value | None) -> bool:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from edgetie.graph.editing import initializer, insert
 from edgetie.graph.external_data import byte_range
-from edgetie.graph.matching import operator
+from edgetie.graph.matching import operator, same_shape
 from edgetie.passes.base import GraphPass
 from edgetie.ties.equal_weights import equal_groups
 from edgetie.ties.groups import all_initializers
@@ -23,14 +23,18 @@ class MergeDuplicates(GraphPass):
     Transpose, or through Gemm's own attribute. A copy in another shape stays a separate entry: ONNX
     Runtime would fold a Reshape of the table into a copy when a session starts.
 
+    Args:
+        reshape: merge copies in another shape too, which are then read through a Reshape.
+
     Attributes:
         merged: the names of removed initializers, each with the name of the one that replaced it.
         aliases: initializers that equal another one in another shape, each with that other. A
             writer lets them share its byte range.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, reshape: bool = False) -> None:
         super().__init__()
+        self.reshape = reshape
         self.merged: dict[str, str] = {}
         self.aliases: dict[ir.Value, ir.Value] = {}
 
@@ -44,7 +48,7 @@ class MergeDuplicates(GraphPass):
                     self.skipped.append(f"{copy.value.name}: is {others}, and an input or output")
             if len(group) < 2:
                 continue
-            original = next((copy for copy in group if _is_embedding(copy.value)), group[0])
+            original = min(group, key=lambda copy: _preference(copy.value))
             move_to_main_graph(model, original.value)
             for copy in group:
                 if copy is not original:
@@ -52,33 +56,44 @@ class MergeDuplicates(GraphPass):
                     self._merge(original.value, copy.value, transposed)
 
     def _merge_entries(self, model: ir.Model) -> None:
-        """Merge entries over the same bytes that have the same shape."""
+        """Merge entries over the same bytes that have the same shape, or all of one type."""
         first: dict[Hashable, ir.Value] = {}
         for value in all_initializers(model):
             source, tensor = byte_range(value), value.const_value
             if source is None or tensor is None or is_input_or_output(value, model):
                 continue
-            key = (source, tensor.dtype, tuple(tensor.shape.numpy()))
+            key = (source, tensor.dtype, None if self.reshape else tuple(tensor.shape.numpy()))
             original = first.setdefault(key, value)
             if original is not value:
                 move_to_main_graph(model, original)
                 self._merge(original, value, transposed=False)
 
     def _merge(self, original: ir.Value, copy: ir.Value, transposed: bool) -> None:
-        shapes = [tuple(v.shape.numpy()) if v.shape is not None else () for v in (original, copy)]
-        if not transposed and shapes[0] != shapes[1]:
-            self.aliases[copy] = original
-        elif transposed and not can_read_transposed(copy, original):
+        if transposed and not can_read_transposed(copy, original):
             self.skipped.append(f"{copy.name}: is {original.name} transposed and in another shape")
             return
+        has_other_shape = not transposed and not same_shape(copy, original)
+        if has_other_shape and not self.reshape:
+            self.aliases[copy] = original
         else:
             if transposed:
                 redirect_to_transpose(copy, original)
+            elif has_other_shape:
+                _redirect_to_reshape(copy, original)
             else:
                 ir.convenience.replace_all_uses_with(copy, original)
             _remove(copy)
             self.merged[str(copy.name)] = str(original.name)
         self.changed += 1
+
+
+def _preference(value: ir.Value) -> tuple[bool, bool]:
+    """Order what may stay: embedding tables first, then other matrices."""
+    return not _is_embedding(value), not _is_matrix(value)
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) == 2
 
 
 def _is_embedding(value: ir.Value) -> bool:
@@ -104,10 +119,14 @@ def is_input_or_output(value: ir.Value, model: ir.Model) -> bool:
     return value.is_graph_output() or overridable
 
 
+def _graph_of(value: ir.Value) -> ir.Graph:
+    assert isinstance(value.graph, ir.Graph)
+    return value.graph
+
+
 def _remove(value: ir.Value) -> None:
     """Remove an initializer from its graph."""
-    graph = value.graph
-    assert isinstance(graph, ir.Graph)
+    graph = _graph_of(value)
     graph.initializers.pop(str(value.name))
     if value.is_graph_input():
         graph.inputs.remove(value)
@@ -128,7 +147,7 @@ def move_to_main_graph(model: ir.Model, value: ir.Value) -> None:
 
 def can_read_transposed(copy: ir.Value, original: ir.Value) -> bool:
     """Whether ``copy`` is a matrix and ``original`` has the shape of its transpose."""
-    if copy.shape is None or original.shape is None or len(copy.shape) != 2:
+    if copy.shape is None or original.shape is None or not _is_matrix(copy):
         return False
     return tuple(copy.shape.numpy()) == tuple(original.shape.numpy())[::-1]
 
@@ -159,5 +178,17 @@ def redirect_to_transpose(copy: ir.Value, original: ir.Value) -> None:
         transpose = ir.node("Transpose", [original], {"perm": [1, 0]})
         insert(node, transpose)
         output = transpose.outputs[0]
+        output.shape, output.type = copy.shape, original.type
+        node.replace_input_with(index, output)
+
+
+def _redirect_to_reshape(copy: ir.Value, original: ir.Value) -> None:
+    """Let the users of ``copy`` read ``original`` in its shape."""
+    assert copy.shape is not None
+    shape = initializer(_graph_of(original), f"{copy.name}.shape", copy.shape.numpy())
+    for node, index in list(copy.uses()):
+        reshape = ir.node("Reshape", [original, shape])
+        insert(node, reshape)
+        output = reshape.outputs[0]
         output.shape, output.type = copy.shape, original.type
         node.replace_input_with(index, output)

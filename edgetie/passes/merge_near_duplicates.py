@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.errors import EdgetieError
 from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.graph.editing import insert
 from edgetie.graph.matching import operator, weight
 from edgetie.passes.base import GraphPass
 from edgetie.passes.merge_duplicates import is_input_or_output, redirect_to_transpose
@@ -16,6 +18,12 @@ Array = np.ndarray[Any, Any]
 
 MAX_DISTANCE = 0.1
 """Relative distance from which on two matrices are unrelated."""
+_ROUNDINGS = (
+    (ir.DataType.FLOAT16.numpy(), 2**-10, 2**-24),
+    (ir.DataType.BFLOAT16.numpy(), 2**-7, 0.0),
+)
+"""Types of 16 bits, their relative precision, and their smallest number."""
+
 _SAMPLED_ROWS = 256  # compared first
 _ROWS_AT_ONCE = 4096
 
@@ -29,28 +37,36 @@ class NearCopy:
         table: the embedding table.
         distance: Frobenius norm of the difference over that of the table.
         transposed: whether it is close to the table's transpose.
+        rounding: the type of 16 bits that one of both was rounded to, if that is the difference.
     """
 
     name: str
     table: str
     distance: float
     transposed: bool
+    rounding: str | None = None
+
+    def describe(self) -> str:
+        """Describe what it is a copy of."""
+        transposed = " transposed" if self.transposed else ""
+        rounded = f" rounded to {self.rounding}" if self.rounding else ""
+        return f"{self.name} is {self.table}{transposed}{rounded} but for {self.distance:.2%}"
 
 
 @dataclass(frozen=True)
 class _FloatMatrix:
-    """A float matrix in a graph: an initializer, or the output of a DequantizeLinear of one."""
+    """A float matrix in a graph: an initializer, or what Cast or DequantizeLinear makes of one.
 
+    A Cast has the initializer's name.
+    """
+
+    name: str
     value: ir.Value
     tensor: ir.TensorProtocol
     dtype: ir.DataType
     scale: Array
     zero_point: Array
     axis: int = 0
-
-    @property
-    def name(self) -> str:
-        return str(self.value.name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,13 +92,15 @@ def near_copies(model: ir.Model) -> list[NearCopy]:
     several tables is a copy of the nearest one. Graph inputs and outputs are left out.
     """
     candidates = [m for m in _float_matrices(model) if not is_input_or_output(m.value, model)]
-    tables = {m.value: m for m in candidates if _is_table(m)}
-    nearest: list[NearCopy] = []
+    tables = [matrix for matrix in candidates if _is_table(matrix)]
+    stored = {id(table.tensor) for table in tables}
+    nearest: dict[str, NearCopy] = {}
     for other in candidates:
-        if other.value not in tables:
-            copies = [_compare(t, other) for t in tables.values() if t.dtype == other.dtype]
-            nearest += sorted(filter(None, copies), key=lambda copy: copy.distance)[:1]
-    return nearest
+        if id(other.tensor) not in stored and other.name not in nearest:
+            copies = filter(None, (_compare(table, other) for table in tables))
+            for copy in sorted(copies, key=lambda copy: copy.distance)[:1]:
+                nearest[other.name] = copy
+    return list(nearest.values())
 
 
 def _is_table(matrix: _FloatMatrix) -> bool:
@@ -101,7 +119,33 @@ def _compare(table: _FloatMatrix, other: _FloatMatrix) -> NearCopy | None:
             chunks = np.split(np.arange(rows), range(_ROWS_AT_ONCE, rows, _ROWS_AT_ONCE))
             distance = _distance(table, other, transposed, chunks)
             if distance < MAX_DISTANCE:
-                return NearCopy(other.name, table.name, distance, transposed)
+                rounding = _rounding(table, other, transposed, chunks)
+                return NearCopy(other.name, table.name, distance, transposed, rounding)
+    return None
+
+
+def _rows(
+    table: _FloatMatrix, other: _FloatMatrix, transposed: bool, chunks: list[Array]
+) -> Iterator[tuple[Array, Array]]:
+    """Yield the rows in ``chunks`` of a table and its copy."""
+    for rows in chunks:
+        yield table.read(rows, 0), other.read(rows, 1).T if transposed else other.read(rows, 0)
+
+
+def _rounding(
+    table: _FloatMatrix, other: _FloatMatrix, transposed: bool, chunks: list[Array]
+) -> str | None:
+    """Return the type that one of two matrices was rounded to, perhaps towards zero."""
+    for dtype, step, smallest in _ROUNDINGS:
+        is_rounded = [True, True]
+        for pair in _rows(table, other, transposed, chunks):
+            limit = step * np.abs(pair[0]) + smallest
+            close = bool((np.abs(pair[1] - pair[0]) <= limit).all())
+            for index, array in enumerate(pair):
+                same = np.array_equal(array.astype(dtype).astype(np.float32), array)
+                is_rounded[index] = is_rounded[index] and close and same
+        if any(is_rounded):
+            return str(dtype.name)
     return None
 
 
@@ -110,12 +154,21 @@ def _distance(
 ) -> float:
     """Compute the relative distance over the rows in ``chunks``."""
     difference = norm = 0.0
-    for rows in chunks:
-        expected = table.read(rows, 0)
-        actual = other.read(rows, 1).T if transposed else other.read(rows, 0)
+    for expected, actual in _rows(table, other, transposed, chunks):
         difference += float(np.linalg.norm(actual - expected)) ** 2
         norm += float(np.linalg.norm(expected)) ** 2
     return float(np.sqrt(difference / (norm or 1.0)))
+
+
+def check_max_distance(max_distance: float) -> None:
+    """Refuse a distance that is out of range.
+
+    Raises:
+        EdgetieError: naming the range.
+    """
+    if not 0 <= max_distance <= MAX_DISTANCE:
+        message = f"must be a share of 0 to {MAX_DISTANCE:g}"
+        raise EdgetieError(message, parameter="max_distance", value=max_distance)
 
 
 class MergeNearDuplicates(GraphPass):
@@ -134,17 +187,30 @@ class MergeNearDuplicates(GraphPass):
         self.merged: list[str] = []
 
     def rewrite(self, model: ir.Model) -> None:
-        by_name = {matrix.name: matrix.value for matrix in _float_matrices(model)}
+        matrices = list(_float_matrices(model))
         for copy in self.copies:
-            table, other = by_name[copy.table], by_name[copy.name]
-            if copy.transposed:
-                redirect_to_transpose(other, table)
-            else:
-                ir.convenience.replace_all_uses_with(other, table)
+            table = next(each for each in matrices if each.name == copy.table and _is_table(each))
+            for other in matrices:
+                if other.name == copy.name:
+                    self._merge(table, other, copy.transposed)
             self.merged.append(copy.name)
-            self.changed += 1
+
         if self.changed:
             model.graph.sort()  # a dequantized table may come after the first user of its copy
+
+    def _merge(self, table: _FloatMatrix, other: _FloatMatrix, transposed: bool) -> None:
+        source = table.value
+        if table.dtype != other.dtype and other.value.uses():
+            user = next(iter(other.value.uses()))[0]
+            cast = ir.node("Cast", [source], {"to": int(other.dtype)})
+            insert(user, cast)
+            source = cast.outputs[0]
+            source.shape, source.type = table.value.shape, ir.TensorType(other.dtype)
+        if transposed:
+            redirect_to_transpose(other.value, source)
+        else:
+            ir.convenience.replace_all_uses_with(other.value, source)
+        self.changed += 1
 
 
 def _float_matrices(model: ir.Model) -> Iterator[_FloatMatrix]:
@@ -152,12 +218,18 @@ def _float_matrices(model: ir.Model) -> Iterator[_FloatMatrix]:
         tensor = value.const_value
         if tensor is None or tensor.size < MIN_ELEMENTS or len(tensor.shape) != 2:
             continue
+        name, nodes = str(value.name), [use for use in value.uses() if use[1] == 0]
+        # a subgraph's value is not visible in the main graph
+        nodes = [use for use in nodes if use[0].graph is model.graph]
+        casts = [node for node, _ in nodes if operator(node) == "Cast"]
         if tensor.dtype.is_floating_point():
-            yield _FloatMatrix(value, tensor, tensor.dtype, np.ones(1), np.zeros(1))
+            results = [node.outputs[0] for node in casts]
+            for each in [value, *results] if len(casts) < len(value.uses()) else results:
+                if each.dtype is not None and each.dtype.is_floating_point():
+                    yield _FloatMatrix(name, each, tensor, each.dtype, np.ones(1), np.zeros(1))
             continue
-        for node, index in value.uses():
-            # a subgraph's value is not visible in the main graph
-            if operator(node) == "DequantizeLinear" and not index and node.graph is model.graph:
+        for node, _ in nodes:
+            if operator(node) == "DequantizeLinear":
                 dequantized = _dequantized(node, tensor)
                 if dequantized is not None:
                     yield dequantized
@@ -174,4 +246,7 @@ def _dequantized(node: ir.Node, tensor: ir.TensorProtocol) -> _FloatMatrix | Non
     axis = node.attributes.get_int("axis", 1) % 2
     if scale is None or len(scale.shape) > 1 or scale.size not in (1, tensor.shape[axis]):
         return None  # scales of blocks have the layout of the quantized values
-    return _FloatMatrix(node.outputs[0], tensor, scale.dtype, scale.numpy(), zero_point, axis)
+    result = node.outputs[0]
+    return _FloatMatrix(
+        str(result.name), result, tensor, scale.dtype, scale.numpy(), zero_point, axis
+    )

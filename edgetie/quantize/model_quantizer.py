@@ -43,6 +43,9 @@ class QuantizedModels:
             is not an embedding, by the weight's name.
         embeddings: of each model, names of the quantized embeddings.
         skipped: weights that stayed in floating point, and why.
+        dequantized: quantized weights that nodes read as a whole, and the operators of these.
+        float_bytes: bytes of the weights that stayed in floating point.
+        quantized_bytes: bytes that the others had in float32.
     """
 
     models: dict[str, ir.Model]
@@ -51,6 +54,14 @@ class QuantizedModels:
     embeddings: dict[str, list[str]]
     block_sizes: dict[str, int]
     skipped: list[str]
+    dequantized: dict[str, str]
+    float_bytes: int
+    quantized_bytes: int
+
+    @property
+    def float_share(self) -> float:
+        """The share of the weights' bytes that stayed in floating point."""
+        return self.float_bytes / max(1, self.float_bytes + self.quantized_bytes)
 
 
 class ModelQuantizer:
@@ -187,13 +198,21 @@ class ModelQuantizer:
         if passes and not any(each.changed for each in passes.values()):
             reasons = f" ({'; '.join(skipped)})" if skipped else ""
             raise QuantizeError(f"no MatMul or Gather over a constant fp32 matrix{reasons}")
+        same = _same_bytes(models, passes, self._shared)
+        parts = {
+            file: {part for parts in each.initializers.values() for part in parts}
+            for file, each in passes.items()
+        }
         return QuantizedModels(
             models,
-            _same_bytes(models, passes, self._shared),
+            same,
             {file: each.linear_initializers for file, each in passes.items()},
             {file: each.embeddings for file, each in passes.items()},
             dict(sum((each.block_sizes for each in passes.values()), Counter())),
             skipped,
+            {name: users for each in passes.values() for name, users in each.dequantized.items()},
+            _float_bytes(models, parts, same),
+            sum(each.float_bytes for each in passes.values()),
         )
 
     def toggle_graph(
@@ -273,6 +292,23 @@ def _same_bytes(
             if first is not value and _bytes(first) == _bytes(value):
                 same[value] = first
     return same
+
+
+def _float_bytes(
+    models: Mapping[str, ir.Model],
+    parts: Mapping[str, Collection[str]],
+    same: Collection[ir.Value],
+) -> int:
+    """Count the bytes of float initializers, without those of quantized weights."""
+    return sum(
+        value.const_value.nbytes
+        for file, model in models.items()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype.is_floating_point()
+        and name not in parts.get(file, ())
+        and value not in same
+    )
 
 
 def _bytes(value: ir.Value) -> int | None:

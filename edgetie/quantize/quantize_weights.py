@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -13,10 +14,12 @@ from edgetie.graph.matching import (
     operator,
     other_operand,
     producer,
+    rank,
     weight,
 )
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
-from edgetie.quantize.formats.weight_format import Nodes, WeightFormat, rank
+from edgetie.quantize.formats.weight_format import DEQUANTIZE_OPSET, WeightFormat
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.linear_op import (
     LinearOp,
@@ -32,6 +35,8 @@ _LARGEST_CLASSIFIER = 32  # output channels; with more, a graph's output is a la
 class QuantizeWeightsPass(GraphPass):
     """Replaces MatMul and Gather over float32 weights, tied weights first.
 
+    Other nodes that read such a weight get it dequantized as a whole.
+
     Args:
         embedding_format: the format of weights that a Gather reads.
         linear_format: the format of all others.
@@ -41,6 +46,10 @@ class QuantizeWeightsPass(GraphPass):
         higher_precision: names of weights that have the higher precision of ``linear_format``.
         exact: names of weights whose inputs must hardly be rounded.
         linear_in_others: names of weights that linear operators of other models read too.
+
+    Attributes:
+        dequantized: quantized weights that nodes read as a whole, and the operators of these.
+        float_weights: weights that stay in floating point though not excluded, and their users.
     """
 
     name = "quantize"
@@ -60,6 +69,8 @@ class QuantizeWeightsPass(GraphPass):
         self.hessians, self.excluded, self.exact = hessians, excluded, exact
         self.higher_precision, self.linear_in_others = higher_precision, linear_in_others
         self._higher_precision_format = linear_format.higher_precision() or linear_format
+        self.dequantized: dict[str, str] = {}
+        self.float_weights: dict[str, str] = {}
         self._weights: dict[str, QuantizedWeight] = {}
         self._embeddings: set[str] = set()
 
@@ -73,8 +84,9 @@ class QuantizeWeightsPass(GraphPass):
 
     @property
     def linear_initializers(self) -> dict[str, list[str]]:
-        """The same of the weights that no Gather reads."""
-        return {n: parts for n, parts in self.initializers.items() if n not in self._embeddings}
+        """The same of the weights that only linear operators read."""
+        others = self._embeddings | self.dequantized.keys()
+        return {n: parts for n, parts in self.initializers.items() if n not in others}
 
     @property
     def embeddings(self) -> list[str]:
@@ -91,6 +103,11 @@ class QuantizeWeightsPass(GraphPass):
         }
 
     @property
+    def float_bytes(self) -> int:
+        """The bytes that the quantized weights had as float32."""
+        return sum(4 * each.out_channels * each.in_channels for each in self._weights.values())
+
+    @property
     def block_sizes(self) -> Counter[str]:
         """Number of weights by block size; ``row`` for a whole output channel."""
         return Counter(str(weight.spec.block or "row") for weight in self._weights.values())
@@ -102,14 +119,16 @@ class QuantizeWeightsPass(GraphPass):
         values.sort(key=lambda value: len(value.uses()) < 2)
         self._embeddings = {str(v.name) for v in values if any(is_gather(*use) for use in v.uses())}
         for value in values:
-            if value.name not in self.excluded and _has_one_orientation(value):
+            if value.name not in self.excluded:
                 self._quantize(graph, value)
         for value in values:
-            if value.name in self._weights and not value.uses():
-                self._weights[value.name].take_name()
-            elif value.uses() and value.name not in self.excluded:
+            name = str(value.name)
+            if name in self._weights and not value.uses():
+                self._weights[name].take_name()
+            elif value.uses() and name not in self.excluded:
                 users = ", ".join(sorted({operator(node) for node, _ in value.uses()}))
-                self.skipped.append(f"{value.name}: used by {users}")
+                self.float_weights[name] = f"used by {users}"
+        self.skipped += [f"{name}: {reason}" for name, reason in self.float_weights.items()]
         quantize_in_background(list(self._weights.values()))
         graph.sort()  # nodes that several linear operators share come before the first one replaced
 
@@ -124,39 +143,60 @@ class QuantizeWeightsPass(GraphPass):
 
     def _format(self, name: str) -> WeightFormat:
         if name in self._embeddings:
-            return self.embedding_format
-        is_higher = name in self.higher_precision
-        return self._higher_precision_format if is_higher else self.linear_format
+            weight_format = self.embedding_format
+        else:
+            is_higher = name in self.higher_precision
+            weight_format = self._higher_precision_format if is_higher else self.linear_format
+        if name in self.dequantized and not weight_format.can_dequantize:
+            weight_format = weight_format.higher_precision() or weight_format
+        return weight_format
 
     def _quantize(self, graph: ir.Graph, value: ir.Value) -> None:
-        """Replace all uses of a weight, if its format supports all of them."""
-        name, linear_ops = str(value.name), find_linear_ops(value)
-        weight_format = self._format(name)
-        if not all(weight_format.supports_input(linear_op.x) for linear_op in linear_ops):
+        """Replace all uses of a weight, if some are linear operators or Gathers."""
+        name, weight_format = str(value.name), self._format(str(value.name))
+        uses = _find_uses(value, lambda linear_op: self._supports(graph, weight_format, linear_op))
+        if value.is_graph_output() or not (uses.linear_ops or uses.gathers):
             return
-        in_subgraph = any(linear_op.node.graph is not graph for linear_op in linear_ops)
-        if in_subgraph and not weight_format.supports_subgraphs:
-            return
+        if uses.others:
+            if graph.opset_imports.get("", 1) < DEQUANTIZE_OPSET:
+                return
+            self.dequantized[name] = ", ".join(sorted({operator(node) for node, _ in uses.others}))
+            weight_format = self._format(name)
         assert value.const_value is not None
-        transposed = any(linear_op.transposed for linear_op in linear_ops)
-        in_channels = int(value.const_value.shape.numpy()[0 if transposed else 1])
+        in_channels = int(value.const_value.shape.numpy()[0 if uses.transposed else 1])
         quantized = self._weights[name] = QuantizedWeight(
             graph,
             value,
             weight_format.spec(in_channels),
-            transposed=transposed,
+            transposed=uses.transposed,
             hessian=self.hessians.get(name),
-            in_linear_op=bool(linear_ops) or name in self.linear_in_others,
-            uses=max(len(value.uses()), len(linear_ops)),
+            in_linear_op=bool(uses.linear_ops) or name in self.linear_in_others,
+            uses=max(len(value.uses()), len(uses.linear_ops)),
         )
         weight_format.add_values(quantized)
-        for linear_op in linear_ops:
+        for node, index in uses.others:
+            self._dequantize(node, index, quantized)
+        for linear_op in uses.linear_ops:
             self._replace_linear_op(linear_op, quantized)
-        for node, index in list(value.uses()):
-            if is_gather(node, index):
-                self._replace_gather(node, quantized)
-            elif operator(node) == "Transpose" and not node.outputs[0].uses():
+        for node in uses.gathers:
+            self._replace_gather(node, quantized)
+        for node, _ in list(value.uses()):
+            if operator(node) == "Transpose" and not node.outputs[0].uses():
                 _detach(node)
+
+    def _supports(self, graph: ir.Graph, weight_format: WeightFormat, linear_op: LinearOp) -> bool:
+        is_reachable = linear_op.node.graph is graph or weight_format.supports_subgraphs
+        return is_reachable and weight_format.supports_input(linear_op.x)
+
+    def _dequantize(self, node: ir.Node, index: int, quantized: QuantizedWeight) -> None:
+        """Let a node read a weight dequantized in the main graph."""
+        nodes = Nodes(quantized.graph)
+        floats = self._format(quantized.name).dequantize(nodes, quantized)
+        if quantized.transposed:
+            floats = nodes.transpose(floats)
+        insert(_outer_node(node, quantized.graph), *nodes.nodes)
+        node.replace_input_with(index, floats)
+        self.changed += 1
 
     def _replace_gather(self, node: ir.Node, quantized: QuantizedWeight) -> None:
         """Replace ``Gather(W, indices)`` by its dequantized rows."""
@@ -217,25 +257,49 @@ class QuantizeWeightsPass(GraphPass):
         self.changed += 1
 
 
-def _has_one_orientation(value: ir.Value) -> bool:
-    """Whether only linear operators and Gathers read a weight, and all read the same blocks:
-    otherwise it would have to be stored twice, and stays in floating point.
+class _Uses(NamedTuple):
+    """How nodes use a weight.
+
+    Attributes:
+        linear_ops: linear operators that read it along one of its axes.
+        transposed: whether it is stored ``(in, out)`` for these.
+        gathers: nodes that look up its rows.
+        others: other nodes, and the index of their input.
     """
-    linear_nodes = {linear_op.node for linear_op in find_linear_ops(value)}
 
-    def is_replaceable(node: ir.Node, index: int) -> bool:
-        if operator(node) == "Transpose":
-            output = node.outputs[0]
-            users = {user for user, _ in output.uses()}
-            return users <= linear_nodes and not output.is_graph_output()
-        return node in linear_nodes or is_gather(node, index)
+    linear_ops: list[LinearOp]
+    transposed: bool
+    gathers: list[ir.Node]
+    others: list[tuple[ir.Node, int]]
 
-    orientations = {operator(node) == "MatMul" and index == 1 for node, index in value.uses()}
-    return (
-        len(orientations) == 1
-        and not value.is_graph_output()
-        and all(is_replaceable(*use) for use in value.uses())
-    )
+
+def _find_uses(value: ir.Value, is_supported: Callable[[LinearOp], bool]) -> _Uses:
+    """Sort the uses of a weight. It is stored once, with blocks along one of its axes: rows if they
+    are looked up, otherwise what most linear operators read.
+    """
+    gathers = [node for node, index in value.uses() if is_gather(node, index)]
+    linear_ops = [each for each in find_linear_ops(value) if is_supported(each)]
+    by_columns = [each for each in linear_ops if each.transposed]
+    transposed = not gathers and 2 * len(by_columns) >= max(1, len(linear_ops))
+    linear_ops = [each for each in linear_ops if each.transposed == transposed]
+    replaced = {*gathers, *(each.node for each in linear_ops)}
+
+    def is_replaced(node: ir.Node) -> bool:
+        output = node.outputs[0]
+        is_view = operator(node) == "Transpose" and not output.is_graph_output()
+        return node in replaced or (is_view and all(user in replaced for user, _ in output.uses()))
+
+    others = [(node, index) for node, index in value.uses() if not is_replaced(node)]
+    return _Uses(linear_ops, transposed, gathers, others)
+
+
+def _outer_node(node: ir.Node, graph: ir.Graph) -> ir.Node:
+    """Return the node of a graph that a node is, or in whose subgraph it is."""
+    for outer in graph:
+        view = ir.GraphView([], [], nodes=[outer])
+        if any(inner is node for inner in ir.traversal.RecursiveGraphIterator(view)):
+            return outer
+    raise AssertionError
 
 
 def _remove_flatten(x: ir.Value, output: ir.Value, in_channels: int) -> tuple[ir.Value, ir.Value]:

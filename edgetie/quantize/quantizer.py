@@ -21,6 +21,7 @@ from edgetie.graph.model_files import load_model, write_models
 from edgetie.harness.accuracy.metrics import PredictionMetrics
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.passes.base import run_passes
+from edgetie.passes.merge_near_duplicates import NearCopy, check_max_distance
 from edgetie.progress import Stages
 from edgetie.quantize.calibration.activations import (
     CalibrationText,
@@ -54,6 +55,12 @@ class QuantizeReport:
         bundle: the quantized bundle, opened.
         source_bytes: size of the source's files.
         float_weights: weights that stayed in floating point, and why.
+        dequantized: quantized weights that nodes read as a whole, dequantized in each run, and the
+            operators of these nodes.
+        near: copies that are nearly equal to an embedding table, whether merged or not.
+        merged_near: names of those that were merged.
+        float_bytes: bytes of the weights that stayed in floating point.
+        float_share: their share of all weights' bytes before.
         costs: what quantizing each weight costs, if limits required measuring it.
         seconds: duration of each stage.
     """
@@ -61,6 +68,11 @@ class QuantizeReport:
     bundle: Bundle
     source_bytes: int
     float_weights: tuple[str, ...]
+    dequantized: dict[str, str]
+    near: tuple[NearCopy, ...]
+    merged_near: tuple[str, ...]
+    float_bytes: int
+    float_share: float
     costs: tuple[Cost, ...]
     seconds: dict[str, float]
 
@@ -80,10 +92,15 @@ def quantize_model(
     calibrator: str = "percentile",
     int8_kv_cache: bool = False,
     limits: Thresholds | None = None,
+    require_tied_int8: bool = False,
+    max_distance: float = 0.0,
     force: bool = False,
     progress: Stages | None = None,
 ) -> QuantizeReport:
     """Quantize all weights. A tied weight stays one initializer.
+
+    Operators between a weight and its uses move to the other side of these uses. If one cannot
+    move, the use gets the weight dequantized as a whole in each run.
 
     A short run over a text, and over synthetic audio if the model reads audio, shows which channels
     of activations have outliers. These are moved into the weights, and activations that
@@ -107,23 +124,30 @@ def quantize_model(
             tokens of the text. If the scheme breaks them, the weights that cost most for their size
             get a higher precision, if the scheme has one (8 bits for 4, smaller blocks), or stay in
             floating point. A tied embedding is always quantized.
+        require_tied_int8: refuse a model if a tied weight stays in floating point, or if a use gets
+            it dequantized as a whole.
+        max_distance: merge copies up to this relative distance from an embedding table (Frobenius
+            norm of the difference over that of the table), at most 0.1. A copy that is the table
+            rounded to 16 bits is refused if it is not merged.
         force: replace an existing bundle.
         progress: told about each stage.
 
     Raises:
         BundleError: if the source cannot be read, ``output`` exists or the disk is full.
         QuantizeError: if there is no such scheme, the model is quantized already, the calibration
-            data do not fit, or a weight holds NaN or infinity.
+            data do not fit, a weight holds NaN or infinity, or ``require_tied_int8`` is broken.
         LimitError: if the limits cannot be kept.
+        EdgetieError: if there is no such target, or ``max_distance`` is out of range.
     """
     scheme_row = find_scheme(target, scheme=scheme, block_size=block_size)
     if calibrator not in CALIBRATORS:
         methods = ", ".join(CALIBRATORS)
         raise QuantizeError(f"not one of {methods}", parameter="calibrator", value=calibrator)
+    check_max_distance(max_distance)
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")
-    float_models = read_source_models(source)
+    float_models = read_source_models(source, max_distance=max_distance)
     bundle = float_models.bundle
     data = _read_calibration(float_models, calibration, limits)
     # each thread quantizes a weight of its own, so BLAS needs none
@@ -145,6 +169,8 @@ def quantize_model(
         if int8_kv_cache:
             result = _quantize_kv_cache(result, bundle, directory, data.inputs, meter)
         ties = _verify_ties(result, float_models, directory)
+        if require_tied_int8:
+            _require_int8(ties, result)
         _copy_other_files(bundle, directory)
         # ONNX Runtime does not accept DequantizeLinear over weights of an outer graph
         if not int8_kv_cache and len(result.models) > 1 and not scheme_row.activation_bits:
@@ -159,6 +185,11 @@ def quantize_model(
         open_bundle(output),
         float_models.file_bytes,
         tuple(result.float_weights),
+        result.quantized.dequantized,
+        float_models.near,
+        float_models.merged_near,
+        result.quantized.float_bytes,
+        result.quantized.float_share,
         tuple(result.costs),
         dict(stages.seconds),
     )
@@ -280,6 +311,24 @@ def _verify_ties(result: _Result, models: SourceModels, directory: Path) -> list
     return ties
 
 
+def _require_int8(ties: Sequence[TieGroup], result: _Result) -> None:
+    """Refuse tied weights that nodes read in floating point."""
+    dequantized = result.quantized.dequantized
+    for group in ties:
+        if group.name in dequantized:
+            reason = f"{dequantized[group.name]} would read it dequantized as a whole"
+        elif ir.DataType[group.dtype].is_floating_point():
+            notes = [n for n in result.float_weights if n.startswith(f"{group.name}: ")]
+            reason = f"stays in floating point ({', '.join(notes) or group.dtype})"
+        else:
+            continue
+        raise QuantizeError(
+            f"the tied weight {group.name}: {reason}; leave it out to allow that",
+            parameter="require_tied_int8",
+            value=True,
+        )
+
+
 def _copy_other_files(bundle: Bundle, directory: Path) -> None:
     """Copy configuration and tokenizer files, also those next to a bare ONNX file."""
     if bundle.is_bare:
@@ -305,6 +354,8 @@ def _make_manifest(
         "scheme": scheme.name,
         "blocks": result.quantized.block_sizes,
         "kept": result.float_weights,
+        "dequantized": result.quantized.dequantized,
+        "float_share": result.quantized.float_share,
         "finer": result.with_precision(Precision.HIGHER),
         "measured": {},
         "folded": scheme.is_folded,

@@ -3,8 +3,10 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import onnx_ir as ir
 import onnx_ir.passes.common
@@ -13,9 +15,25 @@ from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import Manifest
 from edgetie.bundle.names import MODEL
 from edgetie.errors import QuantizeError
+from edgetie.graph.constant_values import constant_values, static_shape
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.matching import last_dimension, operator
 from edgetie.graph.model_files import load_model, remove_weights_from_inputs
+from edgetie.passes.base import run_passes
+from edgetie.passes.einsum_to_matmul import EinsumToMatMul
+from edgetie.passes.fold_weights import FoldWeights
+from edgetie.passes.lift_weights import LiftWeights
+from edgetie.passes.look_ups_to_gather import LookUpsToGather
+from edgetie.passes.merge_duplicates import MergeDuplicates
+from edgetie.passes.merge_near_duplicates import (
+    MAX_DISTANCE,
+    MergeNearDuplicates,
+    NearCopy,
+    near_copies,
+)
+from edgetie.passes.move_table_operators import MoveTableOperators
+from edgetie.passes.split_embed_layer_norm import SplitEmbedLayerNorm
+from edgetie.passes.widen_weights import WidenWeights
 from edgetie.quantize.calibration.layerwise_run import is_bidirectional
 from edgetie.ties.groups import TieGroup, equal_initializers, find_shared_ties, find_ties
 
@@ -23,6 +41,7 @@ _QUANTIZED = {
     "MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "DynamicQuantizeLinear",
     "QLinearMatMul", "DequantizeLinear", "QGemm", "QAttention",
 }  # fmt: skip
+_DISTANCES = (0.001, 0.01, MAX_DISTANCE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,9 @@ class SourceModels:
         ties: tie groups of each model.
         tied_names: names of all tied weights, those that models share included.
         shared: names of weights that several models read from the same bytes.
-        parameters: number of float32 values.
+        near: copies that are nearly equal to an embedding table, whether merged or not.
+        merged_near: names of those that were merged.
+        parameters: number of float values, copies left out.
         file_bytes: size of the source's files.
     """
 
@@ -45,6 +66,8 @@ class SourceModels:
     ties: dict[str, list[TieGroup]]
     tied_names: list[str]
     shared: frozenset[str]
+    near: tuple[NearCopy, ...]
+    merged_near: tuple[str, ...]
     parameters: int
     file_bytes: int
 
@@ -66,12 +89,20 @@ class SourceModels:
         )
 
 
-def read_source_models(source: str | os.PathLike[str] | Bundle) -> SourceModels:
-    """Read the models of a bundle or an ``.onnx`` file.
+def read_source_models(
+    source: str | os.PathLike[str] | Bundle, *, max_distance: float = 0.0
+) -> SourceModels:
+    """Read the models of a bundle or an ``.onnx`` file, with each weight stored once and read by
+    Gathers and MatMuls themselves.
+
+    Args:
+        source: what to read.
+        max_distance: merge copies up to this distance from an embedding table.
 
     Raises:
         BundleError: if it cannot be read.
-        QuantizeError: if it is not float32, has fixed shapes, or stores a tied weight twice.
+        QuantizeError: if it is quantized already, has fixed shapes, stores a tied weight twice, or
+            stores a table again rounded to 16 bits.
     """
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     file_bytes = bundle.file_bytes  # before anything is written, perhaps in the same folder
@@ -79,29 +110,35 @@ def read_source_models(source: str | os.PathLike[str] | Bundle) -> SourceModels:
         raise QuantizeError(f"{bundle.directory}: has fixed shapes; quantize first, then fix them")
     names = [path.name for path in bundle.model_paths] if len(bundle.model_paths) > 1 else [MODEL]
     models = {name: load_model(path) for name, path in zip(names, bundle.model_paths, strict=True)}
-    tensors = [v.const_value for m in models.values() for v in m.graph.initializers.values()]
-    parameters = sum(t.size for t in tensors if t is not None and t.dtype == ir.DataType.FLOAT)
-    for model in models.values():
+    shared = _shared_weights(models)
+    near: list[NearCopy] = []
+    for path, model in zip(bundle.model_paths, models.values(), strict=True):
         _require_float(bundle, model)
         remove_weights_from_inputs(model)
-        if bundle.is_bare:
-            _infer_shapes(model)
+        _normalize(bundle, model, shared)
+        near += _merge_near_copies(path, model, max_distance)
+    tensors = [v.const_value for m in models.values() for v in m.graph.initializers.values()]
+    parameters = sum(t.size for t in tensors if t is not None and t.dtype.is_floating_point())
     tied_parameters = [tuple(group.parameters) for group in bundle.manifest.ties]
     tied_names = [group.name for group in find_shared_ties(models, tied_parameters)]
     ties = {name: find_ties(model, tied_parameters) for name, model in models.items()}
     for path, (name, model) in zip(bundle.model_paths, models.items(), strict=True):
         for first, *others in equal_initializers(model, like=[group.name for group in ties[name]]):
             raise QuantizeError(
-                f"{path}: {first} is stored again as {', '.join(others)}; run edgetie tie first"
+                f"{path}: {first} is stored again as {', '.join(others)}, which is an input or "
+                "output itself; leave it out of these"
             )
-    ranges = Counter(
-        (name, byte_range(value))
-        for model in models.values()
-        for name, value in model.graph.initializers.items()
-    )
-    shared = frozenset(name for (name, place), count in ranges.items() if place and count > 1)
     return SourceModels(
-        bundle, models, tied_parameters, ties, tied_names, shared, parameters, file_bytes
+        bundle,
+        models,
+        tied_parameters,
+        ties,
+        tied_names,
+        shared,
+        tuple(near),
+        tuple(copy.name for copy in near if copy.distance <= max_distance),
+        parameters,
+        file_bytes,
     )
 
 
@@ -117,6 +154,40 @@ def _require_float(bundle: Bundle, model: ir.Model) -> None:
         raise QuantizeError(
             f"{bundle.directory}: is {bundle.manifest.precision}; quantize an fp32 bundle"
         )
+
+
+def _shared_weights(models: Mapping[str, ir.Model]) -> frozenset[str]:
+    """Return the names of weights that several models read from the same bytes."""
+    ranges = Counter(
+        (name, byte_range(value))
+        for model in models.values()
+        for name, value in model.graph.initializers.items()
+    )
+    return frozenset(name for (name, place), count in ranges.items() if place and count > 1)
+
+
+def _normalize(bundle: Bundle, model: ir.Model, shared: Collection[str]) -> None:
+    """Let every Gather and MatMul read a weight itself, and store each weight once."""
+    run_passes(model, [], [LiftWeights(readers=True), MergeDuplicates(reshape=True)])
+    computed = [value for value, weights in constant_values(model).items() if weights]
+    if bundle.is_bare or any(static_shape(value) is None for value in computed):
+        _infer_shapes(model)
+    run_passes(model, [], [SplitEmbedLayerNorm(), EinsumToMatMul(), LookUpsToGather()])
+    run_passes(model, [], [WidenWeights(), FoldWeights(shared), MoveTableOperators(shared)])
+
+
+def _merge_near_copies(path: Path, model: ir.Model, max_distance: float) -> list[NearCopy]:
+    """Merge near copies of a table, and refuse others that are the table rounded to 16 bits."""
+    copies = near_copies(model)
+    run_passes(model, [], [MergeNearDuplicates([c for c in copies if c.distance <= max_distance])])
+    rounded = next((c for c in copies if c.distance > max_distance and c.rounding), None)
+    if rounded is None:
+        return copies
+    enough = next(step for step in _DISTANCES if step >= rounded.distance)
+    raise QuantizeError(
+        f"{path}: {rounded.describe()}, and would be quantized a second time; merge it",
+        advice={"max_distance": enough},
+    )
 
 
 def _infer_shapes(model: ir.Model) -> None:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from small_graphs import SHAPE, X, graph, node, run
 
-from edgetie.graph.editing import initializer, insert, replace
+from edgetie.graph.editing import initializer, insert, replace, take_over
 
 
 def test_a_replaced_graph_output_keeps_its_name() -> None:
@@ -30,6 +30,18 @@ def test_users_of_a_replaced_value_read_the_new_one() -> None:
     assert [n.op_type for n in model.graph] == ["Mul", "Neg"]
     assert all(value.name for n in model.graph for value in n.outputs)
     np.testing.assert_array_equal(run(model, x=X), -(X * X))
+
+
+def test_a_value_computed_in_another_way_keeps_the_name() -> None:
+    for middle, nodes in (("a", [node("Neg", ["a"], ["y"])]), ("y", [])):
+        model = graph([node("Abs", ["x"], [middle]), *nodes], {})
+        first = model.graph[0]
+        other = ir.node("Max", [model.graph.inputs[0], ir.node("Neg", first.inputs).outputs[0]])
+        insert(first, other.inputs[1].producer(), other)
+        take_over(first.outputs[0], other.outputs[0])
+        RemoveUnusedNodesPass()(model)
+        assert [(n.op_type, n.outputs[0].name) for n in model.graph][1] == ("Max", middle)
+        np.testing.assert_array_equal(run(model, x=X), np.abs(X) if middle == "y" else -np.abs(X))
 
 
 def test_initializers_of_one_name_are_one() -> None:

@@ -16,6 +16,7 @@ from edgetie.graph.matching import (
     operator,
     other_operand,
     producer,
+    rank,
     same_shape,
     scalar,
     weight,
@@ -98,3 +99,8 @@ def test_shapes() -> None:
 )
 def test_the_domain_is_a_prefix_unless_onnx_owns_it(domain: str, name: str) -> None:
     assert operator(ir.node("MatMul", [], domain=domain)) == name
+
+
+def test_rank_is_zero_if_it_is_unknown() -> None:
+    assert rank(ir.Value(name="v")) == 0
+    assert rank(ir.Value(name="v", shape=ir.Shape([None, 3]))) == 2

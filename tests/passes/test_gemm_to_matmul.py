@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from small_graphs import SHAPE, WIDTH, X, graph, leave, node, random, rewrite
 
 from edgetie.passes.gemm_to_matmul import GemmToMatMul
@@ -59,15 +60,43 @@ def test_a_tied_weight_keeps_its_transpose() -> None:
     assert len(model.graph.initializers) == 2
 
 
-def test_scaled_and_transposed_inputs_stay() -> None:
-    for attributes in ({"alpha": 2.0}, {"beta": 0.5}, {"transA": 1}):
-        model = graph(
-            [node("Gemm", ["x", "w"], ["y"], **attributes)],
-            {"w": random(WIDTH, WIDTH)},
-            {"x": [WIDTH, WIDTH]},
-            [WIDTH, WIDTH],
-        )
-        leave(model, GemmToMatMul())
+@pytest.mark.parametrize(
+    ("attributes", "operators"),
+    [
+        ({"alpha": 2.0}, {"MatMul": 1, "Mul": 1, "Add": 1}),
+        ({"beta": 0.5}, {"MatMul": 1, "Add": 1}),
+        ({"transA": 1}, {"Transpose": 1, "MatMul": 1, "Add": 1}),
+    ],
+    ids=str,
+)
+def test_factors_and_a_transposed_input(
+    attributes: dict[str, float], operators: dict[str, int]
+) -> None:
+    model = graph(
+        [node("Gemm", ["x", "w", "b"], ["y"], **attributes)],
+        {"w": random(WIDTH, WIDTH), "b": random(WIDTH, seed=1)},
+        {"x": [WIDTH, WIDTH]},
+        [WIDTH, WIDTH],
+    )
+    assert rewrite(model, GemmToMatMul(), x=random(WIDTH, WIDTH, seed=2)) == operators
+
+
+def test_factors_of_a_gemm_between_reshapes() -> None:
+    model = graph(
+        [
+            node("Reshape", ["x", "flat"], ["x2"]),
+            node("Gemm", ["x2", "w", "b"], ["y2"], transB=1, alpha=0.5, beta=3.0),
+            node("Reshape", ["y2", "whole"], ["y"]),
+        ],
+        {
+            "w": random(WIDTH, WIDTH), "b": random(WIDTH, seed=1),
+            "flat": [-1, WIDTH], "whole": [2, 5, WIDTH],
+        },
+        {"x": [2, 5, WIDTH]},
+        [2, 5, WIDTH],
+        {"x2": [10, WIDTH], "y2": [10, WIDTH]},
+    )  # fmt: skip
+    assert rewrite(model, GemmToMatMul(), x=X) == {"MatMul": 1, "Mul": 1, "Add": 1}
 
 
 def test_a_transpose_of_equal_axes_is_removed() -> None:

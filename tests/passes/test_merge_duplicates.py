@@ -80,6 +80,20 @@ def test_a_copy_in_another_shape_becomes_an_alias() -> None:
     assert len(model.graph.initializers) == 3
 
 
+def test_a_copy_in_another_shape_is_read_through_a_reshape() -> None:
+    model = graph(
+        [
+            node("Reshape", ["b", "shape"], ["r"]),
+            node("MatMul", ["x", "r"], ["m"]),
+            node("MatMul", ["m", "a"], ["y"]),
+        ],
+        {"b": TABLE.reshape(WIDTH, 4, -1), "a": TABLE, "shape": np.array([WIDTH, WIDTH])},
+    )
+    step = MergeDuplicates(reshape=True)
+    assert rewrite(model, step, x=X) == {"Reshape": 2, "MatMul": 2}
+    assert step.merged == {"b": "a"}
+
+
 def test_an_input_with_a_default_stays() -> None:
     model = matmuls(TABLE.copy())
     model.graph.inputs.append(model.graph.initializers["b"])

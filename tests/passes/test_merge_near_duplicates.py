@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 import pytest
 from onnx import TensorProto
 from small_graphs import WIDTH, graph, node, random, run
 
+from edgetie.passes.base import run_passes
 from edgetie.passes.merge_near_duplicates import MergeNearDuplicates, near_copies
 
 ROWS = 96
@@ -69,3 +71,49 @@ def test_a_dequantized_copy_is_near(axis: int | None) -> None:
     assert copy.distance == pytest.approx(distance, rel=1e-4)
     MergeNearDuplicates([copy])(model)
     assert list(model.graph.initializers) == ["table"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ir.DataType.BFLOAT16.numpy()])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_copy_of_16_bits_is_the_rounded_table(dtype: type, transposed: bool) -> None:
+    rounded = (TABLE.T if transposed else TABLE).astype(dtype)
+    nodes = [
+        node("Cast", ["half"], ["wide"], to=TensorProto.FLOAT),
+        node("Transpose", ["wide"], ["head"], perm=[1, 0]),
+        node("MatMul", ["x", "wide" if transposed else "head"], ["y"]),
+    ]
+    model = model_of({"half": np.ascontiguousarray(rounded)}, nodes)
+    common.ShapeInferencePass()(model)
+    (copy,) = near_copies(model)
+    assert (copy.name, copy.transposed) == ("half", transposed)
+    assert copy.rounding == np.dtype(dtype).name
+    assert 0 < copy.distance < 0.01
+    step = MergeNearDuplicates([copy])
+    run_passes(model, [], [step])
+    assert list(model.graph.initializers) == ["table"]
+    ids = np.array([[1, 2, 95]])
+    np.testing.assert_allclose(run(model, ids=ids), TABLE[ids] @ TABLE.T, atol=1e-4)
+
+
+def test_a_copy_that_is_read_in_16_bits_becomes_a_cast() -> None:
+    nodes = [
+        node("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16),
+        node("MatMul", ["x16", "head"], ["y16"]),
+        node("Cast", ["y16"], ["y"], to=TensorProto.FLOAT),
+    ]
+    model = model_of({"head": np.ascontiguousarray(TABLE.T.astype(np.float16))}, nodes)
+    ids = np.array([[1, 2, 95]])
+    before = run(model, ids=ids)
+    (copy,) = near_copies(model)
+    run_passes(model, [], [MergeNearDuplicates([copy])])
+    assert list(model.graph.initializers) == ["table"]
+    np.testing.assert_array_equal(run(model, ids=ids), before)  # the Cast rounds alike
+
+
+def test_a_table_that_was_rounded_itself() -> None:
+    nodes = [node("Transpose", ["head"], ["t"], perm=[1, 0]), node("MatMul", ["x", "t"], ["y"])]
+    model = model_of({"head": TABLE, "table": TABLE.astype(np.float16).astype(np.float32)}, nodes)
+    (copy,) = near_copies(model)
+    assert (copy.name, copy.rounding) == ("head", "float16")
+    other = model_of({"head": TABLE, "table": TABLE + NOISE}, nodes)
+    assert [copy.rounding for copy in near_copies(other)] == [None]

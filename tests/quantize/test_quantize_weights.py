@@ -23,9 +23,22 @@ from small_graphs import X, graph, node, random, run
 
 from edgetie.errors import QuantizeError
 from edgetie.quantize.formats.matmul_integer import MatMulIntegerFormat
+from edgetie.quantize.formats.matmul_integer_standard import (
+    DynamicMatMulIntegerFormat,
+    StandardMatMulIntegerFormat,
+)
 from edgetie.quantize.formats.matmul_nbits import MatMulNBitsFormat
+from edgetie.quantize.formats.qdq import QdqFormat
 from edgetie.quantize.quantize_weights import QuantizeWeightsPass
 from edgetie.quantize.weights.gptq import hessian
+
+FORMATS: dict[str, Any] = {
+    "nbits": lambda: (MatMulNBitsFormat(8), MatMulNBitsFormat(8)),
+    "integer": lambda: (MatMulIntegerFormat(), MatMulIntegerFormat()),
+    "dynamic": lambda: (DynamicMatMulIntegerFormat(), StandardMatMulIntegerFormat()),
+    "qdq": lambda: (QdqFormat(16, {}), QdqFormat(16, {}, embedding=True)),
+}
+"""Formats of linear layers and embeddings."""
 
 
 def nbits(model: ir.Model, **options: Any) -> QuantizeWeightsPass:
@@ -105,17 +118,27 @@ def test_excluded_weights_stay_and_some_have_higher_precision() -> None:
     assert list(sizes.values()) == [64 * OUT * 4, 64 * OUT // 2, 64 * OUT]
 
 
+def test_weights_without_linear_operators_stay_in_floating_point() -> None:
+    nodes = [node("Neg", ["w"], ["n"]), node("MatMul", ["x", "n"], ["y"])]
+    model = graph(nodes, {"w": random(64, 64)})
+    before = run(model, x=X)
+    step = nbits(model)
+    assert step.skipped == ["w: used by Neg"]
+    assert step.float_weights == {"w": "used by Neg"}
+    assert not step.changed
+    np.testing.assert_array_equal(run(model, x=X), before)
+
+
 @pytest.mark.parametrize(
     ("nodes", "users"),
     [
-        ([node("Neg", ["w"], ["n"]), node("MatMul", ["x", "n"], ["y"])], "Neg"),
         (
             [
                 node("MatMul", ["x", "w"], ["a"]),
                 node("Transpose", ["w"], ["t"], perm=[1, 0]),
                 node("MatMul", ["a", "t"], ["y"]),
             ],
-            "MatMul, Transpose",
+            "Transpose",
         ),
         (
             [
@@ -123,18 +146,58 @@ def test_excluded_weights_stay_and_some_have_higher_precision() -> None:
                 node("Gather", ["w", "i"], ["b"]),
                 node("Add", ["a", "b"], ["y"]),
             ],
-            "Gather, MatMul",
+            "MatMul",
+        ),
+        (
+            [
+                node("MatMul", ["x", "w"], ["a"]),
+                node("Tanh", ["w"], ["t"]),
+                node("MatMul", ["a", "t"], ["b"]),
+                node("Neg", ["w"], ["n"]),
+                node("MatMul", ["b", "n"], ["y"]),
+            ],
+            "Neg, Tanh",
         ),
     ],
-    ids=["another operator", "both orientations", "rows of (in, out)"],
+    ids=["both orientations", "rows of (in, out)", "other operators"],
 )
-def test_weights_with_other_uses_stay_in_floating_point(nodes: list[Any], users: str) -> None:
-    model = graph(nodes, {"w": random(64, 64), "i": np.array([0])})
+@pytest.mark.parametrize("width", [64, 70])
+@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
+def test_other_uses_get_a_weight_dequantized(
+    nodes: list[Any], users: str, width: int, formats: Any
+) -> None:
+    shape = ["batch", "sequence", width]
+    constants = {"w": random(width, width) / 8, "i": np.array([0])}
+    shapes = dict.fromkeys("ab", shape)
+    model = graph(nodes, constants, {"x": shape}, shape, shapes, opset=21)
+    x = random(2, 5, width, seed=7)
+    before = run(model, x=x)
+    step = quantize(model, *formats())
+    assert step.dequantized == {"w": users}
+    assert step.skipped == []
+    dequantized = [each for each in model.graph if each.op_type == "DequantizeLinear"]
+    assert len(dequantized) >= len(users.split(", "))
+    assert relative_error(run(model, x=x), before) < 0.02
+
+
+def test_weights_that_are_dequantized_have_8_bits() -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]),
+        node("Tanh", ["w"], ["t"]),
+        node("MatMul", ["a", "t"], ["y"]),
+    ]
+    model = graph(nodes, {"w": random(64, 64) / 8})
     before = run(model, x=X)
-    step = nbits(model)
-    assert step.skipped == [f"w: used by {users}"]
-    assert not step.changed
-    np.testing.assert_array_equal(run(model, x=X), before)
+    quantize(model, MatMulNBitsFormat(4), MatMulNBitsFormat(8))
+    assert arrays(model)["w"].nbytes == 64 * 64
+    assert relative_error(run(model, x=X), before) < 0.02
+
+
+def test_old_opsets_cannot_dequantize() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Neg", ["w"], ["n"]),
+             node("MatMul", ["a", "n"], ["y"])]  # fmt: skip
+    step = nbits(graph(nodes, {"w": random(64, 64)}, opset=12))
+    assert step.skipped == ["w: used by MatMul, Neg"]
 
 
 def test_indices_of_unknown_rank_are_flattened() -> None:

@@ -146,9 +146,21 @@ def test_a_matrix_read_both_ways_stays_one(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 21)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
     report = quantize_model(tmp_path / "m.onnx", tmp_path / "int8")
-    assert [(group.name, group.dtype) for group in report.manifest.ties] == [("w", "FLOAT")]
-    assert any("w: used by" in text for text in report.float_weights)
-    assert report.manifest.quantization["blocks"] == {"64": 1}
+    assert [(group.name, group.dtype) for group in report.manifest.ties] == [("w", "UINT8")]
+    assert report.float_weights == ()
+    assert report.dequantized == {"w": "Transpose"}
+    assert report.float_share == 0
+    assert report.manifest.quantization["blocks"] == {"64": 2}
+    ids = {"input_ids": np.array([[3, 1, 4]])}
+    expected, actual = (
+        onnxruntime.InferenceSession(str(path)).run(None, ids)[0]
+        for path in (tmp_path / "m.onnx", report.bundle.model_path)
+    )
+    assert error(expected, actual) < 0.03
+    with pytest.raises(QuantizeError, match="weight w: Transpose would read it dequantized") as no:
+        quantize_model(tmp_path / "m.onnx", tmp_path / "strict", require_tied_int8=True)
+    assert no.value.parameter == "require_tied_int8"
+    assert not (tmp_path / "strict").exists()
 
 
 def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_tokens_of_32_bits(tmp_path: Path) -> None:
     assert 0 < report.manifest.quantization["measured"]["kl"] < 0.1
 
 
-def test_a_table_that_is_summed_up_stays_in_floating_point(tmp_path: Path) -> None:
+def test_the_sum_of_a_table_becomes_a_constant(tmp_path: Path) -> None:
     nodes = [
         LOOKUP,
         node("MatMul", ["x", "w"], ["y"]),
@@ -263,18 +263,18 @@ def test_a_table_that_is_summed_up_stays_in_floating_point(tmp_path: Path) -> No
     path = write(tmp_path, nodes, weights | {"first": numbers(0)})
     made = onnx.load(all_close(tmp_path, path))
     kinds = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
-    assert kinds["table"] == floats
-    assert kinds["w"] == TensorProto.UINT8
+    assert kinds["table"] == kinds["w"] == TensorProto.UINT8
+    assert kinds["sum.folded"] == floats
 
 
-def test_a_turned_table_that_is_an_output_stays_in_floating_point(tmp_path: Path) -> None:
+def test_a_turned_table_that_is_an_output_is_dequantized(tmp_path: Path) -> None:
     nodes = [LOOKUP, node("MatMul", ["x", "w"], ["h"]), *HEAD]
     weights = {"table": tied()["table"], "w": uniform(WIDTH, WIDTH)}
     path = write(tmp_path, nodes, weights, outputs={"turned": [WIDTH, ROWS]})
     report = quantize_model(path, tmp_path / "out")
     for expected, found in zip(run(path), run(report.bundle.model_path), strict=True):
         assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
-    assert [note.split(":")[0] for note in report.float_weights] == ["table"]
+    assert (report.float_weights, report.dequantized) == ((), {"table": "Transpose"})
 
 
 def test_tokens_beyond_a_table_of_positions(tmp_path: Path) -> None:

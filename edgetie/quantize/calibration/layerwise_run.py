@@ -136,10 +136,10 @@ def _segments(model: ir.Model, names: Sequence[str], path: Path) -> Iterator[_Se
     """Cut the part of a graph that computes ``names``."""
     computed = {value.name for node in model.graph for value in node.outputs}
     output_of = {name: name for name in names}
-    if not computed.issuperset(names):  # the last tokens' values were replaced by all tokens'
-        nodes = read_graph(path)[0].graph.node
-        last = next((node.input[0] for node in nodes if node.name == LAST_TOKEN_NODE), "")
-        output_of = {name: name if name in computed else last for name in names}
+    if not computed.issuperset(names):  # the last token's values were replaced by all tokens'
+        for node in read_graph(path)[0].graph.node:
+            if node.name == LAST_TOKEN_NODE and node.output[0] in output_of:
+                output_of[node.output[0]] = node.input[0]
     output_of = {name: output for name, output in output_of.items() if output in computed}
     if not output_of:
         return

@@ -17,7 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.quantize.formats.weight_format import Nodes, ScaleGranularity, WeightFormat, rank
+from edgetie.graph.matching import rank
+from edgetie.graph.nodes import Nodes
+from edgetie.quantize.formats.weight_format import ScaleGranularity, WeightFormat
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
@@ -98,6 +100,18 @@ class MatMulIntegerFormat(WeightFormat):
             block_size=max(_SMALLEST_BLOCK, 1 << (width - 1).bit_length()),  # covers a row
             bits=8,
         )
+
+    def dequantize(self, nodes: Nodes, weight: QuantizedWeight) -> ir.Value:
+        copy, shape = weight.count_copy(), (weight.out_channels, weight.in_channels)
+        shape = shape[::-1] if weight.in_linear_op else shape
+        scales = weight.add_scales(1, part=Part.SCALES_FOR_GATHER)
+        inputs = [
+            weight.add_alias(Part.VALUES, weight.values, shape, copy=copy),
+            weight.add_alias(Part.SCALES_FOR_GATHER, scales, [weight.out_channels], copy=copy),
+        ]
+        if weight.in_linear_op:
+            return nodes.transpose(nodes("DequantizeLinear", *inputs, axis=1))
+        return nodes("DequantizeLinear", *inputs, weight.add_midpoints(), axis=0)
 
     def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add ``85 (W · coarse) + W · fine`` and its scales."""

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.graph.nodes import Nodes
 from edgetie.quantize.formats.matmul_integer import COARSE_LIMIT, FINE_STEPS, MatMulIntegerFormat
-from edgetie.quantize.formats.weight_format import Nodes, ScaleGranularity, WeightFormat
+from edgetie.quantize.formats.weight_format import ScaleGranularity, WeightFormat
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
 _TINY = 1e-30  # instead of zero, for tokens that are all zeros
@@ -41,6 +42,12 @@ class DynamicMatMulIntegerFormat(WeightFormat):
         sums = nodes("MatMulInteger", values, weight.values, zero_point, midpoint)
         result = nodes("Mul", nodes.to_float(sums), nodes("Mul", scale, weight.add_scales()))
         return nodes("Mul", result, largest)
+
+    def dequantize(self, nodes: Nodes, weight: QuantizedWeight) -> ir.Value:
+        shape, copy = (weight.in_channels, weight.out_channels), weight.count_copy()
+        values = weight.add_alias(Part.VALUES, weight.values, shape, copy=copy)
+        inputs = values, weight.add_scales(), weight.add_midpoints()
+        return nodes.transpose(nodes("DequantizeLinear", *inputs, axis=1))
 
 
 class StandardMatMulIntegerFormat(MatMulIntegerFormat):

@@ -7,7 +7,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constants import MICROSOFT
-from edgetie.quantize.formats.weight_format import Nodes, WeightFormat, rank
+from edgetie.graph.matching import rank
+from edgetie.graph.nodes import Nodes
+from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.quantize.weights.affine import Array, QuantSpec, choose_block
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 from edgetie.targets import BLOCK_SIZES
@@ -65,7 +67,7 @@ class MatMulNBitsFormat(WeightFormat):
 
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add GatherBlockQuantized and a Reshape that joins the blocks of a row."""
-        block, blocks, axis = _block(weight), weight.block_count, rank(indices)
+        block, axis = _block(weight), rank(indices)
         scales, zero_points = self._parameters_for_gather(weight)
         gathered = nodes(
             "GatherBlockQuantized",
@@ -79,14 +81,24 @@ class MatMulNBitsFormat(WeightFormat):
             block_size=block,
             bits=self.bits,
         )
-        width = blocks * block
-        shape = nodes.integers(f"matmul_nbits.{axis}.{width}", [0] * axis + [width])
-        joined = nodes("Reshape", gathered, shape)
-        if width == weight.in_channels:
-            return joined
-        limits = ("column", 0), ("column", weight.in_channels), ("axis", axis)
-        inputs = [nodes.integers(f"matmul_nbits.{name}.{n}", [n]) for name, n in limits]
-        return nodes("Slice", joined, *inputs)
+        return _join_blocks(nodes, gathered, weight, axis)
+
+    @property
+    def can_dequantize(self) -> bool:
+        return self.bits == 8
+
+    def dequantize(self, nodes: Nodes, weight: QuantizedWeight) -> ir.Value:
+        """Add DequantizeLinear of all blocks, as rows, and a Reshape that joins them."""
+        count, copy = weight.out_channels * weight.block_count, weight.count_copy()
+        scales, zero_points = weight.add_scales(weight.block_count), self._add_zero_points(weight)
+        floats = nodes(
+            "DequantizeLinear",
+            weight.add_alias(Part.VALUES, weight.values, [count, _block(weight)], copy=copy),
+            weight.add_alias(Part.SCALES, scales, [count], copy=copy),
+            weight.add_alias(Part.ZERO_POINTS, zero_points, [count], copy=copy),
+            axis=0,
+        )
+        return _join_blocks(nodes, floats, weight)
 
     def _parameters_for_gather(self, weight: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
         """Return scales and zero points ``(out, blocks, 1)``."""
@@ -142,6 +154,28 @@ class MatMulNBitsFormat(WeightFormat):
 
     def _block_bytes(self, weight: QuantizedWeight) -> int:
         return _block(weight) * self.bits // 8
+
+
+def _join_blocks(
+    nodes: Nodes, blocks: ir.Value, weight: QuantizedWeight, axis: int | None = None
+) -> ir.Value:
+    """Join the blocks of rows and leave out what pads them.
+
+    Args:
+        blocks: the rows ``(…, blocks, block)``, or all blocks of the weight.
+        axis: the axis of the blocks; ``None`` for all of the weight.
+    """
+    width = weight.block_count * _block(weight)
+    leading = [weight.out_channels] if axis is None else [0] * axis
+    name = "_".join(map(str, [*leading, width]))
+    joined = nodes(
+        "Reshape", blocks, nodes.integers(f"matmul_nbits.rows.{name}", [*leading, width])
+    )
+    if width == weight.in_channels:
+        return joined
+    limits = ("column", 0), ("column", weight.in_channels), ("axis", len(leading))
+    inputs = [nodes.integers(f"matmul_nbits.{name}.{n}", [n]) for name, n in limits]
+    return nodes("Slice", joined, *inputs)
 
 
 def _split_activation(nodes: Nodes, x: ir.Value, weight: QuantizedWeight) -> ir.Value:

@@ -4,14 +4,14 @@ Activations have one fixed scale and zero point for each tensor. With 16 bits, t
 MatMul is quantized too: only then do NPUs run it as one operator, with weights as they are stored.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.quantize.formats.weight_format import Nodes, ScaleGranularity, WeightFormat
+from edgetie.graph.nodes import Nodes
+from edgetie.quantize.formats.weight_format import ScaleGranularity, WeightFormat
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
 
@@ -52,7 +52,6 @@ class QdqFormat(WeightFormat):
         self._dtype = np.dtype(f"uint{bits}")
         self._margin = 1.0 if bits == 8 else _MARGIN
         self._activations: dict[ir.Value, ir.Value] = {}
-        self._copies: Counter[QuantizedWeight] = Counter()
 
     def add_values(self, weight: QuantizedWeight) -> None:
         def values() -> Array:
@@ -84,14 +83,20 @@ class QdqFormat(WeightFormat):
             return result
         return self._quantize(nodes, f"{weight.label}.output", result, ranges.output)
 
+    def dequantize(self, nodes: Nodes, weight: QuantizedWeight) -> ir.Value:
+        values, zero_points = self._copy(weight)
+        inputs = values, weight.add_scales(), zero_points
+        if self.embedding:
+            return nodes("DequantizeLinear", *inputs, axis=0)
+        return nodes.transpose(nodes("DequantizeLinear", *inputs, axis=1))
+
     def _copy(self, weight: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
         """Return values and zero points, which some runtimes take for uint8 if they are left out.
 
         Each MatMul has separate initializers over the same bytes: ONNX Runtime changes what a
         DequantizeLinear reads, and fails if two read the same.
         """
-        copy, shape = self._copies[weight], (weight.out_channels,)
-        self._copies[weight] += 1
+        copy, shape = weight.count_copy() - 1, (weight.out_channels,)
         zeros = weight.add(
             Part.ZERO_POINTS, ir.DataType.INT8, shape, lambda: np.zeros(shape, np.int8)
         )

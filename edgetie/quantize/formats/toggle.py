@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.quantize.formats.weight_format import Nodes, WeightFormat
+from edgetie.graph.nodes import Nodes
+from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.quantize.weights.affine import QuantSpec
 from edgetie.quantize.weights.quantized_weight import QuantizedWeight
 
@@ -41,6 +42,13 @@ class ToggleFormat(WeightFormat):
 
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         return self.quantized_format.gather(nodes, weight, indices)
+
+    @property
+    def can_dequantize(self) -> bool:
+        return self.quantized_format.can_dequantize
+
+    def dequantize(self, nodes: Nodes, weight: QuantizedWeight) -> ir.Value:
+        return self.quantized_format.dequantize(nodes, weight)
 
     def matmul(self, nodes: Nodes, weight: QuantizedWeight, x: ir.Value, exact: bool) -> ir.Value:
         """Add an If whose condition is that this weight is to be quantized."""

@@ -4,52 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from edgetie.graph.editing import initializer
+from edgetie.graph.nodes import Nodes
 from edgetie.quantize.weights.affine import QuantSpec
 from edgetie.quantize.weights.quantized_weight import QuantizedWeight
 
-
-class Nodes(ir.tape.Tape):
-    """Nodes to insert into a graph, whose main graph gets the initializers. A call adds one."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        super().__init__()
-        self.main_graph = graph
-
-    def __call__(
-        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
-    ) -> ir.Value:
-        return self.op(op_type, inputs, attributes, domain=domain)
-
-    def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> ir.Value:
-        """Return an initializer, registered once by its name."""
-        return initializer(self.main_graph, name, np.array(value, dtype))
-
-    def integers(self, name: str, values: npt.ArrayLike) -> ir.Value:
-        """Return an int64 initializer, for shapes and axes."""
-        return self.constant(name, values, np.int64)
-
-    def to_float(self, x: ir.Value) -> ir.Value:
-        """Add a Cast to float32."""
-        return self("Cast", x, to=ir.DataType.FLOAT)
-
-    def local_copy(self, x: ir.Value) -> ir.Value:
-        """Return ``x`` as a value that only these nodes read."""
-        copy = self("Identity", x)
-        copy.shape, copy.type = x.shape, x.type
-        return copy
-
-    def make_names_unique(self, prefix: str) -> None:
-        """Name the values of a subgraph unlike those of all other graphs."""
-        for index, node in enumerate(self.nodes):
-            for output in node.outputs:
-                output.name = f"{prefix}.{index}.{output.index()}"
+DEQUANTIZE_OPSET = 13
+"""The first opset whose DequantizeLinear has an axis."""
 
 
 class ScaleGranularity(Enum):
@@ -94,6 +57,19 @@ class WeightFormat(ABC):
         format can have them.
         """
 
+    @property
+    def can_dequantize(self) -> bool:
+        """Whether a weight can be dequantized as a whole."""
+        return True
+
+    @abstractmethod
+    def dequantize(self, nodes: Nodes, weight: QuantizedWeight) -> ir.Value:
+        """Add a DequantizeLinear of the weight: float32 ``(out, in)``.
+
+        Each call has separate initializers over the same bytes: ONNX Runtime changes what a
+        DequantizeLinear reads, and fails if two read the same.
+        """
+
     def supports_input(self, x: ir.Value) -> bool:
         """Whether a linear operator can read this activation."""
         return True
@@ -101,8 +77,3 @@ class WeightFormat(ABC):
     def higher_precision(self) -> WeightFormat | None:
         """Return a format for weights that lose too much in this one, ``None`` if there is none."""
         return None
-
-
-def rank(value: ir.Value) -> int:
-    """Return the number of axes, 0 if it is unknown."""
-    return len(value.shape) if value.shape is not None else 0

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import insert
-from edgetie.graph.matching import operator
+from edgetie.graph.matching import operator, rank
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
-from edgetie.quantize.formats.weight_format import Nodes, rank
 from edgetie.quantize.preprocess.linear_inputs import (
     LinearInput,
     find_linear_inputs,

@@ -11,9 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import initializer
-from edgetie.graph.matching import constant, only_user, operator, producer, weight
+from edgetie.graph.matching import constant, only_user, operator, producer, rank, weight
 from edgetie.passes.base import GraphPass
-from edgetie.quantize.formats.weight_format import rank
 from edgetie.quantize.preprocess.linear_inputs import (
     LinearInput,
     find_linear_inputs,

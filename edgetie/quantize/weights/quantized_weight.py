@@ -75,6 +75,7 @@ class QuantizedWeight:
         self.parts: dict[tuple[Part, int], ir.Value] = {}
         self.aliases: dict[ir.Value, ir.Value] = {}
         self.needs_sums = False
+        self._copies = 0
         self._tensor, self._hessian = value.const_value, hessian
         self._following: Sequence[QuantizedWeight] = ()
         self._future: Future[QuantizedValues] | None = None
@@ -129,6 +130,21 @@ class QuantizedWeight:
             ir.DataType.FLOAT,
             shape,
             lambda: self.parameters().scales.reshape(shape) * np.float32(factor),
+        )
+
+    def count_copy(self) -> int:
+        """Number the nodes that read separate initializers over the same bytes."""
+        self._copies += 1
+        return self._copies
+
+    def add_midpoints(self) -> ir.Value:
+        """Return zero points ``(out,)`` of symmetric uint8 values."""
+        shape = (self.out_channels,)
+        return self.add(
+            Part.ZERO_POINTS,
+            ir.DataType.UINT8,
+            shape,
+            lambda: np.full(shape, self.spec.midpoint, np.uint8),
         )
 
     def take_name(self) -> None:

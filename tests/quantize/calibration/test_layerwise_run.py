@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quantize_models import plain
 
 from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.names import LAST_TOKEN_NODE
 from edgetie.errors import QuantizeError
 from edgetie.quantize.calibration import layerwise_run
 from edgetie.quantize.calibration.layerwise_run import (
@@ -50,6 +51,21 @@ def test_activations_in_order_of_the_segments(
             expected = whole(path, ["x", "y", "h"], ids)[index]
             np.testing.assert_allclose(each.array, expected, atol=1e-5)
             assert each.tokens.shape == (ids.size, 64)
+
+
+def test_values_after_the_last_token_are_those_of_all_tokens(tmp_path: Path) -> None:
+    path = plain(tmp_path, head="Transpose")
+    model = onnx.load(path)
+    select = helper.make_node("GatherND", ["y", "last"], ["z"], LAST_TOKEN_NODE, batch_dims=1)
+    model.graph.node.insert(3, select)
+    model.graph.node[4].input[0] = "z"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([[[7]]]), "last"))
+    onnx.save(model, path)
+    ids = TOKENS[:8]
+    names = ["z", "h", "a value that only a rewritten graph has"]
+    results = run_layerwise(open_bundle(path), path, names, CalibrationInput(ids.tolist()))
+    shapes = {each.name: each.array.shape for each in results}
+    assert shapes == {"z": (1, 8, 64), "h": (1, 8, 64)}
 
 
 def test_prefix_and_suffix_surround_each_window(tmp_path: Path) -> None:

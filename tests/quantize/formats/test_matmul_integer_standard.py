@@ -18,11 +18,11 @@ from quantized_graphs import (
 )
 from small_graphs import random, run
 
+from edgetie.graph.nodes import Nodes
 from edgetie.quantize.formats.matmul_integer_standard import (
     DynamicMatMulIntegerFormat,
     StandardMatMulIntegerFormat,
 )
-from edgetie.quantize.formats.weight_format import Nodes
 from edgetie.quantize.weights.quantized_weight import QuantizedWeight
 
 

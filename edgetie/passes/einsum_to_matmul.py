@@ -1,0 +1,158 @@
+"""Write an Einsum with a weight as a MatMul with it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from edgetie.graph.constant_values import constant_values, static_shape
+from edgetie.graph.editing import insert, take_over
+from edgetie.graph.matching import operator
+from edgetie.graph.nodes import Nodes, Sizes, sizes_of
+from edgetie.passes.base import GraphPass
+
+_ELLIPSIS = "..."
+
+
+class EinsumToMatMul(GraphPass):
+    """Rewrites an Einsum that sums over one axis of a matrix, which is a weight or computed from
+    one, and keeps the other: a MatMul, with an Einsum of the other operands before or after it if
+    they need one.
+    """
+
+    def rewrite(self, model: ir.Model) -> None:
+        weights = constant_values(model)
+        queue = [node for node in model.graph.all_nodes() if operator(node) == "Einsum"]
+        while queue:
+            node = queue.pop()
+            if node.outputs[0] in weights:
+                continue
+            product = next(_products(node, weights), None)
+            if product is not None:
+                queue += _rewrite(model.graph, node, product)
+                self.changed += 1
+
+
+class _Term(NamedTuple):
+    """An operand and the labels of its axes; an ellipsis is a label too."""
+
+    value: ir.Value
+    labels: tuple[str, ...]
+
+
+class _Product(NamedTuple):
+    """An Einsum as a product with a matrix.
+
+    Attributes:
+        matrix: the weight.
+        summed: the label of the axis that is summed over.
+        kept: the label of its other axis.
+        before: operands that are multiplied before the product.
+        after: operands with the other axis, multiplied after it.
+        output: labels of the result.
+    """
+
+    matrix: _Term
+    summed: str
+    kept: str
+    before: list[_Term]
+    after: list[_Term]
+    output: tuple[str, ...]
+
+
+def _products(node: ir.Node, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> Iterator[_Product]:
+    """Yield the ways to see an Einsum as a product with a matrix."""
+    terms, output = _parse(node)
+    for index, matrix in enumerate(terms):
+        shape = static_shape(matrix.value)
+        if not weights.get(matrix.value) or shape is None or len(shape) != 2:
+            continue
+        labels = [label for label in matrix.labels if label != _ELLIPSIS]
+        others = terms[:index] + terms[index + 1 :]
+        for summed, kept in (labels, labels[::-1]) if len({*labels}) == 2 else ():
+            before = [term for term in others if kept not in term.labels]
+            after = [term for term in others if kept in term.labels]
+            if (
+                summed not in output
+                and kept in output
+                and any(summed in term.labels for term in before)
+                and not any(summed in term.labels for term in after)
+                and not any(_repeats(term.labels) for term in terms)
+            ):
+                yield _Product(_Term(matrix.value, tuple(labels)), summed, kept, before, after,
+                               output)  # fmt: skip
+
+
+def _parse(node: ir.Node) -> tuple[list[_Term], tuple[str, ...]]:
+    """Split an equation into the labels of its operands and of its result."""
+    equation = node.attributes["equation"].as_string().replace(" ", "")
+    inputs, arrow, output = equation.partition("->")
+    parts = [_labels(part) for part in inputs.split(",")]
+    terms = [_Term(v, p) for v, p in zip(node.inputs, parts, strict=True) if v is not None]
+    if arrow:
+        return terms, _labels(output)
+    every = [label for part in parts for label in part]
+    once = sorted(label for label in every if every.count(label) == 1 and label != _ELLIPSIS)
+    return terms, tuple([_ELLIPSIS] * (_ELLIPSIS in every) + once)
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    before, ellipsis, after = text.partition(_ELLIPSIS)
+    return (*before, *([ellipsis] if ellipsis else []), *after)
+
+
+def _repeats(labels: Sequence[str]) -> bool:
+    """Whether a label occurs twice, which selects a diagonal."""
+    return len({*labels}) < len(labels)
+
+
+def _rewrite(graph: ir.Graph, node: ir.Node, product: _Product) -> list[ir.Node]:
+    """Replace an Einsum. Return the Einsums that are new."""
+    nodes = Nodes(graph)
+    needed = {*product.output}.union(*(term.labels for term in product.after))
+    every = dict.fromkeys(label for term in product.before for label in term.labels)
+    leading = [label for label in every if label in needed and label != _ELLIPSIS]
+    if _ELLIPSIS in every:
+        leading.insert(0, _ELLIPSIS)
+    x = _einsum(nodes, product.before, (*leading, product.summed))
+    matrix, (first, _) = product.matrix
+    if first != product.summed:
+        matrix = nodes.transpose(matrix)
+    sizes = sizes_of(x.value)
+    if sizes is not None:
+        sizes[-1] = matrix.shape[-1] if matrix.shape is not None else sizes[-1]
+    result = nodes.typed("MatMul", x.value, matrix, sizes=sizes, dtype=x.value.dtype)
+    nodes.nodes[-1].name = node.name
+    term = _Term(result, (*leading, product.kept))
+    output = _einsum(nodes, [term, *product.after], product.output).value
+    insert(node, *nodes.nodes)
+    take_over(node.outputs[0], output)
+    return [each for each in nodes.nodes if each.op_type == "Einsum"]
+
+
+def _einsum(nodes: Nodes, terms: Sequence[_Term], output: tuple[str, ...]) -> _Term:
+    """Add an Einsum, unless it would return its only operand."""
+    first = terms[0].value
+    if len(terms) == 1 and terms[0].labels == output:
+        return terms[0]
+    equation = f"{','.join(''.join(term.labels) for term in terms)}->{''.join(output)}"
+    sizes = _sizes(terms, output)
+    inputs = [term.value for term in terms]
+    value = nodes.typed("Einsum", *inputs, sizes=sizes, dtype=first.dtype, equation=equation)
+    return _Term(value, output)
+
+
+def _sizes(terms: Sequence[_Term], output: Sequence[str]) -> Sizes:
+    """Return the dimensions of a result, if they are known from its operands."""
+    known: dict[str, list[int | ir.SymbolicDim]] = {}
+    for value, labels in terms:
+        sizes = sizes_of(value)
+        if sizes is None:
+            return None
+        hidden = len(sizes) - len(labels) + 1  # axes of the ellipsis
+        for label in labels:
+            count = hidden if label == _ELLIPSIS else 1
+            if len(sizes[:count]) > len(known.get(label, ())):
+                known[label] = sizes[:count]
+            sizes = sizes[count:]
+    return [size for label in output for size in known.get(label, [])]

@@ -1,0 +1,125 @@
+"""Write other operators that look up rows of a weight as a Gather."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.graph.constant_values import constant_tensor, constant_values, static_shape
+from edgetie.graph.editing import insert, take_over
+from edgetie.graph.matching import constant, operator, producer, rank, scalar
+from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.passes.base import GraphPass
+
+_Weights = Mapping[ir.Value, frozenset[ir.Value]]
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+
+
+class LookUpsToGather(GraphPass):
+    """Rewrites ``MatMul(OneHot(ids), W)`` and ``GatherND(W, ids)`` into a Gather of the rows of W,
+    or of what is computed from W. One-hot vectors may also be ``Equal(ids, 0 … n - 1)``.
+
+    One-hot vectors of ids that W does not have give zeros, as before.
+    """
+
+    def rewrite(self, model: ir.Model) -> None:
+        weights = constant_values(model)
+        for node in list(model.graph.all_nodes()):
+            index = {"MatMul": 1, "GatherND": 0}.get(operator(node))
+            matrix = node.inputs[index] if index is not None else None
+            shape = static_shape(matrix) if matrix is not None else None
+            if matrix is None or not weights.get(matrix) or node.outputs[0] in weights:
+                continue
+            if shape is None or len(shape) != 2:
+                continue
+            if index == 0:
+                self._rewrite_gather(model.graph, node, matrix)
+            else:
+                self._rewrite_product(model.graph, node, matrix, weights)
+
+    def _rewrite_gather(self, graph: ir.Graph, node: ir.Node, matrix: ir.Value) -> None:
+        nodes, indices = Nodes(graph), node.inputs[1]
+        sizes = sizes_of(indices) if indices is not None else None
+        batch_axes = node.attributes.get_int("batch_dims", 0)
+        if indices is None or not sizes or sizes[-1] != 1 or batch_axes:
+            return
+        ids = nodes.along("Squeeze", indices, -1, sizes=sizes[:-1])
+        nodes("Gather", matrix, ids)
+        nodes.nodes[-1].name = node.name
+        insert(node, *nodes.nodes)
+        take_over(node.outputs[0], nodes.nodes[-1].outputs[0])
+        self.changed += 1
+
+    def _rewrite_product(
+        self, graph: ir.Graph, node: ir.Node, matrix: ir.Value, weights: _Weights
+    ) -> None:
+        nodes, vectors = Nodes(graph), node.inputs[0]
+        rows, width = static_shape(matrix) or (0, 0)
+        assert vectors is not None
+        while (cast := producer(vectors, "Cast")) is not None and cast.inputs[0] is not None:
+            vectors = cast.inputs[0]
+        ids = _one_hot_ids(nodes, vectors, rows) or _equal_ids(nodes, vectors, rows, weights)
+        if ids is None:
+            return
+        sizes, kind = sizes_of(ids), ids.dtype or ir.DataType.INT64
+
+        def flag(op_type: str, *inputs: ir.Value) -> ir.Value:
+            return nodes.typed(op_type, *inputs, sizes=sizes, dtype=ir.DataType.BOOL)
+
+        lowest = 0 if producer(vectors, "OneHot") is None else -rows
+        too_low = flag("Less", ids, nodes.number(lowest, kind))
+        is_row = flag("And", flag("Not", too_low), flag("Less", ids, nodes.number(rows, kind)))
+        row_ids = nodes.typed("Where", is_row, ids, nodes.number(0, kind), sizes=sizes, dtype=kind)
+        row_sizes = None if sizes is None else [*sizes, width]
+        embedding = nodes.typed("Gather", matrix, row_ids, sizes=row_sizes, dtype=matrix.dtype)
+        nodes.nodes[-1].name = node.name
+        column = nodes.along("Unsqueeze", is_row, -1, sizes=None if sizes is None else [*sizes, 1])
+        zero = nodes.number(0, matrix.dtype or ir.DataType.FLOAT)
+        result = nodes.typed("Where", column, embedding, zero, sizes=row_sizes, dtype=matrix.dtype)
+        insert(node, *nodes.nodes)
+        take_over(node.outputs[0], result)
+        self.changed += 1
+
+
+def _one_hot_ids(nodes: Nodes, vectors: ir.Value, rows: int) -> ir.Value | None:
+    """Return the ids of ``OneHot(ids, rows, (0, 1))`` along the last axis."""
+    one_hot = producer(vectors, "OneHot")
+    if one_hot is None or None in one_hot.inputs[:3]:
+        return None
+    ids, depth, values = one_hot.inputs[:3]
+    assert ids is not None
+    axis, array = one_hot.attributes.get_int("axis", -1), constant(values)
+    is_last = axis == -1 or axis == rank(ids) != 0
+    if not is_last or array is None or array.tolist() != [0, 1] or scalar(depth) != rows:
+        return None
+    return _as_integers(nodes, ids)
+
+
+def _equal_ids(nodes: Nodes, vectors: ir.Value, rows: int, weights: _Weights) -> ir.Value | None:
+    """Return the ids of ``Equal(Unsqueeze(ids, -1), (0, …, rows - 1))``."""
+    choose = producer(vectors, "Where")
+    if choose is not None:
+        if (scalar(choose.inputs[1]), scalar(choose.inputs[2])) != (1, 0):
+            return None
+        vectors = choose.inputs[0] or vectors
+    equal = producer(vectors, "Equal")
+    if equal is None:
+        return None
+    for ids, numbers in (equal.inputs, equal.inputs[::-1]):
+        if ids is None or numbers is None or not rank(ids) or ids.shape is None:
+            continue
+        tensor = constant_tensor(numbers, weights[numbers]) if numbers in weights else None
+        if tensor is None or tensor.size != rows or tensor.shape.numpy()[-1] != rows:
+            continue
+        if ids.shape[-1] == 1 and np.array_equal(tensor.numpy().reshape(-1), np.arange(rows)):
+            sizes = sizes_of(ids)
+            column = nodes.along("Squeeze", ids, -1, sizes=None if sizes is None else sizes[:-1])
+            return _as_integers(nodes, column)
+    return None
+
+
+def _as_integers(nodes: Nodes, ids: ir.Value) -> ir.Value:
+    if ids.dtype in _INTEGERS:
+        return ids
+    kind = ir.DataType.INT64
+    return nodes.typed("Cast", ids, sizes=sizes_of(ids), dtype=kind, to=int(kind))

@@ -1,0 +1,175 @@
+"""Move operators between a weight and its uses to the other side of these uses."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from edgetie.graph.constant_values import constant_values, static_shape
+from edgetie.graph.editing import initializer, insert, take_over
+from edgetie.graph.matching import operator, producer, rank, weight
+from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.passes.base import GraphPass
+from edgetie.passes.gemm_to_matmul import gemm_to_matmul
+from edgetie.passes.table_operators.look_ups import LookUps
+from edgetie.passes.table_operators.products import Products
+from edgetie.passes.table_operators.reader import CannotMoveError, swaps_axes
+
+
+class MoveTableOperators(GraphPass):
+    """Lets Gather and MatMul read the weight itself, if they read what is computed from it.
+
+    Operators that act on rows of the table move to the rows that are looked up, or to the logits.
+    Operators that act on its columns move to the rows, or to the hidden states. Afterwards a table
+    that is stored transposed but looked up is stored by rows.
+
+    Args:
+        fixed: names of weights whose layout stays, because other models read them too.
+    """
+
+    def __init__(self, fixed: Collection[str] = ()) -> None:
+        super().__init__()
+        self.fixed = fixed
+
+    def rewrite(self, model: ir.Model) -> None:
+        weights = constant_values(model)
+        for node in list(model.graph.all_nodes()):
+            reads_table = any(_is_computed_table(value, weights) for value in node.inputs)
+            is_gemm = operator(node) in ("Gemm", "FusedMatMul")
+            if reads_table and is_gemm and node.outputs[0] not in weights:
+                gemm_to_matmul(model.graph, node)
+        weights = constant_values(model)
+        for node in list(model.graph.all_nodes()):
+            if operator(node) in ("Gather", "MatMul") and node.outputs[0] not in weights:
+                self._move(model.graph, node, weights)
+        common.RemoveUnusedNodesPass()(model)  # moved operators would still use their weights
+        for value in list(model.graph.initializers.values()):
+            if value.name not in self.fixed:
+                self.changed += _store_by_rows(model.graph, value)
+
+    def _move(
+        self, graph: ir.Graph, node: ir.Node, weights: Mapping[ir.Value, frozenset[ir.Value]]
+    ) -> None:
+        nodes = Nodes(graph)
+        for index, value in enumerate(node.inputs[:2]):
+            if value is None or not any(_is_table(each) for each in weights.get(value, ())):
+                continue
+            if _reads_weight(node, index, value):
+                continue
+            operators = TableOperators(nodes, weights)
+            try:
+                if operator(node) == "Gather":
+                    result = _look_up(operators, node, value)
+                elif index == 1:
+                    result = _multiply(operators, node.inputs[0], value)
+                else:
+                    result = _multiply_left(operators, value, node.inputs[1])
+            except CannotMoveError as error:
+                names = ", ".join(sorted(str(each.name) for each in weights[value]))
+                self.skipped.append(f"{names}: {error}")
+                return
+            insert(node, *nodes.nodes)
+            take_over(node.outputs[0], result)
+            self.changed += 1
+            return
+
+
+class TableOperators(LookUps, Products):
+    """Look-ups in computed tables and products with them, computed from the weights themselves."""
+
+
+def _is_computed_table(
+    value: ir.Value | None, weights: Mapping[ir.Value, frozenset[ir.Value]]
+) -> bool:
+    """Whether a value is computed from constants, one of which is a float32 matrix."""
+    return (
+        value is not None
+        and value.producer() is not None
+        and any(_is_table(each) for each in weights.get(value, ()))
+    )
+
+
+def _is_table(value: ir.Value) -> bool:
+    shape = static_shape(value)
+    return value.dtype == ir.DataType.FLOAT and shape is not None and sum(n > 1 for n in shape) == 2
+
+
+def _reads_weight(node: ir.Node, index: int, value: ir.Value) -> bool:
+    """Whether a Gather looks up rows of a weight, or a MatMul multiplies with one, which may be
+    transposed.
+    """
+    if weight(value) is not None:
+        return operator(node) == "MatMul" or node.attributes.get_int("axis", 0) == 0
+    transpose = producer(value, "Transpose")
+    return (
+        operator(node) == "MatMul"
+        and index == 1
+        and transpose is not None
+        and weight(transpose.inputs[0]) is not None
+        and swaps_axes(transpose)
+    )
+
+
+def _look_up(operators: TableOperators, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Look up rows or columns of a computed table."""
+    ids, axis = node.inputs[1], node.attributes.get_int("axis", 0) % max(1, rank(value))
+    if ids is None or rank(value) != 2:
+        raise CannotMoveError(f"Gather reads {value.name} of {rank(value)} axes")
+    rows = operators.look_up(value, ids, axis)
+    if axis == 0:
+        return rows
+    if ids.shape is None:
+        raise CannotMoveError("Gather of columns by ids of unknown shape")
+    order, sizes = [rank(ids), *range(rank(ids))], sizes_of(rows)
+    return operators.nodes.typed(
+        "Transpose", rows, sizes=sizes and [sizes[axis] for axis in order], dtype=rows.dtype,
+        perm=order,
+    )  # fmt: skip
+
+
+def _multiply(operators: TableOperators, x: ir.Value | None, value: ir.Value) -> ir.Value:
+    """Multiply an activation with a computed table."""
+    if x is None or rank(value) > max(2, rank(x)):
+        raise CannotMoveError(f"MatMul reads {value.name} of {rank(value)} axes")
+    return operators.multiply(x, value, 0)
+
+
+def _multiply_left(operators: TableOperators, value: ir.Value, x: ir.Value | None) -> ir.Value:
+    """Multiply a computed table with an activation: ``W x = (xᵀ Wᵀ)ᵀ``."""
+    if x is None or rank(x) < max(2, rank(value)):
+        raise CannotMoveError(f"MatMul reads {value.name} on the left")
+    nodes, axes = operators.nodes, rank(x)
+    return nodes.transpose(operators.multiply(nodes.transpose(x, axes), value, 1), axes)
+
+
+def _store_by_rows(graph: ir.Graph, value: ir.Value) -> bool:
+    """Transpose a weight if Gathers read its transpose, and none reads the weight itself."""
+    uses = list(value.uses())
+    transposes = [n for n, _ in uses if operator(n) == "Transpose" and swaps_axes(n)]
+    readers = [user for node in transposes for user, i in node.outputs[0].uses() if i == 0]
+    is_looked_up = any(operator(user) == "Gather" for user in readers)
+    if not is_looked_up or any(operator(node) == "Gather" for node, _ in uses):
+        return False
+    tensor = value.const_value
+    if tensor is None or not _is_table(value) or value.is_graph_output():
+        return False
+    name = str(value.name)
+    graph.initializers.pop(name)
+    value.name = f"{name}.before"
+    by_rows = ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(tensor.numpy().T)),
+        tensor.dtype,
+        ir.Shape(tensor.shape.numpy()[::-1]),
+        name=name,
+    )
+    table = initializer(graph, name, by_rows)
+    for node, index in uses:
+        if node in transposes:
+            ir.convenience.replace_all_uses_with(node.outputs[0], table)
+        else:
+            transpose = ir.node("Transpose", [table], {"perm": [1, 0]})
+            insert(node, transpose)
+            transpose.outputs[0].shape, transpose.outputs[0].type = value.shape, value.type
+            node.replace_input_with(index, transpose.outputs[0])
+    return True

@@ -1,0 +1,65 @@
+"""Store matrices of 16 bits in float32, which quantizing starts from."""
+
+import numpy as np
+import onnx_ir as ir
+
+from edgetie.graph.constant_values import constant_values
+from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.graph.editing import initializer, insert
+from edgetie.graph.matching import operator
+from edgetie.passes.base import GraphPass
+
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_READERS = {"Gather", "MatMul", "Gemm", "FusedMatMul", "Einsum", "EmbedLayerNormalization"}
+
+
+class WidenWeights(GraphPass):
+    """Turns float16 and bfloat16 matrices that are looked up or multiplied into float32 ones.
+
+    A Cast restores the type for users that need it. Values stay as they are.
+    """
+
+    def rewrite(self, model: ir.Model) -> None:
+        weights = constant_values(model)
+        read = {
+            weight: None  # in graph order: the same bundle at every call
+            for node in model.graph.all_nodes()
+            if operator(node) in _READERS
+            for value in node.inputs
+            if value is not None
+            for weight in sorted(weights.get(value, ()), key=lambda each: str(each.name))
+        }
+        for weight in read:
+            tensor = weight.const_value
+            if (
+                tensor is not None
+                and tensor.dtype in _HALF
+                and len(tensor.shape) == 2
+                and tensor.size >= MIN_ELEMENTS
+                and weight.graph is model.graph
+                and not weight.is_graph_output()
+            ):
+                self._widen(model.graph, weight, tensor)
+
+    def _widen(self, graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol) -> None:
+        name, uses = str(weight.name), list(weight.uses())
+        graph.initializers.pop(name)
+        weight.name = f"{name}.before"
+        wide = ir.LazyTensor(
+            lambda: ir.tensor(tensor.numpy().astype(np.float32)),
+            ir.DataType.FLOAT,
+            ir.Shape(tensor.shape.numpy()),
+            name=name,
+        )
+        value = initializer(graph, name, wide)
+        for node, index in uses:
+            result = node.outputs[0]
+            is_cast = operator(node) == "Cast" and result.dtype == ir.DataType.FLOAT
+            if is_cast and not result.is_graph_output():
+                ir.convenience.replace_all_uses_with(result, value)
+                continue
+            cast = ir.node("Cast", [value], {"to": int(tensor.dtype)})
+            cast.outputs[0].shape, cast.outputs[0].type = weight.shape, ir.TensorType(tensor.dtype)
+            insert(node, cast)
+            node.replace_input_with(index, cast.outputs[0])
+        self.changed += 1

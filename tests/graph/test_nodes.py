@@ -1,0 +1,57 @@
+"""Nodes to insert, and the constants that they read."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import SHAPE, X, graph, node, run
+
+from edgetie.graph.nodes import Nodes, sizes_of
+
+
+def test_calls_add_nodes_and_constants_are_registered_once() -> None:
+    model = graph([node("Relu", ["x"], ["y"])], {})
+    nodes = Nodes(model.graph)
+    half = nodes.constant("half", 0.5, np.float32)
+    assert nodes.constant("half", 0.5, np.float32) is half
+    result = nodes("Mul", nodes("Neg", model.graph.inputs[0]), half)
+    assert [each.op_type for each in nodes.nodes] == ["Neg", "Mul"]
+    assert list(model.graph.initializers) == ["half"]
+    assert len(model.graph) == 1  # nothing is inserted yet
+    relu = model.graph.node(0)
+    model.graph.insert_before(relu, nodes.nodes)
+    relu.replace_input_with(0, result)
+    np.testing.assert_allclose(run(model, x=X), np.maximum(-X / 2, 0))
+
+
+def test_a_local_copy_has_the_type_and_names_of_a_subgraph_are_unique() -> None:
+    model = graph([node("Relu", ["x"], ["y"])], {})
+    nodes = Nodes(model.graph)
+    copy = nodes.local_copy(model.graph.inputs[0])
+    first, second = nodes.op_multi_out("Split", [copy], {"axis": 0}, num_outputs=2)
+    assert (copy.shape, copy.dtype) == (model.graph.inputs[0].shape, ir.DataType.FLOAT)
+    nodes.make_names_unique("branch")
+    names = [value.name for value in (copy, first, second)]
+    assert names == ["branch.0.0", "branch.1.0", "branch.1.1"]
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_axes_are_an_attribute_or_an_input(opset: int) -> None:
+    model = graph([node("Relu", ["x"], ["y"])], {}, opset=opset)
+    nodes, x = Nodes(model.graph), model.graph.inputs[0]
+    total = nodes.along("ReduceSum", x, -1, sizes=[*SHAPE[:-1], 1], keepdims=1)
+    assert sizes_of(total) == [*x.shape[:-1], 1]
+    assert total.dtype == ir.DataType.FLOAT
+    relu = model.graph.node(0)
+    model.graph.insert_before(relu, nodes.nodes)
+    relu.replace_input_with(0, nodes("Sub", x, total))
+    model.graph.insert_before(relu, nodes.nodes[-1])
+    expected = np.maximum(X - X.sum(axis=-1, keepdims=True), 0)
+    np.testing.assert_allclose(run(model, x=X), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_of_a_type() -> None:
+    nodes = Nodes(graph([node("Relu", ["x"], ["y"])], {}).graph)
+    assert nodes.number(2, ir.DataType.INT64) is not nodes.number(2, ir.DataType.FLOAT)
+    assert nodes.number(0.5, ir.DataType.FLOAT16).const_value.numpy() == np.float16(0.5)
