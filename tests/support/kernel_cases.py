@@ -14,7 +14,7 @@ import numpy as np
 from kernel_models import MICROSOFT, Arrays, build_model
 from onnx import helper
 
-TOKENS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33, 130, 300)
+TOKENS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 20, 33, 130, 300)
 BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
 LARGEST = 32512
 """The largest rounded activation."""

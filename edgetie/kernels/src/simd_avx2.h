@@ -122,11 +122,16 @@ INLINE Sums dot(Sums sums, Bytes weights, Bytes activations) {
   return _mm256_dpbusd_avx_epi32(sums, weights, activations);
 }
 
-// A tile multiplies four columns of a row by LANES tokens.
-enum { TILE_COLUMNS = 4, TILE_GROUP = 4, TILE_BYTES = 4 };
+// A tile multiplies four columns of a row by LANES tokens, or eight columns by half as many.
+enum { TILE_COLUMNS = 4, TILE_GROUP = 4, TILE_BYTES = 4, FOLD = 2 };
 typedef Bytes TileWeights, TileActivations;
-INLINE TileWeights load_tile_weights(const uint8_t *p) {
+INLINE TileWeights load_tile_weights(const uint8_t *p, const int fold) {
   int32_t four;
+  long long eight;
+  if (fold == 2) {
+    __builtin_memcpy(&eight, p, 8);
+    return _mm256_set1_epi64x(eight);
+  }
   __builtin_memcpy(&four, p, 4);
   return _mm256_set1_epi32(four);
 }

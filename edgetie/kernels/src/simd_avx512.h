@@ -105,11 +105,16 @@ INLINE Sums dot(Sums sums, Bytes weights, Bytes activations) {
   return _mm512_dpbusd_epi32(sums, weights, activations);
 }
 
-// A tile multiplies four columns of a row by LANES tokens.
-enum { TILE_COLUMNS = 4, TILE_GROUP = 4, TILE_BYTES = 4 };
+// A tile multiplies four columns of a row by LANES tokens, or eight columns by half as many.
+enum { TILE_COLUMNS = 4, TILE_GROUP = 4, TILE_BYTES = 4, FOLD = 2 };
 typedef Bytes TileWeights, TileActivations;
-INLINE TileWeights load_tile_weights(const uint8_t *p) {
+INLINE TileWeights load_tile_weights(const uint8_t *p, const int fold) {
   int32_t four;
+  long long eight;
+  if (fold == 2) {
+    __builtin_memcpy(&eight, p, 8);
+    return _mm512_set1_epi64(eight);
+  }
   __builtin_memcpy(&four, p, 4);
   return _mm512_set1_epi32(four);
 }
@@ -122,7 +127,7 @@ INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations
   return dot(sums, weights, activations);
 }
 // How many tokens are multiplied faster without tiles.
-enum { FEW_TOKENS_8_BITS = 8, FEW_TOKENS_4_BITS = 8 };
+enum { FEW_TOKENS_8_BITS = 6, FEW_TOKENS_4_BITS = 8 };
 
 enum { TILE_ROWS = 12 };
 #define EACH_TILE_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)

@@ -180,10 +180,13 @@ INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
 #if HAS_I8MM
 
 // A tile multiplies pairs of rows, whose columns alternate in groups of 8, by pairs of tokens.
-enum { TILE_COLUMNS = 8, TILE_GROUP = 8, TILE_BYTES = 16 };
+enum { TILE_COLUMNS = 8, TILE_GROUP = 8, TILE_BYTES = 16, FOLD = 1 };
 typedef uint8x16_t TileWeights;
 typedef int8x16x2_t TileActivations;
-INLINE TileWeights load_tile_weights(const uint8_t *p) { return vld1q_u8(p); }
+INLINE TileWeights load_tile_weights(const uint8_t *p, const int fold) {
+  (void)fold;
+  return vld1q_u8(p);
+}
 INLINE TileActivations load_tile_activations(const uint8_t *p, size_t lanes) {
   (void)lanes;
   const TileActivations v = {{vld1q_s8((const int8_t *)p), vld1q_s8((const int8_t *)p + 16)}};
@@ -202,10 +205,13 @@ INLINE Ints high_halves(Ints a, Ints b) {
 #elif HAS_DOT
 
 // Products of 16 columns take their weights by lane: a broadcast would occupy a unit of products.
-enum { TILE_COLUMNS = 16, TILE_GROUP = 4, TILE_BYTES = 16 };
+enum { TILE_COLUMNS = 16, TILE_GROUP = 4, TILE_BYTES = 16, FOLD = 1 };
 typedef int8x16_t TileWeights;
 typedef int8x16x4_t TileActivations;
-INLINE TileWeights load_tile_weights(const uint8_t *p) { return vld1q_s8((const int8_t *)p); }
+INLINE TileWeights load_tile_weights(const uint8_t *p, const int fold) {
+  (void)fold;
+  return vld1q_s8((const int8_t *)p);
+}
 INLINE TileActivations load_tile_activations(const uint8_t *p, size_t lanes) {
   TileActivations v;
   EACH_VECTOR v.val[i] = vld1q_s8((const int8_t *)p + TILE_GROUP * lanes * (size_t)i);
