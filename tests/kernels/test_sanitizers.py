@@ -42,7 +42,11 @@ def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     done = compile_and_run(compiler, request.param, folder / "probe", probe)
     if done.returncode:
         pytest.skip(f"{compiler[0]} -fsanitize={request.param}: {done.stderr.strip()[-200:]}")
-    sources = (PACKAGE / "src" / "cpu.c", *sorted((PACKAGE / "src").glob("set_*.c")))
+    folder_of_sources = PACKAGE / "src"
+    sources = (
+        *(folder_of_sources / name for name in ("cpu.c", "team.c")),
+        *sorted(folder_of_sources.glob("set_*.c")),
+    )
     done = compile_and_run(compiler, request.param, folder / "driver", *sources, DRIVER)
     assert done.returncode == 2, done.stderr[-3000:]  # it wants arguments
     return folder / "driver"

@@ -1,16 +1,15 @@
 // Gated feed-forward networks (Shazeer 2020): Split in two halves, an activation of one, Mul with
 // the other. The three nodes run as one.
 
-#include <stdlib.h>
 #include <string.h>
 
-#include "fusions.h"
+#include "operator.h"
 
+// The activation is x * sigmoid(alpha * (x + cubic * x^3)).
 typedef struct {
-  OrtNodeComputeInfo runtime;
-  const Kernels *kernels;
-  Gate gate;
-} GatedActivation;
+  bool second_is_gate;
+  float alpha, cubic;
+} Gate;
 
 static bool halves_last_axis(const Node *split) {
   const Value *input = &split->inputs[0];
@@ -35,7 +34,7 @@ static bool is_activation(const OrtNode *node) {
   return described.input_count < 2 || !described.inputs[1].present;  // no bias
 }
 
-bool find_gate(const Node *split, Gate *gate) {
+static bool match(const Node *split, Match *match) {
   const OrtValueInfo *halves[2], *activated;
   if (!halves_last_axis(split) || !succeeds(ORT(Node_GetOutputs)(split->node, halves, 2)))
     return false;
@@ -48,70 +47,51 @@ bool find_gate(const Node *split, Gate *gate) {
     if (only_consumer(activated) != product) continue;
     const Node function = {.node = activation};
     const bool is_quick = is_operator(activation, "com.microsoft", "QuickGelu");
-    *gate = (Gate){.nodes = {split->node, activation, product},
-                   .input = split->input_infos[0],
-                   .second_is_gate = which == 1,
-                   .alpha = is_quick ? node_float(&function, "alpha", 1.702f) : 1.5957691216f,
-                   .cubic = is_quick ? 0 : 0.044715f};
-    return true;
+    *(Gate *)match->state =
+        (Gate){.second_is_gate = which == 1,
+               .alpha = is_quick ? node_float(&function, "alpha", 1.702f) : 1.5957691216f,
+               .cubic = is_quick ? 0 : 0.044715f};
+    match->nodes[1] = activation, match->nodes[2] = product;
+    match->node_count = 3;
+    match->inputs[1] = match->outputs[1] = NULL;  // sizes, and a half
+    return succeeds(ORT(Node_GetOutputs)(product, match->outputs, 1));
   }
   return false;
 }
 
-static size_t find(const Node *split, const OrtNode *nodes[MOST_FUSED]) {
-  Gate gate;
-  if (!find_gate(split, &gate)) return 0;
-  memcpy(nodes, gate.nodes, sizeof gate.nodes);
-  return 3;
-}
-
-typedef struct {
-  const GatedActivation *activation;
-  const float *input;
-  float *output;
-  size_t tokens, size, chunk;
-} Task;
-
-static void compute_chunk(void *state, size_t index) {
-  const Task *task = state;
-  const GatedActivation *a = task->activation;
-  const size_t first = index * task->chunk, end = first + task->chunk;
-  const size_t tokens = (end < task->tokens ? end : task->tokens) - first;
-  a->kernels->gated_activation(task->input + 2 * first * task->size, a->gate.second_is_gate,
-                               a->gate.alpha, a->gate.cubic, task->output + first * task->size,
-                               tokens, task->size);
-}
-
-static OrtStatus *compute(OrtNodeComputeInfo *self, void *state, OrtKernelContext *context) {
-  Tensor input;
-  int64_t sizes[8];
-  Task task = {.activation = state};
-  (void)self;
-  RETURN_IF_ERROR(get_input(context, 0, &input));
-  if (input.rank < 1 || input.rank > 8 || input.sizes[input.rank - 1] % 2)
+static OrtStatus *plan(const void *state, Run *run) {
+  const Tensor *input = run->inputs[0];
+  int64_t sizes[MOST_AXES];
+  (void)state;
+  if (input->rank < 1 || input->sizes[input->rank - 1] % 2)
     return fail("gated activation: the last axis does not split in two halves");
-  memcpy(sizes, input.sizes, input.rank * sizeof *sizes);
-  sizes[input.rank - 1] /= 2;
-  RETURN_IF_ERROR(get_output(context, 0, sizes, input.rank, (void **)&task.output));
-  task.input = input.data;
-  task.size = (size_t)sizes[input.rank - 1];
-  task.tokens = count_elements(sizes, input.rank - 1);
-  task.chunk = task.size ? 1 + 16384 / task.size : 1;
-  if (!task.tokens) return NULL;
-  const Parallel parallel = session_threads(context);
-  parallel.run(parallel.context, compute_chunk, &task,
-               (task.tokens + task.chunk - 1) / task.chunk);
+  memcpy(sizes, input->sizes, sizeof sizes);
+  sizes[input->rank - 1] /= 2;
+  set_sizes(run->outputs[0], sizes, input->rank);
   return NULL;
 }
 
-static OrtStatus *compile(const Node *split, const Node *fused, OrtNodeComputeInfo **out) {
-  (void)fused;
-  GatedActivation *activation = calloc(1, sizeof *activation);
-  if (!activation) return fail("edgetie: out of memory");
-  *out = &activation->runtime;
-  activation->runtime = (OrtNodeComputeInfo){API_VERSION, return_self, compute, keep_self};
-  activation->kernels = select_kernels();
-  return find_gate(split, &activation->gate) ? NULL : fail("gated activation: its nodes changed");
+typedef struct {
+  const Gate *gate;
+  const Run *run;
+  size_t size;
+} Rows;
+
+static void compute_rows(const void *state, size_t first, size_t count) {
+  const Rows *rows = state;
+  const Gate *gate = rows->gate;
+  const float *input = rows->run->inputs[0]->data;
+  float *output = rows->run->outputs[0]->data;
+  rows->run->kernels->gated_activation(input + 2 * first * rows->size, gate->second_is_gate,
+                                       gate->alpha, gate->cubic, output + first * rows->size,
+                                       count, rows->size);
 }
 
-const Fusion gated_activation = {"", "Split", find, compile};
+static void compute(const void *state, const Run *run) {
+  const Tensor *output = run->outputs[0];
+  const Rows rows = {state, run, (size_t)output->sizes[output->rank - 1]};
+  for_each_row(run->parallel, compute_rows, &rows,
+               count_elements(output->sizes, output->rank - 1), rows.size);
+}
+
+const Operator gated_activation = {"", "Split", 13, 18, match, plan, compute};

@@ -39,92 +39,68 @@ static bool supports(const Node *node) {
   return bits == 8 || last % 2 == 0;
 }
 
+static bool match(const Node *node, Match *match) {
+  if (!supports(node) || !node->outputs[0]) return false;
+  QuantizedMatrix *matrix = (QuantizedMatrix *)match->state;
+  const Value *table = &node->inputs[TABLE], *scales = &node->inputs[SCALES];
+  matrix->bits = (int)node_int(node, "bits", 4);
+  matrix->rows = (size_t)table->sizes[0];
+  matrix->columns = count_elements(table->sizes + 1, table->rank - 1) * (8 / (size_t)matrix->bits);
+  matrix->block_size = (size_t)node_int(node, "block_size", 128);
+  matrix->blocks = count_elements(scales->sizes + 1, scales->rank - 1);
+  return true;
+}
+
+static int64_t index_at(const Tensor *indices, size_t i) {
+  return indices->type == ELEMENT_INT64 ? ((const int64_t *)indices->data)[i]
+                                        : ((const int32_t *)indices->data)[i];
+}
+
+static OrtStatus *plan(const void *state, Run *run) {
+  const QuantizedMatrix *matrix = state;
+  const Tensor *indices = run->inputs[INDICES], *table = run->inputs[TABLE];
+  const int64_t rows = (int64_t)matrix->rows;
+  int64_t sizes[2 * MOST_AXES];
+  const size_t rank = indices->rank + table->rank - 1;
+  if (rank > MOST_AXES) return fail("GatherBlockQuantized: too many axes");
+  for (size_t i = 0; i < count_elements(indices->sizes, indices->rank); i++) {
+    const int64_t index = index_at(indices, i);
+    if (index < -rows || index >= rows)
+      return fail("GatherBlockQuantized: index %lld is outside of a table of %lld rows",
+                  (long long)index, (long long)rows);
+  }
+  memcpy(sizes, indices->sizes, indices->rank * sizeof *sizes);
+  memcpy(sizes + indices->rank, table->sizes + 1, (table->rank - 1) * sizeof *sizes);
+  sizes[rank - 1] *= 8 / matrix->bits;
+  set_sizes(run->outputs[0], sizes, rank);
+  return NULL;
+}
+
 typedef struct {
   QuantizedMatrix matrix;
-  const int64_t *sizes;  // of the table
-  size_t rank;
-} State;
-
-static OrtStatus *create(void *out, const OrtKernelInfo *info) {
-  State *state = out;
-  Tensor table, scales, zeros;
-  RETURN_IF_ERROR(constant_input(info, TABLE, &table));
-  RETURN_IF_ERROR(constant_input(info, SCALES, &scales));
-  RETURN_IF_ERROR(constant_input(info, ZERO_POINTS, &zeros));
-  if (!table.data || !scales.data) return fail("GatherBlockQuantized: the table is not constant");
-  QuantizedMatrix *matrix = &state->matrix;
-  matrix->bits = (int)info_int(info, "bits", 4);
-  matrix->rows = (size_t)table.sizes[0];
-  matrix->columns = count_elements(table.sizes + 1, table.rank - 1) * (8 / (size_t)matrix->bits);
-  matrix->block_size = (size_t)info_int(info, "block_size", 128);
-  matrix->blocks = count_elements(scales.sizes + 1, scales.rank - 1);
-  matrix->values = table.data;
-  matrix->scales = scales.data;
-  matrix->zero_points = zeros.data;
-  state->sizes = table.sizes;
-  state->rank = table.rank;
-  return NULL;
-}
-
-typedef struct {
-  const QuantizedMatrix *matrix;
-  const Kernels *kernels;
-  const int64_t *wide;
-  const int32_t *narrow;
-  float *output;
+  const Run *run;
 } Lookup;
 
-static int64_t index_at(const Lookup *lookup, size_t i) {
-  const int64_t index = lookup->wide ? lookup->wide[i] : lookup->narrow[i];
-  return index < 0 ? index + (int64_t)lookup->matrix->rows : index;
-}
-
-static void look_up(void *state, size_t i) {
+static void look_up(const void *state, size_t first, size_t count) {
   const Lookup *lookup = state;
-  lookup->kernels->dequantize_row(lookup->matrix, (size_t)index_at(lookup, i),
-                                  lookup->output + i * lookup->matrix->columns);
-}
-
-static OrtStatus *compute(const Kernel *kernel, const void *saved, OrtKernelContext *context) {
-  const State *state = saved;
-  const QuantizedMatrix *matrix = &state->matrix;
-  Tensor indices;
-  int64_t sizes[16];
-  float *output;
-  RETURN_IF_ERROR(get_input(context, INDICES, &indices));
-  if (indices.rank + state->rank > 16) return fail("GatherBlockQuantized: too many axes");
-  const size_t count = count_elements(indices.sizes, indices.rank);
-  const bool is_wide = indices.type == ELEMENT_INT64;
-  const Lookup lookup = {matrix, kernel->kernels, is_wide ? indices.data : NULL,
-                         is_wide ? NULL : indices.data, NULL};
-  for (size_t i = 0; i < count; i++) {
-    const int64_t index = index_at(&lookup, i);
-    if (index < 0 || index >= (int64_t)matrix->rows)
-      return fail("GatherBlockQuantized: index %lld is outside of a table of %zu rows",
-                  (long long)(is_wide ? lookup.wide[i] : lookup.narrow[i]), matrix->rows);
+  const QuantizedMatrix *matrix = &lookup->matrix;
+  float *output = lookup->run->outputs[0]->data;
+  for (size_t i = first; i < first + count; i++) {
+    const int64_t index = index_at(lookup->run->inputs[INDICES], i);
+    const size_t row = (size_t)(index < 0 ? index + (int64_t)matrix->rows : index);
+    lookup->run->kernels->dequantize_row(matrix, row, output + i * matrix->columns);
   }
-  memcpy(sizes, indices.sizes, indices.rank * sizeof *sizes);
-  memcpy(sizes + indices.rank, state->sizes + 1, (state->rank - 1) * sizeof *sizes);
-  const size_t rank = indices.rank + state->rank - 1;
-  sizes[rank - 1] *= 8 / matrix->bits;
-  RETURN_IF_ERROR(get_output(context, 0, sizes, rank, (void **)&output));
-  Lookup task = lookup;
-  task.output = output;
-  const Parallel parallel = session_threads(context);
-  if (count) parallel.run(parallel.context, look_up, &task, count);
-  return NULL;
 }
 
-static const char *const float_types[] = {"T2", NULL};
+static void compute(const void *state, const Run *run) {
+  Lookup lookup = {*(const QuantizedMatrix *)state, run};
+  const Tensor *indices = run->inputs[INDICES];
+  lookup.matrix.values = run->inputs[TABLE]->data;
+  lookup.matrix.scales = run->inputs[SCALES]->data;
+  lookup.matrix.zero_points = run->inputs[ZERO_POINTS]->data;
+  for_each_row(run->parallel, look_up, &lookup, count_elements(indices->sizes, indices->rank),
+               lookup.matrix.columns);
+}
 
 const Operator gather_block_quantized = {
-    .domain = "com.microsoft",
-    .name = "GatherBlockQuantized",
-    .first_version = 1,
-    .last_version = 1,
-    .float_types = float_types,
-    .supports = supports,
-    .state_size = sizeof(State),
-    .create = create,
-    .compute = compute,
-};
+    "com.microsoft", "GatherBlockQuantized", 1, 1, match, plan, compute};

@@ -69,7 +69,7 @@ static bool supports(const Node *node) {
   const int64_t rotary = node_int(node, "do_rotary", 0);
   const Value *query = &node->inputs[QUERY], *inputs = node->inputs;
   if (heads < 1 || kv_heads < 1 || heads % kv_heads) return false;
-  if (!query->present || !query->has_shape || query->rank != 3) return false;
+  if (query->type != ELEMENT_FLOAT || !query->has_shape || query->rank != 3) return false;
   if (inputs[KEY].present != inputs[VALUE].present) return false;
   const int64_t size = head_size_of(query->sizes[2], heads, kv_heads, !inputs[KEY].present);
   if (size < 8 || size % 8 || size > MOST_HEAD_SIZE) return false;
@@ -81,6 +81,7 @@ static bool supports(const Node *node) {
     return false;
   if (inputs[BIAS].present || inputs[QUERY_NORM].present || inputs[KEY_NORM].present) return false;
   if (node_int(node, "sliding_window_cache", 0) || node_int(node, "qk_output", 0)) return false;
+  if (!node->outputs[OUTPUT]) return false;
   if (!node->outputs[PRESENT_KEY] || !node->outputs[PRESENT_VALUE] || node->outputs[SCORES])
     return false;
   return supports_cache(node);
@@ -92,19 +93,20 @@ typedef struct {
   bool is_causal, is_rotary, is_interleaved, is_smooth, is_int8;
 } State;
 
-static OrtStatus *create(void *out, const OrtKernelInfo *info) {
-  const int64_t window = info_int(info, "local_window_size", -1);
-  *(State *)out = (State){.heads = (size_t)info_int(info, "num_heads", 1),
-                          .kv_heads = (size_t)info_int(info, "kv_num_heads", 1),
-                          .window = window > 0 ? (size_t)window : 0,
-                          .scale = info_float(info, "scale", 0),
-                          .softcap = info_float(info, "softcap", 0),
-                          .is_causal = info_int(info, "causal", 1),
-                          .is_rotary = info_int(info, "do_rotary", 0),
-                          .is_interleaved = info_int(info, "rotary_interleaved", 0) == 1,
-                          .is_smooth = info_int(info, "smooth_softmax", 0) == 1,
-                          .is_int8 = info_int(info, "kv_cache_bit_width", 0)};
-  return NULL;
+static bool match(const Node *node, Match *match) {
+  const int64_t window = node_int(node, "local_window_size", -1);
+  if (!supports(node)) return false;
+  *(State *)match->state = (State){.heads = (size_t)node_int(node, "num_heads", 1),
+                                   .kv_heads = (size_t)node_int(node, "kv_num_heads", 1),
+                                   .window = window > 0 ? (size_t)window : 0,
+                                   .scale = node_float(node, "scale", 0),
+                                   .softcap = node_float(node, "softcap", 0),
+                                   .is_causal = node_int(node, "causal", 1),
+                                   .is_rotary = node_int(node, "do_rotary", 0),
+                                   .is_interleaved = node_int(node, "rotary_interleaved", 0) == 1,
+                                   .is_smooth = node_int(node, "smooth_softmax", 0) == 1,
+                                   .is_int8 = node_int(node, "kv_cache_bit_width", 0)};
+  return true;
 }
 
 static bool has_sizes(const Tensor *tensor, size_t rank, const int64_t *sizes) {
@@ -112,9 +114,9 @@ static bool has_sizes(const Tensor *tensor, size_t rank, const int64_t *sizes) {
 }
 
 // Read the queries, keys and values.
-static OrtStatus *read_tokens(const State *state, const Tensor *inputs, Attention *attention) {
-  const Tensor *query = &inputs[QUERY], *key = &inputs[KEY], *value = &inputs[VALUE];
-  const bool is_packed = !key->rank;
+static OrtStatus *read_tokens(const State *state, const Tensor *const *inputs, Attention *attention) {
+  const Tensor *query = inputs[QUERY], *key = inputs[KEY], *value = inputs[VALUE];
+  const bool is_packed = !key->present;
   const int64_t heads = (int64_t)state->heads, kv_heads = (int64_t)state->kv_heads;
   if (query->rank != 3) return fail("GroupQueryAttention: query has %zu axes, not 3", query->rank);
   const int64_t size = head_size_of(query->sizes[2], heads, kv_heads, is_packed);
@@ -127,14 +129,14 @@ static OrtStatus *read_tokens(const State *state, const Tensor *inputs, Attentio
   attention->query = query->data;
   attention->query_stride = attention->key_stride = (size_t)query->sizes[2];
   attention->new_tokens = attention->tokens;
-  if (is_packed) {
+  if (is_packed && query->data) {
     attention->key = attention->query + heads * size;
     attention->value = attention->key + kv_heads * size;
-    return NULL;
   }
+  if (is_packed) return NULL;
   const int64_t sizes[3] = {query->sizes[0], key->rank == 3 ? key->sizes[1] : -1, kv_heads * size};
   if (!has_sizes(key, 3, sizes) || !has_sizes(value, 3, sizes) ||
-      (sizes[1] != query->sizes[1] && (sizes[1] || !inputs[PAST_KEY].rank)))
+      (sizes[1] != query->sizes[1] && (sizes[1] || !inputs[PAST_KEY]->present)))
     return fail("GroupQueryAttention: key and value do not fit the query");
   attention->new_tokens = (size_t)sizes[1];
   attention->key = key->data;
@@ -144,15 +146,15 @@ static OrtStatus *read_tokens(const State *state, const Tensor *inputs, Attentio
 }
 
 // Read the lengths and the past; `present_sizes` are those of the present keys and values.
-static OrtStatus *read_past(const State *state, const Tensor *inputs, Attention *attention,
+static OrtStatus *read_past(const State *state, const Tensor *const *inputs, Attention *attention,
                             int64_t present_sizes[4]) {
-  const Tensor *key = &inputs[PAST_KEY], *value = &inputs[PAST_VALUE];
-  const Tensor *last = &inputs[LAST_POSITIONS], *total = &inputs[TOTAL_LENGTH];
+  const Tensor *key = inputs[PAST_KEY], *value = inputs[PAST_VALUE];
+  const Tensor *last = inputs[LAST_POSITIONS], *total = inputs[TOTAL_LENGTH];
   const int64_t batch = (int64_t)attention->batch, tokens = (int64_t)attention->tokens;
   const int64_t past = key->rank == 4 ? key->sizes[2] : 0;
   const int64_t sizes[4] = {batch, (int64_t)state->kv_heads, past, (int64_t)attention->head_size};
-  if (key->rank != value->rank ||
-      (key->rank && (!has_sizes(key, 4, sizes) || !has_sizes(value, 4, sizes))))
+  if (key->present != value->present ||
+      (key->present && (!has_sizes(key, 4, sizes) || !has_sizes(value, 4, sizes))))
     return fail("GroupQueryAttention: past_key and past_value do not fit the query");
   bool fits = last->rank > 0 && (int64_t)count_elements(last->sizes, last->rank) == batch;
   for (size_t i = 0; i < last->rank; i++)
@@ -178,7 +180,7 @@ static OrtStatus *read_past(const State *state, const Tensor *inputs, Attention 
     const int64_t position = attention->last_positions[b];
     const int64_t kept = position + 1 - tokens;
     if (position < 0 || position >= present_sizes[2] ||
-        (!attention->is_first && (kept < 0 || (key->rank && attention->new_tokens && kept > past))))
+        (!attention->is_first && (kept < 0 || (key->present && attention->new_tokens && kept > past))))
       return fail("GroupQueryAttention: seqlens_k[%lld] = %lld does not fit %lld tokens and a past "
                   "of %lld", (long long)b, (long long)position, (long long)tokens, (long long)past);
   }
@@ -203,11 +205,11 @@ static OrtStatus *read_positions(const Tensor *positions, int64_t limit, Attenti
   return NULL;
 }
 
-static OrtStatus *read_rotation(const State *state, const Tensor *inputs, Attention *attention) {
-  const Tensor *cosines = &inputs[COSINES], *sines = &inputs[SINES];
+static OrtStatus *read_rotation(const State *state, const Tensor *const *inputs, Attention *attention) {
+  const Tensor *cosines = inputs[COSINES], *sines = inputs[SINES];
   const int64_t size = (int64_t)attention->head_size;
-  const int64_t length = *(const int32_t *)inputs[TOTAL_LENGTH].data;
-  if (!cosines->rank) return NULL;
+  const int64_t length = *(const int32_t *)inputs[TOTAL_LENGTH]->data;
+  if (!cosines->present) return NULL;
   if (size % 16) return fail("GroupQueryAttention: rotated heads need a multiple of 16 elements");
   if (cosines->rank != 2 || sines->rank != 2 || cosines->sizes[1] != sines->sizes[1] ||
       cosines->sizes[1] > size / 2 || cosines->sizes[1] % 8)
@@ -223,71 +225,69 @@ static OrtStatus *read_rotation(const State *state, const Tensor *inputs, Attent
   attention->cosines = cosines->data;
   attention->sines = sines->data;
   attention->is_interleaved = state->is_interleaved;
-  return inputs[POSITIONS].rank ? read_positions(&inputs[POSITIONS], limit, attention) : NULL;
+  return inputs[POSITIONS]->present ? read_positions(inputs[POSITIONS], limit, attention) : NULL;
 }
 
-static OrtStatus *read_scales(const State *state, const Tensor *inputs, Attention *attention) {
+static OrtStatus *read_scales(const State *state, const Tensor *const *inputs, Attention *attention) {
   const size_t channels = state->kv_heads * attention->head_size;
-  const size_t count = count_elements(inputs[KEY_SCALE].sizes, inputs[KEY_SCALE].rank);
-  if (inputs[SINKS].rank && count_elements(inputs[SINKS].sizes, inputs[SINKS].rank) != state->heads)
+  const size_t count = count_elements(inputs[KEY_SCALE]->sizes, inputs[KEY_SCALE]->rank);
+  const Tensor *sinks = inputs[SINKS];
+  if (sinks->present && count_elements(sinks->sizes, sinks->rank) != state->heads)
     return fail("GroupQueryAttention: head_sink has not one value for each head");
-  attention->has_sink = state->is_smooth || inputs[SINKS].rank;
-  attention->sinks = inputs[SINKS].data;
+  attention->has_sink = state->is_smooth || sinks->present;
+  attention->sinks = sinks->data;
   if (!state->is_int8) return NULL;
   if ((count != 1 && count != channels) ||
-      count_elements(inputs[VALUE_SCALE].sizes, inputs[VALUE_SCALE].rank) != count)
+      count_elements(inputs[VALUE_SCALE]->sizes, inputs[VALUE_SCALE]->rank) != count)
     return fail("GroupQueryAttention: k_scale and v_scale have not one value, or one for each of "
                 "%zu channels", channels);
-  attention->key_scale = inputs[KEY_SCALE].data;
-  attention->value_scale = inputs[VALUE_SCALE].data;
+  attention->key_scale = inputs[KEY_SCALE]->data;
+  attention->value_scale = inputs[VALUE_SCALE]->data;
   attention->is_scaled_by_channel = count > 1;
   return NULL;
 }
 
-static OrtStatus *compute(const Kernel *kernel, const void *saved, OrtKernelContext *context) {
-  const State *state = saved;
-  Tensor inputs[INPUTS];
-  Attention attention = {.heads = state->heads,
-                         .kv_heads = state->kv_heads,
-                         .window = state->window,
-                         .softcap = state->softcap,
-                         .is_causal = state->is_causal};
-  int64_t present_sizes[4];
-  void *to_release;
-  for (size_t i = 0; i < INPUTS; i++) RETURN_IF_ERROR(get_input(context, i, &inputs[i]));
-  RETURN_IF_ERROR(read_tokens(state, inputs, &attention));
-  RETURN_IF_ERROR(read_past(state, inputs, &attention, present_sizes));
-  RETURN_IF_ERROR(read_rotation(state, inputs, &attention));
-  RETURN_IF_ERROR(read_scales(state, inputs, &attention));
-  attention.scale =
-      state->scale != 0 ? state->scale : 1 / sqrtf((float)attention.head_size);
-  const int64_t sizes[3] = {(int64_t)attention.batch, (int64_t)attention.tokens,
-                            (int64_t)(attention.heads * attention.head_size)};
-  RETURN_IF_ERROR(get_output(context, OUTPUT, sizes, 3, (void **)&attention.output));
-  RETURN_IF_ERROR(
-      get_output(context, PRESENT_KEY, present_sizes, 4, (void **)&attention.present_keys));
-  RETURN_IF_ERROR(
-      get_output(context, PRESENT_VALUE, present_sizes, 4, (void **)&attention.present_values));
-  if (!attention.batch) return NULL;
-  const Parallel parallel = session_threads(context);
-  void *scratch =
-      get_scratch(kernel->allocator, kernel->kernels->attend_bytes(&attention), &to_release);
-  if (!scratch) return fail("GroupQueryAttention: out of memory");
-  kernel->kernels->attend(&attention, scratch, &parallel);
-  kernel->allocator->Free(kernel->allocator, to_release);
+// Read a run's inputs.
+static OrtStatus *read_run(const State *state, const Run *run, Attention *attention,
+                           int64_t present_sizes[4]) {
+  *attention = (Attention){.heads = state->heads,
+                           .kv_heads = state->kv_heads,
+                           .window = state->window,
+                           .softcap = state->softcap,
+                           .is_causal = state->is_causal};
+  RETURN_IF_ERROR(read_tokens(state, run->inputs, attention));
+  RETURN_IF_ERROR(read_past(state, run->inputs, attention, present_sizes));
+  RETURN_IF_ERROR(read_rotation(state, run->inputs, attention));
+  RETURN_IF_ERROR(read_scales(state, run->inputs, attention));
+  attention->scale = state->scale != 0 ? state->scale : 1 / sqrtf((float)attention->head_size);
   return NULL;
 }
 
-static const char *const float_types[] = {"T", NULL};
+static OrtStatus *plan(const void *saved, Run *run) {
+  const State *state = saved;
+  Attention attention;
+  int64_t present_sizes[4];
+  RETURN_IF_ERROR(read_run(state, run, &attention, present_sizes));
+  const int64_t sizes[3] = {(int64_t)attention.batch, (int64_t)attention.tokens,
+                            (int64_t)(attention.heads * attention.head_size)};
+  set_sizes(run->outputs[OUTPUT], sizes, 3);
+  for (int i = PRESENT_KEY; i <= PRESENT_VALUE; i++) {
+    set_sizes(run->outputs[i], present_sizes, 4);
+    if (state->is_int8) run->outputs[i]->type = ELEMENT_INT8;
+  }
+  if (attention.batch) run->scratch_bytes = run->kernels->attend_bytes(&attention);
+  return NULL;
+}
+
+static void compute(const void *state, const Run *run) {
+  Attention attention;
+  int64_t present_sizes[4];
+  if (!succeeds(read_run(state, run, &attention, present_sizes)) || !attention.batch) return;
+  attention.output = run->outputs[OUTPUT]->data;
+  attention.present_keys = run->outputs[PRESENT_KEY]->data;
+  attention.present_values = run->outputs[PRESENT_VALUE]->data;
+  run->kernels->attend(&attention, run->scratch, run->parallel);
+}
 
 const Operator group_query_attention = {
-    .domain = "com.microsoft",
-    .name = "GroupQueryAttention",
-    .first_version = 1,
-    .last_version = 1,
-    .float_types = float_types,
-    .supports = supports,
-    .state_size = sizeof(State),
-    .create = create,
-    .compute = compute,
-};
+    "com.microsoft", "GroupQueryAttention", 1, 1, match, plan, compute};

@@ -73,11 +73,9 @@ typedef struct Kernels {
   void (*dequantize_row)(const QuantizedMatrix *, size_t row, float *output);
 
   // For each of `tokens` rows of `size` values: sum = input + skip + bias (skip and bias may be
-  // NULL, sum too), output = sum / sqrt(mean(sum^2) + epsilon) * gain. skip repeats every
-  // `skip_tokens` rows.
-  void (*rms_norm)(const float *input, const float *skip, size_t skip_tokens, const float *bias,
-                   const float *gain, float epsilon, float *output, float *sum, size_t tokens,
-                   size_t size);
+  // NULL, sum too), output = sum / sqrt(mean(sum^2) + epsilon) * gain.
+  void (*rms_norm)(const float *input, const float *skip, const float *bias, const float *gain,
+                   float epsilon, float *output, float *sum, size_t tokens, size_t size);
 
   // Each of `tokens` rows of input has a gate and a value, `size` of each, in this order unless
   // second_is_gate. output = value * gate * sigmoid(alpha * (gate + cubic * gate^3)).

@@ -17,6 +17,7 @@ static bool has_elements(const Node *node, size_t index, int type, int64_t count
 static bool supports(const Node *node) {
   const int64_t rows = node_int(node, "N", 0), columns = node_int(node, "K", 0);
   const int64_t block = node_int(node, "block_size", 0), bits = node_int(node, "bits", 4);
+  if (node->inputs[ACTIVATIONS].type != ELEMENT_FLOAT || !node->outputs[0]) return false;
   if (rows < 1 || columns < 1 || block < 16 || !is_power_of_two(block)) return false;
   if (bits != 4 && bits != 8) return false;
   if (node_has(node, "weight_prepacked") && node_int(node, "weight_prepacked", 0)) return false;
@@ -30,76 +31,46 @@ static bool supports(const Node *node) {
   return !node->inputs[BIAS].present || has_elements(node, BIAS, ELEMENT_FLOAT, rows);
 }
 
-QuantizedMatrix describe_matrix(const Node *node) {
-  QuantizedMatrix matrix = {.rows = (size_t)node_int(node, "N", 0),
-                            .columns = (size_t)node_int(node, "K", 0),
-                            .block_size = (size_t)node_int(node, "block_size", 0),
-                            .bits = (int)node_int(node, "bits", 4)};
-  matrix.blocks = (matrix.columns + matrix.block_size - 1) / matrix.block_size;
-  return matrix;
-}
-
-typedef struct {
-  QuantizedMatrix matrix;
-  const float *bias;
-} State;
-
-static OrtStatus *create(void *out, const OrtKernelInfo *info) {
-  State *state = out;
-  Tensor tensors[BIAS + 1];
-  for (size_t i = VALUES; i <= BIAS; i++)
-    RETURN_IF_ERROR(constant_input(info, i, &tensors[i]));
-  QuantizedMatrix *matrix = &state->matrix;
-  matrix->rows = (size_t)info_int(info, "N", 0);
-  matrix->columns = (size_t)info_int(info, "K", 0);
-  matrix->block_size = (size_t)info_int(info, "block_size", 0);
-  matrix->bits = (int)info_int(info, "bits", 4);
+// Several axes of the input are tokens. The state is the matrix without its data.
+static bool match(const Node *node, Match *match) {
+  if (!supports(node)) return false;
+  QuantizedMatrix *matrix = (QuantizedMatrix *)match->state;
+  *matrix = (QuantizedMatrix){.rows = (size_t)node_int(node, "N", 0),
+                              .columns = (size_t)node_int(node, "K", 0),
+                              .block_size = (size_t)node_int(node, "block_size", 0),
+                              .bits = (int)node_int(node, "bits", 4)};
   matrix->blocks = (matrix->columns + matrix->block_size - 1) / matrix->block_size;
-  matrix->values = tensors[VALUES].data;
-  matrix->scales = tensors[SCALES].data;
-  matrix->zero_points = tensors[ZERO_POINTS].data;
-  state->bias = tensors[BIAS].data;
-  if (!matrix->values || !matrix->scales) return fail("MatMulNBits: weights are not constant");
-  return NULL;
+  join_two_parts(node, match);
+  return true;
 }
 
-static OrtStatus *compute(const Kernel *kernel, const void *saved, OrtKernelContext *context) {
-  _Alignas(64) char small[SMALL_SCRATCH];
-  const State *state = saved;
-  const QuantizedMatrix *matrix = &state->matrix;
-  Tensor input;
-  int64_t sizes[8];
-  float *output;
-  void *to_release = NULL;
-  RETURN_IF_ERROR(get_input(context, ACTIVATIONS, &input));
-  if (input.rank < 1 || input.rank > 8 ||
-      input.sizes[input.rank - 1] != (int64_t)matrix->columns)
+static size_t count_tokens(const Run *run) {
+  const Tensor *input = run->inputs[ACTIVATIONS];
+  return count_elements(input->sizes, input->rank - 1);
+}
+
+static OrtStatus *plan(const void *state, Run *run) {
+  const QuantizedMatrix *matrix = state;
+  const Tensor *input = run->inputs[ACTIVATIONS];
+  int64_t sizes[MOST_AXES];
+  if (input->rank < 1 || input->sizes[input->rank - 1] != (int64_t)matrix->columns)
     return fail("MatMulNBits: the last axis of input A has not K = %zu elements", matrix->columns);
-  memcpy(sizes, input.sizes, input.rank * sizeof *sizes);
-  sizes[input.rank - 1] = (int64_t)matrix->rows;
-  RETURN_IF_ERROR(get_output(context, 0, sizes, input.rank, (void **)&output));
-  const size_t tokens = count_elements(input.sizes, input.rank - 1);
-  if (!tokens) return NULL;
-  const Parallel parallel = session_threads(context);
-  const size_t bytes = kernel->kernels->scratch_bytes(matrix, tokens);
-  void *scratch =
-      bytes <= sizeof small ? small : get_scratch(kernel->allocator, bytes, &to_release);
-  if (!scratch) return fail("MatMulNBits: out of memory");
-  kernel->kernels->multiply(matrix, input.data, state->bias, output, tokens, scratch, &parallel);
-  if (to_release) kernel->allocator->Free(kernel->allocator, to_release);
+  memcpy(sizes, input->sizes, sizeof sizes);
+  sizes[input->rank - 1] = (int64_t)matrix->rows;
+  set_sizes(run->outputs[0], sizes, input->rank);
+  run->scratch_bytes = run->kernels->scratch_bytes(matrix, count_tokens(run));
   return NULL;
 }
 
-static const char *const float_types[] = {"T1", NULL};
+static void compute(const void *state, const Run *run) {
+  QuantizedMatrix matrix = *(const QuantizedMatrix *)state;
+  const size_t tokens = count_tokens(run);
+  matrix.values = run->inputs[VALUES]->data;
+  matrix.scales = run->inputs[SCALES]->data;
+  matrix.zero_points = run->inputs[ZERO_POINTS]->data;
+  if (tokens)
+    run->kernels->multiply(&matrix, run->inputs[ACTIVATIONS]->data, run->inputs[BIAS]->data,
+                           run->outputs[0]->data, tokens, run->scratch, run->parallel);
+}
 
-const Operator matmul_nbits = {
-    .domain = "com.microsoft",
-    .name = "MatMulNBits",
-    .first_version = 1,
-    .last_version = 1,
-    .float_types = float_types,
-    .supports = supports,
-    .state_size = sizeof(State),
-    .create = create,
-    .compute = compute,
-};
+const Operator matmul_nbits = {"com.microsoft", "MatMulNBits", 1, 1, match, plan, compute};

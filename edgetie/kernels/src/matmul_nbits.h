@@ -1,4 +1,4 @@
-// What other nodes need of com.microsoft::MatMulNBits.
+// What is known of com.microsoft::MatMulNBits elsewhere.
 
 #ifndef EDGETIE_MATMUL_NBITS_H
 #define EDGETIE_MATMUL_NBITS_H
@@ -8,9 +8,7 @@
 // Inputs of MatMulNBits.
 enum { ACTIVATIONS, VALUES, SCALES, ZERO_POINTS, GROUP_INDICES, BIAS };
 
-extern const Operator matmul_nbits;
-
-// The matrix of a MatMulNBits node, without its data.
-QuantizedMatrix describe_matrix(const Node *);
+// If the quantizer multiplies two parts of the activations and adds them, take all these nodes.
+void join_two_parts(const Node *product, Match *);
 
 #endif

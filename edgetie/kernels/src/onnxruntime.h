@@ -22,19 +22,13 @@ typedef struct OrtLogger OrtLogger;
 typedef struct OrtTypeInfo OrtTypeInfo;
 typedef struct OrtEpDevice OrtEpDevice;
 typedef struct OrtEpFactory OrtEpFactory;
-typedef struct OrtKernelImpl OrtKernelImpl;
 typedef struct OrtAllocator OrtAllocator;
-typedef struct OrtKernelDef OrtKernelDef;
-typedef struct OrtDataType OrtDataType;
 typedef struct OrtValueInfo OrtValueInfo;
-typedef struct OrtKernelInfo OrtKernelInfo;
 typedef struct OrtMemoryInfo OrtMemoryInfo;
 typedef struct OrtKernelContext OrtKernelContext;
 typedef struct OrtKeyValuePairs OrtKeyValuePairs;
-typedef struct OrtKernelRegistry OrtKernelRegistry;
 typedef struct OrtHardwareDevice OrtHardwareDevice;
 typedef struct OrtSessionOptions OrtSessionOptions;
-typedef struct OrtKernelDefBuilder OrtKernelDefBuilder;
 typedef struct OrtEpGraphSupportInfo OrtEpGraphSupportInfo;
 typedef struct OrtTensorTypeAndShapeInfo OrtTensorTypeAndShapeInfo;
 
@@ -76,29 +70,19 @@ ORT_FUNCTION(61, OrtStatus *, GetDimensionsCount, const OrtTensorTypeAndShapeInf
 ORT_FUNCTION(62, OrtStatus *, GetDimensions, const OrtTensorTypeAndShapeInfo *, int64_t *sizes,
              size_t count)
 ORT_FUNCTION(69, OrtStatus *, CreateCpuMemoryInfo, int allocator, int memory, OrtMemoryInfo **)
-ORT_FUNCTION(88, OrtStatus *, KernelContext_GetInputCount, const OrtKernelContext *, size_t *)
-ORT_FUNCTION(89, OrtStatus *, KernelContext_GetOutputCount, const OrtKernelContext *, size_t *)
 ORT_FUNCTION(90, OrtStatus *, KernelContext_GetInput, const OrtKernelContext *, size_t index,
              const OrtValue **)
 ORT_FUNCTION(91, OrtStatus *, KernelContext_GetOutput, OrtKernelContext *, size_t index,
              const int64_t *sizes, size_t rank, OrtValue **)
 ORT_FUNCTION(93, void, ReleaseStatus, OrtStatus *)
-ORT_FUNCTION(85, OrtStatus *, KernelInfoGetAttribute_float, const OrtKernelInfo *, const char *name,
-             float *)
-ORT_FUNCTION(86, OrtStatus *, KernelInfoGetAttribute_int64, const OrtKernelInfo *, const char *name,
-             int64_t *)
 ORT_FUNCTION(94, void, ReleaseMemoryInfo, OrtMemoryInfo *)
 ORT_FUNCTION(132, void, ReleaseAllocator, OrtAllocator *)
-ORT_FUNCTION(249, OrtStatus *, KernelInfoGetConstantInput_tensor, const OrtKernelInfo *,
-             size_t index, int *is_constant, const OrtValue **)
 ORT_FUNCTION(253, OrtStatus *, KernelContext_GetAllocator, const OrtKernelContext *,
              const OrtMemoryInfo *, OrtAllocator **)
 ORT_FUNCTION(272, OrtStatus *, ReadOpAttr, const OrtOpAttr *, int type, void *data, size_t size,
              size_t *out_size)
 ORT_FUNCTION(274, OrtStatus *, KernelContext_ParallelFor, const OrtKernelContext *,
              void (*task)(void *state, size_t index), size_t total, size_t batches, void *state)
-ORT_FUNCTION(278, OrtStatus *, KernelInfoGetAllocator, const OrtKernelInfo *, int memory_type,
-             OrtAllocator **)
 ORT_FUNCTION(289, OrtStatus *, GetValueInfoName, const OrtValueInfo *, const char **)
 ORT_FUNCTION(290, OrtStatus *, GetValueInfoTypeInfo, const OrtValueInfo *, const OrtTypeInfo **)
 ORT_FUNCTION(307, int, HardwareDevice_Type, const OrtHardwareDevice *)
@@ -114,47 +98,28 @@ ORT_FUNCTION(330, OrtStatus *, ValueInfo_IsGraphOutput, const OrtValueInfo *, bo
 ORT_FUNCTION(331, OrtStatus *, ValueInfo_IsConstantInitializer, const OrtValueInfo *, bool *)
 ORT_FUNCTION(344, OrtStatus *, Graph_GetNumNodes, const OrtGraph *, size_t *)
 ORT_FUNCTION(345, OrtStatus *, Graph_GetNodes, const OrtGraph *, const OrtNode **, size_t count)
+ORT_FUNCTION(348, OrtStatus *, Node_GetId, const OrtNode *, size_t *)
 ORT_FUNCTION(350, OrtStatus *, Node_GetOperatorType, const OrtNode *, const char **)
 ORT_FUNCTION(351, OrtStatus *, Node_GetDomain, const OrtNode *, const char **)
+ORT_FUNCTION(352, OrtStatus *, Node_GetSinceVersion, const OrtNode *, int *)
 ORT_FUNCTION(353, OrtStatus *, Node_GetNumInputs, const OrtNode *, size_t *)
 ORT_FUNCTION(354, OrtStatus *, Node_GetInputs, const OrtNode *, const OrtValueInfo **, size_t count)
 ORT_FUNCTION(355, OrtStatus *, Node_GetNumOutputs, const OrtNode *, size_t *)
 ORT_FUNCTION(356, OrtStatus *, Node_GetOutputs, const OrtNode *, const OrtValueInfo **,
              size_t count)
+ORT_FUNCTION(357, OrtStatus *, Node_GetNumImplicitInputs, const OrtNode *, size_t *)
+ORT_FUNCTION(358, OrtStatus *, Node_GetImplicitInputs, const OrtNode *, const OrtValueInfo **,
+             size_t count)
 ORT_FUNCTION(361, OrtStatus *, Node_GetAttributeByName, const OrtNode *, const char *name,
              const OrtOpAttr **)
-ORT_FUNCTION(378, OrtStatus *, GetTensorData, const OrtValue *, const void **)
 ORT_FUNCTION(414, OrtStatus *, GetTensorElementTypeAndShapeDataReference, const OrtValue *,
              int *type, const int64_t **sizes, size_t *rank)
 
 // OrtEpApi
-typedef OrtStatus *(*OrtKernelCreateFunction)(void *state, const OrtKernelInfo *,
-                                              OrtKernelImpl **);
 ORT_FUNCTION(0, OrtStatus *, CreateEpDevice, OrtEpFactory *, const OrtHardwareDevice *,
              const OrtKeyValuePairs *metadata, const OrtKeyValuePairs *options, OrtEpDevice **)
 ORT_FUNCTION(2, OrtStatus *, EpGraphSupportInfo_AddNodesToFuse, OrtEpGraphSupportInfo *,
              const OrtNode *const *, size_t count, const void *options)
-ORT_FUNCTION(3, OrtStatus *, EpGraphSupportInfo_AddSingleNode, OrtEpGraphSupportInfo *,
-             const OrtNode *)
-ORT_FUNCTION(18, OrtStatus *, CreateKernelRegistry, OrtKernelRegistry **)
-ORT_FUNCTION(19, void, ReleaseKernelRegistry, OrtKernelRegistry *)
-ORT_FUNCTION(20, OrtStatus *, KernelRegistry_AddKernel, OrtKernelRegistry *, const OrtKernelDef *,
-             OrtKernelCreateFunction, void *state)
-ORT_FUNCTION(21, OrtStatus *, CreateKernelDefBuilder, OrtKernelDefBuilder **)
-ORT_FUNCTION(22, void, ReleaseKernelDefBuilder, OrtKernelDefBuilder *)
-ORT_FUNCTION(23, OrtStatus *, KernelDefBuilder_SetOperatorType, OrtKernelDefBuilder *, const char *)
-ORT_FUNCTION(24, OrtStatus *, KernelDefBuilder_SetDomain, OrtKernelDefBuilder *, const char *)
-ORT_FUNCTION(25, OrtStatus *, KernelDefBuilder_SetSinceVersion, OrtKernelDefBuilder *, int first,
-             int last)
-ORT_FUNCTION(26, OrtStatus *, KernelDefBuilder_SetExecutionProvider, OrtKernelDefBuilder *,
-             const char *)
-ORT_FUNCTION(29, OrtStatus *, KernelDefBuilder_AddTypeConstraint, OrtKernelDefBuilder *,
-             const char *parameter, const OrtDataType *const *types, size_t count)
-ORT_FUNCTION(32, OrtStatus *, KernelDefBuilder_Build, OrtKernelDefBuilder *, OrtKernelDef **)
-ORT_FUNCTION(33, void, ReleaseKernelDef, OrtKernelDef *)
-ORT_FUNCTION(40, OrtStatus *, GetTensorDataType, int element_type, const OrtDataType **)
-ORT_FUNCTION(41, OrtStatus *, EpGraphSupportInfo_LookUpKernel, OrtEpGraphSupportInfo *,
-             const OrtNode *, const OrtKernelDef **)
 
 struct OrtAllocator {
   uint32_t version;
@@ -163,13 +128,6 @@ struct OrtAllocator {
 };
 
 // What the provider implements. Members that stay NULL are optional for ONNX Runtime.
-struct OrtKernelImpl {
-  uint32_t version, flags;
-  OrtStatus *(*Compute)(OrtKernelImpl *, OrtKernelContext *);
-  void (*Release)(OrtKernelImpl *);
-  void *optional[2];
-};
-
 // One node that stands for several.
 typedef struct OrtNodeComputeInfo {
   uint32_t version;
@@ -185,8 +143,7 @@ typedef struct OrtEp {
   OrtStatus *(*Compile)(struct OrtEp *, const OrtGraph **, const OrtNode **fused, size_t count,
                         OrtNodeComputeInfo **, OrtNode **contexts);
   void (*ReleaseNodeComputeInfos)(struct OrtEp *, OrtNodeComputeInfo **, size_t count);
-  void *optional_5_to_12[8];
-  OrtStatus *(*GetKernelRegistry)(struct OrtEp *, const OrtKernelRegistry **);
+  void *optional_5_to_13[9];
   OrtStatus *(*IsConcurrentRunSupported)(struct OrtEp *, bool *);
   void *optional_15_to_25[11];
 } OrtEp;

@@ -46,6 +46,12 @@ const OrtNode *producer(const OrtValueInfo *value) {
   return succeeds(ORT(ValueInfo_GetValueProducer)(value, &node, &output)) ? node : NULL;
 }
 
+bool is_same(const OrtValueInfo *a, const OrtValueInfo *b) {
+  const char *first = NULL, *second = NULL;
+  return succeeds(ORT(GetValueInfoName)(a, &first)) &&
+         succeeds(ORT(GetValueInfoName)(b, &second)) && !strcmp(first, second);
+}
+
 static OrtStatus *describe_value(const OrtValueInfo *info, Value *value) {
   const OrtTypeInfo *type = NULL;
   const OrtTensorTypeAndShapeInfo *tensor = NULL;
@@ -58,7 +64,7 @@ static OrtStatus *describe_value(const OrtValueInfo *info, Value *value) {
   if (!tensor) return NULL;
   RETURN_IF_ERROR(ORT(GetTensorElementType)(tensor, &value->type));
   RETURN_IF_ERROR(ORT(GetDimensionsCount)(tensor, &value->rank));
-  value->has_shape = value->rank > 0 && value->rank <= 8;
+  value->has_shape = value->rank > 0 && value->rank <= MOST_AXES;
   return value->has_shape ? ORT(GetDimensions)(tensor, value->sizes, value->rank) : NULL;
 }
 
@@ -72,17 +78,17 @@ static bool is_used(const OrtValueInfo *output) {
 }
 
 OrtStatus *describe_node(const OrtNode *source, Node *node, bool *fits) {
-  const OrtValueInfo *outputs[MOST_INPUTS];
   *node = (Node){.node = source};
   RETURN_IF_ERROR(ORT(Node_GetNumInputs)(source, &node->input_count));
   RETURN_IF_ERROR(ORT(Node_GetNumOutputs)(source, &node->output_count));
-  *fits = node->input_count <= MOST_INPUTS && node->output_count <= MOST_INPUTS;
+  *fits = node->input_count <= MOST_INPUTS && node->output_count <= MOST_OUTPUTS;
   if (!*fits) return NULL;
   RETURN_IF_ERROR(ORT(Node_GetInputs)(source, node->input_infos, node->input_count));
-  RETURN_IF_ERROR(ORT(Node_GetOutputs)(source, outputs, node->output_count));
+  RETURN_IF_ERROR(ORT(Node_GetOutputs)(source, node->outputs, node->output_count));
   for (size_t i = 0; i < node->input_count; i++)
     RETURN_IF_ERROR(describe_value(node->input_infos[i], &node->inputs[i]));
-  for (size_t i = 0; i < node->output_count; i++) node->outputs[i] = is_used(outputs[i]);
+  for (size_t i = 0; i < node->output_count; i++)
+    if (!is_used(node->outputs[i])) node->outputs[i] = NULL;
   return NULL;
 }
 
@@ -116,20 +122,14 @@ bool node_has(const Node *node, const char *name) {
   return succeeds(ORT(Node_GetAttributeByName)(node->node, name, &attribute)) && attribute;
 }
 
-int64_t info_int(const OrtKernelInfo *info, const char *name, int64_t otherwise) {
-  int64_t value;
-  return succeeds(ORT(KernelInfoGetAttribute_int64)(info, name, &value)) ? value : otherwise;
-}
-
-float info_float(const OrtKernelInfo *info, const char *name, float otherwise) {
-  float value;
-  return succeeds(ORT(KernelInfoGetAttribute_float)(info, name, &value)) ? value : otherwise;
-}
-
-static OrtStatus *read_tensor(const OrtValue *value, Tensor *tensor) {
-  RETURN_IF_ERROR(ORT(GetTensorElementTypeAndShapeDataReference)(value, &tensor->type,
-                                                                 &tensor->sizes, &tensor->rank));
-  return ORT(GetTensorData)(value, &tensor->data);
+OrtStatus *read_tensor(const OrtValue *value, Tensor *tensor) {
+  const int64_t *sizes;
+  *tensor = (Tensor){.present = true};
+  RETURN_IF_ERROR(ORT(GetTensorElementTypeAndShapeDataReference)(value, &tensor->type, &sizes,
+                                                                 &tensor->rank));
+  if (tensor->rank > MOST_AXES) return fail("edgetie: a tensor has %zu axes", tensor->rank);
+  if (tensor->rank) memcpy(tensor->sizes, sizes, tensor->rank * sizeof *sizes);
+  return ORT(GetTensorMutableData)((OrtValue *)value, &tensor->data);
 }
 
 OrtStatus *node_constant(const Node *node, size_t index, Tensor *tensor) {
@@ -140,61 +140,71 @@ OrtStatus *node_constant(const Node *node, size_t index, Tensor *tensor) {
   return value ? read_tensor(value, tensor) : NULL;
 }
 
-OrtStatus *constant_input(const OrtKernelInfo *info, size_t index, Tensor *tensor) {
-  int is_constant = 0;
-  const OrtValue *value = NULL;
-  *tensor = (Tensor){0};
-  RETURN_IF_ERROR(ORT(KernelInfoGetConstantInput_tensor)(info, index, &is_constant, &value));
-  return is_constant && value ? read_tensor(value, tensor) : NULL;
-}
-
-OrtStatus *get_input(const OrtKernelContext *context, size_t index, Tensor *tensor) {
-  const OrtValue *value = NULL;
-  size_t count;
-  *tensor = (Tensor){0};
-  RETURN_IF_ERROR(ORT(KernelContext_GetInputCount)(context, &count));
-  if (index >= count) return NULL;
-  RETURN_IF_ERROR(ORT(KernelContext_GetInput)(context, index, &value));
-  return value ? read_tensor(value, tensor) : NULL;
-}
-
-OrtStatus *get_output(OrtKernelContext *context, size_t index, const int64_t *sizes, size_t rank,
-                      void **data) {
-  OrtValue *value = NULL;
-  RETURN_IF_ERROR(ORT(KernelContext_GetOutput)(context, index, sizes, rank, &value));
-  *data = NULL;
-  return value ? ORT(GetTensorMutableData)(value, data) : NULL;
-}
-
 size_t count_elements(const int64_t *sizes, size_t rank) {
   size_t count = 1;
   for (size_t i = 0; i < rank; i++) count *= (size_t)sizes[i];
   return count;
 }
 
-static void run_on_session(void *context, void (*task)(void *, size_t), void *state,
-                           size_t count) {
-  OrtStatus *status = ORT(KernelContext_ParallelFor)(context, task, count, 0, state);
-  if (status) {  // it has run nothing
-    ORT(ReleaseStatus)(status);
-    for (size_t i = 0; i < count; i++) task(state, i);
+void set_sizes(Tensor *output, const int64_t *sizes, size_t rank) {
+  *output = (Tensor){.rank = rank, .type = ELEMENT_FLOAT, .present = true};
+  memcpy(output->sizes, sizes, rank * sizeof *sizes);
+}
+
+typedef struct {
+  RowTask *task;
+  const void *state;
+  size_t rows, chunk;
+} Rows;
+
+static void run_rows(void *state, size_t index) {
+  const Rows *rows = state;
+  const size_t first = index * rows->chunk, rest = rows->rows - first;
+  rows->task(rows->state, first, rest < rows->chunk ? rest : rows->chunk);
+}
+
+void for_each_row(const Parallel *parallel, RowTask *task, const void *state, size_t rows,
+                  size_t size) {
+  const size_t chunk = 1 + 16384 / (size + 1);
+  Rows all = {task, state, rows, chunk};
+  if (rows <= chunk)
+    task(state, 0, rows);
+  else
+    parallel->run(parallel->context, run_rows, &all, (rows + chunk - 1) / chunk);
+}
+
+// Whether the provider computes a node, of which `match` then tells more.
+static bool find_match(const OrtNode *source, Match *match) {
+  Node node;
+  int version = 0;
+  bool fits;
+  for (const Operator *const *each = operators; *each; each++) {
+    if (!is_operator(source, (*each)->domain, (*each)->name)) continue;
+    if (!succeeds(ORT(Node_GetSinceVersion)(source, &version))) continue;
+    if (version < (*each)->first_version || version > (*each)->last_version) continue;
+    if (!succeeds(describe_node(source, &node, &fits)) || !fits) continue;
+    *match = (Match){.operator_ = *each, .nodes = {source}, .node_count = 1};
+    for (size_t i = 0; i < node.input_count; i++)
+      if (node.inputs[i].present) match->inputs[i] = node.input_infos[i];
+    memcpy(match->outputs, node.outputs, sizeof node.outputs);
+    if ((*each)->match(&node, match)) return true;
   }
+  return false;
 }
 
-Parallel session_threads(OrtKernelContext *context) {
-  return (Parallel){context, run_on_session};
+// Whether a match has a node that an earlier one has.
+static bool overlaps(const Match *match, const Match *earlier, size_t count) {
+  for (size_t i = 0; i < count; i++)
+    for (size_t j = 0; j < earlier[i].node_count; j++)
+      for (size_t k = 0; k < match->node_count; k++)
+        if (match->nodes[k] == earlier[i].nodes[j]) return true;
+  return false;
 }
 
-void *get_scratch(OrtAllocator *allocator, size_t bytes, void **to_release) {
-  char *memory = allocator->Alloc(allocator, bytes + 64);
-  *to_release = memory;
-  return memory ? memory + (64 - (uintptr_t)memory % 64) % 64 : NULL;
+size_t find_matches(const OrtNode *const *nodes, size_t count, Match *matches) {
+  size_t found = 0;
+  for (size_t i = 0; i < count; i++)
+    if (find_match(nodes[i], &matches[found]) && !overlaps(&matches[found], matches, found))
+      found++;
+  return found;
 }
-
-OrtStatus *return_self(OrtNodeComputeInfo *self, void *context, void **state) {
-  (void)context;
-  *state = self;
-  return NULL;
-}
-
-void keep_self(OrtNodeComputeInfo *self, void *state) { (void)self, (void)state; }

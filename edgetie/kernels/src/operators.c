@@ -1,17 +1,12 @@
-// The lists of what the provider takes: operators, and nodes that run as one.
+// The list of what the provider takes.
 
 #include "operator.h"
 
 extern const Operator matmul_nbits, gather_block_quantized, rms_normalization, simplified_norm,
-    skip_simplified_norm, group_query_attention;
+    skip_simplified_norm, group_query_attention, gated_activation, rotation;
 
 const Operator *const operators[] = {
     &matmul_nbits,    &gather_block_quantized, &rms_normalization,
     &simplified_norm, &skip_simplified_norm,   &group_query_attention,
-    NULL,
+    &gated_activation, &rotation,              NULL,
 };
-
-extern const Fusion fused_product, gated_activation, rotation;
-
-// The largest ones first: a node runs with the first that finds it.
-const Fusion *const fusions[] = {&fused_product, &gated_activation, &rotation, NULL};

@@ -1,17 +1,12 @@
 // Rotations of blocks of channels by a Hadamard matrix, as the quantizer writes them: Reshape to
 // blocks, MatMul, Reshape back.
 
-#include <stdlib.h>
-#include <string.h>
-
-#include "fusions.h"
+#include "operator.h"
 
 typedef struct {
-  OrtNodeComputeInfo runtime;
-  const Kernels *kernels;
   size_t size;
   float scale;
-} BlockRotation;
+} Rotation;
 
 // The size of a Hadamard matrix of Sylvester's construction times `scale`; 0 if it is none.
 static size_t hadamard_size(const Node *node, float *scale) {
@@ -51,7 +46,8 @@ static bool reshapes_last(const OrtNode *source, size_t rank, const int64_t *siz
   return true;
 }
 
-bool find_rotation(const Node *matmul, Rotation *rotation) {
+static bool match(const Node *matmul, Match *match) {
+  Rotation *rotation = (Rotation *)match->state;
   const OrtValueInfo *rotated;
   Node reshape;
   rotation->size = hadamard_size(matmul, &rotation->scale);
@@ -64,44 +60,46 @@ bool find_rotation(const Node *matmul, Rotation *rotation) {
   if (!split || only_consumer(matmul->input_infos[0]) != matmul->node) return false;
   if (!reshapes_last(split, rank, blocks, 2, &reshape)) return false;
   const Value *input = &reshape.inputs[0];
-  rotation->input = reshape.input_infos[0];
+  match->inputs[0] = reshape.input_infos[0];
+  match->inputs[1] = NULL;  // the matrix
   if (!input->has_shape || input->rank != rank || input->sizes[rank - 1] != channels) return false;
   if (!succeeds(ORT(Node_GetOutputs)(matmul->node, &rotated, 1))) return false;
   const OrtNode *join = only_consumer(rotated);
   if (!join || !reshapes_last(join, rank, &channels, 1, &reshape)) return false;
-  rotation->nodes[0] = split, rotation->nodes[1] = matmul->node, rotation->nodes[2] = join;
-  return true;
+  match->nodes[1] = split, match->nodes[2] = join;
+  match->node_count = 3;
+  return succeeds(ORT(Node_GetOutputs)(join, match->outputs, 1));
 }
 
-static size_t find(const Node *matmul, const OrtNode *nodes[MOST_FUSED]) {
-  Rotation rotation;
-  if (!find_rotation(matmul, &rotation)) return 0;
-  memcpy(nodes, rotation.nodes, sizeof rotation.nodes);
-  return 3;
-}
-
-static OrtStatus *compute(OrtNodeComputeInfo *self, void *state, OrtKernelContext *context) {
-  const BlockRotation *rotation = state;
-  Tensor input;
-  float *output;
-  (void)self;
-  RETURN_IF_ERROR(get_input(context, 0, &input));
-  RETURN_IF_ERROR(get_output(context, 0, input.sizes, input.rank, (void **)&output));
-  rotation->kernels->hadamard(input.data, output,
-                              count_elements(input.sizes, input.rank) / rotation->size,
-                              rotation->size, rotation->scale);
+static OrtStatus *plan(const void *state, Run *run) {
+  const size_t size = ((const Rotation *)state)->size;
+  const Tensor *input = run->inputs[0];
+  if (input->rank < 1 || (size_t)input->sizes[input->rank - 1] % size)
+    return fail("rotation: the last axis is not a multiple of %zu", size);
+  set_sizes(run->outputs[0], input->sizes, input->rank);
   return NULL;
 }
 
-static OrtStatus *compile(const Node *matmul, const Node *fused, OrtNodeComputeInfo **out) {
-  (void)fused;
-  BlockRotation *rotation = calloc(1, sizeof *rotation);
-  if (!rotation) return fail("edgetie: out of memory");
-  *out = &rotation->runtime;
-  rotation->runtime = (OrtNodeComputeInfo){API_VERSION, return_self, compute, keep_self};
-  rotation->kernels = select_kernels();
-  rotation->size = hadamard_size(matmul, &rotation->scale);
-  return rotation->size ? NULL : fail("rotation: its matrix changed");
+typedef struct {
+  const Rotation *rotation;
+  const Run *run;
+} Rows;
+
+static void compute_rows(const void *state, size_t first, size_t count) {
+  const Rows *rows = state;
+  const size_t size = rows->rotation->size;
+  const float *input = rows->run->inputs[0]->data;
+  float *output = rows->run->outputs[0]->data;
+  rows->run->kernels->hadamard(input + first * size, output + first * size, count, size,
+                               rows->rotation->scale);
 }
 
-const Fusion rotation = {"", "MatMul", find, compile};
+static void compute(const void *state, const Run *run) {
+  const Rows rows = {state, run};
+  const Tensor *input = run->inputs[0];
+  for_each_row(run->parallel, compute_rows, &rows,
+               count_elements(input->sizes, input->rank) / rows.rotation->size,
+               rows.rotation->size);
+}
+
+const Operator rotation = {"", "MatMul", 1, 13, match, plan, compute};

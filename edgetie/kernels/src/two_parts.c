@@ -4,22 +4,23 @@
 
 #include <string.h>
 
-#include "fusions.h"
 #include "matmul_nbits.h"
 
-bool is_same(const OrtValueInfo *a, const OrtValueInfo *b) {
-  const char *first = NULL, *second = NULL;
-  return succeeds(ORT(GetValueInfoName)(a, &first)) &&
-         succeeds(ORT(GetValueInfoName)(b, &second)) && !strcmp(first, second);
-}
+typedef struct {
+  const OrtNode *nodes[MOST_NODES];
+  size_t count;
+  const OrtValueInfo *input;  // the activations
+  const OrtNode *sum;         // the last node
+} TwoParts;
 
-bool is_read_only_by(const OrtValueInfo *value, const OrtNode *const *nodes, size_t count) {
-  const OrtNode *consumers[MOST_FUSED];
-  int64_t inputs[MOST_FUSED];
+// Whether only these nodes read a value, which is not an output of the graph.
+static bool is_read_only_by(const OrtValueInfo *value, const OrtNode *const *nodes, size_t count) {
+  const OrtNode *consumers[MOST_NODES];
+  int64_t inputs[MOST_NODES];
   size_t number = 0;
   bool is_output = true;
   if (!succeeds(ORT(ValueInfo_IsGraphOutput)(value, &is_output)) || is_output) return false;
-  if (!succeeds(ORT(ValueInfo_GetValueNumConsumers)(value, &number)) || number > MOST_FUSED)
+  if (!succeeds(ORT(ValueInfo_GetValueNumConsumers)(value, &number)) || number > MOST_NODES)
     return false;
   if (!succeeds(ORT(ValueInfo_GetValueConsumers)(value, consumers, inputs, number))) return false;
   for (size_t i = 0; i < number; i++) {
@@ -39,7 +40,7 @@ static bool collect(const OrtValueInfo *value, const OrtValueInfo *input, TwoPar
   if (!node) return false;
   for (size_t i = 0; i < parts->count; i++)
     if (parts->nodes[i] == node) return true;
-  if (parts->count == MOST_PART_NODES) return false;
+  if (parts->count == MOST_NODES) return false;
   if (!succeeds(describe_node(node, &described, &fits)) || !fits) return false;
   if (described.output_count != 1) return false;
   parts->nodes[parts->count++] = node;
@@ -78,7 +79,7 @@ static bool find_sum(const Node *product, TwoParts *parts) {
   return true;
 }
 
-bool find_two_parts(const Node *product, TwoParts *parts) {
+static bool find_two_parts(const Node *product, TwoParts *parts) {
   Node concat, rest;
   bool fits;
   *parts = (TwoParts){.nodes = {product->node}, .count = 1};
@@ -101,4 +102,13 @@ bool find_two_parts(const Node *product, TwoParts *parts) {
   parts->nodes[parts->count++] = source;
   parts->nodes[parts->count++] = difference;
   return collect(concat.input_infos[0], parts->input, parts) && are_all_inside(parts, 3);
+}
+
+void join_two_parts(const Node *product, Match *match) {
+  TwoParts parts;
+  if (!find_two_parts(product, &parts)) return;
+  memcpy(match->nodes, parts.nodes, sizeof parts.nodes);
+  match->node_count = parts.count;
+  match->inputs[ACTIVATIONS] = parts.input;
+  if (!succeeds(ORT(Node_GetOutputs)(parts.sum, match->outputs, 1))) match->outputs[0] = NULL;
 }
