@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,19 @@ def test_onnxruntime_registers_it_by_the_convention_for_plugins() -> None:
 
 def test_it_names_the_instruction_set() -> None:
     assert kernels.instruction_set()
+
+
+def test_an_instruction_set_that_is_missing_is_said() -> None:
+    code = (
+        "import onnxruntime, edgetie.kernels as kernels;"
+        "(name,) = kernels.get_ep_names(); path = kernels.get_library_path();"
+        "onnxruntime.register_execution_provider_library(name, path)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"EDGETIE_INSTRUCTION_SET": "avx9"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "EDGETIE_INSTRUCTION_SET=avx9: this processor has no such instruction set" in done.stderr
 
 
 def test_nothing_is_loaded_before_it_is_needed(installed: Path) -> None:

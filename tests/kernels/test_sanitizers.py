@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kernel_models import SETS
+from instruction_sets import SETS
 
 from edgetie.kernels.build import PACKAGE, find_compiler
 

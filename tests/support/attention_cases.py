@@ -15,8 +15,6 @@ import onnxruntime as ort
 from kernel_models import MICROSOFT, Arrays, build_model, nodes_taken, open_session
 from onnx import helper
 
-from edgetie.kernels import instruction_set
-
 NAMES = (
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length",
     "cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink", "k_scale", "v_scale",
@@ -221,7 +219,6 @@ def describe(case: Case) -> str:
 
 def main() -> None:
     first, count = int(sys.argv[1]), int(sys.argv[2])
-    print(instruction_set())
     for seed in range(first, first + count):
         case = random_case(seed)
         if problem := compare(case):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,6 @@ TYPES = {
     np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.uint8): TensorProto.UINT8,
 }
-IS_ARM = platform.machine().lower() in ("arm64", "aarch64")
-SETS = ("neon", "dotprod", "i8mm") if IS_ARM else ("sse2", "avx2", "avxvnni", "avx512")
-"""Instruction sets that the kernels are compiled for, of which this machine may lack some."""
 Arrays = dict[str, np.ndarray]
 
 

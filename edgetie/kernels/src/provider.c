@@ -1,6 +1,7 @@
 // The library's entry points, the factory and the execution provider.
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "partition.h"
 #include "program.h"
@@ -145,6 +146,10 @@ EXPORT OrtStatus *CreateEpFactories(const char *name, const OrtApiBase *base, co
   if (!api || most < 1) return NULL;
   ort_api = api;
   ort_ep_api = ORT(GetEpApi)();
+  const char *wanted = getenv("EDGETIE_INSTRUCTION_SET"), *used = select_kernels()->name;
+  if (wanted && strcmp(wanted, used))
+    return fail("EDGETIE_INSTRUCTION_SET=%s: this processor has no such instruction set; unset it, "
+                "or name one below %s", wanted, used);
   OrtEpFactory *factory = factories[0] = calloc(1, sizeof *factory);
   if (!factory) return fail("edgetie: out of memory");
   *factory = (OrtEpFactory){.version = API_VERSION,

@@ -16,7 +16,7 @@ static void yield_thread(void) { SwitchToThread(); }
 static void yield_thread(void) { sched_yield(); }
 #endif
 
-enum { MOST_THREADS = 64, PAUSES = 4096 };
+enum { MOST_THREADS = 64, PAUSES = 4096, CLAIMED_PART = 8 };
 
 typedef void Task(void *state, size_t index);
 
@@ -42,20 +42,21 @@ static void wait_a_little(unsigned *waits) {
 #endif
 }
 
-// Do one index of the published task; false if there is none left. What is read of a task belongs
-// to the ticket that is changed afterwards: the leader writes the next task when all indices are
-// claimed and done.
+// Do some indices of the published task; false if there are none left. What is read of a task
+// belongs to the ticket that is changed afterwards: the leader writes the next task when all indices
+// are claimed and done.
 static bool help(Team *team) {
   uint64_t ticket = atomic_load_explicit(&team->ticket, memory_order_acquire);
   while ((uint32_t)ticket) {
     Task *task = atomic_load_explicit(&team->task, memory_order_relaxed);
     void *state = atomic_load_explicit(&team->task_state, memory_order_relaxed);
     const size_t count = atomic_load_explicit(&team->count, memory_order_relaxed);
-    if (!atomic_compare_exchange_weak_explicit(&team->ticket, &ticket, ticket - 1,
+    const size_t left = (uint32_t)ticket, claimed = 1 + left / CLAIMED_PART;
+    if (!atomic_compare_exchange_weak_explicit(&team->ticket, &ticket, ticket - claimed,
                                                memory_order_acq_rel, memory_order_acquire))
       continue;
-    task(state, count - (uint32_t)ticket);
-    atomic_fetch_add_explicit(&team->finished, 1, memory_order_release);
+    for (size_t i = count - left; i < count - left + claimed; i++) task(state, i);
+    atomic_fetch_add_explicit(&team->finished, claimed, memory_order_release);
     return true;
   }
   return false;
