@@ -74,7 +74,7 @@ class Nodes(ir.tape.Tape):
 
     def number(self, value: float, dtype: ir.DataType) -> ir.Value:
         """Return a scalar initializer of a type."""
-        return self.constant(f"number.{dtype.name}.{value:g}", value, dtype.numpy())
+        return self.constant(f"number.{dtype.name}.{value}", value, dtype.numpy())
 
     def to_float(self, x: ir.Value) -> ir.Value:
         """Add a Cast to float32."""

@@ -120,7 +120,7 @@ def _scale(nodes: Nodes, value: ir.Value, factor: float) -> ir.Value:
         return value
     array, dtype = constant(value, _LARGEST_BIAS), value.dtype or ir.DataType.FLOAT
     if array is not None:
-        return nodes.constant(f"{value.name}.times.{factor:g}", array * factor, array.dtype)
+        return nodes.constant(f"{value.name}.times.{factor}", array * factor, array.dtype)
     product = nodes("Mul", value, nodes.number(factor, dtype))
     product.shape, product.type = value.shape, value.type
     return product

@@ -7,11 +7,12 @@ import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_tensor, constant_values, static_shape
 from edgetie.graph.editing import insert, take_over
-from edgetie.graph.matching import constant, operator, producer, rank, scalar
+from edgetie.graph.matching import operator, producer, rank, scalar
 from edgetie.graph.nodes import Nodes, sizes_of
 from edgetie.passes.base import GraphPass
 
 _Weights = Mapping[ir.Value, frozenset[ir.Value]]
+_FEW = 8  # elements
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
 
@@ -58,7 +59,9 @@ class LookUpsToGather(GraphPass):
         assert vectors is not None
         while (cast := producer(vectors, "Cast")) is not None and cast.inputs[0] is not None:
             vectors = cast.inputs[0]
-        ids = _one_hot_ids(nodes, vectors, rows) or _equal_ids(nodes, vectors, rows, weights)
+        ids = _one_hot_ids(nodes, vectors, rows, weights) or _equal_ids(
+            nodes, vectors, rows, weights
+        )
         if ids is None:
             return
         sizes, kind = sizes_of(ids), ids.dtype or ir.DataType.INT64
@@ -81,16 +84,16 @@ class LookUpsToGather(GraphPass):
         self.changed += 1
 
 
-def _one_hot_ids(nodes: Nodes, vectors: ir.Value, rows: int) -> ir.Value | None:
+def _one_hot_ids(nodes: Nodes, vectors: ir.Value, rows: int, weights: _Weights) -> ir.Value | None:
     """Return the ids of ``OneHot(ids, rows, (0, 1))`` along the last axis."""
     one_hot = producer(vectors, "OneHot")
     if one_hot is None or None in one_hot.inputs[:3]:
         return None
     ids, depth, values = one_hot.inputs[:3]
     assert ids is not None
-    axis, array = one_hot.attributes.get_int("axis", -1), constant(values)
+    axis = one_hot.attributes.get_int("axis", -1)
     is_last = axis == -1 or axis == rank(ids) != 0
-    if not is_last or array is None or array.tolist() != [0, 1] or scalar(depth) != rows:
+    if not is_last or _numbers(values, weights) != [0, 1] or _numbers(depth, weights) != [rows]:
         return None
     return _as_integers(nodes, ids)
 
@@ -116,6 +119,16 @@ def _equal_ids(nodes: Nodes, vectors: ir.Value, rows: int, weights: _Weights) ->
             column = nodes.along("Squeeze", ids, -1, sizes=None if sizes is None else sizes[:-1])
             return _as_integers(nodes, column)
     return None
+
+
+def _numbers(value: ir.Value | None, weights: _Weights) -> list[float] | None:
+    """Return the elements of a small constant, which may be computed."""
+    if value is None or value not in weights:
+        return None
+    tensor = constant_tensor(value, weights[value])
+    if tensor is None or tensor.size > _FEW:
+        return None
+    return [float(number) for number in tensor.numpy().reshape(-1)]
 
 
 def _as_integers(nodes: Nodes, ids: ir.Value) -> ir.Value:

@@ -8,7 +8,7 @@ import onnx_ir.passes.common as common
 
 from edgetie.graph.constant_values import constant_values, static_shape
 from edgetie.graph.editing import initializer, insert, take_over
-from edgetie.graph.matching import operator, producer, rank, weight
+from edgetie.graph.matching import operator, producer, rank, same_shape, weight
 from edgetie.graph.nodes import Nodes, sizes_of
 from edgetie.passes.base import GraphPass
 from edgetie.passes.gemm_to_matmul import gemm_to_matmul
@@ -35,10 +35,12 @@ class MoveTableOperators(GraphPass):
     def rewrite(self, model: ir.Model) -> None:
         weights = constant_values(model)
         for node in list(model.graph.all_nodes()):
-            reads_table = any(_is_computed_table(value, weights) for value in node.inputs)
             is_gemm = operator(node) in ("Gemm", "FusedMatMul")
-            if reads_table and is_gemm and node.outputs[0] not in weights:
+            reads_table = any(_is_computed_table(value, weights) for value in node.inputs)
+            if is_gemm and (reads_table or weights.get(node.outputs[0])):
                 gemm_to_matmul(model.graph, node)
+            elif operator(node) == "MatMul":
+                _skip_expand(node)
         weights = constant_values(model)
         for node in list(model.graph.all_nodes()):
             if operator(node) in ("Gather", "MatMul") and node.outputs[0] not in weights:
@@ -109,6 +111,20 @@ def _reads_weight(node: ir.Node, index: int, value: ir.Value) -> bool:
         and weight(transpose.inputs[0]) is not None
         and swaps_axes(transpose)
     )
+
+
+def _skip_expand(node: ir.Node) -> None:
+    """Let a MatMul read a matrix that an Expand repeats for each batch item itself."""
+    x, expand = node.inputs[0], producer(node.inputs[1], "Expand")
+    source = expand.inputs[0] if expand is not None else None
+    if x is None or expand is None or source is None:
+        return
+    output, shape = expand.outputs[0], static_shape(source)
+    if shape is None or len(shape) < 2 or output.shape is None:
+        return
+    is_matrix = all(size == 1 for size in shape[:-2])
+    if is_matrix and same_shape(x, output, end=-2) and tuple(output.shape[-2:]) == shape[-2:]:
+        node.replace_input_with(1, source)
 
 
 def _look_up(operators: TableOperators, node: ir.Node, value: ir.Value) -> ir.Value:

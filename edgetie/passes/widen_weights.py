@@ -1,4 +1,4 @@
-"""Store matrices of 16 bits in float32, which quantizing starts from."""
+"""Store matrices of other float types in float32, which quantizing starts from."""
 
 import numpy as np
 import onnx_ir as ir
@@ -9,14 +9,14 @@ from edgetie.graph.editing import initializer, insert
 from edgetie.graph.matching import operator
 from edgetie.passes.base import GraphPass
 
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_OTHER_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _READERS = {"Gather", "MatMul", "Gemm", "FusedMatMul", "Einsum", "EmbedLayerNormalization"}
 
 
 class WidenWeights(GraphPass):
-    """Turns float16 and bfloat16 matrices that are looked up or multiplied into float32 ones.
+    """Turns float16, bfloat16 and double matrices that are looked up or multiplied into float32.
 
-    A Cast restores the type for users that need it. Values stay as they are.
+    A Cast restores the type for users that need it. Values of 16 bits stay as they are.
     """
 
     def rewrite(self, model: ir.Model) -> None:
@@ -33,7 +33,7 @@ class WidenWeights(GraphPass):
             tensor = weight.const_value
             if (
                 tensor is not None
-                and tensor.dtype in _HALF
+                and tensor.dtype in _OTHER_TYPES
                 and len(tensor.shape) == 2
                 and tensor.size >= MIN_ELEMENTS
                 and weight.graph is model.graph

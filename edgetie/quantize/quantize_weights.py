@@ -30,6 +30,8 @@ from edgetie.quantize.weights.linear_op import (
 from edgetie.quantize.weights.quantized_weight import QuantizedWeight, quantize_in_background
 
 _LARGEST_CLASSIFIER = 32  # output channels; with more, a graph's output is a language model's head
+_SCALING = {"Add", "Cast", "Div", "Mul", "Sub"}
+_LAYOUT = {"Concat", "Gather", "Reshape", "Slice", "Transpose"}
 
 
 class QuantizeWeightsPass(GraphPass):
@@ -230,7 +232,7 @@ class QuantizeWeightsPass(GraphPass):
             if tensor is not None and tuple(tensor.shape) == (quantized.out_channels,):
                 bias, output = addend, add.outputs[0]
         # errors in the inputs of a language model's head are errors of the logits
-        is_head = output.is_graph_output() and quantized.out_channels > _LARGEST_CLASSIFIER
+        is_head = _is_logits(output) and quantized.out_channels > _LARGEST_CLASSIFIER
         nodes = Nodes(quantized.graph)
         if node.graph is not quantized.graph:  # formats share what they compute from an activation
             x = nodes.local_copy(x)
@@ -291,6 +293,20 @@ def _find_uses(value: ir.Value, is_supported: Callable[[LinearOp], bool]) -> _Us
 
     others = [(node, index) for node, index in value.uses() if not is_replaced(node)]
     return _Uses(linear_ops, transposed, gathers, others)
+
+
+def _is_logits(value: ir.Value) -> bool:
+    """Whether a value is an output, or becomes one by constants and a change of layout."""
+    while not value.is_graph_output():
+        user = only_user(value)
+        if user is None:
+            return False
+        others = [each for each in user.inputs if each is not value]
+        is_scaled = operator(user) in _SCALING and all(weight(each) is not None for each in others)
+        if not is_scaled and operator(user) not in _LAYOUT:
+            return False
+        value = user.outputs[0]
+    return True
 
 
 def _outer_node(node: ir.Node, graph: ir.Graph) -> ir.Node:

@@ -296,6 +296,56 @@ MOVED = {
             node("Gather", "patched input_ids", "x"),
         ],
     ),
+    "replaced elements": Form(
+        [node("ScatterElements", "table places zeros", "patched"), *head("patched")],
+        {"places": np.full((1, WIDTH), 7), "zeros": np.zeros((1, WIDTH), np.float32)},
+    ),
+    "norms that are repeated": normalized(
+        node("ReduceL2", "table", "norms", axes=[1], keepdims=1),
+        node("Expand", "norms whole", "divisors"),
+        node("Div", "table divisors", "rows"),
+        whole=ints(ROWS, WIDTH),
+    ),
+    "a gain that is filled": normalized(
+        node("ConstantOfShape", "whole", "gain2", value=numpy_helper.from_array(np.float32([2]))),
+        node("LayerNormalization", "table gain2", "rows"),
+        whole=ints(WIDTH),
+    ),
+    "repeated for each batch item": Form(
+        [
+            node("Transpose", "table", "transposed", perm=[1, 0]),
+            node("Unsqueeze", "transposed zero", "one"),
+            node("Shape", "input_ids", "batch", start=0, end=1),
+            node("Concat", "batch sizes", "whole", axis=0),
+            node("Expand", "one whole", "batches"),
+            node("MatMul", "h batches", "logits"),
+        ],
+        {"zero": ints(0), "sizes": ints(WIDTH, ROWS)},
+    ),
+    "a product of weights": Form(
+        [node("Gemm", "layer2 table", "projected", transB=1),
+         node("MatMul", "h projected", "logits")],
+        {"layer2": LAYER * 8},
+    ),
+    "doubles": Form(
+        [node("Cast", "table", "wide", to=TensorProto.FLOAT), *head("wide")],
+        lookup=[
+            node("Gather", "table input_ids", "rows"),
+            node("Cast", "rows", "x", to=TensorProto.FLOAT),
+        ],
+        table=TABLE.astype(np.float64),
+    ),
+    "a depth and a factor that are computed": Form(
+        [
+            node("Shape", "table", "dimensions", start=1),
+            node("Cast", "dimensions", "width", to=TensorProto.FLOAT),
+            node("Sqrt", "width", "root"),
+            node("Div", "table root", "scaled"),
+            *head("scaled"),
+        ],
+        {"values": np.float32([0, 1])},
+        [node("Shape", "table", "depth", start=0, end=1), *ONE_HOT],
+    ),
     "GatherND": Form(
         head(),
         {"last": ints(-1)},

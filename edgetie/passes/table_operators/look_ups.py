@@ -55,10 +55,16 @@ class LookUps(TableReader):
         if op_type in SAME_LAYOUT and self._extents(self._input(node)) == extents:
             return self.look_up(self._input(node), ids, axis)
         if op_type in _ELEMENTWISE or self._works_along_rows(node, axis):
-            inputs = [None if v is None else self.look_up(v, ids, axis) for v in node.inputs]
-            attributes = dict(node.attributes)
+            attributes, indices = dict(node.attributes), range(len(node.inputs))
             if op_type in ALONG_ROWS:
                 attributes["axis"] = ir.AttrInt64("axis", -1)
+                first = self.look_up(self._input(node), ids, axis)
+                inputs = [first, *(self._row(node, i, extents[1]) for i in indices[1:])]
+            else:
+                inputs = [
+                    self.look_up(self._operand(node, i), ids, axis) if node.inputs[i] else None
+                    for i in indices
+                ]
             result = self.nodes.op(op_type, inputs, attributes, domain=node.domain)
             return self._typed(result, table, ids, extents[1 - axis])
         rules: Mapping[str, Callable[[ir.Node, ir.Value, ir.Value, int], ir.Value]] = {
@@ -68,6 +74,7 @@ class LookUps(TableReader):
             "Gather": self._look_up_gather,
             "Concat": self._look_up_concat,
             "Pad": self._look_up_pad,
+            "ScatterElements": self._look_up_scatter,
             "ScatterND": self._look_up_scatter,
             "MatMul": self._look_up_product,
         }
@@ -142,7 +149,7 @@ class LookUps(TableReader):
     def _look_up_scatter(
         self, node: ir.Node, table: ir.Value, ids: ir.Value, axis: int
     ) -> ir.Value:
-        require(axis == 0, "ScatterND of columns")
+        require(axis == 0, f"{operator(node)} of columns")
         flags, replacements = self._scattered(node, table)
         sizes = sizes_of(ids)
         is_replaced = self.nodes.typed("Gather", flags, ids, sizes=sizes, dtype=flags.dtype)

@@ -57,6 +57,7 @@ class Products(TableReader):
             "Gather": self._multiply_gather,
             "Concat": self._multiply_concat,
             "Pad": self._multiply_pad,
+            "ScatterElements": self._multiply_scatter,
             "ScatterND": self._multiply_scatter,
             "MatMul": self._multiply_product,
             **dict.fromkeys(NORMALIZATIONS, self._multiply_normalization),
@@ -78,7 +79,7 @@ class Products(TableReader):
 
     def _multiply_factor(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
         """A factor of columns multiplies ``x``, one of rows or a number the product."""
-        left, right = self._input(node, 0), self._input(node, 1)
+        left, right = self._operand(node, 0), self._operand(node, 1)
         if operator(node) == "Mul" and 1 in self._extents(left):
             left, right = right, left
         extents = self._extents(right)
@@ -93,24 +94,24 @@ class Products(TableReader):
         return self.nodes.typed(op_type, result, factor, sizes=sizes, dtype=result.dtype)
 
     def _multiply_sum(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
-        left, right = (self.multiply(x, self._input(node, i), axis) for i in (0, 1))
+        left, right = (self.multiply(x, self._operand(node, i), axis) for i in (0, 1))
         sizes = sizes_before(x, self._extents(table)[1 - axis])
         return self.nodes.typed(operator(node), left, right, sizes=sizes, dtype=table.dtype)
 
     def _multiply_where(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
         """A mask of rows chooses between products, one of columns between parts of ``x``."""
-        mask = self._input(node, 0)
+        mask = self._operand(node, 0)
         require(1 in self._extents(mask), "Where with a mask of all elements before a product")
         flags, width = self._vector(mask), self._extents(table)[1 - axis]
         if self._extents(mask)[axis] == 1:
-            left, right = (self.multiply(x, self._input(node, i), axis) for i in (1, 2))
+            left, right = (self.multiply(x, self._operand(node, i), axis) for i in (1, 2))
             sizes = sizes_before(x, width)
             return self.nodes.typed("Where", flags, left, right, sizes=sizes, dtype=table.dtype)
         zero, sizes = self.nodes.number(0, type_of(x)), sizes_of(x)
         first = self.nodes.typed("Where", flags, x, zero, sizes=sizes, dtype=x.dtype)
         second = self.nodes.typed("Where", flags, zero, x, sizes=sizes, dtype=x.dtype)
-        left = self.multiply(first, self._input(node, 1), axis)
-        right = self.multiply(second, self._input(node, 2), axis)
+        left = self.multiply(first, self._operand(node, 1), axis)
+        right = self.multiply(second, self._operand(node, 2), axis)
         return self.nodes.typed("Add", left, right, sizes=sizes_before(x, width), dtype=table.dtype)
 
     def _multiply_transpose(
@@ -177,7 +178,7 @@ class Products(TableReader):
         )
 
     def _multiply_scatter(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
-        require(axis == 1, "ScatterND of columns")
+        require(axis == 1, f"{operator(node)} of columns")
         flags, replacements = self._scattered(node, table)
         result = self.multiply(x, self._input(node), 1)
         own = self._select(self.multiply(x, self._input(node, 2), 1), replacements)
@@ -193,9 +194,9 @@ class Products(TableReader):
     ) -> ir.Value:
         """Normalized rows are rows minus a number, times a number, with a gain of columns."""
         require(axis == 1 and self._works_along_rows(node, 0), f"{operator(node)} of columns")
-        source, rest = self._input(node), [*node.inputs[1:], None, None][:2]
-        gain, bias = rest
-        scaled = x if gain is None else self._mul(x, self._vector(gain))
+        source, columns = self._input(node), self._extents(table)[1]
+        gain, bias = (self._row(node, index, columns) for index in (1, 2))
+        scaled = x if gain is None else self._mul(x, gain)
         means, factors = row_statistics(node, self._tensor(source))
         width = self._extents(table)[0]
         result = self.multiply(scaled, source, 1)

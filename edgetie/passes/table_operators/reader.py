@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_tensor, static_shape
-from edgetie.graph.matching import attribute_ints, constant, operator, rank
+from edgetie.graph.matching import attribute_ints, constant, operator, producer, rank
 from edgetie.graph.nodes import Nodes, Sizes, sizes_of
 
 NORMALIZATIONS = {
@@ -16,7 +16,7 @@ NORMALIZATIONS = {
 ALONG_ROWS = NORMALIZATIONS | {"Softmax", "LogSoftmax"}
 """Operators that compute each row from itself, if their axis is the last."""
 
-SAME_LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
+SAME_LAYOUT = {"Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 """Operators that may leave rows and columns as they are."""
 
 Pair = tuple[int, int]
@@ -61,6 +61,29 @@ class TableReader(ABC):
         assert value is not None
         return value
 
+    def _operand(self, node: ir.Node, index: int) -> ir.Value:
+        """Return an operand that is broadcast, without the repetition of its entries."""
+        value = self._input(node, index)
+        while (expand := producer(value, "Expand")) is not None:
+            value = self._input(expand)
+        filled = producer(value, "ConstantOfShape")
+        if filled is None:
+            return value
+        tensor = filled.attributes.get("value")
+        number = tensor.as_tensor().numpy().item() if tensor is not None else 0
+        return self.nodes.number(number, type_of(value))
+
+    def _row(self, node: ir.Node, index: int, width: int) -> ir.Value | None:
+        """Return an optional operand that is the same for all rows, as a vector."""
+        if len(node.inputs) <= index or node.inputs[index] is None:
+            return None
+        value = self._operand(node, index)
+        require(self._extents(value)[0] == 1, f"{operator(node)} with other operands for each row")
+        if self._extents(value)[1] == width:
+            return self._vector(value)
+        array = np.full(width, self._tensor(value).numpy().item())
+        return self.nodes.constant(f"{value.name}.{width}", array, type_of(value).numpy())
+
     def _extents(self, value: ir.Value) -> Pair:
         """Return the number of rows and columns that a constant value is broadcast from."""
         shape = static_shape(value)
@@ -80,6 +103,7 @@ class TableReader(ABC):
 
     def _vector(self, value: ir.Value, *, column: bool = False) -> ir.Value:
         """Return a constant with one axis longer than 1 as a vector or column, or as a scalar."""
+        require(1 in self._extents(value), f"{value.name} is no vector")
         tensor = self._tensor(value)
         shape = () if tensor.size == 1 else (tensor.size, 1) if column else (tensor.size,)
         if value.is_initializer() and tuple(tensor.shape.numpy()) == shape:
@@ -211,13 +235,16 @@ class TableReader(ABC):
         return axis, ids
 
     def _scattered(self, node: ir.Node, table: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return flags of the rows that a ScatterND replaces, and which of its rows replaces each:
-        constants ``(rows,)``.
+        """Return flags of the rows that a ScatterND or ScatterElements replaces, and which of its
+        rows replaces each: constants ``(rows,)``.
         """
-        ids = constant(node.inputs[1])
+        ids = self._tensor(self._input(node, 1)).numpy()
         is_plain = node.attributes.get_string("reduction", "none") == "none"
-        if ids is None or not is_plain or ids.ndim != 2 or ids.shape[1] != 1 or rank(table) != 2:
-            raise CannotMoveError("ScatterND of other than rows")
+        width = 1 if operator(node) == "ScatterND" else self._extents(table)[1]
+        has_rows = ids.ndim == 2 and ids.shape[1] == width and (ids == ids[:, :1]).all()
+        axis = node.attributes.get_int("axis", 0)
+        if not is_plain or not has_rows or rank(table) != 2 or axis != 0:
+            raise CannotMoveError(f"{operator(node)} of other than rows")
         flags, sources = (np.zeros(self._extents(table)[0], dtype) for dtype in (bool, np.int64))
         flags[ids[:, 0]], sources[ids[:, 0]] = True, np.arange(len(ids))
         return (
