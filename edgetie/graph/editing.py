@@ -33,6 +33,12 @@ def insert(before: ir.Node, *nodes: ir.Node) -> None:
     before.graph.insert_before(before, nodes)
 
 
+def detach(node: ir.Node) -> None:
+    """Remove a node's inputs, so that values that nothing else reads have no uses."""
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)
+
+
 def initializer(graph: ir.Graph, name: str, array: Any) -> ir.Value:
     """Register an array or a tensor as an initializer, or return the one that has this name."""
     existing = graph.initializers.get(name)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgetie.graph.editing import initializer
+from edgetie.graph.editing import detach, initializer
 
 _AXES_AS_INPUT = 13  # the first opset in which Unsqueeze, Squeeze, ReduceSum have an input for axes
 
@@ -85,6 +85,11 @@ class Nodes(ir.tape.Tape):
         copy = self("Identity", x)
         copy.shape, copy.type = x.shape, x.type
         return copy
+
+    def discard(self) -> None:
+        """Detach the nodes, which are not inserted, from the values that they read."""
+        for node in self.nodes:
+            detach(node)
 
     def make_names_unique(self, prefix: str) -> None:
         """Name the values of a subgraph unlike those of all other graphs."""

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_tensor, constant_values, static_shape
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import initializer, replace
+from edgetie.graph.editing import detach, initializer, replace
 from edgetie.passes.base import GraphPass
 
 
@@ -60,8 +60,7 @@ class FoldWeights(GraphPass):
         if tensor is None:
             return
         for node in cone:
-            for index in range(len(node.inputs)):
-                node.replace_input_with(index, None)
+            detach(node)
         for weight in replaced:
             graph.initializers.pop(str(weight.name))
         name = str(max(replaced, key=_size).name)

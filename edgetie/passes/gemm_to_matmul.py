@@ -93,16 +93,15 @@ def gemm_to_matmul(graph: ir.Graph, node: ir.Node) -> bool:
         same_width = last_dimension(source) == last_dimension(x)
         if same_width and same_shape(source, restore.outputs[0], end=-1):
             inputs[0], result = source, restore.outputs[0]
-    if any(attributes.get_int(name, 0) for name in ("transBatchA", "transBatchB")):
+    moves_batch = any(attributes.get_int(name, 0) for name in ("transBatchA", "transBatchB"))
+    swapped = [index for index in (0, 1) if attributes.get_int(("transA", "transB")[index], 0)]
+    axes = [2 if operator(node) == "Gemm" or value is None else rank(value) for value in inputs]
+    if moves_batch or any(axes[index] < 2 for index in swapped):
         return False
-    for index, name in enumerate(("transA", "transB")):
+    for index in swapped:
         value = inputs[index]
         assert value is not None
-        if attributes.get_int(name, 0):
-            axes = 2 if operator(node) == "Gemm" else rank(value)
-            if axes < 2:
-                return False
-            inputs[index] = nodes.transpose(value, axes)
+        inputs[index] = nodes.transpose(value, axes[index])
     output = nodes("MatMul", *inputs)
     nodes.nodes[-1].name = node.name
     output.shape, output.type = result.shape, result.type

@@ -63,6 +63,7 @@ class LookUpsToGather(GraphPass):
             nodes, vectors, rows, weights
         )
         if ids is None:
+            nodes.discard()
             return
         sizes, kind = sizes_of(ids), ids.dtype or ir.DataType.INT64
 

@@ -68,6 +68,7 @@ class MoveTableOperators(GraphPass):
                 else:
                     result = _multiply_left(operators, value, node.inputs[1])
             except CannotMoveError as error:
+                nodes.discard()
                 names = ", ".join(sorted(str(each.name) for each in weights[value]))
                 self.skipped.append(f"{names}: {error}")
                 return

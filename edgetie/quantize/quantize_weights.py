@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from edgetie.errors import QuantizeError
-from edgetie.graph.editing import insert, replace
+from edgetie.graph.editing import detach, insert, replace
 from edgetie.graph.matching import (
     last_dimension,
     only_user,
@@ -184,7 +184,7 @@ class QuantizeWeightsPass(GraphPass):
             self._replace_gather(node, quantized)
         for node, _ in list(value.uses()):
             if operator(node) == "Transpose" and not node.outputs[0].uses():
-                _detach(node)
+                detach(node)
 
     def _supports(self, graph: ir.Graph, weight_format: WeightFormat, linear_op: LinearOp) -> bool:
         is_reachable = linear_op.node.graph is graph or weight_format.supports_subgraphs
@@ -217,7 +217,7 @@ class QuantizeWeightsPass(GraphPass):
             output = nodes("Reshape", output, shape)
         nodes.nodes[0].name = node.name
         self._replace(node, node.outputs[0], output, nodes, f"{quantized.label}.gather")
-        _detach(node)
+        detach(node)
 
     def _replace_linear_op(self, linear_op: LinearOp, quantized: QuantizedWeight) -> None:
         """Replace a linear operator. A bias stays an Add."""
@@ -246,7 +246,7 @@ class QuantizeWeightsPass(GraphPass):
         last = output.producer()
         assert last is not None
         self._replace(last, output, result, nodes, f"{quantized.label}.matmul")
-        _detach(node)
+        detach(node)
 
     def _replace(
         self, before: ir.Node, old: ir.Value, new: ir.Value, nodes: Nodes, name: str
@@ -327,9 +327,3 @@ def _remove_flatten(x: ir.Value, output: ir.Value, in_channels: int) -> tuple[ir
     if rank(inner) == rank(outer) == 3 and last_dimension(inner) == in_channels:
         return inner, outer
     return x, output
-
-
-def _detach(node: ir.Node) -> None:
-    """Remove a replaced node's inputs, so that an unused weight has no uses."""
-    for index in range(len(node.inputs)):
-        node.replace_input_with(index, None)

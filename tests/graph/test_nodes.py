@@ -55,3 +55,12 @@ def test_numbers_of_a_type() -> None:
     nodes = Nodes(graph([node("Relu", ["x"], ["y"])], {}).graph)
     assert nodes.number(2, ir.DataType.INT64) is not nodes.number(2, ir.DataType.FLOAT)
     assert nodes.number(0.5, ir.DataType.FLOAT16).const_value.numpy() == np.float16(0.5)
+
+
+def test_discarded_nodes_use_nothing() -> None:
+    model = graph([node("Relu", ["x"], ["y"])], {})
+    nodes, x = Nodes(model.graph), model.graph.inputs[0]
+    nodes("Mul", nodes("Neg", x), x)
+    assert len(x.uses()) == 3
+    nodes.discard()
+    assert len(x.uses()) == 1

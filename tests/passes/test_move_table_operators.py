@@ -135,6 +135,23 @@ def test_what_cannot_move_is_named() -> None:
     assert step.skipped == ["table: Tanh before a product"]
 
 
+def test_nothing_is_left_of_what_cannot_move() -> None:
+    nodes = [
+        LOOKUP,
+        node("Tanh", ["table"], ["bounded"]),
+        node("Mul", ["table", "factor"], ["other"]),
+        node("Add", ["other", "bounded"], ["scaled"]),
+        *HEAD,
+    ]
+    model, step = tied(nodes, factor=COLUMNS), MoveTableOperators()
+    for name in ("bounded", "other"):
+        value = next(v for n in model.graph for v in n.outputs if v.name == name)
+        value.shape, value.type = ir.Shape([ROWS, WIDTH]), ir.TensorType(ir.DataType.FLOAT)
+    leave(model, step)
+    assert step.skipped
+    assert all(user.graph is model.graph for user, _ in model.graph.initializers["table"].uses())
+
+
 def test_uses_of_the_table_itself_stay() -> None:
     nodes = [LOOKUP, node("Transpose", ["table"], ["t"], perm=[1, 0]), HEAD[1]]
     leave(tied(nodes), MoveTableOperators())
