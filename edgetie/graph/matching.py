@@ -37,6 +37,17 @@ def only_user(value: ir.Value, *op_types: str) -> ir.Node | None:
     return node if not op_types or operator(node) in op_types else None
 
 
+def outer_node(node: ir.Node, graph: ir.Graph) -> ir.Node:
+    """Return the node of a graph that a node is, or in whose subgraph it is."""
+    import onnx_ir as ir
+
+    for outer in graph:
+        view = ir.GraphView([], [], nodes=[outer])
+        if any(inner is node for inner in ir.traversal.RecursiveGraphIterator(view)):
+            return outer
+    raise ValueError(f"{node.name} is not in the graph")
+
+
 def operand_orders(node: ir.Node) -> Iterator[tuple[ir.Value | None, ir.Value | None]]:
     """Yield the two inputs of a commutative operator in both orders."""
     left, right = node.inputs

@@ -7,7 +7,10 @@ import onnx_ir.passes.common as common
 
 from edgetie.graph.constant_values import constant_values
 from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.graph.editing import insert
+from edgetie.graph.matching import outer_node
 from edgetie.passes.base import GraphPass
+from edgetie.passes.merge_duplicates import move_to_main_graph
 
 
 class LiftWeights(GraphPass):
@@ -17,8 +20,8 @@ class LiftWeights(GraphPass):
     for them.
 
     Args:
-        readers: also inline functions that get a weight as input, so that its uses are nodes of the
-            graph or a subgraph.
+        readers: also inline functions that get a weight as input, and move what subgraphs compute
+            from constants to the main graph.
     """
 
     def __init__(self, *, readers: bool = False) -> None:
@@ -40,10 +43,31 @@ class LiftWeights(GraphPass):
                 break
         lift = common.LiftConstantsToInitializersPass(lift_all_constants=False)
         self.changed += bool(lift(model).modified)
+        if self.readers:
+            self.changed += _lift_nodes(model)
 
 
 def _inline(model: ir.Model, names: Collection[ir.OperatorIdentifier]) -> None:
     common.InlinePass(lambda function: function.identifier() in names)(model)
+
+
+def _lift_nodes(model: ir.Model) -> int:
+    """Move the nodes of subgraphs that compute constants to the main graph. Return their number."""
+    constants = constant_values(model)
+    count = 0
+    for node in list(model.graph.all_nodes()):
+        graph = node.graph
+        is_output = any(value.is_graph_output() for value in node.outputs)
+        if graph is None or graph is model.graph or is_output or node.outputs[0] not in constants:
+            continue
+        for value in node.inputs:
+            if value is not None and value.is_initializer():
+                move_to_main_graph(model, value)
+        before = outer_node(node, model.graph)
+        graph.remove(node)
+        insert(before, node)
+        count += 1
+    return count
 
 
 def _functions_with_weights(model: ir.Model, readers: bool) -> set[ir.OperatorIdentifier]:

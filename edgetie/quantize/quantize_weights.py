@@ -13,6 +13,7 @@ from edgetie.graph.matching import (
     only_user,
     operator,
     other_operand,
+    outer_node,
     producer,
     rank,
     weight,
@@ -196,7 +197,7 @@ class QuantizeWeightsPass(GraphPass):
         floats = self._format(quantized.name).dequantize(nodes, quantized)
         if quantized.transposed:
             floats = nodes.transpose(floats)
-        insert(_outer_node(node, quantized.graph), *nodes.nodes)
+        insert(outer_node(node, quantized.graph), *nodes.nodes)
         node.replace_input_with(index, floats)
         self.changed += 1
 
@@ -307,15 +308,6 @@ def _is_logits(value: ir.Value) -> bool:
             return False
         value = user.outputs[0]
     return True
-
-
-def _outer_node(node: ir.Node, graph: ir.Graph) -> ir.Node:
-    """Return the node of a graph that a node is, or in whose subgraph it is."""
-    for outer in graph:
-        view = ir.GraphView([], [], nodes=[outer])
-        if any(inner is node for inner in ir.traversal.RecursiveGraphIterator(view)):
-            return outer
-    raise AssertionError
 
 
 def _remove_flatten(x: ir.Value, output: ir.Value, in_channels: int) -> tuple[ir.Value, ir.Value]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper
 from small_graphs import SHAPE, WIDTH, graph, node, random
 
 from edgetie.graph.matching import (
@@ -15,6 +16,7 @@ from edgetie.graph.matching import (
     operand_orders,
     operator,
     other_operand,
+    outer_node,
     producer,
     rank,
     same_shape,
@@ -104,3 +106,14 @@ def test_the_domain_is_a_prefix_unless_onnx_owns_it(domain: str, name: str) -> N
 def test_rank_is_zero_if_it_is_unknown() -> None:
     assert rank(ir.Value(name="v")) == 0
     assert rank(ir.Value(name="v", shape=ir.Shape([None, 3]))) == 2
+
+
+def test_the_node_that_a_node_of_a_subgraph_belongs_to() -> None:
+    output = helper.make_tensor_value_info("n", TensorProto.FLOAT, None)
+    branch = helper.make_graph([node("Neg", ["x"], ["n"])], "branch", [], [output])
+    choice = node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch)
+    model = graph([node("Abs", ["x"], ["unused"]), choice], {"flag": True})
+    absolute, outer = model.graph
+    inner = next(each for each in model.graph.all_nodes() if each.op_type == "Neg")
+    assert outer_node(inner, model.graph) is outer
+    assert outer_node(absolute, model.graph) is absolute

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
-from small_graphs import SHAPE, WIDTH, X, graph, leave, node, random, rewrite
+from onnx import TensorProto, helper, numpy_helper
+from small_graphs import SHAPE, WIDTH, X, graph, leave, node, random, rewrite, run
 
 from edgetie.passes.lift_weights import LiftWeights
 
@@ -72,3 +72,19 @@ def test_constants_of_nodes_become_initializers() -> None:
     assert rewrite(model, LiftWeights(), x=X) == {"MatMul": 1}
     assert list(model.graph.initializers) == ["w"]
     assert SHAPE[-1] == WIDTH
+
+
+def test_constants_of_branches_are_computed_outside() -> None:
+    info = helper.make_tensor_value_info("m", TensorProto.FLOAT, SHAPE)
+    factor = numpy_helper.from_array(np.float32([2]), "factor")
+    nodes = [node("Mul", ["w", "factor"], ["scaled"]), node("MatMul", ["x", "scaled"], ["m"])]
+    then_branch = helper.make_graph(nodes, "then", [], [info], [factor])
+    else_branch = helper.make_graph([node("MatMul", ["x", "w"], ["m"])], "else", [], [info])
+    choice = node("If", ["flag"], ["y"], then_branch=then_branch, else_branch=else_branch)
+    model = graph([choice], {"w": TABLE, "flag": np.array(True)})
+    before = run(model, x=X)
+    step = LiftWeights(readers=True)
+    step(model)
+    assert step.changed == 1
+    assert [each.op_type for each in model.graph] == ["Mul", "If"]
+    np.testing.assert_array_equal(run(model, x=X), before)
