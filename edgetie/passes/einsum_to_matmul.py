@@ -1,5 +1,6 @@
 """Write an Einsum with a weight as a MatMul with it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_values, static_shape
 from edgetie.graph.editing import insert, take_over
-from edgetie.graph.matching import operator
+from edgetie.graph.matching import operator, rank
 from edgetie.graph.nodes import Nodes, Sizes, sizes_of
 from edgetie.passes.base import GraphPass
 
@@ -15,9 +16,9 @@ _ELLIPSIS = "..."
 
 
 class EinsumToMatMul(GraphPass):
-    """Rewrites an Einsum that sums over one axis of a matrix, which is a weight or computed from
-    one, and keeps the other: a MatMul, with an Einsum of the other operands before or after it if
-    they need one.
+    """Rewrites an Einsum that sums over the first or the last axes of a weight, or of what is
+    computed from one, and keeps the others: a MatMul, with an Einsum of the other operands before
+    or after it if they need one.
     """
 
     def rewrite(self, model: ir.Model) -> None:
@@ -28,7 +29,7 @@ class EinsumToMatMul(GraphPass):
             if node.outputs[0] in weights:
                 continue
             product = next(_products(node, weights), None)
-            if product is not None:
+            if product is not None and _has_known_rank(product):
                 queue += _rewrite(model.graph, node, product)
                 self.changed += 1
 
@@ -41,46 +42,55 @@ class _Term(NamedTuple):
 
 
 class _Product(NamedTuple):
-    """An Einsum as a product with a matrix.
+    """An Einsum as a product with a weight.
 
     Attributes:
         matrix: the weight.
-        summed: the label of the axis that is summed over.
-        kept: the label of its other axis.
+        summed: the labels of the axes that are summed over.
+        kept: the labels of its other axes.
         before: operands that are multiplied before the product.
-        after: operands with the other axis, multiplied after it.
+        after: operands with one of the other axes, multiplied after it.
         output: labels of the result.
     """
 
     matrix: _Term
-    summed: str
-    kept: str
+    summed: tuple[str, ...]
+    kept: tuple[str, ...]
     before: list[_Term]
     after: list[_Term]
     output: tuple[str, ...]
 
 
 def _products(node: ir.Node, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> Iterator[_Product]:
-    """Yield the ways to see an Einsum as a product with a matrix."""
+    """Yield the ways to see an Einsum as a product with a weight."""
     terms, output = _parse(node)
+    if any(_repeats(term.labels) for term in terms):
+        return
     for index, matrix in enumerate(terms):
-        shape = static_shape(matrix.value)
-        if not weights.get(matrix.value) or shape is None or len(shape) != 2:
+        labels, shape = matrix.labels, static_shape(matrix.value)
+        labels = tuple(label for label in labels if label != _ELLIPSIS)  # it stands for no axes
+        if not weights.get(matrix.value) or shape is None or len(shape) != len(labels):
             continue
-        labels = [label for label in matrix.labels if label != _ELLIPSIS]
         others = terms[:index] + terms[index + 1 :]
-        for summed, kept in (labels, labels[::-1]) if len({*labels}) == 2 else ():
-            before = [term for term in others if kept not in term.labels]
-            after = [term for term in others if kept in term.labels]
-            if (
-                summed not in output
-                and kept in output
-                and any(summed in term.labels for term in before)
-                and not any(summed in term.labels for term in after)
-                and not any(_repeats(term.labels) for term in terms)
-            ):
-                yield _Product(_Term(matrix.value, tuple(labels)), summed, kept, before, after,
-                               output)  # fmt: skip
+        summed = tuple(label for label in labels if label not in output)
+        kept = tuple(label for label in labels if label in output)
+        before = [term for term in others if not {*kept} & {*term.labels}]
+        after = [term for term in others if {*kept} & {*term.labels}]
+        if (
+            summed
+            and kept
+            and labels in (summed + kept, kept + summed)
+            and {*summed} <= {label for term in before for label in term.labels}
+            and not any({*summed} & {*term.labels} for term in after)
+        ):
+            yield _Product(_Term(matrix.value, labels), summed, kept, before, after, output)
+
+
+def _has_known_rank(product: _Product) -> bool:
+    """Whether the number of axes is known, if some of several are joined or split."""
+    is_plain = len(product.summed) == len(product.kept) == 1
+    terms = [term for term in product.before if _ELLIPSIS in term.labels]
+    return is_plain or all(term.value.shape is not None for term in terms)
 
 
 def _parse(node: ir.Node) -> tuple[list[_Term], tuple[str, ...]]:
@@ -114,20 +124,43 @@ def _rewrite(graph: ir.Graph, node: ir.Node, product: _Product) -> list[ir.Node]
     leading = [label for label in every if label in needed and label != _ELLIPSIS]
     if _ELLIPSIS in every:
         leading.insert(0, _ELLIPSIS)
-    x = _einsum(nodes, product.before, (*leading, product.summed))
-    matrix, (first, _) = product.matrix
-    if first != product.summed:
+    x = _einsum(nodes, product.before, (*leading, *product.summed)).value
+    matrix, labels = product.matrix
+    dimensions = dict(zip(labels, static_shape(matrix) or (), strict=True))
+    summed, kept = ([dimensions[each] for each in group] for group in product[1:3])
+    leading_axes = rank(x) - len(summed) if _ELLIPSIS in leading else len(leading)
+    if len(summed) > 1:
+        x = _reshape_last(nodes, x, leading_axes, [math.prod(summed)])
+    groups = [math.prod(summed), math.prod(kept)]
+    is_stored_so = labels[0] == product.summed[0]
+    if len(labels) > 2:
+        shape = groups if is_stored_so else groups[::-1]
+        name = "einsum.matrix." + "_".join(map(str, shape))
+        target = nodes.integers(name, shape)
+        matrix = nodes.typed("Reshape", matrix, target, sizes=shape, dtype=matrix.dtype)
+    if not is_stored_so:
         matrix = nodes.transpose(matrix)
-    sizes = sizes_of(x.value)
-    if sizes is not None:
-        sizes[-1] = matrix.shape[-1] if matrix.shape is not None else sizes[-1]
-    result = nodes.typed("MatMul", x.value, matrix, sizes=sizes, dtype=x.value.dtype)
+    sizes = sizes_of(x)
+    sizes = None if sizes is None else [*sizes[:-1], groups[1]]
+    result = nodes.typed("MatMul", x, matrix, sizes=sizes, dtype=x.dtype)
     nodes.nodes[-1].name = node.name
-    term = _Term(result, (*leading, product.kept))
+    if len(kept) > 1:
+        result = _reshape_last(nodes, result, leading_axes, kept)
+    term = _Term(result, (*leading, *product.kept))
     output = _einsum(nodes, [term, *product.after], product.output).value
     insert(node, *nodes.nodes)
     take_over(node.outputs[0], output)
     return [each for each in nodes.nodes if each.op_type == "Einsum"]
+
+
+def _reshape_last(nodes: Nodes, x: ir.Value, leading: int, shape: list[int]) -> ir.Value:
+    """Give the axes after the leading ones another shape."""
+    target = [0] * leading + shape
+    sizes = sizes_of(x)
+    return nodes.typed(
+        "Reshape", x, nodes.integers("einsum." + "_".join(map(str, target)), target),
+        sizes=None if sizes is None else [*sizes[:leading], *shape], dtype=x.dtype,
+    )  # fmt: skip
 
 
 def _einsum(nodes: Nodes, terms: Sequence[_Term], output: tuple[str, ...]) -> _Term:

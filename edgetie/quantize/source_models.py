@@ -21,6 +21,7 @@ from edgetie.graph.matching import last_dimension, operator
 from edgetie.graph.model_files import load_model, remove_weights_from_inputs
 from edgetie.passes.base import run_passes
 from edgetie.passes.einsum_to_matmul import EinsumToMatMul
+from edgetie.passes.flatten_tables import FlattenTables
 from edgetie.passes.fold_weights import FoldWeights
 from edgetie.passes.lift_weights import LiftWeights
 from edgetie.passes.look_ups_to_gather import LookUpsToGather
@@ -172,7 +173,8 @@ def _normalize(bundle: Bundle, model: ir.Model, shared: Collection[str]) -> None
     computed = [value for value, weights in constant_values(model).items() if weights]
     if bundle.is_bare or any(static_shape(value) is None for value in computed):
         _infer_shapes(model)
-    run_passes(model, [], [SplitEmbedLayerNorm(), EinsumToMatMul(), LookUpsToGather()])
+    run_passes(model, [], [FlattenTables(shared), SplitEmbedLayerNorm()])
+    run_passes(model, [], [EinsumToMatMul(), LookUpsToGather()])
     run_passes(model, [], [WidenWeights(), FoldWeights(shared), MoveTableOperators(shared)])
 
 

@@ -58,6 +58,27 @@ def test_two_matrices_become_two_products() -> None:
     assert shapes == [(2, 5, WIDTH), (2, 5, ROWS)]
 
 
+@pytest.mark.parametrize(
+    ("equation", "shape", "output"),
+    [
+        ("bsh,hnd->bsnd", (WIDTH, 4, 24), [2, 5, 4, 24]),
+        ("bsh,hnd->bnsd", (WIDTH, 4, 24), [2, 4, 5, 24]),
+        ("...h,vwh->...vw", (4, 24, WIDTH), [2, 5, 4, 24]),
+        ("bsh,shv->bv", (5, WIDTH, ROWS), [2, ROWS]),
+    ],
+)
+def test_weights_of_more_axes(equation: str, shape: tuple[int, ...], output: list[int]) -> None:
+    result = model(equation, output, "x", "w", w=random(*shape))
+    operators = rewrite(result, EinsumToMatMul(), x=X)
+    assert operators["MatMul"] == 1
+    product = next(n for n in result.graph if n.op_type == "MatMul")
+    assert len(product.inputs[1].shape) == 2
+
+
+def test_axes_that_are_not_next_to_each_other_stay() -> None:
+    leave(model("bsh,vhw->bsvw", [2, 5, 4, 24], "x", "w", w=random(4, WIDTH, 24)), EinsumToMatMul())
+
+
 def test_what_is_no_product_stays() -> None:
     square = random(WIDTH, WIDTH, seed=1)
     leave(model("bsh,bsh->bs", [2, 5], "x", "x"), EinsumToMatMul())

@@ -527,6 +527,23 @@ EINSUMS = {
             node("Transpose", "swapped", "logits", perm=[1, 2, 0]),
         ]
     ),
+    "bsnd,vnd->bsv": Form(
+        [
+            node("Reshape", "h split", "heads"),
+            node("Reshape", "table parts", "table3"),
+            node("Einsum", "heads table3", "logits", equation="bsnd,vnd->bsv"),
+        ],
+        {"split": ints(0, 0, 4, 16), "parts": ints(ROWS, 4, 16)},
+    ),
+    "bsnd,vnd->bsv of a table of three axes": Form(
+        [
+            node("Reshape", "h split", "heads"),
+            node("Einsum", "heads table", "logits", equation="bsnd,vnd->bsv"),
+        ],
+        {"split": ints(0, 0, 4, 16), "whole": ints(0, 0, WIDTH)},
+        [node("Gather", "table input_ids", "rows"), node("Reshape", "rows whole", "x")],
+        table=TABLE.reshape(ROWS, 4, 16),
+    ),
     "bsv,vh->bsh": Form(
         head(),
         {"depth": np.array(ROWS), "values": np.float32([0, 1])},

@@ -10,7 +10,6 @@ from edgetie.graph.matching import operator
 from edgetie.graph.nodes import Nodes, sizes_of
 from edgetie.passes.table_operators.reader import (
     ALONG_ROWS,
-    SAME_LAYOUT,
     CannotMoveError,
     TableReader,
     require,
@@ -52,8 +51,9 @@ class LookUps(TableReader):
         if node is None:
             return self._gather(table if axis == 0 else self.nodes.transpose(table), ids)
         op_type = operator(node)
-        if op_type in SAME_LAYOUT and self._extents(self._input(node)) == extents:
-            return self.look_up(self._input(node), ids, axis)
+        source = self._same_layout(table)
+        if source is not None:
+            return self.look_up(source, ids, axis)
         if op_type in _ELEMENTWISE or self._works_along_rows(node, axis):
             attributes, indices = dict(node.attributes), range(len(node.inputs))
             if op_type in ALONG_ROWS:

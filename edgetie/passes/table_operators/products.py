@@ -11,7 +11,6 @@ from edgetie.graph.matching import operator
 from edgetie.graph.nodes import sizes_of
 from edgetie.passes.table_operators.reader import (
     NORMALIZATIONS,
-    SAME_LAYOUT,
     CannotMoveError,
     TableReader,
     require,
@@ -41,8 +40,9 @@ class Products(TableReader):
             sizes = sizes_before(x, extents[1 - axis])
             return self.nodes.typed("MatMul", x, right, sizes=sizes, dtype=table.dtype)
         op_type = operator(node)
-        if op_type in SAME_LAYOUT and self._extents(self._input(node)) == extents:
-            return self.multiply(x, self._input(node), axis)
+        source = self._same_layout(table)
+        if source is not None:
+            return self.multiply(x, source, axis)
         rules: Mapping[str, Callable[[ir.Value, ir.Node, ir.Value, int], ir.Value]] = {
             "Neg": self._multiply_negative,
             "Cast": self._multiply_cast,

@@ -16,7 +16,7 @@ NORMALIZATIONS = {
 ALONG_ROWS = NORMALIZATIONS | {"Softmax", "LogSoftmax"}
 """Operators that compute each row from itself, if their axis is the last."""
 
-SAME_LAYOUT = {"Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
+SAME_LAYOUT = ("Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 """Operators that may leave rows and columns as they are."""
 
 Pair = tuple[int, int]
@@ -60,6 +60,18 @@ class TableReader(ABC):
         value = node.inputs[index]
         assert value is not None
         return value
+
+    def _same_layout(self, table: ir.Value) -> ir.Value | None:
+        """Return what a table is a view of, with the same rows and columns."""
+        extents, value = self._extents(table), table
+        while (view := producer(value, *SAME_LAYOUT)) is not None:
+            value = self._input(view)
+            shape = static_shape(value) or ()
+            while len(shape) > 2 and shape[0] == 1:
+                shape = shape[1:]
+            if shape == extents:
+                return value
+        return None
 
     def _operand(self, node: ir.Node, index: int) -> ir.Value:
         """Return an operand that is broadcast, without the repetition of its entries."""

@@ -1,0 +1,76 @@
+"""Store embedding tables of more axes as matrices."""
+
+import math
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.graph.editing import initializer, insert, take_over
+from edgetie.graph.matching import operator, rank
+from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.passes.base import GraphPass
+
+
+class FlattenTables(GraphPass):
+    """Turns weights ``(rows, …)`` of more than two axes that are looked up by rows into matrices.
+
+    A Reshape restores the axes of the rows, and those of the table for other users.
+
+    Args:
+        fixed: names of weights that stay, because other models read them too.
+    """
+
+    def __init__(self, fixed: Collection[str] = ()) -> None:
+        super().__init__()
+        self.fixed = fixed
+
+    def rewrite(self, model: ir.Model) -> None:
+        for value in list(model.graph.initializers.values()):
+            tensor = value.const_value
+            if (
+                tensor is not None
+                and tensor.dtype.is_floating_point()
+                and len(tensor.shape) > 2
+                and tensor.size >= MIN_ELEMENTS
+                and value.name not in self.fixed
+                and not value.is_graph_output()
+                and any(_looks_up(*use) for use in value.uses())
+            ):
+                self._flatten(model.graph, value, tensor)
+
+    def _flatten(self, graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+        name, (count, *row) = str(value.name), tensor.shape.numpy()
+        graph.initializers.pop(name)
+        value.name = f"{name}.before"
+        shape = count, math.prod(row)
+        flat = ir.LazyTensor(
+            lambda: ir.tensor(tensor.numpy().reshape(shape)), tensor.dtype, ir.Shape(shape)
+        )
+        table = initializer(graph, name, flat)
+        for node, index in list(value.uses()):
+            nodes = Nodes(graph)
+            if not _looks_up(node, index):
+                whole = nodes.integers(f"{name}.shape", [count, *row])
+                view = nodes.typed("Reshape", table, whole, sizes=[count, *row], dtype=value.dtype)
+                insert(node, *nodes.nodes)
+                node.replace_input_with(index, view)
+                continue
+            ids = node.inputs[1]
+            assert ids is not None
+            sizes = sizes_of(ids) or []
+            rows = nodes.typed("Gather", table, ids, sizes=[*sizes, shape[1]], dtype=value.dtype)
+            nodes.nodes[-1].name = node.name
+            target = nodes.integers(f"{name}.rows.{len(sizes)}", [0] * len(sizes) + row)
+            result = nodes.typed("Reshape", rows, target, sizes=[*sizes, *row], dtype=value.dtype)
+            insert(node, *nodes.nodes)
+            take_over(node.outputs[0], result)
+        self.changed += 1
+
+
+def _looks_up(node: ir.Node, index: int) -> bool:
+    """Whether a node looks up rows by ids of known rank."""
+    if operator(node) != "Gather" or index != 0 or node.inputs[1] is None:
+        return False
+    axis = node.attributes.get_int("axis", 0) % max(1, rank(node.inputs[0] or node.inputs[1]))
+    return axis == 0 and node.inputs[1].shape is not None
