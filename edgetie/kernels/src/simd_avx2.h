@@ -150,6 +150,7 @@ INLINE Ints dot_even_odd(Bytes weights, Bytes even, Bytes odd) {
                           _mm256_madd_epi16(_mm256_srli_epi16(weights, 8), odd));
 }
 #endif
+
 // How many tokens are multiplied faster without tiles.
 #if HAS_DOT
 enum { FEW_TOKENS_8_BITS = 5, FEW_TOKENS_4_BITS = 8 };

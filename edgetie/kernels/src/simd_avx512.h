@@ -126,6 +126,7 @@ INLINE Ints dot_tile(Ints sums, TileWeights weights, TileActivations activations
   (void)row;
   return dot(sums, weights, activations);
 }
+
 // How many tokens are multiplied faster without tiles.
 enum { FEW_TOKENS_8_BITS = 6, FEW_TOKENS_4_BITS = 8 };
 
