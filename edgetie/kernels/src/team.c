@@ -11,12 +11,22 @@
 #if defined(_WIN32)
 #include <windows.h>
 static void yield_thread(void) { SwitchToThread(); }
+static size_t count_processors(void) {
+  SYSTEM_INFO info;
+  GetSystemInfo(&info);
+  return info.dwNumberOfProcessors;
+}
 #else
 #include <sched.h>
+#include <unistd.h>
 static void yield_thread(void) { sched_yield(); }
+static size_t count_processors(void) {
+  const long count = sysconf(_SC_NPROCESSORS_ONLN);
+  return count > 0 ? (size_t)count : 64;
+}
 #endif
 
-enum { MOST_THREADS = 64, PAUSES = 4096, CLAIMED_PART = 8 };
+enum { PAUSES = 4096, CLAIMED_PART = 8 };
 
 typedef void Task(void *state, size_t index);
 
@@ -93,5 +103,8 @@ static void join(void *state, size_t thread) {
 
 void run_as_team(const Parallel *threads, void (*work)(void *state, const Parallel *), void *state) {
   Team team = {.work = work, .state = state};
-  threads->run(threads->context, join, &team, MOST_THREADS);
+  static atomic_size_t processors;
+  size_t most = atomic_load_explicit(&processors, memory_order_relaxed);
+  if (!most) atomic_store_explicit(&processors, most = count_processors(), memory_order_relaxed);
+  threads->run(threads->context, join, &team, most);
 }
