@@ -1,4 +1,4 @@
-"""Builds the library of the kernels into the package; all else is in pyproject.toml.
+"""Finds the packages and builds the library of the kernels; all else is in pyproject.toml.
 
 The variable ``EDGETIE_PLATFORM`` builds for another platform of
 ``edgetie.kernels.build.ZIG_TARGETS``.
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -55,6 +55,7 @@ class TaggedWheel(bdist_wheel):
 
 
 setup(
+    packages=[*find_packages(include=["edgetie*"]), "edgetie_cli", "edgetie_cli.printing"],
     ext_modules=[
         Extension(
             "edgetie.kernels.edgetie_kernels",
