@@ -68,5 +68,6 @@ def _count(nodes: Nodes, mask: ir.Value | None, ids: ir.Value) -> ir.Value:
     if mask is None:
         mask = nodes.typed("Mul", ids, nodes.number(0, ids.dtype or kind), sizes=sizes_of(ids),
                            dtype=ids.dtype)  # fmt: skip
+    sizes = sizes_of(ids)
     counts = nodes.along("ReduceSum", mask, 1, keepdims=0)
-    return nodes.typed("Cast", counts, dtype=kind, to=int(kind))
+    return nodes.typed("Cast", counts, sizes=sizes and sizes[:1], dtype=kind, to=int(kind))

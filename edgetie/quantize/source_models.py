@@ -20,6 +20,7 @@ from edgetie.graph.external_data import byte_range
 from edgetie.graph.matching import last_dimension, operator
 from edgetie.graph.model_files import load_model, remove_weights_from_inputs
 from edgetie.passes.base import run_passes
+from edgetie.passes.conv_to_matmul import ConvToMatMul
 from edgetie.passes.einsum_to_matmul import EinsumToMatMul
 from edgetie.passes.flatten_tables import FlattenTables
 from edgetie.passes.fold_weights import FoldWeights
@@ -33,6 +34,7 @@ from edgetie.passes.merge_near_duplicates import (
     near_copies,
 )
 from edgetie.passes.move_table_operators import MoveTableOperators
+from edgetie.passes.split_attention import SplitAttention
 from edgetie.passes.split_embed_layer_norm import SplitEmbedLayerNorm
 from edgetie.passes.widen_weights import WidenWeights
 from edgetie.quantize.calibration.layerwise_run import is_bidirectional
@@ -173,8 +175,8 @@ def _normalize(bundle: Bundle, model: ir.Model, shared: Collection[str]) -> None
     computed = [value for value, weights in constant_values(model).items() if weights]
     if bundle.is_bare or any(static_shape(value) is None for value in computed):
         _infer_shapes(model)
-    run_passes(model, [], [FlattenTables(shared), SplitEmbedLayerNorm()])
-    run_passes(model, [], [EinsumToMatMul(), LookUpsToGather()])
+    run_passes(model, [], [FlattenTables(shared), SplitEmbedLayerNorm(), SplitAttention()])
+    run_passes(model, [], [ConvToMatMul(), EinsumToMatMul(), LookUpsToGather()])
     run_passes(model, [], [WidenWeights(), FoldWeights(shared), MoveTableOperators(shared)])
 
 

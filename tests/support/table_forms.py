@@ -346,6 +346,26 @@ MOVED = {
         {"values": np.float32([0, 1])},
         [node("Shape", "table", "depth", start=0, end=1), *ONE_HOT],
     ),
+    "a convolution": Form(
+        [
+            node("Unsqueeze", "table last", "kernel"),
+            node("Transpose", "h", "channels", perm=[0, 2, 1]),
+            node("Conv", "channels kernel offsets", "scores"),
+            node("Transpose", "scores", "logits", perm=[0, 2, 1]),
+        ],
+        {"last": ints(-1), "offsets": ROW_FACTORS[:, 0]},
+    ),
+    "Attention before the head": Form(
+        [
+            node(
+                "Attention", "h packed", "mixed", domain="com.microsoft", num_heads=4,
+                qkv_hidden_sizes=[16, 16, WIDTH],
+            ),
+            *head()[:1],
+            node("MatMul", "mixed transposed", "logits"),
+        ],
+        {"packed": np.concatenate([LAYER, LAYER], axis=1)[:, : 32 + WIDTH] * 2},
+    ),
     "GatherND": Form(
         head(),
         {"last": ints(-1)},

@@ -1,0 +1,74 @@
+"""Write a convolution of one position with a tied weight as a MatMul with it."""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from edgetie.graph.constant_values import constant_values, static_shape
+from edgetie.graph.editing import insert, take_over
+from edgetie.graph.matching import attribute_ints, operator, rank
+from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.passes.base import GraphPass
+
+
+class ConvToMatMul(GraphPass):
+    """Rewrites a Conv with a kernel of one position whose weight has other uses too.
+
+    Others stay: of an untied one nothing is gained.
+    """
+
+    def rewrite(self, model: ir.Model) -> None:
+        weights = constant_values(model)
+        for node in list(model.graph.all_nodes()):
+            if operator(node) == "Conv" and _is_product(node, weights):
+                _rewrite(model.graph, node)
+                self.changed += 1
+
+
+def _is_product(node: ir.Node, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> bool:
+    x, kernel = node.inputs[:2]
+    shape = static_shape(kernel) if kernel is not None else None
+    if x is None or kernel is None or shape is None or rank(x) != len(shape):
+        return False
+    defaults = {"pads": 0, "strides": 1, "kernel_shape": 1}
+    plain = all(
+        size == default
+        for name, default in defaults.items()
+        for size in attribute_ints(node, name) or []
+    )
+    has_padding = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return (
+        plain
+        and not has_padding
+        and node.attributes.get_int("group", 1) == 1
+        and all(size == 1 for size in shape[2:])
+        and any(_has_other_uses(weight, kernel) for weight in weights.get(kernel, ()))
+    )
+
+
+def _has_other_uses(weight: ir.Value, kernel: ir.Value) -> bool:
+    return len(weight.uses()) > 1 or len(kernel.uses()) > 1
+
+
+def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
+    nodes = Nodes(graph)
+    x, kernel = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    assert x is not None
+    assert kernel is not None
+    axes, sizes, shape = rank(x), sizes_of(x) or [], static_shape(kernel) or (0, 0)
+    matrix_shape = nodes.integers(f"conv.{shape[0]}_{shape[1]}", list(shape[:2]))
+    matrix = nodes.typed("Reshape", kernel, matrix_shape, sizes=shape[:2], dtype=kernel.dtype)
+    last = [0, *range(2, axes), 1]
+    moved = [sizes[axis] for axis in last]
+    channels_last = nodes.typed("Transpose", x, sizes=moved, dtype=x.dtype, perm=last)
+    moved[-1] = shape[0]
+    result = nodes.typed(
+        "MatMul", channels_last, nodes.transpose(matrix), sizes=moved, dtype=x.dtype
+    )
+    nodes.nodes[-1].name = node.name
+    if bias is not None:
+        result = nodes.typed("Add", result, bias, sizes=moved, dtype=x.dtype)
+    output = nodes("Transpose", result, perm=[0, axes - 1, *range(1, axes - 1)])
+    insert(node, *nodes.nodes)
+    take_over(node.outputs[0], output)
