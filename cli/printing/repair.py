@@ -29,7 +29,7 @@ def print_repair(report: RepairReport) -> None:
         print_near(console, copy, merged=copy.name in report.merged_near)
     for text in report.skipped:
         console.print(f"left alone   {text}")
-    if not (report.merged or report.shared or report.merged_near):
+    if not (report.merged or report.shared or report.near):
         console.print("no weight is stored twice")
     before, after = report.bytes_before, report.bytes_after
     console.print(f"files        {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after")

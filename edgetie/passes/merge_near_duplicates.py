@@ -223,16 +223,22 @@ def _float_matrices(model: ir.Model) -> Iterator[_FloatMatrix]:
         nodes = [use for use in nodes if use[0].graph is model.graph]
         casts = [node for node, _ in nodes if operator(node) == "Cast"]
         if tensor.dtype.is_floating_point():
-            results = [node.outputs[0] for node in casts]
-            for each in [value, *results] if len(casts) < len(value.uses()) else results:
-                if each.dtype is not None and each.dtype.is_floating_point():
-                    yield _FloatMatrix(name, each, tensor, each.dtype, np.ones(1), np.zeros(1))
+            matrices = [(node.outputs[0], _cast_type(node)) for node in casts]
+            if len(casts) < len(value.uses()):
+                matrices.append((value, tensor.dtype))
+            for each, dtype in matrices:
+                if dtype.is_floating_point():
+                    yield _FloatMatrix(name, each, tensor, dtype, np.ones(1), np.zeros(1))
             continue
         for node, _ in nodes:
             if operator(node) == "DequantizeLinear":
                 dequantized = _dequantized(node, tensor)
                 if dequantized is not None:
                     yield dequantized
+
+
+def _cast_type(cast: ir.Node) -> ir.DataType:
+    return ir.DataType(cast.attributes["to"].as_int())
 
 
 def _dequantized(node: ir.Node, tensor: ir.TensorProtocol) -> _FloatMatrix | None:

@@ -54,8 +54,8 @@ class WidenWeights(GraphPass):
         value = initializer(graph, name, wide)
         for node, index in uses:
             result = node.outputs[0]
-            is_cast = operator(node) == "Cast" and result.dtype == ir.DataType.FLOAT
-            if is_cast and not result.is_graph_output():
+            target = node.attributes.get_int("to", 0) if operator(node) == "Cast" else 0
+            if target == ir.DataType.FLOAT and not result.is_graph_output():
                 ir.convenience.replace_all_uses_with(result, value)
                 continue
             cast = ir.node("Cast", [value], {"to": int(tensor.dtype)})

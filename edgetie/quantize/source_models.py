@@ -189,7 +189,7 @@ def _merge_near_copies(path: Path, model: ir.Model, max_distance: float) -> list
         return copies
     enough = next(step for step in _DISTANCES if step >= rounded.distance)
     raise QuantizeError(
-        f"{path}: {rounded.describe()}, and would be quantized a second time; merge it",
+        f"{path}: {rounded.describe()}, and would be quantized a second time",
         advice={"max_distance": enough},
     )
 

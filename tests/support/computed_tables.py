@@ -133,6 +133,11 @@ BY_ROWS = {
 }
 """Others that look-ups pass."""
 
+KEEPING_SHAPE = {
+    name for name, each in (LINEAR | BY_ROWS).items() if each.shape == (ROWS, WIDTH)
+} - {"a low-rank update"}
+"""Operators whose result may be the table of others."""
+
 
 def moved(computed: Computed, use: list[Any], inputs: dict[str, Any], **feeds: Any) -> ir.Model:
     """Move the operators past a use with the result ``y``, which must stay the same."""
@@ -157,3 +162,26 @@ def table_users(model: ir.Model) -> set[str]:
     turned = [n for n in users if n.op_type == "Transpose"]
     users = users.difference(turned).union(u for n in turned for u, _ in n.outputs[0].uses())
     return {user.op_type for user in users}
+
+
+def after(first: Computed, second: Computed) -> Computed:
+    """Apply the operators of ``second`` to the result of ``first``, which has the table's shape."""
+
+    def rename(names: Any) -> list[str]:
+        kept = {"result": "result", "table": "first", "": ""}
+        return [kept.get(name, f"second.{name}") for name in names]
+
+    nodes = []
+    for step in second.nodes:
+        renamed = type(step)()
+        renamed.CopyFrom(step)
+        renamed.input[:], renamed.output[:] = rename(step.input), rename(step.output)
+        nodes.append(renamed)
+    earlier = []
+    for step in first.nodes:
+        renamed = type(step)()
+        renamed.CopyFrom(step)
+        renamed.output[:] = ["first" if name == "result" else name for name in step.output]
+        earlier.append(renamed)
+    constants = {f"second.{name}": array for name, array in second.constants.items()}
+    return Computed([*earlier, *nodes], first.constants | constants, second.shape)

@@ -604,3 +604,52 @@ DEQUANTIZED = {
     ),
 }  # fmt: skip
 """Tables with an operator that cannot move, at one use."""
+
+
+def choosing(then: Nodes, otherwise: Nodes, **constants: Any) -> Form:
+    """An If chooses between two heads, by the largest id of a run."""
+    graphs = [
+        helper.make_graph(
+            nodes, name, [],
+            [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
+        )
+        for name, nodes in (("then", then), ("otherwise", otherwise))
+    ]  # fmt: skip
+    nodes = [
+        node("ReduceMax", "input_ids", "largest", keepdims=0),
+        node("Greater", "largest hundred", "flag"),
+        node("If", "flag", "logits", then_branch=graphs[0], else_branch=graphs[1]),
+    ]
+    return Form(nodes, {"hundred": np.array(100)} | constants)
+
+
+def branch_head(table: str, suffix: str) -> Nodes:
+    return [
+        node("Transpose", table, f"transposed{suffix}", perm=[1, 0]),
+        node("MatMul", f"h transposed{suffix}", f"logits{suffix}"),
+    ]
+
+
+BRANCHES = {
+    "factors": choosing(
+        [node("Mul", "table rows", "scaled1"), *branch_head("scaled1", "1")],
+        [node("Div", "table columns", "scaled2"), *branch_head("scaled2", "2")],
+        rows=ROW_FACTORS, columns=COLUMN_FACTORS,
+    ),
+    "a normalization": choosing(
+        [
+            node("ReduceL2", "table", "norms", axes=[1], keepdims=1),
+            node("Div", "table norms", "scaled1"),
+            *branch_head("scaled1", "1"),
+        ],
+        branch_head("table", "2"),
+    ),
+    "a copy in a constant": choosing(
+        [
+            node("Constant", "", "own", value=numpy_helper.from_array(TABLE.T.copy())),
+            node("MatMul", "h own", "logits1"),
+        ],
+        branch_head("table", "2"),
+    ),
+}  # fmt: skip
+"""Uses in the branches of an If."""

@@ -64,5 +64,6 @@ def test_long_lists_are_cut_and_differences_are_measured(
 
 
 def test_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed(replace(REPORT, merged={}, shared={}, ties=()), capsys)
-    assert "no weight is stored twice" in text
+    nothing = replace(REPORT, merged={}, shared={}, near=(), ties=())
+    assert "no weight is stored twice" in printed(nothing, capsys)
+    assert "no weight" not in printed(replace(nothing, near=REPORT.near), capsys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from computed_tables import BY_ROWS, LINEAR, Computed, moved, table_users
+from computed_tables import BY_ROWS, KEEPING_SHAPE, LINEAR, Computed, after, moved, table_users
 from small_graphs import node
 
 OPERATORS = LINEAR | BY_ROWS
@@ -38,3 +38,12 @@ def test_a_mixture_of_rows_is_a_product() -> None:
     use = [node("Gather", ["result", "ids"], ["y"])]
     model = moved(LINEAR[MIXED], use, {"ids": [2]}, ids=np.array([3, -1]))
     assert table_users(model) == {"MatMul"}
+
+
+@pytest.mark.parametrize("first", sorted(KEEPING_SHAPE))
+def test_two_operators(first: str) -> None:
+    for second in sorted(OPERATORS.keys() - {MIXED}):
+        computed = after(OPERATORS[first], OPERATORS[second])
+        ids = np.array([[0, 1, -1], [computed.shape[0] - 1, 2, -2]])
+        use = [node("Gather", ["result", "ids"], ["y"])]
+        assert table_users(moved(computed, use, {"ids": [2, 3]}, ids=ids)) == {"Gather"}

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from computed_tables import BY_ROWS, LINEAR, TABLE, Computed, moved, table_users
+from computed_tables import (
+    BY_ROWS,
+    KEEPING_SHAPE,
+    LINEAR,
+    TABLE,
+    Computed,
+    after,
+    moved,
+    table_users,
+)
 from small_graphs import graph, leave, node, random
 
 from edgetie.passes.move_table_operators import MoveTableOperators
@@ -59,3 +68,16 @@ def test_what_is_not_linear_stays(name: str) -> None:
     leave(model, step)
     assert len(step.skipped) == 1
     assert np.array_equal(model.graph.initializers["table"].const_value.numpy(), TABLE)
+
+
+@pytest.mark.parametrize("first", sorted(KEEPING_SHAPE & LINEAR.keys()))
+def test_two_operators(first: str) -> None:
+    for second, last in LINEAR.items():
+        computed = after(LINEAR[first], last)
+        use = [
+            node("Transpose", ["result"], ["t"], perm=[1, 0]),
+            node("MatMul", ["x", "t"], ["y"]),
+        ]
+        x = random(2, 3, computed.shape[1], seed=9)
+        model = moved(computed, use, {"x": list(x.shape)}, x=x)
+        assert table_users(model) == ({"Gather"} if second in FEW else {"MatMul"})
