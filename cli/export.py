@@ -51,11 +51,15 @@ def command(source: str, output: str, as_json: bool, quiet: bool, **options: Any
     SOURCE is a transformers directory, a hub id, a .gguf file, or package.module:function, a Python
     callable that returns an nn.Module.
     """
-    from edgetie.sources.load import locate_source
+    from edgetie.bundle.atomic import check_destination
+    from edgetie.sources.load import check_source
 
     from .printing.progress import live
 
-    locate_source(source)  # a wrong path is refused before torch is imported, which takes seconds
+    # what is wrong is refused before torch is imported, which takes seconds
+    check_destination(output, force=options["force"])
+    permissions = ("task", "trust_remote_code", "allow_pickle")
+    check_source(source, **{name: options[name] for name in permissions})
     from edgetie.export.exporter import export_model
 
     with live(quiet) as progress:

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """Session option: the folder with the weights of a graph from memory."""
 
+_SMALL_BYTES = 512
+
 
 def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
     """Read a graph without its weights, and find the folder of these.
 
-    Symbolic links to weights are followed, which ONNX Runtime does only for graphs in files.
+    Symbolic links to weights are followed, and small tensors, such as shapes, are read, both of
+    which ONNX Runtime does only for graphs in files.
 
     Raises:
         BundleError: if the file cannot be read.
@@ -31,10 +34,19 @@ def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
         raise BundleError(f"{model_path}: not a readable ONNX model ({error})") from error
     folder = model_path.parent.resolve()
     for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            data = model_path.parent / entry.value
-            if entry.key == "location" and data.is_symlink():
-                folder, entry.value = data.resolve().parent, data.resolve().name
+        entries = {entry.key: entry for entry in tensor.external_data}
+        if "location" not in entries:
+            continue
+        data = model_path.parent / entries["location"].value
+        length = int(entries["length"].value) if "length" in entries else None
+        if length is not None and length <= _SMALL_BYTES:
+            with data.open("rb") as file:
+                file.seek(int(entries["offset"].value) if "offset" in entries else 0)
+                tensor.raw_data = file.read(length)
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+        elif data.is_symlink():
+            folder, entries["location"].value = data.resolve().parent, data.resolve().name
     return model, folder
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgetie.errors import SourceError, summarize
+from edgetie.sources.checkpoint import require_weights
 from edgetie.sources.patching import set_attributes
-from edgetie.sources.pretrained import quiet_transformers, require_weights, save_tokenizer
+from edgetie.sources.pretrained import quiet_transformers, save_tokenizer
 from edgetie.sources.source import Source
 
 _ROTARY = "rope_"  # prefix of tensors that _scale_rotary reads
@@ -26,9 +27,7 @@ def load_gguf(path: Path) -> Source:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise SourceError(f"{path}: not a GGUF file")
+    require_gguf(path)
     try:
         with _adapted_loader() as unread:
             module, loading = AutoModelForCausalLM.from_pretrained(
@@ -73,6 +72,13 @@ def load_gguf(path: Path) -> Source:
 
     _reader.cache_clear()
     return Source("gguf", path.stem, module, config, save_extras, unused=sorted(unread))
+
+
+def require_gguf(path: Path) -> None:
+    """Raise :class:`SourceError` if a file does not begin as a GGUF file."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise SourceError(f"{path}: not a GGUF file")
 
 
 def _tokenizer(path: Path) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from edgetie.bundle.bundle import require_utf8
 from edgetie.errors import SourceError
+from edgetie.sources.gguf import load_gguf, require_gguf
+from edgetie.sources.pretrained import check_directory, load_pretrained
 from edgetie.sources.source import Source
 from edgetie.sources.task_detection import TASKS
 
@@ -34,12 +36,10 @@ def load_source(
     Raises:
         SourceError: if there is no such model, or loading it needs a permission not given.
     """
-    kind, path = locate_source(text)
-    if task != "auto" and task not in TASKS:
-        raise SourceError(f"unknown; one of auto, {', '.join(TASKS)}", parameter="task", value=task)
+    kind, path = check_source(
+        text, task=task, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
     if kind == "gguf":
-        from edgetie.sources.gguf import load_gguf
-
         source = load_gguf(path)
         if task not in ("auto", source.task):
             raise SourceError(f"{source.name}: is a model for {source.task}, not {task}")
@@ -48,9 +48,27 @@ def load_source(
         from edgetie.sources.factory import load_factory
 
         return load_factory(text, task)
-    from edgetie.sources.pretrained import load_pretrained
-
     return load_pretrained(text, task, trust_remote_code, allow_pickle)
+
+
+def check_source(
+    text: str, *, task: str, trust_remote_code: bool, allow_pickle: bool
+) -> tuple[str, Path]:
+    """Refuse what cannot be loaded, without importing torch or asking the hub.
+
+    Takes what :func:`load_source` takes and returns what :func:`locate_source` returns.
+
+    Raises:
+        SourceError: if there is no such model, or loading it needs a permission not given.
+    """
+    kind, path = locate_source(text)
+    if task != "auto" and task not in TASKS:
+        raise SourceError(f"unknown; one of auto, {', '.join(TASKS)}", parameter="task", value=task)
+    if kind == "gguf":
+        require_gguf(path)
+    elif kind == "transformers" and path.is_dir():
+        check_directory(path, trust_remote_code, allow_pickle)
+    return kind, path
 
 
 def locate_source(text: str) -> tuple[str, Path]:

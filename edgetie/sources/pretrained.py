@@ -12,6 +12,16 @@ from typing import Any
 
 from edgetie.bundle.names import MANIFEST, PROCESSOR, SPEECH
 from edgetie.errors import SourceError, summarize
+from edgetie.sources.checkpoint import (
+    find_renames,
+    is_tied_by,
+    quantization_method,
+    quantized_message,
+    refuse_quantized,
+    require_weights,
+    tie_rounded_head,
+    untied,
+)
 from edgetie.sources.source import Source
 from edgetie.sources.task_detection import auto_class, task_of
 
@@ -34,38 +44,34 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
         SourceError: if it cannot be loaded, lacks weights, or has its own code or pickled weights
             and the permission for them was not given.
     """
-    import torch
     from transformers import AutoConfig
 
     directory = Path(text)
     unreachable = None
     if directory.is_dir():
-        _refuse_custom_code(directory, trust_remote_code)
-        _refuse_pickle(directory, allow_pickle)
+        check_directory(directory, trust_remote_code, allow_pickle)
     else:
         unreachable = _why_unreachable(text)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": unreachable is not None}
+    method = None
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(text, **options)
+            method = quantization_method(getattr(config, "quantization_config", None))
             task = task_of(config) if task == "auto" else task
-            module, loading = auto_class(task).from_pretrained(
-                text,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=None if allow_pickle else True,
-                ignore_mismatched_sizes=True,  # reported by require_weights
-                output_loading_info=True,
-                **options,
-            )
+            settings = {"use_safetensors": None if allow_pickle else True, **options}
+            module, loading = _load_module(text, task, config, settings)
     except Exception as error:
         if unreachable is not None:
             raise SourceError(
                 f"{text}: not a directory, and the hub cannot be reached ({unreachable}); "
                 "check the network, or download the model and name its directory"
             ) from error
+        if method is not None:
+            raise SourceError(quantized_message(text, method)) from error
         raise SourceError(f"{text}: cannot be loaded ({summarize(error)})") from error
-    require_weights(text, loading)
+    require_weights(text, loading, getattr(config.get_text_config(), "vocab_size", None))
+    tie_rounded_head(module)
     if _cached_file(text, "adapter_config.json", options) and find_spec("peft") is None:
         raise SourceError(  # without peft, transformers ignores the adapter
             f"{text}: has an adapter (adapter_config.json), which needs the package peft to be "
@@ -88,15 +94,42 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
     )
 
 
-def require_weights(text: str, loading: dict[str, Any]) -> None:
-    """Raise :class:`SourceError` if the files lack weights, or have them in another shape."""
-    wrong = [str(key[0] if isinstance(key, tuple) else key) for key in loading["mismatched_keys"]]
-    for names, why in ((wrong, "of another shape than"), (loading["missing_keys"], "not among")):
-        if names:
-            raise SourceError(
-                f"{text}: {len(names)} weights of the model are {why} those in its files "
-                f"({min(names)}, ...); they are incomplete, or the model is of another kind"
-            )
+def _load_module(
+    text: str, task: str, config: Any, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Load the weights in fp32, without the prefixes of wrappers.
+
+    Returns:
+        The module, and what transformers reports about it.
+    """
+    import torch
+
+    def load(config: Any, renames: dict[str, str] | None = None) -> tuple[Any, dict[str, Any]]:
+        module, loading = auto_class(task).from_pretrained(
+            text,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported by require_weights
+            output_loading_info=True,
+            key_mapping=renames,
+            **options,
+        )
+        return module, loading
+
+    try:
+        module, loading = load(config)
+    except Exception:
+        if not is_tied_by(config):
+            raise
+        # transformers fails to compare a tied head of another size than the table's
+        module, loading = load(untied(config))
+        if not loading["mismatched_keys"]:
+            raise
+    renames = find_renames(loading)
+    if renames:
+        del module
+        module, loading = load(config, renames)
+    return module, loading
 
 
 def _unused_weights(text: str, module: Any, loading: dict[str, Any]) -> list[str]:
@@ -134,6 +167,19 @@ def _why_unreachable(text: str) -> str | None:
         logger.debug("%s: the hub cannot be reached", text, exc_info=True)
         return summarize(error)  # an earlier download may be in the cache
     return None
+
+
+def check_directory(directory: Path, trust_remote_code: bool, allow_pickle: bool) -> None:
+    """Check a model's directory without importing torch.
+
+    Raises:
+        SourceError: if its files are damaged, need a permission that was not given, or hold
+            weights that cannot be read.
+    """
+    _refuse_custom_code(directory, trust_remote_code)
+    _refuse_pickle(directory, allow_pickle)
+    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    refuse_quantized(str(directory), settings.get("quantization_config"))
 
 
 def _refuse_custom_code(directory: Path, allowed: bool) -> None:

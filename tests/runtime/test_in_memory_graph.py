@@ -37,6 +37,20 @@ def test_links_to_weights_are_followed(tmp_path: Path) -> None:
     assert read_graph(link / "model.onnx")[1] == (tmp_path / "real").resolve()
 
 
+def test_small_tensors_are_read(tmp_path: Path) -> None:
+    """ONNX Runtime needs the values of shapes, which are in the weights' file of some exporters."""
+    tiny.write_plain(tmp_path)
+    whole = onnx.load(tmp_path / "model.onnx")
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
+    path = tmp_path / "external.onnx"
+    onnx.save(whole, path, save_as_external_data=True, location="all.data", size_threshold=0)
+    model, _ = read_graph(path)
+    small = [t for t in model.graph.initializer if not t.external_data]
+    assert 0 < len(small) < len(values)
+    for tensor in small:
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), values[tensor.name])
+
+
 @pytest.mark.parametrize("last_before_head", [True, False])
 def test_logits_of_all_tokens(tmp_path: Path, last_before_head: bool) -> None:
     path = tiny.write_packed(tmp_path, last_before_head=last_before_head) / "model.onnx"

@@ -76,17 +76,32 @@ def test_unknown_tasks_are_refused() -> None:
     assert (refused.value.parameter, refused.value.value) == ("task", "tagging")
 
 
-def test_wrong_paths_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("source", "files", "message"),
+    [
+        ("missing", {}, "missing: no such file"),
+        ("m.gguf", {"m.gguf": "GGML"}, "m.gguf: not a GGUF file"),
+        ("m", {"m/config.json": "{}", "m/model.bin": ""}, "m/model.bin: pickled weights"),
+        ("m", {"m/config.json": '{"auto_map": {"a": "b"}}'}, "m: the model has its own Python"),
+        ("missing", {"bundle/file": ""}, "bundle: exists but is not a bundle"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_torch_is_imported(
+    tmp_path: Path, source: str, files: dict[str, str], message: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    code = f"""
 import sys
 from edgetie_cli.main import cli
 try:
-    cli.main(["export", "missing", "--output", "bundle"], standalone_mode=False)
+    cli.main(["export", "{source}", "--output", "bundle"], standalone_mode=False)
 except Exception as error:
     print(error, "torch" in sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
     )
-    assert done.stdout.startswith("missing: no such file")
+    assert done.stdout.startswith(message)
     assert done.stdout.endswith("False\n")

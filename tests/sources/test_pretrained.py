@@ -53,15 +53,6 @@ def test_an_adapter_that_would_be_left_out_is_refused(
         load_source(str(saved))
 
 
-def test_missing_and_mismatched_weights_are_refused() -> None:
-    with pytest.raises(SourceError, match=r"2 weights of the model are not among .*\(a, \.\.\.\)"):
-        pretrained.require_weights("m", {"mismatched_keys": [], "missing_keys": ["b", "a"]})
-    shapes = {"mismatched_keys": [("w", (1,), (2,))], "missing_keys": []}
-    with pytest.raises(SourceError, match=r"1 weights of the model are of another shape than .*w"):
-        pretrained.require_weights("m", shapes)
-    pretrained.require_weights("m", {"mismatched_keys": [], "missing_keys": []})
-
-
 def test_code_and_pickles_need_a_permission(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "own.Model"}}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"")

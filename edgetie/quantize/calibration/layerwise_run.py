@@ -77,7 +77,8 @@ def run_layerwise(
     try:
         graph, folder = remove_last_token_node(model_path) or read_graph(model_path)
         model = ir.from_proto(graph)
-        feeds = _own_feeds(model, inputs) or _window_feeds(bundle, model_path, model, inputs)
+        feeds = _own_feeds(model, inputs)
+        feeds = feeds or _window_feeds(bundle, model_path, (model, folder), inputs)
         for segment in _segments(model, names, model_path):
             for value in segment.model.graph.inputs:
                 dtype = ir.DataType.from_numpy(feeds[0][str(value.name)].dtype)
@@ -212,20 +213,24 @@ def _own_feeds(model: ir.Model, inputs: CalibrationInput) -> list[Feeds]:
 
 
 def _window_feeds(
-    bundle: Bundle, model_path: Path, model: ir.Model, inputs: CalibrationInput
+    bundle: Bundle, model_path: Path, graph: tuple[ir.Model, Path], inputs: CalibrationInput
 ) -> list[Feeds]:
-    """Make the feeds of each window of the text, or of each audio clip."""
+    """Make the feeds of each window of the text, or of each audio clip.
+
+    ``graph`` is the model and the folder of its weights.
+    """
+    model, weights_folder = graph
     signature, expected = bundle.manifest.signature, _graph_inputs(model)
     limit = signature.max_positions
     length = min(_WINDOW, limit or _WINDOW)
     if bundle.is_bare:
-        length = _accepted_length(model, model_path.parent, length)
+        length = _accepted_length(model, weights_folder, length)
     encoder_path = bundle.model_paths[0]
     has_encoder = encoder_path != model_path
     if has_encoder:
-        graph, folder = read_graph(encoder_path)
-        encoder = ir.from_proto(graph)
-        session = _open_session(encoder, folder)
+        encoder_graph, encoder_folder = read_graph(encoder_path)
+        encoder = ir.from_proto(encoder_graph)
+        session = _open_session(encoder, encoder_folder)
     suffix = () if bundle.task == "causal-lm" else inputs.suffix
     texts = [ids[None] for ids in windows(inputs.tokens, length, inputs.prefix, suffix)]
     result = []

@@ -150,3 +150,23 @@ def test_a_model_that_cannot_run_is_not_bidirectional(
     with caplog.at_level("DEBUG", "edgetie"):
         assert not is_bidirectional(path)
     assert "cannot be run" in caplog.text
+
+
+def test_weights_behind_a_link_are_read(tmp_path: Path) -> None:
+    """As in the hub's cache, where the model and its weights are links to files of other names."""
+    cache, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    cache.mkdir()
+    blobs.mkdir()
+    path = plain(tmp_path)
+    model = onnx.load(path)
+    onnx.save(
+        model, blobs / "m", save_as_external_data=True, location="model.data", size_threshold=0
+    )
+    (blobs / "model.data").rename(blobs / "w")
+    (cache / "model.onnx").symlink_to("../blobs/m")
+    (cache / "model.data").symlink_to("../blobs/w")
+    inputs = CalibrationInput(TOKENS[:256].tolist())
+    linked = cache / "model.onnx"
+    (result,) = run_layerwise(open_bundle(linked), linked, ["h"], inputs)
+    (expected,) = run_layerwise(open_bundle(path), path, ["h"], inputs)
+    np.testing.assert_array_equal(result.array, expected.array)
