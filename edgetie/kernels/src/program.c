@@ -12,6 +12,8 @@
 // Numbers of values: inputs of the fused node, its outputs, then what only steps read.
 enum { ABSENT = UINT32_MAX };
 
+enum { SMALL_MEMORY = 32 << 10 };  // that a run takes from the stack
+
 typedef struct {
   const char *text;
   uint32_t hash;
@@ -325,19 +327,28 @@ static bool allocate(Execution *execution) {
   return true;
 }
 
-static OrtStatus *execute(Execution *execution) {
-  const Program *program = execution->program;
+static void run_placed(Execution *execution, char *memory) {
   const Parallel threads = {execution->context, run_on_session};
+  place(execution, memory + (64 - (uintptr_t)memory % 64) % 64);
+  if (execution->program->step_count > 1)
+    run_as_team(&threads, run_steps, execution);
+  else
+    run_steps(execution, &threads);
+}
+
+static OrtStatus *execute(Execution *execution) {
+  char small[SMALL_MEMORY];
   OrtAllocator *allocator = NULL;
-  RETURN_IF_ERROR(
-      ORT(KernelContext_GetAllocator)(execution->context, program->memory, &allocator));
-  char *memory = allocator->Alloc(allocator, execution->bytes + 64);
+  const size_t bytes = execution->bytes + 64;
+  if (bytes <= sizeof small) {
+    run_placed(execution, small);
+    return NULL;
+  }
+  RETURN_IF_ERROR(ORT(KernelContext_GetAllocator)(execution->context, execution->program->memory,
+                                                  &allocator));
+  char *memory = allocator->Alloc(allocator, bytes);
   if (memory) {
-    place(execution, memory + (64 - (uintptr_t)memory % 64) % 64);
-    if (program->step_count > 1)
-      run_as_team(&threads, run_steps, execution);
-    else
-      run_steps(execution, &threads);
+    run_placed(execution, memory);
     allocator->Free(allocator, memory);
   }
   ORT(ReleaseAllocator)(allocator);
