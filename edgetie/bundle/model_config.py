@@ -1,10 +1,10 @@
-"""Read settings in ``generation_config.json`` and ``config.json``."""
+"""Read and correct settings in ``generation_config.json`` and ``config.json``."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from edgetie.bundle.names import CONFIGURATIONS
+from edgetie.bundle.names import CONFIG, CONFIGURATIONS
 from edgetie.errors import BundleError
 
 
@@ -35,6 +35,24 @@ def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, A
         "begin_suppressed_token_ids": list(settings.get("begin_suppress_tokens") or ()),
         "language_token_ids": {name.strip("<|>"): token for name, token in languages.items()},
     }
+
+
+def declare_ties(directory: Path, has_tied_head: bool) -> None:
+    """Let ``config.json``, if there is one, say whether the head is tied to the embedding table.
+
+    Other loaders tie what it says, whatever the weights are.
+
+    Raises:
+        BundleError: if it is not a JSON object.
+    """
+    path = directory / CONFIG
+    settings = read_json(path)
+    if not settings:
+        return
+    text = settings.get("text_config")
+    for each in (settings, text) if isinstance(text, dict) else (settings,):
+        each["tie_word_embeddings"] = has_tied_head
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ DECODER = "decoder_model.onnx"
 DATA = "model.onnx.data"
 PREFILL = "prefill_model.onnx"
 """The graph for prompts of a decoder with fixed shapes. It shares the decoder's weights."""
-CONFIGURATIONS = ("generation_config.json", "config.json")
+CONFIG = "config.json"
+CONFIGURATIONS = ("generation_config.json", CONFIG)
 """Files with settings of a model, by priority."""
 PROCESSOR = "processor_config.json"
 """Settings of an audio model's prompt."""

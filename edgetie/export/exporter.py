@@ -20,14 +20,14 @@ from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import Manifest, Signature, describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
-from edgetie.bundle.model_config import read_token_ids
+from edgetie.bundle.model_config import declare_ties, read_token_ids
 from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, LAST_TOKEN_NODE
 from edgetie.errors import EdgetieError, ExportError
 from edgetie.export.genai_config import write_genai_config
 from edgetie.export.optimize import optimize
+from edgetie.export.reference import run_reference
 from edgetie.export.tasks.base import Task
 from edgetie.export.tasks.comparison import Agreement, ReferenceRun
-from edgetie.export.tasks.trial_run import trial_run
 from edgetie.export.tracing.plans import DisagreementError, TracePlan, list_plans, try_plans
 from edgetie.export.tracing.trace import trace
 from edgetie.graph.model_files import write_models
@@ -38,7 +38,7 @@ from edgetie.sources.load import load_source
 from edgetie.sources.source import Source
 from edgetie.targets import find_target
 from edgetie.ties.groups import find_shared_ties, share_across, ties_of_file, verify_ties
-from edgetie.ties.torch_parameters import partial_ties, tied_parameters
+from edgetie.ties.torch_parameters import has_tied_head, partial_ties, tied_parameters
 
 _FUSED_OPERATORS = (
     "GroupQueryAttention", "MultiHeadAttention", "Attention", "SkipSimplifiedLayerNormalization",
@@ -131,46 +131,12 @@ def export_model(
     get_source = functools.cache(load)
     name = get_source().name
     stages.stage("probe")
-    model_task, reference = _run_source(get_source())
+    model_task, reference = run_reference(get_source())
     plans = list_plans(name, model_task, fused=fused)
     export = _Export(
         get_source, reference, Path(output), precision, logits == "last", fused, force, stages
     )
     return try_plans(name, plans, export.run)
-
-
-def _run_source(source: Source) -> tuple[Task, ReferenceRun]:
-    """Find out the model's task and compute the logits that the export must reproduce."""
-    settings = _text_settings(source.module)
-    task = trial_run(source)
-    try:
-        reference = task.run_reference(source.module)
-    except ExportError as error:
-        raise ExportError(f"{source.name}: {error}") from error
-    for setting, value in _text_settings(source.module).items():
-        if settings.get(setting, value) != value:
-            raise ExportError(
-                f"{source.name}: a few tokens turned {setting} from {settings[setting]} to "
-                f"{value}, so longer texts would be computed in another way; set {setting} to "
-                f"{value} in its configuration to export that"
-            )
-    if not np.isfinite(reference.logits).all():
-        raise ExportError(
-            f"{source.name}: its logits in torch are NaN or infinite, so it cannot be verified; "
-            "look for NaN in its weights"
-        )
-    return task, reference
-
-
-def _text_settings(module: torch.nn.Module) -> dict[str, str]:
-    """Collect the settings of a model's configuration and parts that are strings, by name."""
-    parts = (getattr(module, "config", None), *module.modules())
-    return {
-        name: value
-        for part in parts
-        for name, value in getattr(part, "__dict__", {}).items()
-        if isinstance(value, str) and not name.startswith("_")
-    }
 
 
 @dataclass(frozen=True)
@@ -199,11 +165,14 @@ class _Export:
         dtype = np.float16 if self.precision == "fp16" else np.float32
         with atomic_directory(self.output, force=self.force) as directory:
             config, save_extras = self.get_source().config, self.get_source().save_extras
+            tied_head = has_tied_head(self.get_source().module)
             paths, task, manifest, passes = self._write(plan, failures, directory)
             self.get_source.cache_clear()
             gc.collect()
             release_heap()
             save_extras(directory)
+            if tied_head is not None:
+                declare_ties(directory, tied_head)
             token_ids = read_token_ids(directory, has_encoder=manifest.encoder is not None)
             manifest.signature = replace(manifest.signature, **token_ids)
             write_genai_config(directory, config, task, manifest.signature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgetie.graph.constants import MIN_ELEMENTS
 
@@ -23,6 +23,23 @@ def tied_parameters(module: torch.nn.Module) -> list[tuple[str, ...]]:
             key = (storage._cdata, int(parameter.storage_offset()), tuple(parameter.shape))
             groups.setdefault(key, []).append(name)
     return [tuple(names) for names in groups.values() if len(names) > 1]
+
+
+def has_tied_head(module: Any) -> bool | None:
+    """Whether the head of a transformers model has the values of its embedding table.
+
+    ``None`` if the model does not tell which its head and its table are.
+    """
+    import torch
+
+    try:
+        parts = module.get_input_embeddings(), module.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    table, head = (getattr(part, "weight", None) for part in parts)
+    if not isinstance(table, torch.Tensor) or not isinstance(head, torch.Tensor):
+        return None
+    return table is head or torch.equal(table, head)
 
 
 def partial_ties(module: torch.nn.Module) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgetie.bundle.model_config import read_token_ids
+from edgetie.bundle.model_config import declare_ties, read_token_ids
 from edgetie.errors import BundleError
 
 
@@ -60,3 +60,16 @@ def test_file_that_is_not_valid_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(BundleError, match=r"config\.json: not valid JSON"):
         read_token_ids(tmp_path)
+
+
+def test_ties_are_declared_at_every_level(tmp_path: Path) -> None:
+    declare_ties(tmp_path, True)
+    assert not list(tmp_path.iterdir())
+    text = {"tie_word_embeddings": True, "vocab_size": 5}
+    write(tmp_path, "config.json", model_type="é", tie_word_embeddings=True, text_config=text)
+    declare_ties(tmp_path, False)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {
+        "model_type": "é",
+        "tie_word_embeddings": False,
+        "text_config": {"tie_word_embeddings": False, "vocab_size": 5},
+    }

@@ -22,6 +22,7 @@ from edgetie.export.tasks.base import logits_of
 from edgetie.progress import Stages
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
+from edgetie.sources.source import Source
 
 FUSED = ["Llama", "Qwen2", "Qwen3", "Gemma3Text", "SmolLM3", "OPT", "GPT2", "Mistral", "Gemma2"]
 ROTARY_LAYERS = {"OPT": 0, "GPT2": 0, "SmolLM3": 1}
@@ -250,6 +251,17 @@ def test_fp16_halves_the_file_and_keeps_the_tie(tmp_path: Path, kind: str) -> No
     assert report.agreement.relative < 2e-2
     assert report.weights_bytes <= 1.05 * report.unique_parameter_bytes
     assert table_copies(report.bundle.model_path, models.VOCAB, 64) == 1
+
+
+def test_the_configuration_says_whether_the_head_is_tied(tmp_path: Path) -> None:
+    model = models.transformers_model("Llama")
+    source = Source("factory", "m", model, model.config, model.config.save_pretrained)
+    for scale in (1, 2):
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * scale)
+        report = export_model(source, tmp_path / "out", force=True)
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert config["tie_word_embeddings"] is (scale == 1)
+        assert len(report.manifest.ties) == (scale == 1)
 
 
 @pytest.mark.slow

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import models
 import torch
 
-from edgetie.ties.torch_parameters import partial_ties, tied_parameters
+from edgetie.ties.torch_parameters import has_tied_head, partial_ties, tied_parameters
 
 
 def module() -> torch.nn.ModuleDict:
@@ -36,3 +37,14 @@ def test_a_part_of_another_parameter_is_named() -> None:
     model["head"].weight = torch.nn.Parameter(model["embedding"].weight.detach()[:512])
     assert tied_parameters(model) == []
     assert partial_ties(model) == ["head.weight is a part of embedding.weight and is stored again"]
+
+
+def test_the_values_of_head_and_table_decide_whether_they_are_tied() -> None:
+    model = models.transformers_model("Llama")
+    assert has_tied_head(model)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    assert has_tied_head(model)
+    with torch.no_grad():
+        model.lm_head.weight[7, 3] += 1
+    assert has_tied_head(model) is False
+    assert has_tied_head(models.hand_written()) is None
