@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.graph.constants import MIN_ELEMENTS, OVERRIDABLE_IR_VERSION
 from edgetie.graph.evaluation import evaluator
 from edgetie.graph.matching import weight
 
@@ -32,15 +32,16 @@ def is_deterministic(node: ir.Node) -> bool:
 def constant_values(model: ir.Model) -> Mapping[ir.Value, frozenset[ir.Value]]:
     """Map every value that is computed from constants only to the weights it is computed from.
 
-    Weights are initializers with at least ``MIN_ELEMENTS`` elements; they map to themselves. The
-    graph is sorted first.
+    Weights are initializers with at least ``MIN_ELEMENTS`` elements; they map to themselves. An
+    initializer that a caller may override as an input is not constant. The graph is sorted first.
     """
     model.graph.sort()
+    may_override = (model.ir_version or 0) >= OVERRIDABLE_IR_VERSION
     weights: dict[ir.Value, frozenset[ir.Value]] = {}
     for graph in model.graphs():
         for value in graph.initializers.values():
-            is_weight = _is_weight(value)
-            weights[value] = frozenset([value]) if is_weight else frozenset()
+            if not (value.is_graph_input() and may_override):
+                weights[value] = frozenset([value]) if _is_weight(value) else frozenset()
     for node in model.graph.all_nodes():
         inputs = [value for value in node.inputs if value is not None]
         if is_deterministic(node) and all(value in weights for value in inputs):

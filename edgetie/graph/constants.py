@@ -6,3 +6,5 @@ MIN_ELEMENTS = 1024
 """Initializers with fewer elements are not searched for ties or quantized."""
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
+OVERRIDABLE_IR_VERSION = 4
+"""The first IR version in which not every initializer is an input, so that one may override it."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.errors import BundleError
-from edgetie.graph.constants import MIN_ELEMENTS
+from edgetie.graph.constants import MIN_ELEMENTS, OVERRIDABLE_IR_VERSION
 from edgetie.graph.external_data import byte_range
 from edgetie.progress import Progress
 
@@ -16,7 +16,6 @@ _INLINE_BYTES = 1024  # smaller tensors stay in the model file
 _ALIGN = 64
 _ALIGN_LARGE = 4096  # a page: a large tensor can be mapped and released separately
 _LARGE_BYTES = 1 << 20
-_IR_VERSION_WITHOUT_INPUTS = 4  # from this version on, initializers need not be inputs
 
 
 def load_model(path: Path) -> ir.Model:
@@ -56,7 +55,7 @@ def remove_weights_from_inputs(model: ir.Model) -> None:
     tensors = [value.const_value for value in model.graph.inputs if value.is_initializer()]
     if any(tensor is not None and tensor.size >= MIN_ELEMENTS for tensor in tensors):
         common.RemoveInitializersFromInputsPass()(model)
-        model.ir_version = max(model.ir_version, _IR_VERSION_WITHOUT_INPUTS)
+        model.ir_version = max(model.ir_version, OVERRIDABLE_IR_VERSION)
 
 
 class UncachedTensor(ir.ExternalTensor):

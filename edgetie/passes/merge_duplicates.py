@@ -5,6 +5,7 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
+from edgetie.graph.constants import OVERRIDABLE_IR_VERSION
 from edgetie.graph.editing import initializer, insert
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.matching import operator, same_shape
@@ -12,7 +13,6 @@ from edgetie.passes.base import GraphPass
 from edgetie.ties.equal_weights import equal_groups
 from edgetie.ties.groups import all_initializers
 
-_OVERRIDABLE_IR_VERSION = 4
 _VIEWS_BEFORE_GATHER = {"Identity", "Cast", "DequantizeLinear"}
 
 
@@ -115,7 +115,7 @@ def is_input_or_output(value: ir.Value, model: ir.Model) -> bool:
 
     Before IR version 4 every initializer was among the inputs.
     """
-    overridable = value.is_graph_input() and (model.ir_version or 0) >= _OVERRIDABLE_IR_VERSION
+    overridable = value.is_graph_input() and (model.ir_version or 0) >= OVERRIDABLE_IR_VERSION
     return value.is_graph_output() or overridable
 
 

@@ -44,3 +44,12 @@ def test_random_numbers_and_foreign_operators_are_not_deterministic() -> None:
     assert is_deterministic(ir.node("Neg", []))
     assert not is_deterministic(ir.node("RandomUniform", []))
     assert not is_deterministic(ir.node("Neg", [], domain="elsewhere"))
+
+
+def test_an_initializer_that_a_caller_may_override_is_not_constant() -> None:
+    model = graph([node("Mul", ["w", "two"], ["s"]), node("MatMul", ["x", "s"], ["y"])],
+                  {"w": random(WIDTH, WIDTH), "two": random(1)})  # fmt: skip
+    model.graph.inputs.append(model.graph.initializers["two"])
+    assert [value.name for value in constant_values(model)] == ["w"]
+    model.ir_version = 3
+    assert [value.name for value in constant_values(model)] == ["w", "two", "s"]
