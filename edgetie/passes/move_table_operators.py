@@ -16,6 +16,9 @@ from edgetie.passes.table_operators.look_ups import LookUps
 from edgetie.passes.table_operators.products import Products
 from edgetie.passes.table_operators.reader import CannotMoveError, swaps_axes
 
+_BROADCAST = ("Add", "Div", "Mul", "Sub")
+_SINGLE = ("Cast", "Identity", "Neg", "Squeeze", "Transpose", "Unsqueeze")
+
 
 class MoveTableOperators(GraphPass):
     """Lets Gather and MatMul read the weight itself, if they read what is computed from it.
@@ -33,7 +36,7 @@ class MoveTableOperators(GraphPass):
         self.fixed = fixed
 
     def rewrite(self, model: ir.Model) -> None:
-        weights = constant_values(model)
+        weights = _computed_tables(model)
         for node in list(model.graph.all_nodes()):
             is_gemm = operator(node) in ("Gemm", "FusedMatMul")
             reads_table = any(_is_computed_table(value, weights) for value in node.inputs)
@@ -41,7 +44,7 @@ class MoveTableOperators(GraphPass):
                 gemm_to_matmul(model.graph, node)
             elif operator(node) == "MatMul":
                 _skip_expand(node)
-        weights = constant_values(model)
+        weights = _computed_tables(model)
         for node in list(model.graph.all_nodes()):
             if operator(node) in ("Gather", "MatMul") and node.outputs[0] not in weights:
                 self._move(model.graph, node, weights)
@@ -55,9 +58,10 @@ class MoveTableOperators(GraphPass):
     ) -> None:
         nodes = Nodes(graph)
         for index, value in enumerate(node.inputs[:2]):
-            if value is None or not any(_is_table(each) for each in weights.get(value, ())):
+            if value is None or not _is_computed_from_table(value, weights):
                 continue
-            if _reads_weight(node, index, value):
+            reads_two = operator(node) == "MatMul" and node.inputs[1 - index] in weights
+            if reads_two or _reads_weight(node, index, value):
                 continue
             operators = TableOperators(nodes, weights)
             try:
@@ -82,15 +86,40 @@ class TableOperators(LookUps, Products):
     """Look-ups in computed tables and products with them, computed from the weights themselves."""
 
 
+def _computed_tables(model: ir.Model) -> dict[ir.Value, frozenset[ir.Value]]:
+    """Map constants, and tables that activations scale or shift by rows, by columns or as a whole,
+    to the weights that they are computed from.
+    """
+    weights = dict(constant_values(model))
+    for node in model.graph:
+        if node.outputs[0] in weights or operator(node) not in (*_BROADCAST, *_SINGLE):
+            continue
+        tables = [value for value in node.inputs if _is_computed_from_table(value, weights)]
+        others = [value for value in node.inputs if value is not None and value not in tables]
+        if tables and all(other in weights or _is_vector(other) for other in others):
+            leaves = [weights[table] for table in tables if table is not None]
+            weights[node.outputs[0]] = frozenset[ir.Value]().union(*leaves)
+    return weights
+
+
+def _is_vector(value: ir.Value) -> bool:
+    """Whether at most one of the last two axes is longer than 1, and no other is."""
+    shape = static_shape(value)
+    return shape is not None and sum(n > 1 for n in shape) < 2 and all(n == 1 for n in shape[:-2])
+
+
+def _is_computed_from_table(
+    value: ir.Value | None, weights: Mapping[ir.Value, frozenset[ir.Value]]
+) -> bool:
+    return value is not None and any(_is_table(each) for each in weights.get(value, ()))
+
+
 def _is_computed_table(
     value: ir.Value | None, weights: Mapping[ir.Value, frozenset[ir.Value]]
 ) -> bool:
     """Whether a value is computed from constants, one of which is a float32 matrix."""
-    return (
-        value is not None
-        and value.producer() is not None
-        and any(_is_table(each) for each in weights.get(value, ()))
-    )
+    is_weight = value is not None and value.producer() is None
+    return not is_weight and _is_computed_from_table(value, weights)
 
 
 def _is_table(value: ir.Value) -> bool:

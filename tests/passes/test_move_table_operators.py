@@ -66,6 +66,39 @@ def test_a_factor_of_either_use(factor: np.ndarray, at: str) -> None:
     assert readers(model) == ["Gather", "MatMul"]
 
 
+@pytest.mark.parametrize("shape", [[], [1, 1], [WIDTH], [ROWS, 1]], ids=str)
+@pytest.mark.parametrize("at", ["table", "scaled"])
+def test_a_factor_that_is_an_input(shape: list[int], at: str) -> None:
+    other = "scaled" if at == "table" else "table"
+    nodes = [
+        node("Abs", ["factor"], ["positive"]),
+        node("Div", ["table", "positive"], ["scaled"]),
+        node("Gather", [at, "ids"], ["x"]),
+        node("Transpose", [other], ["t"], perm=[1, 0]),
+        node("MatMul", ["x", "t"], ["y"]),
+    ]
+    model = graph(
+        nodes,
+        {"table": TABLE},
+        {"ids": [2, 3], "factor": shape},
+        [2, 3, ROWS],
+        {"x": [2, 3, WIDTH], "positive": shape, "scaled": [ROWS, WIDTH], "t": [WIDTH, ROWS]},
+        {"ids": TensorProto.INT64},
+    )
+    factor = np.random.default_rng(3).uniform(0.5, 2, shape).astype(np.float32)
+    rewrite(model, MoveTableOperators(), ids=IDS, factor=factor)
+    assert readers(model) == ["Gather", "MatMul"]
+
+
+def test_an_activation_that_a_table_is_added_to_stays() -> None:
+    """It is an activation for the weight that multiplies with it."""
+    nodes = [node("Add", ["table", "bias"], ["shifted"]), node("MatMul", ["shifted", "w"], ["y"])]
+    constants = {"table": TABLE, "w": random(WIDTH, WIDTH, seed=5)}
+    shapes = {"shifted": [ROWS, WIDTH]}
+    model = graph(nodes, constants, {"bias": [1, WIDTH]}, [ROWS, WIDTH], shapes)
+    leave(model, MoveTableOperators())
+
+
 def test_the_result_keeps_its_name() -> None:
     """Calibration finds activations by their name."""
     nodes = [

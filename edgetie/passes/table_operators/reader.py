@@ -31,7 +31,7 @@ class TableReader(ABC):
 
     Args:
         nodes: gets the new nodes.
-        weights: constant values and the weights that they are computed from.
+        weights: constant values and tables, and the weights that they are computed from.
     """
 
     def __init__(self, nodes: Nodes, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> None:
@@ -114,8 +114,13 @@ class TableReader(ABC):
         return tensor
 
     def _vector(self, value: ir.Value, *, column: bool = False) -> ir.Value:
-        """Return a constant with one axis longer than 1 as a vector or column, or as a scalar."""
-        require(1 in self._extents(value), f"{value.name} is no vector")
+        """Return a value with one axis longer than 1 as a vector or column, or as a scalar."""
+        extents = self._extents(value)
+        require(1 in extents, f"{value.name} is no vector")
+        if value not in self.weights:  # an activation
+            sizes = [] if max(extents) == 1 else [max(extents), 1][: 1 + column]
+            target = self.nodes.integers(f"vector.{'_'.join(map(str, sizes))}", sizes)
+            return self.nodes.typed("Reshape", value, target, sizes=sizes, dtype=value.dtype)
         tensor = self._tensor(value)
         shape = () if tensor.size == 1 else (tensor.size, 1) if column else (tensor.size,)
         if value.is_initializer() and tuple(tensor.shape.numpy()) == shape:
