@@ -223,5 +223,5 @@ def _encode(tokenizer: Tokenizer, text: str, system: str | None, chat: bool) -> 
     if not chat:
         return tokenizer.encode(text)
     messages = [] if system is None else [{"role": "system", "content": system}]
-    prompt = tokenizer.apply_chat_template([*messages, {"role": "user", "content": text}])
+    prompt = tokenizer.chat_prompt([*messages, {"role": "user", "content": text}])
     return tokenizer.encode(prompt, add_special_tokens=False)

@@ -126,7 +126,7 @@ def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
         if tokenizer.chat_template is not None:
-            chat = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+            chat = tokenizer.chat_prompt([{"role": "user", "content": prompt}])
             ids = tokenizer.encode(chat, add_special_tokens=False)
         chunks = generate_text(session, tokenizer, [ids], max_new_tokens=_ANSWER_TOKENS)
         answers.append((prompt, "".join(chunk.text for chunk in chunks).strip()))

@@ -257,7 +257,7 @@ def _notes(bundle: Bundle, tokenizer: Tokenizer, app: dict[str, Any]) -> tuple[s
 
 def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, prompt: str) -> tuple[str, str]:
     """The text of a chat before and after the placeholder in a prompt."""
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+    text = tokenizer.chat_prompt([{"role": "user", "content": prompt}])
     parts = text.split(PLACEHOLDER)
     if len(parts) != 2:
         raise BundleError(

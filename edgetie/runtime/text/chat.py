@@ -36,14 +36,12 @@ def render_chat(
     add_generation_prompt: bool = True,
     special_tokens: Mapping[str, str] | None = None,
 ) -> str:
-    """Render a chat template.
-
-    Templates of multimodal models expect a message's content as a list of parts
-    (``{"type": "text", "text": …}``) and would leave out a string: they get parts.
+    """Render a chat template as transformers does.
 
     Args:
         template: the Jinja source.
-        messages: ``{"role": ..., "content": ...}`` each.
+        messages: ``{"role": ..., "content": ...}`` each; the content is a text or, for many
+            templates of multimodal models, a list of parts (``{"type": "text", "text": …}``).
         add_generation_prompt: end with the beginning of the assistant's answer.
         special_tokens: such as ``bos_token``, by name.
 
@@ -62,7 +60,7 @@ def render_chat(
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
 
-    def render(messages: Sequence[Mapping[str, Any]]) -> str:
+    try:
         return environment.from_string(template).render(
             messages=[dict(message) for message in messages],
             tools=None,
@@ -70,17 +68,29 @@ def render_chat(
             add_generation_prompt=add_generation_prompt,
             **(special_tokens or {}),
         )
-
-    try:
-        if all(isinstance(message.get("content"), str) for message in messages):
-            marked = [{**message, "content": PLACEHOLDER} for message in messages]
-            if PLACEHOLDER not in render(marked) and PLACEHOLDER in render(_in_parts(marked)):
-                messages = _in_parts(messages)
-        return render(messages)
     except Exception as error:  # a template that does not fit its messages may raise anything
         raise BundleError(
             f"chat template: {' '.join(str(error).split())}; change the messages or give text"
         ) from error
+
+
+def with_parts(
+    template: str, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str]
+) -> list[Mapping[str, Any]]:
+    """Make each text a list of one part, if the template writes parts but leaves out texts.
+
+    Raises:
+        BundleError: if the template is not valid Jinja, or refuses the messages.
+    """
+    if not all(isinstance(message.get("content"), str) for message in messages):
+        return [*messages]
+    marked = [{**message, "content": PLACEHOLDER} for message in messages]
+
+    def is_written(messages: Sequence[Mapping[str, Any]]) -> bool:
+        return PLACEHOLDER in render_chat(template, messages, special_tokens=special_tokens)
+
+    reads_parts_only = not is_written(marked) and is_written(_in_parts(marked))
+    return _in_parts(messages) if reads_parts_only else [*messages]
 
 
 def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

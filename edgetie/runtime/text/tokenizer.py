@@ -23,7 +23,7 @@ _TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (TOKENIZER, _TOKENIZER_CONFIG, _SPECIAL_TOKENS, _TEMPLATE)
 """The files that :class:`Tokenizer` reads."""
 
-_SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_EXTRA_TOKENS = ("extra_special_tokens", "model_specific_special_tokens")
 
 
 class Tokenizer:
@@ -63,12 +63,7 @@ class Tokenizer:
             raise BundleError(f"{path}: not a readable tokenizer ({error})") from error
         names = read_json(bundle.directory / _SPECIAL_TOKENS)
         config = read_json(bundle.directory / _TOKENIZER_CONFIG)
-        special = {}
-        for name in _SPECIAL:
-            token = (names | config).get(name)
-            text = token.get("content") if isinstance(token, dict) else token  # an AddedToken
-            if text and isinstance(text, str):
-                special[name] = text
+        special = _special_tokens(names | config)
         return Tokenizer(backend, special, _chat_template(bundle.directory, config))
 
     @property
@@ -99,7 +94,8 @@ class Tokenizer:
     ) -> str:
         """Render the prompt for ``messages`` (``{"role": ..., "content": ...}`` each).
 
-        Encode it with ``add_special_tokens=False``.
+        Encode it with ``add_special_tokens=False``. Like transformers, it gives the template each
+        content as it is; see :meth:`chat_prompt` for templates that read lists of parts only.
 
         Raises:
             BundleError: if the model has no chat template, or it refuses the messages.
@@ -114,6 +110,18 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             special_tokens=self.special_tokens,
         )
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Render the prompt for messages whose content is text, in parts if the template needs it.
+
+        Raises:
+            BundleError: as :meth:`apply_chat_template`.
+        """
+        from edgetie.runtime.text.chat import with_parts
+
+        if self.chat_template is not None:
+            messages = with_parts(self.chat_template, messages, self.special_tokens)
+        return self.apply_chat_template(messages)
 
 
 class Detokenizer:
@@ -160,6 +168,20 @@ def pad(
         ids[index, start : start + len(sequence)] = sequence
         mask[index, start : start + len(sequence)] = 1
     return ids, mask
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The text of each special token that has a name, those of the model alone included."""
+    extra = [config.get(name) for name in _EXTRA_TOKENS]
+    named = {name: token for name, token in config.items() if name.endswith("_token")}
+    for tokens in extra:
+        named |= tokens if isinstance(tokens, dict) else {}
+    special = {}
+    for name, token in named.items():
+        text = token.get("content") if isinstance(token, dict) else token  # an AddedToken
+        if text and isinstance(text, str):
+            special[name] = text
+    return special
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from edgetie.errors import BundleError
-from edgetie.runtime.text.chat import render_chat
+from edgetie.runtime.text.chat import render_chat, with_parts
 
 MESSAGES = [{"role": "user", "content": "why <now>?"}]
 PARTS = (
@@ -16,10 +16,19 @@ PARTS = (
 )
 
 
-def test_templates_that_expect_parts_get_them() -> None:
-    assert render_chat(PARTS, MESSAGES) == "<why <now>?>!"
+def test_content_is_given_as_it_is() -> None:
+    """A text has no parts, so a template that loops over them writes none, as in transformers."""
+    assert render_chat(PARTS, MESSAGES) == "!"
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "why?"}]}]
+    assert render_chat(PARTS, parts) == "<why?>!"
+
+
+def test_texts_become_parts_for_templates_that_read_nothing_else() -> None:
+    in_parts = [{"role": "user", "content": [{"type": "text", "text": "why <now>?"}]}]
+    assert with_parts(PARTS, MESSAGES, {}) == in_parts
+    assert with_parts(PARTS, in_parts, {}) == in_parts
     either = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}"
-    assert render_chat(either + "{% endfor %}", MESSAGES) == "why <now>?"
+    assert with_parts(either + "{% endfor %}", MESSAGES, {}) == MESSAGES
 
 
 def test_globals_and_filters() -> None:

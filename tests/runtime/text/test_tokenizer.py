@@ -122,6 +122,43 @@ def test_chat_templates_as_transformers(bundle_directory: Path, name: str, where
         assert ours.apply_chat_template(MESSAGES, add_generation_prompt=prompt) == expected
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"extra_special_tokens": {"turn_token": "<turn>", "image_token": "<image>"}},
+        {"turn_token": "<turn>", "image_token": "<image>", "add_bos_token": True},
+        {"extra_special_tokens": ["<turn>", "<image>"]},
+    ],
+)
+def test_templates_get_the_special_tokens_of_the_model_as_in_transformers(
+    bundle_directory: Path, settings: dict[str, Any]
+) -> None:
+    template = "{{ bos_token }}{{ turn_token }}{% for m in messages %}{{ image_token }}"
+    template += "{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    (bundle_directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config = bundle_directory / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings), encoding="utf-8")
+    theirs = by_transformers(bundle_directory)
+    expected = theirs.apply_chat_template(MESSAGES, tokenize=False)
+    assert ("<turn>" in expected) is not isinstance(settings.get("extra_special_tokens"), list)
+    saved = bundle_directory / "saved"
+    theirs.save_pretrained(saved)
+    for path in bundle_directory.glob("*.onnx*"):
+        (saved / path.name).write_bytes(path.read_bytes())
+    for directory in (bundle_directory, saved):
+        ours = Tokenizer.from_bundle(open_bundle(directory))
+        assert ours.apply_chat_template(MESSAGES, add_generation_prompt=False) == expected
+
+
+def test_a_chat_of_texts_is_in_parts_if_the_template_needs_it(bundle_directory: Path) -> None:
+    template = (
+        "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
+    )
+    (bundle_directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    tokenizer = Tokenizer.from_bundle(open_bundle(bundle_directory))
+    assert tokenizer.chat_prompt([{"role": "user", "content": "why?"}]) == "[why?]"
+
+
 def test_no_chat_template(bundle_directory: Path) -> None:
     (bundle_directory / "chat_template.jinja").unlink()
     (bundle_directory / "edgetie.json").unlink()
