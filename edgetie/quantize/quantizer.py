@@ -30,6 +30,7 @@ from edgetie.quantize.calibration.activations import (
 )
 from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.calibration.synthetic_audio import calibration_audio
+from edgetie.quantize.formats.scheme_formats import oldest_opset
 from edgetie.quantize.kv_cache_int8 import QuantizeKvCache, kv_cache_scales
 from edgetie.quantize.mixed_precision.candidates import FLOAT, HIGHER_PRECISION, QUANTIZED
 from edgetie.quantize.mixed_precision.sensitivity import (
@@ -147,7 +148,9 @@ def quantize_model(
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")
-    float_models = read_source_models(source, max_distance=max_distance)
+    float_models = read_source_models(
+        source, max_distance=max_distance, opset=oldest_opset(scheme_row)
+    )
     bundle = float_models.bundle
     data = _read_calibration(float_models, calibration, limits)
     # each thread quantizes a weight of its own, so BLAS needs none

@@ -38,6 +38,7 @@ from edgetie.passes.split_attention import SplitAttention
 from edgetie.passes.split_embed_layer_norm import SplitEmbedLayerNorm
 from edgetie.passes.widen_weights import WidenWeights
 from edgetie.quantize.calibration.layerwise_run import is_bidirectional
+from edgetie.quantize.opset import raise_opset
 from edgetie.ties.groups import TieGroup, equal_initializers, find_shared_ties, find_ties
 
 _QUANTIZED = {
@@ -93,7 +94,7 @@ class SourceModels:
 
 
 def read_source_models(
-    source: str | os.PathLike[str] | Bundle, *, max_distance: float = 0.0
+    source: str | os.PathLike[str] | Bundle, *, max_distance: float = 0.0, opset: int = 1
 ) -> SourceModels:
     """Read the models of a bundle or an ``.onnx`` file, with each weight stored once and read by
     Gathers and MatMuls themselves.
@@ -101,6 +102,7 @@ def read_source_models(
     Args:
         source: what to read.
         max_distance: merge copies up to this distance from an embedding table.
+        opset: models of older opsets are converted to this one.
 
     Raises:
         BundleError: if it cannot be read.
@@ -115,9 +117,10 @@ def read_source_models(
     models = {name: load_model(path) for name, path in zip(names, bundle.model_paths, strict=True)}
     shared = _shared_weights(models)
     near: list[NearCopy] = []
-    for path, model in zip(bundle.model_paths, models.values(), strict=True):
+    for path, (name, model) in zip(bundle.model_paths, models.items(), strict=True):
         _require_float(bundle, model)
         remove_weights_from_inputs(model)
+        models[name] = model = raise_opset(model, opset)
         _normalize(bundle, model, shared)
         near += _merge_near_copies(path, model, max_distance)
     tensors = [v.const_value for m in models.values() for v in m.graph.initializers.values()]

@@ -331,10 +331,3 @@ def test_limits_that_16_bits_break(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="with all weights of 16 bits, KL divergence"):
         quantize_model(path, tmp_path / "out", scheme="fp16", limits=Thresholds(max_kl=1e-12))
     assert not (tmp_path / "out").exists()
-
-
-def test_old_operators_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, [LOOKUP, node("Identity", ["x"], ["h"]), *HEAD],
-                 {"table": tied()["table"]}, opset=10)  # fmt: skip
-    with pytest.raises(QuantizeError, match="opset is 10 and"):
-        quantize_model(path, tmp_path / "out")

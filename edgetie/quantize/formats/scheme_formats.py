@@ -46,3 +46,10 @@ def weight_formats(
         FORMATS[scheme.embedding_format](scheme.embedding_bits, scheme, ranges, True),
         FORMATS[scheme.linear_format](scheme.linear_bits, scheme, ranges, False),
     )
+
+
+def oldest_opset(scheme: Scheme) -> int:
+    """The oldest opset with all operators of a scheme's formats."""
+    formats = weight_formats(scheme) or ()
+    higher = (each.higher_precision() for each in formats)
+    return max((each.opset for each in (*formats, *higher) if each is not None), default=1)
