@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,20 @@ class Share(Number):
         except ValueError:
             self.fail(f"{value!r} is neither a number nor a percentage", param, ctx)
         return super().convert(share, param, ctx)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
+    """A duration in seconds: 90, 90s, 5m or 1.5h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"(\d+\.?\d*)\s*([smh]?)", value.strip())
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is not a duration; write 90, 90s, 5m or 1.5h", param, ctx)
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def require_drawable(option: str, file: Path) -> None:

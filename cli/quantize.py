@@ -1,5 +1,6 @@
 """The command ``edgetie quantize``."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,14 @@ import click
 
 from edgetie.targets import BLOCK_SIZES, CALIBRATORS, SCHEMES, TARGETS
 
-from .common import limit_options, max_distance_option, output_options, print_json, require_drawable
+from .common import (
+    Duration,
+    limit_options,
+    max_distance_option,
+    output_options,
+    print_json,
+    require_drawable,
+)
 
 
 @click.command(
@@ -62,6 +70,12 @@ Examples:
 )
 @click.option("--int8-kv-cache", is_flag=True, help="Store the KV cache in int8 too.")
 @limit_options
+@click.option(
+    "--time-budget",
+    type=Duration(),
+    help="With a limit: after this time, as 90 (seconds), 5m or 1h, write the smallest form found "
+    "so far that keeps the limit. Ctrl-C does the same at any time.",
+)
 @click.option(
     "--require-tied-int8",
     is_flag=True,
@@ -117,7 +131,7 @@ def command(
     options["block_size"] = int(block_size) if block_size else None
     with live(quiet) as progress:
         report = quantize_model(bundle, output, progress=progress, **options)
-    if plot and report.costs:
+    if plot and not any(math.isnan(cost.kl) for cost in report.costs) and report.costs:
         from edgetie.report.plots import plot_costs
 
         plot_costs(report.costs, plot)
@@ -137,6 +151,7 @@ def command(
                 "float_bytes": report.float_bytes,
                 "float_share": report.float_share,
                 "costs": [cost.to_dict() for cost in report.costs],
+                "search": asdict(report.search) if report.search is not None else None,
                 "seconds": report.seconds,
             }
         )

@@ -33,9 +33,19 @@ class Stages:
     def advance(self, done: int, total: int) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        """Report something that a person who waits wants to know now."""
+
     def finish(self) -> None:
         """End the current step."""
         if self._name is not None:
             duration = time.perf_counter() - self._start
             self.seconds[self._name] = self.seconds.get(self._name, 0.0) + duration
             self._name = None
+
+
+def format_duration(seconds: float) -> str:
+    """Format a rough duration: ``40 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

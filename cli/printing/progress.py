@@ -33,6 +33,10 @@ class LiveStages(Stages):
     def advance(self, done: int, total: int) -> None:
         self._status.update(f"{self._name} … {done}/{total}")
 
+    def note(self, text: str) -> None:
+        self.print_lines()
+        self._console.print(f"  {text}", highlight=False)
+
     def finish(self) -> None:
         name = self._name
         super().finish()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgetie.progress import format_duration
 from edgetie.report.tables import plain_console
 
 from .export import ties_table
 from .repair import print_near
 
 if TYPE_CHECKING:
+    from edgetie.quantize.mixed_precision.search import SearchSummary
     from edgetie.quantize.quantizer import QuantizeReport
 
 
@@ -53,6 +55,8 @@ def print_quantize(report: QuantizeReport) -> None:
             f"perplexity {metrics['perplexity_increase']:+.2%} on {metrics['positions']} further "
             "tokens"
         )
+    if report.search is not None:
+        console.print(f"searched     {_describe_search(report.search)}")
     for text in report.float_weights:
         console.print(f"kept fp32    {text}", style="yellow")
     for copy in report.near:
@@ -65,6 +69,13 @@ def print_quantize(report: QuantizeReport) -> None:
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
     console.print(f"bundle       {report.bundle.directory}")
+
+
+def _describe_search(search: SearchSummary) -> str:
+    text = f"{search.tried} forms in {format_duration(search.seconds)}"
+    if not search.stopped:
+        return text
+    return f"{text}; stopped by {search.stopped}: this is the smallest so far within the limits"
 
 
 def _first_names(names: Sequence[str]) -> str:

@@ -1,7 +1,9 @@
 """Quantize a bundle or an ``.onnx`` file to a bundle."""
 
+import math
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,14 +34,14 @@ from edgetie.quantize.calibration.layerwise_run import CalibrationInput
 from edgetie.quantize.calibration.synthetic_audio import calibration_audio
 from edgetie.quantize.formats.scheme_formats import oldest_opset
 from edgetie.quantize.kv_cache_int8 import QuantizeKvCache, kv_cache_scales
+from edgetie.quantize.mixed_precision.accuracy_meter import AccuracyMeter
 from edgetie.quantize.mixed_precision.candidates import FLOAT, HIGHER_PRECISION, QUANTIZED
-from edgetie.quantize.mixed_precision.sensitivity import (
-    AccuracyMeter,
-    Cost,
-    Precision,
+from edgetie.quantize.mixed_precision.search import (
+    SearchSummary,
     limit_error,
     quantize_within_limits,
 )
+from edgetie.quantize.mixed_precision.sensitivity import Cost, Precision
 from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
 from edgetie.quantize.source_models import SourceModels, read_source_models
 from edgetie.quantize.weights.array_spill import ArraySpill
@@ -63,6 +65,7 @@ class QuantizeReport:
         float_bytes: bytes of the weights that stayed in floating point.
         float_share: their share of all weights' bytes before.
         costs: what quantizing each weight costs, if limits required measuring it.
+        search: how the search for a form within the limits went, if the scheme alone breaks them.
         seconds: duration of each stage.
     """
 
@@ -75,6 +78,7 @@ class QuantizeReport:
     float_bytes: int
     float_share: float
     costs: tuple[Cost, ...]
+    search: SearchSummary | None
     seconds: dict[str, float]
 
     @property
@@ -93,6 +97,7 @@ def quantize_model(
     calibrator: str = "percentile",
     int8_kv_cache: bool = False,
     limits: Thresholds | None = None,
+    time_budget: float | None = None,
     require_tied_int8: bool = False,
     max_distance: float = 0.0,
     force: bool = False,
@@ -124,7 +129,11 @@ def quantize_model(
         limits: accuracy limits, measured against the float model on what follows the first 1,024
             tokens of the text. If the scheme breaks them, the weights that cost most for their size
             get a higher precision, if the scheme has one (8 bits for 4, smaller blocks), or stay in
-            floating point. A tied embedding is always quantized.
+            floating point. A tied embedding is always quantized. No more text is read than tells
+            with 99 % confidence whether the limits hold.
+        time_budget: seconds after which no further form is tried: the smallest so far that keeps
+            the limits is written, and so it is if the search is interrupted (Ctrl-C). One such form
+            is looked for in any case.
         require_tied_int8: refuse a model if a tied weight stays in floating point, or if a use gets
             it dequantized as a whole.
         max_distance: merge copies up to this relative distance from an embedding table (Frobenius
@@ -145,6 +154,7 @@ def quantize_model(
         methods = ", ".join(CALIBRATORS)
         raise QuantizeError(f"not one of {methods}", parameter="calibrator", value=calibrator)
     check_max_distance(max_distance)
+    deadline = _deadline(time_budget, limits)
     check_destination(output, force=force)
     stages = progress or Stages()
     stages.stage("read")
@@ -168,7 +178,7 @@ def quantize_model(
                 verified.result()  # damaged weights explain any other error
         stages.stage("quantize")
         meter = AccuracyMeter(bundle, data.text, limits) if limits is not None else None
-        result = _quantize(quantizer, directory, meter, stages)
+        result = _quantize(quantizer, directory, meter, stages, deadline)
         if int8_kv_cache:
             result = _quantize_kv_cache(result, bundle, directory, data.inputs, meter)
         ties = _verify_ties(result, float_models, directory)
@@ -194,8 +204,24 @@ def quantize_model(
         result.quantized.float_bytes,
         result.quantized.float_share,
         tuple(result.costs),
+        result.search,
         dict(stages.seconds),
     )
+
+
+def _deadline(time_budget: float | None, limits: Thresholds | None) -> float:
+    """Return the end of the time budget on the clock of :func:`time.perf_counter`."""
+    if time_budget is None:
+        return math.inf
+    if not time_budget > 0:
+        raise QuantizeError("must be above 0", parameter="time_budget", value=time_budget)
+    if limits is None:
+        raise QuantizeError(
+            "only a search for a form within accuracy limits takes long; give limits or leave it "
+            "out",
+            parameter="time_budget",
+        )
+    return time.perf_counter() + time_budget
 
 
 class _CalibrationData(NamedTuple):
@@ -249,6 +275,7 @@ class _Result:
     quantized: QuantizedModels
     costs: Sequence[Cost] = ()
     metrics: PredictionMetrics | None = None
+    search: SearchSummary | None = None
 
     @property
     def models(self) -> dict[str, ir.Model]:
@@ -260,24 +287,33 @@ class _Result:
         return [*self.quantized.skipped, *self.with_precision(Precision.FLOAT)]
 
     def with_precision(self, precision: Precision) -> list[str]:
-        """List the weights of a precision, and what quantizing them would cost."""
-        return [f"{c.name}: costs {c.kl:.1e}" for c in self.costs if c.precision is precision]
+        """List the weights of a precision, and what quantizing them would cost, if measured."""
+        return [
+            c.name if math.isnan(c.kl) else f"{c.name}: costs {c.kl:.1e}"
+            for c in self.costs
+            if c.precision is precision
+        ]
 
 
 def _quantize(
-    quantizer: ModelQuantizer, directory: Path, meter: AccuracyMeter | None, stages: Stages
+    quantizer: ModelQuantizer,
+    directory: Path,
+    meter: AccuracyMeter | None,
+    stages: Stages,
+    deadline: float,
 ) -> _Result:
     """Quantize the models within limits and write them."""
     if meter is None:
         models = quantizer.quantize()
         write_models(models.models, directory, data=DATA, same=models.same, progress=stages)
         return _Result(models)
-    models, costs, metrics = quantize_within_limits(quantizer, directory, meter, stages)
+    searched = quantize_within_limits(quantizer, directory, meter, stages, deadline)
+    models = searched.models
     stages.stage("write")
     write_models(models.models, directory, data=DATA, same={}, progress=stages)
     for name in (QUANTIZED, HIGHER_PRECISION, FLOAT):
         (directory / name).unlink(missing_ok=True)
-    return _Result(models, costs, metrics)
+    return _Result(models, searched.costs, searched.metrics, searched.summary)
 
 
 def _quantize_kv_cache(

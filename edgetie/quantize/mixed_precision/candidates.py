@@ -27,6 +27,7 @@ class MixedPrecisionCandidates:
             of several models is not among them: it would no longer be tied.
         higher_precision_bytes: bytes that a weight adds in its higher precision, if it has one.
         embeddings: names of the quantized embeddings.
+        scheme_bytes: bytes of all weights as the scheme quantizes them.
     """
 
     def __init__(self, bundle: Bundle, quantizer: ModelQuantizer) -> None:
@@ -35,6 +36,9 @@ class MixedPrecisionCandidates:
         self.embeddings = sorted({name for names in first.embeddings.values() for name in names})
         write_models(first.models, bundle.directory, data=QUANTIZED, same=first.same)
         self._quantized = {file: _tensors(model) for file, model in first.models.items()}
+        self.scheme_bytes = sum(
+            tensor.nbytes for tensors in self._quantized.values() for tensor in tensors.values()
+        )
         uses = Counter(name for names in first.linear_initializers.values() for name in names)
         self._initializers = {
             file: {name: parts for name, parts in names.items() if uses[name] == 1}
