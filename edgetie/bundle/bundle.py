@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetie.bundle.manifest import Manifest, bare_manifest, sha256_of
-from edgetie.bundle.names import DATA, DECODER, ENCODER, MANIFEST, MODEL, PREFILL
+from edgetie.bundle.model_config import read_json
+from edgetie.bundle.names import ADAPTER, CONFIG, DATA, DECODER, ENCODER, MANIFEST, MODEL, PREFILL
 from edgetie.errors import BundleError
 from edgetie.graph.external_data import external_data_files
+
+_WEIGHTS = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
 
 
 @dataclass
@@ -109,6 +112,8 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = False) -> Bundle
     directory = Path(path)
     require_utf8(directory)
     if directory.is_file():
+        if directory.suffix in _WEIGHTS:
+            raise BundleError(f"{directory}: is a model that was not exported; export it first")
         return Bundle(directory.parent, directory, bare_manifest(directory))
     if not directory.is_dir():
         what = (
@@ -123,10 +128,27 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = False) -> Bundle
         bundle.verify_files(hashes=hashes)  # the manifest has all sizes, so no graph is read
         return bundle
     models = sorted(directory.glob("*.onnx"))
+    if not models:
+        _refuse_float_model(directory)
     if len(models) != 1:
         count = f"{len(models)} .onnx files" if models else "no .onnx file"
         raise BundleError(f"{directory}: {count} and no {MANIFEST}; name a bundle or one file")
     return Bundle(directory, models[0], bare_manifest(models[0]))
+
+
+def _refuse_float_model(directory: Path) -> None:
+    """Refuse a directory with a model, or an adapter of one, that was not exported."""
+    base = read_json(directory / ADAPTER).get("base_model_name_or_path")
+    has_weights = any(path.suffix in _WEIGHTS for path in directory.iterdir())
+    if (directory / CONFIG).is_file() and has_weights:
+        raise BundleError(f"{directory}: is a model that was not exported; export it first")
+    if (directory / ADAPTER).is_file():
+        raise BundleError(
+            f"{directory}: is an adapter of {base or 'another model'}; merge it into that model "
+            "(peft's merge_and_unload), export the result and name that bundle"
+        )
+    if has_weights:
+        raise BundleError(f"{directory}: has weights that were not exported; export them first")
 
 
 def require_utf8(path: Path) -> None:

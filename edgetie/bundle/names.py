@@ -8,6 +8,7 @@ DATA = "model.onnx.data"
 PREFILL = "prefill_model.onnx"
 """The graph for prompts of a decoder with fixed shapes. It shares the decoder's weights."""
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 CONFIGURATIONS = ("generation_config.json", CONFIG)
 """Files with settings of a model, by priority."""
 PROCESSOR = "processor_config.json"

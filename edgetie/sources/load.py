@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgetie.bundle.bundle import require_utf8
+from edgetie.bundle.names import ADAPTER
 from edgetie.errors import SourceError
 from edgetie.sources.gguf import load_gguf, require_gguf
 from edgetie.sources.pretrained import check_directory, load_pretrained
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-_ADAPTER = "adapter_config.json"
 
 
 def load_source(
@@ -111,7 +111,7 @@ def _locate_in_directory(path: Path) -> tuple[str, Path]:
         return "gguf", ggufs[0]
     if (path / "config.json").is_file():
         return "transformers", path
-    if (path / _ADAPTER).is_file():
+    if (path / ADAPTER).is_file():
         raise SourceError(
             f"{path}: is an adapter of {_base_model(path)}, not a model; merge it into that model "
             "(peft's merge_and_unload) and export the result"
@@ -122,9 +122,9 @@ def _locate_in_directory(path: Path) -> tuple[str, Path]:
 def _base_model(path: Path) -> str:
     """The name of the model that an adapter belongs to."""
     try:
-        return str(json.loads((path / _ADAPTER).read_bytes())["base_model_name_or_path"])
+        return str(json.loads((path / ADAPTER).read_bytes())["base_model_name_or_path"])
     except (ValueError, KeyError, TypeError):
-        logger.debug("%s: no base model in %s", path, _ADAPTER, exc_info=True)
+        logger.debug("%s: no base model in %s", path, ADAPTER, exc_info=True)
         return "another model"
 
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgetie.bundle.names import MANIFEST, PROCESSOR, SPEECH
+from edgetie.bundle.names import ADAPTER, MANIFEST, PROCESSOR, SPEECH
 from edgetie.errors import SourceError, summarize
 from edgetie.sources.checkpoint import (
     find_renames,
@@ -72,9 +72,9 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
         raise SourceError(f"{text}: cannot be loaded ({summarize(error)})") from error
     require_weights(text, loading, getattr(config.get_text_config(), "vocab_size", None))
     tie_rounded_head(module)
-    if _cached_file(text, "adapter_config.json", options) and find_spec("peft") is None:
+    if _cached_file(text, ADAPTER, options) and find_spec("peft") is None:
         raise SourceError(  # without peft, transformers ignores the adapter
-            f"{text}: has an adapter (adapter_config.json), which needs the package peft to be "
+            f"{text}: has an adapter ({ADAPTER}), which needs the package peft to be "
             "loaded; install it, or merge the adapter into the weights"
         )
 

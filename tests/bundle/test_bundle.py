@@ -66,3 +66,22 @@ def test_a_neighbour_of_a_bare_file_is_no_part_of_it(bundle: Path) -> None:
     opened = open_bundle(bundle / "prefill_model.onnx")
     assert opened.model_paths == [bundle / "prefill_model.onnx"]
     assert open_bundle(bundle / "model.onnx").model_paths == [bundle / "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        (["config.json", "model.safetensors"], ".", "a model that was not exported; export it"),
+        (["model.Q8_0.gguf"], ".", "weights that were not exported; export them first"),
+        (["model.gguf"], "model.gguf", "a model that was not exported; export it"),
+        (["adapter_config.json", "a.safetensors"], ".", "is an adapter of my/base; merge it into"),
+        (["config.json"], ".", r"no \.onnx file"),
+    ],
+)
+def test_what_was_not_exported_says_so(
+    tmp_path: Path, files: list[str], name: str, message: str
+) -> None:
+    for file in files:
+        (tmp_path / file).write_text('{"base_model_name_or_path": "my/base"}')
+    with pytest.raises(BundleError, match=message):
+        open_bundle(tmp_path / name)
