@@ -151,7 +151,8 @@ def command(
                 "float_bytes": report.float_bytes,
                 "float_share": report.float_share,
                 "costs": [cost.to_dict() for cost in report.costs],
-                "search": asdict(report.search) if report.search is not None else None,
+                "search": _optional(report.search),
+                "smaller_scheme": _optional(report.smaller_scheme),
                 "seconds": report.seconds,
             }
         )
@@ -159,6 +160,10 @@ def command(
         from .printing.quantize import print_quantize
 
         print_quantize(report)
+
+
+def _optional(record: Any) -> dict[str, Any] | None:
+    return None if record is None else asdict(record)
 
 
 def _list_targets(as_json: bool) -> None:

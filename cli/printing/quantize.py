@@ -57,6 +57,12 @@ def print_quantize(report: QuantizeReport) -> None:
         )
     if report.search is not None:
         console.print(f"searched     {_describe_search(report.search)}")
+    if report.smaller_scheme is not None:
+        name, other = report.smaller_scheme.name, report.smaller_scheme.file_bytes
+        console.print(
+            f"advice       --scheme {name} keeps the limits in {other / 1e6:,.1f} MB",
+            style="yellow",
+        )
     for text in report.float_weights:
         console.print(f"kept fp32    {text}", style="yellow")
     for copy in report.near:

@@ -43,6 +43,7 @@ from edgetie.quantize.mixed_precision.search import (
 )
 from edgetie.quantize.mixed_precision.sensitivity import Cost, Precision
 from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
+from edgetie.quantize.smaller_scheme import SmallerScheme, find_smaller_scheme
 from edgetie.quantize.source_models import SourceModels, read_source_models
 from edgetie.quantize.weights.array_spill import ArraySpill
 from edgetie.runtime.text.tokenizer import TOKENIZER_FILES
@@ -66,6 +67,7 @@ class QuantizeReport:
         float_share: their share of all weights' bytes before.
         costs: what quantizing each weight costs, if limits required measuring it.
         search: how the search for a form within the limits went, if the scheme alone breaks them.
+        smaller_scheme: another scheme, if it keeps the limits in fewer bytes.
         seconds: duration of each stage.
     """
 
@@ -79,6 +81,7 @@ class QuantizeReport:
     float_share: float
     costs: tuple[Cost, ...]
     search: SearchSummary | None
+    smaller_scheme: SmallerScheme | None
     seconds: dict[str, float]
 
     @property
@@ -150,10 +153,7 @@ def quantize_model(
         EdgetieError: if there is no such target, or ``max_distance`` is out of range.
     """
     scheme_row = find_scheme(target, scheme=scheme, block_size=block_size)
-    if calibrator not in CALIBRATORS:
-        methods = ", ".join(CALIBRATORS)
-        raise QuantizeError(f"not one of {methods}", parameter="calibrator", value=calibrator)
-    check_max_distance(max_distance)
+    _check_options(calibrator, max_distance)
     deadline = _deadline(time_budget, limits)
     check_destination(output, force=force)
     stages = progress or Stages()
@@ -170,8 +170,7 @@ def quantize_model(
             scheme_row, bundle, float_models.models, float_models.ties, float_models.shared
         )
         with ThreadPoolExecutor(1) as background:
-            is_opened_here = not isinstance(source, Bundle)
-            verified = background.submit(bundle.verify_files, hashes=is_opened_here)
+            verified = background.submit(bundle.verify_files, hashes=not isinstance(source, Bundle))
             try:
                 quantizer.preprocess(data.inputs, ArraySpill(directory), calibrator)
             finally:
@@ -179,6 +178,12 @@ def quantize_model(
         stages.stage("quantize")
         meter = AccuracyMeter(bundle, data.text, limits) if limits is not None else None
         result = _quantize(quantizer, directory, meter, stages, deadline)
+        if meter is not None and _is_larger_than_8_bits(result) and time.perf_counter() < deadline:
+            stages.stage("try 8 bits")
+            smaller = find_smaller_scheme(
+                scheme_row, bundle, data.inputs, meter, directory, max_distance=max_distance
+            )
+            result = replace(result, smaller_scheme=smaller)
         if int8_kv_cache:
             result = _quantize_kv_cache(result, bundle, directory, data.inputs, meter)
         ties = _verify_ties(result, float_models, directory)
@@ -205,8 +210,16 @@ def quantize_model(
         result.quantized.float_share,
         tuple(result.costs),
         result.search,
+        result.smaller_scheme,
         dict(stages.seconds),
     )
+
+
+def _check_options(calibrator: str, max_distance: float) -> None:
+    if calibrator not in CALIBRATORS:
+        methods = ", ".join(CALIBRATORS)
+        raise QuantizeError(f"not one of {methods}", parameter="calibrator", value=calibrator)
+    check_max_distance(max_distance)
 
 
 def _deadline(time_budget: float | None, limits: Thresholds | None) -> float:
@@ -276,6 +289,7 @@ class _Result:
     costs: Sequence[Cost] = ()
     metrics: PredictionMetrics | None = None
     search: SearchSummary | None = None
+    smaller_scheme: SmallerScheme | None = None
 
     @property
     def models(self) -> dict[str, ir.Model]:
@@ -314,6 +328,21 @@ def _quantize(
     for name in (QUANTIZED, HIGHER_PRECISION, FLOAT):
         (directory / name).unlink(missing_ok=True)
     return _Result(models, searched.costs, searched.metrics, searched.summary)
+
+
+def _is_larger_than_8_bits(result: _Result) -> bool:
+    """Whether the weights that limits keep in floating point outweigh the bits saved elsewhere."""
+    quantized = result.quantized
+    if result.search is None or result.search.stopped:
+        return False
+    of_all = (quantized.float_bytes + quantized.quantized_bytes) / 4  # from float32 to 8 bits
+    written = sum(
+        value.const_value.nbytes
+        for model in quantized.models.values()
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value not in quantized.same
+    )
+    return written > of_all
 
 
 def _quantize_kv_cache(
