@@ -18,6 +18,9 @@ from .common import (
     require_drawable,
 )
 
+_BROWSERS = ("web", "webgpu")
+"""Targets that people choose for pages."""
+
 
 @click.command(
     epilog="""\b
@@ -160,6 +163,10 @@ def command(
         from .printing.quantize import print_quantize
 
         print_quantize(report)
+    scheme = SCHEMES[report.manifest.quantization["scheme"]]
+    if options["target"] in _BROWSERS and "web" not in scheme.deploy and not quiet:
+        advice = f"choose --scheme {TARGETS['web'].scheme} for it"
+        click.echo(f"note: edgetie deploy --for web does not run {scheme.name}; {advice}", err=True)
 
 
 def _optional(record: Any) -> dict[str, Any] | None:
