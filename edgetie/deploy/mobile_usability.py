@@ -4,6 +4,8 @@ from pathlib import Path
 
 import onnx
 
+from edgetie.graph.structure import read_proto
+
 _VERDICTS = {"yes": "worth using", "maybe": "worth measuring", "no": "use the CPU instead"}
 
 
@@ -15,7 +17,7 @@ def usability(model_path: Path, provider: str) -> str:
     # onnxruntime.tools imports torch if it is installed
     from onnxruntime.tools.mobile_helpers import usability_checker as checker
 
-    model = onnx.load(model_path, load_external_data=False)
+    model = read_proto(model_path)
     model = onnx.shape_inference.infer_shapes(model)
     if provider == "NNAPI":
         partitions = checker.check_nnapi_partitions(model, True)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def external_data_files(model_path: Path) -> list[Path]:
     """Return the external data files that an ONNX model refers to."""
-    entries = _external_entries(model_path, _load_graph(model_path))
+    from edgetie.graph.structure import read_proto  # imports onnx
+
+    entries = _external_entries(model_path, read_proto(model_path))
     names = {location for _, location, _, _ in entries}
     return sorted(model_path.parent / name for name in names)
 
@@ -29,8 +31,10 @@ def check_external_data(model_path: Path) -> onnx.ModelProto:
     Raises:
         BundleError: naming the file, and the first tensor that does not fit.
     """
+    from edgetie.graph.structure import read_proto  # imports onnx
+
     sizes: dict[str, int] = {}
-    model = _load_graph(model_path)
+    model = read_proto(model_path)
     for tensor, location, offset, length in _external_entries(model_path, model):
         path = model_path.parent / location
         if location not in sizes:
@@ -48,31 +52,22 @@ def check_external_data(model_path: Path) -> onnx.ModelProto:
     return model
 
 
-def _load_graph(model_path: Path) -> onnx.ModelProto:
-    import onnx
-
-    try:
-        proto = onnx.load(str(model_path), load_external_data=False)
-    except Exception as error:
-        raise BundleError(f"{model_path}: not a readable ONNX model ({error})") from error
-    if not proto.graph.node and not proto.graph.initializer:
-        raise BundleError(f"{model_path}: not an ONNX model, or an empty one")
-    return proto
-
-
 def _external_entries(
     model_path: Path, proto: onnx.ModelProto
 ) -> Iterator[tuple[str, str, int, int]]:
     """Yield ``(tensor, file, offset, length)`` of every external tensor."""
     import onnx
 
-    for tensor in _tensors(proto.graph):
+    from edgetie.graph.structure import tensor_bytes
+
+    for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         info = {entry.key: entry.value for entry in tensor.external_data}
         location = info.get("location", "")
         try:
-            offset, length = int(info.get("offset", 0)), int(info.get("length", 0))
+            size = tensor_bytes(tensor)
+            offset, length = int(info.get("offset", 0)), int(info.get("length", size))
         except ValueError:
             offset = length = -1
         outside = Path(location).is_absolute() or ".." in Path(location).parts
@@ -81,17 +76,23 @@ def _external_entries(
                 f"{model_path}: external data of {tensor.name} is not a range of a file "
                 f"next to the model ({info}); export it again"
             )
+        if length != size:
+            raise BundleError(
+                f"{model_path}: the external data of {tensor.name} has {length:,} bytes, but its "
+                f"shape {list(tensor.dims)} takes {size:,}; export it again"
+            )
         yield tensor.name, location, offset, length
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Yield the initializers and constants of a graph and its subgraphs."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _tensors(subgraph)
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initializers and constants of a model, its subgraphs and functions."""
+    bodies: list[Any] = [model.graph, *model.functions]
+    for body in bodies:  # which grows
+        yield from getattr(body, "initializer", ())
+        for node in body.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+                bodies += (attribute.g, *attribute.graphs)
 
 
 def byte_range(value: ir.Value) -> tuple[str, int, int] | None:

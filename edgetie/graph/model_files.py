@@ -7,9 +7,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.errors import BundleError
+from edgetie.errors import BundleError, summarize
 from edgetie.graph.constants import MIN_ELEMENTS, OVERRIDABLE_IR_VERSION
 from edgetie.graph.external_data import byte_range
+from edgetie.graph.structure import read_proto
 from edgetie.progress import Progress
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file
@@ -24,12 +25,15 @@ def load_model(path: Path) -> ir.Model:
     Symbolic links to data are followed, as ONNX Runtime does: download caches consist of them.
 
     Raises:
-        BundleError: if it cannot be read, or its data has several hard links, which onnx refuses.
+        BundleError: if it cannot be read or is damaged, or its data has several hard links, which
+            onnx refuses.
     """
+    proto = read_proto(path)
     try:
-        model = ir.load(path)
+        model = ir.from_proto(proto)
     except Exception as error:
-        raise BundleError(f"{path}: not a readable ONNX model ({error})") from error
+        raise BundleError(f"{path}: not a readable ONNX model ({summarize(error)})") from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value

@@ -13,6 +13,7 @@ from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import Manifest, describe_tensors, write_manifest
 from edgetie.bundle.names import MANIFEST, PREFILL
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.graph.structure import read_proto
 from edgetie.ties.groups import find_shared_ties
 
 _NOT_COPIED = {MANIFEST, "genai_config.json"}
@@ -102,7 +103,7 @@ def _write(source: Path, target: Path, tokens: int, context: int) -> None:
     # onnxruntime.tools imports torch if it is installed
     from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
-    model = onnx.load(source, load_external_data=False)
+    model = read_proto(source)
     shapes = {"input_ids": (1, tokens), "position_ids": (1, tokens), "attention_mask": (1, context)}
     cache = (1, None, context - tokens, None)
     for value in model.graph.input:

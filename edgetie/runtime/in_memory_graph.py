@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetie.bundle.names import LAST_TOKEN_NODE
-from edgetie.errors import BundleError
 
 if TYPE_CHECKING:
     import onnx
@@ -24,14 +23,11 @@ def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
     which ONNX Runtime does only for graphs in files.
 
     Raises:
-        BundleError: if the file cannot be read.
+        BundleError: if the file cannot be read or is damaged.
     """
-    import onnx  # of all that a session needs, the slowest to import
+    from edgetie.graph.structure import read_proto  # of all a session needs, slowest to import
 
-    try:
-        model = onnx.load(str(model_path), load_external_data=False)
-    except Exception as error:
-        raise BundleError(f"{model_path}: not a readable ONNX model ({error})") from error
+    model = read_proto(model_path)
     folder = model_path.parent.resolve()
     for tensor in model.graph.initializer:
         entries = {entry.key: entry for entry in tensor.external_data}

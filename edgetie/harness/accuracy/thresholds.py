@@ -9,6 +9,7 @@ import onnx
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import EdgetieError
+from edgetie.graph.structure import read_proto
 from edgetie.harness.accuracy.metrics import PredictionMetrics
 from edgetie.targets import SCHEMES
 
@@ -102,7 +103,7 @@ def precision_of(bundle: Bundle) -> str:
         scheme = bundle.manifest.quantization.get("scheme")
         return scheme if scheme in DEFAULTS else bundle.manifest.precision
     elements: dict[str, int] = {}
-    for tensor in onnx.load(str(bundle.model_path), load_external_data=False).graph.initializer:
+    for tensor in read_proto(bundle.model_path).graph.initializer:
         if precision := _PRECISION_OF.get(tensor.data_type):
             elements[precision] = elements.get(precision, 0) + math.prod(tensor.dims)
     return max(elements, key=lambda name: elements[name], default="fp32")

@@ -50,13 +50,15 @@ class Tokenizer:
         """Read ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``.
 
         Raises:
-            BundleError: if there is no tokenizer, or it cannot be read.
+            BundleError: if there is no tokenizer, it cannot be read, or it is not the manifest's.
         """
         import tokenizers
 
         path = bundle.directory / TOKENIZER
         if not path.is_file():
             raise BundleError(f"{path}: missing; copy the model's {TOKENIZER} into the bundle")
+        for name in TOKENIZER_FILES:
+            bundle.verify_file(name)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
