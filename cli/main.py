@@ -4,10 +4,12 @@ import contextlib
 import errno
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from types import FrameType
@@ -128,6 +130,9 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # not every code page has all characters
     if sys.stdout is None:
         _fail("stdout is closed, so there is nowhere to write", 2)
+    if not sys.warnoptions:  # warnings of libraries are for programmers
+        warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()

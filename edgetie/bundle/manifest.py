@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from edgetie.bundle.model_config import read_token_ids
-from edgetie.bundle.names import FORMAT, LAST_TOKEN_NODE, MANIFEST
+from edgetie.bundle.names import DECODER, FORMAT, LAST_TOKEN_NODE, MANIFEST, MODEL
 from edgetie.errors import BundleError
 from edgetie.graph.external_data import check_external_data
 from edgetie.graph.tensors import PAST, TensorInfo
-from edgetie.ties.groups import TieGroup
+from edgetie.ties.groups import TieGroup, Use
+
+_LIMIT = 1 << 31  # sizes and tokens stay below
 
 
 @dataclass
@@ -110,38 +114,49 @@ class Manifest:
             BundleError: if it is not a valid manifest, of a newer format, or lists files outside.
         """
         try:
-            data = json.loads(text)
-            if data["format"] > FORMAT:
-                raise BundleError(
-                    f"{path}: written by a newer edgetie (format {data['format']}); update edgetie"
-                )
-            if "layout" in data:  # the name until format 2
-                layout = data.pop("layout")
-                data["weights_in_memory"] = "prepacked" if layout == "packed" else layout
-                data["format"] = FORMAT
-            if "suppressed_token_ids" not in data["signature"]:  # of an older edgetie
-                has_encoder = data.get("encoder") is not None
-                token_ids = read_token_ids(path.parent, has_encoder=has_encoder)
-                stated = {k: v for k, v in data["signature"].items() if v or k not in token_ids}
-                data["signature"] = token_ids | stated
-            data["signature"] = Signature.from_dict(data["signature"])
-            if data.get("encoder") is not None:
-                data["encoder"] = Signature.from_dict(data["encoder"])
-            data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
-            manifest = Manifest(**data)
-            for record in (manifest, manifest.signature, manifest.encoder):
-                if record is not None:
-                    require_types(record)
-            for name, entry in manifest.files.items():
-                if Path(name).name != name:
-                    raise ValueError(f"file {name!r} is outside the bundle")
-                if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
-                    raise TypeError(f"file {name!r} needs bytes and sha256")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return _parse(json.loads(text), path)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BundleError(
                 f"{path}: not a valid manifest ({type(error).__name__}: {error}); export again"
             ) from error
-        return manifest
+
+
+def _parse(data: Any, path: Path) -> Manifest:
+    """Make a manifest of JSON data and check every value in it."""
+    if data["format"] > FORMAT:
+        raise BundleError(
+            f"{path}: written by a newer edgetie (format {data['format']}); update edgetie"
+        )
+    if "layout" in data:  # the name until format 2
+        layout = data.pop("layout")
+        data["weights_in_memory"] = "prepacked" if layout == "packed" else layout
+        data["format"] = FORMAT
+    if "suppressed_token_ids" not in data["signature"]:  # of an older edgetie
+        has_encoder = data.get("encoder") is not None
+        token_ids = read_token_ids(path.parent, has_encoder=has_encoder)
+        stated = {k: v for k, v in data["signature"].items() if v or k not in token_ids}
+        data["signature"] = token_ids | stated
+    _require_fields(Manifest, data)
+    for name in ("signature", "encoder"):
+        if data.get(name) is not None:
+            _require_fields(Signature, data[name])
+            data[name] = Signature.from_dict(data[name])
+            _require_sizes(asdict(data[name]))
+    for group in data["ties"]:
+        _require_fields(TieGroup, group)
+        for use in group["uses"]:
+            _require_fields(Use, use)
+    data["ties"] = [TieGroup.from_dict(group) for group in data["ties"]]
+    manifest = Manifest(**data)
+    require_types(manifest)
+    if (MODEL if manifest.encoder is None else DECODER) not in manifest.files:
+        raise ValueError("its files lack the model")
+    for name, entry in manifest.files.items():
+        if Path(name).name != name:
+            raise ValueError(f"file {name!r} is outside the bundle")
+        if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
+            raise TypeError(f"file {name!r} needs bytes and sha256")
+    return manifest
 
 
 def bare_manifest(model_path: Path) -> Manifest:
@@ -207,10 +222,32 @@ def require_types(record: Any) -> None:
             raise TypeError(f"{name} is not {getattr(hint, '__name__', hint)}")
 
 
+def _require_fields(kind: type, data: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a field that a dataclass does not have."""
+    if unknown := data.keys() - {each.name for each in fields(kind)}:
+        raise ValueError(f"{kind.__name__} has no field {min(unknown)!r}")
+
+
+def _require_sizes(data: Any) -> None:
+    """Raise a ValueError for a number in a signature that is not a size or a token."""
+    if isinstance(data, dict | list | tuple):
+        for value in data.values() if isinstance(data, dict) else data:
+            _require_sizes(value)
+    elif isinstance(data, int) and not -1 <= data < _LIMIT:
+        raise ValueError(f"{data} is neither a size nor a token")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in inner)
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint):
+        require_types(value)
+        return True
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, inner[0]) for item in value)
     if origin is list:
         return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
     if origin is dict:

@@ -7,6 +7,8 @@ from typing import Any
 from edgetie.bundle.names import CONFIG, CONFIGURATIONS
 from edgetie.errors import BundleError
 
+_LIMIT = 1 << 31  # tokens stay below
+
 
 def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, Any]:
     """Read the token ids of a manifest's signature, by the names of its fields.
@@ -21,19 +23,25 @@ def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, A
     for name in reversed(CONFIGURATIONS):
         values = read_json(directory / name)
         settings |= {key: value for key, value in values.items() if value is not None}
-    stops = settings.get("eos_token_id")
-    start = settings.get("decoder_start_token_id", settings.get("bos_token_id"))
-    forced = [token for _, token in settings.get("forced_decoder_ids") or []]
-    starts = [start, settings.get("forced_bos_token_id"), *forced]
-    no_timestamps = settings.get("no_timestamps_token_id")
-    starts += [no_timestamps] if no_timestamps not in starts else []
+    name = "decoder_start_token_id"
+    starts = _tokens(settings, name if name in settings else "bos_token_id", directory)
+    starts += _tokens(settings, "forced_bos_token_id", directory)
+    starts += _forced_tokens(settings, directory)
+    no_timestamps = _tokens(settings, "no_timestamps_token_id", directory)
+    starts += [token for token in no_timestamps if token not in starts]
     languages = settings.get("lang_to_id") or {}
+    if not isinstance(languages, dict):
+        raise _wrong_setting(directory, "lang_to_id", languages)
     return {
-        "eos_token_ids": [stops] if isinstance(stops, int) else list(stops or ()),
-        "start_token_ids": [t for t in starts if isinstance(t, int)] if has_encoder else [],
-        "suppressed_token_ids": list(settings.get("suppress_tokens") or ()),
-        "begin_suppressed_token_ids": list(settings.get("begin_suppress_tokens") or ()),
-        "language_token_ids": {name.strip("<|>"): token for name, token in languages.items()},
+        "eos_token_ids": _tokens(settings, "eos_token_id", directory),
+        "start_token_ids": starts if has_encoder else [],
+        "suppressed_token_ids": _tokens(settings, "suppress_tokens", directory),
+        "begin_suppressed_token_ids": _tokens(settings, "begin_suppress_tokens", directory),
+        "language_token_ids": {
+            name.strip("<|>"): token
+            for name in languages
+            for token in _tokens(languages, name, directory)
+        },
     }
 
 
@@ -55,6 +63,31 @@ def declare_ties(directory: Path, has_tied_head: bool) -> None:
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
+def _tokens(settings: dict[str, Any], name: str, directory: Path) -> list[int]:
+    """Read a token or a list of tokens. Negative ones stand for none."""
+    value = settings.get(name)
+    tokens = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and token < _LIMIT for token in tokens):
+        raise _wrong_setting(directory, name, value)
+    return [token for token in tokens if token >= 0]
+
+
+def _forced_tokens(settings: dict[str, Any], directory: Path) -> list[int]:
+    """Read pairs of a position and a token, which may be missing."""
+    pairs = settings.get("forced_decoder_ids") or []
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise _wrong_setting(directory, "forced_decoder_ids", pairs)
+    return [token for _, one in pairs for token in _tokens({"token": one}, "token", directory)]
+
+
+def _wrong_setting(directory: Path, name: str, value: object) -> BundleError:
+    files = " or ".join(CONFIGURATIONS)
+    return BundleError(
+        f"{directory}: {name} in its {files} is {repr(value)[:60]}, which is not what models have "
+        "there; repair it"
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; empty if the file is missing.
 
@@ -65,5 +98,5 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")).items())
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error})") from error

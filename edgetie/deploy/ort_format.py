@@ -36,7 +36,7 @@ def write_ort(bundle: Bundle, target: Path) -> None:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(target)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:

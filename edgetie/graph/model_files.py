@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.errors import BundleError, summarize
+from edgetie.errors import BundleError, EdgetieError, summarize
 from edgetie.graph.constants import MIN_ELEMENTS, OVERRIDABLE_IR_VERSION
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.structure import read_proto
@@ -143,8 +143,21 @@ def write_models(
         value.const_value.name = str(value.name)
     for name, model in models.items():
         _load_constants(model)
-        ir.save(model, directory / name)
+        _save(model, directory / name)
     return [directory / name for name in models]
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    """Save a model; errors of tensors that are computed only now stay what they are."""
+    try:
+        ir.save(model, path)
+    except ir.serde.SerdeError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, EdgetieError):
+                raise cause from error
+            cause = cause.__cause__
+        raise
 
 
 def _write_data(

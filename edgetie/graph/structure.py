@@ -25,6 +25,7 @@ _NEEDS_PAYLOAD = {"TENSOR", "GRAPH", "TYPE_PROTO", "SPARSE_TENSOR"}
 """Types without a default. Writers of proto3 leave out numbers that are 0 and empty texts."""
 _MAIN_DOMAINS = ("", "ai.onnx")
 _DTYPES = {each.value for each in ir.DataType} & {*onnx.TensorProto.DataType.values()} - {0}
+_LIMIT = 1 << 31  # sizes of values stay below
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
@@ -269,14 +270,15 @@ def _tensor(tensor: onnx.TensorProto, where: str = "") -> Iterator[str]:
 
 
 def _type(kind: onnx.TypeProto, name: str) -> Iterator[str]:
-    """Find an unknown type or a negative size in the type of a value."""
+    """Find an unknown type, or a negative or huge size, in the type of a value."""
     field = kind.WhichOneof("value")
     inner = getattr(kind, field) if field is not None else None
     if isinstance(inner, onnx.TypeProto.Tensor | onnx.TypeProto.SparseTensor):
         if inner.elem_type not in _DTYPES:
             yield f"value {name} has the unknown type {inner.elem_type}"
-        if any(size.dim_value < 0 for size in inner.shape.dim):
-            yield f"value {name} has a negative size"
+        for size in inner.shape.dim:
+            if not 0 <= size.dim_value < _LIMIT:
+                yield f"value {name} has the size {size.dim_value}"
     elif inner is not None:
         yield from _type(getattr(inner, "value_type", None) or inner.elem_type, name)
 

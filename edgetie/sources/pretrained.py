@@ -12,6 +12,7 @@ from typing import Any
 
 from edgetie.bundle.names import ADAPTER, MANIFEST, PROCESSOR, SPEECH
 from edgetie.errors import SourceError, summarize
+from edgetie.runtime.text.tokenizer import merge_damage
 from edgetie.sources.checkpoint import (
     find_renames,
     is_tied_by,
@@ -186,10 +187,12 @@ def _refuse_custom_code(directory: Path, allowed: bool) -> None:
     for path in filter(Path.is_file, (directory / name for name in _SETTINGS)):
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{path}: not valid JSON ({error}); download it again") from error
         if not isinstance(settings, dict):
             raise SourceError(f"{path}: not a JSON object; download it again")
+        if (damage := merge_damage(settings)) is not None:
+            raise SourceError(f"{path}: {damage}; download it again")
         if settings.get("auto_map") and not allowed:
             raise SourceError(
                 f"{directory}: the model has its own Python code (auto_map in {path.name}); "

@@ -214,3 +214,34 @@ def test_records_that_fit(values: dict[str, Any]) -> None:
 def test_records_that_do_not_fit_name_the_field(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"^{name} is not "):
         require_types(Record(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(surprise=1), "Manifest has no field 'surprise'"),
+        (lambda d: d["signature"].update(surprise=1), "Signature has no field 'surprise'"),
+        (lambda d: d["signature"].update(vocab_size=-7), "-7 is neither a size nor a token"),
+        (lambda d: d["signature"].update(max_positions=1 << 70), "neither a size nor a token"),
+        (lambda d: d["signature"]["inputs"].append({"name": [], "dtype": "INT64", "shape": []}),
+         "name is not str"),
+        (lambda d: d["signature"]["inputs"].append({"name": "x", "dtype": "", "shape": [None]}),
+         "shape is not"),
+        (lambda d: d["files"].clear(), "its files lack the model"),
+    ],
+)  # fmt: skip
+def test_damaged_values_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    files = {"model.onnx": {"bytes": 1, "sha256": ""}}
+    manifest = Manifest({}, "causal-lm", "fp32", Signature([], []), [], 0, files=files)
+    data = json.loads(manifest.to_json())
+    assert Manifest.from_json(json.dumps(data), tmp_path / "edgetie.json").files == files
+    change(data)
+    with pytest.raises(BundleError, match=message):
+        Manifest.from_json(json.dumps(data), tmp_path / "edgetie.json")
+
+
+def test_documents_nested_too_deeply_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a valid manifest"):
+        Manifest.from_json("[" * 200_000, tmp_path / "edgetie.json")

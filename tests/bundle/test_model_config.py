@@ -73,3 +73,14 @@ def test_ties_are_declared_at_every_level(tmp_path: Path) -> None:
         "tie_word_embeddings": False,
         "text_config": {"tie_word_embeddings": False, "vocab_size": 5},
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("eos_token_id", {"a": 1}), ("eos_token_id", ["x"]), ("suppress_tokens", 1 << 40),
+     ("forced_decoder_ids", [1]), ("lang_to_id", [1])],
+)  # fmt: skip
+def test_settings_of_the_wrong_kind_are_named(tmp_path: Path, name: str, value: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({name: value}), encoding="utf-8")
+    with pytest.raises(BundleError, match=rf"{name} in its .*config\.json is"):
+        read_token_ids(tmp_path)

@@ -114,7 +114,7 @@ def cut(graph: GraphProto) -> None:
         (lambda g: g.initializer[0].__setattr__("data_type", 99), "w has the unknown type 99"),
         (lambda g: g.input[0].type.tensor_type.__setattr__("elem_type", 77), "x has the unknown"),
         (lambda g: g.input[0].type.tensor_type.shape.dim[0].__setattr__("dim_value", -2),
-         "value x has a negative size"),
+         "value x has the size -2"),
         (lambda g: g.input[0].type.CopyFrom(TypeProto()), "input x has no type"),
     ],
 )  # fmt: skip

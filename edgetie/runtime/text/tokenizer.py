@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ TOKENIZER_FILES = (TOKENIZER, _TOKENIZER_CONFIG, _SPECIAL_TOKENS, _TEMPLATE)
 """The files that :class:`Tokenizer` reads."""
 
 _EXTRA_TOKENS = ("extra_special_tokens", "model_specific_special_tokens")
+_HAS_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 
 
 class Tokenizer:
@@ -59,6 +61,8 @@ class Tokenizer:
             raise BundleError(f"{path}: missing; copy the model's {TOKENIZER} into the bundle")
         for name in TOKENIZER_FILES:
             bundle.verify_file(name)
+        if _HAS_PREFIX.search(path.read_bytes()) and (damage := merge_damage(read_json(path))):
+            raise BundleError(f"{path}: not a readable tokenizer ({damage}); copy it again")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
@@ -124,6 +128,23 @@ class Tokenizer:
         if self.chat_template is not None:
             messages = with_parts(self.chat_template, messages, self.special_tokens)
         return self.apply_chat_template(messages)
+
+
+def merge_damage(settings: Mapping[str, Any]) -> str | None:
+    """Describe a merge of a ``tokenizer.json`` that would make the library abort the process.
+
+    It cuts the model's prefix off the second part of each, whether it is there or not.
+    """
+    model = settings.get("model")
+    model = model if isinstance(model, dict) else {}
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not isinstance(prefix, str) or not isinstance(merges, list):
+        return None
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if isinstance(parts, list) and parts and not str(parts[-1]).startswith(prefix):
+            return f"merge {parts} lacks the prefix {prefix[:20]!r}"
+    return None
 
 
 class Detokenizer:

@@ -19,13 +19,13 @@ from edgetie.ties.groups import find_ties
 TOKENS, WIDTH = 40_000, 64  # 10 MB in fp32
 
 
-def decoder(path: Path, *, operator: str = "MatMul") -> ir.Model:
+def decoder(path: Path, *, operator: str = "MatMul", **attributes: str) -> ir.Model:
     """Gather and a head over one large table, in external data."""
     weights = np.random.default_rng(0).standard_normal((TOKENS, WIDTH)).astype(np.float32)
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["x"]),
         helper.make_node("Transpose", ["table"], ["head"], perm=[1, 0]),
-        helper.make_node(operator, ["x", "head"], ["logits"]),
+        helper.make_node(operator, ["x", "head"], ["logits"], **attributes),
     ]
     graph = helper.make_graph(
         nodes,
@@ -65,6 +65,6 @@ def test_what_cannot_be_measured_is_none(tmp_path: Path) -> None:
     (group,) = find_ties(small)
     assert group.bytes < MIN_BYTES
     assert measure_tie(small, group, "cpu") is None
-    strange = decoder(tmp_path / "strange.onnx", operator="Einsum")
+    strange = decoder(tmp_path / "strange.onnx", operator="Einsum", equation="bsh,hv->bsv")
     (group,) = find_ties(strange)
     assert measure_tie(strange, group, "cpu") is None  # its inputs cannot be made up

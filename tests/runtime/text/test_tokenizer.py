@@ -246,3 +246,13 @@ def test_a_real_tokenizer_as_transformers(real_bundle: Path) -> None:
     )
     ids = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     assert ours.encode(prompt, add_special_tokens=False) == list(ids)
+
+
+def test_merges_without_the_prefix_are_refused_before_the_library_aborts(tmp_path: Path) -> None:
+    tiny.write_plain(tmp_path)
+    tiny.byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    data = json.loads((tmp_path / "tokenizer.json").read_bytes())
+    data["model"]["continuing_subword_prefix"] = "x" * 100
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: not a readable .* lacks the prefix"):
+        Tokenizer.from_bundle(open_bundle(tmp_path))
