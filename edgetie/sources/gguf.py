@@ -2,10 +2,13 @@
 
 import contextlib
 import functools
+import gc
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgetie.errors import SourceError, summarize
 from edgetie.sources.checkpoint import require_weights
@@ -14,6 +17,10 @@ from edgetie.sources.pretrained import quiet_transformers, save_tokenizer
 from edgetie.sources.source import Source
 
 _ROTARY = "rope_"  # prefix of tensors that _scale_rotary reads
+_STRING = 8  # type of a value in the header
+_CHUNK_BYTES = 1 << 17  # decoded at a time: intermediate results stay in the processor's cache
+
+Array = np.ndarray[Any, Any]
 
 
 def load_gguf(path: Path) -> Source:
@@ -133,7 +140,43 @@ def _scale_rotary(path: Path, module: Any) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _reader(reader_class: Any, path: str) -> Any:
-    return reader_class(path)
+    """Read the header; values are views of plain arrays, of which a vocabulary has a million."""
+
+    class Reader(reader_class):  # type: ignore[misc]
+        def _get(
+            self, offset: int, dtype: Any, count: int = 1, override_order: str | None = None
+        ) -> Array:
+            ordered = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
+            if not count:
+                return np.empty(0, ordered)
+            return np.frombuffer(self.data, ordered, int(count), int(offset))
+
+    enabled = gc.isenabled()
+    gc.disable()  # it would look through all arrays again and again
+    try:
+        return Reader(path)
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _parse_value(parse: Callable[[Any, Any], Any], value: Any, types: Any) -> Any:
+    """Convert a value of the header; texts at once instead of byte by byte."""
+    kind = types[-1] if isinstance(types, list) else types
+    return bytes(value).decode() if kind == _STRING else parse(value, types)
+
+
+def _decode_rows(
+    decode: Callable[[Array], Array], array: Array, dtype: Any, shape: tuple[int, ...]
+) -> Array:
+    """Decode blocks ``(..., bytes)`` into an array of a shape, a chunk of rows at a time."""
+    rows = array.reshape(-1, array.shape[-1])
+    result = np.empty(shape, dtype)
+    decoded_rows = result.reshape(len(rows), -1)
+    step = max(1, _CHUNK_BYTES // rows.shape[1])
+    for start in range(0, len(rows), step):
+        decoded_rows[start : start + step] = decode(rows[start : start + step])
+    return result
 
 
 @contextlib.contextmanager
@@ -158,6 +201,12 @@ def _adapted_loader() -> Iterator[set[str]]:
 
     replacements = [
         (gguf, "GGUFReader", lambda path, *_: _reader(reader_class, str(path))),
+        (
+            gguf.quants,
+            "_apply_over_grouped_rows",
+            lambda func, arr, otype, oshape: _decode_rows(func, arr, otype, oshape),
+        ),
+        (loader, "_gguf_parse_value", functools.partial(_parse_value, loader._gguf_parse_value)),
         (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
         (loader, "get_gguf_hf_weights_map", lambda *a, **k: Names(weights_map(*a, **k))),
         (loader, "tqdm", functools.partial(loader.tqdm, disable=True)),

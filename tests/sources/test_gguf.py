@@ -12,6 +12,7 @@ import torch
 from gguf_files import FREQUENCIES, LAYERS, WIDTH, write_gguf
 
 from edgetie.errors import SourceError
+from edgetie.sources import gguf as loader
 from edgetie.sources.load import load_source
 
 IDS = np.random.default_rng(3).integers(3, 300, (1, 60))
@@ -101,3 +102,40 @@ def test_transformers_is_left_as_it_was(tmp_path: Path) -> None:
     source.save_extras(tmp_path / "extras")
     names = {path.name for path in (tmp_path / "extras").iterdir()}
     assert names == {"config.json", "generation_config.json"}
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q4_K", "Q6_K", "Q8_0", "IQ4_NL"])
+def test_quantized_tables_are_decoded_as_gguf_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """In several chunks, whose last one is shorter."""
+    monkeypatch.setattr(loader, "_CHUNK_BYTES", 1000)
+    quantization = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[quantization]
+    blocks = np.random.default_rng(0).integers(0, 60, (37, 512 // block * size), dtype=np.uint8)
+    expected = gguf.quants.dequantize(blocks, quantization)
+    with loader._adapted_loader():
+        result = gguf.quants.dequantize(blocks, quantization)
+    np.testing.assert_array_equal(result, expected)
+    assert result.shape == (37, 512)
+
+
+def test_headers_are_read_as_gguf_does(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", scaling=("linear", 4.0), tables=None)
+    expected = gguf.GGUFReader(str(path))
+    with loader._adapted_loader():
+        result = gguf.GGUFReader(str(path))
+    assert {name: field.contents() for name, field in result.fields.items()} == {
+        name: field.contents() for name, field in expected.fields.items()
+    }
+    for ours, theirs in zip(result.tensors, expected.tensors, strict=True):
+        np.testing.assert_array_equal(ours.data, theirs.data)
+
+
+def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", tables=None)
+    whole = path.read_bytes()
+    for length in (200, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SourceError, match=r"cannot be loaded .*download it again"):
+            load_source(str(path))
