@@ -39,7 +39,7 @@ def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
             with data.open("rb") as file:
                 file.seek(int(entries["offset"].value) if "offset" in entries else 0)
                 tensor.raw_data = file.read(length)
-            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("data_location")
             del tensor.external_data[:]
         elif data.is_symlink():
             folder, entries["location"].value = data.resolve().parent, data.resolve().name
