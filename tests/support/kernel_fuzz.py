@@ -12,6 +12,8 @@ from collections import Counter
 from kernel_cases import Case, excess, random_cases
 from kernel_models import nodes_taken, open_session
 
+from edgetie.kernels import instruction_set
+
 
 def run_case(case: Case, threads: int) -> tuple[float, list[str]]:
     """Return the largest error as a multiple of its bound, and what is wrong."""
@@ -45,7 +47,7 @@ def main() -> None:
         counts[kind] += len(case.runs)
         largest[kind] = max(largest.get(kind, 0.0), error)
         wrong += problems
-    report = {"runs": counts, "largest": largest, "wrong": wrong}
+    report = {"set": instruction_set(), "runs": counts, "largest": largest, "wrong": wrong}
     print(json.dumps(report))
 
 

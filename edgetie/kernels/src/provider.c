@@ -147,7 +147,7 @@ EXPORT OrtStatus *CreateEpFactories(const char *name, const OrtApiBase *base, co
   ort_api = api;
   ort_ep_api = ORT(GetEpApi)();
   const char *wanted = getenv("EDGETIE_INSTRUCTION_SET"), *used = select_kernels()->name;
-  if (wanted && strcmp(wanted, used))
+  if (wanted && *wanted && strcmp(wanted, used))
     return fail("EDGETIE_INSTRUCTION_SET=%s: this processor has no such instruction set; unset it, "
                 "or name one below %s", wanted, used);
   OrtEpFactory *factory = factories[0] = calloc(1, sizeof *factory);
