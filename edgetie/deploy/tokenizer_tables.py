@@ -13,7 +13,6 @@ characters that its pre-tokenizer needs, as little-endian uint32 unless noted ot
     text                                  bytes of all tokens, concatenated
 """
 
-import json
 import sys
 import unicodedata
 from itertools import accumulate, count, groupby
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from edgetie.bundle.model_config import read_json
 from edgetie.errors import BundleError
 
 _SPACES = [*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F,
@@ -37,7 +37,7 @@ def write_tables(source: Path, target: Path) -> None:
         BundleError: if it is not byte-level BPE with the pre-tokenizer of GPT-2, or has steps that
             the tables cannot hold.
     """
-    data = json.loads(source.read_text(encoding="utf-8"))
+    data = {"added_tokens": []} | read_json(source)
     digits = _require_supported(source, data)
     model = data["model"]
     added = {token["content"]: token for token in data["added_tokens"]}
@@ -102,6 +102,10 @@ def _require_supported(source: Path, data: dict[str, Any]) -> bool:
         refuse("a pre-tokenizer that prepends a space, or has another pattern")
     if len(steps) > 1 and not steps[0].get("individual_digits"):
         refuse("a pre-tokenizer of whole numbers")
+    alphabet = {*byte_alphabet().values()}
+    texts = model["vocab"].keys() - {token["content"] for token in data["added_tokens"]}
+    if foreign := next((text for text in texts if not alphabet.issuperset(text)), None):
+        refuse(f"a token that is not of bytes ({foreign})")
     for token in data["added_tokens"]:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             refuse(f"a token that takes spaces ({token['content']})")

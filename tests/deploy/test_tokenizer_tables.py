@@ -84,7 +84,17 @@ def test_tokenizers_that_tables_cannot_hold_are_refused(tmp_path: Path) -> None:
             "whole numbers",
         ),
         ({"added_tokens": [token | {"lstrip": True}]}, r"takes spaces \(a\)"),
+        ({"model": model | {"vocab": {"\u4e00": 0}}}, "a token that is not of bytes"),
     ):
         with pytest.raises(BundleError, match=reason):
             written(tmp_path, settings(**changes))
         assert not (tmp_path / "tokenizer.bin").exists()
+
+
+def test_a_tokenizer_without_added_tokens_is_written(tmp_path: Path) -> None:
+    backend = tiny.byte_tokenizer()
+    data = json.loads(backend.to_str())
+    del data["added_tokens"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    write_tables(tmp_path / "tokenizer.json", tmp_path / "tokenizer.bin")
+    assert (tmp_path / "tokenizer.bin").read_bytes()[:4] == b"EDT1"
