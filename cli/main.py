@@ -130,9 +130,10 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # not every code page has all characters
     if sys.stdout is None:
         _fail("stdout is closed, so there is nowhere to write", 2)
-    if not sys.warnoptions:  # warnings of libraries are for programmers
+    if not sys.warnoptions:  # warnings of libraries are for programmers, edgetie's for users
         warnings.simplefilter("ignore")
     logging.getLogger().addHandler(logging.NullHandler())
+    logging.getLogger("edgetie").addHandler(logging.StreamHandler())
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
