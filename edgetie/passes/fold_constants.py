@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from edgetie.errors import BundleError, summarize
 from edgetie.graph.constant_values import is_deterministic
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.editing import initializer, replace
@@ -16,6 +17,9 @@ class FoldConstants(GraphPass):
 
     A session may then start without optimizing the graph. A node that reads a larger weight stays:
     its result would be a copy of the weight.
+
+    Raises:
+        BundleError: if a node's constants do not fit it.
     """
 
     def rewrite(self, model: ir.Model) -> None:
@@ -35,7 +39,12 @@ class FoldConstants(GraphPass):
         if not results:
             return
         model.graph.sort()
-        arrays = evaluate(ir.convenience.extract(model.graph, [], results))
+        try:
+            arrays = evaluate(ir.convenience.extract(model.graph, [], results))
+        except Exception as error:  # pybind11 classes without a common base
+            raise BundleError(
+                f"ONNX Runtime cannot compute a constant ({summarize(error)}); export it again"
+            ) from error
         for value, array in zip(results, arrays, strict=True):
             replace(value, initializer(model.graph, f"{value.name}.folded", array))
             self.changed += 1

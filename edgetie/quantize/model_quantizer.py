@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
-from edgetie.errors import QuantizeError
+from edgetie.errors import BundleError, QuantizeError
 from edgetie.graph.matching import operator
 from edgetie.graph.model_files import read_uncached
 from edgetie.passes.base import run_passes
@@ -191,7 +191,10 @@ class ModelQuantizer:
                 passes[file] = self._weights_pass(file, *formats, float_weights, higher_precision)
                 run_passes(models[file], [], [passes[file]])
             if self.scheme.is_folded or self.scheme.float16:
-                run_passes(models[file], [], [FoldConstants()])
+                try:
+                    run_passes(models[file], [], [FoldConstants()])
+                except BundleError as error:
+                    raise BundleError(f"{file}: {error.message}") from error
             if self.scheme.float16:
                 models[file] = to_float16(models[file])
         skipped = [note for each in passes.values() for note in each.skipped]

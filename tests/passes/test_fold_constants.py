@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper
 from small_graphs import WIDTH, X, graph, leave, node, random, rewrite
 
+from edgetie.errors import BundleError
 from edgetie.passes.fold_constants import FoldConstants
 
 
@@ -22,6 +24,15 @@ def test_expressions_of_constants_become_initializers() -> None:
     )
     assert rewrite(model, FoldConstants(), x=X) == {"Add": 1, "Mul": 1}
     assert sorted(model.graph.initializers) == ["c.folded", "s.folded"]
+
+
+def test_constants_that_do_not_fit_their_node_are_refused() -> None:
+    model = graph(
+        [node("Transpose", ["two"], ["t"], perm=[0, 2, 1]), node("Add", ["x", "t"], ["y"])],
+        {"two": np.float32([1, 2])},
+    )
+    with pytest.raises(BundleError, match="ONNX Runtime cannot compute a constant"):
+        FoldConstants().rewrite(model)
 
 
 def test_a_copy_of_a_weight_is_not_stored() -> None:
