@@ -6,7 +6,7 @@ import functools
 import graphlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Set
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import onnx
@@ -257,6 +257,10 @@ def _tensor(tensor: onnx.TensorProto, where: str = "") -> Iterator[str]:
         yield f"{where} stores texts as bytes"
         return
     if tensor.data_location == _EXTERNAL:
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        if not PurePath(location).name:
+            name = tensor.name or where
+            yield f"external data of {name} is not a range of a file next to the model"
         return
     expected = tensor_bytes(tensor)
     if tensor.HasField("raw_data"):

@@ -144,6 +144,9 @@ def test_names_that_are_not_text(name: str) -> None:
         (lambda m: m.__setattr__("ir_version", 1 << 40), "IR version"),
         (lambda m: m.opset_import[0].__setattr__("version", 1 << 40), "its opset is"),
         (lambda m: m.opset_import.pop(0), "does not say which opset"),
+        (lambda m: m.graph.initializer.append(TensorProto(
+            name="e", data_type=1, dims=[2], data_location=TensorProto.EXTERNAL)),
+         "external data of e is not a range of a file"),
         (lambda m: m.functions[0].node[0].input.__setitem__(0, "z"), "reads z"),
         (lambda m: m.functions[0].node[0].CopyFrom(
             helper.make_node("Twice", ["a"], ["r"], domain="own")), "Twice calls itself"),
