@@ -53,6 +53,11 @@ class Decoder:
         limit = signature.max_positions
         if limit is not None and max_length > limit:
             raise EdgetieError(f"{self._path}: accepts {limit} tokens, not {max_length}")
+        if len(logits.shape) != 3:
+            raise BundleError(
+                f"{self._path}: its logits have {len(logits.shape)} axes, not batch, tokens and "
+                "vocabulary; export it again"
+            )
         self._left_padding_only = signature.padding == "left"
         self._mask = np.zeros((batch, max_length), np.int64)
         self._ids = None if session.cache else np.zeros((batch, max_length), np.int64)
