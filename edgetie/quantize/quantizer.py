@@ -2,36 +2,29 @@
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.manifest import Manifest, describe_tensors, write_manifest
+from edgetie.bundle.manifest import Manifest, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
-from edgetie.bundle.names import CONFIGURATIONS, DATA, MANIFEST
+from edgetie.bundle.names import DATA
 from edgetie.errors import QuantizeError
-from edgetie.graph.model_files import load_model, write_models
-from edgetie.harness.accuracy.metrics import PredictionMetrics
+from edgetie.graph.model_files import write_models
 from edgetie.harness.accuracy.thresholds import Thresholds
 from edgetie.passes.base import run_passes
 from edgetie.passes.merge_near_duplicates import NearCopy, check_max_distance
 from edgetie.progress import Stages
-from edgetie.quantize.calibration.activations import (
-    CalibrationText,
-    calibration_text,
-    read_calibration_file,
-)
+from edgetie.quantize.calibration.calibration_data import read_calibration_data
 from edgetie.quantize.calibration.layerwise_run import CalibrationInput
-from edgetie.quantize.calibration.synthetic_audio import calibration_audio
 from edgetie.quantize.formats.scheme_formats import oldest_opset
 from edgetie.quantize.kv_cache_int8 import QuantizeKvCache, kv_cache_scales
 from edgetie.quantize.mixed_precision.accuracy_meter import AccuracyMeter
@@ -41,14 +34,19 @@ from edgetie.quantize.mixed_precision.search import (
     limit_error,
     quantize_within_limits,
 )
-from edgetie.quantize.mixed_precision.sensitivity import Cost, Precision
-from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
+from edgetie.quantize.mixed_precision.sensitivity import Cost
+from edgetie.quantize.model_quantizer import ModelQuantizer
+from edgetie.quantize.quantized_bundle import (
+    QuantizationResult,
+    copy_other_files,
+    describe_preprocessing,
+    make_manifest,
+    verify_tied_weights,
+)
 from edgetie.quantize.smaller_scheme import SmallerScheme, find_smaller_scheme
-from edgetie.quantize.source_models import SourceModels, read_source_models
+from edgetie.quantize.source_models import read_source_models
 from edgetie.quantize.weights.array_spill import ArraySpill
-from edgetie.runtime.text.tokenizer import TOKENIZER_FILES
-from edgetie.targets import CALIBRATORS, Scheme, find_scheme
-from edgetie.ties.groups import TieGroup, find_shared_ties, ties_of_file, verify_ties
+from edgetie.targets import CALIBRATORS, find_scheme
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,9 @@ def quantize_model(
         source, max_distance=max_distance, opset=oldest_opset(scheme_row)
     )
     bundle = float_models.bundle
-    data = _read_calibration(float_models, calibration, limits)
+    data = read_calibration_data(
+        bundle, float_models.models, calibration, for_limits=limits is not None
+    )
     # each thread quantizes a weight of its own, so BLAS needs none
     with threadpool_limits(1, user_api="blas"), atomic_directory(output, force=force) as directory:
         stages.stage("calibrate")
@@ -178,7 +178,7 @@ def quantize_model(
         stages.stage("quantize")
         meter = AccuracyMeter(bundle, data.text, limits) if limits is not None else None
         result = _quantize(quantizer, directory, meter, stages, deadline)
-        if meter is not None and _is_larger_than_8_bits(result) and time.perf_counter() < deadline:
+        if meter is not None and result.is_larger_than_8_bits and time.perf_counter() < deadline:
             stages.stage("try 8 bits")
             smaller = find_smaller_scheme(
                 scheme_row, bundle, data.inputs, meter, directory, max_distance=max_distance
@@ -186,16 +186,14 @@ def quantize_model(
             result = replace(result, smaller_scheme=smaller)
         if int8_kv_cache:
             result = _quantize_kv_cache(result, bundle, directory, data.inputs, meter)
-        ties = _verify_ties(result, float_models, directory)
-        if require_tied_int8:
-            _require_int8(ties, result)
-        _copy_other_files(bundle, directory)
+        ties = verify_tied_weights(result, float_models, directory, require_int8=require_tied_int8)
+        copy_other_files(bundle, directory)
         # ONNX Runtime does not accept DequantizeLinear over weights of an outer graph
         if not int8_kv_cache and len(result.models) > 1 and not scheme_row.activation_bits:
             write_merged(directory)
         stages.stage("hash")
-        manifest = _make_manifest(float_models, scheme_row, result, ties)
-        manifest.quantization |= _calibration_entries(quantizer, data.description)
+        preprocessing = describe_preprocessing(quantizer.reports, data.description)
+        manifest = make_manifest(float_models, scheme_row, result, ties, preprocessing)
         manifest.quantization["cache_bits"] = 8 if int8_kv_cache else None
         write_manifest(directory, manifest)
     stages.finish()
@@ -237,121 +235,34 @@ def _deadline(time_budget: float | None, limits: Thresholds | None) -> float:
     return time.perf_counter() + time_budget
 
 
-class _CalibrationData(NamedTuple):
-    """What to calibrate on and to measure limits on, and a description for the manifest."""
-
-    text: CalibrationText
-    inputs: CalibrationInput
-    description: str
-
-
-def _read_calibration(
-    models: SourceModels,
-    calibration: str | Path | Sequence[Mapping[str, Any]] | None,
-    limits: Thresholds | None,
-) -> _CalibrationData:
-    """Read and check what to calibrate on."""
-    if isinstance(calibration, Path):
-        calibration = read_calibration_file(calibration)
-    elif isinstance(calibration, str) and os.path.isfile(calibration):  # noqa: PTH113 - any length
-        raise QuantizeError(
-            f"{calibration!r} is the name of a file, but is read as a text; pass a Path",
-            parameter="calibration",
-        )
-    if calibration is not None and not isinstance(calibration, str):
-        feeds = [dict(each) for each in calibration]
-        if not feeds:
-            raise QuantizeError(
-                "no inputs; give some, or None for the built-in text", parameter="calibration"
-            )
-        if limits is not None:
-            raise QuantizeError("limits are measured on a text; calibrate on one, not on inputs")
-        description = f"{len(feeds)} runs on own inputs"
-        text = CalibrationText([], [], description)
-        return _CalibrationData(text, CalibrationInput(feeds=feeds), description)
-    text = calibration_text(models.bundle, calibration, models.models.values())
-    if limits is not None and not text.evaluation:
-        raise QuantizeError(
-            f"the calibration text has {len(text.calibration)} tokens, all of them calibrated on, "
-            "and limits are measured on what follows; give a longer one"
-        )
-    audio, audio_description = calibration_audio(models.bundle)
-    parts = [f"{len(text.calibration)} tokens of {text.description}", audio_description]
-    inputs = CalibrationInput(text.calibration, audio, (), text.prefix, text.suffix)
-    return _CalibrationData(text, inputs, " and ".join(filter(None, parts)))
-
-
-@dataclass(frozen=True)
-class _Result:
-    """Quantized models; the cost of each weight and the accuracy, if they were measured."""
-
-    quantized: QuantizedModels
-    costs: Sequence[Cost] = ()
-    metrics: PredictionMetrics | None = None
-    search: SearchSummary | None = None
-    smaller_scheme: SmallerScheme | None = None
-
-    @property
-    def models(self) -> dict[str, ir.Model]:
-        return self.quantized.models
-
-    @property
-    def float_weights(self) -> list[str]:
-        """The weights that stayed in floating point, and why."""
-        return [*self.quantized.skipped, *self.with_precision(Precision.FLOAT)]
-
-    def with_precision(self, precision: Precision) -> list[str]:
-        """List the weights of a precision, and what quantizing them would cost, if measured."""
-        return [
-            c.name if math.isnan(c.kl) else f"{c.name}: costs {c.kl:.1e}"
-            for c in self.costs
-            if c.precision is precision
-        ]
-
-
 def _quantize(
     quantizer: ModelQuantizer,
     directory: Path,
     meter: AccuracyMeter | None,
     stages: Stages,
     deadline: float,
-) -> _Result:
+) -> QuantizationResult:
     """Quantize the models within limits and write them."""
     if meter is None:
         models = quantizer.quantize()
         write_models(models.models, directory, data=DATA, same=models.same, progress=stages)
-        return _Result(models)
+        return QuantizationResult(models)
     searched = quantize_within_limits(quantizer, directory, meter, stages, deadline)
     models = searched.models
     stages.stage("write")
     write_models(models.models, directory, data=DATA, same={}, progress=stages)
     for name in (QUANTIZED, HIGHER_PRECISION, FLOAT):
         (directory / name).unlink(missing_ok=True)
-    return _Result(models, searched.costs, searched.metrics, searched.summary)
-
-
-def _is_larger_than_8_bits(result: _Result) -> bool:
-    """Whether the weights that limits keep in floating point outweigh the bits saved elsewhere."""
-    quantized = result.quantized
-    if result.search is None or result.search.stopped:
-        return False
-    of_all = (quantized.float_bytes + quantized.quantized_bytes) / 4  # from float32 to 8 bits
-    written = sum(
-        value.const_value.nbytes
-        for model in quantized.models.values()
-        for value in model.graph.initializers.values()
-        if value.const_value is not None and value not in quantized.same
-    )
-    return written > of_all
+    return QuantizationResult(models, searched.costs, searched.metrics, searched.summary)
 
 
 def _quantize_kv_cache(
-    result: _Result,
+    result: QuantizationResult,
     bundle: Bundle,
     directory: Path,
     inputs: CalibrationInput,
     meter: AccuracyMeter | None,
-) -> _Result:
+) -> QuantizationResult:
     """Quantize the KV cache of the last model, the decoder, and check limits again."""
     *_, (file, model) = result.models.items()
     written = Bundle(directory, directory / file, bundle.manifest)
@@ -365,88 +276,3 @@ def _quantize_kv_cache(
         remedy = "allow more or leave the KV cache in floating point"
         raise limit_error(meter.limits, metrics, "with a KV cache of int8", remedy)
     return replace(result, metrics=metrics)
-
-
-def _verify_ties(result: _Result, models: SourceModels, directory: Path) -> list[TieGroup]:
-    """Check that tied weights are tied in the files; return their groups."""
-    ties = find_shared_ties(result.models, models.tied_parameters)
-    names = {group.name for group in ties}
-    lost = ", ".join(name for name in models.tied_names if name not in names)
-    if lost:
-        raise QuantizeError(f"{lost}: quantizing would untie it; nothing is written")
-    for file in result.models:
-        verify_ties(load_model(directory / file), ties_of_file(ties, file), f"the file {file}")
-    return ties
-
-
-def _require_int8(ties: Sequence[TieGroup], result: _Result) -> None:
-    """Refuse tied weights that nodes read in floating point."""
-    dequantized = result.quantized.dequantized
-    for group in ties:
-        if group.name in dequantized:
-            reason = f"{dequantized[group.name]} would read it dequantized as a whole"
-        elif ir.DataType[group.dtype].is_floating_point():
-            notes = [n for n in result.float_weights if n.startswith(f"{group.name}: ")]
-            reason = f"stays in floating point ({', '.join(notes) or group.dtype})"
-        else:
-            continue
-        raise QuantizeError(
-            f"the tied weight {group.name}: {reason}; leave it out to allow that",
-            parameter="require_tied_int8",
-            value=True,
-        )
-
-
-def _copy_other_files(bundle: Bundle, directory: Path) -> None:
-    """Copy configuration and tokenizer files, also those next to a bare ONNX file."""
-    if bundle.is_bare:
-        files = [bundle.directory / name for name in (*TOKENIZER_FILES, *CONFIGURATIONS)]
-    else:
-        files = [f for f in bundle.files if f.suffix != ".onnx" and f.name not in (DATA, MANIFEST)]
-    for path in files:
-        if path.is_file():
-            shutil.copyfile(path, directory / path.name)
-
-
-def _make_manifest(
-    models: SourceModels, scheme: Scheme, result: _Result, ties: list[TieGroup]
-) -> Manifest:
-    """Make the manifest of the quantized bundle."""
-    *_, last = result.models.values()
-    inputs, outputs = describe_tensors(last.graph.inputs), describe_tensors(last.graph.outputs)
-    manifest = models.make_manifest()
-    manifest.signature = replace(manifest.signature, inputs=inputs, outputs=outputs)
-    manifest.ties, manifest.accuracy = ties, {}
-    manifest.precision, manifest.weights_in_memory = scheme.precision, scheme.weights_in_memory
-    manifest.quantization = {
-        "scheme": scheme.name,
-        "blocks": result.quantized.block_sizes,
-        "kept": result.float_weights,
-        "dequantized": result.quantized.dequantized,
-        "float_share": result.quantized.float_share,
-        "finer": result.with_precision(Precision.HIGHER),
-        "measured": {},
-        "folded": scheme.is_folded,
-    }
-    metrics = result.metrics
-    if metrics is not None:
-        manifest.quantization["measured"] = {
-            "positions": metrics.predictions,
-            "kl": metrics.mean_kl_divergence,
-            "perplexity_increase": metrics.perplexity_increase,
-            "top1_agreement": metrics.top1_agreement,
-        }
-    return manifest
-
-
-def _calibration_entries(quantizer: ModelQuantizer, description: str) -> dict[str, Any]:
-    """Describe in the manifest what calibration and preprocessing did."""
-    reports = quantizer.reports.values()
-    notes = dict.fromkeys(report.note for report in reports if report.note)
-    return {
-        "calibration": "; ".join(notes) or description,
-        "smoothed": sum(report.smoothed for report in reports),
-        "rotated": sum(report.rotated for report in reports),
-        "compensated": sum(len(report.hessians) for report in reports),
-        "massive": [name for report in reports for name in report.massive],
-    }

@@ -128,41 +128,6 @@ def test_quantized_model_is_refused(tmp_path: Path) -> None:
         quantize_model(tmp_path / "int8", tmp_path / "again")
 
 
-def test_a_matrix_read_both_ways_stays_one(tmp_path: Path) -> None:
-    """``x W`` and ``y Wᵀ``, as models that project into their embedding and back have it."""
-    rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(128, 64)).astype(np.float32)
-    table = rng.normal(size=(300, 128)).astype(np.float32)
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
-        helper.make_node("MatMul", ["x", "w"], ["small"]),
-        helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 0]),
-        helper.make_node("MatMul", ["small", "turned"], ["logits"]),
-    ]
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
-    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 128])
-    initializers = [numpy_helper.from_array(a, n) for n, a in (("w", matrix), ("table", table))]
-    graph = helper.make_graph(nodes, "both", [ids], [out], initializers)
-    opsets = [helper.make_opsetid("", 21)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
-    report = quantize_model(tmp_path / "m.onnx", tmp_path / "int8")
-    assert [(group.name, group.dtype) for group in report.manifest.ties] == [("w", "UINT8")]
-    assert report.float_weights == ()
-    assert report.dequantized == {"w": "Transpose"}
-    assert report.float_share == 0
-    assert report.manifest.quantization["blocks"] == {"64": 2}
-    ids = {"input_ids": np.array([[3, 1, 4]])}
-    expected, actual = (
-        onnxruntime.InferenceSession(str(path)).run(None, ids)[0]
-        for path in (tmp_path / "m.onnx", report.bundle.model_path)
-    )
-    assert error(expected, actual) < 0.03
-    with pytest.raises(QuantizeError, match="weight w: Transpose would read it dequantized") as no:
-        quantize_model(tmp_path / "m.onnx", tmp_path / "strict", require_tied_int8=True)
-    assert no.value.parameter == "require_tied_int8"
-    assert not (tmp_path / "strict").exists()
-
-
 def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:
     """The graph cannot be run here: weights are rounded all the same, and it is said."""
     path = plain(tmp_path)

@@ -1,6 +1,5 @@
-"""Calibration texts, the user's own calibration inputs, and the activations of a run on them."""
+"""Calibration texts, and the activations of a run on calibration data."""
 
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.errors import QuantizeError
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.matching import operator, weight
-from edgetie.quantize.calibration.layerwise_run import Array, CalibrationInput, Feeds, run_layerwise
+from edgetie.quantize.calibration.layerwise_run import Array, CalibrationInput, run_layerwise
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
 _TOKENS = 1024  # four times as many lower the divergence by a thirtieth
@@ -103,42 +102,6 @@ def _vocab_size(bundle: Bundle, models: Iterable[ir.Model]) -> tuple[int, bool]:
     # of a bare file: the embedding that reads input_ids, or else the smallest
     of_tokens = [size for size, ids in embeddings if ids is not None and ids.name == "input_ids"]
     return min(of_tokens or [size for size, _ in embeddings], default=1), bool(of_tokens)
-
-
-def read_calibration_file(path: Path) -> str | list[Feeds]:
-    """Read a text file, or the inputs in an ``.npz`` file.
-
-    Raises:
-        QuantizeError: if it cannot be read.
-    """
-    if path.suffix == ".npz":
-        return read_feeds(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(MAX_CHARACTERS)
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuantizeError(
-            f"not readable as UTF-8 text ({error})", parameter="calibration", value=str(path)
-        ) from error
-
-
-def read_feeds(path: Path) -> list[Feeds]:
-    """Read a model's inputs to calibrate on from an ``.npz`` file.
-
-    Each array has the name of an input, and a first axis with one entry for each run.
-
-    Raises:
-        QuantizeError: if it is not such a file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            stacked = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise QuantizeError(f"{path}: not a readable .npz file ({error})") from error
-    lengths = {len(array) if array.ndim else 0 for array in stacked.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise QuantizeError(f"{path}: its arrays need a first axis with one entry for each run")
-    return [{n: array[run] for n, array in stacked.items()} for run in range(lengths.pop())]
 
 
 def collect_activations(
