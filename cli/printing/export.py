@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgetie.report.tables import plain_console, plain_table
+from edgetie.report.tables import plain_console, plain_table, print_drawn
 from edgetie.ties.groups import TieGroup
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def print_export(report: ExportReport) -> None:
     console = plain_console()
     manifest = report.manifest
     if manifest.ties:
-        console.print(ties_table(manifest.ties))
+        print_drawn(console, ties_table(manifest.ties))
     else:
         console.print("no tied weights: every initializer has one use", style="yellow")
     ratio = report.weights_bytes / report.unique_parameter_bytes

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from edgetie.harness.ties.tie_memory import MIN_BYTES
 from edgetie.providers.placement import describe_placement
-from edgetie.report.tables import plain_console, plain_table
+from edgetie.report.tables import plain_console, plain_table, print_drawn
 
 from .export import describe_uses
 
@@ -20,19 +20,19 @@ def print_inspection(inspection: Inspection) -> None:
     """Print tied weights and their copies, the largest tensors, operators and providers."""
     console = plain_console()
     if inspection.ties:
-        table = plain_table("tied weight", "size", "uses", "in the file", "optimized", "in memory")
+        table = plain_table("tied weight", "size", "in the file", "optimized", "in memory")
         for tie in inspection.ties:
             group = tie.group
-            uses = describe_uses(group)
             size = f"{'×'.join(map(str, group.shape))} {group.dtype} {group.bytes / 1e6:.1f} MB"
             unknown = "too small" if group.bytes < MIN_BYTES else "not measured"
             memory = Text(unknown) if tie.memory is None else _count(tie.memory)
             if tie.resident is not None:
                 private, mapped = tie.resident.anonymous, tie.resident.file_mapped
                 memory += f" ({private / 1e6:.0f} private + {mapped / 1e6:.0f} file MB)"
-            table.add_row(group.name, size, uses, _count(tie.file), _count(tie.optimized), memory)
-        console.print(table)
+            table.add_row(group.name, size, _count(tie.file), _count(tie.optimized), memory)
+        print_drawn(console, table)
         for tie in inspection.ties:
+            console.print(f"  {tie.group.name}: read by {describe_uses(tie.group)}")
             for text in tie.causes:
                 console.print(f"  {tie.group.name}: {text}")
     elif not inspection.copies:
@@ -44,7 +44,7 @@ def print_inspection(inspection: Inspection) -> None:
     largest = plain_table("largest tensors", "dtype", "shape", "MB")
     for name, dtype, shape, count in inspection.tensors[:5]:
         largest.add_row(name, dtype, "×".join(map(str, shape)), f"{count / 1e6:.1f}")
-    console.print(largest)
+    print_drawn(console, largest)
     operators = ", ".join(f"{name} {count}" for name, count in inspection.operators.items())
     console.print(f"\noperators    {operators}")
     console.print(f"weights      {inspection.weight_bytes / 1e6:,.1f} MB")

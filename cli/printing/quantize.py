@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgetie.progress import format_duration
-from edgetie.report.tables import plain_console
+from edgetie.report.tables import plain_console, print_drawn
 
 from .export import ties_table
 from .repair import print_near
@@ -26,7 +26,7 @@ def print_quantize(report: QuantizeReport) -> None:
     manifest = report.manifest
     entries = manifest.quantization
     if manifest.ties:
-        console.print(ties_table(manifest.ties))
+        print_drawn(console, ties_table(manifest.ties))
     size = report.bundle.file_bytes
     console.print(
         f"\nfiles        {size / 1e6:,.1f} MB, {size / report.source_bytes:.3f} × the source, "

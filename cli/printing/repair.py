@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgetie.report.tables import plain_console
+from edgetie.report.tables import plain_console, print_drawn
 
 from .export import ties_table
 
@@ -21,7 +21,7 @@ def print_repair(report: RepairReport) -> None:
     """Print ties, what was merged, what was not and why, sizes, and how the outputs compare."""
     console = plain_console()
     if report.ties:
-        console.print(ties_table(report.ties))
+        print_drawn(console, ties_table(report.ties))
     _print_some(console, [f"merged       {a} into {b}" for a, b in report.merged.items()])
     shared = [f"shared       {a} has the bytes of {b}" for a, b in report.shared.items()]
     _print_some(console, shared)

@@ -1,19 +1,18 @@
 """Targets and schemes, for people."""
 
-from rich.table import Table
-
-from edgetie.report.tables import plain_console
+from edgetie.report.tables import plain_console, plain_table, print_drawn
 from edgetie.targets import SCHEMES, TARGETS
 
 
 def print_schemes() -> None:
     """Print the scheme of each target, and what each scheme is."""
     console = plain_console()
-    targets = Table("target", "scheme", "reason")
+    targets = plain_table("target", "scheme", "reason")
     for target in TARGETS.values():
         targets.add_row(target.name, target.scheme, target.reason)
-    console.print(targets)
-    schemes = Table("scheme", "weights in memory", "what it is")
+    print_drawn(console, targets)
+    console.print()
+    schemes = plain_table("scheme", "weights in memory", "what it is")
     for scheme in SCHEMES.values():
         schemes.add_row(scheme.name, scheme.weights_in_memory, scheme.description)
-    console.print(schemes)
+    print_drawn(console, schemes)

@@ -12,7 +12,7 @@ from edgetie.providers.placement import describe_fallback, describe_placement
 from edgetie.providers.registry import OWN
 
 if TYPE_CHECKING:
-    from rich.console import Console, JustifyMethod
+    from rich.console import Console, JustifyMethod, RenderableType
     from rich.table import Table as RichTable
 
     from edgetie.harness.accuracy.check import AccuracyReport
@@ -94,23 +94,48 @@ def plain_table(*columns: str) -> RichTable:
     return table
 
 
+def print_drawn(console: Console, table: RichTable) -> None:
+    """Print a table whose columns become narrower between words; a word is cut only if it must."""
+    from rich.measure import Measurement
+
+    def measure(value: RenderableType) -> Measurement:
+        return Measurement.get(console, console.options.update(width=_WIDE), value)
+
+    sizes = [[measure(each) for each in (c.header, *c.cells)] for c in table.columns]
+    widths = [max(size.minimum for size in column) for column in sizes]
+    most = [max(size.maximum for size in column) for column in sizes]
+    spare = console.width - measure(table).maximum + sum(most) - sum(widths)
+    if 0 <= spare < sum(most) - sum(widths):
+        for _ in range(spare):
+            narrow = [index for index, width in enumerate(widths) if width < most[index]]
+            widths[min(narrow, key=widths.__getitem__)] += 1
+        for column, width in zip(table.columns, widths, strict=True):
+            column.width = width
+    console.print(table)
+
+
 def print_tables(*tables: Table) -> None:
     """Print on stdout: drawn if it is a terminal, as Markdown if it is a pipe or file."""
     console = plain_console()
     for table in tables:
         if console.is_terminal:
-            console.print(table.rich())
+            print_drawn(console, table.rich())
         else:
             print(f"\n{table.markdown()}")
 
 
 def accuracy_table(*reports: AccuracyReport) -> Table:
-    """Tabulate one metric a line: its value on each provider, its limit and whether all keep it."""
+    """Tabulate one metric a line: its value on each provider, its limit and whether all keep it.
+
+    Metrics that nothing was measured for are left out, as perplexity is if a model reads noise.
+    """
     rows = []
     for field, name, pattern, limit_name in _METRICS:
         cells = [_with_error(report, field, pattern) for report in reports]
         limit = _limits(reports, limit_name, pattern) if limit_name else ""
         is_broken = any(field in report.failures for report in reports)
+        if not is_broken and all(math.isnan(getattr(report, field)) for report in reports):
+            continue
         rows.append([name, *cells, limit, "FAIL" if is_broken else "ok" if limit else ""])
     if len(reports) > 1:
         rows.append(["nodes", *(_nodes(report.nodes_per_provider) for report in reports), "", ""])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
+import pytest
 from reports import accuracy_report, latency_report
 from rich.console import Console
 
@@ -16,6 +18,7 @@ from edgetie.report.tables import (
     accuracy_table,
     models_of,
     plain_table,
+    print_drawn,
     ran_by,
     remarks,
     resource_table,
@@ -57,6 +60,20 @@ def test_names_wrap_and_are_never_cut_at_80_columns() -> None:
     assert text.replace("\n", "").replace(" ", "").count("embed_tokens") >= 2
 
 
+@pytest.mark.parametrize("width", [64, 80, 200])
+def test_columns_become_narrower_between_words(width: int) -> None:
+    table = plain_table("tied weight", "uses", "what it is")
+    words = "model.embed_tokens.weight = lm_head.weight", "GatherBlockQuantized[0], Gemm[1]"
+    table.add_row(*words, "8 bits by blocks, with zero points")
+    with io.StringIO() as stream:
+        print_drawn(Console(file=stream, width=width, color_system=None), table)
+        text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert set(" ".join([*words, "8 bits by blocks, with zero points"]).split()) <= set(
+        text.split()
+    )
+
+
 def test_accuracy_shows_values_limits_and_what_broke_them() -> None:
     table = accuracy_table(accuracy_report())
     assert table.columns == ["metric", ">value", ">limit", ""]
@@ -68,14 +85,19 @@ def test_accuracy_shows_values_limits_and_what_broke_them() -> None:
     assert rows["greedy agreement (equal tokens of free-running answers)"] == ["80.00 %", "", ""]
 
 
-def test_what_was_not_measured_is_a_dash() -> None:
+def test_what_was_not_measured_is_left_out_unless_it_breaks_a_limit() -> None:
     nothing = dict.fromkeys(
         ("perplexity", "reference_perplexity", "perplexity_increase", "greedy_agreement"), math.nan
     )
-    rows = cells(accuracy_table(accuracy_report(**nothing, perplexity_increase_error=math.nan)))
-    assert rows["perplexity"][0] == rows["perplexity, reference"][0] == MISSING
-    assert rows["perplexity increase"][0] == MISSING
-    assert "nan" not in accuracy_table(accuracy_report(**nothing)).markdown()
+    report = accuracy_report(**nothing, perplexity_increase_error=math.nan)
+    text = accuracy_table(report).markdown()
+    assert "top-1 agreement" in text
+    assert not any(word in text for word in ("perplexity", "greedy", "nan"))
+    failures = {"perplexity_increase": "perplexity increase unknown is above 0.003"}
+    broken = cells(accuracy_table(replace(report, failures=failures)))
+    assert broken["perplexity increase"] == [MISSING, "", "FAIL"]
+    one = cells(accuracy_table(report, accuracy_report()))
+    assert one["perplexity"][:2] == [MISSING, "20.1"]
 
 
 def test_several_providers_are_columns_with_their_own_limits() -> None:
