@@ -1,18 +1,15 @@
 """The whole journey on a real model: export, quantize, inspect, check, measure, generate."""
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetie.bundle.atomic import check_destination
-from edgetie.bundle.bundle import Bundle
 from edgetie.downloads import demo_model, demo_text
 from edgetie.errors import EdgetieError
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.harness.accuracy.check import AccuracyReport, check_model, usable_window
 from edgetie.harness.accuracy.references import BundleReference
-from edgetie.harness.accuracy.thresholds import default_thresholds, precision_of
 from edgetie.harness.latency.bench import LatencyReport, bench_model
 from edgetie.harness.ties.inspect import Inspection, inspect_model
 from edgetie.progress import Stages
@@ -72,7 +69,7 @@ def quickstart(
     fp32, int8 = Path(output) / "fp32", Path(output) / "int8"
     for bundle in (fp32, int8):
         check_destination(bundle, force=force)
-    text = min_top1 = None
+    text = None
     if model is None:
         stages.stage("download")
         model, text = str(demo_model()), demo_text()
@@ -81,11 +78,9 @@ def quickstart(
     inspected_fp32 = inspect_model(fp32, progress=stages)
     inspected_int8 = inspect_model(int8, progress=stages)
     reference = BundleReference(fp32)
-    if text is not None:
-        min_top1 = _least_agreement(quantized.bundle, accuracy_tokens)
     accuracy = check_model(
         int8, reference, threads=threads, text=text, max_tokens=accuracy_tokens,
-        greedy_prompts=1, min_top1=min_top1, progress=stages,
+        greedy_prompts=1, progress=stages,
     )  # fmt: skip
     task = exported.manifest.task
     latency: LatencyReport | None = None
@@ -105,15 +100,6 @@ def quickstart(
     return QuickstartReport(
         exported, quantized, inspected_fp32, inspected_int8, accuracy, latency, answers
     )
-
-
-def _least_agreement(bundle: Bundle, tokens: int) -> float | None:
-    """Return the default limit of top-1 agreement, less two standard errors: chance on few tokens.
-
-    The limit of the perplexity's increase grants as much by itself.
-    """
-    limit = default_thresholds(precision_of(bundle)).min_top1
-    return None if limit is None else limit - 2 * math.sqrt(limit * (1 - limit) / tokens)
 
 
 def _answers(path: Path, threads: int | None) -> tuple[tuple[str, str], ...]:

@@ -29,8 +29,10 @@ class Thresholds:
         max_relative_error: of the largest logit error to the largest reference logit.
         max_kl: mean KL divergence, nats per token.
         min_top1: fraction of positions with the same likeliest token.
-        max_perplexity_increase: as a fraction: 0.003 is 0.3 %. An increase fails if it is above
-            the limit by more than two standard errors, as less is chance on a short text.
+        max_perplexity_increase: as a fraction: 0.003 is 0.3 %.
+
+    The last two fail if they break their limit by more than two standard errors: less is chance on
+    a short text.
 
     Raises:
         EdgetieError: if a limit is out of its range, as ``min_top1=98`` is for 0.98.
@@ -71,8 +73,9 @@ class Thresholds:
         if limit is not None and not increase - 2 * error <= limit:
             text = f"{_number(increase)} ± {_number(error)}"
             failures["perplexity_increase"] = f"perplexity increase {text} is above {limit:g}"
-        if self.min_top1 is not None and not top1 >= self.min_top1:
-            text = f"{_number(top1)} ± {_number(metrics.top1_agreement_error)}"
+        top1_error = metrics.top1_agreement_error
+        if self.min_top1 is not None and not top1 + 2 * top1_error >= self.min_top1:
+            text = f"{_number(top1)} ± {_number(top1_error)}"
             failures["top1_agreement"] = f"top-1 agreement {text} is below {self.min_top1:g}"
         return failures
 

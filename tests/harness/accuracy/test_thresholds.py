@@ -42,6 +42,13 @@ def test_failures_name_what_broke_its_limit() -> None:
     assert Thresholds().failures(bad) == {}
 
 
+def test_two_standard_errors_of_a_short_text_are_granted() -> None:
+    limits = Thresholds(min_top1=0.99)
+    assert limits.failures(replace(GOOD, top1_agreement=0.985)) == {}
+    assert "top1_agreement" in limits.failures(replace(GOOD, top1_agreement=0.983))
+    assert "top1_agreement" in limits.failures(replace(GOOD, top1_agreement=math.nan))
+
+
 def test_logit_errors_have_a_limit_of_their_own() -> None:
     limits = Thresholds(max_relative_error=1e-4)
     assert limits.failures(GOOD, relative_error=2e-4) == {
