@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -41,6 +42,10 @@ class Share(Number):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = value.strip() if isinstance(value, str) else ""
         if not text.endswith("%"):
+            with contextlib.suppress(ValueError):
+                if self.max == 1 < float(text) <= 100:
+                    advice = f"write {float(text) / 100:g} or {text}%"
+                    self.fail(f"{text} is more than 1; {advice}", param, ctx)
             return super().convert(value, param, ctx)
         try:
             share = float(text[:-1]) / 100
@@ -154,7 +159,8 @@ def limit_options(function: F) -> F:
         ),
         click.option(
             "--min-top1", type=Share(0, 1),
-            help="Least share of positions with the same likeliest token: 0.98, or 98%.",
+            help="Least share of positions with the same likeliest token: 0.98, or 98%. "
+            "Twice its standard error is granted.",
         ),
         click.option(
             "--max-perplexity-increase", type=Share(min=-1),

@@ -4,7 +4,7 @@ The public calls, in the order of their use::
 
     import edgetie
 
-    edgetie.export_model("path/to/model", "fp32")       # PyTorch to a bundle: edgetie[export]
+    edgetie.export_model("path/to/model", "fp32")       # PyTorch to a bundle; needs torch
     edgetie.quantize_model("fp32", "int8")              # 8 bits per weight, ties kept
     edgetie.inspect_model("int8").ties                  # copies in file, optimized graph, memory
     edgetie.check_model("int8", "fp32").passed          # logits, KL divergence, perplexity

@@ -88,4 +88,6 @@ def test_exporting_without_torch_says_what_to_install(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("edgetie: exporting needs torch; install it with: pip install")
+    assert done.stderr.startswith(
+        "edgetie: exporting needs torch; in the checkout of edgetie run: "
+    )

@@ -54,7 +54,9 @@ def formats() -> set[str]:
         EdgetieError: if matplotlib, which only plots need, is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise EdgetieError("plots need matplotlib; install it with: pip install 'edgetie[plot]'")
+        raise EdgetieError(
+            'plots need matplotlib; in the checkout of edgetie run: pip install ".[plot]"'
+        )
     from matplotlib.backend_bases import FigureCanvasBase
 
     return {f".{name}" for name in FigureCanvasBase.filetypes if name != "pgf"}  # it runs LaTeX

@@ -44,13 +44,19 @@ def _common_prefix(missing: Collection[str], unexpected: Collection[str]) -> str
     return prefix if prefix and all(name.startswith(prefix) for name in unexpected) else None
 
 
-def require_weights(text: str, loading: dict[str, Any], vocab_size: int | None = None) -> None:
+def require_weights(
+    text: str,
+    loading: dict[str, Any],
+    vocab_size: int | None = None,
+    other_class: str | None = None,
+) -> None:
     """Check that the files have all weights of the model, in its shapes, and no adapter.
 
     Args:
         text: the model's name, for messages.
         loading: what transformers reports after loading.
         vocab_size: number of tokens in the configuration.
+        other_class: the class that the configuration names, if it is not a language model's.
 
     Raises:
         SourceError: if weights are missing or of another shape, or an adapter is not merged.
@@ -74,6 +80,12 @@ def require_weights(text: str, loading: dict[str, Any], vocab_size: int | None =
         for name, in_file, in_model in sorted(loading["mismatched_keys"])
     ]
     missing = sorted(loading["missing_keys"])
+    why = "they are incomplete, or the model is of another kind"
+    if other_class is not None:
+        why = (
+            f"they are those of {other_class}, as config.json says, and edgetie exports language "
+            "models, whose head gives logits of tokens"
+        )
     instead = f", which have {unexpected[0]} and others instead" if unexpected else ""
     for details, where in (
         (mismatched, "of another shape than those in its files"),
@@ -82,7 +94,7 @@ def require_weights(text: str, loading: dict[str, Any], vocab_size: int | None =
         if details:
             raise SourceError(
                 f"{text}: {len(details)} weights of the model are {where} ({details[0]}, ...); "
-                "they are incomplete, or the model is of another kind"
+                + why
             )
 
 

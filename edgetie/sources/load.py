@@ -97,8 +97,8 @@ def locate_source(text: str) -> tuple[str, Path]:
         if pattern.fullmatch(text):
             return kind, path
     raise SourceError(
-        f"{text}: no such file or directory; name a model's directory, a hub id, a .gguf file or "
-        "module:function"
+        f"{text}: no such file or directory; name a model's directory, a hub id with its owner "
+        "(owner/name), a .gguf file or module:function"
     )
 
 
@@ -133,5 +133,6 @@ def require_export_packages() -> None:
     missing = [name for name in ("torch", "transformers", "onnxscript") if find_spec(name) is None]
     if missing:
         raise SourceError(
-            f"exporting needs {', '.join(missing)}; install it with: pip install 'edgetie[export]'"
+            f"exporting needs {', '.join(missing)}; in the checkout of edgetie run: "
+            'pip install ".[export]"'
         )

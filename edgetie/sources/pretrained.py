@@ -24,7 +24,7 @@ from edgetie.sources.checkpoint import (
     untied,
 )
 from edgetie.sources.source import Source
-from edgetie.sources.task_detection import auto_class, task_of
+from edgetie.sources.task_detection import TASKS, auto_class, other_class, task_of, tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
     else:
         unreachable = _why_unreachable(text)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": unreachable is not None}
-    method = None
+    config = method = None
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(text, **options)
@@ -70,8 +70,11 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
             ) from error
         if method is not None:
             raise SourceError(quantized_message(text, method)) from error
+        if config is not None and task not in (tasks := tasks_of(config)):
+            raise SourceError(_no_class_message(text, task, config.model_type, tasks)) from error
         raise SourceError(f"{text}: cannot be loaded ({summarize(error)})") from error
-    require_weights(text, loading, getattr(config.get_text_config(), "vocab_size", None))
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
+    require_weights(text, loading, vocab_size, other_class(config))
     tie_rounded_head(module)
     if _cached_file(text, ADAPTER, options) and find_spec("peft") is None:
         raise SourceError(  # without peft, transformers ignores the adapter
@@ -92,6 +95,19 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
         save_extras=save_extras,
         task=task,
         unused=_unused_weights(text, module, loading),
+    )
+
+
+def _no_class_message(text: str, task: str, model_type: str, tasks: list[str]) -> str:
+    """Say for which tasks transformers loads a model, if not for ``task``."""
+    if not tasks:
+        return (
+            f"{text}: a model of type {model_type} is not a language model that transformers can "
+            f"load; edgetie exports those for {', '.join(TASKS)}"
+        )
+    return (
+        f"{text}: a model of type {model_type} cannot be loaded for {task}, only for "
+        f"{' or '.join(tasks)}; name that task, or none"
     )
 
 

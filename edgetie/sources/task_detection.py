@@ -22,10 +22,8 @@ def task_of(config: Any, architectures: list[str] | None = None) -> str:
     """
     if config is None or not hasattr(config, "model_type"):
         return "causal-lm"
-    from transformers.models.auto import modeling_auto
-
-    names = set(architectures or getattr(config, "architectures", None) or ())
-    classes = {task: dict(getattr(modeling_auto, name)) for task, (name, _) in _FAMILIES.items()}
+    names = set(architectures or _architectures(config))
+    classes = _classes()
     candidates = [task for task in classes if names & set(classes[task].values())]
     candidates = candidates or [task for task in classes if config.model_type in classes[task]]
     if getattr(config, "is_encoder_decoder", False):
@@ -35,6 +33,29 @@ def task_of(config: Any, architectures: list[str] | None = None) -> str:
     else:
         order = ["masked-lm", "causal-lm", "seq2seq-lm", "speech-seq2seq"]
     return next((task for task in order if task in candidates), "causal-lm")
+
+
+def tasks_of(config: Any) -> list[str]:
+    """List the tasks for which transformers has classes that load a configuration's models."""
+    return [task for task, names in _classes().items() if config.model_type in names]
+
+
+def other_class(config: Any) -> str | None:
+    """Return the class that a configuration names, if it is none of any task's."""
+    names = _architectures(config)
+    known = {name for classes in _classes().values() for name in classes.values()}
+    return names[0] if names and known.isdisjoint(names) else None
+
+
+def _architectures(config: Any) -> list[str]:
+    return list(getattr(config, "architectures", None) or ())
+
+
+def _classes() -> dict[str, dict[str, str]]:
+    """The names of the classes of each task, by the type of model."""
+    from transformers.models.auto import modeling_auto
+
+    return {task: dict(getattr(modeling_auto, name)) for task, (name, _) in _FAMILIES.items()}
 
 
 def auto_class(task: str) -> Any:

@@ -124,6 +124,7 @@ def test_inspect_finds_a_changed_byte(bundle: Path) -> None:
     ("arguments", "parts"),
     [
         (("check", "{}", "--reference", "{}", "--max-kl", "nan"), ("--max-kl", "NaN")),
+        (("check", "{}", "--reference", "{}", "--min-top1", "98"), ("write 0.98 or 98%",)),
         (("check", "{}", "--reference", "{}", "--threads", "0"), ("--threads", "--help")),
         (("check", "{}", "--reference", "{}", "--text", "nowhere"), ("nowhere",)),
         (("check", "{}", "--reference", "{}", "--text", "noise"), ("noise", "UTF-8")),
@@ -268,7 +269,7 @@ def bring_code(source: Path) -> None:
         (lambda d: edit(d / "config.json", model_type="zorp"), "zorp"),
         (lambda d: edit(d / "config.json", num_hidden_layers=3), "9 weights of the model"),
         (lambda d: edit(d / "config.json", intermediate_size=96), "of another shape"),
-        (lambda d: edit(d / "config.json", model_type="vit"), "cannot be loaded"),
+        (lambda d: edit(d / "config.json", model_type="vit"), "type vit is not a language model"),
     ],
 )  # fmt: skip
 def test_directory_that_is_no_good_model(

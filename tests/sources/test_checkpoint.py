@@ -10,6 +10,7 @@ from typing import Any
 import models
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from edgetie.errors import SourceError
@@ -136,6 +137,14 @@ def test_quantized_checkpoints_are_refused_with_a_way_out(
     with pytest.raises(SourceError, match=rf"\({method}\).*export the float model") as refused:
         load_source(str(saved))
     assert "pip" not in str(refused.value)
+
+
+def test_weights_of_a_classifier_are_refused_by_its_class(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16}
+    config = transformers.BertConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match=r"those of BertForSequenceClassification, as config"):
+        load_source(str(tmp_path))
 
 
 def test_missing_and_mismatched_weights_are_refused() -> None:

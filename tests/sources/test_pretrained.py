@@ -37,6 +37,11 @@ def test_weights_of_more_layers_are_refused(saved: Path) -> None:
         load_source(str(saved))
 
 
+def test_a_task_that_a_model_does_not_have_is_refused_with_those_it_has(saved: Path) -> None:
+    with pytest.raises(SourceError, match=r"llama cannot be loaded for masked-lm, only for causal"):
+        load_source(str(saved), task="masked-lm")
+
+
 def test_weights_that_are_not_used_are_named(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.bias"
