@@ -20,7 +20,7 @@ from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.external_data import external_data_files
 from edgetie.graph.matching import operator
 from edgetie.graph.model_files import load_model, write_models
-from edgetie.harness.ties.equivalence import Equivalence, compare_files
+from edgetie.harness.ties.equivalence import Equivalence, choose_length, compare_files
 from edgetie.passes.base import run_passes
 from edgetie.passes.lift_weights import LiftWeights
 from edgetie.passes.merge_duplicates import (
@@ -205,6 +205,7 @@ class _Model:
     def __init__(self, path: Path, name: str, several: bool, max_distance: float) -> None:
         self.path, self.name, self.several = path, name, several
         self.graph = load_model(path)
+        self.length = choose_length(self.graph, path)
         self.vocabulary = _vocabulary(self.graph)
         self.skipped: list[str] = []
         lift, exact = LiftWeights(), MergeDuplicates()
@@ -246,7 +247,7 @@ class _Model:
 
     def compare(self, directory: Path) -> Equivalence:
         """Compare the outputs of the old and the new file. Only near copies may change them."""
-        outputs = compare_files(self.path, directory / self.name, self.vocabulary)
+        outputs = compare_files(self.path, directory / self.name, self.vocabulary, self.length)
         broken = not np.isfinite(outputs.max_abs_error) and outputs.runs_before
         if (broken or not self.merged_near) and outputs.relative_error > _TOLERANCE:
             raise TieError(

@@ -28,14 +28,15 @@ _SPACES = [*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028
            0x205F, 0x3000]  # fmt: skip
 
 _NONE = 2**32 - 1
+_MAX_TOKENS = 1 << 22  # many times the largest vocabulary of any model
 
 
 def write_tables(source: Path, target: Path) -> None:
     """Write ``tokenizer.bin`` for a ``tokenizer.json``.
 
     Raises:
-        BundleError: if it is not byte-level BPE with the pre-tokenizer of GPT-2, or has steps that
-            the tables cannot hold.
+        BundleError: if it is not byte-level BPE with the pre-tokenizer of GPT-2, or has steps or
+            token ids that the tables cannot hold.
     """
     data = {"added_tokens": []} | read_json(source)
     digits = _require_supported(source, data)
@@ -43,7 +44,13 @@ def write_tables(source: Path, target: Path) -> None:
     added = {token["content"]: token for token in data["added_tokens"]}
     ids = model["vocab"] | {text: token["id"] for text, token in added.items()}
     byte_of = {character: byte for byte, character in byte_alphabet().items()}
-    texts = [b""] * (max(ids.values()) + 1)
+    last = max(ids, key=ids.__getitem__)
+    if ids[last] >= _MAX_TOKENS:
+        raise BundleError(
+            f"{source}: token {last[:40]!r} has the id {ids[last]}, which no model has; copy the "
+            "model's file again"
+        )
+    texts = [b""] * (ids[last] + 1)
     for text, number in ids.items():
         texts[number] = text.encode() if text in added else bytes(byte_of[c] for c in text)
     merges = []

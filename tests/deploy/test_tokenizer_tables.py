@@ -98,3 +98,12 @@ def test_a_tokenizer_without_added_tokens_is_written(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     write_tables(tmp_path / "tokenizer.json", tmp_path / "tokenizer.bin")
     assert (tmp_path / "tokenizer.bin").read_bytes()[:4] == b"EDT1"
+
+
+@pytest.mark.parametrize("number", [2**31 - 1, 2**40])
+def test_a_token_id_that_no_model_has_is_refused(tmp_path: Path, number: int) -> None:
+    data = settings()
+    data["model"]["vocab"]["a"] = number
+    with pytest.raises(BundleError, match=rf"tokenizer.json: token 'a' has the id {number}"):
+        written(tmp_path, data)
+    assert not (tmp_path / "tokenizer.bin").exists()

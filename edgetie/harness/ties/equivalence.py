@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgetie.errors import BundleError
 from edgetie.graph.external_data import external_data_files
@@ -21,6 +22,7 @@ from edgetie.runtime.session import onnxruntime_errors
 logger = logging.getLogger(__name__)
 
 _LENGTH = 8  # of every axis that is not fixed, except batch and past
+_MAX_ELEMENTS = 1 << 27  # of an input: more than the cache of any decoder with fixed shapes
 _SEED = 20240229
 _TINY = 1e-12
 
@@ -52,19 +54,50 @@ class Equivalence:
         }
 
 
-def compare_files(before: Path, after: Path, vocabulary: int) -> Equivalence:
+def choose_length(model: ir.Model, path: Path) -> int:
+    """Choose the length of axes that are not fixed: 8, or 1 if an input has very many of them.
+
+    Args:
+        model: the model whose inputs are to be made up.
+        path: its file, for errors.
+
+    Raises:
+        BundleError: naming an input that is too large even so.
+    """
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    for length in (_LENGTH, 1):
+        large = next((v for v in inputs if _count_elements(v, length) > _MAX_ELEMENTS), None)
+        if large is None:
+            return length
+    assert large is not None
+    raise BundleError(
+        f"{path}: input {large.name} {large.shape} is too large to compare outputs with; "
+        "export the model again with a smaller or a dynamic dimension"
+    )
+
+
+def _count_elements(value: ir.Value, length: int) -> int:
+    open_size = 0 if _is_past(value) else length
+    return math.prod(size if isinstance(size, int) else open_size for size in value.shape or ())
+
+
+def compare_files(before: Path, after: Path, vocabulary: int, length: int = _LENGTH) -> Equivalence:
     """Run two models with the same inputs and outputs on the CPU, their weights left in the file.
 
     Args:
         before: the reference.
         after: the model to compare with it.
         vocabulary: integer inputs that are neither mask nor position stay below it.
+        length: of every axis that is not fixed, except batch and past; see :func:`choose_length`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         outputs = []
         for index, path in enumerate((before, after)):
             target = Path(scratch) / f"{index}.npz"
-            request = {"model": str(path), "vocabulary": vocabulary, "target": str(target)}
+            request = {
+                "model": str(path), "vocabulary": vocabulary, "length": length,
+                "target": str(target),
+            }  # fmt: skip
             try:
                 ask_worker("cpu", "edgetie.harness.ties.equivalence", request, path.name)
             except BundleError as error:
@@ -114,7 +147,7 @@ def _run(request: dict[str, Any]) -> None:
     inputs = session.get_inputs()
     sizes: dict[Any, int] = {}
     feeds = {
-        v.name: _feed(v, random, request["vocabulary"], sizes)
+        v.name: _feed(v, random, request["vocabulary"], request["length"], sizes)
         for v in sorted(inputs, key=_is_past)  # other inputs choose the sizes that several share
     }
     flags = [v.name for v in inputs if feeds[v.name].dtype.kind == "b" and feeds[v.name].size == 1]
@@ -158,12 +191,14 @@ def _is_past(value: Any) -> bool:
     return ("past" in name or "cache" in name) and "encoder" not in name
 
 
-def _feed(value: Any, random: np.random.Generator, vocabulary: int, sizes: dict[Any, int]) -> Any:
+def _feed(
+    value: Any, random: np.random.Generator, vocabulary: int, length: int, sizes: dict[Any, int]
+) -> Any:
     """Make up a value for an input of this name and type, with ``sizes`` of named dimensions."""
     kind = value.type.removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
     name = value.name.lower()
-    open_sizes = [1] + [0 if _is_past(value) else _LENGTH] * len(value.shape)
+    open_sizes = [1] + [0 if _is_past(value) else length] * len(value.shape)
     shape = [
         size if isinstance(size, int) else sizes.setdefault(size or (name, axis), open_sizes[axis])
         for axis, size in enumerate(value.shape)

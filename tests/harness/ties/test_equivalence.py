@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
+from broken_models import LOOKUP
+from broken_models import save as save_lookup
 from naive_decoder import VOCAB, table, write_decoder
 from onnx import TensorProto, helper, numpy_helper
 
+from edgetie.errors import BundleError
 from edgetie.harness.ties.equivalence import compare_files
+from edgetie.repair import tie_model
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], outputs: list[onnx.ValueInfoProto]) -> Path:
@@ -79,3 +84,27 @@ def test_outputs_behind_a_flag_are_compared_too(tmp_path: Path) -> None:
     before = choose(tmp_path / "a.onnx", "Sub")
     assert compare_files(before, choose(tmp_path / "b.onnx", "Sub"), 8).identical
     assert not compare_files(before, choose(tmp_path / "c.onnx", "Mul"), 8).identical
+
+
+def save_with_input(path: Path, shape: list[int | str]) -> Path:
+    """A file that looks up ids of this shape."""
+    path = save_lookup(path, [LOOKUP], {"table": table()})
+    model = onnx.load(path)
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, shape)
+    model.graph.input[0].CopyFrom(ids)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    return path
+
+
+def test_an_input_that_memory_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
+    path = save_with_input(tmp_path / "large.onnx", ["batch", 2**31 - 1])
+    with pytest.raises(BundleError, match=r"large.onnx: input input_ids .*2147483647.* too large"):
+        tie_model(path, tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_many_dynamic_axes_are_made_short(tmp_path: Path) -> None:
+    path = save_with_input(tmp_path / "deep.onnx", [f"axis{index}" for index in range(40)])
+    (outputs,) = tie_model(path, tmp_path / "out.onnx").outputs
+    assert outputs.identical
