@@ -93,7 +93,8 @@ def command(
     Every run is a fresh process. Memory is counted over what the process had after imports; the
     first run is timed apart and a warm-up is not counted. An absent provider is an error: nothing
     is measured on the CPU instead. Under emulation no time is reported. Exits 1 where REF is given
-    and the accuracy breaks a limit, as edgetie check does.
+    and the accuracy breaks a limit, as edgetie check does. A masked language model, which generates
+    nothing, is timed on forward passes over --prompt-tokens tokens.
 
     \b
     edgetie bench int8

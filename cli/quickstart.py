@@ -66,7 +66,7 @@ def command(
                     "int8": [tie.to_dict() for tie in report.inspected_int8.ties],
                 },
                 "check": report.accuracy.to_dict(),
-                "bench": report.latency.to_dict() if report.latency else None,
+                "bench": report.latency.to_dict(),
                 "answers": [{"question": q, "answer": a} for q, a in report.answers],
             }
         )

@@ -27,14 +27,14 @@ _TIMED_TOKENS = 192  # a third of them generated; fewer if a model takes fewer
 
 @dataclass(frozen=True)
 class QuickstartReport:
-    """Every report of the journey, in order. A model that generates nothing is not timed."""
+    """Every report of the journey, in order."""
 
     exported: ExportReport
     quantized: QuantizeReport
     inspected_fp32: Inspection
     inspected_int8: Inspection
     accuracy: AccuracyReport
-    latency: LatencyReport | None
+    latency: LatencyReport
     answers: tuple[tuple[str, str], ...]
 
 
@@ -82,18 +82,15 @@ def quickstart(
         int8, reference, threads=threads, text=text, max_tokens=accuracy_tokens,
         greedy_prompts=1, progress=stages,
     )  # fmt: skip
-    task = exported.manifest.task
-    latency: LatencyReport | None = None
     answers: tuple[tuple[str, str], ...] = ()
     length = usable_window(BundleReference(int8), reference, _TIMED_TOKENS)
     new = length // 3
     del reference  # and its session
-    if task != "masked-lm":
-        latency = bench_model(
-            int8, against=fp32, threads=threads, repeat=repeat, prompt_tokens=length - new,
-            new_tokens=new, progress=stages,
-        )  # fmt: skip
-    if task in ("causal-lm", "seq2seq-lm"):
+    latency = bench_model(
+        int8, against=fp32, threads=threads, repeat=repeat, prompt_tokens=length - new,
+        new_tokens=new, progress=stages,
+    )  # fmt: skip
+    if exported.manifest.task in ("causal-lm", "seq2seq-lm"):
         stages.stage("generate")
         answers = _answers(int8, threads)
     stages.finish()

@@ -42,7 +42,7 @@ def print_quickstart(report: QuickstartReport) -> None:
     accuracy, latency = report.accuracy, report.latency
     fp32, int8 = report.exported.bundle, report.quantized.bundle
     rows = [_row("size on disk", fp32.file_bytes / 1e6, int8.file_bytes / 1e6, "MB", "smaller")]
-    if latency is not None and latency.against is not None:
+    if latency.against is not None:
         rows += _latency_rows(latency.against, latency)
     rows += _accuracy_rows(accuracy)
     error = report.exported.agreement.relative
@@ -56,8 +56,8 @@ def print_quickstart(report: QuickstartReport) -> None:
             "",
         ],
     ]
-    threads = f", {latency.threads} threads" if latency is not None else ""
-    console.print(f"\n{report.exported.manifest.source['name']}{threads}", style="bold")
+    name = report.exported.manifest.source["name"]
+    console.print(f"\n{name}, {latency.threads} threads", style="bold")
     console.print(environment_line(accuracy.environment))
     print_tables(Table(["", ">fp32", ">int8", ">int8 is"], rows))
     console.print(f"\naccuracy {verdict(accuracy)}, on {accuracy.data}")
@@ -87,17 +87,16 @@ def _row(name: str, fp32: float, int8: float, unit: str, better: str) -> list[st
 
 def _latency_rows(fp32: LatencyReport, int8: LatencyReport) -> list[list[str]]:
     prompt = f"time to read {int8.prompt_tokens} tokens"
-    speeds = fp32.decode_tokens_per_second, int8.decode_tokens_per_second
-    return [
+    rows = [
         _row("memory in use", fp32.rss_bytes / 1e6, int8.rss_bytes / 1e6, "MB", "smaller"),
         _row("time to load", fp32.load_seconds, int8.load_seconds, "s", "faster"),
         _row(prompt, fp32.prefill_ms, int8.prefill_ms, "ms", "faster"),
-        [
-            "text generation",
-            *(f"{speed:.1f} tokens/s" for speed in speeds),
-            f"{speeds[1] / speeds[0]:.1f} × faster",
-        ],
     ]
+    before, after = fp32.decode_tokens_per_second, int8.decode_tokens_per_second
+    if before is not None and after is not None:
+        speeds = f"{before:.1f} tokens/s", f"{after:.1f} tokens/s"
+        rows.append(["text generation", *speeds, f"{after / before:.1f} × faster"])
+    return rows
 
 
 def _accuracy_rows(accuracy: AccuracyReport) -> list[list[str]]:

@@ -45,7 +45,8 @@ th { background: #f5f7fa; } .right { text-align: right; font-variant-numeric: ta
 </style>
 <h1>{{ tables.short_name(report.model) }}</h1>
 <p>{{ report.repeat }} runs in separate processes, in turn; a warm-up does not count. Prompt of
-{{ report.prompt_tokens }} tokens, {{ report.new_tokens }} new ones, batch {{ report.batch }},
+{{ report.prompt_tokens }} tokens{% if report.new_tokens %}, {{ report.new_tokens }} new ones
+{%- endif %}, batch {{ report.batch }},
 {{ report.threads }} threads. Medians; memory over what a process has after imports.</p>
 {% for line in lines %}<p>{{ line }}</p>{% endfor %}
 <h2>Latency, memory, size</h2>{{ picture('latency') }}{{ draw(tables.resource_table(report)) }}

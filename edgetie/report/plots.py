@@ -76,7 +76,8 @@ def plot_latency(report: LatencyReport, target: Path | BinaryIO) -> None:
     with _figure(target, width=15, height=4.8) as figure:
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
         left, middle, right = figure.subfigures(1, 3, width_ratios=(1.05, 1.05, 0.9))
-        _draw_positions(left.subplots(), models)
+        draw = _draw_positions if report.new_tokens else _draw_passes
+        draw(left.subplots(), models)
         _draw_memory(middle, models)
         _draw_bars(right, models)
         _draw_title(figure, report)
@@ -90,8 +91,11 @@ def plot_sweep(report: LatencyReport, target: Path | BinaryIO) -> None:
     """
     models = models_of(report)[: len(_DARK)]
     with _figure(target, width=12, height=4) as figure:
-        fields = {"Prefill": "prefill_tokens_per_second", "Decode": "decode_tokens_per_second"}
-        for axes, (name, field) in zip(figure.subplots(1, 2), fields.items(), strict=True):
+        fields = {"Prefill": "prefill_tokens_per_second"}
+        if report.new_tokens:
+            fields["Decode"] = "decode_tokens_per_second"
+        panels = figure.subplots(1, len(fields), squeeze=False)[0]
+        for axes, (name, field) in zip(panels, fields.items(), strict=True):
             for color, model, label in zip(_DARK, models, _labels(models), strict=False):
                 points = [model, *model.sweep] if model.latency_valid else []
                 for index, batch in enumerate(sorted({point.batch for point in points})):
@@ -158,9 +162,10 @@ def _figure(target: Path | BinaryIO, *, width: float, height: float) -> Iterator
 
 
 def _draw_title(figure: Any, report: LatencyReport) -> None:
+    new = f", {report.new_tokens} new tokens" if report.new_tokens else ""
     text = (
-        f"{ran_by(report)}, {report.threads} threads · prompt {report.prompt_tokens}, "
-        f"{report.new_tokens} new tokens · {report.repeat} runs"
+        f"{ran_by(report)}, {report.threads} threads · prompt {report.prompt_tokens}{new} · "
+        f"{report.repeat} runs"
     )
     if not report.latency_valid:
         text += f" · NOT VALID: {report.latency_problem}"
@@ -194,6 +199,16 @@ def _draw_positions(axes: Any, models: list[LatencyReport]) -> None:
     _label(axes, "Latency of a token", "position in the sequence", "ms")
 
 
+def _draw_passes(axes: Any, models: list[LatencyReport]) -> None:
+    """Draw the time of a forward pass over its tokens, of batches as large as the first one."""
+    for index, (model, label) in enumerate(zip(models, _labels(models), strict=True)):
+        points = [each for each in (model, *model.sweep) if each.batch == model.batch]
+        line = sorted((each.prompt_tokens, each.prefill_ms) for each in points)
+        if model.latency_valid:
+            axes.plot(*zip(*line, strict=True), color=_DARK[index], marker="o", label=label)
+    _label(axes, "Latency of a forward pass", "tokens", "ms")
+
+
 def _draw_memory(figure: Any, models: list[LatencyReport]) -> None:
     panels = figure.subplots(len(models), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for index, (axes, model) in enumerate(zip(panels, models, strict=True)):
@@ -222,8 +237,9 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
         "files": ("MB", lambda m: [m.file_bytes / 1e6]),
         "memory": ("MB", lambda m: [m.anonymous_bytes / 1e6, m.file_mapped_bytes / 1e6]),
         "prefill": ("tokens/s", lambda m: [m.prefill_tokens_per_second] * m.latency_valid),
-        "decode": ("tokens/s", lambda m: [m.decode_tokens_per_second] * m.latency_valid),
     }
+    if models[0].new_tokens:
+        bars["decode"] = ("tokens/s", lambda m: [m.decode_tokens_per_second or 0] * m.latency_valid)
     panels = figure.subplots(len(bars), 1)
     for axes, (name, (unit, values)) in zip(panels, bars.items(), strict=True):
         longest = max(sum(values(model)) for model in models) or 1

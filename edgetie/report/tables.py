@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +199,8 @@ def speed_table(report: LatencyReport) -> Table:
             (f"pp{each.prompt_tokens}{batch}", "prefill_tokens_per_second"),
             (f"tg{each.new_tokens}{batch}", "decode_tokens_per_second"),
         ):
+            if getattr(each, field) is None:
+                continue
             speed = f"{getattr(each, field):.1f} ± {each.deviation[field]:.1f}"
             rows.append([*cells, test, speed if each.latency_valid else "not measured"])
     return Table(["model", ">size", ">params", "provider", ">threads", "test", ">t/s"], rows)
@@ -225,12 +228,18 @@ def resource_table(report: LatencyReport) -> Table:
     add_time("first run", "{:.0f} ms", "first_run_ms")
     if any(model.encode_ms is not None for model in models):
         add_time("encode", "{:.0f} ms", "encode_ms")
-    add_time("prefill (TTFT)", "{:.0f} ms", "prefill_ms")
-    add_time("decode, tokens/s", "{:.1f}", "decode_tokens_per_second")
-    add("its median lies in", _interval)
-    add("token latency p50", lambda m: _time(m, "{:.1f} ms", m.latency_ms["p50"]))
-    add("token latency p90", lambda m: _time(m, "{:.1f} ms", m.latency_ms["p90"]))
-    add("token latency p99", lambda m: _time(m, "{:.1f} ms", m.latency_ms["p99"]))
+    if report.new_tokens:
+        add_time("prefill (TTFT)", "{:.0f} ms", "prefill_ms")
+        add_time("decode, tokens/s", "{:.1f}", "decode_tokens_per_second")
+        add("its median lies in", _interval)
+        add("token latency p50", lambda m: _time(m, "{:.1f} ms", m.latency_ms.get("p50")))
+        add("token latency p90", lambda m: _time(m, "{:.1f} ms", m.latency_ms.get("p90")))
+        add("token latency p99", lambda m: _time(m, "{:.1f} ms", m.latency_ms.get("p99")))
+    else:
+        for index, point in enumerate([report, *report.sweep]):
+            batch = f" × {point.batch}" if point.batch > 1 else ""
+            label = f"forward pass, {point.prompt_tokens} tokens{batch}"
+            add(label, partial(_pass_time, index=index), "" if index else "prefill_ms")
     add_size("memory, anonymous", "anonymous_bytes")
     add_size("memory, file-mapped", "file_mapped_bytes")
     add_size("memory, resident", "rss_bytes")
@@ -241,6 +250,11 @@ def resource_table(report: LatencyReport) -> Table:
     add("copies in memory", lambda m: f"{MISSING if (n := m.copies_in_memory) is None else n}")
     ratio = [">ratio"] if report.against is not None else []
     return Table(["", *(f">{name}" for name in titles(models)), *ratio], rows)
+
+
+def _pass_time(report: LatencyReport, index: int) -> str:
+    """Format the time of a forward pass at a point of a sweep."""
+    return _time(report, "{:.1f} ms", [report, *report.sweep][index].prefill_ms)
 
 
 def models_of(report: LatencyReport) -> list[LatencyReport]:
@@ -279,7 +293,9 @@ def _short_names(models: list[LatencyReport]) -> dict[str, str]:
 
 def _interval(report: LatencyReport) -> str:
     """Format the confidence interval of the decode speed's median, and its level."""
-    interval = report.confidence["decode_tokens_per_second"]
+    interval = report.confidence.get("decode_tokens_per_second")
+    if interval is None:
+        return MISSING
     text = f"{interval.low:.1f}–{interval.high:.1f} ({interval.level:.0%})"
     return text if interval.level and report.latency_valid else MISSING
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,11 @@ from packages import rxnmapper
 from edgetie.errors import BundleError
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.harness.accuracy.check import AccuracyReport, check_model
+from edgetie.harness.latency.bench import bench_model
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.quickstart import quickstart
+from edgetie.report.html import write_html
+from edgetie.report.tables import resource_table, speed_table
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
@@ -187,14 +192,41 @@ def test_a_bare_file_is_known_to_fill_in_tokens(albert: ExportReport, tmp_path: 
         check_model(albert.bundle, str(albert.bundle.directory), text=text, max_tokens=3)
 
 
-def test_the_quickstart_times_nothing_that_does_not_generate(tmp_path: Path) -> None:
+def test_the_quickstart_times_forward_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     config = transformers.BertConfig(**SIZES, intermediate_size=128)
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     report = quickstart(tmp_path / "out", model=str(tmp_path / "bert"))
-    assert (report.latency, report.answers) == (None, ())
+    assert report.answers == ()
     assert report.accuracy.passed
     print_quickstart(report)
+    printed = capsys.readouterr().out
+    assert "time to read" in printed
+    assert "text generation" not in printed
+
+
+def test_bench_times_forward_passes_of_several_lengths(
+    albert: ExportReport, tmp_path: Path
+) -> None:
+    report = bench_model(
+        albert.bundle.directory, repeat=2, prompt_tokens=[8, 16], batch=2, timeline=True
+    )
+    assert [point.prompt_tokens for point in (report, *report.sweep)] == [8, 16]
+    assert report.prefill_tokens_per_second == pytest.approx(
+        statistics.median(16000 / run.prefill_ms for run in report.runs)
+    )
+    assert (report.new_tokens, report.decode_tokens_per_second, report.latency_ms) == (0, None, {})
+    json.dumps(report.to_dict(), allow_nan=False)
+    labels = [row[0] for row in resource_table(report).rows]
+    assert labels[2:4] == ["forward pass, 8 tokens × 2", "forward pass, 16 tokens × 2"]
+    assert [row[5] for row in speed_table(report).rows] == ["pp8 × 2", "pp16 × 2"]
+    write_html(report, [], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Prompt of\n8 tokens, batch 2" in page
+    with pytest.raises(BundleError, match="if the model takes fewer tokens"):
+        bench_model(albert.bundle.directory, repeat=1, prompt_tokens=10_000)
 
 
 def test_roberta_counts_positions_from_its_padding_token_on(tmp_path: Path) -> None:

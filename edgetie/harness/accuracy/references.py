@@ -14,7 +14,7 @@ import onnxruntime as ort
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.names import AUDIO, MANIFEST, SPEECH
 from edgetie.errors import BundleError, SourceError, summarize
-from edgetie.harness.accuracy.samples import Prompt, encoder_inputs
+from edgetie.harness.accuracy.samples import Prompt, encoder_inputs, token_inputs
 from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.session import open_session
@@ -113,12 +113,7 @@ class BundleReference:
             tokens = _shifted(ids, self.bundle.manifest.signature.start_token_ids)
         elif self.is_audio_model:
             tokens, feeds[AUDIO] = Prompt(self.session, ids, 0).inputs()
-        feeds |= {
-            "input_ids": tokens,
-            "attention_mask": np.ones_like(tokens),
-            "position_ids": np.arange(tokens.shape[1])[None],
-            "token_type_ids": np.zeros_like(tokens),
-        }
+        feeds |= token_inputs(tokens)
         for tensor in self.session.cache:
             feeds[tensor.past] = np.zeros(tensor.shape(1), self.session.cache_dtype)
         names = [value.name for value in self.session.inputs]

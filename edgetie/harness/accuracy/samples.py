@@ -117,6 +117,16 @@ def encoder_inputs(session: Session, ids: Ids) -> dict[str, npt.NDArray[Any]]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
+def token_inputs(ids: Ids) -> dict[str, Ids]:
+    """Make the inputs for tokens ``(batch, tokens)`` without padding, by their usual names."""
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(ids.shape[1])[None].repeat(len(ids), axis=0),
+        "token_type_ids": np.zeros_like(ids),
+    }
+
+
 class Prompt:
     """Tokens ``(batch, tokens)``, noise for an audio model, and the decoder that reads them.
 

@@ -42,10 +42,13 @@ class LatencyReport(Measurement):
         model, precision: path of the model, and precision of its weights.
         parameters: number of weights, each shared one counted once; ``None`` without a manifest.
         provider: execution provider that ran it; never ``auto``.
-        new_tokens, batch, repeat: tokens generated, batch items, and runs.
+        new_tokens, batch, repeat: tokens generated, 0 for a masked language model; batch items;
+            runs.
         prefill_tokens_per_second: tokens of all prompts over the time of the prefill.
-        decode_tokens_per_second: from the second token on, of every batch item.
-        latency_ms: ``p50``, ``p90`` and ``p99`` of single tokens from the second on, all runs.
+        decode_tokens_per_second: from the second token on, of every batch item; ``None`` if the
+            model generates none.
+        latency_ms: ``p50``, ``p90`` and ``p99`` of single tokens from the second on, all runs;
+            empty if there are none.
         file_bytes: every file of the directory; of an ``.onnx`` file, it and its data.
         latency_valid: false if the hardware is emulated or simulated. Speeds then mean nothing.
         ties: whether each tied weight is stored once in the file.
@@ -70,7 +73,7 @@ class LatencyReport(Measurement):
     batch: int
     repeat: int
     prefill_tokens_per_second: float
-    decode_tokens_per_second: float
+    decode_tokens_per_second: float | None
     latency_ms: dict[str, float]
     file_bytes: int
     latency_valid: bool
@@ -124,7 +127,8 @@ def bench_model(
             (:mod:`edgetie.providers.environments`).
         prompt_tokens: tokens of the prompt, drawn at random with a fixed seed. Of several lengths,
             the first is the report's and the others are its ``sweep``.
-        new_tokens: tokens to generate greedily, at least 2. End tokens do not stop it.
+        new_tokens: tokens to generate greedily, at least 2. End tokens do not stop it. A masked
+            language model generates none: its forward pass is the prefill.
         batch: prompts at a time. Of several numbers, the first is the report's.
         threads: intra-op threads; ``None`` takes every physical core.
         repeat: runs of each model.
@@ -196,7 +200,9 @@ def _ratios(report: LatencyReport, other: LatencyReport) -> dict[str, float]:
     return {
         name: getattr(report, name) / getattr(other, name)
         for name in _RATIOS
-        if getattr(other, name) and (is_timed or name.endswith("_bytes"))
+        if getattr(report, name) is not None
+        and getattr(other, name)
+        and (is_timed or name.endswith("_bytes"))
     }
 
 
@@ -221,12 +227,15 @@ class _Case:
         """Take medians over the runs of one job."""
         first = runs[0]
         columns = {name: [getattr(run, name) for run in runs] for name in (*_TIMES, *_SIZES)}
-        prefill = [job.batch * run.prompt_tokens / run.prefill_ms * 1000 for run in runs]
-        decode = [job.batch * len(run.step_ms) / sum(run.step_ms) * 1000 for run in runs]
-        columns |= dict(zip(_SPEEDS, (prefill, decode), strict=True))
+        prefill, decode = _SPEEDS
+        columns[prefill] = [job.batch * r.prompt_tokens / r.prefill_ms * 1000 for r in runs]
+        if first.step_ms:
+            columns[decode] = [job.batch * len(r.step_ms) / sum(r.step_ms) * 1000 for r in runs]
+        speeds = [name for name in _SPEEDS if name in columns]
         values: dict[str, Any] = {
             each.name: getattr(first, each.name) for each in fields(Measurement)
         }
+        values[decode] = None
         values |= {name: statistics.median(column) for name, column in columns.items()}
         values |= {name: int(values[name]) for name in _SIZES}
         if first.encode_ms is not None:
@@ -237,18 +246,22 @@ class _Case:
             model=self.path,
             precision=precision_of(self.bundle),
             parameters=self.bundle.manifest.unique_parameters or None,
-            new_tokens=job.new_tokens,
+            new_tokens=job.new_tokens if first.step_ms else 0,
             batch=job.batch,
             repeat=len(runs),
-            latency_ms={f"p{rank}": float(np.percentile(steps, rank)) for rank in (50, 90, 99)},
+            latency_ms={
+                f"p{rank}": float(np.percentile(steps, rank))
+                for rank in (50, 90, 99)
+                if first.step_ms
+            },
             file_bytes=_file_bytes(Path(self.path), self.bundle),
             latency_valid=first.latency_problem is None,
             ties=self.ties,
             copies_in_memory=self.copies_in_memory,
-            confidence={name: median_interval(columns[name]) for name in _SPEEDS},
+            confidence={name: median_interval(columns[name]) for name in speeds},
             spread={name: (min(column), max(column)) for name, column in columns.items()},
             deviation={
-                name: statistics.stdev(columns[name]) if len(runs) > 1 else 0.0 for name in _SPEEDS
+                name: statistics.stdev(columns[name]) if len(runs) > 1 else 0.0 for name in speeds
             },
             environment=describe_environment(first.onnxruntime_version),
             runs=runs,

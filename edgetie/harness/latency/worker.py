@@ -3,23 +3,28 @@
 A second session in one process would find warm allocators and mapped files.
 """
 
+import statistics
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.harness.accuracy.samples import Prompt, random_ids
+from edgetie.harness.accuracy.samples import Prompt, random_ids, token_inputs
 from edgetie.providers.emulation import latency_problem
 from edgetie.providers.json_worker import reply
 from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.memory import read_memory, sample_memory
-from edgetie.runtime.session import Session, open_session
+from edgetie.runtime.session import Session, onnxruntime_errors, open_session
 
 _WARM_UP_TOKENS = 8
+_PASSES = 9  # of a masked language model, which are short
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Measurement:
 
     Attributes:
         prompt_tokens: tokens read before the first new one. An audio model reads noise as well. An
-            encoder-decoder model reads only the tokens that its decoder starts with.
+            encoder-decoder model reads only the tokens that its decoder starts with, a masked
+            language model all of them at once.
         provider: execution provider that ran it; never ``auto``. In an environment of another
             provider, its name there.
         threads: intra-op threads.
@@ -50,7 +56,8 @@ class Measurement:
         first_run_ms: the session's first prefill.
         encode_ms: the encoder alone; ``None`` without one.
         prefill_ms: time to the first token (TTFT) including the encoder, with a warm session and
-            an empty cache.
+            an empty cache; of a masked language model, the median of some
+            forward passes.
         baseline_rss_bytes: resident memory after imports, before loading.
         rss_bytes, anonymous_bytes, file_mapped_bytes: resident at the last token, OVER the
             baseline: all, private pages, and pages of mapped files that the kernel can drop.
@@ -82,7 +89,8 @@ class Run(Measurement):
     """What one run measured.
 
     Attributes:
-        step_ms: milliseconds of each token after the first, ``(new_tokens - 1,)``.
+        step_ms: milliseconds of each token after the first, ``(new_tokens - 1,)``. Empty for a
+            masked language model, which generates none.
         onnxruntime_version: version of onnxruntime that ran the model.
         timeline: ``(seconds, anonymous, file-mapped)`` over the baseline, if sampled.
     """
@@ -108,24 +116,29 @@ def measure(job: Job) -> Run:
         session = open_session(
             job.path, provider=job.provider, threads=job.threads, strict=job.strict
         )
-        prompt = _make_prompt(session, job)
         try:
-            first_run_ms = _generate(prompt, 1)[0]
-            _generate(prompt, min(_WARM_UP_TOKENS, job.new_tokens))
-            start = time.perf_counter()
-            if session.encoder is not None:
-                session.encoder.run(None, prompt.encoder_inputs)
-            encode_seconds = time.perf_counter() - start
-            prefill_ms, *step_ms = _generate(prompt, job.new_tokens)
+            if session.bundle.task == "masked-lm":
+                tokens, encode_ms = job.prompt_tokens, None
+                run = _forward_pass(session, _random_tokens(session, job))
+                first_run_ms, _, *times = (_time(run) for _ in range(2 + _PASSES))
+                prefill_ms = statistics.median(times)
+                step_ms: list[float] = []
+            else:
+                prompt = _make_prompt(session, job)
+                tokens = prompt.tokens
+                first_run_ms = _generate(prompt, 1)[0]
+                _generate(prompt, min(_WARM_UP_TOKENS, job.new_tokens))
+                encode_ms = _time_encoder(session, prompt)
+                prefill_ms, *step_ms = _generate(prompt, job.new_tokens)
         except EdgetieError as error:
             hint = "if the model takes fewer tokens, use a shorter prompt and fewer new tokens"
             raise BundleError(f"{error}; {hint}") from error
         after = read_memory()
     return Run(
         load_seconds=session.load_seconds,
-        prompt_tokens=prompt.tokens,
+        prompt_tokens=tokens,
         first_run_ms=first_run_ms,
-        encode_ms=encode_seconds * 1000 if session.encoder is not None else None,
+        encode_ms=encode_ms,
         prefill_ms=prefill_ms,
         step_ms=step_ms,
         baseline_rss_bytes=before.rss,
@@ -150,10 +163,38 @@ def _make_prompt(session: Session, job: Job) -> Prompt:
     """Draw random tokens, and noise for an audio model."""
     if job.batch > 1 and reads_audio(session):
         raise BundleError(f"{job.path}: is an audio model, which takes batches of 1 only")
+    return Prompt(session, _random_tokens(session, job), job.new_tokens)
+
+
+def _random_tokens(session: Session, job: Job) -> npt.NDArray[np.int64]:
+    """Draw tokens ``(batch, prompt_tokens)``."""
     size = next((value.shape[-1] for value in session.outputs if value.name == "logits"), None)
     vocabulary = size if isinstance(size, int) else 256  # if the graph does not have it
-    ids = random_ids(job.batch * job.prompt_tokens, vocabulary).reshape(job.batch, -1)
-    return Prompt(session, ids, job.new_tokens)
+    return random_ids(job.batch * job.prompt_tokens, vocabulary).reshape(job.batch, -1)
+
+
+def _forward_pass(session: Session, ids: npt.NDArray[np.int64]) -> Callable[[], object]:
+    """Return a function that reads all tokens at once, as a masked language model does."""
+    values, path = token_inputs(ids), session.bundle.model_path
+    wanted = [info for info in session.inputs if info.name in values]
+    feeds = {info.name: values[info.name].astype(info.dtype) for info in wanted}
+
+    def run() -> object:
+        with onnxruntime_errors(path):
+            return session.ort.run(["logits"], feeds)
+
+    return run
+
+
+def _time(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _time_encoder(session: Session, prompt: Prompt) -> float | None:
+    encoder = session.encoder
+    return encoder and _time(lambda: encoder.run(None, prompt.encoder_inputs))
 
 
 def _generate(prompt: Prompt, count: int) -> list[float]:
