@@ -271,7 +271,7 @@ def _quantize_kv_cache(
     ir.save(model, directory / file)
     if meter is None:
         return result
-    metrics = meter.measure(written)
+    metrics = meter.measure(written).metrics
     if meter.limits.failures(metrics):
         remedy = "allow more or leave the KV cache in floating point"
         raise limit_error(meter.limits, metrics, "with a KV cache of int8", remedy)

@@ -66,7 +66,7 @@ def find_smaller_scheme(
         smaller = SmallerScheme(other.name, _file_bytes(folder))
         if smaller.file_bytes >= size:
             return None
-        metrics = meter.measure(Bundle(folder, path, source.bundle.manifest))
+        metrics = meter.measure(Bundle(folder, path, source.bundle.manifest)).metrics
         return None if meter.limits.failures(metrics) else smaller
     finally:
         shutil.rmtree(folder)

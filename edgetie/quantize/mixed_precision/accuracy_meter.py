@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist, mean, stdev
+from typing import NamedTuple
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.errors import QuantizeError
@@ -21,6 +22,13 @@ _RANKING_WINDOWS, _RANKING_TOKENS = 2, 64
 _CACHE_BYTES = 1 << 28  # of float logits that stay in memory
 _LEAST_WINDOWS = 6  # that a decision needs
 _LEVEL = 0.99
+
+
+class Measurement(NamedTuple):
+    """Metrics, and whether more of the text would hardly change which limits hold."""
+
+    metrics: PredictionMetrics
+    is_certain: bool
 
 
 class AccuracyMeter:
@@ -73,21 +81,24 @@ class AccuracyMeter:
         bundle: Bundle,
         advance: Callable[[int, int], None] = lambda done, total: None,
         deadline: float = math.inf,
-    ) -> PredictionMetrics:
+        most_tokens: float = math.inf,
+    ) -> Measurement:
         """Measure all metrics until it is certain whether the limits hold, or the text ends.
 
         Args:
             bundle: the quantized one.
             advance: called with the number of windows that are done, and of all.
             deadline: on the clock of :func:`time.perf_counter`. Nothing is measured after it.
+            most_tokens: number of tokens after which it is not worth reading more.
         """
         candidate, errors = BundleReference(bundle, provider=AUTO), PredictionErrors()
         excesses: list[dict[str, float]] = []
         start, reference_seconds, tokens = time.perf_counter(), 0.0, 0
+        is_decided = False
         for index, (ids, targets) in enumerate(self._windows):
             advance(index, len(self._windows))
             before = time.perf_counter()
-            if index and before > deadline:
+            if index and (before > deadline or tokens >= most_tokens):
                 break
             reference = self._reference_logits(index, ids)
             reference_seconds += time.perf_counter() - before
@@ -96,11 +107,12 @@ class AccuracyMeter:
                 each.add(reference, logits, targets)
             tokens += len(ids)
             excesses.append(_excesses(self.limits, window.metrics))
-            if _is_decided(excesses, self.limits.failures(errors.metrics)):
+            is_decided = _is_decided(excesses, self.limits.failures(errors.metrics))
+            if is_decided:
                 break
         self.seconds = (time.perf_counter() - start) / tokens
         self.reference_seconds = max(self.reference_seconds, reference_seconds / tokens)
-        return errors.metrics
+        return Measurement(errors.metrics, is_decided or len(excesses) == len(self._windows))
 
     def _reference_logits(self, index: int, ids: Ids) -> Floats:
         """Compute the float logits of a window; those of the first windows only once."""

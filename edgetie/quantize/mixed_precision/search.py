@@ -35,6 +35,7 @@ from edgetie.quantize.model_quantizer import ModelQuantizer, QuantizedModels
 
 _TRIES = 4  # between a form that breaks the limits and one that holds them
 _TYPICAL_TRIES, _TYPICAL_TOKENS = 4, 2048  # of a search, and that a try reads until it is decided
+_MOST_TOKENS = 4096  # that a try reads: one that is not decided then is too close to the limit
 _MARGIN = 0.85  # share of the allowed divergence that a try aims at, so that it is soon decided
 _CLOSE = 0.01  # share of a model's bytes that is not worth another try
 _TINY = 1e-30
@@ -94,7 +95,7 @@ def quantize_within_limits(
     candidates = MixedPrecisionCandidates(bundle, quantizer)
     progress.stage("measure")
     result = candidates.write()
-    metrics = meter.measure(bundle, progress.advance)
+    metrics = meter.measure(bundle, progress.advance).metrics
     if not meter.limits.failures(metrics):
         return SearchResult(result, [], metrics)
     if weight_formats(quantizer.scheme) is None:
@@ -107,10 +108,11 @@ def quantize_within_limits(
 
 
 class _Form(NamedTuple):
-    """A choice of precisions and what was measured of it."""
+    """A choice of precisions, what was measured of it, and whether it holds the limits."""
 
     costs: Sequence[Cost]
     metrics: PredictionMetrics
+    holds: bool
 
     @property
     def added_bytes(self) -> int:
@@ -190,7 +192,7 @@ class _Search:
         )
         stopped = ""
         try:
-            if not self._search(_Form(unmeasured_costs(self._candidates), metrics)):
+            if not self._search(_Form(unmeasured_costs(self._candidates), metrics, holds=False)):
                 stopped = "time budget"
         except KeyboardInterrupt:
             if self.best is None:
@@ -198,7 +200,8 @@ class _Search:
             stopped = "request"
         assert self.best is not None
         seconds = time.perf_counter() - start
-        return *self.best, SearchSummary(estimate, seconds, self._tried, stopped)
+        summary = SearchSummary(estimate, seconds, self._tried, stopped)
+        return self.best.costs, self.best.metrics, summary
 
     def _estimate(self) -> float:
         """Estimate the seconds that the search takes, from the first measurement."""
@@ -256,7 +259,7 @@ class _Search:
             form = self._try(_take_steps(costs, steps[:count]))
             if form is None:
                 return False
-            if self._holds(form):
+            if form.holds:
                 last, high = count, form.metrics
             else:
                 first, low = count, form.metrics
@@ -267,21 +270,20 @@ class _Search:
 
         ``None`` is returned if another one holds and the time is over.
         """
-        deadline = math.inf if self.best is None else self._deadline
+        deadline = most_tokens = math.inf
+        if self.best is not None:
+            deadline, most_tokens = self._deadline, _MOST_TOKENS
         self._candidates.write(*names_by_precision(costs))
-        form = _Form(
-            costs,
-            self._meter.measure(self._candidates.bundle, self._progress.advance, deadline),
+        metrics, is_certain = self._meter.measure(
+            self._candidates.bundle, self._progress.advance, deadline, most_tokens
         )
         self._tried += 1
         if time.perf_counter() > deadline:
             return None
-        if self._holds(form) and (self.best is None or form.added_bytes < self.best.added_bytes):
+        form = _Form(costs, metrics, is_certain and not self._meter.limits.failures(metrics))
+        if form.holds and (self.best is None or form.added_bytes < self.best.added_bytes):
             self.best = form
         return form
-
-    def _holds(self, form: _Form) -> bool:
-        return not self._meter.limits.failures(form.metrics)
 
     def _remaining_share(self) -> float:
         """Measure the share of the linear layers' divergence that the higher precision leaves."""

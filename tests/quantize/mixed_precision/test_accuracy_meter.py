@@ -35,7 +35,7 @@ def text(count: int) -> CalibrationText:
 
 
 def measure(bundles: tuple[Bundle, Bundle], limits: Thresholds) -> PredictionMetrics:
-    return AccuracyMeter(bundles[0], text(256 * WINDOWS), limits).measure(bundles[1])
+    return AccuracyMeter(bundles[0], text(256 * WINDOWS), limits).measure(bundles[1]).metrics
 
 
 def test_a_text_too_short_to_measure_on(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_text_too_short_to_measure_on(tmp_path: Path) -> None:
 
 def test_the_float_model_has_no_divergence(bundles: tuple[Bundle, Bundle]) -> None:
     meter = AccuracyMeter(bundles[0], text(600), Thresholds(max_kl=1.0))
-    metrics = meter.measure(bundles[0])
+    metrics = meter.measure(bundles[0]).metrics
     assert metrics.mean_kl_divergence == pytest.approx(0, abs=1e-9)
     assert (metrics.top1_agreement, metrics.predictions) == (1, 600)
     assert meter.divergence(BundleReference(bundles[0])) == pytest.approx(0, abs=1e-9)
@@ -55,7 +55,7 @@ def test_the_float_model_has_no_divergence(bundles: tuple[Bundle, Bundle]) -> No
 def test_a_limit_that_is_far_needs_a_part_of_the_text(bundles: tuple[Bundle, Bundle]) -> None:
     whole = measure(bundles, Thresholds(min_top1=0.0, max_kl=0.0))
     assert whole.predictions == 6 * 256  # fewer windows have no certain spread
-    exact = AccuracyMeter(bundles[0], text(5 * 256), Thresholds()).measure(bundles[1])
+    exact = AccuracyMeter(bundles[0], text(5 * 256), Thresholds()).measure(bundles[1]).metrics
     for limits in (
         Thresholds(max_kl=10 * exact.mean_kl_divergence),
         Thresholds(max_kl=0.1 * exact.mean_kl_divergence),
@@ -70,6 +70,10 @@ def test_a_limit_that_is_near_needs_all_of_the_text(bundles: tuple[Bundle, Bundl
         metrics = measure(bundles, Thresholds(max_kl=exact))
         exact = metrics.mean_kl_divergence
     assert metrics.predictions == WINDOWS * 256
+    meter = AccuracyMeter(bundles[0], text(256 * WINDOWS), Thresholds(max_kl=exact))
+    assert meter.measure(bundles[1]).is_certain  # there is no more text
+    part = meter.measure(bundles[1], most_tokens=8 * 256)
+    assert (part.metrics.predictions, part.is_certain) == (8 * 256, False)
 
 
 def test_one_broken_limit_decides(bundles: tuple[Bundle, Bundle]) -> None:
@@ -79,5 +83,5 @@ def test_one_broken_limit_decides(bundles: tuple[Bundle, Bundle]) -> None:
 
 def test_nothing_is_measured_after_a_deadline(bundles: tuple[Bundle, Bundle]) -> None:
     meter = AccuracyMeter(bundles[0], text(256 * WINDOWS), Thresholds(max_kl=1.0))
-    metrics = meter.measure(bundles[1], deadline=time.perf_counter())
+    metrics = meter.measure(bundles[1], deadline=time.perf_counter()).metrics
     assert metrics.predictions == 256
