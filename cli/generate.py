@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -27,10 +29,12 @@ _NEW_TOKENS = 128
 HELP = """Stream text from a bundle.
 
 The prompt becomes a chat message if the model has a chat template, and is continued as it is
-otherwise. A speech model transcribes --audio.
+otherwise. Without a prompt, on a terminal, a chat model holds a conversation. A speech model
+transcribes --audio.
 
 \b
 Examples:
+  edgetie generate int8
   edgetie generate int8 --prompt "What is a tied embedding?"
   edgetie generate int8 --prompt "Once upon a time" --no-chat --temperature 0.8 --seed 1
   edgetie generate int8 --prompt "Red or blue?" --prompt "Tea or coffee?" --json
@@ -103,11 +107,12 @@ def command(
         raise click.UsageError("--top-k and --top-p need a --temperature above 0")
     if prompts.count("-") > 1:
         raise click.UsageError("--prompt - can be given once only")
-    if bool(prompts) == bool(audio):
+    talks = not (prompts or audio or no_chat or as_json) and _is_terminal()
+    if bool(prompts) == bool(audio) and not talks:
         raise click.UsageError("give --prompt, or --audio to a speech model")
     if audio and (system is not None or no_chat):
         raise click.UsageError("--system and --no-chat go with --prompt")
-    if prompts and language is not None:
+    if not audio and language is not None:
         raise click.UsageError("--language goes with --audio")
     from edgetie.bundle.bundle import open_bundle
     from edgetie.providers.placement import describe_placement
@@ -118,6 +123,11 @@ def command(
     opened = open_bundle(bundle)
     tokenizer = Tokenizer.from_bundle(opened)
     options: dict[str, Any] = {"sampling": Sampling(temperature, top_k, top_p), "seed": seed}
+    if talks:
+        options["max_new_tokens"] = max_new_tokens or _NEW_TOKENS
+        session = open_session(opened, provider=provider, threads=threads)
+        _converse(session, tokenizer, system, options)
+        return
     if audio:
         from edgetie.runtime.audio.features import FeatureExtractor, read_wav
 
@@ -150,6 +160,34 @@ def command(
         click.echo(
             f"run by {describe_placement(session.provider, session.nodes_per_provider)}", err=True
         )
+
+
+def _is_terminal() -> bool:
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+def _converse(
+    session: Session, tokenizer: Tokenizer, system: str | None, options: dict[str, Any]
+) -> None:
+    """Answer each line that is typed, until the end of the input."""
+    from edgetie.runtime.decoding.conversation import Conversation
+
+    with contextlib.suppress(ImportError):  # on Windows; it makes input() a line that is edited
+        importlib.import_module("readline")
+    conversation = Conversation(session, tokenizer, system=system)
+    click.echo("Ctrl-C stops an answer, Ctrl-D ends the conversation.", err=True)
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            click.echo()
+            return
+        if not text.strip():
+            continue
+        try:
+            _print_chunks(conversation.ask(text, **options), 1, as_json=False)
+        except KeyboardInterrupt:
+            click.echo()
 
 
 def _print_chunks(chunks: Iterator[Chunk], count: int, as_json: bool) -> list[Completion]:

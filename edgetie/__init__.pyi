@@ -38,6 +38,7 @@ from .runtime.audio.embeddings import embed_audio as embed_audio
 from .runtime.audio.features import FeatureExtractor as FeatureExtractor
 from .runtime.audio.features import read_wav as read_wav
 from .runtime.audio.transcription import transcribe as transcribe
+from .runtime.decoding.conversation import Conversation as Conversation
 from .runtime.decoding.decoder import Decoder as Decoder
 from .runtime.decoding.generation import Chunk as Chunk
 from .runtime.decoding.generation import Completion as Completion

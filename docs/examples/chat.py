@@ -12,13 +12,9 @@ import edgetie
 
 def main(path: str, question: str) -> None:
     session = edgetie.open_session(path, threads=2)
-    tokenizer = edgetie.Tokenizer.from_bundle(session.bundle)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}])
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    conversation = edgetie.Conversation(session, edgetie.Tokenizer.from_bundle(session.bundle))
     sampling = edgetie.Sampling(temperature=0.7, top_p=0.9)
-    for chunk in edgetie.generate_text(
-        session, tokenizer, [ids], max_new_tokens=64, sampling=sampling, seed=0
-    ):
+    for chunk in conversation.ask(question, max_new_tokens=64, sampling=sampling, seed=0):
         print(chunk.text, end="", flush=True)
     print()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,28 @@ def test_command_without_a_usable_chat_template_advises_plain_text(chat_bundle: 
     done = run(str(chat_bundle), "--prompt", "a")
     assert isinstance(done.exception, BundleError)
     assert done.exception.advice == {"no_chat": True}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_a_terminal_without_a_prompt_holds_a_conversation(chat_bundle: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = "from edgetie_cli.main import main; main()"
+    command = [sys.executable, "-c", code, "generate", str(chat_bundle), "--max-new-tokens", "2"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = ""
+        for typed, answers in (("a\n", 0), ("b\n", 1), ("\x04", 2)):
+            while shown.count("\n> ") <= answers:
+                shown += os.read(ours, 4096).decode(errors="replace").replace("\r", "")
+            os.write(ours, typed.encode())
+        assert process.wait(60) == 0
+    os.close(ours)
+    assert shown.startswith("Ctrl-C stops an answer, Ctrl-D ends the conversation.\n> ")
+
+
+def test_without_a_terminal_a_prompt_is_needed(chat_bundle: Path) -> None:
+    done = run(str(chat_bundle))
+    assert done.exit_code == 2
+    assert "give --prompt" in done.stderr

@@ -1,0 +1,106 @@
+"""Talk with a chat model, turn by turn; each turn reads only the tokens that are new."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgetie.errors import BundleError, EdgetieError
+from edgetie.runtime.decoding.generation import (
+    GREEDY,
+    Chunk,
+    Step,
+    continue_prompt,
+    make_decoder,
+    require_limits,
+    stream_text,
+)
+from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.session import Session
+from edgetie.runtime.text.tokenizer import Tokenizer
+
+_MOST_TOKENS = 4096
+"""Longest conversation, unless the model takes less. Memory is used only as far as it grows."""
+
+
+class Conversation:
+    """A conversation with a decoder that has a chat template.
+
+    Every answer is the one that the model gives to all messages as one prompt.
+
+    Attributes:
+        messages: ``{"role": ..., "content": ...}`` each, of the turns that were answered.
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, *, system: str | None = None):
+        """Start with the system message, if there is one.
+
+        Raises:
+            BundleError: if the model is not a decoder, or has no chat template.
+        """
+        if tokenizer.chat_template is None:
+            raise BundleError(
+                f"{session.bundle.directory}: has no chat template, so it holds no conversation; "
+                "give it a prompt to continue"
+            )
+        if session.cross:
+            raise BundleError(
+                f"{session.bundle.directory}: has an encoder, which reads one prompt; use generate"
+            )
+        self.messages = [] if system is None else [{"role": "system", "content": system}]
+        self._tokenizer = tokenizer
+        self._directory = session.bundle.directory
+        self._decoder = make_decoder(session, 1, 1, _MOST_TOKENS - 1)
+        self._tokens: list[int] = []  # of which the decoder has read the first ones
+
+    def ask(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        seed: int | None = None,
+    ) -> Iterator[Chunk]:
+        """Stream the answer to a message. One that is not read to its end is forgotten.
+
+        Args:
+            text: the message of the user.
+            max_new_tokens, sampling, seed: as in :func:`edgetie.generate`.
+
+        Returns:
+            Text as it comes. The completion's ``prompt_tokens`` are those that were new.
+
+        Raises:
+            BundleError: if the chat template refuses the messages, or ONNX Runtime fails.
+            EdgetieError: if the conversation has become too long for the model.
+        """
+        require_limits(max_new_tokens, seed)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = self._tokenizer.chat_prompt(messages)
+        ids = self._tokenizer.encode(prompt, add_special_tokens=False)
+        if len(ids) > self._decoder.max_length:
+            raise EdgetieError(
+                f"{self._directory}: the conversation has {len(ids)} tokens, and there is room for "
+                f"{self._decoder.max_length}; start a new one"
+            )
+        read = self._tokens[: self._decoder.length]
+        if ids[: len(read)] != read or len(ids) == len(read):  # an answer has other tokens now
+            self._decoder.reset()
+            read = []
+        self._tokens = list(ids)
+        new = ids[len(read) :]
+        for chunk in stream_text(
+            self._generate(new, max_new_tokens, sampling, seed), self._tokenizer, [len(new)]
+        ):
+            if chunk.completion is not None:
+                answer = {"role": "assistant", "content": chunk.completion.text}
+                self.messages = [*messages, answer]
+            yield chunk
+
+    def _generate(
+        self, new: list[int], max_new_tokens: int, sampling: Sampling, seed: int | None
+    ) -> Iterator[Step]:
+        logits = self._decoder.prefill(np.array([new], np.int64))
+        prompts = [list(self._tokens)]
+        for step in continue_prompt(self._decoder, logits, max_new_tokens, sampling, seed, prompts):
+            self._tokens.append(int(step.tokens[0]))
+            yield step
