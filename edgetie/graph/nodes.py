@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 from edgetie.graph.editing import detach, initializer
 
 _AXES_AS_INPUT = 13  # the first opset in which Unsqueeze, Squeeze, ReduceSum have an input for axes
-
-Sizes = Sequence[int | ir.SymbolicDim] | None
-"""The dimensions of a value, ``None`` if they are unknown."""
+_LARGEST_OPERAND = 64  # elements of a constant that a shape may depend on
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_NOT_INFERRED = (
+    onnx.defs.SchemaError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    ValueError,  # inputs of unknown type
+)
 
 
 class Nodes(ir.tape.Tape):
-    """Nodes to insert into a graph, whose main graph gets the initializers. A call adds one."""
+    """Nodes to insert into a graph, whose main graph gets the initializers.
+
+    A call adds a node. Its output has the type and the shape that ONNX infers.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
         super().__init__()
@@ -28,6 +37,18 @@ class Nodes(ir.tape.Tape):
         self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
     ) -> ir.Value:
         return self.op(op_type, inputs, attributes, domain=domain)
+
+    def op(self, *arguments: Any, **options: Any) -> ir.Value:
+        """Add a node, see :meth:`onnx_ir.tape.Tape.op`."""
+        output = super().op(*arguments, **options)
+        infer_outputs(self.nodes[-1], self.main_graph.opset_imports)
+        return output
+
+    def op_multi_out(self, *arguments: Any, **options: Any) -> Sequence[ir.Value]:
+        """Add a node of several outputs, see :meth:`onnx_ir.tape.Tape.op_multi_out`."""
+        outputs = super().op_multi_out(*arguments, **options)
+        infer_outputs(self.nodes[-1], self.main_graph.opset_imports)
+        return outputs
 
     def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> ir.Value:
         """Return an initializer, registered once by its name."""
@@ -41,50 +62,23 @@ class Nodes(ir.tape.Tape):
         """Return an int64 initializer, for shapes and axes."""
         return self.constant(name, values, np.int64)
 
-    def typed(
-        self,
-        op_type: str,
-        *inputs: ir.Value | None,
-        sizes: Sizes = None,
-        dtype: ir.DataType | None = ir.DataType.FLOAT,
-        **attributes: Any,
-    ) -> ir.Value:
-        """Add a node whose output has these dimensions and this type."""
-        output = self(op_type, *inputs, **attributes)
-        output.shape = None if sizes is None else ir.Shape(sizes)
-        output.type = None if dtype is None else ir.TensorType(dtype)
-        return output
-
-    def along(
-        self, op_type: str, x: ir.Value, axis: int, *, sizes: Sizes = None, **attributes: Any
-    ) -> ir.Value:
+    def along(self, op_type: str, x: ir.Value, axis: int, **attributes: Any) -> ir.Value:
         """Add an Unsqueeze, a Squeeze or a ReduceSum of an axis, as the graph's opset has it."""
-        inputs: list[ir.Value] = [x]
         if self.main_graph.opset_imports.get("", 1) < _AXES_AS_INPUT:
-            attributes["axes"] = [axis]
-        else:
-            inputs.append(self.integers(f"axis.{axis}", [axis]))
-        return self.typed(op_type, *inputs, sizes=sizes, dtype=x.dtype, **attributes)
+            return self(op_type, x, axes=[axis], **attributes)
+        return self(op_type, x, self.integers(f"axis.{axis}", [axis]), **attributes)
+
+    def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Add a Cast, unless ``x`` has this type."""
+        return x if x.dtype == dtype else self("Cast", x, to=dtype)
 
     def transpose(self, x: ir.Value, axes: int = 2) -> ir.Value:
         """Swap the last two of an activation's or a weight's axes."""
-        order, sizes = [*range(axes - 2), axes - 1, axes - 2], sizes_of(x)
-        swapped = None if sizes is None else [sizes[axis] for axis in order]
-        return self.typed("Transpose", x, sizes=swapped, dtype=x.dtype, perm=order)
+        return self("Transpose", x, perm=[*range(axes - 2), axes - 1, axes - 2])
 
     def number(self, value: float, dtype: ir.DataType) -> ir.Value:
         """Return a scalar initializer of a type."""
         return self.constant(f"number.{dtype.name}.{value}", value, dtype.numpy())
-
-    def to_float(self, x: ir.Value) -> ir.Value:
-        """Add a Cast to float32."""
-        return self("Cast", x, to=ir.DataType.FLOAT)
-
-    def local_copy(self, x: ir.Value) -> ir.Value:
-        """Return ``x`` as a value that only these nodes read."""
-        copy = self("Identity", x)
-        copy.shape, copy.type = x.shape, x.type
-        return copy
 
     def discard(self) -> None:
         """Detach the nodes, which are not inserted, from the values that they read."""
@@ -98,6 +92,45 @@ class Nodes(ir.tape.Tape):
                 output.name = f"{prefix}.{index}.{output.index()}"
 
 
-def sizes_of(value: ir.Value) -> list[int | ir.SymbolicDim] | None:
-    """Return the dimensions of a value."""
-    return None if value.shape is None else list(value.shape)
+def infer_outputs(node: ir.Node, opsets: Mapping[str, int]) -> None:
+    """Set the types and shapes of a node's outputs, as far as ONNX infers them from its inputs.
+
+    Args:
+        node: one that ONNX does not define, or with subgraphs, is left as it is.
+        opsets: versions by domain.
+    """
+    if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+        return
+    names = [f"x{index}" if each is not None else "" for index, each in enumerate(node.inputs)]
+    inputs = {name: each for name, each in zip(names, node.inputs, strict=True) if each is not None}
+    results = [f"y{index}" for index in range(len(node.outputs))]
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+        proto = onnx.helper.make_node(node.op_type, names, results, domain=node.domain)
+        proto.attribute.extend(map(ir.serde.serialize_attribute, node.attributes.values()))
+        inferred = onnx.shape_inference.infer_node_outputs(
+            schema,
+            proto,
+            {name: _type_of(value) for name, value in inputs.items()},
+            {
+                name: ir.serde.serialize_tensor(value.const_value)
+                for name, value in inputs.items()
+                if value.const_value is not None and value.const_value.size <= _LARGEST_OPERAND
+            },
+            opset_imports=[onnx.helper.make_opsetid(*item) for item in opsets.items()],
+        )
+    except _NOT_INFERRED:
+        return
+    for name, output in zip(results, node.outputs, strict=True):
+        if (result := inferred.get(name)) is not None:
+            output.type = ir.serde.deserialize_type_proto_for_type(result)
+            output.shape = ir.serde.deserialize_type_proto_for_shape(result)
+
+
+def _type_of(value: ir.Value) -> onnx.TypeProto:
+    result = onnx.TypeProto()
+    if value.type is not None:
+        ir.serde.serialize_type_into(result, value.type)
+        if value.shape is not None:
+            ir.serde.serialize_shape_into(result, value.shape)
+    return result

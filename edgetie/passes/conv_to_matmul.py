@@ -7,7 +7,7 @@ import onnx_ir as ir
 from edgetie.graph.constant_values import constant_values, static_shape
 from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import attribute_ints, operator, rank
-from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 
 
@@ -56,19 +56,13 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     assert x is not None
     assert kernel is not None
-    axes, sizes, shape = rank(x), sizes_of(x) or [], static_shape(kernel) or (0, 0)
-    matrix_shape = nodes.integers(f"conv.{shape[0]}_{shape[1]}", list(shape[:2]))
-    matrix = nodes.typed("Reshape", kernel, matrix_shape, sizes=shape[:2], dtype=kernel.dtype)
-    last = [0, *range(2, axes), 1]
-    moved = [sizes[axis] for axis in last]
-    channels_last = nodes.typed("Transpose", x, sizes=moved, dtype=x.dtype, perm=last)
-    moved[-1] = shape[0]
-    result = nodes.typed(
-        "MatMul", channels_last, nodes.transpose(matrix), sizes=moved, dtype=x.dtype
-    )
+    axes, shape = rank(x), static_shape(kernel) or (0, 0)
+    matrix = nodes("Reshape", kernel, nodes.integers(f"conv.{shape[0]}_{shape[1]}", shape[:2]))
+    channels_last = nodes("Transpose", x, perm=[0, *range(2, axes), 1])
+    result = nodes("MatMul", channels_last, nodes.transpose(matrix))
     nodes.nodes[-1].name = node.name
     if bias is not None:
-        result = nodes.typed("Add", result, bias, sizes=moved, dtype=x.dtype)
+        result = nodes("Add", result, bias)
     output = nodes("Transpose", result, perm=[0, axes - 1, *range(1, axes - 1)])
     insert(node, *nodes.nodes)
     take_over(node.outputs[0], output)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from edgetie.graph.constant_values import constant_values, static_shape
 from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import operator, rank
-from edgetie.graph.nodes import Nodes, Sizes, sizes_of
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 
 _ELLIPSIS = "..."
@@ -124,7 +124,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, product: _Product) -> list[ir.Node]
     leading = [label for label in every if label in needed and label != _ELLIPSIS]
     if _ELLIPSIS in every:
         leading.insert(0, _ELLIPSIS)
-    x = _einsum(nodes, product.before, (*leading, *product.summed)).value
+    x = _einsum(nodes, product.before, (*leading, *product.summed))
     matrix, labels = product.matrix
     dimensions = dict(zip(labels, static_shape(matrix) or (), strict=True))
     summed, kept = ([dimensions[each] for each in group] for group in product[1:3])
@@ -137,17 +137,15 @@ def _rewrite(graph: ir.Graph, node: ir.Node, product: _Product) -> list[ir.Node]
         shape = groups if is_stored_so else groups[::-1]
         name = "einsum.matrix." + "_".join(map(str, shape))
         target = nodes.integers(name, shape)
-        matrix = nodes.typed("Reshape", matrix, target, sizes=shape, dtype=matrix.dtype)
+        matrix = nodes("Reshape", matrix, target)
     if not is_stored_so:
         matrix = nodes.transpose(matrix)
-    sizes = sizes_of(x)
-    sizes = None if sizes is None else [*sizes[:-1], groups[1]]
-    result = nodes.typed("MatMul", x, matrix, sizes=sizes, dtype=x.dtype)
+    result = nodes("MatMul", x, matrix)
     nodes.nodes[-1].name = node.name
     if len(kept) > 1:
         result = _reshape_last(nodes, result, leading_axes, kept)
     term = _Term(result, (*leading, *product.kept))
-    output = _einsum(nodes, [term, *product.after], product.output).value
+    output = _einsum(nodes, [term, *product.after], product.output)
     insert(node, *nodes.nodes)
     take_over(node.outputs[0], output)
     return [each for each in nodes.nodes if each.op_type == "Einsum"]
@@ -156,36 +154,12 @@ def _rewrite(graph: ir.Graph, node: ir.Node, product: _Product) -> list[ir.Node]
 def _reshape_last(nodes: Nodes, x: ir.Value, leading: int, shape: list[int]) -> ir.Value:
     """Give the axes after the leading ones another shape."""
     target = [0] * leading + shape
-    sizes = sizes_of(x)
-    return nodes.typed(
-        "Reshape", x, nodes.integers("einsum." + "_".join(map(str, target)), target),
-        sizes=None if sizes is None else [*sizes[:leading], *shape], dtype=x.dtype,
-    )  # fmt: skip
+    return nodes("Reshape", x, nodes.integers("einsum." + "_".join(map(str, target)), target))
 
 
-def _einsum(nodes: Nodes, terms: Sequence[_Term], output: tuple[str, ...]) -> _Term:
+def _einsum(nodes: Nodes, terms: Sequence[_Term], output: tuple[str, ...]) -> ir.Value:
     """Add an Einsum, unless it would return its only operand."""
-    first = terms[0].value
     if len(terms) == 1 and terms[0].labels == output:
-        return terms[0]
+        return terms[0].value
     equation = f"{','.join(''.join(term.labels) for term in terms)}->{''.join(output)}"
-    sizes = _sizes(terms, output)
-    inputs = [term.value for term in terms]
-    value = nodes.typed("Einsum", *inputs, sizes=sizes, dtype=first.dtype, equation=equation)
-    return _Term(value, output)
-
-
-def _sizes(terms: Sequence[_Term], output: Sequence[str]) -> Sizes:
-    """Return the dimensions of a result, if they are known from its operands."""
-    known: dict[str, list[int | ir.SymbolicDim]] = {}
-    for value, labels in terms:
-        sizes = sizes_of(value)
-        if sizes is None:
-            return None
-        hidden = len(sizes) - len(labels) + 1  # axes of the ellipsis
-        for label in labels:
-            count = hidden if label == _ELLIPSIS else 1
-            if len(sizes[:count]) > len(known.get(label, ())):
-                known[label] = sizes[:count]
-            sizes = sizes[count:]
-    return [size for label in output for size in known.get(label, [])]
+    return nodes("Einsum", *(term.value for term in terms), equation=equation)

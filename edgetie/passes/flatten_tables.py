@@ -8,7 +8,7 @@ import onnx_ir as ir
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.editing import initializer, insert, take_over
 from edgetie.graph.matching import operator, rank
-from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 
 
@@ -52,17 +52,15 @@ class FlattenTables(GraphPass):
             nodes = Nodes(graph)
             if not _looks_up(node, index):
                 whole = nodes.integers(f"{name}.shape", [count, *row])
-                view = nodes.typed("Reshape", table, whole, sizes=[count, *row], dtype=value.dtype)
+                node.replace_input_with(index, nodes("Reshape", table, whole))
                 insert(node, *nodes.nodes)
-                node.replace_input_with(index, view)
                 continue
             ids = node.inputs[1]
             assert ids is not None
-            sizes = sizes_of(ids) or []
-            rows = nodes.typed("Gather", table, ids, sizes=[*sizes, shape[1]], dtype=value.dtype)
+            rows = nodes("Gather", table, ids)
             nodes.nodes[-1].name = node.name
-            target = nodes.integers(f"{name}.rows.{len(sizes)}", [0] * len(sizes) + row)
-            result = nodes.typed("Reshape", rows, target, sizes=[*sizes, *row], dtype=value.dtype)
+            target = nodes.integers(f"{name}.rows.{rank(ids)}", [0] * rank(ids) + row)
+            result = nodes("Reshape", rows, target)
             insert(node, *nodes.nodes)
             take_over(node.outputs[0], result)
         self.changed += 1

@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_tensor, constant_values, static_shape
 from edgetie.graph.editing import insert, take_over
-from edgetie.graph.matching import operator, producer, rank, scalar
-from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.graph.matching import last_dimension, operator, producer, rank, scalar
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 
 _Weights = Mapping[ir.Value, frozenset[ir.Value]]
@@ -40,22 +40,20 @@ class LookUpsToGather(GraphPass):
 
     def _rewrite_gather(self, graph: ir.Graph, node: ir.Node, matrix: ir.Value) -> None:
         nodes, indices = Nodes(graph), node.inputs[1]
-        sizes = sizes_of(indices) if indices is not None else None
         batch_axes = node.attributes.get_int("batch_dims", 0)
-        if indices is None or not sizes or sizes[-1] != 1 or batch_axes:
+        if indices is None or last_dimension(indices) != 1 or batch_axes:
             return
-        ids = nodes.along("Squeeze", indices, -1, sizes=sizes[:-1])
-        nodes("Gather", matrix, ids)
+        rows = nodes("Gather", matrix, nodes.along("Squeeze", indices, -1))
         nodes.nodes[-1].name = node.name
         insert(node, *nodes.nodes)
-        take_over(node.outputs[0], nodes.nodes[-1].outputs[0])
+        take_over(node.outputs[0], rows)
         self.changed += 1
 
     def _rewrite_product(
         self, graph: ir.Graph, node: ir.Node, matrix: ir.Value, weights: _Weights
     ) -> None:
         nodes, vectors = Nodes(graph), node.inputs[0]
-        rows, width = static_shape(matrix) or (0, 0)
+        rows, _ = static_shape(matrix) or (0, 0)
         assert vectors is not None
         while (cast := producer(vectors, "Cast")) is not None and cast.inputs[0] is not None:
             vectors = cast.inputs[0]
@@ -65,21 +63,14 @@ class LookUpsToGather(GraphPass):
         if ids is None:
             nodes.discard()
             return
-        sizes, kind = sizes_of(ids), ids.dtype or ir.DataType.INT64
-
-        def flag(op_type: str, *inputs: ir.Value) -> ir.Value:
-            return nodes.typed(op_type, *inputs, sizes=sizes, dtype=ir.DataType.BOOL)
-
-        lowest = 0 if producer(vectors, "OneHot") is None else -rows
-        too_low = flag("Less", ids, nodes.number(lowest, kind))
-        is_row = flag("And", flag("Not", too_low), flag("Less", ids, nodes.number(rows, kind)))
-        row_ids = nodes.typed("Where", is_row, ids, nodes.number(0, kind), sizes=sizes, dtype=kind)
-        row_sizes = None if sizes is None else [*sizes, width]
-        embedding = nodes.typed("Gather", matrix, row_ids, sizes=row_sizes, dtype=matrix.dtype)
+        kind = ids.dtype or ir.DataType.INT64
+        zero, end = nodes.number(0, kind), nodes.number(rows, kind)
+        lowest = zero if producer(vectors, "OneHot") is None else nodes.number(-rows, kind)
+        is_row = nodes("And", nodes("Not", nodes("Less", ids, lowest)), nodes("Less", ids, end))
+        embeddings = nodes("Gather", matrix, nodes("Where", is_row, ids, zero))
         nodes.nodes[-1].name = node.name
-        column = nodes.along("Unsqueeze", is_row, -1, sizes=None if sizes is None else [*sizes, 1])
-        zero = nodes.number(0, matrix.dtype or ir.DataType.FLOAT)
-        result = nodes.typed("Where", column, embedding, zero, sizes=row_sizes, dtype=matrix.dtype)
+        nothing = nodes.number(0, matrix.dtype or ir.DataType.FLOAT)
+        result = nodes("Where", nodes.along("Unsqueeze", is_row, -1), embeddings, nothing)
         insert(node, *nodes.nodes)
         take_over(node.outputs[0], result)
         self.changed += 1
@@ -116,9 +107,7 @@ def _equal_ids(nodes: Nodes, vectors: ir.Value, rows: int, weights: _Weights) ->
         if tensor is None or tensor.size != rows or tensor.shape.numpy()[-1] != rows:
             continue
         if ids.shape[-1] == 1 and np.array_equal(tensor.numpy().reshape(-1), np.arange(rows)):
-            sizes = sizes_of(ids)
-            column = nodes.along("Squeeze", ids, -1, sizes=None if sizes is None else sizes[:-1])
-            return _as_integers(nodes, column)
+            return _as_integers(nodes, nodes.along("Squeeze", ids, -1))
     return None
 
 
@@ -133,7 +122,4 @@ def _numbers(value: ir.Value | None, weights: _Weights) -> list[float] | None:
 
 
 def _as_integers(nodes: Nodes, ids: ir.Value) -> ir.Value:
-    if ids.dtype in _INTEGERS:
-        return ids
-    kind = ir.DataType.INT64
-    return nodes.typed("Cast", ids, sizes=sizes_of(ids), dtype=kind, to=int(kind))
+    return ids if ids.dtype in _INTEGERS else nodes.cast(ids, ir.DataType.INT64)

@@ -9,7 +9,7 @@ import onnx_ir.passes.common as common
 from edgetie.graph.constant_values import constant_values, static_shape
 from edgetie.graph.editing import initializer, insert, take_over
 from edgetie.graph.matching import operator, producer, rank, same_shape, weight
-from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 from edgetie.passes.gemm_to_matmul import gemm_to_matmul
 from edgetie.passes.table_operators.look_ups import LookUps
@@ -167,17 +167,14 @@ def _look_up(operators: TableOperators, node: ir.Node, value: ir.Value) -> ir.Va
         return rows
     if ids.shape is None:
         raise CannotMoveError("Gather of columns by ids of unknown shape")
-    order, sizes = [rank(ids), *range(rank(ids))], sizes_of(rows)
-    return operators.nodes.typed(
-        "Transpose", rows, sizes=sizes and [sizes[axis] for axis in order], dtype=rows.dtype,
-        perm=order,
-    )  # fmt: skip
+    return operators.nodes("Transpose", rows, perm=[rank(ids), *range(rank(ids))])
 
 
 def _multiply(operators: TableOperators, x: ir.Value | None, value: ir.Value) -> ir.Value:
     """Multiply an activation with a computed table."""
     if x is None or rank(value) > max(2, rank(x)):
         raise CannotMoveError(f"MatMul reads {value.name} of {rank(value)} axes")
+    x.type = x.type or value.type  # operands of a MatMul have one type
     return operators.multiply(x, value, 0)
 
 
@@ -185,6 +182,7 @@ def _multiply_left(operators: TableOperators, value: ir.Value, x: ir.Value | Non
     """Multiply a computed table with an activation: ``W x = (xᵀ Wᵀ)ᵀ``."""
     if x is None or rank(x) < max(2, rank(value)):
         raise CannotMoveError(f"MatMul reads {value.name} on the left")
+    x.type = x.type or value.type
     nodes, axes = operators.nodes, rank(x)
     return nodes.transpose(operators.multiply(nodes.transpose(x, axes), value, 1), axes)
 

@@ -7,7 +7,7 @@ from edgetie.graph.constant_values import constant_values, static_shape
 from edgetie.graph.constants import MICROSOFT
 from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import attribute_ints, operator, rank
-from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 
 _SIZES_AS_INPUT = 13  # the first opset in which Split has an input for sizes
@@ -22,7 +22,7 @@ class SplitAttention(GraphPass):
 
     def rewrite(self, model: ir.Model) -> None:
         weights = constant_values(model)
-        self._batches = [sizes[0] for each in model.graph.inputs if (sizes := sizes_of(each))]
+        self._batches = [each.shape[0] for each in model.graph.inputs if each.shape]
         for node in list(model.graph.all_nodes()):
             if operator(node) != "Attention" or node.domain != MICROSOFT:
                 continue
@@ -48,9 +48,8 @@ class SplitAttention(GraphPass):
         """Whether a mask has a length for each batch item, or a flag for each token."""
         if rank(mask) != 1:
             return rank(mask) in (2, 3)
-        (count,) = sizes_of(mask) or [0]
-        sizes = sizes_of(x) if x is not None else None
-        return count in (self._batches if sizes is None else sizes[:1])
+        (count,) = mask.shape or [0]
+        return count in (self._batches if x is None or x.shape is None else x.shape[:1])
 
     def _split(self, graph: ir.Graph, node: ir.Node) -> None:
         nodes = Nodes(graph)
@@ -59,15 +58,10 @@ class SplitAttention(GraphPass):
         assert x is not None
         assert matrix is not None
         width = (static_shape(matrix) or (0, 0))[1]
-        sizes = sizes_of(x)
-
-        def like_x(size: int) -> list[int | ir.SymbolicDim] | None:
-            return None if sizes is None else [*sizes[:-1], size]
-
-        joint = nodes.typed("MatMul", x, matrix, sizes=like_x(width), dtype=matrix.dtype)
+        joint = nodes("MatMul", x, matrix)
         nodes.nodes[-1].name = f"{node.name}.projection"
         if bias is not None:
-            joint = nodes.typed("Add", joint, bias, sizes=like_x(width), dtype=matrix.dtype)
+            joint = nodes("Add", joint, bias)
         parts = attribute_ints(node, "qkv_hidden_sizes") or [width // 3] * 3
         if graph.opset_imports.get("", 1) < _SIZES_AS_INPUT:
             split = nodes.op_multi_out(
@@ -77,9 +71,6 @@ class SplitAttention(GraphPass):
             name = f"attention.{'_'.join(map(str, parts))}"
             operands = [joint, nodes.integers(name, parts)]
             split = nodes.op_multi_out("Split", operands, {"axis": -1}, num_outputs=3)
-        for value, size in zip(split, parts, strict=True):
-            value.type, sizes_of_part = joint.type, like_x(size)
-            value.shape = None if sizes_of_part is None else ir.Shape(sizes_of_part)
         if mask is not None and rank(mask) == 1:
             mask = _mask_of_lengths(nodes, x, mask)
         options = {name: node.attributes[name] for name in _PASSED_ON if name in node.attributes}
@@ -97,6 +88,5 @@ def _mask_of_lengths(nodes: Nodes, x: ir.Value, lengths: ir.Value) -> ir.Value:
     zero, one = (nodes.constant(f"attention.{number}", number, np.int64) for number in (0, 1))
     places = nodes("Range", zero, nodes("Gather", nodes("Shape", x), one), one)
     column = nodes.along("Unsqueeze", lengths, -1)
-    flags = nodes("Less", nodes("Cast", places, to=kind), nodes("Cast", column, to=kind))
-    sizes = sizes_of(x)
-    return nodes.typed("Cast", flags, sizes=sizes and sizes[:2], dtype=kind, to=int(kind))
+    flags = nodes("Less", nodes.cast(places, kind), nodes.cast(column, kind))
+    return nodes("Cast", flags, to=kind)

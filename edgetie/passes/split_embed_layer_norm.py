@@ -1,13 +1,11 @@
 """Write EmbedLayerNormalization as look-ups, their sum and a LayerNormalization."""
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import operator
-from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 
 _EPSILON = 1e-12  # the operator's default
@@ -28,25 +26,13 @@ class SplitEmbedLayerNorm(GraphPass):
         assert ids is not None
         assert words is not None
         assert positions is not None
-        sizes, width = sizes_of(node.outputs[0]), words.shape[-1] if words.shape else None
-        if sizes is None and (leading := sizes_of(ids)) is not None and width is not None:
-            sizes = [*leading, width]
-
-        def floats(op_type: str, *values: ir.Value | None, **attributes: Any) -> ir.Value:
-            return nodes.typed(op_type, *values, sizes=sizes, dtype=words.dtype, **attributes)
-
-        place_ids = position_ids or _range(nodes, ids)
-        place_sizes = sizes_of(place_ids)
-        if place_sizes is not None and width is not None:
-            place_sizes = [*place_sizes, width]
-        places = nodes.typed("Gather", positions, place_ids, sizes=place_sizes, dtype=words.dtype)
-        total = floats("Add", floats("Gather", words, ids), places)
+        places = nodes("Gather", positions, position_ids or _range(nodes, ids))
+        total = nodes("Add", nodes("Gather", words, ids), places)
         if kinds is not None and segments is not None:
-            total = floats("Add", total, floats("Gather", kinds, segments))
+            total = nodes("Add", total, nodes("Gather", kinds, segments))
         epsilon = node.attributes.get_float("epsilon", _EPSILON)
-        results = [floats("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon)]
-        results.append(_count(nodes, mask, ids))
-        results.append(total)
+        norm = nodes("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon)
+        results = norm, _count(nodes, mask, ids), total
         insert(node, *nodes.nodes)
         for old, new in zip(node.outputs, results, strict=False):
             if old.uses() or old.is_graph_output():
@@ -57,17 +43,14 @@ class SplitEmbedLayerNorm(GraphPass):
 def _range(nodes: Nodes, ids: ir.Value) -> ir.Value:
     """Add the positions ``(sequence,)`` of ids ``(batch, sequence)``."""
     zero, one = (nodes.constant(f"embed.{number}", number, np.int64) for number in (0, 1))
-    length = nodes("Gather", nodes("Shape", ids), one)
-    sizes, kind = sizes_of(ids), ir.DataType.INT64
-    return nodes.typed("Range", zero, length, one, sizes=sizes and sizes[1:], dtype=kind)
+    positions = nodes("Range", zero, nodes("Gather", nodes("Shape", ids), one), one)
+    if ids.shape is not None:  # ONNX does not infer it
+        positions.shape = ir.Shape(ids.shape[1:])
+    return positions
 
 
 def _count(nodes: Nodes, mask: ir.Value | None, ids: ir.Value) -> ir.Value:
     """Add the second output: the number of tokens that the mask keeps; zeros without a mask."""
-    kind = ir.DataType.INT32
     if mask is None:
-        mask = nodes.typed("Mul", ids, nodes.number(0, ids.dtype or kind), sizes=sizes_of(ids),
-                           dtype=ids.dtype)  # fmt: skip
-    sizes = sizes_of(ids)
-    counts = nodes.along("ReduceSum", mask, 1, keepdims=0)
-    return nodes.typed("Cast", counts, sizes=sizes and sizes[:1], dtype=kind, to=int(kind))
+        mask = nodes("Mul", ids, nodes.number(0, ids.dtype or ir.DataType.INT32))
+    return nodes.cast(nodes.along("ReduceSum", mask, 1, keepdims=0), ir.DataType.INT32)

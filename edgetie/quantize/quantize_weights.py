@@ -236,7 +236,7 @@ class QuantizeWeightsPass(GraphPass):
         is_head = _is_logits(output) and quantized.out_channels > _LARGEST_CLASSIFIER
         nodes = Nodes(quantized.graph)
         if node.graph is not quantized.graph:  # formats share what they compute from an activation
-            x = nodes.local_copy(x)
+            x = nodes("Identity", x)
         result = self._format(quantized.name).matmul(
             nodes, quantized, x, is_head or quantized.name in self.exact
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import SHAPE, X, graph, node, run
+from small_graphs import X, graph, node, run
 
-from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.graph.nodes import Nodes
 
 
 def test_calls_add_nodes_and_constants_are_registered_once() -> None:
@@ -25,23 +25,44 @@ def test_calls_add_nodes_and_constants_are_registered_once() -> None:
     np.testing.assert_allclose(run(model, x=X), np.maximum(-X / 2, 0))
 
 
-def test_a_local_copy_has_the_type_and_names_of_a_subgraph_are_unique() -> None:
+def test_names_of_a_subgraph_are_unique() -> None:
     model = graph([node("Relu", ["x"], ["y"])], {})
     nodes = Nodes(model.graph)
-    copy = nodes.local_copy(model.graph.inputs[0])
+    copy = nodes("Identity", model.graph.inputs[0])
     first, second = nodes.op_multi_out("Split", [copy], {"axis": 0}, num_outputs=2)
-    assert (copy.shape, copy.dtype) == (model.graph.inputs[0].shape, ir.DataType.FLOAT)
     nodes.make_names_unique("branch")
     names = [value.name for value in (copy, first, second)]
     assert names == ["branch.0.0", "branch.1.0", "branch.1.1"]
+
+
+def test_outputs_have_the_types_and_shapes_that_onnx_infers() -> None:
+    nodes = Nodes(graph([node("Relu", ["x"], ["y"])], {}).graph)
+    x = ir.val("x", ir.DataType.FLOAT, ["batch", "sequence", 6])
+    heads = nodes("Reshape", x, nodes.integers("heads", [0, 0, 2, 3]))
+    first, second = nodes.op_multi_out(
+        "Split", [x, nodes.integers("parts", [4, 2])], {"axis": -1}, num_outputs=2
+    )
+    cast = nodes.cast(heads, ir.DataType.FLOAT16)
+    assert [str(size) for size in heads.shape] == ["batch", "sequence", "2", "3"]
+    assert (first.shape[-1], second.shape[-1]) == (4, 2)
+    assert (heads.dtype, cast.dtype) == (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+    assert nodes.cast(cast, ir.DataType.FLOAT16) is cast
+
+
+def test_outputs_of_what_onnx_does_not_know_stay_open() -> None:
+    nodes = Nodes(graph([node("Relu", ["x"], ["y"])], {}).graph)
+    x = ir.val("x", ir.DataType.FLOAT, ["batch", 6])
+    assert nodes("Gelu", x, domain="com.microsoft").type is None
+    assert nodes("Add", x, ir.val("unknown")).shape is None
+    assert nodes("Add", x, nodes.constant("other", np.ones(5), np.float32)).type is None  # unfit
 
 
 @pytest.mark.parametrize("opset", [11, 13])
 def test_axes_are_an_attribute_or_an_input(opset: int) -> None:
     model = graph([node("Relu", ["x"], ["y"])], {}, opset=opset)
     nodes, x = Nodes(model.graph), model.graph.inputs[0]
-    total = nodes.along("ReduceSum", x, -1, sizes=[*SHAPE[:-1], 1], keepdims=1)
-    assert sizes_of(total) == [*x.shape[:-1], 1]
+    total = nodes.along("ReduceSum", x, -1, keepdims=1)
+    assert list(total.shape) == [*x.shape[:-1], 1]
     assert total.dtype == ir.DataType.FLOAT
     relu = model.graph.node(0)
     model.graph.insert_before(relu, nodes.nodes)

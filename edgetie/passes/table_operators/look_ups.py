@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from edgetie.graph.matching import operator
-from edgetie.graph.nodes import Nodes, sizes_of
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.table_operators.reader import (
-    ALONG_ROWS,
     CannotMoveError,
     TableReader,
     require,
@@ -46,27 +45,27 @@ class LookUps(TableReader):
         if extents[axis] == 1:
             return self._vector(table)
         if extents[1 - axis] == 1:
-            return self._gather(self._vector(table, column=True), ids)
+            return self.nodes("Gather", self._vector(table, column=True), ids)
         node = table.producer()
         if node is None:
-            return self._gather(table if axis == 0 else self.nodes.transpose(table), ids)
-        op_type = operator(node)
+            by_rows = table if axis == 0 else self.nodes.transpose(table)
+            return self.nodes("Gather", by_rows, ids)
         source = self._same_layout(table)
         if source is not None:
             return self.look_up(source, ids, axis)
-        if op_type in _ELEMENTWISE or self._works_along_rows(node, axis):
-            attributes, indices = dict(node.attributes), range(len(node.inputs))
-            if op_type in ALONG_ROWS:
-                attributes["axis"] = ir.AttrInt64("axis", -1)
-                first = self.look_up(self._input(node), ids, axis)
-                inputs = [first, *(self._row(node, i, extents[1]) for i in indices[1:])]
-            else:
-                inputs = [
-                    self.look_up(self._operand(node, i), ids, axis) if node.inputs[i] else None
-                    for i in indices
-                ]
-            result = self.nodes.op(op_type, inputs, attributes, domain=node.domain)
-            return self._typed(result, table, ids, extents[1 - axis])
+        op_type = operator(node)
+        if self._works_along_rows(node, axis):
+            first = self.look_up(self._input(node), ids, 0)
+            others = [self._row(node, i, extents[1]) for i in range(1, len(node.inputs))]
+            return self._compute(node, first, *others, axis=-1)
+        if op_type in _ELEMENTWISE:
+            return self._compute(
+                node,
+                *(
+                    self.look_up(self._operand(node, i), ids, axis) if value is not None else None
+                    for i, value in enumerate(node.inputs)
+                ),
+            )
         rules: Mapping[str, Callable[[ir.Node, ir.Value, ir.Value, int], ir.Value]] = {
             "Transpose": self._look_up_transpose,
             "Slice": self._look_up_slice,
@@ -82,6 +81,16 @@ class LookUps(TableReader):
             raise CannotMoveError(f"{op_type} before a look-up")
         return rules[op_type](node, table, ids, axis)
 
+    def _compute(
+        self, node: ir.Node, first: ir.Value | None, *others: ir.Value | None, **attributes: int
+    ) -> ir.Value:
+        """Compute for rows what a node computes for the table."""
+        operands, options = (first, *others), {**node.attributes, **attributes}
+        result = self.nodes.op(node.op_type, operands, options, domain=node.domain)
+        if result.type is None and first is not None:  # ONNX does not define the operator
+            result.type, result.shape = first.type, first.shape
+        return result
+
     def _look_up_transpose(
         self, node: ir.Node, table: ir.Value, ids: ir.Value, axis: int
     ) -> ir.Value:
@@ -89,12 +98,11 @@ class LookUps(TableReader):
         return self.look_up(self._input(node), ids, 1 - axis)
 
     def _look_up_slice(self, node: ir.Node, table: ir.Value, ids: ir.Value, axis: int) -> ir.Value:
-        part = self._slices(node, table)
-        source, count = self._input(node), len(part[axis])
+        part, source = self._slices(node, table), self._input(node)
         if part[axis] != range(self._extents(source)[axis]):
-            ids = self._binary("Mod", ids, count, ids)  # ids below zero count from the end
-            ids = self._binary("Mul", ids, part[axis].step, ids)
-            ids = self._binary("Add", ids, part[axis].start, ids)
+            ids = self._with_number("Mod", ids, len(part[axis]))  # below zero: from the end
+            ids = self._with_number("Mul", ids, part[axis].step)
+            ids = self._with_number("Add", ids, part[axis].start)
         rows = self.look_up(source, ids, axis)
         return self._slice(rows, part[1 - axis], self._extents(source)[1 - axis])
 
@@ -102,48 +110,45 @@ class LookUps(TableReader):
         own_axis, selected = self._gathered(node)
         source = self._input(node)
         if own_axis == axis:
-            sizes = sizes_of(ids)
-            ids = self.nodes.typed("Gather", selected, ids, sizes=sizes, dtype=selected.dtype)
-            return self.look_up(source, ids, axis)
+            return self.look_up(source, self.nodes("Gather", selected, ids), axis)
         return self._select(self.look_up(source, ids, axis), selected)
 
     def _look_up_concat(self, node: ir.Node, table: ir.Value, ids: ir.Value, axis: int) -> ir.Value:
-        own_axis = self._axis(node)
         parts = [value for value in node.inputs if value is not None]
-        if own_axis != axis:
-            columns = [self.look_up(part, ids, axis) for part in parts]
-            result = self.nodes.op("Concat", columns, {"axis": -1})
-            return self._typed(result, table, ids, self._extents(table)[1 - axis])
-        ids = self._binary("Mod", ids, self._extents(table)[axis], ids)
-        width = self._extents(table)[1 - axis]
+        if self._axis(node) != axis:
+            return self.nodes("Concat", *(self.look_up(part, ids, axis) for part in parts), axis=-1)
+        ids = self._with_number("Mod", ids, self._extents(table)[axis])
         first, *others = parts
         rows, start = self.look_up(first, self._within(ids, 0, first, axis), axis), 0
         for part in others:
             start += self._extents(first)[axis]
             first, later = part, self.look_up(part, self._within(ids, start, part, axis), axis)
-            rows = self._where(self._column(self._below(ids, start)), rows, later, ids, width)
+            rows = self.nodes("Where", self._rows_below(ids, start), rows, later)
         return rows
 
     def _within(self, ids: ir.Value, start: int, part: ir.Value, axis: int) -> ir.Value:
         """Return ids relative to a part of a table, and 0 instead of those of other parts."""
-        own, zero = self._binary("Sub", ids, start, ids), self.nodes.number(0, type_of(ids))
-        end, sizes = self._extents(part)[axis], sizes_of(ids)
-        is_before, is_within = self._below(own, 0), self._below(own, end)
-        own = self.nodes.typed("Where", is_before, zero, own, sizes=sizes, dtype=ids.dtype)
-        return self.nodes.typed("Where", is_within, own, zero, sizes=sizes, dtype=ids.dtype)
+        zero, own = self.nodes.number(0, type_of(ids)), self._with_number("Sub", ids, start)
+        is_before = self._with_number("Less", own, 0)
+        is_within = self._with_number("Less", own, self._extents(part)[axis])
+        own = self.nodes("Where", is_before, zero, own)
+        return self.nodes("Where", is_within, own, zero)
+
+    def _rows_below(self, ids: ir.Value, limit: int) -> ir.Value:
+        """Return flags ``(*ids, 1)`` of ids below a limit."""
+        return self.nodes.along("Unsqueeze", self._with_number("Less", ids, limit), -1)
 
     def _look_up_pad(self, node: ir.Node, table: ir.Value, ids: ir.Value, axis: int) -> ir.Value:
         before, after = self._padding(node)
-        source, width = self._input(node), self._extents(table)[1 - axis]
-        own = self._binary("Mod", ids, self._extents(table)[axis], ids)
+        source, own = self._input(node), self._with_number("Mod", ids, self._extents(table)[axis])
         rows = self.look_up(source, self._within(own, before[axis], source, axis), axis)
         rows = self._pad(rows, before[1 - axis], after[1 - axis])
-        zero, end = self.nodes.number(0, type_of(rows)), before[axis] + self._extents(source)[axis]
+        zero = self.nodes.number(0, type_of(rows))
         if after[axis]:
-            rows = self._where(self._column(self._below(own, end)), rows, zero, ids, width)
+            end = before[axis] + self._extents(source)[axis]
+            rows = self.nodes("Where", self._rows_below(own, end), rows, zero)
         if before[axis]:
-            is_before = self._column(self._below(own, before[axis]))
-            rows = self._where(is_before, zero, rows, ids, width)
+            rows = self.nodes("Where", self._rows_below(own, before[axis]), zero, rows)
         return rows
 
     def _look_up_scatter(
@@ -151,14 +156,12 @@ class LookUps(TableReader):
     ) -> ir.Value:
         require(axis == 0, f"{operator(node)} of columns")
         flags, replacements = self._scattered(node, table)
-        sizes = sizes_of(ids)
-        is_replaced = self.nodes.typed("Gather", flags, ids, sizes=sizes, dtype=flags.dtype)
-        own_ids = self.nodes.typed(
-            "Gather", replacements, ids, sizes=sizes, dtype=replacements.dtype
-        )
+        is_replaced = self.nodes.along("Unsqueeze", self.nodes("Gather", flags, ids), -1)
+        own_ids = self.nodes("Gather", replacements, ids)
         rows = self.look_up(self._input(node), ids, 0)
-        own = self.look_up(self._input(node, 2), own_ids, 0)
-        return self._where(self._column(is_replaced), own, rows, ids, self._extents(table)[1])
+        return self.nodes(
+            "Where", is_replaced, self.look_up(self._input(node, 2), own_ids, 0), rows
+        )
 
     def _look_up_product(
         self, node: ir.Node, table: ir.Value, ids: ir.Value, axis: int

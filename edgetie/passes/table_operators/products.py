@@ -8,13 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.matching import operator
-from edgetie.graph.nodes import sizes_of
 from edgetie.passes.table_operators.reader import (
     NORMALIZATIONS,
     CannotMoveError,
     TableReader,
     require,
-    sizes_before,
     swaps_axes,
     type_of,
 )
@@ -29,16 +27,13 @@ class Products(TableReader):
     def multiply(self, x: ir.Value, table: ir.Value, axis: int) -> ir.Value:
         extents = self._extents(table)
         if extents[axis] == 1:
-            total = self.nodes.along("ReduceSum", x, -1, sizes=sizes_before(x, 1), keepdims=1)
-            return self._mul(total, self._vector(table), extents[1 - axis])
+            return self.nodes("Mul", self._total(x), self._vector(table))
         if extents[1 - axis] == 1:
-            scaled = self._mul(x, self._vector(table))
-            return self.nodes.along("ReduceSum", scaled, -1, sizes=sizes_before(x, 1), keepdims=1)
+            return self._total(self.nodes("Mul", x, self._vector(table)))
         node = table.producer()
         if node is None:
             right = table if axis == 0 else self.nodes.transpose(table)
-            sizes = sizes_before(x, extents[1 - axis])
-            return self.nodes.typed("MatMul", x, right, sizes=sizes, dtype=table.dtype)
+            return self.nodes("MatMul", x, right)
         op_type = operator(node)
         source = self._same_layout(table)
         if source is not None:
@@ -66,16 +61,19 @@ class Products(TableReader):
             raise CannotMoveError(f"{op_type} before a product")
         return rules[op_type](x, node, table, axis)
 
+    def _total(self, x: ir.Value) -> ir.Value:
+        """Sum over the last axis, which stays."""
+        return self.nodes.along("ReduceSum", x, -1, keepdims=1)
+
     def _multiply_negative(
         self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int
     ) -> ir.Value:
-        result = self.multiply(x, self._input(node), axis)
-        return self.nodes.typed("Neg", result, sizes=sizes_of(result), dtype=result.dtype)
+        return self.nodes("Neg", self.multiply(x, self._input(node), axis))
 
     def _multiply_cast(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
         source = self._input(node)
-        result = self.multiply(self._cast(x, type_of(source)), source, axis)
-        return self._cast(result, type_of(table))
+        result = self.multiply(self.nodes.cast(x, type_of(source)), source, axis)
+        return self.nodes.cast(result, type_of(table))
 
     def _multiply_factor(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
         """A factor of columns multiplies ``x``, one of rows or a number the product."""
@@ -84,35 +82,29 @@ class Products(TableReader):
             left, right = right, left
         extents = self._extents(right)
         require(1 in extents, f"{operator(node)} of two tables before a product")
-        op_type, width = operator(node), self._extents(table)[1 - axis]
-        if extents[axis] != 1:
-            scaled = self._binary(op_type, x, self._vector(right), x)
-            return self._widen(self.multiply(scaled, left, axis), width)
-        result = self.multiply(x, left, axis)
-        sizes = sizes_before(result, width)
         factor = self._vector(right)
-        return self.nodes.typed(op_type, result, factor, sizes=sizes, dtype=result.dtype)
+        if extents[axis] == 1:
+            return self.nodes(operator(node), self.multiply(x, left, axis), factor)
+        scaled = self.nodes(operator(node), x, factor)
+        return self._widen(self.multiply(scaled, left, axis), self._extents(table)[1 - axis])
 
     def _multiply_sum(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
         left, right = (self.multiply(x, self._operand(node, i), axis) for i in (0, 1))
-        sizes = sizes_before(x, self._extents(table)[1 - axis])
-        return self.nodes.typed(operator(node), left, right, sizes=sizes, dtype=table.dtype)
+        return self.nodes(operator(node), left, right)
 
     def _multiply_where(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
         """A mask of rows chooses between products, one of columns between parts of ``x``."""
         mask = self._operand(node, 0)
         require(1 in self._extents(mask), "Where with a mask of all elements before a product")
-        flags, width = self._vector(mask), self._extents(table)[1 - axis]
+        flags, (left, right) = self._vector(mask), (self._operand(node, i) for i in (1, 2))
         if self._extents(mask)[axis] == 1:
-            left, right = (self.multiply(x, self._operand(node, i), axis) for i in (1, 2))
-            sizes = sizes_before(x, width)
-            return self.nodes.typed("Where", flags, left, right, sizes=sizes, dtype=table.dtype)
-        zero, sizes = self.nodes.number(0, type_of(x)), sizes_of(x)
-        first = self.nodes.typed("Where", flags, x, zero, sizes=sizes, dtype=x.dtype)
-        second = self.nodes.typed("Where", flags, zero, x, sizes=sizes, dtype=x.dtype)
-        left = self.multiply(first, self._operand(node, 1), axis)
-        right = self.multiply(second, self._operand(node, 2), axis)
-        return self.nodes.typed("Add", left, right, sizes=sizes_before(x, width), dtype=table.dtype)
+            products = (self.multiply(x, operand, axis) for operand in (left, right))
+            return self.nodes("Where", flags, *products)
+        zero = self.nodes.number(0, type_of(x))
+        first, second = self.nodes("Where", flags, x, zero), self.nodes("Where", flags, zero, x)
+        return self.nodes(
+            "Add", self.multiply(first, left, axis), self.multiply(second, right, axis)
+        )
 
     def _multiply_transpose(
         self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int
@@ -144,28 +136,22 @@ class Products(TableReader):
 
     def _multiply_rows(self, x: ir.Value, table: ir.Value, ids: ir.Value, axis: int) -> ir.Value:
         """Multiply with a few rows, which are looked up."""
-        rows = self.nodes.transpose(self.look_up(table, ids, 1 - axis))
-        sizes = sizes_of(ids)
-        return self.nodes.typed(
-            "MatMul", x, rows, sizes=sizes and sizes_before(x, sizes[0]), dtype=table.dtype
-        )
+        return self.nodes("MatMul", x, self.nodes.transpose(self.look_up(table, ids, 1 - axis)))
 
     def _multiply_concat(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
         parts = [value for value in node.inputs if value is not None]
-        width = self._extents(table)[1 - axis]
         if self._axis(node) != axis:
-            products = [
+            products = (
                 self._widen(self.multiply(x, part, axis), self._extents(part)[1 - axis])
                 for part in parts
-            ]
-            result = self.nodes.op("Concat", products, {"axis": -1})
-            return self._shaped(result, sizes_before(x, width), table)
+            )
+            return self.nodes("Concat", *products, axis=-1)
         start, total = 0, None
         for part in parts:
             own = range(start, start + self._extents(part)[axis])
             piece = self._slice(x, own, self._extents(table)[axis])
             product, start = self.multiply(piece, part, axis), own.stop
-            total = product if total is None else self._binary("Add", total, product, product)
+            total = product if total is None else self.nodes("Add", total, product)
         assert total is not None
         return total
 
@@ -182,7 +168,7 @@ class Products(TableReader):
         flags, replacements = self._scattered(node, table)
         result = self.multiply(x, self._input(node), 1)
         own = self._select(self.multiply(x, self._input(node, 2), 1), replacements)
-        return self._shaped(self.nodes("Where", flags, own, result), sizes_of(result), result)
+        return self.nodes("Where", flags, own, result)
 
     def _multiply_product(self, x: ir.Value, node: ir.Node, table: ir.Value, axis: int) -> ir.Value:
         """``x (A B)`` is ``(x A) B``, and ``x (A B)ᵀ`` is ``(x Bᵀ) Aᵀ``."""
@@ -196,16 +182,13 @@ class Products(TableReader):
         require(axis == 1 and self._works_along_rows(node, 0), f"{operator(node)} of columns")
         source, columns = self._input(node), self._extents(table)[1]
         gain, bias = (self._row(node, index, columns) for index in (1, 2))
-        scaled = x if gain is None else self._mul(x, gain)
+        scaled = x if gain is None else self.nodes("Mul", x, gain)
         means, factors = row_statistics(node, self._tensor(source))
-        width = self._extents(table)[0]
         result = self.multiply(scaled, source, 1)
         if means is not None:
-            total = self.nodes.along("ReduceSum", scaled, -1, sizes=sizes_before(x, 1), keepdims=1)
-            name = f"{table.name}.means"
-            shift = self._mul(total, self.nodes.tensor(name, means), width)
-            result = self._binary("Sub", result, shift, result)
-        result = self._mul(result, self.nodes.tensor(f"{table.name}.factors", factors))
-        if bias is None:
-            return result
-        return self._binary("Add", result, self.multiply(x, bias, 1), result)
+            means_of_rows = self.nodes.tensor(f"{table.name}.means", means)
+            result = self.nodes(
+                "Sub", result, self.nodes("Mul", self._total(scaled), means_of_rows)
+            )
+        result = self.nodes("Mul", result, self.nodes.tensor(f"{table.name}.factors", factors))
+        return result if bias is None else self.nodes("Add", result, self.multiply(x, bias, 1))

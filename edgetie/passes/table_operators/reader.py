@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_tensor, static_shape
 from edgetie.graph.matching import attribute_ints, constant, operator, producer, rank
-from edgetie.graph.nodes import Nodes, Sizes, sizes_of
+from edgetie.graph.nodes import Nodes
 
 NORMALIZATIONS = {
     "LayerNormalization", "LpNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
@@ -120,7 +120,7 @@ class TableReader(ABC):
         if value not in self.weights:  # an activation
             sizes = [] if max(extents) == 1 else [max(extents), 1][: 1 + column]
             target = self.nodes.integers(f"vector.{'_'.join(map(str, sizes))}", sizes)
-            return self.nodes.typed("Reshape", value, target, sizes=sizes, dtype=value.dtype)
+            return self.nodes("Reshape", value, target)
         tensor = self._tensor(value)
         shape = () if tensor.size == 1 else (tensor.size, 1) if column else (tensor.size,)
         if value.is_initializer() and tuple(tensor.shape.numpy()) == shape:
@@ -130,62 +130,19 @@ class TableReader(ABC):
         )
         return self.nodes.tensor(f"{value.name}.{'column' if column else 'vector'}", lazy)
 
-    def _typed(self, result: ir.Value, table: ir.Value, ids: ir.Value, width: int) -> ir.Value:
-        sizes = sizes_of(ids)
-        return self._shaped(result, None if sizes is None else [*sizes, width], table)
-
-    def _shaped(self, result: ir.Value, sizes: Sizes, like: ir.Value) -> ir.Value:
-        result.shape = None if sizes is None else ir.Shape(sizes)
-        result.type = like.type
-        return result
-
-    def _gather(self, table: ir.Value, ids: ir.Value) -> ir.Value:
-        return self._typed(self.nodes("Gather", table, ids), table, ids, self._extents(table)[1])
-
-    def _binary(self, op_type: str, x: ir.Value, y: ir.Value | int, like: ir.Value) -> ir.Value:
-        """Add an operator with a result of the type and shape of ``like``."""
-        right = self.nodes.number(y, type_of(x)) if isinstance(y, int) else y
-        return self.nodes.typed(op_type, x, right, sizes=sizes_of(like), dtype=like.dtype)
-
-    def _mul(self, x: ir.Value, factor: ir.Value, width: int | None = None) -> ir.Value:
-        sizes = sizes_of(x) if width is None else sizes_before(x, width)
-        return self.nodes.typed("Mul", x, factor, sizes=sizes, dtype=x.dtype)
+    def _with_number(self, op_type: str, x: ir.Value, number: int) -> ir.Value:
+        return self.nodes(op_type, x, self.nodes.number(number, type_of(x)))
 
     def _widen(self, x: ir.Value, width: int) -> ir.Value:
         """Repeat the only entry of the last axis."""
         if width == 1 or x.shape is None or x.shape[-1] != 1:
             return x
         ones = self.nodes.constant(f"ones.{width}", np.ones(width), type_of(x).numpy())
-        return self._mul(x, ones, width)
-
-    def _cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-        if x.dtype == dtype:
-            return x
-        return self.nodes.typed("Cast", x, sizes=sizes_of(x), dtype=dtype, to=int(dtype))
-
-    def _below(self, ids: ir.Value, limit: int) -> ir.Value:
-        number = self.nodes.number(limit, type_of(ids))
-        return self.nodes.typed("Less", ids, number, sizes=sizes_of(ids), dtype=ir.DataType.BOOL)
-
-    def _column(self, flags: ir.Value) -> ir.Value:
-        sizes = sizes_of(flags)
-        return self.nodes.along(
-            "Unsqueeze", flags, -1, sizes=None if sizes is None else [*sizes, 1]
-        )
-
-    def _where(
-        self, flags: ir.Value, x: ir.Value, y: ir.Value, ids: ir.Value, width: int
-    ) -> ir.Value:
-        rows = x if rank(x) else y
-        return self._typed(self.nodes("Where", flags, x, y), rows, ids, width)
+        return self.nodes("Mul", x, ones)
 
     def _select(self, x: ir.Value, ids: ir.Value) -> ir.Value:
         """Select entries of the last axis."""
-        sizes = sizes_of(ids)
-        assert sizes is not None
-        return self.nodes.typed(
-            "Gather", x, ids, sizes=sizes_before(x, sizes[0]), dtype=x.dtype, axis=-1
-        )
+        return self.nodes("Gather", x, ids, axis=-1)
 
     def _slice(self, x: ir.Value, part: range, total: int) -> ir.Value:
         """Slice the last axis of ``total`` entries."""
@@ -196,9 +153,7 @@ class TableReader(ABC):
             self.nodes.integers(f"slice.{number}", [number])
             for number in (part.start, end, -1, part.step)
         ]
-        return self.nodes.typed(
-            "Slice", x, *inputs, sizes=sizes_before(x, len(part)), dtype=x.dtype
-        )
+        return self.nodes("Slice", x, *inputs)
 
     def _pad(self, x: ir.Value, before: int, after: int) -> ir.Value:
         """Add zeros to the last axis."""
@@ -207,10 +162,7 @@ class TableReader(ABC):
         axes = rank(x)
         require(axes > 0, "zeros for an activation of unknown rank")
         pads = [0] * (axes - 1) + [before] + [0] * (axes - 1) + [after]
-        amounts = self.nodes.integers(f"pads.{axes}.{before}.{after}", pads)
-        size = x.shape[-1] if x.shape is not None else None
-        sizes = sizes_before(x, size + before + after) if isinstance(size, int) else None
-        return self.nodes.typed("Pad", x, amounts, sizes=sizes, dtype=x.dtype)
+        return self.nodes("Pad", x, self.nodes.integers(f"pads.{axes}.{before}.{after}", pads))
 
     def _works_along_rows(self, node: ir.Node, axis: int) -> bool:
         """Whether a node computes each row from itself: its axis is the last."""
@@ -310,9 +262,3 @@ def type_of(value: ir.Value) -> ir.DataType:
     if value.dtype is None:
         raise CannotMoveError(f"{value.name} of unknown type")
     return value.dtype
-
-
-def sizes_before(x: ir.Value, size: int | ir.SymbolicDim) -> Sizes:
-    """Return the dimensions of ``x`` with another last one."""
-    sizes = sizes_of(x)
-    return None if sizes is None else [*sizes[:-1], size]

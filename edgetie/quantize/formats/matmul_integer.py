@@ -85,7 +85,9 @@ class MatMulIntegerFormat(WeightFormat):
         columns = nodes("Gather", weight.values, indices, axis=2)
         columns = nodes("Squeeze", columns, nodes.integers("matmul_integer.first_axis", [0]))
         embeddings = nodes("Transpose", columns, perm=[*range(1, rank(indices) + 1), 0])
-        return nodes("Mul", nodes.to_float(embeddings), nodes("Gather", scales, indices))
+        return nodes(
+            "Mul", nodes.cast(embeddings, ir.DataType.FLOAT), nodes("Gather", scales, indices)
+        )
 
     def _gather_embeddings(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
         """Add GatherBlockQuantized of values, indices and scales."""
@@ -139,7 +141,7 @@ class MatMulIntegerFormat(WeightFormat):
         sums = nodes(
             "Sum",
             nodes("DequantizeLinear", results[0], fine_steps, domain=self.quantize_domain),
-            nodes.to_float(results[1]),
+            nodes.cast(results[1], ir.DataType.FLOAT),
             weight.add(Part.OFFSETS, ir.DataType.FLOAT, [weight.out_channels], offsets),
         )
         result = nodes("Div", sums, activation.multiplier)

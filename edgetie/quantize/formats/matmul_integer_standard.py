@@ -40,7 +40,9 @@ class DynamicMatMulIntegerFormat(WeightFormat):
         largest, (values, scale, zero_point) = self._activations[x]
         midpoint = nodes.constant("matmul_integer.midpoint", 128, np.uint8)
         sums = nodes("MatMulInteger", values, weight.values, zero_point, midpoint)
-        result = nodes("Mul", nodes.to_float(sums), nodes("Mul", scale, weight.add_scales()))
+        result = nodes(
+            "Mul", nodes.cast(sums, ir.DataType.FLOAT), nodes("Mul", scale, weight.add_scales())
+        )
         return nodes("Mul", result, largest)
 
     def dequantize(self, nodes: Nodes, weight: QuantizedWeight) -> ir.Value:
@@ -58,7 +60,7 @@ class StandardMatMulIntegerFormat(MatMulIntegerFormat):
     def _gather_embeddings(self, nodes: Nodes, *inputs: ir.Value) -> ir.Value:
         """Add ``(row - 128) · scale`` of values, indices and scales."""
         values, indices, scales = inputs
-        embeddings = nodes.to_float(nodes("Gather", values, indices))
+        embeddings = nodes.cast(nodes("Gather", values, indices), ir.DataType.FLOAT)
         centered = nodes("Sub", embeddings, nodes.constant("gather.midpoint", 128, np.float32))
         return nodes("Mul", centered, nodes("Gather", scales, indices))
 

@@ -66,7 +66,7 @@ class QdqFormat(WeightFormat):
 
     def gather(self, nodes: Nodes, weight: QuantizedWeight, indices: ir.Value) -> ir.Value:
         """Add ``row · scale``."""
-        embeddings = nodes.to_float(nodes("Gather", weight.values, indices))
+        embeddings = nodes.cast(nodes("Gather", weight.values, indices), ir.DataType.FLOAT)
         scales = weight.add_scales(1, part=Part.SCALES_FOR_GATHER)
         return nodes("Mul", embeddings, nodes("Gather", scales, indices))
 

@@ -55,7 +55,7 @@ class ToggleFormat(WeightFormat):
         index = self.names.index(weight.name)
         quantized, unquantized = Nodes(weight.graph), Nodes(weight.graph)
         # a copy, because a format shares what it computes from an activation, here in a branch
-        local = quantized.local_copy(x)
+        local = quantized("Identity", x)
         stored = initializer(weight.graph, f"{weight.name}.float", self.float_weights[weight.name])
         right = stored if weight.transposed else unquantized("Transpose", stored, perm=[1, 0])
         result = self.quantized_format.matmul(quantized, weight, local, exact)
