@@ -1,9 +1,12 @@
 """Edit a graph: insert nodes, replace values, add initializers."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
@@ -53,3 +56,36 @@ def initializer(graph: ir.Graph, name: str, array: Any) -> ir.Value:
     )
     graph.register_initializer(value)
     return value
+
+
+def replace_initializer(graph: ir.Graph, old: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register a tensor as an initializer in place of another, whose name it takes.
+
+    The uses of ``old`` stay, for the caller to replace.
+    """
+    name = str(old.name)
+    graph.initializers.pop(name)
+    old.name = f"{name}.before"
+    return initializer(graph, name, tensor)
+
+
+def transformed(
+    tensor: ir.TensorProtocol,
+    function: Callable[[Array], Array],
+    shape: Sequence[int] | None = None,
+    dtype: ir.DataType | None = None,
+) -> ir.LazyTensor:
+    """Return what a function computes from a tensor's array, each time it is read.
+
+    Args:
+        tensor: what to compute from.
+        function: of its array.
+        shape: of the result; by default the tensor's.
+        dtype: of the result; by default the tensor's.
+    """
+    return ir.LazyTensor(
+        lambda: ir.tensor(np.asarray(function(tensor.numpy()), order="C")),
+        dtype or tensor.dtype,
+        ir.Shape(tensor.shape.numpy() if shape is None else shape),
+        name=tensor.name,
+    )

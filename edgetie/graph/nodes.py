@@ -13,7 +13,7 @@ import onnx_ir as ir
 from edgetie.graph.editing import detach, initializer
 
 _AXES_AS_INPUT = 13  # the first opset in which Unsqueeze, Squeeze, ReduceSum have an input for axes
-_LARGEST_OPERAND = 64  # elements of a constant that a shape may depend on
+_LARGEST_SHAPE = 64  # elements of a constant that may be a shape, axes or the like
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _NOT_INFERRED = (
     onnx.defs.SchemaError,
@@ -113,9 +113,9 @@ def infer_outputs(node: ir.Node, opsets: Mapping[str, int]) -> None:
             proto,
             {name: _type_of(value) for name, value in inputs.items()},
             {
-                name: ir.serde.serialize_tensor(value.const_value)
+                name: ir.serde.serialize_tensor(tensor)
                 for name, value in inputs.items()
-                if value.const_value is not None and value.const_value.size <= _LARGEST_OPERAND
+                if (tensor := value.const_value) is not None and _may_be_shape(tensor)
             },
             opset_imports=[onnx.helper.make_opsetid(*item) for item in opsets.items()],
         )
@@ -125,6 +125,12 @@ def infer_outputs(node: ir.Node, opsets: Mapping[str, int]) -> None:
         if (result := inferred.get(name)) is not None:
             output.type = ir.serde.deserialize_type_proto_for_type(result)
             output.shape = ir.serde.deserialize_type_proto_for_shape(result)
+
+
+def _may_be_shape(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant may be a shape, axes or the like. Lazy ones are not computed for that."""
+    is_lazy = isinstance(tensor, ir.LazyTensor)
+    return not is_lazy and tensor.dtype == ir.DataType.INT64 and tensor.size <= _LARGEST_SHAPE
 
 
 def _type_of(value: ir.Value) -> onnx.TypeProto:

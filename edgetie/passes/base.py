@@ -1,7 +1,7 @@
 """The base class of graph passes, and a function that runs passes in order."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -48,6 +48,18 @@ class GraphPass(ir.passes.InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         verify_ties(model, self.ties, where=f"pass {self.name}")
+
+
+class WeightPass(GraphPass):
+    """A pass that changes weights.
+
+    Args:
+        fixed: names of weights that stay, because other models read them too.
+    """
+
+    def __init__(self, fixed: Collection[str] = ()) -> None:
+        super().__init__()
+        self.fixed = fixed
 
 
 @dataclass(frozen=True)

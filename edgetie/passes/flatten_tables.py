@@ -1,29 +1,21 @@
 """Store embedding tables of more axes as matrices."""
 
 import math
-from collections.abc import Collection
 
 import onnx_ir as ir
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import initializer, insert, take_over
+from edgetie.graph.editing import insert, replace_initializer, take_over, transformed
 from edgetie.graph.matching import operator, rank
 from edgetie.graph.nodes import Nodes
-from edgetie.passes.base import GraphPass
+from edgetie.passes.base import WeightPass
 
 
-class FlattenTables(GraphPass):
+class FlattenTables(WeightPass):
     """Turns weights ``(rows, …)`` of more than two axes that are looked up by rows into matrices.
 
     A Reshape restores the axes of the rows, and those of the table for other users.
-
-    Args:
-        fixed: names of weights that stay, because other models read them too.
     """
-
-    def __init__(self, fixed: Collection[str] = ()) -> None:
-        super().__init__()
-        self.fixed = fixed
 
     def rewrite(self, model: ir.Model) -> None:
         for value in list(model.graph.initializers.values()):
@@ -40,18 +32,14 @@ class FlattenTables(GraphPass):
                 self._flatten(model.graph, value, tensor)
 
     def _flatten(self, graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        name, (count, *row) = str(value.name), tensor.shape.numpy()
-        graph.initializers.pop(name)
-        value.name = f"{name}.before"
+        count, *row = tensor.shape.numpy()
         shape = count, math.prod(row)
-        flat = ir.LazyTensor(
-            lambda: ir.tensor(tensor.numpy().reshape(shape)), tensor.dtype, ir.Shape(shape)
-        )
-        table = initializer(graph, name, flat)
+        flat = transformed(tensor, lambda array: array.reshape(shape), shape)
+        table = replace_initializer(graph, value, flat)
         for node, index in list(value.uses()):
             nodes = Nodes(graph)
             if not _looks_up(node, index):
-                whole = nodes.integers(f"{name}.shape", [count, *row])
+                whole = nodes.integers(f"{table.name}.shape", [count, *row])
                 node.replace_input_with(index, nodes("Reshape", table, whole))
                 insert(node, *nodes.nodes)
                 continue
@@ -59,7 +47,7 @@ class FlattenTables(GraphPass):
             assert ids is not None
             rows = nodes("Gather", table, ids)
             nodes.nodes[-1].name = node.name
-            target = nodes.integers(f"{name}.rows.{rank(ids)}", [0] * rank(ids) + row)
+            target = nodes.integers(f"{table.name}.rows.{rank(ids)}", [0] * rank(ids) + row)
             result = nodes("Reshape", rows, target)
             insert(node, *nodes.nodes)
             take_over(node.outputs[0], result)

@@ -7,24 +7,17 @@ import onnx_ir as ir
 from edgetie.graph.constant_values import constant_tensor, constant_values, static_shape
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.editing import detach, initializer, replace
-from edgetie.passes.base import GraphPass
+from edgetie.passes.base import WeightPass
 
 
-class FoldWeights(GraphPass):
+class FoldWeights(WeightPass):
     """Replaces a float32 matrix that is computed from weights by one weight, if nothing else reads
     them: a scaled or normalized table, its low-rank update, a cast from 16 bits.
 
     The new weight is not larger than those it replaces, and has the name of the largest. It is
     computed when it is read. Vectors that are computed from a matrix, such as the sum of its rows,
     become constants.
-
-    Args:
-        fixed: names of weights that stay, because other models read them too.
     """
-
-    def __init__(self, fixed: Collection[str] = ()) -> None:
-        super().__init__()
-        self.fixed = fixed
 
     def rewrite(self, model: ir.Model) -> None:
         weights = constant_values(model)

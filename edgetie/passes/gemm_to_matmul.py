@@ -5,7 +5,14 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import initializer, insert, replace, take_over
+from edgetie.graph.editing import (
+    initializer,
+    insert,
+    replace,
+    replace_initializer,
+    take_over,
+    transformed,
+)
 from edgetie.graph.matching import (
     attribute_ints,
     constant,
@@ -55,18 +62,12 @@ class GemmToMatMul(GraphPass):
         only_use = len(source.uses()) == 1
         if tensor.size >= MIN_ELEMENTS and not only_use:
             return
-        transposed = ir.LazyTensor(
-            lambda t=tensor: ir.tensor(np.ascontiguousarray(t.numpy().T)),  # type: ignore[misc]
-            dtype=tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()[::-1]),
-            name=source.name,
-        )
-        name = str(source.name)
+        transposed = transformed(tensor, np.transpose, tensor.shape.numpy()[::-1])
         if only_use:
-            graph.initializers.pop(name)  # the transposed tensor takes its name
+            result = replace_initializer(graph, source, transposed)
         else:
-            name += ".transposed"
-        replace(node.outputs[0], initializer(graph, name, transposed))
+            result = initializer(graph, f"{source.name}.transposed", transposed)
+        replace(node.outputs[0], result)
         self.changed += 1
 
 

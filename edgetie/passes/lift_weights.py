@@ -30,17 +30,12 @@ class LiftWeights(GraphPass):
 
     def rewrite(self, model: ir.Model) -> None:
         refused: set[ir.OperatorIdentifier] = set()
-        while True:
-            names = _functions_with_weights(model, self.readers) - refused
+        while names := _functions_with_weights(model, self.readers) - refused:
             unfit = {name for name in names if not _has_opsets_of(model, model.functions[name])}
-            if unfit:
-                refused |= unfit
-                self.skipped += [f"{name}: has other opsets than the model" for _, name, _ in unfit]
-            elif names:
-                _inline(model, names)
-                self.changed += len(names)
-            else:
-                break
+            refused |= unfit
+            self.skipped += [f"{name}: has other opsets than the model" for _, name, _ in unfit]
+            _inline(model, names - unfit)
+            self.changed += len(names - unfit)
         lift = common.LiftConstantsToInitializersPass(lift_all_constants=False)
         self.changed += bool(lift(model).modified)
         if self.readers:

@@ -1,16 +1,16 @@
 """Move operators between a weight and its uses to the other side of these uses."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.graph.constant_values import constant_values, static_shape
-from edgetie.graph.editing import initializer, insert, take_over
+from edgetie.graph.editing import insert, replace_initializer, take_over, transformed
 from edgetie.graph.matching import operator, producer, rank, same_shape, weight
 from edgetie.graph.nodes import Nodes
-from edgetie.passes.base import GraphPass
+from edgetie.passes.base import WeightPass
 from edgetie.passes.gemm_to_matmul import gemm_to_matmul
 from edgetie.passes.table_operators.look_ups import LookUps
 from edgetie.passes.table_operators.products import Products
@@ -20,20 +20,13 @@ _BROADCAST = ("Add", "Div", "Mul", "Sub")
 _SINGLE = ("Cast", "Identity", "Neg", "Squeeze", "Transpose", "Unsqueeze")
 
 
-class MoveTableOperators(GraphPass):
+class MoveTableOperators(WeightPass):
     """Lets Gather and MatMul read the weight itself, if they read what is computed from it.
 
     Operators that act on rows of the table move to the rows that are looked up, or to the logits.
     Operators that act on its columns move to the rows, or to the hidden states. Afterwards a table
     that is stored transposed but looked up is stored by rows.
-
-    Args:
-        fixed: names of weights whose layout stays, because other models read them too.
     """
-
-    def __init__(self, fixed: Collection[str] = ()) -> None:
-        super().__init__()
-        self.fixed = fixed
 
     def rewrite(self, model: ir.Model) -> None:
         weights = _computed_tables(model)
@@ -198,16 +191,8 @@ def _store_by_rows(graph: ir.Graph, value: ir.Value) -> bool:
     tensor = value.const_value
     if tensor is None or not _is_table(value) or value.is_graph_output():
         return False
-    name = str(value.name)
-    graph.initializers.pop(name)
-    value.name = f"{name}.before"
-    by_rows = ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(tensor.numpy().T)),
-        tensor.dtype,
-        ir.Shape(tensor.shape.numpy()[::-1]),
-        name=name,
-    )
-    table = initializer(graph, name, by_rows)
+    by_rows = transformed(tensor, np.transpose, tensor.shape.numpy()[::-1])
+    table = replace_initializer(graph, value, by_rows)
     for node, index in uses:
         if node in transposes:
             ir.convenience.replace_all_uses_with(node.outputs[0], table)

@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_values
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import initializer, insert
+from edgetie.graph.editing import insert, replace_initializer, transformed
 from edgetie.graph.matching import operator
 from edgetie.passes.base import GraphPass
 
@@ -42,17 +42,9 @@ class WidenWeights(GraphPass):
                 self._widen(model.graph, weight, tensor)
 
     def _widen(self, graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol) -> None:
-        name, uses = str(weight.name), list(weight.uses())
-        graph.initializers.pop(name)
-        weight.name = f"{name}.before"
-        wide = ir.LazyTensor(
-            lambda: ir.tensor(tensor.numpy().astype(np.float32)),
-            ir.DataType.FLOAT,
-            ir.Shape(tensor.shape.numpy()),
-            name=name,
-        )
-        value = initializer(graph, name, wide)
-        for node, index in uses:
+        wide = transformed(tensor, lambda array: array.astype(np.float32), dtype=ir.DataType.FLOAT)
+        value = replace_initializer(graph, weight, wide)
+        for node, index in list(weight.uses()):
             result = node.outputs[0]
             target = node.attributes.get_int("to", 0) if operator(node) == "Cast" else 0
             if target == ir.DataType.FLOAT and not result.is_graph_output():

@@ -7,7 +7,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from small_graphs import SHAPE, X, graph, node, run
 
-from edgetie.graph.editing import initializer, insert, replace, take_over
+from edgetie.graph.editing import (
+    initializer,
+    insert,
+    replace,
+    replace_initializer,
+    take_over,
+    transformed,
+)
 
 
 def test_a_replaced_graph_output_keeps_its_name() -> None:
@@ -55,3 +62,19 @@ def test_initializers_of_one_name_are_one() -> None:
     assert initializer(model.graph, "lazy", lazy).const_value is lazy
     RemoveUnusedNodesPass()(model)
     assert not model.graph.initializers
+
+
+def test_an_initializer_is_replaced_by_its_transpose() -> None:
+    matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
+    model = graph([node("MatMul", ["x", "w"], ["y"])], {"w": matrix})
+    old = model.graph.initializers["w"]
+    turned = transformed(old.const_value, np.transpose, [4, 3])
+    new = replace_initializer(model.graph, old, turned)
+    assert model.graph.initializers["w"] is new
+    assert [index for _, index in old.uses()] == [1]
+    np.testing.assert_array_equal(new.const_value.numpy(), matrix.T)
+    assert (new.dtype, new.shape) == (ir.DataType.FLOAT, ir.Shape([4, 3]))
+    total = transformed(
+        old.const_value, lambda array: np.float64(array.sum()), [], ir.DataType.DOUBLE
+    )
+    assert (total.numpy().shape, total.numpy(), total.dtype) == ((), 66, ir.DataType.DOUBLE)

@@ -55,6 +55,8 @@ def test_outputs_of_what_onnx_does_not_know_stay_open() -> None:
     assert nodes("Gelu", x, domain="com.microsoft").type is None
     assert nodes("Add", x, ir.val("unknown")).shape is None
     assert nodes("Add", x, nodes.constant("other", np.ones(5), np.float32)).type is None  # unfit
+    lazy = ir.LazyTensor(lambda: 1 / 0, ir.DataType.INT64, ir.Shape([2]))  # is not computed
+    assert nodes("Reshape", x, nodes.tensor("lazy", lazy)).dtype == ir.DataType.FLOAT
 
 
 @pytest.mark.parametrize("opset", [11, 13])

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_tensor, static_shape
+from edgetie.graph.editing import transformed
 from edgetie.graph.matching import attribute_ints, constant, operator, producer, rank
 from edgetie.graph.nodes import Nodes
 
@@ -125,10 +126,8 @@ class TableReader(ABC):
         shape = () if tensor.size == 1 else (tensor.size, 1) if column else (tensor.size,)
         if value.is_initializer() and tuple(tensor.shape.numpy()) == shape:
             return value
-        lazy = ir.LazyTensor(
-            lambda: ir.tensor(tensor.numpy().reshape(shape)), tensor.dtype, ir.Shape(shape)
-        )
-        return self.nodes.tensor(f"{value.name}.{'column' if column else 'vector'}", lazy)
+        vector = transformed(tensor, lambda array: array.reshape(shape), shape)
+        return self.nodes.tensor(f"{value.name}.{'column' if column else 'vector'}", vector)
 
     def _with_number(self, op_type: str, x: ir.Value, number: int) -> ir.Value:
         return self.nodes(op_type, x, self.nodes.number(number, type_of(x)))

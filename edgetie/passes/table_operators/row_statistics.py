@@ -1,10 +1,12 @@
 """Compute what normalization of a matrix's rows subtracts and multiplies with."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from edgetie.graph.editing import transformed
 from edgetie.graph.matching import operator
 
 _ROWS_AT_ONCE = 4096
@@ -31,8 +33,8 @@ def row_statistics(
     op_type, epsilon = operator(node), node.attributes.get_float("epsilon", _EPSILON)
     power = node.attributes.get_int("p", 2)
 
-    def means() -> Array:
-        return _by_rows(tensor, lambda rows: rows.mean(axis=1))
+    def mean(rows: Array) -> Array:
+        return np.asarray(rows.mean(axis=1))
 
     def factor(rows: Array) -> Array:
         if op_type == "LpNormalization":
@@ -41,20 +43,18 @@ def row_statistics(
         centered = rows - rows.mean(axis=1, keepdims=True) * (op_type == "LayerNormalization")
         return np.asarray(1 / np.sqrt(np.square(centered).mean(axis=1) + epsilon))
 
-    factors = _vector(tensor, lambda: _by_rows(tensor, factor))
-    return (_vector(tensor, means) if op_type == "LayerNormalization" else None), factors
+    means = _of_rows(tensor, mean) if op_type == "LayerNormalization" else None
+    return means, _of_rows(tensor, factor)
 
 
-def _vector(tensor: ir.TensorProtocol, compute: Any) -> ir.TensorProtocol:
-    shape = ir.Shape(tensor.shape.numpy()[:1])
-    return ir.LazyTensor(lambda: ir.tensor(compute()), ir.DataType.FLOAT, shape)
-
-
-def _by_rows(tensor: ir.TensorProtocol, function: Any) -> Array:
+def _of_rows(tensor: ir.TensorProtocol, function: Callable[[Array], Array]) -> ir.TensorProtocol:
     """Apply a function to some rows at a time, in double precision."""
-    array = tensor.numpy()
-    parts = [
-        function(array[start : start + _ROWS_AT_ONCE].astype(np.float64))
-        for start in range(0, len(array), _ROWS_AT_ONCE)
-    ]
-    return np.concatenate(parts).astype(np.float32)
+
+    def compute(array: Array) -> Array:
+        parts = [
+            function(array[start : start + _ROWS_AT_ONCE].astype(np.float64))
+            for start in range(0, len(array), _ROWS_AT_ONCE)
+        ]
+        return np.concatenate(parts).astype(np.float32)
+
+    return transformed(tensor, compute, tensor.shape.numpy()[:1], ir.DataType.FLOAT)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgetie.graph.editing import replace
+from edgetie.graph.editing import replace, transformed
 from edgetie.graph.matching import operator, producer
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.linear_op import LinearOp, match_linear_op
@@ -66,12 +66,7 @@ def transform_weight(value: ir.Value, function: Callable[[Array], Array]) -> Non
     """Apply a function to an initializer's array when it is read. Its shape and dtype stay."""
     tensor = value.const_value
     assert tensor is not None
-    value.const_value = ir.LazyTensor(
-        lambda: ir.tensor(function(tensor.numpy())),
-        dtype=tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=str(value.name),
-    )
+    value.const_value = transformed(tensor, function)
 
 
 def insert_after(node: ir.Node, *new: ir.Node) -> None:
