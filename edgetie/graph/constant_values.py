@@ -14,6 +14,9 @@ _RANDOM = {
     "RandomUniformLike",
 }  # fmt: skip
 
+ConstantValues = Mapping[ir.Value, frozenset[ir.Value]]
+"""Values that are computed from constants only, and the weights that each is computed from."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,7 +32,7 @@ def is_deterministic(node: ir.Node) -> bool:
     )
 
 
-def constant_values(model: ir.Model) -> Mapping[ir.Value, frozenset[ir.Value]]:
+def constant_values(model: ir.Model) -> ConstantValues:
     """Map every value that is computed from constants only to the weights it is computed from.
 
     Weights are initializers with at least ``MIN_ELEMENTS`` elements; they map to themselves. An

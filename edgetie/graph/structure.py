@@ -7,7 +7,7 @@ import graphlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -50,7 +50,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
 def damage_of(model: onnx.ModelProto) -> str | None:
     """Describe the first damage of a model's structure; ``None`` if there is none.
 
-    Found are texts that are not text, unknown types, negative sizes, tensors whose data does not
+    These are texts that are not UTF-8, unknown types, negative sizes, tensors whose data do not
     fill their shape, attributes of the wrong kind, names that nothing or several nodes produce,
     nodes that depend on themselves, and functions that call themselves. External data is not read,
     see :func:`edgetie.graph.external_data.check_external_data`.
@@ -66,26 +66,39 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
     return (bits + 7) // 8
 
 
+class _Operators(NamedTuple):
+    """What the operators of a graph or function mean: opsets by domain, the model's functions."""
+
+    opsets: Mapping[str, int]
+    functions: Mapping[tuple[str, str], onnx.FunctionProto]
+
+    @classmethod
+    def of(cls, body: onnx.ModelProto | onnx.FunctionProto, model: onnx.ModelProto) -> _Operators:
+        return cls(
+            {_plain_domain(each.domain): each.version for each in body.opset_import},
+            {(each.domain, each.name): each for each in model.functions},
+        )
+
+
 def _problems(model: onnx.ModelProto) -> Iterator[str]:
     yield from _texts(model)  # first: what follows compares names
     if not 1 <= model.ir_version <= onnx.IR_VERSION:
         yield f"its IR version is {model.ir_version}, known are 1 to {onnx.IR_VERSION}"
-    opset, newest = _imports(model.opset_import).get("", 1), onnx.defs.onnx_opset_version()
+    operators = _Operators.of(model, model)
+    opset, newest = operators.opsets.get("", 1), onnx.defs.onnx_opset_version()
     if not 1 <= opset <= newest:
         yield f"its opset is {opset}, known are 1 to {newest}"
-    functions = {(each.domain, each.name): each for each in model.functions}
-    imports = _imports(model.opset_import)
-    yield from _graph(model.graph, set(), imports, functions)
+    yield from _graph(model.graph, set(), operators)
+    names = operators.functions.keys()
     calls = {
-        key: {(node.domain, node.op_type) for node in _nodes(function.node)} & functions.keys()
-        for key, function in functions.items()
+        name: {(node.domain, node.op_type) for node in _nodes(function.node)} & names
+        for name, function in operators.functions.items()
     }
     if cycle := _cycle(calls):
         yield f"function {cycle[0][1]} calls itself"
     for function in model.functions:
-        known = set(function.input)
-        own_imports = _imports(function.opset_import)
-        yield from _body(function.node, function.output, known, own_imports, functions)
+        known, own_operators = set(function.input), _Operators.of(function, model)
+        yield from _body(function.node, function.output, known, own_operators)
 
 
 def _texts(message: Any) -> Iterator[str]:
@@ -107,20 +120,11 @@ def _texts(message: Any) -> Iterator[str]:
             yield from _texts(each)
 
 
-def _imports(opsets: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    return {_plain_domain(each.domain): each.version for each in opsets}
-
-
 def _plain_domain(domain: str) -> str:
     return "" if domain in _MAIN_DOMAINS else domain
 
 
-def _graph(
-    graph: onnx.GraphProto,
-    outer: Set[str],
-    imports: Mapping[str, int],
-    functions: Mapping[Any, Any],
-) -> Iterator[str]:
+def _graph(graph: onnx.GraphProto, outer: Set[str], operators: _Operators) -> Iterator[str]:
     """Find damage in a graph whose nodes may also read the names ``outer``."""
     tensors = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
     for tensor in (*tensors, *(sparse.indices for sparse in graph.sparse_initializer)):
@@ -138,15 +142,14 @@ def _graph(
             yield f"{kind} {name} is there twice"
     known = {value.name for value in (*graph.input, *tensors)}
     outputs = [value.name for value in graph.output]
-    yield from _body(graph.node, outputs, known, imports, functions, outer)
+    yield from _body(graph.node, outputs, known, operators, outer)
 
 
 def _body(
     nodes: Iterable[onnx.NodeProto],
     outputs: Iterable[str],
     known: Set[str],
-    imports: Mapping[str, int],
-    functions: Mapping[Any, Any],
+    operators: _Operators,
     outer: Set[str] = frozenset(),
 ) -> Iterator[str]:
     """Find damage in the nodes of a graph or function, which starts from the names ``known``."""
@@ -162,10 +165,10 @@ def _body(
         for name in node.input:
             if name and name not in visible:
                 yield f"{_label(node)} reads {name}, which nothing produces"
-        yield from _node(node, imports, functions)
+        yield from _node(node, operators)
         for attribute in node.attribute:
             for subgraph in _subgraphs(attribute):
-                yield from _graph(subgraph, visible, imports, functions)
+                yield from _graph(subgraph, visible, operators)
     if missing := next((name for name in outputs if name not in visible), None):
         yield f"nothing produces output {missing}"
     reads = {
@@ -175,22 +178,25 @@ def _body(
         yield f"{_label(nodes[cycle[0]])} depends on itself"
 
 
-def _node(
-    node: onnx.NodeProto, imports: Mapping[str, int], functions: Mapping[Any, Any]
-) -> Iterator[str]:
-    """Compare a node with the definition of its operator, if ONNX has one."""
+def _node(node: onnx.NodeProto, operators: _Operators) -> Iterator[str]:
+    """Find damage in a node and its attributes."""
     label, domain = _label(node), _plain_domain(node.domain)
     if (name := _repeated(attribute.name for attribute in node.attribute)) is not None:
         yield f"{label} has attribute {name} twice"
     for attribute in node.attribute:
         yield from _attribute(attribute, label)
-    if (node.domain, node.op_type) in functions:
+    if (node.domain, node.op_type) in operators.functions:
         return
-    if not domain and domain not in imports:
+    if not domain and domain not in operators.opsets:
         yield "it does not say which opset its operators are of"
-    schema = _schema(node.op_type, imports.get(domain, 0), domain)
-    if schema is None:
-        return
+    schema = _schema(node.op_type, operators.opsets.get(domain, 0), domain)
+    if schema is not None:
+        yield from _misuse(node, schema)
+
+
+def _misuse(node: onnx.NodeProto, schema: Any) -> Iterator[str]:
+    """Compare a node with the definition of its operator."""
+    label = _label(node)
     for attribute in node.attribute:
         expected = schema.attributes.get(attribute.name)
         if expected is None and not attribute.name.startswith("__"):
@@ -212,7 +218,7 @@ def _node(
 
 @functools.cache
 def _schema(op_type: str, version: int, domain: str) -> Any:
-    """The definition of an operator in an opset; ``None`` if onnx does not have it."""
+    """Return the definition of an operator, or ``None`` if onnx does not have it."""
     try:
         return onnx.defs.get_schema(op_type, version, domain)
     except (onnx.defs.SchemaError, TypeError):  # a TypeError of versions beyond 32 bits
@@ -308,7 +314,7 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
-    """The names that a node and its subgraphs read from the graph around it."""
+    """Return the names that a node and its subgraphs read from the graph around it."""
     names = set(node.input)
     for attribute in node.attribute:
         for graph in _subgraphs(attribute):
@@ -321,7 +327,7 @@ def _reads(node: onnx.NodeProto) -> set[str]:
 
 
 def _repeated(names: Iterable[str]) -> str | None:
-    """The first name that comes a second time."""
+    """Return the first name that comes a second time."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 

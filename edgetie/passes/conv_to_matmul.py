@@ -1,10 +1,8 @@
 """Write a convolution of one position with a tied weight as a MatMul with it."""
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 
-from edgetie.graph.constant_values import constant_values, static_shape
+from edgetie.graph.constant_values import ConstantValues, constant_values, static_shape
 from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import attribute_ints, operator, rank
 from edgetie.graph.nodes import Nodes
@@ -25,7 +23,7 @@ class ConvToMatMul(GraphPass):
                 self.changed += 1
 
 
-def _is_product(node: ir.Node, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> bool:
+def _is_product(node: ir.Node, weights: ConstantValues) -> bool:
     x, kernel = node.inputs[:2]
     shape = static_shape(kernel) if kernel is not None else None
     if x is None or kernel is None or shape is None or rank(x) != len(shape):

@@ -1,12 +1,12 @@
 """Write an Einsum with a weight as a MatMul with it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from edgetie.graph.constant_values import constant_values, static_shape
+from edgetie.graph.constant_values import ConstantValues, constant_values, static_shape
 from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import operator, rank
 from edgetie.graph.nodes import Nodes
@@ -61,7 +61,7 @@ class _Product(NamedTuple):
     output: tuple[str, ...]
 
 
-def _products(node: ir.Node, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> Iterator[_Product]:
+def _products(node: ir.Node, weights: ConstantValues) -> Iterator[_Product]:
     """Yield the ways to see an Einsum as a product with a weight."""
     terms, output = _parse(node)
     if any(_repeats(term.labels) for term in terms):

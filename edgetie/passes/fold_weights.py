@@ -1,10 +1,15 @@
 """Fold what all uses of a weight have in common into the weight."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import onnx_ir as ir
 
-from edgetie.graph.constant_values import constant_tensor, constant_values, static_shape
+from edgetie.graph.constant_values import (
+    ConstantValues,
+    constant_tensor,
+    constant_values,
+    static_shape,
+)
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.editing import detach, initializer, replace
 from edgetie.passes.base import WeightPass
@@ -23,7 +28,7 @@ class FoldWeights(WeightPass):
         weights = constant_values(model)
         for value in reversed([each for each in weights if each.producer() is not None]):
             is_replaced = not value.uses()  # by one that is computed from it
-            if not is_replaced and _is_matrix(value) and _is_larger(weights[value], value):
+            if not is_replaced and _is_matrix(value):
                 self._fold(model.graph, value, weights)
         for value in [each for each in weights if each.producer() is not None]:
             if _is_vector(value, weights) and any(
@@ -37,16 +42,14 @@ class FoldWeights(WeightPass):
             replace(value, initializer(graph, f"{value.name}.folded", tensor))
             self.changed += 1
 
-    def _fold(
-        self, graph: ir.Graph, value: ir.Value, weights: Mapping[ir.Value, frozenset[ir.Value]]
-    ) -> None:
+    def _fold(self, graph: ir.Graph, value: ir.Value, weights: ConstantValues) -> None:
         cone = _cone(value, weights)
         replaced = [each for each in weights[value] if _is_read_by(each, cone)]
         interior = {result for node in cone for result in node.outputs} - {value}
         if (
             not all(_is_read_by(each, cone) for each in interior)
             or any(weight.name in self.fixed for weight in replaced)
-            or not _is_larger(replaced, value)
+            or not _have_the_size_of(value, replaced)
         ):
             return
         tensor = constant_tensor(value, weights[value])
@@ -61,7 +64,7 @@ class FoldWeights(WeightPass):
         self.changed += 1
 
 
-def _cone(value: ir.Value, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> dict[ir.Node, None]:
+def _cone(value: ir.Value, weights: ConstantValues) -> dict[ir.Node, None]:
     """Return the nodes that compute a constant value from weights."""
     cone: dict[ir.Node, None] = {}
     queue = [value.producer()]
@@ -89,7 +92,7 @@ def _is_matrix(value: ir.Value) -> bool:
     )
 
 
-def _is_vector(value: ir.Value, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> bool:
+def _is_vector(value: ir.Value, weights: ConstantValues) -> bool:
     """Whether a value has at most one longer axis, and is computed from a matrix of floats."""
     shape = static_shape(value)
     return (
@@ -100,8 +103,8 @@ def _is_vector(value: ir.Value, weights: Mapping[ir.Value, frozenset[ir.Value]])
     )
 
 
-def _is_larger(weights: Collection[ir.Value], value: ir.Value) -> bool:
-    """Whether weights have together as many elements as a value."""
+def _have_the_size_of(value: ir.Value, weights: Collection[ir.Value]) -> bool:
+    """Whether weights have together at least as many elements as a value."""
     shape = static_shape(value) or (0, 0)
     return sum(map(_size, weights)) >= shape[0] * shape[1]
 

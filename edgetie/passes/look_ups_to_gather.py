@@ -1,17 +1,19 @@
 """Write other operators that look up rows of a weight as a Gather."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.graph.constant_values import constant_tensor, constant_values, static_shape
+from edgetie.graph.constant_values import (
+    ConstantValues,
+    constant_tensor,
+    constant_values,
+    static_shape,
+)
 from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import last_dimension, operator, producer, rank, scalar
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 
-_Weights = Mapping[ir.Value, frozenset[ir.Value]]
 _FEW = 8  # elements
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
@@ -50,7 +52,7 @@ class LookUpsToGather(GraphPass):
         self.changed += 1
 
     def _rewrite_product(
-        self, graph: ir.Graph, node: ir.Node, matrix: ir.Value, weights: _Weights
+        self, graph: ir.Graph, node: ir.Node, matrix: ir.Value, weights: ConstantValues
     ) -> None:
         nodes, vectors = Nodes(graph), node.inputs[0]
         rows, _ = static_shape(matrix) or (0, 0)
@@ -76,7 +78,9 @@ class LookUpsToGather(GraphPass):
         self.changed += 1
 
 
-def _one_hot_ids(nodes: Nodes, vectors: ir.Value, rows: int, weights: _Weights) -> ir.Value | None:
+def _one_hot_ids(
+    nodes: Nodes, vectors: ir.Value, rows: int, weights: ConstantValues
+) -> ir.Value | None:
     """Return the ids of ``OneHot(ids, rows, (0, 1))`` along the last axis."""
     one_hot = producer(vectors, "OneHot")
     if one_hot is None or None in one_hot.inputs[:3]:
@@ -90,7 +94,9 @@ def _one_hot_ids(nodes: Nodes, vectors: ir.Value, rows: int, weights: _Weights) 
     return _as_integers(nodes, ids)
 
 
-def _equal_ids(nodes: Nodes, vectors: ir.Value, rows: int, weights: _Weights) -> ir.Value | None:
+def _equal_ids(
+    nodes: Nodes, vectors: ir.Value, rows: int, weights: ConstantValues
+) -> ir.Value | None:
     """Return the ids of ``Equal(Unsqueeze(ids, -1), (0, …, rows - 1))``."""
     choose = producer(vectors, "Where")
     if choose is not None:
@@ -111,7 +117,7 @@ def _equal_ids(nodes: Nodes, vectors: ir.Value, rows: int, weights: _Weights) ->
     return None
 
 
-def _numbers(value: ir.Value | None, weights: _Weights) -> list[float] | None:
+def _numbers(value: ir.Value | None, weights: ConstantValues) -> list[float] | None:
     """Return the elements of a small constant, which may be computed."""
     if value is None or value not in weights:
         return None

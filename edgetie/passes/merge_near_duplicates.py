@@ -1,7 +1,7 @@
 """Find and merge copies of an embedding table that are nearly equal to it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class NearCopy:
 class _FloatMatrix:
     """A float matrix in a graph: an initializer, or what Cast or DequantizeLinear makes of one.
 
-    A Cast has the initializer's name.
+    A Cast has the initializer's name. Scales and zero points are of the tensor's ``axis``.
     """
 
     name: str
@@ -67,19 +67,21 @@ class _FloatMatrix:
     scale: Array
     zero_point: Array
     axis: int = 0
+    transposed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape.numpy())
+        shape = tuple(self.tensor.shape.numpy())
+        return shape[::-1] if self.transposed else shape
 
-    def read(self, indices: Any, along: int) -> Array:
-        """Return the rows (axis 0) or columns (axis 1) at some indices in float32."""
+    def rows(self, indices: Array) -> Array:
+        """Return some rows in float32, of the transpose if it is transposed."""
 
         def take(array: Array) -> Array:
             if array.ndim < 2:  # a scale or zero point
                 array = array.reshape((-1, 1) if self.axis == 0 else (1, -1))
-                array = np.broadcast_to(array, self.shape)
-            part: Array = np.take(array, indices, axis=along)
+                array = np.broadcast_to(array, tuple(self.tensor.shape.numpy()))
+            part: Array = np.take(array.T if self.transposed else array, indices, axis=0)
             return part.astype(np.float32)
 
         return (take(self.tensor.numpy()) - take(self.zero_point)) * take(self.scale)
@@ -110,35 +112,26 @@ def _is_table(matrix: _FloatMatrix) -> bool:
 
 def _compare(table: _FloatMatrix, other: _FloatMatrix) -> NearCopy | None:
     """Compare a matrix with a table, as it is and transposed: a few rows first, then all."""
-    rows = table.shape[0]
-    sample = np.linspace(0, rows - 1, min(_SAMPLED_ROWS, rows)).astype(int)
+    count = table.shape[0]
+    sample = np.linspace(0, count - 1, min(_SAMPLED_ROWS, count)).astype(int)
+    chunks = np.split(np.arange(count), range(_ROWS_AT_ONCE, count, _ROWS_AT_ONCE))
     for transposed in (False, True):
-        if other.shape != (table.shape[::-1] if transposed else table.shape):
+        copy = replace(other, transposed=transposed)
+        if copy.shape != table.shape or _distance(table, copy, [sample]) >= MAX_DISTANCE:
             continue
-        if _distance(table, other, transposed, [sample]) < MAX_DISTANCE:
-            chunks = np.split(np.arange(rows), range(_ROWS_AT_ONCE, rows, _ROWS_AT_ONCE))
-            distance = _distance(table, other, transposed, chunks)
-            if distance < MAX_DISTANCE:
-                rounding = _rounding(table, other, transposed, chunks)
-                return NearCopy(other.name, table.name, distance, transposed, rounding)
+        distance = _distance(table, copy, chunks)
+        if distance < MAX_DISTANCE:
+            rounding = _rounding(table, copy, chunks)
+            return NearCopy(other.name, table.name, distance, transposed, rounding)
     return None
 
 
-def _rows(
-    table: _FloatMatrix, other: _FloatMatrix, transposed: bool, chunks: list[Array]
-) -> Iterator[tuple[Array, Array]]:
-    """Yield the rows in ``chunks`` of a table and its copy."""
-    for rows in chunks:
-        yield table.read(rows, 0), other.read(rows, 1).T if transposed else other.read(rows, 0)
-
-
-def _rounding(
-    table: _FloatMatrix, other: _FloatMatrix, transposed: bool, chunks: list[Array]
-) -> str | None:
+def _rounding(table: _FloatMatrix, copy: _FloatMatrix, chunks: Sequence[Array]) -> str | None:
     """Return the type that one of two matrices was rounded to, perhaps towards zero."""
     for dtype, step, smallest in _ROUNDINGS:
         is_rounded = [True, True]
-        for pair in _rows(table, other, transposed, chunks):
+        for rows in chunks:
+            pair = table.rows(rows), copy.rows(rows)
             limit = step * np.abs(pair[0]) + smallest
             close = bool((np.abs(pair[1] - pair[0]) <= limit).all())
             for index, array in enumerate(pair):
@@ -149,13 +142,12 @@ def _rounding(
     return None
 
 
-def _distance(
-    table: _FloatMatrix, other: _FloatMatrix, transposed: bool, chunks: list[Array]
-) -> float:
+def _distance(table: _FloatMatrix, copy: _FloatMatrix, chunks: Sequence[Array]) -> float:
     """Compute the relative distance over the rows in ``chunks``."""
     difference = norm = 0.0
-    for expected, actual in _rows(table, other, transposed, chunks):
-        difference += float(np.linalg.norm(actual - expected)) ** 2
+    for rows in chunks:
+        expected = table.rows(rows)
+        difference += float(np.linalg.norm(copy.rows(rows) - expected)) ** 2
         norm += float(np.linalg.norm(expected)) ** 2
     return float(np.sqrt(difference / (norm or 1.0)))
 

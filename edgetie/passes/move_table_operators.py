@@ -1,12 +1,10 @@
 """Move operators between a weight and its uses to the other side of these uses."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from edgetie.graph.constant_values import constant_values, static_shape
+from edgetie.graph.constant_values import ConstantValues, constant_values, static_shape
 from edgetie.graph.editing import insert, replace_initializer, take_over, transformed
 from edgetie.graph.matching import operator, producer, rank, same_shape, weight
 from edgetie.graph.nodes import Nodes
@@ -29,14 +27,7 @@ class MoveTableOperators(WeightPass):
     """
 
     def rewrite(self, model: ir.Model) -> None:
-        weights = _computed_tables(model)
-        for node in list(model.graph.all_nodes()):
-            is_gemm = operator(node) in ("Gemm", "FusedMatMul")
-            reads_table = any(_is_computed_table(value, weights) for value in node.inputs)
-            if is_gemm and (reads_table or weights.get(node.outputs[0])):
-                gemm_to_matmul(model.graph, node)
-            elif operator(node) == "MatMul":
-                _skip_expand(node)
+        _simplify_products(model)
         weights = _computed_tables(model)
         for node in list(model.graph.all_nodes()):
             if operator(node) in ("Gather", "MatMul") and node.outputs[0] not in weights:
@@ -46,40 +37,46 @@ class MoveTableOperators(WeightPass):
             if value.name not in self.fixed:
                 self.changed += _store_by_rows(model.graph, value)
 
-    def _move(
-        self, graph: ir.Graph, node: ir.Node, weights: Mapping[ir.Value, frozenset[ir.Value]]
-    ) -> None:
-        nodes = Nodes(graph)
-        for index, value in enumerate(node.inputs[:2]):
-            if value is None or not _is_computed_from_table(value, weights):
-                continue
-            reads_two = operator(node) == "MatMul" and node.inputs[1 - index] in weights
-            if reads_two or _reads_weight(node, index, value):
-                continue
-            operators = TableOperators(nodes, weights)
-            try:
-                if operator(node) == "Gather":
-                    result = _look_up(operators, node, value)
-                elif index == 1:
-                    result = _multiply(operators, node.inputs[0], value)
-                else:
-                    result = _multiply_left(operators, value, node.inputs[1])
-            except CannotMoveError as error:
-                nodes.discard()
-                names = ", ".join(sorted(str(each.name) for each in weights[value]))
-                self.skipped.append(f"{names}: {error}")
-                return
-            insert(node, *nodes.nodes)
-            take_over(node.outputs[0], result)
-            self.changed += 1
+    def _move(self, graph: ir.Graph, node: ir.Node, weights: ConstantValues) -> None:
+        table = _table_to_pass(node, weights)
+        if table is None:
             return
+        nodes = Nodes(graph)
+        operators = TableOperators(nodes, weights)
+        try:
+            if operator(node) == "Gather":
+                result = _look_up(operators, node, table)
+            elif table is node.inputs[1]:
+                result = _multiply(operators, node.inputs[0], table)
+            else:
+                result = _multiply_left(operators, table, node.inputs[1])
+        except CannotMoveError as error:
+            nodes.discard()
+            names = ", ".join(sorted(str(each.name) for each in weights[table]))
+            self.skipped.append(f"{names}: {error}")
+            return
+        insert(node, *nodes.nodes)
+        take_over(node.outputs[0], result)
+        self.changed += 1
 
 
 class TableOperators(LookUps, Products):
     """Look-ups in computed tables and products with them, computed from the weights themselves."""
 
 
-def _computed_tables(model: ir.Model) -> dict[ir.Value, frozenset[ir.Value]]:
+def _simplify_products(model: ir.Model) -> None:
+    """Let MatMuls multiply with computed tables, instead of Gemms or with an Expand between."""
+    weights = _computed_tables(model)
+    for node in list(model.graph.all_nodes()):
+        if operator(node) in ("Gemm", "FusedMatMul"):
+            operands = [value for value in node.inputs if value is not None and value.producer()]
+            if weights.get(node.outputs[0]) or any(_reads_table(v, weights) for v in operands):
+                gemm_to_matmul(model.graph, node)
+        elif operator(node) == "MatMul":
+            _skip_expand(node)
+
+
+def _computed_tables(model: ir.Model) -> ConstantValues:
     """Map constants, and tables that activations scale or shift by rows, by columns or as a whole,
     to the weights that they are computed from.
     """
@@ -87,10 +84,10 @@ def _computed_tables(model: ir.Model) -> dict[ir.Value, frozenset[ir.Value]]:
     for node in model.graph:
         if node.outputs[0] in weights or operator(node) not in (*_BROADCAST, *_SINGLE):
             continue
-        tables = [value for value in node.inputs if _is_computed_from_table(value, weights)]
-        others = [value for value in node.inputs if value is not None and value not in tables]
-        if tables and all(other in weights or _is_vector(other) for other in others):
-            leaves = [weights[table] for table in tables if table is not None]
+        operands = [value for value in node.inputs if value is not None]
+        tables = [value for value in operands if _reads_table(value, weights)]
+        if tables and all(v in tables or v in weights or _is_vector(v) for v in operands):
+            leaves = (weights[table] for table in tables)
             weights[node.outputs[0]] = frozenset[ir.Value]().union(*leaves)
     return weights
 
@@ -101,18 +98,9 @@ def _is_vector(value: ir.Value) -> bool:
     return shape is not None and sum(n > 1 for n in shape) < 2 and all(n == 1 for n in shape[:-2])
 
 
-def _is_computed_from_table(
-    value: ir.Value | None, weights: Mapping[ir.Value, frozenset[ir.Value]]
-) -> bool:
-    return value is not None and any(_is_table(each) for each in weights.get(value, ()))
-
-
-def _is_computed_table(
-    value: ir.Value | None, weights: Mapping[ir.Value, frozenset[ir.Value]]
-) -> bool:
-    """Whether a value is computed from constants, one of which is a float32 matrix."""
-    is_weight = value is not None and value.producer() is None
-    return not is_weight and _is_computed_from_table(value, weights)
+def _reads_table(value: ir.Value, weights: ConstantValues) -> bool:
+    """Whether a value is a float32 matrix, or computed from one."""
+    return any(_is_table(each) for each in weights.get(value, ()))
 
 
 def _is_table(value: ir.Value) -> bool:
@@ -120,19 +108,31 @@ def _is_table(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.FLOAT and shape is not None and sum(n > 1 for n in shape) == 2
 
 
+def _table_to_pass(node: ir.Node, weights: ConstantValues) -> ir.Value | None:
+    """Return the computed table that a Gather or a MatMul reads instead of a weight."""
+    for index, value in enumerate(node.inputs[:2]):
+        if value is None or not _reads_table(value, weights):
+            continue
+        reads_two = operator(node) == "MatMul" and node.inputs[1 - index] in weights
+        if not reads_two and not _reads_weight(node, index, value):
+            return value
+    return None
+
+
 def _reads_weight(node: ir.Node, index: int, value: ir.Value) -> bool:
     """Whether a Gather looks up rows of a weight, or a MatMul multiplies with one, which may be
     transposed.
     """
+    is_product = operator(node) == "MatMul"
     if weight(value) is not None:
-        return operator(node) == "MatMul" or node.attributes.get_int("axis", 0) == 0
+        return is_product or node.attributes.get_int("axis", 0) == 0
     transpose = producer(value, "Transpose")
     return (
-        operator(node) == "MatMul"
+        is_product
         and index == 1
         and transpose is not None
-        and weight(transpose.inputs[0]) is not None
         and swaps_axes(transpose)
+        and weight(transpose.inputs[0]) is not None
     )
 
 

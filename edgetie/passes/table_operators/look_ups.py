@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
+from edgetie.graph.constant_values import ConstantValues
 from edgetie.graph.matching import operator
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.table_operators.reader import (
@@ -30,7 +31,7 @@ _ELEMENTWISE = {
 class LookUps(TableReader):
     """Look-ups in computed tables."""
 
-    def __init__(self, nodes: Nodes, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> None:
+    def __init__(self, nodes: Nodes, weights: ConstantValues) -> None:
         super().__init__(nodes, weights)
         self._rows: dict[tuple[ir.Value, ir.Value, int], ir.Value] = {}
 

@@ -1,12 +1,11 @@
 """What look-ups and products with a computed table have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.graph.constant_values import constant_tensor, static_shape
+from edgetie.graph.constant_values import ConstantValues, constant_tensor, static_shape
 from edgetie.graph.editing import transformed
 from edgetie.graph.matching import attribute_ints, constant, operator, producer, rank
 from edgetie.graph.nodes import Nodes
@@ -35,7 +34,7 @@ class TableReader(ABC):
         weights: constant values and tables, and the weights that they are computed from.
     """
 
-    def __init__(self, nodes: Nodes, weights: Mapping[ir.Value, frozenset[ir.Value]]) -> None:
+    def __init__(self, nodes: Nodes, weights: ConstantValues) -> None:
         self.nodes, self.weights = nodes, weights
 
     @abstractmethod
