@@ -60,11 +60,25 @@ class _Product(NamedTuple):
     after: list[_Term]
     output: tuple[str, ...]
 
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """Labels of the axes that a MatMul leaves as they are, an ellipsis first."""
+        needed = {*self.output}.union(*(term.labels for term in self.after))
+        every = dict.fromkeys(label for term in self.before for label in term.labels)
+        named = [label for label in every if label in needed and label != _ELLIPSIS]
+        return (*([_ELLIPSIS] if _ELLIPSIS in every else []), *named)
+
+    def sizes(self, labels: Sequence[str]) -> list[int]:
+        """Return the sizes of the weight's axes."""
+        shape = static_shape(self.matrix.value) or ()
+        sizes = dict(zip(self.matrix.labels, shape, strict=True))
+        return [sizes[label] for label in labels]
+
 
 def _products(node: ir.Node, weights: ConstantValues) -> Iterator[_Product]:
     """Yield the ways to see an Einsum as a product with a weight."""
     terms, output = _parse(node)
-    if any(_repeats(term.labels) for term in terms):
+    if any(len({*term.labels}) < len(term.labels) for term in terms):  # selects a diagonal
         return
     for index, matrix in enumerate(terms):
         labels, shape = matrix.labels, static_shape(matrix.value)
@@ -111,36 +125,15 @@ def _labels(text: str) -> tuple[str, ...]:
     return (*before, *([ellipsis] if ellipsis else []), *after)
 
 
-def _repeats(labels: Sequence[str]) -> bool:
-    """Whether a label occurs twice, which selects a diagonal."""
-    return len({*labels}) < len(labels)
-
-
 def _rewrite(graph: ir.Graph, node: ir.Node, product: _Product) -> list[ir.Node]:
     """Replace an Einsum. Return the Einsums that are new."""
-    nodes = Nodes(graph)
-    needed = {*product.output}.union(*(term.labels for term in product.after))
-    every = dict.fromkeys(label for term in product.before for label in term.labels)
-    leading = [label for label in every if label in needed and label != _ELLIPSIS]
-    if _ELLIPSIS in every:
-        leading.insert(0, _ELLIPSIS)
+    nodes, leading = Nodes(graph), product.leading
+    summed, kept = product.sizes(product.summed), product.sizes(product.kept)
     x = _einsum(nodes, product.before, (*leading, *product.summed))
-    matrix, labels = product.matrix
-    dimensions = dict(zip(labels, static_shape(matrix) or (), strict=True))
-    summed, kept = ([dimensions[each] for each in group] for group in product[1:3])
     leading_axes = rank(x) - len(summed) if _ELLIPSIS in leading else len(leading)
     if len(summed) > 1:
         x = _reshape_last(nodes, x, leading_axes, [math.prod(summed)])
-    groups = [math.prod(summed), math.prod(kept)]
-    is_stored_so = labels[0] == product.summed[0]
-    if len(labels) > 2:
-        shape = groups if is_stored_so else groups[::-1]
-        name = "einsum.matrix." + "_".join(map(str, shape))
-        target = nodes.integers(name, shape)
-        matrix = nodes("Reshape", matrix, target)
-    if not is_stored_so:
-        matrix = nodes.transpose(matrix)
-    result = nodes("MatMul", x, matrix)
+    result = nodes("MatMul", x, _as_matrix(nodes, product))
     nodes.nodes[-1].name = node.name
     if len(kept) > 1:
         result = _reshape_last(nodes, result, leading_axes, kept)
@@ -149,6 +142,18 @@ def _rewrite(graph: ir.Graph, node: ir.Node, product: _Product) -> list[ir.Node]
     insert(node, *nodes.nodes)
     take_over(node.outputs[0], output)
     return [each for each in nodes.nodes if each.op_type == "Einsum"]
+
+
+def _as_matrix(nodes: Nodes, product: _Product) -> ir.Value:
+    """Return the weight with one axis to sum over, and one that stays."""
+    matrix, labels = product.matrix
+    groups = [product.summed, product.kept]
+    is_transposed = labels[0] != product.summed[0]
+    if len(labels) > 2:
+        shape = [math.prod(product.sizes(group)) for group in groups[:: -1 if is_transposed else 1]]
+        target = nodes.integers("einsum.matrix." + "_".join(map(str, shape)), shape)
+        matrix = nodes("Reshape", matrix, target)
+    return nodes.transpose(matrix) if is_transposed else matrix
 
 
 def _reshape_last(nodes: Nodes, x: ir.Value, leading: int, shape: list[int]) -> ir.Value:

@@ -168,14 +168,23 @@ class TableReader(ABC):
         own = node.attributes.get_int("axis", default) % max(1, rank(node.outputs[0]))
         return operator(node) in ALONG_ROWS and axis == 0 and own == rank(node.outputs[0]) - 1
 
+    def _axis(self, node: ir.Node, axis: int | None = None) -> int:
+        """Return what an axis of a node means, by default that of its attribute: 0 for the rows of
+        the table that it reads, 1 for the columns.
+        """
+        axes = rank(self._input(node))
+        require(axes > 0, f"{operator(node)} of unknown axes")
+        own = node.attributes.get_int("axis", 0) if axis is None else axis
+        index = own % axes - axes + 2
+        require(index >= 0, f"{operator(node)} of other axes")
+        return index
+
     def _slices(self, node: ir.Node, table: ir.Value) -> tuple[range, range]:
         """Return the rows and columns that a Slice or an output of a Split consists of."""
         source = self._input(node)
-        axes = rank(source)
         parts = dict(enumerate(map(range, self._extents(source))))
         if operator(node) == "Split":
-            axis = node.attributes.get_int("axis", 0) % axes - axes + 2
-            start = 0
+            axis, start = self._axis(node), 0
             for output in node.outputs[: list(node.outputs).index(table)]:
                 start += self._extents(output)[axis]
             parts[axis] = range(start, start + self._extents(table)[axis])
@@ -189,17 +198,15 @@ class TableReader(ABC):
         assert own_axes is not None
         assert steps is not None
         for start, end, axis, step in zip(starts, ends, own_axes, steps, strict=True):
-            index = int(axis) % axes - axes + 2
-            require(index >= 0, "Slice of other axes")
+            index = self._axis(node, int(axis))
             parts[index] = parts[index][slice(int(start), int(end), int(step))]
         return parts[0], parts[1]
 
     def _gathered(self, node: ir.Node) -> tuple[int, ir.Value]:
         """Return the axis and the constant ids of a Gather from a table."""
-        axes, ids = rank(self._input(node)), self._input(node, 1)
-        axis = node.attributes.get_int("axis", 0) % axes - axes + 2
-        require(rank(ids) == 1 and axis >= 0, "Gather of another shape")
-        return axis, ids
+        ids = self._input(node, 1)
+        require(rank(ids) == 1, "Gather of another shape")
+        return self._axis(node), ids
 
     def _scattered(self, node: ir.Node, table: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return flags of the rows that a ScatterND or ScatterElements replaces, and which of its
@@ -210,21 +217,14 @@ class TableReader(ABC):
         width = 1 if operator(node) == "ScatterND" else self._extents(table)[1]
         has_rows = ids.ndim == 2 and ids.shape[1] == width and (ids == ids[:, :1]).all()
         axis = node.attributes.get_int("axis", 0)
-        if not is_plain or not has_rows or rank(table) != 2 or axis != 0:
-            raise CannotMoveError(f"{operator(node)} of other than rows")
+        is_by_rows = is_plain and has_rows and rank(table) == 2 and axis == 0
+        require(is_by_rows, f"{operator(node)} of other than rows")
         flags, sources = (np.zeros(self._extents(table)[0], dtype) for dtype in (bool, np.int64))
         flags[ids[:, 0]], sources[ids[:, 0]] = True, np.arange(len(ids))
         return (
             self.nodes.constant(f"{table.name}.replaced", flags, bool),
             self.nodes.constant(f"{table.name}.replacements", sources, np.int64),
         )
-
-    def _axis(self, node: ir.Node) -> int:
-        """Return the axis of a Concat: 0 for rows, 1 for columns."""
-        axes = rank(node.outputs[0])
-        axis = node.attributes.get_int("axis", 0) % axes - axes + 2
-        require(axis >= 0, "Concat of other axes")
-        return axis
 
     def _padding(self, node: ir.Node) -> tuple[Pair, Pair]:
         """Return how many rows and columns of zeros a Pad adds before and after a table."""
