@@ -12,12 +12,12 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from edgetie.errors import EdgetieError
+from edgetie_cli.interrupts import Interrupts, end_interrupted, ignore_interrupts
 
 COMMANDS = {
     "quickstart": "Run every step on a real model.",
@@ -115,16 +115,8 @@ def as_option(params: Sequence[click.Parameter], name: str, value: object = None
 
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
-    stopped_by = signal.SIGINT
-
-    def stop(number: int, _: FrameType | None) -> None:
-        nonlocal stopped_by
-        stopped_by = signal.Signals(number)
-        raise KeyboardInterrupt  # unwinds like Ctrl-C, so that no partial output stays
-
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # no SIGHUP on Windows
-            signal.signal(getattr(signal, name), stop)
+    interrupts = Interrupts()
+    interrupts.catch()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every code page has all characters
@@ -137,17 +129,20 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
+        ignore_interrupts()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was half-written", 128 + stopped_by)
+        end_interrupted(interrupts.last or signal.SIGINT)
     except (BrokenPipeError, SystemExit):  # click turns most of the first into the second
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads the output any more
         sys.exit(_READER_LEFT)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
+        if interrupts.last is not None and not isinstance(error, CommandError):
+            end_interrupted(interrupts.last)  # a library made another error of it
         _fail(*_explain(error))
     sys.exit(code if isinstance(code, int) else 0)
 

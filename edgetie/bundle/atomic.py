@@ -3,8 +3,8 @@
 import contextlib
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,12 +88,12 @@ def _staging(name: Path, target: Path, parents: list[Path]) -> Iterator[Path]:
         target: the output that is moved last.
         parents: missing directories above the output, the innermost first.
     """
-    staging: Path | None = None
+    staging = target.parent / f".{target.name}-{secrets.token_hex(8)}"
     try:
         try:
             for parent in reversed(parents):
                 parent.mkdir(exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            staging.mkdir(0o700)
             new, old = staging / "new", staging / "old"
             new.mkdir()
             old.mkdir()
@@ -113,27 +113,31 @@ def _staging(name: Path, target: Path, parents: list[Path]) -> Iterator[Path]:
             "free some or choose another output"
         ) from error
     finally:
-        if staging is not None:
+        try:
             shutil.rmtree(staging, ignore_errors=True)
+        except BaseException:  # an interrupt, of which it may make another error
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
 
 
 def _move(paths: list[Path], old: Path, folder: Path) -> None:
     """Move files or directories to a folder. If one fails, restore what they replaced."""
-    moved: list[Path] = []
+    for path in paths:
+        path.stat()  # if one is missing nothing moves; those missing later have been moved
     try:
         for path in paths:
             place = folder / path.name
             if place.exists():
                 shutil.copymode(place, path)
                 place.rename(old / path.name)
-            moved.append(place)
             path.rename(place)
     except BaseException:
-        for place in moved:
-            if (old / place.name).exists():
-                (old / place.name).replace(place)
-            else:
-                place.unlink(missing_ok=True)
+        for path in paths:
+            place = folder / path.name
+            if not path.exists():
+                place.rename(path)
+            if (old / path.name).exists():
+                (old / path.name).rename(place)
         raise
 
 

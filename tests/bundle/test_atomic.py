@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runtime_models import write_chat_bundle
@@ -222,3 +225,43 @@ def test_file_in_a_directory_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be written"):
         write_files(tmp_path / "nowhere" / "m.onnx", force=False)
     assert names(tmp_path) == []
+
+
+def test_an_interrupt_of_moving_or_removing_leaves_all_or_nothing(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """Each line of both is interrupted once, while a bundle is replaced."""
+    before = contents(bundle)
+    results = set()
+    for number in itertools.count(1):
+        with contextlib.suppress(KeyboardInterrupt, OSError), interrupt_at(number) as lines:
+            write(bundle, lambda staging: None, force=True)
+        assert names(tmp_path) == ["bundle"], number
+        if next(lines) <= number:
+            break
+        is_new = contents(bundle) == {"file": b"x"}
+        assert is_new or contents(bundle) == before, number
+        results.add(is_new)
+        shutil.rmtree(bundle)
+        write_chat_bundle(bundle)
+    assert results == {True, False}
+
+
+@contextlib.contextmanager
+def interrupt_at(number: int) -> Iterator[Iterator[int]]:
+    """Interrupt moving or removing before the so-many-th line that runs; yields their counter."""
+    lines = itertools.count(1)
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        if frame.f_code.co_name not in ("_move", "rmtree", "_rmtree_safe_fd"):
+            return trace
+        if event == "line" and next(lines) == number:
+            raise KeyboardInterrupt
+        return trace
+
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(old)
