@@ -20,15 +20,16 @@ from edgetie.deploy.mobile_usability import usability
 from edgetie.deploy.ort_format import MODEL, OPERATORS, write_operators, write_ort
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME, DeployTarget
 from edgetie.deploy.tokenizer_tables import write_tables
-from edgetie.errors import BundleError, EdgetieError, ProviderError, as_argument
+from edgetie.errors import BundleError, EdgetieError, ProviderError
 from edgetie.kernels import get_library_path, library_name
 from edgetie.progress import Progress, Stages
 from edgetie.runtime.text.chat import PLACEHOLDER
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
-from edgetie.targets import SCHEMES
+from edgetie.targets import SCHEMES, TARGETS
 
 _WITH_FIELDS = {".md", ".html", ".kts", ".txt", ""}
 _RUN_IT = "run it with edgetie generate"
+_LARGE_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Deployment:
         target: for what.
         scheme: of the model's quantization, or ``fp32``.
         files: size in bytes of every file, by its path in the folder.
-        notes: what the starter does differently from ``edgetie generate``.
+        notes: what the starter does differently from ``edgetie generate``, and advice.
     """
 
     directory: Path
@@ -125,11 +126,20 @@ def deploy_model(
                     text = text.replace("{{" + name + "}}", value)
                 file.write_text(text, encoding="utf-8")
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in written}
-    return Deployment(Path(output), spec, _scheme(opened), sizes, notes)
+    return Deployment(Path(output), spec, _scheme(opened), sizes, notes + _advice(opened, spec))
 
 
 def _scheme(bundle: Bundle) -> str:
     return str(bundle.manifest.quantization.get("scheme", bundle.manifest.precision))
+
+
+def _advice(bundle: Bundle, spec: DeployTarget) -> tuple[str, ...]:
+    """Advise to quantize a large float model."""
+    size = sum(file.stat().st_size for file in bundle.data_files)
+    if bundle.manifest.quantization or size < _LARGE_BYTES:
+        return ()
+    target = f"quantized for target {spec.quantize}, it takes about a quarter"
+    return (f"its weights are floats, {size / 1e6:,.0f} MB; {target}",)
 
 
 def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
@@ -142,13 +152,16 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
     if bundle.is_bare:
         raise BundleError(f"{bundle.model_path}: not a bundle; export the model with edgetie")
     if bundle.manifest.task != "causal-lm":
-        refuse(f"a bundle for {bundle.manifest.task}; starters are for decoders (causal-lm)")
+        use = _RUN_IT
+        if bundle.manifest.task == "masked-lm":
+            use = "run it in your own app with edgetie.open_session or ONNX Runtime"
+        refuse(f"a bundle for {bundle.manifest.task}; starters are for decoders (causal-lm); {use}")
     if not (bundle.directory / TOKENIZER).is_file():
         refuse(f"no {TOKENIZER}, which a starter needs; export with one")
     if _scheme(bundle) not in spec.schemes:
         refuse(
-            f"{_scheme(bundle)} does not run there; for {spec.name} quantize with "
-            f"{as_argument('target', spec.quantize)}"
+            f"{_scheme(bundle)} does not run there; quantize the float bundle for target "
+            f"{spec.quantize}, whose scheme is {TARGETS[spec.quantize].scheme}"
         )
     if signature.suppressed_token_ids or signature.begin_suppressed_token_ids:
         refuse(f"its generation settings suppress tokens, which starters do not; {_RUN_IT}")

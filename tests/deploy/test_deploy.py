@@ -17,6 +17,7 @@ from own_provider import needs_own_provider
 import edgetie
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import bare_manifest, write_manifest
+from edgetie.deploy import deploy
 from edgetie.deploy.deploy import deploy_model
 from edgetie.deploy.targets import DEPLOY_TARGETS
 from edgetie.errors import BundleError, EdgetieError
@@ -169,6 +170,15 @@ def test_what_a_chat_template_does_is_noted(bundle: Bundle, tmp_path: Path) -> N
         assert settings["trim"] == (step == "| trim")
 
 
+def test_large_float_weights_come_with_advice(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "_LARGE_BYTES", 0)
+    (note,) = deploy_model(bundle.directory, "web", tmp_path / "app").notes
+    assert "its weights are floats" in note
+    assert "quantized for target web" in note
+
+
 def test_targets_that_do_not_exist(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EdgetieError, match="target mars is unknown; one of python, c"):
         deploy_model(bundle.directory, "mars", tmp_path / "app")
@@ -181,8 +191,9 @@ def test_bundles_that_starters_cannot_run(bundle: Bundle, tmp_path: Path) -> Non
     cache = [replace(v, shape=(*v.shape[:3], 8)) if "1.key" in v.name else v
              for v in signature.inputs]  # fmt: skip
     for changes, reason in (
-        ({"task": "masked-lm"}, "a bundle for masked-lm; starters are for decoders"),
-        ({"quantization": {"scheme": "int3"}}, "int3 does not run there; .*target='cpu'"),
+        ({"task": "masked-lm"}, "for masked-lm; starters are for decoders .*; run it in your own"),
+        ({"task": "seq2seq-lm"}, "starters are for decoders .*; run it with edgetie generate"),
+        ({"quantization": {"scheme": "int3"}}, "int3 does not run there; .*whose scheme is int8$"),
         ({"signature": replace(signature, suppressed_token_ids=[5])}, "suppress tokens"),
         ({"signature": replace(signature, begin_suppressed_token_ids=[5])}, "suppress tokens"),
         ({"signature": replace(signature, cache_in_place=False)}, "no cache in place"),

@@ -94,4 +94,4 @@ def test_page_names_what_is_missing(real_plain: Path, modules: Path, tmp_path: P
 
 def test_schemes_that_browsers_do_not_run_are_refused(real_int8: Path, tmp_path: Path) -> None:
     done = edgetie("deploy", real_int8, "--for", "web", "--output", "x", "--quiet", cwd=tmp_path)
-    refused(done, "int8 does not run there", "target='web'")
+    refused(done, "int8 does not run there", "target web, whose scheme is int8-plain")
