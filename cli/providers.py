@@ -14,8 +14,11 @@ from . import common
     metavar="PROVIDER",
     help="Install a separate environment for a provider that this one lacks.",
 )
+@click.option(
+    "--force", is_flag=True, help="Install it even if this machine lacks the driver that it needs."
+)
 @common.output_options
-def command(provider: str | None, as_json: bool, quiet: bool) -> None:
+def command(provider: str | None, force: bool, as_json: bool, quiet: bool) -> None:
     """List execution providers, their availability and recommended schemes.
 
     \b
@@ -30,7 +33,7 @@ def command(provider: str | None, as_json: bool, quiet: bool) -> None:
 
     if provider is not None:
         with live(quiet) as progress:
-            install_environment(provider, progress)
+            install_environment(provider, force=force, progress=progress)
     providers = list_availability()
     if as_json:
         common.print_json({"providers": [asdict(each) for each in providers]})

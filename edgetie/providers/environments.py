@@ -1,5 +1,6 @@
 """Separate Python environments for providers, whose wheels all install one module."""
 
+import ctypes.util
 import json
 import os
 import shutil
@@ -78,23 +79,42 @@ RECIPES: dict[str, Recipe] = {
 }
 """Recipes by the name of the environment, see :attr:`Provider.environment`."""
 
+SIZES = {"cuda": "2.7 GB"}
+"""What large environments take on the disk."""
+
 
 def environment_directory(name: str) -> Path:
     """Return the directory of an environment, which may not exist."""
     return cache_directory() / "environments" / name
 
 
-def install_environment(provider: str, progress: Progress | None = None) -> Environment:
+def install_environment(
+    provider: str, *, force: bool = False, progress: Progress | None = None
+) -> Environment:
     """Make the environment of a provider below the cache directory, from the package index.
 
     If that fails, an earlier environment stays.
 
+    Args:
+        provider: its short name.
+        force: install it even if this machine lacks the driver that it needs.
+        progress: told about each step.
+
     Raises:
-        ProviderError: if the provider has no environment, or making it fails.
+        ProviderError: if the provider has no environment or no driver here, or making it fails.
     """
     row = find_provider(provider)
     if not row.environment:
         raise row.error(f"has no environment to install; it comes with {row.package}")
+    if row.driver and not force and not _has_library(row.driver):
+        size = f", which take {SIZES[row.environment]}," if row.environment in SIZES else ""
+        raise ProviderError(
+            f"the driver of {row.machines} is not on this machine, and without it the packages"
+            f"{size} do not start",
+            parameter="provider",
+            value=row.name,
+            advice={"force": True},
+        )
     target = environment_directory(row.environment)
     old = target.with_name(f"{target.name}.old")  # an environment works only where it was made
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +132,11 @@ def install_environment(provider: str, progress: Progress | None = None) -> Envi
         raise
     shutil.rmtree(old, ignore_errors=True)
     return environment
+
+
+def _has_library(name: str) -> bool:
+    """Whether the system has a library, such as ``cuda`` for libcuda.so or nvcuda.dll."""
+    return any(ctypes.util.find_library(each) for each in (name, f"nv{name}"))
 
 
 def find_environment(row: Provider) -> Environment | None:

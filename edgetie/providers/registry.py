@@ -40,6 +40,8 @@ class Provider:
         fixed_shapes: whether it runs nodes with fixed shapes only.
         half: whether it computes float32 tensors in float16.
         contexts: whether compiled graphs can be saved (:mod:`edgetie.npu.compile`).
+        driver: library of the hardware's driver, without which it cannot start; empty if it needs
+            none.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Provider:
     fixed_shapes: bool = False
     half: bool = False
     contexts: bool = False
+    driver: str = ""
 
     def error(self, message: str) -> ProviderError:
         """Make an error about this provider, to be raised."""
@@ -74,7 +77,7 @@ PROVIDERS = {
         ),
         Provider(
             "cuda", "CUDAExecutionProvider", "onnxruntime-gpu", "NVIDIA GPUs", "cuda",
-            device="cuda", environment="cuda",
+            device="cuda", environment="cuda", driver="cuda",
         ),
         Provider(
             "openvino", "OpenVINOExecutionProvider", "onnxruntime-openvino", "Intel CPUs",

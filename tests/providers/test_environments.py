@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from edgetie.errors import ProviderError
 from edgetie.progress import Progress
 from edgetie.providers.environments import (
     RECIPES,
+    SIZES,
     Environment,
     environment_directory,
     find_environment,
@@ -85,6 +87,21 @@ def test_broken_environment(text: str) -> None:
 def test_provider_without_an_environment() -> None:
     with pytest.raises(ProviderError, match="provider='nnapi': has no environment to install"):
         install_environment("nnapi")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the library is Linux's")
+def test_packages_without_the_driver_of_their_hardware_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register_provider(replace(RIG, driver="no_such_driver"), make)
+    monkeypatch.setitem(SIZES, "rig", "9 GB")
+    with pytest.raises(ProviderError, match=r"a rig is not on this .*, which take 9 GB,") as error:
+        install_environment("rig")
+    assert error.value.advice == {"force": True}
+    assert not environment_directory("rig").exists()
+    assert install_environment("rig", force=True).variables == {"RIG": "1"}
+    register_provider(replace(RIG, driver="c"), make)
+    assert install_environment("rig") == find_environment(PROVIDERS["rig"])
 
 
 @pytest.mark.slow
