@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.model_config import read_json
-from edgetie.errors import BundleError
+from edgetie.errors import BundleError, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,18 @@ class Tokenizer:
         return whole[:start], whole[start + len(text) :]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Tokenize ``text``; a rendered chat already has its special tokens."""
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Tokenize ``text``; a rendered chat already has its special tokens.
+
+        Raises:
+            BundleError: if the tokenizer has no token for a part of it, nor an unknown one.
+        """
+        try:
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(
+                f"{TOKENIZER}: cannot read the text ({summarize(error)}); repair it, or choose "
+                "another text"
+            ) from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Convert ``ids`` to text."""

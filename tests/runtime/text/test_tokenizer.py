@@ -57,6 +57,16 @@ def bundle_directory(tmp_path: Path) -> Path:
     return tiny.write_chat_bundle(tmp_path / "bundle")
 
 
+def test_a_text_without_tokens_is_refused() -> None:
+    backend = tokenizers.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(backend, {}, None)
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(
+        BundleError, match=r"tokenizer\.json: cannot read the text \(WordPiece"
+    ):
+        tokenizer.encode("b")
+
+
 def streamed(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     detokenizer = Detokenizer(tokenizer)
     return [*(detokenizer.add(token) for token in ids), detokenizer.finish()]
