@@ -79,10 +79,13 @@ class MappedFiles:
     ONNX Runtime maps a model's weights and, on most providers, packs them into private memory when
     a session starts. Then the file's pages can be released; the kernel reads again those that are
     needed again.
+
+    Keep it no longer than the mappings exist: later, other memory may lie at their addresses, which
+    :meth:`release` would empty.
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
-        wanted = {os.path.realpath(path) for path in paths}
+        self._paths = wanted = {os.path.realpath(path) for path in paths}
         self._ranges: list[tuple[int, int, bool]] = []  # address, length, whether written to
         try:
             maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
@@ -96,6 +99,13 @@ class MappedFiles:
             self._ranges = [(start, size, dirty > 0) for (start, size, _), (_, dirty) in counts]
         except OSError:  # no /proc here, or one without these files
             logger.debug("mapped files cannot be listed", exc_info=True)
+
+    def added(self) -> MappedFiles:
+        """List the mappings of the same files that were made since."""
+        result = MappedFiles(self._paths)
+        before = {place[:2] for place in self._ranges}
+        result._ranges = [place for place in result._ranges if place[:2] not in before]
+        return result
 
     def touched(self) -> MappedFiles:
         """Select the large mappings that have resident pages now."""

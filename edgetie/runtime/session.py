@@ -124,6 +124,7 @@ def open_session(
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     path, fixed = bundle.model_path, bundle.has_fixed_shapes
     options = _bundle_options(bundle, spec, threads or default_threads())
+    others = MappedFiles(bundle.data_files if release else ())  # of sessions that may end earlier
     graph = remove_last_token_node(path) if logits == "all" and not fixed else None
     first = _create_first(bundle, options, spec)
     encoder, prefill = (None, first) if fixed else (first, None)
@@ -160,7 +161,7 @@ def open_session(
         cache_in_place=bundle.manifest.signature.cache_in_place,
         logits="last" if last_only else "all",
         left_aligned_logits=graph is not None,
-        embedding_files=_release_weights(bundle, in_file) if release else None,
+        embedding_files=_release_weights(bundle, in_file, others) if release else None,
         load_seconds=time.perf_counter() - start,
         device=spec.device,
         ort=session,
@@ -247,14 +248,15 @@ def _create_first(bundle: Bundle, options: Any, provider: Provider) -> Any:
     return session
 
 
-def _release_weights(bundle: Bundle, in_file: bool) -> MappedFiles | None:
+def _release_weights(bundle: Bundle, in_file: bool, others: MappedFiles) -> MappedFiles | None:
     """Release what only starting a session needed; prompts fill the files' pages again.
 
-    Nothing of the files if matrix products read weights ``in_file``.
+    Nothing of the files if matrix products read weights ``in_file``, nor of mappings that are
+    ``others``'.
     """
     files = None
     if not in_file:
-        files = MappedFiles(bundle.data_files)
+        files = others.added()
         files.release()
     # 10 MB of ONNX Runtime's code only start a session
     MappedFiles([onnxruntime_pybind11_state.__file__]).release(written=False)

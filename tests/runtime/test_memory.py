@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state
+from runtime_models import write_packed
 
 from edgetie.runtime.memory import MappedFiles, read_memory, release_file_pages, sample_memory
 from edgetie.runtime.session import open_session
@@ -56,6 +58,36 @@ def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
     release_file_pages([path])
     assert mapped[SIZE // 2] == ord("!")
     assert path.read_bytes()[SIZE // 2] == ord("w")
+
+
+@linux
+def test_mappings_that_were_there_before_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"w" * SIZE)
+    with path.open("rb") as file:
+        first = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        earlier = MappedFiles([path])
+        second = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    added = earlier.added()
+    assert sum(first[::4096]) == sum(second[::4096])
+    added.release()
+    assert (earlier.resident_bytes(), added.resident_bytes()) == (SIZE, 0)
+
+
+@linux
+def test_a_session_releases_no_addresses_of_an_earlier_one(tmp_path: Path) -> None:
+    """Where that has ended, the cache of a decoder may lie."""
+    directory = write_packed(tmp_path)
+    first, second = (open_session(directory, provider="cpu") for _ in range(2))
+    files = second.embedding_files
+    assert files is not None
+    del first
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text("utf-8").splitlines()
+    data = str(directory / "model.onnx.data")
+    mapped = {line.split()[0] for line in maps if line.endswith(data)}
+    assert mapped
+    assert {f"{start:x}-{start + size:x}" for start, size, _ in files._ranges} == mapped
 
 
 def test_sampler_sees_a_peak_in_the_middle() -> None:

@@ -61,9 +61,7 @@ def test_a_text_without_tokens_is_refused() -> None:
     backend = tokenizers.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]"))
     tokenizer = Tokenizer(backend, {}, None)
     assert tokenizer.encode("a") == [0]
-    with pytest.raises(
-        BundleError, match=r"tokenizer\.json: cannot read the text \(WordPiece"
-    ):
+    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot read the text \(WordPiece"):
         tokenizer.encode("b")
 
 
