@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
+import signal
 import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -182,12 +184,18 @@ def _converse(
         except EOFError:
             click.echo()
             return
-        if not text.strip():
-            continue
-        try:
-            _print_chunks(conversation.ask(text, **options), 1, as_json=False)
-        except KeyboardInterrupt:
-            click.echo()
+        if text.strip():
+            _print_answer(conversation.ask(text, **options))
+
+
+def _print_answer(chunks: Iterator[Chunk]) -> None:
+    """Print an answer until it ends or Ctrl-C stops it. Other signals end the program."""
+    stopped: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: stopped.append(number))
+    try:
+        _print_chunks(itertools.takewhile(lambda _: not stopped, chunks), 1, as_json=False)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _print_chunks(chunks: Iterator[Chunk], count: int, as_json: bool) -> list[Completion]:

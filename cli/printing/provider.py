@@ -37,5 +37,3 @@ def print_providers(providers: Sequence[Availability]) -> None:
             click.echo(f"{each.row.name}: {each.problem}")
         if each.instruction_set:
             click.echo(f"{each.row.name}: its kernels use {each.instruction_set}")
-    if any(each.problem and each.row.environment for each in providers):
-        click.echo("Install a separate environment: edgetie providers --install PROVIDER")

@@ -139,10 +139,10 @@ def explain_absence(row: Provider) -> str | None:
         return None
     rows = [each for each in PROVIDERS.values() if not each.worker_name]
     has = ", ".join(each.name for each in rows if each.ort_name in available)
-    how = ", or edgetie providers installs it in a separate environment" if row.environment else ""
+    how = f", or edgetie providers --install {row.name} makes an environment for it"
     return (
         f"not in the installed onnxruntime {onnxruntime.__version__} (it has {has}); "
-        f"it comes with {row.package}{how}"
+        f"it comes with {row.package}{how if row.environment else ''}"
     )
 
 

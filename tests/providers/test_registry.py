@@ -47,7 +47,7 @@ def test_reasons_for_absence() -> None:
     reason = str(explain_absence(absent))
     assert reason.startswith(f"not in the installed onnxruntime {onnxruntime.__version__} (it has ")
     assert "onnxruntime-openvino" in reason
-    assert "edgetie providers installs it" in reason
+    assert "edgetie providers --install openvino" in reason
     emulated = replace(PROVIDERS["cpu"], worker_name="cpu", environment="arm64")
     assert "separate environment" in str(explain_absence(emulated))
 
