@@ -14,15 +14,16 @@ from onnx import AttributeProto, ModelProto, TensorProto
 
 HUGE = 1 << 70
 WRONG: tuple[Any, ...] = (
-    None, True, -1, 0, 7, 1 << 31, HUGE, 1e308, float("nan"), "", "x", "../x", "/", "\0",
-    "x" * 5000, [], {}, [[]], {"x": 1}, ["x", -1], [HUGE],
+    None, True, -1, 0, 7, 2**31 - 1, 1 << 31, 2**32 - 1, 1 << 40, HUGE, 1e308, float("nan"),
+    float("-inf"), "", "x", "../x", "/", "\0", "\ud800", "x" * 5000, [], {}, [[]], {"x": 1},
+    ["x", -1], [HUGE],
 )  # fmt: skip
 
 
 def damage_bytes(path: Path, rng: Random, ends: int = 400) -> str:
-    """Flip, cut, insert, zero or repeat bytes, more often at both ends, where structure is."""
+    """Flip, cut, insert, zero, repeat or overwrite bytes, more often at both ends."""
     data = bytearray(path.read_bytes())
-    kind = rng.choice(("flip", "flip", "cut", "insert", "zero", "repeat"))
+    kind = rng.choice(("flip", "flip", "cut", "insert", "zero", "repeat", "count"))
     for _ in range(rng.choice((1, 1, 3, 20))):
         end = min(len(data), ends)
         place = rng.choice((rng.randrange(end), len(data) - 1 - rng.randrange(end)))
@@ -33,6 +34,12 @@ def damage_bytes(path: Path, rng: Random, ends: int = 400) -> str:
             data[place:place] = rng.randbytes(rng.choice((1, 9)))
         elif kind == "zero":
             data[place : place + 8] = bytes(len(data[place : place + 8]))
+        elif kind == "count":  # numbers of 32 or 64 bits, as of entries, lengths and offsets
+            place, width = place & ~7, rng.choice((4, 8))
+            number = rng.choice(
+                (0, 1, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)
+            )
+            data[place : place + width] = number.to_bytes(8, "little")[:width]
         elif kind == "repeat":
             data[place:place] = data[place : place + rng.choice((2, 50))]
     if kind == "cut":
@@ -41,15 +48,36 @@ def damage_bytes(path: Path, rng: Random, ends: int = 400) -> str:
     return f"{kind} bytes of {path.name}"
 
 
+def damage_file(path: Path, rng: Random) -> str:
+    """Put something else in the place of a file."""
+    kind = rng.choice(("nothing", "empty file", "directory", "dangling link", "loop of links"))
+    path.unlink()
+    if kind == "empty file":
+        path.touch()
+    elif kind == "directory":
+        path.mkdir()
+    elif kind != "nothing":
+        path.symlink_to("absent" if kind == "dangling link" else path.name)
+    return f"{kind} for {path.name}"
+
+
 def damage_json(path: Path, rng: Random) -> str:
-    """Remove, replace, swap or nest one to three values of a JSON document."""
+    """Remove, replace, swap or nest one to three values of a JSON document, or write it oddly."""
     document = json.loads(path.read_bytes())
     what = _damage_document(document, rng)
-    text = json.dumps(document)
-    if rng.random() < 0.03:
+    text, encoding = json.dumps(document), "utf-8"
+    kind = rng.choice([None] * 30 + ["nest deeply", "repeat a key", "long number", "utf-16"])
+    if kind == "nest deeply":
         text = f'{text[:-1]}, "deep": {"[" * 100_000}{"]" * 100_000}}}'
-        what.append("nest deeply")
-    path.write_text(text, encoding="utf-8")
+    elif kind == "repeat a key" and document:
+        key, value = rng.choice(list(document)), rng.choice(WRONG)
+        text = f"{text[:-1]}, {json.dumps(key)}: {json.dumps(value)}}}"
+    elif kind == "long number":  # longer than Python reads
+        text = f'{text[:-1]}, "long": {"9" * 5000}}}'
+    elif kind == "utf-16":
+        encoding = kind
+    path.write_text(text, encoding=encoding)
+    what += [kind] if kind else []
     return f"{', '.join(what)} of {path.name}"
 
 
@@ -59,6 +87,12 @@ def damage_safetensors(path: Path, rng: Random) -> str:
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     what = _damage_document(header, rng)
+    tensors = [each for each in header.values() if isinstance(each, dict) and "dtype" in each]
+    if tensors and rng.random() < 0.5:
+        tensor, ends = rng.choice(tensors), (-1, 0, 1, 64, len(data) - end, 1 << 31, (1 << 64) - 1)
+        tensor["dtype"] = rng.choice((tensor["dtype"], "F16", "F64", "I8", "BOOL"))
+        tensor["data_offsets"] = [rng.choice(ends), rng.choice(ends)]
+        what.append("move a tensor")
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
     return f"{', '.join(what)} of {path.name}"
@@ -98,7 +132,12 @@ def damage_model(path: Path, rng: Random) -> str:
     """Damage one to three messages of an ONNX file, which can be parsed all the same."""
     model = onnx.load(path, load_external_data=False)
     what = [rng.choice(_MODEL_DAMAGE)(model, rng) for _ in range(rng.choice((1, 1, 3)))]
-    path.write_bytes(model.SerializePartialToString())
+    data = model.SerializePartialToString()
+    name = rng.choice(_names(model)).encode()
+    if name and rng.random() < 0.05:
+        data = data.replace(name, b"\xff" * len(name))
+        what.append("name of no text")
+    path.write_bytes(data)
     return f"{', '.join(what)} of {path.name}"
 
 
@@ -117,7 +156,8 @@ def _tensor(model: ModelProto, rng: Random) -> TensorProto:
 
 
 def _size(rng: Random) -> int:
-    return rng.choice((-1, -(1 << 63), 0, 1, 3, 1 << 20, 1 << 31, (1 << 63) - 1))
+    sizes = (-1, -(1 << 63), 0, 1, 3, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 63) - 1)
+    return rng.choice(sizes)
 
 
 def _rewire(model: ModelProto, rng: Random) -> str:
@@ -126,6 +166,16 @@ def _rewire(model: ModelProto, rng: Random) -> str:
     if names:
         names[rng.randrange(len(names))] = rng.choice(_names(model))
     return f"rewire {node.op_type}"
+
+
+def _close_circle(model: ModelProto, rng: Random) -> str:
+    nodes = [node for node in model.graph.node if node.input and node.output]
+    if not nodes:
+        return "nothing"
+    first, last = sorted(rng.choice(range(len(nodes))) for _ in range(2))
+    inputs = nodes[first].input
+    inputs[rng.randrange(len(inputs))] = nodes[last].output[0]
+    return f"circle of {nodes[first].op_type} and {nodes[last].op_type}"
 
 
 def _resize_names(model: ModelProto, rng: Random) -> str:
@@ -186,7 +236,19 @@ def _change_tensor(model: ModelProto, rng: Random) -> str:
         tensor.data_location = TensorProto.EXTERNAL
     for entry in tensor.external_data if kind == "length" else ():
         if rng.random() < 0.5:
-            entry.value = rng.choice(("", "-1", "x", str(HUGE), "../x", "1", "/etc/passwd"))
+            values = (
+                "",
+                "-1",
+                "x",
+                str(HUGE),
+                "../x",
+                "1",
+                "/etc/passwd",
+                "64",
+                "4096",
+                str(1 << 40),
+            )
+            entry.value = rng.choice((*values, "model.onnx", "."))
     return f"{kind} of a tensor"
 
 
@@ -239,7 +301,7 @@ def _remove(model: ModelProto, rng: Random) -> str:
 
 
 _MODEL_DAMAGE = (
-    _rewire, _rewire, _resize_names, _remove_node, _rename_operator, _change_attribute,
-    _change_attribute, _change_tensor, _change_tensor, _change_value, _change_value,
-    _change_versions, _repeat, _remove,
+    _rewire, _rewire, _close_circle, _resize_names, _remove_node, _rename_operator,
+    _change_attribute, _change_attribute, _change_tensor, _change_tensor, _change_value,
+    _change_value, _change_versions, _repeat, _remove,
 )  # fmt: skip

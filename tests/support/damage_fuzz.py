@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
-from damage import damage_bytes, damage_json, damage_model, damage_safetensors
+from damage import damage_bytes, damage_file, damage_json, damage_model, damage_safetensors
 
 SECONDS = 120
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -99,6 +99,8 @@ def _renew(folder: Path) -> None:
     import hashlib
 
     path = folder / "edgetie.json"
+    if not path.is_file() or not path.stat().st_size:
+        return
     manifest = json.loads(path.read_bytes())
     manifest["files"] = {
         file.name: {
@@ -106,7 +108,7 @@ def _renew(folder: Path) -> None:
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         }
         for file in folder.iterdir()
-        if file != path
+        if file != path and file.is_file()
     }
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
@@ -117,16 +119,15 @@ def _damage(kind: str, folder: Path, rng: Random) -> tuple[str, str, str]:
     if kind == "onnx":
         source = rng.choice(("bare", "tied"))
         some = rng.choice((damage_bytes, damage_model, damage_model))
-        names = ["model.onnx"]
-        return (
-            some(folder / source / rng.choice(names), rng),
-            f"{source}/model.onnx",
-            rng.choice(ALL),
-        )
+        what = some(folder / source / "model.onnx", rng)
+        return what, f"{source}/model.onnx", rng.choice(ALL)
     if kind == "bundle":
         source = rng.choice(("fused", "plain"))
-        some = rng.choice((damage_bytes, damage_model))
-        what = some(folder / source / "model.onnx", rng)
+        some = rng.choice((damage_bytes, damage_model, damage_model, damage_file))
+        names = ("model.onnx", "model.onnx.data") if some is damage_bytes else ("model.onnx",)
+        if some is damage_file:
+            names = tuple(sorted(file.name for file in (folder / source).iterdir()))
+        what = some(folder / source / rng.choice(names), rng)
         if rng.random() < 0.7:
             _renew(folder / source)
         return what, source, rng.choice(ALL)
@@ -279,6 +280,8 @@ def fuzz(seed: int, runs: int, kinds: tuple[str, ...]) -> dict[str, Any]:
                 code, found = run_one(kind, f"{seed}/{index}", folder)
                 codes[code] += 1
                 wrong += found
+                for text in found:
+                    print(text, file=sys.stderr, flush=True)
     return {"runs": codes.total(), "codes": dict(codes), "wrong": wrong}
 
 
