@@ -40,7 +40,9 @@ def write_ort(bundle: Bundle, target: Path) -> None:
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # pybind11 classes without a common base
         raise BundleError(f"{path}: cannot be written as .ort: {summarize(error)}") from error
     weights = weights_of(target)

@@ -32,8 +32,9 @@ def evaluator(graph: ir.Graph) -> Callable[[Mapping[str, Array]], list[Array]]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, and need not be printed too
     session = onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"],
+        enable_fallback=0,
+    )  # fmt: skip
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         results: list[Array] = session.run(None, dict(feeds))

@@ -9,8 +9,7 @@ import onnx_ir as ir
 
 from edgetie.errors import BundleError, EdgetieError, summarize
 from edgetie.graph.constants import MIN_ELEMENTS, OVERRIDABLE_IR_VERSION
-from edgetie.graph.external_data import byte_range
-from edgetie.graph.structure import read_proto
+from edgetie.graph.external_data import byte_range, check_external_data
 from edgetie.progress import Progress
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file
@@ -25,10 +24,10 @@ def load_model(path: Path) -> ir.Model:
     Symbolic links to data are followed, as ONNX Runtime does: download caches consist of them.
 
     Raises:
-        BundleError: if it cannot be read or is damaged, or its data has several hard links, which
-            onnx refuses.
+        BundleError: if it cannot be read or is damaged, its data is missing or cut short, or has
+            several hard links, which onnx refuses.
     """
-    proto = read_proto(path)
+    proto = check_external_data(path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
@@ -37,7 +36,7 @@ def load_model(path: Path) -> ir.Model:
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor) or not Path(tensor.path).is_file():
+            if not isinstance(tensor, ir.ExternalTensor):
                 continue
             data = Path(tensor.path)
             if data.stat().st_nlink > 1:

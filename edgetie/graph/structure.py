@@ -25,7 +25,7 @@ _NEEDS_PAYLOAD = {"TENSOR", "GRAPH", "TYPE_PROTO", "SPARSE_TENSOR"}
 """Types without a default. Writers of proto3 leave out numbers that are 0 and empty texts."""
 _MAIN_DOMAINS = ("", "ai.onnx")
 _DTYPES = {each.value for each in ir.DataType} & {*onnx.TensorProto.DataType.values()} - {0}
-_LIMIT = 1 << 31  # sizes of values stay below
+_LIMIT = 1 << 31  # sizes of inputs and outputs stay below
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
@@ -129,8 +129,10 @@ def _graph(graph: onnx.GraphProto, outer: Set[str], operators: _Operators) -> It
     tensors = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
     for tensor in (*tensors, *(sparse.indices for sparse in graph.sparse_initializer)):
         yield from _tensor(tensor)
-    for value in (*graph.input, *graph.output, *graph.value_info):
+    for value in (*graph.input, *graph.output):
         yield from _type(value.type, value.name)
+    for value in graph.value_info:  # of which some are products of the sizes of inputs
+        yield from _type(value.type, value.name, limit=math.inf)
     if not outer:
         yield from (
             f"input {value.name} has no type"
@@ -279,7 +281,7 @@ def _tensor(tensor: onnx.TensorProto, where: str = "") -> Iterator[str]:
         yield f"the data of {where} does not fill its shape {list(tensor.dims)}"
 
 
-def _type(kind: onnx.TypeProto, name: str) -> Iterator[str]:
+def _type(kind: onnx.TypeProto, name: str, *, limit: float = _LIMIT) -> Iterator[str]:
     """Find an unknown type, or a negative or huge size, in the type of a value."""
     field = kind.WhichOneof("value")
     inner = getattr(kind, field) if field is not None else None
@@ -287,10 +289,10 @@ def _type(kind: onnx.TypeProto, name: str) -> Iterator[str]:
         if inner.elem_type not in _DTYPES:
             yield f"value {name} has the unknown type {inner.elem_type}"
         for size in inner.shape.dim:
-            if not 0 <= size.dim_value < _LIMIT:
+            if not 0 <= size.dim_value < limit:
                 yield f"value {name} has the size {size.dim_value}"
     elif inner is not None:
-        yield from _type(getattr(inner, "value_type", None) or inner.elem_type, name)
+        yield from _type(getattr(inner, "value_type", None) or inner.elem_type, name, limit=limit)
 
 
 def _label(node: onnx.NodeProto) -> str:

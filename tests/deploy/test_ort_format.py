@@ -82,3 +82,19 @@ def test_other_files_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     bundle.model_path.write_bytes(b"no protobuf")
     with pytest.raises(BundleError, match=r"cannot be written as \.ort"):
         write_ort(bundle, tmp_path / "model.ort")
+
+
+def test_a_refused_model_prints_nothing(
+    bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A message with bytes that are not text is a ValueError, after which the library retries."""
+    model = onnx.load(bundle.model_path)
+    scales = onnx.numpy_helper.from_array(np.ones(2, np.float32), "scales_of_resize")
+    model.graph.initializer.append(scales)
+    model.graph.node.append(
+        onnx.helper.make_node("Resize", ["table", "", scales.name], ["larger"], mode=b"\xfd")
+    )
+    onnx.save(model, bundle.model_path)
+    with pytest.raises(BundleError, match=r"cannot be written as \.ort"):
+        write_ort(bundle, tmp_path / "model.ort")
+    assert capfd.readouterr() == ("", "")

@@ -125,3 +125,14 @@ def test_uncached_tensors_read_the_same(tmp_path: Path) -> None:
     assert isinstance(tensor, UncachedTensor)
     np.testing.assert_array_equal(tensor.numpy(), WEIGHT)
     assert not np.shares_memory(tensor.numpy(), tensor.numpy())
+
+
+def test_weights_whose_file_is_cut_short_or_missing_are_found_first(tmp_path: Path) -> None:
+    path = write(tmp_path, matmuls(a=WEIGHT))
+    data = tmp_path / "m.data"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"m.data: 16,383 bytes, but tensor a ends at 16,384"):
+        load_model(path)
+    data.unlink()
+    with pytest.raises(BundleError, match=r"m.data: external data of m.onnx is missing"):
+        load_model(path)

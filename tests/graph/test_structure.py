@@ -184,3 +184,12 @@ def test_values_may_be_numbers_or_bytes(dtype: str, raw: bool) -> None:
     values: bytes | list[int] = bytes(size) if raw else [0, 1, 0]
     model.graph.initializer.append(helper.make_tensor("t", kind, [3], values, raw=raw))
     assert damage_of(model) is None
+
+
+def test_sizes_between_nodes_may_be_products_of_those_of_inputs() -> None:
+    model = sample()
+    flat = helper.make_tensor_value_info("m", TensorProto.FLOAT, [1 << 40])
+    model.graph.value_info.append(flat)
+    assert damage_of(model) is None
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1 << 40
+    assert damage_of(model) == f"value x has the size {1 << 40}"

@@ -203,7 +203,7 @@ def _problems(code: int, folder: Path, before: set[Path]) -> list[str]:
     wrong = []
     if code not in (0, 1, 2):
         wrong.append(f"exit code {code}")
-    if "Traceback" in err or "unexpected" in err:
+    if "Traceback" in err or "edgetie: unexpected" in err:
         wrong.append("unexpected error")
     lines = err.strip().splitlines()
     if code == 2 and (len(lines) != 1 or not lines[0].startswith("edgetie: ") or out):

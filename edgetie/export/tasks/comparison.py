@@ -66,7 +66,9 @@ def cpu_session(path: Path) -> Iterator[Any]:
     # prepacked weights would only make this one-time run slower to start, and larger
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        yield onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        yield onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:
         raise ExportError(
             f"{path.name}: ONNX Runtime cannot run it ({summarize(error)})"

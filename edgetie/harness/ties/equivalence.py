@@ -142,7 +142,9 @@ def _run(request: dict[str, Any]) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.disable_prepacking", "1")
     with onnxruntime_errors(Path(path.name)):
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     random = np.random.default_rng(_SEED)
     inputs = session.get_inputs()
     sizes: dict[Any, int] = {}

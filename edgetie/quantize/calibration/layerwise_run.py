@@ -188,8 +188,9 @@ def _open_session(model: ir.Model, folder: Path, *, prepack: bool = True) -> Any
     options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(folder))
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     return onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"],
+        enable_fallback=0,
+    )  # fmt: skip
 
 
 def _run(session: Any, values: Feeds) -> Feeds:

@@ -33,7 +33,9 @@ def calibration_audio(bundle: Bundle) -> tuple[list[dict[str, Array]], str]:
         extractor = FeatureExtractor.from_bundle(bundle)
     except BundleError:
         logger.debug("%s: no features of audio, random ones", bundle.directory, exc_info=True)
-        session = ort.InferenceSession(str(bundle.model_paths[0]), session_options(1))
+        session = ort.InferenceSession(
+            str(bundle.model_paths[0]), session_options(1), enable_fallback=0
+        )
         feeds = [random_features(session, random) for _ in _SECONDS]
         return feeds, f"{len(feeds)} clips of random features"
     longest = extractor.limit / extractor.rate if extractor.limit else _SECONDS[-1]
