@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from edgetie.graph.editing import detach, initializer
+from edgetie.graph.editing import detach, initializer, insert, take_over
 
 _AXES_AS_INPUT = 13  # the first opset in which Unsqueeze, Squeeze, ReduceSum have an input for axes
 _LARGEST_SHAPE = 64  # elements of a constant that may be a shape, axes or the like
@@ -79,6 +79,18 @@ class Nodes(ir.tape.Tape):
     def number(self, value: float, dtype: ir.DataType) -> ir.Value:
         """Return a scalar initializer of a type."""
         return self.constant(f"number.{dtype.name}.{value}", value, dtype.numpy())
+
+    def insert_instead_of(self, node: ir.Node, *results: ir.Value) -> None:
+        """Insert the nodes before another one, whose users then read their results."""
+        insert(node, *self.nodes)
+        for old, new in zip(node.outputs, results, strict=False):
+            if old.uses() or old.is_graph_output():
+                take_over(old, new)
+
+    def insert_for_use(self, node: ir.Node, index: int, value: ir.Value) -> None:
+        """Insert the nodes before another one, which then reads their result ``value``."""
+        insert(node, *self.nodes)
+        node.replace_input_with(index, value)
 
     def discard(self) -> None:
         """Detach the nodes, which are not inserted, from the values that they read."""

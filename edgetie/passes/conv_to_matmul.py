@@ -3,7 +3,6 @@
 import onnx_ir as ir
 
 from edgetie.graph.constant_values import ConstantValues, constant_values, static_shape
-from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import attribute_ints, operator, rank
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
@@ -62,5 +61,4 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
     if bias is not None:
         result = nodes("Add", result, bias)
     output = nodes("Transpose", result, perm=[0, axes - 1, *range(1, axes - 1)])
-    insert(node, *nodes.nodes)
-    take_over(node.outputs[0], output)
+    nodes.insert_instead_of(node, output)

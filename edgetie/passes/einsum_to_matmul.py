@@ -7,7 +7,6 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from edgetie.graph.constant_values import ConstantValues, constant_values, static_shape
-from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import operator, rank
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
@@ -138,9 +137,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, product: _Product) -> list[ir.Node]
     if len(kept) > 1:
         result = _reshape_last(nodes, result, leading_axes, kept)
     term = _Term(result, (*leading, *product.kept))
-    output = _einsum(nodes, [term, *product.after], product.output)
-    insert(node, *nodes.nodes)
-    take_over(node.outputs[0], output)
+    nodes.insert_instead_of(node, _einsum(nodes, [term, *product.after], product.output))
     return [each for each in nodes.nodes if each.op_type == "Einsum"]
 
 

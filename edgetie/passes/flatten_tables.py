@@ -5,7 +5,7 @@ import math
 import onnx_ir as ir
 
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import insert, replace_initializer, take_over, transformed
+from edgetie.graph.editing import replace_initializer, transformed
 from edgetie.graph.matching import operator, rank
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import WeightPass
@@ -40,17 +40,14 @@ class FlattenTables(WeightPass):
             nodes = Nodes(graph)
             if not _looks_up(node, index):
                 whole = nodes.integers(f"{table.name}.shape", [count, *row])
-                node.replace_input_with(index, nodes("Reshape", table, whole))
-                insert(node, *nodes.nodes)
+                nodes.insert_for_use(node, index, nodes("Reshape", table, whole))
                 continue
             ids = node.inputs[1]
             assert ids is not None
             rows = nodes("Gather", table, ids)
             nodes.nodes[-1].name = node.name
             target = nodes.integers(f"{table.name}.rows.{rank(ids)}", [0] * rank(ids) + row)
-            result = nodes("Reshape", rows, target)
-            insert(node, *nodes.nodes)
-            take_over(node.outputs[0], result)
+            nodes.insert_instead_of(node, nodes("Reshape", rows, target))
         self.changed += 1
 
 

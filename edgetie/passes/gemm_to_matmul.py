@@ -121,9 +121,7 @@ def _scale(nodes: Nodes, value: ir.Value, factor: float) -> ir.Value:
     array, dtype = constant(value, _LARGEST_BIAS), value.dtype or ir.DataType.FLOAT
     if array is not None:
         return nodes.constant(f"{value.name}.times.{factor}", array * factor, array.dtype)
-    product = nodes("Mul", value, nodes.number(factor, dtype))
-    product.shape, product.type = value.shape, value.type
-    return product
+    return nodes("Mul", value, nodes.number(factor, dtype))
 
 
 def _is_vector(bias: ir.Value | None) -> bool:

@@ -9,7 +9,6 @@ from edgetie.graph.constant_values import (
     constant_values,
     static_shape,
 )
-from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import last_dimension, operator, producer, rank, scalar
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
@@ -47,8 +46,7 @@ class LookUpsToGather(GraphPass):
             return
         rows = nodes("Gather", matrix, nodes.along("Squeeze", indices, -1))
         nodes.nodes[-1].name = node.name
-        insert(node, *nodes.nodes)
-        take_over(node.outputs[0], rows)
+        nodes.insert_instead_of(node, rows)
         self.changed += 1
 
     def _rewrite_product(
@@ -73,8 +71,7 @@ class LookUpsToGather(GraphPass):
         nodes.nodes[-1].name = node.name
         nothing = nodes.number(0, matrix.dtype or ir.DataType.FLOAT)
         result = nodes("Where", nodes.along("Unsqueeze", is_row, -1), embeddings, nothing)
-        insert(node, *nodes.nodes)
-        take_over(node.outputs[0], result)
+        nodes.insert_instead_of(node, result)
         self.changed += 1
 
 

@@ -6,9 +6,10 @@ from collections.abc import Hashable
 import onnx_ir as ir
 
 from edgetie.graph.constants import OVERRIDABLE_IR_VERSION
-from edgetie.graph.editing import initializer, insert
+from edgetie.graph.editing import initializer
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.matching import operator, same_shape
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 from edgetie.ties.equal_weights import equal_groups
 from edgetie.ties.groups import all_initializers
@@ -175,20 +176,14 @@ def redirect_to_transpose(copy: ir.Value, original: ir.Value) -> None:
             node.attributes[name] = ir.AttrInt64(name, flag)
             node.replace_input_with(index, original)
             continue
-        transpose = ir.node("Transpose", [original], {"perm": [1, 0]})
-        insert(node, transpose)
-        output = transpose.outputs[0]
-        output.shape, output.type = copy.shape, original.type
-        node.replace_input_with(index, output)
+        nodes = Nodes(_graph_of(original))
+        nodes.insert_for_use(node, index, nodes.transpose(original))
 
 
 def _redirect_to_reshape(copy: ir.Value, original: ir.Value) -> None:
     """Let the users of ``copy`` read ``original`` in its shape."""
     assert copy.shape is not None
-    shape = initializer(_graph_of(original), f"{copy.name}.shape", copy.shape.numpy())
     for node, index in list(copy.uses()):
-        reshape = ir.node("Reshape", [original, shape])
-        insert(node, reshape)
-        output = reshape.outputs[0]
-        output.shape, output.type = copy.shape, original.type
-        node.replace_input_with(index, output)
+        nodes = Nodes(_graph_of(original))
+        shape = nodes.integers(f"{copy.name}.shape", copy.shape.numpy())
+        nodes.insert_for_use(node, index, nodes("Reshape", original, shape))

@@ -11,6 +11,7 @@ from edgetie.errors import EdgetieError
 from edgetie.graph.constants import MIN_ELEMENTS
 from edgetie.graph.editing import insert
 from edgetie.graph.matching import operator, weight
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 from edgetie.passes.merge_duplicates import is_input_or_output, redirect_to_transpose
 
@@ -184,20 +185,21 @@ class MergeNearDuplicates(GraphPass):
             table = next(each for each in matrices if each.name == copy.table and _is_table(each))
             for other in matrices:
                 if other.name == copy.name:
-                    self._merge(table, other, copy.transposed)
+                    self._merge(model, table, other, copy.transposed)
             self.merged.append(copy.name)
 
         if self.changed:
             model.graph.sort()  # a dequantized table may come after the first user of its copy
 
-    def _merge(self, table: _FloatMatrix, other: _FloatMatrix, transposed: bool) -> None:
+    def _merge(
+        self, model: ir.Model, table: _FloatMatrix, other: _FloatMatrix, transposed: bool
+    ) -> None:
         source = table.value
         if table.dtype != other.dtype and other.value.uses():
             user = next(iter(other.value.uses()))[0]
-            cast = ir.node("Cast", [source], {"to": int(other.dtype)})
-            insert(user, cast)
-            source = cast.outputs[0]
-            source.shape, source.type = table.value.shape, ir.TensorType(other.dtype)
+            nodes = Nodes(model.graph)
+            source = nodes.cast(source, other.dtype)
+            insert(user, *nodes.nodes)
         if transposed:
             redirect_to_transpose(other.value, source)
         else:

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgetie.graph.constant_values import ConstantValues, constant_values, static_shape
-from edgetie.graph.editing import insert, replace_initializer, take_over, transformed
+from edgetie.graph.editing import replace_initializer, transformed
 from edgetie.graph.matching import operator, producer, rank, same_shape, weight
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import WeightPass
@@ -55,8 +55,7 @@ class MoveTableOperators(WeightPass):
             names = ", ".join(sorted(str(each.name) for each in weights[table]))
             self.skipped.append(f"{names}: {error}")
             return
-        insert(node, *nodes.nodes)
-        take_over(node.outputs[0], result)
+        nodes.insert_instead_of(node, result)
         self.changed += 1
 
 
@@ -197,8 +196,6 @@ def _store_by_rows(graph: ir.Graph, value: ir.Value) -> bool:
         if node in transposes:
             ir.convenience.replace_all_uses_with(node.outputs[0], table)
         else:
-            transpose = ir.node("Transpose", [table], {"perm": [1, 0]})
-            insert(node, transpose)
-            transpose.outputs[0].shape, transpose.outputs[0].type = value.shape, value.type
-            node.replace_input_with(index, transpose.outputs[0])
+            nodes = Nodes(graph)
+            nodes.insert_for_use(node, index, nodes.transpose(table))
     return True

@@ -5,7 +5,6 @@ import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_values, static_shape
 from edgetie.graph.constants import MICROSOFT
-from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import attribute_ints, operator, rank
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
@@ -77,8 +76,7 @@ class SplitAttention(GraphPass):
         result = nodes(
             "MultiHeadAttention", *split, None, mask, attention_bias, domain=MICROSOFT, **options
         )
-        insert(node, *nodes.nodes)
-        take_over(node.outputs[0], result)
+        nodes.insert_instead_of(node, result)
         self.changed += 1
 
 

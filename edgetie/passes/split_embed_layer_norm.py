@@ -3,7 +3,6 @@
 import numpy as np
 import onnx_ir as ir
 
-from edgetie.graph.editing import insert, take_over
 from edgetie.graph.matching import operator
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
@@ -32,11 +31,7 @@ class SplitEmbedLayerNorm(GraphPass):
             total = nodes("Add", total, nodes("Gather", kinds, segments))
         epsilon = node.attributes.get_float("epsilon", _EPSILON)
         norm = nodes("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon)
-        results = norm, _count(nodes, mask, ids), total
-        insert(node, *nodes.nodes)
-        for old, new in zip(node.outputs, results, strict=False):
-            if old.uses() or old.is_graph_output():
-                take_over(old, new)
+        nodes.insert_instead_of(node, norm, _count(nodes, mask, ids), total)
         self.changed += 1
 
 

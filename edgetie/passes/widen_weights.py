@@ -5,8 +5,9 @@ import onnx_ir as ir
 
 from edgetie.graph.constant_values import constant_values
 from edgetie.graph.constants import MIN_ELEMENTS
-from edgetie.graph.editing import insert, replace_initializer, transformed
+from edgetie.graph.editing import replace_initializer, transformed
 from edgetie.graph.matching import operator
+from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
 
 _OTHER_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -50,8 +51,6 @@ class WidenWeights(GraphPass):
             if target == ir.DataType.FLOAT and not result.is_graph_output():
                 ir.convenience.replace_all_uses_with(result, value)
                 continue
-            cast = ir.node("Cast", [value], {"to": int(tensor.dtype)})
-            cast.outputs[0].shape, cast.outputs[0].type = weight.shape, ir.TensorType(tensor.dtype)
-            insert(node, cast)
-            node.replace_input_with(index, cast.outputs[0])
+            nodes = Nodes(graph)
+            nodes.insert_for_use(node, index, nodes.cast(value, tensor.dtype))
         self.changed += 1

@@ -87,3 +87,15 @@ def test_discarded_nodes_use_nothing() -> None:
     assert len(x.uses()) == 3
     nodes.discard()
     assert len(x.uses()) == 1
+
+
+def test_nodes_replace_another_or_one_use() -> None:
+    model = graph([node("Abs", ["x"], ["a"]), node("Sub", ["a", "a"], ["y"])], {})
+    nodes, (first, last) = Nodes(model.graph), model.graph
+    nodes.insert_instead_of(first, nodes("Mul", first.inputs[0], first.inputs[0]))
+    nodes = Nodes(model.graph)
+    nodes.insert_for_use(last, 1, nodes("Neg", last.inputs[1]))
+    model.graph.remove(first)
+    assert [each.op_type for each in model.graph] == ["Mul", "Neg", "Sub"]
+    assert last.inputs[0].name == "a"
+    np.testing.assert_allclose(run(model, x=X), 2 * X * X, rtol=1e-6)
