@@ -85,7 +85,7 @@ def _checksum(tensor: torch.Tensor) -> int:
 
 
 def _random_states() -> tuple[Any, ...]:
-    """The states of all generators of random numbers that a module may use."""
+    """Return the states of all generators of random numbers that a module may use."""
     return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 

@@ -3,8 +3,9 @@
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,12 +170,8 @@ def quantize_model(
         quantizer = ModelQuantizer(
             scheme_row, bundle, float_models.models, float_models.ties, float_models.shared
         )
-        with ThreadPoolExecutor(1) as background:
-            verified = background.submit(bundle.verify_files, hashes=not isinstance(source, Bundle))
-            try:
-                quantizer.preprocess(data.inputs, ArraySpill(directory), calibrator)
-            finally:
-                verified.result()  # damaged weights explain any other error
+        with _verified_meanwhile(bundle, hashes=not isinstance(source, Bundle)):
+            quantizer.preprocess(data.inputs, ArraySpill(directory), calibrator)
         stages.stage("quantize")
         meter = AccuracyMeter(bundle, data.text, limits) if limits is not None else None
         result = _quantize(quantizer, directory, meter, stages, deadline)
@@ -233,6 +230,17 @@ def _deadline(time_budget: float | None, limits: Thresholds | None) -> float:
             parameter="time_budget",
         )
     return time.perf_counter() + time_budget
+
+
+@contextmanager
+def _verified_meanwhile(bundle: Bundle, *, hashes: bool) -> Iterator[None]:
+    """Verify a bundle's files in another thread. Their damage explains any other error."""
+    with ThreadPoolExecutor(1) as background:
+        verified = background.submit(bundle.verify_files, hashes=hashes)
+        try:
+            yield
+        finally:
+            verified.result()
 
 
 def _quantize(
