@@ -11,17 +11,17 @@ from .common import max_distance_option, output_options, print_json
     epilog="""\b
 Examples:
   edgetie tie broken.onnx --output fixed.onnx
-  edgetie tie encoder.onnx decoder.onnx --output tied
+  edgetie tie encoder_model.onnx decoder_model_merged.onnx --output tied
   edgetie tie model.onnx --output one.onnx --max-distance 0.01"""
 )
 @click.argument("sources", metavar="IN.onnx...", type=click.Path(), nargs=-1, required=True)
 @click.option(
     "--output", "-o", required=True, type=click.Path(),
-    help="The .onnx file to write. Its weights go to a file of that name with .data added. For "
-    "several files: a directory, where they share one data file.",
+    help="The .onnx file to write. Its weights go to a file of that name with .data added. Any "
+    "other name is that of a bundle, for one file or for an encoder and its decoders.",
 )  # fmt: skip
 @max_distance_option
-@click.option("--force", is_flag=True, help="Replace existing files, but never a directory.")
+@click.option("--force", is_flag=True, help="Replace existing files or an existing bundle.")
 @output_options
 def command(
     sources: tuple[str, ...], output: str, max_distance: float, force: bool, as_json: bool,

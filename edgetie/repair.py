@@ -11,8 +11,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from edgetie.assemble import assemble_bundle
 from edgetie.bundle.atomic import atomic_directory, atomic_files
 from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.encoder_decoder import UnknownFormError
 from edgetie.bundle.manifest import Manifest
 from edgetie.bundle.names import DATA, MANIFEST
 from edgetie.errors import BundleError, TieError
@@ -50,6 +52,8 @@ class RepairReport:
 
     Attributes:
         path: the file it wrote, or the directory.
+        task: the task of the bundle it wrote; ``None`` if it wrote files without a manifest.
+        no_bundle: why several files are not a bundle; ``None`` otherwise.
         merged: removed initializers, each with the one that replaced it. Of several files, every
             name in this report starts with the name of its file.
         shared: initializers that share the bytes of another one, in another shape or file, each
@@ -64,6 +68,8 @@ class RepairReport:
     """
 
     path: Path
+    task: str | None
+    no_bundle: str | None
     merged: dict[str, str]
     shared: dict[str, str]
     near: tuple[NearCopy, ...]
@@ -92,33 +98,37 @@ def tie_model(
         sources: an ``.onnx`` file or a directory with one, or several files that belong together,
             such as an encoder and its decoders.
         output: the ``.onnx`` file to write. Its weights go to a file of that name with ``.data``
-            added. Of several files: a directory, where they keep their names and share the data
-            file ``model.onnx.data``.
+            added. Any other name is that of a bundle, with the settings and tokenizer files that
+            stand next to the sources. Several files that are not certain to be an encoder and its
+            decoders keep their names there, without a manifest, and share ``model.onnx.data``.
         max_distance: also merge copies up to this relative distance (Frobenius norm of the
             difference over that of the table), at most 0.1. This changes what the model computes.
-        force: replace existing files, but never a directory.
+        force: replace existing files or an existing bundle.
         progress: told about each stage.
 
     Raises:
         BundleError: if a file cannot be read, ``output`` is in the way or the disk is full, or a
-            file that would be replaced belongs to another model too.
+            file that would be replaced belongs to another model too, or it is not certain what a
+            single file for a bundle computes.
         EdgetieError: if ``max_distance`` is out of range.
         TieError: if a new file's outputs differ from the old one's.
     """
     stages, target = progress or Stages(), Path(output)
     check_max_distance(max_distance)
     stages.stage("read")
-    several = not isinstance(sources, (str, os.PathLike)) and len(sources) > 1
-    if several and force:
-        raise BundleError(f"{output}: a directory is never replaced; choose another, without force")
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    several = len(paths) > 1
     originals = [_only_model(path) for path in paths]
-    names = [path.name for path in originals] if several else [target.name]
-    _check_names(names, target, None if several else originals[0])
+    is_file = target.suffix == ".onnx" and not several
+    names = [target.name] if is_file else [path.name for path in originals]
+    _check_names(names)
+    if is_file:
+        _check_target(target, originals[0])
     files = {file for path in originals for file in (path, *external_data_files(path))}
     bytes_before = sum(file.stat().st_size for file in files)
-    place = atomic_directory(target, force=None) if several else atomic_files(target, force=force)
-    with place as directory:
+    place = atomic_files if is_file else atomic_directory
+    task = no_bundle = None
+    with place(target, force=force) as directory:
         with _blame_files(originals):
             stages.stage("find copies")
             models = [
@@ -127,7 +137,7 @@ def tie_model(
             ]
             same = _share_bytes(models)
             stages.stage("write")
-            data = DATA if several else f"{target.name}.data"
+            data = f"{target.name}.data" if is_file else DATA
             graphs = {model.name: model.graph for model in models}
             for graph in graphs.values():
                 common.NameFixPass()(graph)
@@ -136,9 +146,20 @@ def tie_model(
         bytes_after = sum(file.stat().st_size for file in directory.iterdir())
         stages.stage("compare outputs")
         outputs = [model.compare(directory) for model in models]
+        if not is_file:
+            stages.stage("bundle")
+            try:
+                folders = dict.fromkeys(path.parent for path in originals)
+                task = assemble_bundle(directory, folders, target.name)
+            except UnknownFormError as error:
+                if not several:
+                    raise BundleError(f"{error}; name an output that ends in .onnx") from error
+                no_bundle = str(error)
     stages.finish()
     return RepairReport(
         path=target,
+        task=task,
+        no_bundle=no_bundle,
         merged={key: name for model in models for key, name in model.merged.items()},
         shared={key: name for model in models for key, name in model.shared.items()},
         near=tuple(copy for model in models for copy in model.near),
@@ -161,14 +182,14 @@ def _only_model(source: str | os.PathLike[str]) -> Path:
     return paths[0]
 
 
-def _check_names(names: list[str], target: Path, source: Path | None) -> None:
-    """Refuse names that clash, and with a single ``source`` to replace files of other models."""
+def _check_names(names: list[str]) -> None:
+    """Refuse names that clash."""
     if len({*names, DATA}) != len(names) + 1:
         raise BundleError(f"two of the files, or one and {DATA}, have the same name; rename one")
-    if source is None:
-        return
-    if target.suffix != ".onnx":
-        raise BundleError(f"{target}: name a file that ends in .onnx")
+
+
+def _check_target(target: Path, source: Path) -> None:
+    """Refuse to replace files of a bundle or of other models."""
     data, manifest_path = target.parent / f"{target.name}.data", target.parent / MANIFEST
     if target.exists() and manifest_path.is_file():
         text = manifest_path.read_text(encoding="utf-8", errors="replace")

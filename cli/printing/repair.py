@@ -44,7 +44,13 @@ def print_repair(report: RepairReport) -> None:
         console.print(f"outputs      {text}")
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {sum(report.seconds.values()):.1f} s ({spent})")
-    console.print(f"file         {report.path}")
+    if report.no_bundle is not None:
+        note = f"{report.no_bundle}; other commands take its files one by one"
+        console.print(f"no bundle    {note}", markup=False)
+    if report.task is None:
+        console.print(f"file         {report.path}")
+    else:
+        console.print(f"bundle       {report.path} ({report.task})")
 
 
 def print_near(console: Console, copy: NearCopy, *, merged: bool) -> None:

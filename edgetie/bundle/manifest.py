@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -181,6 +182,28 @@ def bare_manifest(model_path: Path) -> Manifest:
     signature = Signature(inputs, outputs, logits="last" if last else "all", **token_ids)
     return Manifest(
         {}, "causal-lm", "", signature, ties=[], unique_parameters=0, weights_in_memory=""
+    )
+
+
+def onnx_manifest(
+    bare: Manifest, name: str, *, task: str, vocab_size: int, parameters: int
+) -> Manifest:
+    """Complete the manifest of a bare ONNX file, to be written with a bundle.
+
+    Args:
+        bare: see :func:`bare_manifest`.
+        name: of the file or directory that the bundle is made of.
+        task: of the model.
+        vocab_size: last dimension of the logits; 0 if it is unknown.
+        parameters: number of float values, copies left out.
+    """
+    return replace(
+        bare,
+        source={"kind": "onnx", "name": name, "architecture": None},
+        task=task,
+        signature=replace(bare.signature, vocab_size=vocab_size),
+        unique_parameters=parameters,
+        versions={package: version(package) for package in ("edgetie", "onnxruntime", "onnx")},
     )
 
 

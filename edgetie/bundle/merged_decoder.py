@@ -1,5 +1,6 @@
 """Write ``decoder_model_merged.onnx``, the decoder that optimum and transformers.js read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,9 +11,15 @@ from edgetie.graph.tensors import PAST, PRESENT
 
 MERGED = "decoder_model_merged.onnx"
 
-_LAST_HIDDEN = "last_hidden_state"
+LAST_HIDDEN = "last_hidden_state"
+"""Output of an encoder."""
+HIDDEN = "encoder_hidden_states"
+"""Input of a decoder that computes cross-attention's keys and values: that output."""
+USE_CACHE = "use_cache_branch"
+"""Input of a merged decoder: whether it reads the cache."""
+_MASKS = ("attention_mask", "input_ids")
 _SUFFIX = ".merged"
-"""Appended to names of the encoder that may be in use in the decoder."""
+"""Appended to names of one graph that may be in use in the other."""
 
 
 def write_merged(directory: Path) -> bool:
@@ -33,12 +40,12 @@ def write_merged(directory: Path) -> bool:
     if projections is None or imports | others != others | imports:
         return False
     imports.update(others)
-    hidden = _like(encoded[_LAST_HIDDEN], "encoder_hidden_states")
-    use_cache = ir.Value(
-        name="use_cache_branch", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([1])
-    )
+    hidden = _like(encoded[LAST_HIDDEN], HIDDEN)
+    use_cache = ir.Value(name=USE_CACHE, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([1]))
     graph.inputs.extend([hidden, use_cache])
-    _read_from(projections, graph, hidden)
+    used = ir.convenience.create_value_mapping(graph)
+    mask = {name: used[ENCODER_MASK] for name in _MASKS if ENCODER_MASK in used}
+    read_from(projections, graph, {LAST_HIDDEN: hidden} | mask)
     inputs = {str(value.name): value for value in graph.inputs}
     pasts = [inputs[str(value.name).replace(PRESENT, PAST, 1)] for value in cross]
     presents = [_like(value, str(value.name)) for value in cross]
@@ -70,9 +77,9 @@ def _extract_projections(graph: ir.Graph, cross: list[ir.Value]) -> ir.Graph | N
     """
     inputs = {str(value.name): value for value in graph.inputs}
     has_mask = "attention_mask" in inputs  # the input ids have the same shape
-    masks = [inputs[n] for n in ("attention_mask", "input_ids") if has_mask and n in inputs]
+    masks = [inputs[name] for name in _MASKS if has_mask and name in inputs]
     try:
-        part = ir.convenience.extract(graph, [_LAST_HIDDEN, *masks], cross)
+        part = ir.convenience.extract(graph, [LAST_HIDDEN, *masks], cross)
     except ValueError:
         return None
     ids = next((value for value in part.inputs if value.name == "input_ids"), None)
@@ -80,13 +87,12 @@ def _extract_projections(graph: ir.Graph, cross: list[ir.Value]) -> ir.Graph | N
     return None if reads_ids or len(list(part.all_nodes())) > len(part) else part
 
 
-def _read_from(part: ir.Graph, graph: ir.Graph, hidden: ir.Value) -> None:
-    """Let a part of the encoder read ``hidden``, the mask and the initializers of ``graph``."""
+def read_from(part: ir.Graph, graph: ir.Graph, inputs: Mapping[str, ir.Value]) -> None:
+    """Let a part of another graph read values of ``graph`` for its inputs, and its initializers."""
     used = ir.convenience.create_value_mapping(graph)
     for value in part.inputs:
         if value.uses():
-            outer = hidden if value.name == _LAST_HIDDEN else used[ENCODER_MASK]
-            ir.convenience.replace_all_uses_with(value, outer)
+            ir.convenience.replace_all_uses_with(value, inputs[str(value.name)])
     for name, value in part.initializers.items():
         tensor = value.const_value
         assert tensor is not None

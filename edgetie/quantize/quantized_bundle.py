@@ -9,9 +9,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgetie.assemble import copy_settings
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.manifest import Manifest, describe_tensors
-from edgetie.bundle.names import CONFIGURATIONS, DATA, MANIFEST
+from edgetie.bundle.names import DATA, MANIFEST
 from edgetie.errors import QuantizeError
 from edgetie.graph.model_files import load_model
 from edgetie.harness.accuracy.metrics import PredictionMetrics
@@ -21,7 +22,6 @@ from edgetie.quantize.model_quantizer import QuantizedModels
 from edgetie.quantize.preprocess.preprocess import PreprocessReport
 from edgetie.quantize.smaller_scheme import SmallerScheme
 from edgetie.quantize.source_models import SourceModels
-from edgetie.runtime.text.tokenizer import TOKENIZER_FILES
 from edgetie.targets import Scheme
 from edgetie.ties.groups import TieGroup, find_shared_ties, ties_of_file, verify_ties
 
@@ -115,11 +115,10 @@ def _require_int8(ties: Sequence[TieGroup], result: QuantizationResult) -> None:
 def copy_other_files(bundle: Bundle, directory: Path) -> None:
     """Copy configuration and tokenizer files, also those next to a bare ONNX file."""
     if bundle.is_bare:
-        files = [bundle.directory / name for name in (*TOKENIZER_FILES, *CONFIGURATIONS)]
-    else:
-        files = [f for f in bundle.files if f.suffix != ".onnx" and f.name not in (DATA, MANIFEST)]
-    for path in files:
-        if path.is_file():
+        copy_settings(bundle.directory, directory)
+        return
+    for path in bundle.files:
+        if path.suffix != ".onnx" and path.name not in (DATA, MANIFEST):
             shutil.copyfile(path, directory / path.name)
 
 

@@ -5,14 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
 import onnx_ir.passes.common
 
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.manifest import Manifest
+from edgetie.bundle.manifest import Manifest, onnx_manifest
 from edgetie.bundle.names import MODEL
 from edgetie.errors import QuantizeError
 from edgetie.graph.constant_values import constant_values, static_shape
@@ -83,13 +82,12 @@ class SourceModels:
         (model,) = self.models.values()
         logits = [value for value in model.graph.outputs if value.name == "logits"]
         vocab_size = last_dimension(logits[0]) if logits else None
-        return replace(
+        return onnx_manifest(
             manifest,
-            source={"kind": "onnx", "name": bundle.model_path.name, "architecture": None},
+            bundle.model_path.name,
             task="masked-lm" if is_bidirectional(bundle.model_path) else "causal-lm",
-            signature=replace(manifest.signature, vocab_size=vocab_size or 0),
-            unique_parameters=self.parameters,
-            versions={name: version(name) for name in ("edgetie", "onnxruntime", "onnx")},
+            vocab_size=vocab_size or 0,
+            parameters=self.parameters,
         )
 
 

@@ -25,7 +25,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["ties"][0]["name"] == "table"
     assert answer["outputs"][0]["reason"] is None
     assert set(answer) == {
-        "path", "merged", "shared", "near", "merged_near", "skipped", "ties",
+        "path", "task", "no_bundle", "merged", "shared", "near", "merged_near", "skipped", "ties",
         "bytes_before", "bytes_after", "outputs", "seconds",
     }  # fmt: skip
     assert copies(tmp_path / "fixed.onnx") == 1

@@ -16,6 +16,8 @@ from edgetie_cli.printing.repair import print_repair
 USES = (Use("Gather", "lookup", 0, False), Use("Gemm", "head", 1, True))
 REPORT = RepairReport(
     path=Path("fixed.onnx"),
+    task=None,
+    no_bundle=None,
     merged={"head": "table"},
     shared={"parts": "table"},
     near=(NearCopy("close", "table", 0.01, True),),
@@ -67,3 +69,10 @@ def test_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     nothing = replace(REPORT, merged={}, shared={}, near=(), ties=())
     assert "no weight is stored twice" in printed(nothing, capsys)
     assert "no weight" not in printed(replace(nothing, near=REPORT.near), capsys)
+
+
+def test_bundles_and_files_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = replace(REPORT, path=Path("tied"), task="seq2seq-lm")
+    assert "bundle       tied (seq2seq-lm)" in printed(bundle, capsys)
+    text = printed(replace(REPORT, no_bundle="no decoder reads past_key_values"), capsys)
+    assert "no bundle    no decoder reads past_key_values" in " ".join(text.split(" "))
