@@ -6,6 +6,7 @@ import gc
 import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def load_gguf(path: Path) -> Source:
 
     require_gguf(path)
     try:
+        tokenizer = _tokenizer(path)  # before the weights: it needs much memory for a while
         with _adapted_loader() as unread:
             module, loading = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
@@ -44,6 +46,8 @@ def load_gguf(path: Path) -> Source:
                 ignore_mismatched_sizes=True,  # reported by require_weights
                 output_loading_info=True,
             )
+    except SourceError:
+        raise
     except Exception as error:
         raise SourceError(
             f"{path}: cannot be loaded ({summarize(error)}); if it is cut short, download it again"
@@ -56,7 +60,6 @@ def load_gguf(path: Path) -> Source:
             f"read ({needed[0]}, ...); export the model that the file was made from"
         )
     _scale_rotary(path, module.eval())
-    tokenizer = _tokenizer(path)
     if hasattr(mmap, "MADV_DONTNEED"):  # the pages are not needed: the weights are dequantized
         _reader(gguf.GGUFReader, str(path)).data._mmap.madvise(mmap.MADV_DONTNEED)
     config = module.config
@@ -179,12 +182,18 @@ def _decode_rows(
     return result
 
 
+def _copy_if_shared(array: Array) -> Array:
+    """Copy an array, such as a view of the file, unless nothing else has its memory."""
+    return array if array.flags.owndata and array.flags.c_contiguous else np.copy(array)
+
+
 @contextlib.contextmanager
 def _adapted_loader() -> Iterator[set[str]]:
     """Adapt how transformers reads GGUF files; yields the names of tensors that it leaves out.
 
     It parses the header for each of configuration, weights and tokenizer, and builds the map of
-    names for every submodule, most of the time of loading a small model: here both happen once.
+    names for every submodule, most of the time of loading a small model: here both happen once. It
+    also copies every decoded tensor, among them the largest.
     """
     import gguf
     from transformers import modeling_gguf_pytorch_utils as loader
@@ -206,6 +215,7 @@ def _adapted_loader() -> Iterator[set[str]]:
             "_apply_over_grouped_rows",
             lambda func, arr, otype, oshape: _decode_rows(func, arr, otype, oshape),
         ),
+        (loader, "np", SimpleNamespace(**vars(np) | {"copy": _copy_if_shared})),
         (loader, "_gguf_parse_value", functools.partial(_parse_value, loader._gguf_parse_value)),
         (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
         (loader, "get_gguf_hf_weights_map", lambda *a, **k: Names(weights_map(*a, **k))),

@@ -120,6 +120,21 @@ def test_quantized_tables_are_decoded_as_gguf_does(
     assert result.shape == (37, 512)
 
 
+def test_decoded_tensors_are_not_copied_again_but_views_of_the_file_are(tmp_path: Path) -> None:
+    from transformers import modeling_gguf_pytorch_utils
+
+    blocks = np.zeros((8, 34), np.uint8)
+    with loader._adapted_loader():
+        decoded = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0)
+        assert modeling_gguf_pytorch_utils.np.copy(decoded) is decoded
+    path = write_gguf(tmp_path / "model.gguf", tables=None)
+    table = load_source(str(path)).module.get_input_embeddings().weight.detach()
+    before = table.clone()
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(table, before)
+
+
 def test_headers_are_read_as_gguf_does(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", scaling=("linear", 4.0), tables=None)
     expected = gguf.GGUFReader(str(path))
