@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetie.bundle.names import LAST_TOKEN_NODE
+from edgetie.graph.external_data import check_external_data
 
 if TYPE_CHECKING:
     import onnx
@@ -23,11 +24,9 @@ def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
     which ONNX Runtime does only for graphs in files.
 
     Raises:
-        BundleError: if the file cannot be read or is damaged.
+        BundleError: if the file cannot be read or is damaged, or its weights are missing.
     """
-    from edgetie.graph.structure import read_proto  # of all a session needs, slowest to import
-
-    model = read_proto(model_path)
+    model = check_external_data(model_path)
     folder = model_path.parent.resolve()
     for tensor in model.graph.initializer:
         entries = {entry.key: entry for entry in tensor.external_data}

@@ -37,6 +37,15 @@ def test_links_to_weights_are_followed(tmp_path: Path) -> None:
     assert read_graph(link / "model.onnx")[1] == (tmp_path / "real").resolve()
 
 
+@pytest.mark.parametrize("target", ["absent", "model.onnx.data"])
+def test_links_that_lead_nowhere_are_refused(tmp_path: Path, target: str) -> None:
+    tiny.write_packed(tmp_path)
+    (tmp_path / "model.onnx.data").unlink()
+    (tmp_path / "model.onnx.data").symlink_to(target)
+    with pytest.raises(BundleError, match=r"model.onnx.data: external data .* is missing"):
+        read_graph(tmp_path / "model.onnx")
+
+
 def test_small_tensors_are_read(tmp_path: Path) -> None:
     """ONNX Runtime needs the values of shapes, which are in the weights' file of some exporters."""
     tiny.write_plain(tmp_path)

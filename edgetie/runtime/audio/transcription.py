@@ -90,6 +90,11 @@ def _start(
     decoder.start = start[:1]
     logits = decoder.prefill(features)
     ids = list(languages.values()) if language is None else [languages[language]]
+    if max(ids) >= logits.shape[-1]:
+        raise BundleError(
+            f"{decoder.session.bundle.directory}: token {max(ids)} of a language, but the model "
+            f"has only {logits.shape[-1]} tokens; export it again"
+        )
     spoken = ids[int(logits[0, ids].argmax())]
     decoder.start = [start[0], spoken, *(token for token in start[1:] if token not in tokens)]
     return decoder.restart()

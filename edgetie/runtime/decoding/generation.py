@@ -156,6 +156,10 @@ def continue_prompt(
     if signature.audio_token_id is not None:  # it marks audio in prompts and is not text
         suppressed.append(signature.audio_token_id)
     at_start = [*suppressed, *signature.begin_suppressed_token_ids]
+    suppressed, at_start = (
+        [token for token in tokens if token < logits.shape[-1]]  # settings may name others
+        for tokens in (suppressed, at_start)
+    )
     rng = np.random.default_rng(seed)
     seen = np.zeros(logits.shape, np.bool_)
     for index, prompt in enumerate(prompts):

@@ -71,6 +71,14 @@ def test_the_language_is_detected_or_given(tmp_path: Path) -> None:
         transcript(session, language="fr")
 
 
+def test_a_language_whose_token_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    languages = LANGUAGES | {"fr": 2**31 - 1}
+    session = open_session(bag.write_speech(tmp_path, language_token_ids=languages))
+    for language in (None, "fr"):
+        with pytest.raises(BundleError, match=f"token {2**31 - 1} of a language"):
+            transcript(session, language=language)
+
+
 def test_a_start_with_a_language_is_kept(tmp_path: Path) -> None:
     directory = bag.write_speech(tmp_path, language_token_ids=LANGUAGES, start_token_ids=[1, 8, 4])
     assert transcript(open_session(directory)) == greedy([1, 8, 4], 6)

@@ -143,6 +143,10 @@ def test_suppressed_tokens_are_not_generated(session: Session) -> None:
     got = tokens_of(session, [PROMPTS[0]], max_new_tokens=2, stop_token_ids=frozenset())[0]
     logits = tiny.naive_logits([*PROMPTS[0], free[0]])[-1]
     assert got == [free[0], int(np.argsort(logits)[-2])]
+    signature.begin_suppressed_token_ids = [2**31 - 1]
+    signature.suppressed_token_ids = [tiny.VOCAB, free[1]]  # tokens that the model lacks
+    again = tokens_of(session, [PROMPTS[0]], max_new_tokens=2, stop_token_ids=frozenset())[0]
+    assert again == got
 
 
 def test_sampling_repeats_with_its_seed(session: Session) -> None:
