@@ -17,5 +17,10 @@ transformers nor onnxruntime. ``__init__.pyi`` lists them.
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -57,6 +57,7 @@ def test_public_names_to_run_a_bundle_need_no_torch() -> None:
 
 def test_every_public_name_exists_and_is_listed() -> None:
     assert dir(edgetie) == sorted(edgetie.__all__)
+    assert {"Conversation", "Sampling", "__version__", "check_model"} <= set(dir(edgetie))
     for name in edgetie.__all__:
         assert getattr(edgetie, name) is not None
 

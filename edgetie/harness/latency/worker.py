@@ -176,6 +176,9 @@ def _random_tokens(session: Session, job: Job) -> npt.NDArray[np.int64]:
 def _forward_pass(session: Session, ids: npt.NDArray[np.int64]) -> Callable[[], object]:
     """Return a function that reads all tokens at once, as a masked language model does."""
     values, path = token_inputs(ids), session.bundle.model_path
+    most, count = session.bundle.manifest.signature.max_positions, ids.shape[1]
+    if most is not None and count > most:
+        raise EdgetieError(f"{path}: accepts {most} tokens, not {count}")
     wanted = [info for info in session.inputs if info.name in values]
     feeds = {info.name: values[info.name].astype(info.dtype) for info in wanted}
 
