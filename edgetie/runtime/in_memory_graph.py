@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetie.bundle.names import LAST_TOKEN_NODE
+from edgetie.errors import BundleError
 from edgetie.graph.external_data import check_external_data
 
 if TYPE_CHECKING:
@@ -50,20 +51,26 @@ def remove_last_token_node(model_path: Path) -> tuple[onnx.ModelProto, Path] | N
 
     Its logits are ``(batch, sequence, vocabulary)``, the tokens of each sequence moved to the left.
     ``None`` if there is no such node.
+
+    Raises:
+        BundleError: as :func:`read_graph`, or if ``input_ids`` or ``logits`` lacks its axes.
     """
     model, folder = read_graph(model_path)
     graph = model.graph
     node = next((node for node in graph.node if node.name == LAST_TOKEN_NODE), None)
     if node is None:
         return None
+    axes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.input, *graph.output)}
+    for name, count in (("input_ids", 2), ("logits", 3)):
+        if len(axes.get(name, ())) != count:
+            raise BundleError(f"{model_path}: {name} does not have {count} axes; export it again")
     all_tokens, last_token = node.input[0], node.output[0]
     graph.node.remove(node)
-    outputs = {output.name: output for output in graph.output}
+    outputs = {output.name for output in graph.output}
     old, new = (all_tokens, last_token) if last_token in outputs else (last_token, all_tokens)
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [new if name == old else name for name in names]
-    sequence = next(i for i in graph.input if i.name == "input_ids").type.tensor_type.shape.dim[1]
-    outputs["logits"].type.tensor_type.shape.dim[1].CopyFrom(sequence)
+    axes["logits"][1].CopyFrom(axes["input_ids"][1])
     del graph.value_info[:]  # shapes after the node have changed; ONNX Runtime infers them anew
     return model, folder

@@ -90,3 +90,14 @@ def test_not_a_model(tmp_path: Path) -> None:
     path.write_bytes(b"no protobuf")
     with pytest.raises(BundleError, match="not a readable ONNX model"):
         read_graph(path)
+
+
+@pytest.mark.parametrize(("name", "count"), [("input_ids", 2), ("logits", 3)])
+def test_values_without_their_axes_are_named(tmp_path: Path, name: str, count: int) -> None:
+    path = tiny.write_packed(tmp_path) / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    (value,) = (v for v in (*model.graph.input, *model.graph.output) if v.name == name)
+    value.type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    with pytest.raises(BundleError, match=f"model.onnx: {name} does not have {count} axes"):
+        remove_last_token_node(path)
