@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 import click
 
 from edgetie.errors import EdgetieError
-from edgetie_cli.interrupts import Interrupts, end_interrupted, ignore_interrupts
+
+from .interrupts import Interrupts, end_interrupted, ignore_interrupts
 
 COMMANDS = {
     "quickstart": "Run every step on a real model.",

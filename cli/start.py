@@ -7,9 +7,9 @@ Nothing is imported before :func:`main`, so that Ctrl-C ends even the imports in
 def main() -> None:
     """Run the command line."""
     try:
-        from edgetie_cli.main import main
+        from .main import main
     except KeyboardInterrupt:
-        from edgetie_cli.interrupts import end_interrupted
+        from .interrupts import end_interrupted
 
         end_interrupted()
     main()
