@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from edgetie.bundle.atomic import atomic_directory
@@ -118,4 +117,4 @@ def _write(source: Path, target: Path, tokens: int, context: int) -> None:
             if not size.HasField("dim_value"):
                 size.dim_value = (1, tokens, context)[axis]
     del model.graph.value_info[:]  # ONNX Runtime infers them again
-    onnx.save(model, target)
+    target.write_bytes(model.SerializeToString())  # onnx.save could write to the weights' file

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _PREPROCESSORS = ("preprocessor_config.json", PROCESSOR)
 _AUDIO_TASKS = (SPEECH, "seq2seq-lm")  # transformers lists some audio models with text models
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG)
 _HUB_SECONDS = 10.0
+_MAX_LAYERS = 10_000  # many times those of any model
 _HTTP_REFUSED = (401, 403, 404)  # not for everyone, or nothing of that name
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -45,7 +46,7 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
         SourceError: if it cannot be loaded, lacks weights, or has its own code or pickled weights
             and the permission for them was not given.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     directory = Path(text)
     unreachable = None
@@ -57,11 +58,14 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
     config = method = None
     try:
         with quiet_transformers():
+            _require_possible_layers(text, PretrainedConfig.get_config_dict(text, **options)[0])
             config = AutoConfig.from_pretrained(text, **options)
             method = quantization_method(getattr(config, "quantization_config", None))
             task = task_of(config) if task == "auto" else task
             settings = {"use_safetensors": None if allow_pickle else True, **options}
             module, loading = _load_module(text, task, config, settings)
+    except SourceError:
+        raise
     except Exception as error:
         if unreachable is not None:
             raise SourceError(
@@ -109,6 +113,18 @@ def _no_class_message(text: str, task: str, model_type: str, tasks: list[str]) -
         f"{text}: a model of type {model_type} cannot be loaded for {task}, only for "
         f"{' or '.join(tasks)}; name that task, or none"
     )
+
+
+def _require_possible_layers(text: str, settings: Mapping[str, Any]) -> None:
+    """Refuse numbers of layers that no model has: transformers would make them all."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            _require_possible_layers(text, value)
+        elif "layer" in name and isinstance(value, int) and value > _MAX_LAYERS:
+            raise SourceError(
+                f"{text}: its configuration has {name} {value}, which no model has; download it "
+                "again"
+            )
 
 
 def _load_module(

@@ -106,3 +106,20 @@ def test_what_is_refused(decoder: Path, tmp_path: Path) -> None:
     in_place = replace(manifest, signature=replace(manifest.signature, cache_in_place=True))
     with pytest.raises(BundleError, match="export again for target mobile-npu"):
         fix_shapes(Bundle(fixed.directory, fixed.model_path, in_place), tmp_path / "out")
+
+
+def test_the_file_of_weights_is_only_copied(decoder: Path, tmp_path: Path) -> None:
+    """A weight in that file that has a value in the model too would be written by onnx."""
+    model = onnx.load(decoder / MODEL)
+    onnx.save(
+        model, decoder / MODEL, save_as_external_data=True, location="all.data", size_threshold=0
+    )
+    model = onnx.load(decoder / MODEL, load_external_data=False)
+    model.graph.initializer[-1].raw_data = b""
+    (decoder / MODEL).write_bytes(model.SerializeToString())
+    manifest = bare_manifest(decoder / MODEL)
+    write_manifest(
+        decoder, replace(manifest, signature=replace(manifest.signature, max_positions=32))
+    )
+    fix_shapes(decoder, tmp_path / "fixed", prompt_tokens=TOKENS, context=CONTEXT)
+    assert (tmp_path / "fixed" / "all.data").read_bytes() == (decoder / "all.data").read_bytes()

@@ -37,6 +37,12 @@ def test_weights_of_more_layers_are_refused(saved: Path) -> None:
         load_source(str(saved))
 
 
+def test_more_layers_than_any_model_has_are_refused_before_they_are_made(saved: Path) -> None:
+    change(saved, num_hidden_layers=2**31 - 1)
+    with pytest.raises(SourceError, match="has num_hidden_layers 2147483647, which no model has"):
+        load_source(str(saved))
+
+
 def test_a_task_that_a_model_does_not_have_is_refused_with_those_it_has(saved: Path) -> None:
     with pytest.raises(SourceError, match=r"llama cannot be loaded for masked-lm, only for causal"):
         load_source(str(saved), task="masked-lm")
