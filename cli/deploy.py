@@ -28,9 +28,16 @@ from . import common
     is_flag=True,
     help="Write the model as one .ort file, with the operators that a reduced build needs.",
 )
+@click.option("--force", is_flag=True, help="Replace a folder that this command wrote.")
 @common.output_options
 def command(
-    bundle: Path, target: str, output: Path, ort_format: bool, as_json: bool, quiet: bool
+    bundle: Path,
+    target: str,
+    output: Path,
+    ort_format: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write a folder that runs as it is: the model, its tokenizer, a starter program, a README.
 
@@ -45,7 +52,9 @@ def command(
     from .printing.progress import live
 
     with live(quiet) as progress:
-        deployment = deploy_model(bundle, target, output, ort_format=ort_format, progress=progress)
+        deployment = deploy_model(
+            bundle, target, output, ort_format=ort_format, force=force, progress=progress
+        )
     if as_json:
         common.print_json(deployment.to_dict())
     elif not quiet:

@@ -9,35 +9,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgetie.bundle.bundle import require_utf8
-from edgetie.bundle.names import MANIFEST
+from edgetie.bundle.names import MANIFEST, STARTER
 from edgetie.errors import BundleError
+
+_KINDS = {MANIFEST: "a bundle", STARTER: "a starter"}
+"""What a directory with a file of this name is."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def atomic_directory(
-    destination: str | os.PathLike[str], *, force: bool | None = False
+    destination: str | os.PathLike[str], *, force: bool | None = False, marker: str = MANIFEST
 ) -> Iterator[Path]:
     """Write a directory under a temporary name; rename it when the block succeeds.
 
     Args:
-        destination: the directory; must not exist unless ``force`` and it is a bundle.
-        force: replace an existing bundle, but no other directory. With ``None`` nothing is ever
-            replaced, and errors do not suggest it.
+        destination: the directory; must not exist unless ``force`` and it has a ``marker``.
+        force: replace an existing directory of the same kind, but no other. With ``None`` nothing
+            is ever replaced, and errors do not suggest it.
+        marker: the file in directories of this kind: ``MANIFEST`` or ``STARTER``.
 
     Raises:
         BundleError: if the destination is in the way or cannot be written, or the disk is full.
     """
     name = Path(destination)
-    check_destination(name, force=force)
+    check_destination(name, force=force, marker=marker)
     target = name.resolve()
     parents = [parent for parent in target.parents if not parent.exists()]
     try:
         with _staging(name, target, parents) as folder:
             (folder / target.name).mkdir()
             yield folder / target.name
-            check_destination(name, force=force)
+            check_destination(name, force=force, marker=marker)
     finally:
         with contextlib.suppress(OSError):
             for parent in parents:
@@ -148,8 +152,10 @@ def _is_disk_full(error: Exception) -> bool:
     return any(f"(os error {number})" in str(error) for number in _NO_SPACE)
 
 
-def check_destination(destination: str | os.PathLike[str], *, force: bool | None = False) -> None:
-    """Refuse a destination that exists, unless it is empty, or is a bundle and ``force``.
+def check_destination(
+    destination: str | os.PathLike[str], *, force: bool | None = False, marker: str = MANIFEST
+) -> None:
+    """Refuse a destination that exists, unless it is empty, or has a ``marker`` and ``force``.
 
     Raises:
         BundleError: naming the destination.
@@ -162,9 +168,10 @@ def check_destination(destination: str | os.PathLike[str], *, force: bool | None
             raise BundleError(f"{name}: is the current directory; name a new one below it")
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
             return
-        if not (target / MANIFEST).is_file():
+        if not (target / marker).is_file():
             raise BundleError(
-                f"{name}: exists but is not a bundle, so never replaced; choose another output"
+                f"{name}: exists but is not {_KINDS[marker]}, so never replaced; "
+                "choose another output"
             )
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -1,6 +1,8 @@
 """Names of files, tensors, tasks and nodes in a bundle."""
 
 MANIFEST = "edgetie.json"
+STARTER = "edgetie-starter.json"
+"""What a starter application was made of; marks its folder."""
 MODEL = "model.onnx"
 ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
@@ -9,7 +11,8 @@ PREFILL = "prefill_model.onnx"
 """The graph for prompts of a decoder with fixed shapes. It shares the decoder's weights."""
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
-CONFIGURATIONS = ("generation_config.json", CONFIG)
+GENERATION_CONFIG = "generation_config.json"
+CONFIGURATIONS = (GENERATION_CONFIG, CONFIG)
 """Files with settings of a model, by priority."""
 PROCESSOR = "processor_config.json"
 """Settings of an audio model's prompt."""

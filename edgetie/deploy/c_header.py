@@ -8,14 +8,24 @@ _TYPES = {"float": ("FLOAT", 4), "int8": ("INT8", 1), "uint8": ("UINT8", 1)}
 
 def c_header(app: Mapping[str, Any]) -> str:
     """Compose ``app.h``: the settings of ``app.json`` as constants."""
+    sampling = app["sampling"]
     element, size = _TYPES[app["cache_dtype"]]
     constants = {
         "MODEL": _string(app["model"]),
         "WEIGHTS": _string(app["weights"]),
         "ORT_FORMAT": int(app["ort_format"]),
-        "BEFORE": _string(app["before_prompt"]),
-        "AFTER": _string(app["after_prompt"]),
-        "TRIM": int(app["trim"]),
+        "BEFORE_PROMPT": _string(app["before_prompt"]),
+        "AFTER_PROMPT": _string(app["after_prompt"]),
+        "BEFORE_ANSWER": _string(app["before_answer"]),
+        "NEXT_PROMPT": _string(app["next_prompt"] or ""),
+        "HISTORY": int(app["next_prompt"] is not None),
+        "TRIM_PROMPT": int(app["trim_prompt"]),
+        "TRIM_ANSWER": int(app["trim_answer"]),
+        "STOP_STRINGS": _string("".join(f"{stop}\0" for stop in app["stop_strings"])),
+        "TEMPERATURE": float(sampling["temperature"]),
+        "TOP_K": sampling["top_k"] or 0,
+        "TOP_P": float(sampling["top_p"] or 1),
+        "REPETITION_PENALTY": float(sampling["repetition_penalty"]),
         "INPUTS": _string(" ".join(app["inputs"])),
         "VOCABULARY": app["vocabulary"],
         "MAX_POSITIONS": app["max_positions"] or 0,

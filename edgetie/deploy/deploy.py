@@ -1,6 +1,5 @@
 """Write a folder that an app developer starts from: model, tokenizer and a program that runs."""
 
-import hashlib
 import json
 import os
 import platform
@@ -14,8 +13,10 @@ from typing import Any, NoReturn
 
 from edgetie.bundle.atomic import atomic_directory
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.names import MANIFEST
+from edgetie.bundle.names import MANIFEST, STARTER
+from edgetie.deploy.app_settings import app_settings
 from edgetie.deploy.c_header import c_header
+from edgetie.deploy.chat_format import read_chat_format
 from edgetie.deploy.mobile_usability import usability
 from edgetie.deploy.ort_format import MODEL, OPERATORS, write_operators, write_ort
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME, DeployTarget
@@ -23,11 +24,10 @@ from edgetie.deploy.tokenizer_tables import write_tables
 from edgetie.errors import BundleError, EdgetieError, ProviderError
 from edgetie.kernels import get_library_path, library_name
 from edgetie.progress import Progress, Stages
-from edgetie.runtime.text.chat import PLACEHOLDER
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 from edgetie.targets import SCHEMES, TARGETS
 
-_WITH_FIELDS = {".md", ".html", ".kts", ".txt", ""}
+_WITH_FIELDS = {".md", ".html", ".kts", ".txt", ".yml", ""}
 _RUN_IT = "run it with edgetie generate"
 _LARGE_BYTES = 50_000_000
 
@@ -69,6 +69,7 @@ def deploy_model(
     output: str | os.PathLike[str],
     *,
     ort_format: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Deployment:
     """Write a folder that runs as it is: the model in ``model/``, a starter program, a README.
@@ -76,9 +77,10 @@ def deploy_model(
     Args:
         bundle: a decoder (causal-lm) with a tokenizer, quantized for the target.
         target: a name of :data:`edgetie.deploy.targets.DEPLOY_TARGETS`.
-        output: the folder; must not exist.
+        output: the folder; must not exist unless ``force``.
         ort_format: write the model as one file of the format ``.ort``, with the operators that a
             reduced build of ONNX Runtime needs for it (:mod:`edgetie.deploy.ort_format`).
+        force: replace a folder that an earlier call wrote, but no other.
         progress: told about each step.
 
     Raises:
@@ -97,7 +99,9 @@ def deploy_model(
     opened = open_bundle(bundle, hashes=True)
     _require_deployable(opened, spec)
     tokenizer = Tokenizer.from_bundle(opened)
-    with atomic_directory(output, force=None) as folder:
+    chat = read_chat_format(opened.directory, tokenizer)
+    app, notes = app_settings(opened, tokenizer, chat, ort_format=ort_format), chat.notes
+    with atomic_directory(output, force=force, marker=STARTER) as folder:
         stages.stage("Copying")
         model = folder / spec.assets / "model"
         _write_model(opened, spec, model, folder / OPERATORS if ort_format else None)
@@ -106,16 +110,14 @@ def deploy_model(
             with as_file(files("edgetie.deploy") / "templates" / name) as template:
                 unwanted = shutil.ignore_patterns("__pycache__")  # of an installation
                 shutil.copytree(template, part, ignore=unwanted, dirs_exist_ok=True)
-        app = _app_settings(opened, tokenizer, ort_format)
-        notes = _notes(opened, tokenizer, app)
         if spec.kernels:
             notes += _write_kernels(spec, folder)
             app |= {"kernels": _library(spec), "in_file": _reads_in_file(opened)}
         if spec.in_c:
             (folder / spec.native / "app.h").write_text(c_header(app), encoding="utf-8")
         else:
-            text = json.dumps(app, indent=1, ensure_ascii=False)
-            (folder / "app.json").write_text(text + "\n", encoding="utf-8")
+            _write_json(folder / "app.json", app)
+        _write_json(folder / STARTER, _origin(opened, spec))
         fields = _fields(opened, spec, ort_format)
         written = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         for file in written:
@@ -127,6 +129,24 @@ def deploy_model(
                 file.write_text(text, encoding="utf-8")
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in written}
     return Deployment(Path(output), spec, _scheme(opened), sizes, notes + _advice(opened, spec))
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _origin(bundle: Bundle, spec: DeployTarget) -> dict[str, Any]:
+    """What a starter was made of."""
+    return {
+        "target": spec.name,
+        "scheme": _scheme(bundle),
+        "model": _name(bundle),
+        "edgetie": version("edgetie"),
+    }
+
+
+def _name(bundle: Bundle) -> str:
+    return str(bundle.manifest.source.get("name", bundle.directory.name))
 
 
 def _scheme(bundle: Bundle) -> str:
@@ -217,69 +237,6 @@ def _reads_in_file(bundle: Bundle) -> bool:
     return scheme is not None and scheme.has_blocks
 
 
-def _app_settings(bundle: Bundle, tokenizer: Tokenizer, ort_format: bool) -> dict[str, Any]:
-    """The settings of a starter: prompt, stop tokens, inputs and cache."""
-    signature = bundle.manifest.signature
-    before, after, trim = "", "", False
-    prefix, suffix = tokenizer.surrounding
-    if tokenizer.chat_template is not None:
-        prefix, suffix = [], []
-        before, after = _around_prompt(bundle, tokenizer, PLACEHOLDER)
-        trim = _around_prompt(bundle, tokenizer, f" {PLACEHOLDER}\n") == (before, after)
-    hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(bundle.manifest.files.items())]
-    caches = signature.cache
-    model = f"model/{MODEL if ort_format else bundle.model_path.name}"
-    return {
-        "version": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
-        "model": model,
-        "weights": model if ort_format else f"{model}.data",
-        "ort_format": ort_format,
-        "before_prompt": before,
-        "after_prompt": after,
-        "trim": trim,
-        "prefix": prefix,
-        "suffix": suffix,
-        "stop_tokens": sorted(set(signature.eos_token_ids)),
-        "max_positions": signature.max_positions,
-        "vocabulary": signature.vocab_size,
-        "logits": signature.logits,
-        "inputs": [v.name for v in signature.inputs if v not in caches],
-        "cache": [v.name.removeprefix("past_key_values.") for v in caches],
-        "cache_dtype": caches[0].dtype,
-        "cache_heads": caches[0].shape[1],
-        "cache_size": caches[0].shape[3],
-        "packed": bundle.manifest.weights_in_memory == "prepacked",
-        "optimize": bundle.manifest.weights_in_memory != "mapped",
-    }
-
-
-def _notes(bundle: Bundle, tokenizer: Tokenizer, app: dict[str, Any]) -> tuple[str, ...]:
-    """What a chat template does and no starter does."""
-    if tokenizer.chat_template is None:
-        return ()
-    notes = []
-    if "strftime_now" in tokenizer.chat_template:
-        notes.append("its chat template writes the date; the starter repeats today's")
-    text = f" Aa{PLACEHOLDER}aA\n"
-    rendered = PLACEHOLDER.join(_around_prompt(bundle, tokenizer, text))
-    prompt = text.strip() if app["trim"] else text
-    if rendered != app["before_prompt"] + prompt + app["after_prompt"]:
-        notes.append("its chat template changes the user's text; the starter does not")
-    return tuple(notes)
-
-
-def _around_prompt(bundle: Bundle, tokenizer: Tokenizer, prompt: str) -> tuple[str, str]:
-    """The text of a chat before and after the placeholder in a prompt."""
-    text = tokenizer.chat_prompt([{"role": "user", "content": prompt}])
-    parts = text.split(PLACEHOLDER)
-    if len(parts) != 2:
-        raise BundleError(
-            f"{bundle.directory}: its chat template does not write the user's text once, which "
-            f"starters rely on; {_RUN_IT}"
-        )
-    return parts[0], parts[1]
-
-
 def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, str]:
     """The model's own figures for the ``{{fields}}`` of templates."""
     files = f"from `model/{bundle.model_path.name}.data`, which stays next to the model"
@@ -288,6 +245,9 @@ def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, s
             f"from `model/{MODEL}`; `{OPERATORS}` lists its operators, for a build of ONNX Runtime "
             "without others (`--include_ops_by_config`)"
         )
+    private = "ONNX Runtime packs weights into private memory, which counts."
+    if bundle.manifest.weights_in_memory == "mapped":
+        private = "The weights are read there."
     mapped = "pages of the file, which processes share and the system can drop, and some {}"
     memory = {
         "prepacked": "about its file size: ONNX Runtime packs the weights when it starts, and the "
@@ -297,13 +257,18 @@ def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, s
     }[bundle.manifest.weights_in_memory]
     if spec.kernels and _reads_in_file(bundle):
         memory = mapped.format("25 MB of its own (its file size without edgetie's provider)")
+        private = (
+            "edgetie's provider reads the weights there. ONNX Runtime's own packs them into "
+            "private memory, which counts: about the size of the file."
+        )
     if ort_format and spec.name == "python":
         memory += " (before ONNX Runtime 1.26, which maps an .ort file, twice its file size)"
     return {
-        "name": str(bundle.manifest.source.get("name", bundle.directory.name)),
+        "name": _name(bundle),
         "scheme": _scheme(bundle),
         "megabytes": f"{sum(file.stat().st_size for file in bundle.files) / 1e6:.0f}",
         "memory": memory,
+        "private_memory": private,
         "files": files,
         "usability": usability(bundle.model_path, spec.mobile) if spec.mobile else "",
         "start": "\n".join(spec.start),

@@ -81,7 +81,13 @@ DEPLOY_TARGETS = {
             _RUN,
             "javascript",
         ),
-        DeployTarget("web", "web", ("npm install", "node serve.mjs"), _RUN, "javascript"),
+        DeployTarget(
+            "web",
+            "web",
+            ("npm install", "npm run vendor", "node serve.mjs"),
+            _RUN,
+            "javascript",
+        ),
         DeployTarget(
             "android",
             "mobile-cpu",
@@ -99,7 +105,7 @@ DEPLOY_TARGETS = {
         DeployTarget(
             "ios",
             "mobile-cpu",
-            ("xcodegen", "pod install", "open Starter.xcworkspace"),
+            ("xcodegen", "open Starter.xcodeproj"),
             "the C, edgetie's execution provider included, is run by edgetie's tests on Linux, and "
             "compiled for Apple's processors against macOS's headers; only the syntax of the Swift "
             "is checked; Xcode and a device are not tested",

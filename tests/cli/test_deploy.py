@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,3 +54,23 @@ def test_unknown_targets_are_refused(bundle: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(command, options)
     assert done.exit_code == 2
     assert "--for" in done.stderr
+
+
+def test_force_is_offered_and_replaces(bundle: Path, tmp_path: Path) -> None:
+    options = [str(bundle), "--for", "node", "--output", str(tmp_path / "app"), "--quiet"]
+    assert CliRunner().invoke(command, options).exit_code == 0
+    (tmp_path / "app" / "node_modules").mkdir()
+    assert "already exists" in str(CliRunner().invoke(command, options).exception)
+    assert CliRunner().invoke(command, [*options, "--force"]).exit_code == 0
+    assert not (tmp_path / "app" / "node_modules").exists()
+
+
+def test_help_waits_for_no_library() -> None:
+    code = (
+        "import sys; from edgetie_cli.deploy import command\n"
+        "command(['--help'], standalone_mode=False)\n"
+        "print([n for n in ('numpy', 'onnx', 'onnxruntime', 'torch') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--force" in done.stdout
+    assert done.stdout.endswith("[]\n")

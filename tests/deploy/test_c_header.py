@@ -16,10 +16,15 @@ APP = {
     "ort_format": False,
     "before_prompt": '<|im_start|>"é\\?\n',
     "after_prompt": "",
-    "trim": True,
+    "before_answer": "",
+    "next_prompt": None,
+    "trim_prompt": True,
+    "trim_answer": False,
     "prefix": [1, 5],
     "suffix": [],
     "stop_tokens": [2, 7],
+    "sampling": {"temperature": 0.7, "top_k": None, "top_p": 0.9, "repetition_penalty": 1.0},
+    "stop_strings": ["###", "\nUser:"],
     "max_positions": None,
     "vocabulary": 320,
     "logits": "all",
@@ -38,7 +43,13 @@ APP = {
 def test_constants() -> None:
     lines = c_header(APP).splitlines()
     for expected in (
-        '#define APP_BEFORE "<|im_start|>\\042\\303\\251\\134\\077\\012"',
+        '#define APP_BEFORE_PROMPT "<|im_start|>\\042\\303\\251\\134\\077\\012"',
+        "#define APP_HISTORY 0",
+        "#define APP_TRIM_PROMPT 1",
+        "#define APP_TEMPERATURE 0.7",
+        "#define APP_TOP_K 0",
+        "#define APP_TOP_P 0.9",
+        '#define APP_STOP_STRINGS "###\\000\\012User:\\000"',
         "#define APP_MAX_POSITIONS 0",
         "#define APP_LOGITS_OF_ALL 1",
         "#define APP_CACHE_BYTES 1",
@@ -60,7 +71,7 @@ def test_strings_are_what_a_compiler_reads(tmp_path: Path) -> None:
         pytest.skip("needs a C compiler")
     (tmp_path / "app.h").write_text(c_header(APP), encoding="utf-8")
     program = (
-        '#include <stdio.h>\n#include "app.h"\nint main(void) { fputs(APP_BEFORE, stdout); }\n'
+        '#include <stdio.h>\n#include "app.h"\nint main(void) { fputs(APP_BEFORE_PROMPT, stdout); }'
     )
     (tmp_path / "main.c").write_text(program, encoding="utf-8")
     subprocess.run(["cc", "main.c", "-o", "main"], cwd=tmp_path, check=True)

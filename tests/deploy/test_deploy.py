@@ -53,10 +53,20 @@ def test_settings_of_a_chat_model(bundle: Bundle, tmp_path: Path) -> None:
         "ort_format": False,
         "before_prompt": "<|im_start|>user\n",
         "after_prompt": "<|im_end|>\n<|im_start|>assistant\n",
-        "trim": False,
+        "before_answer": "<|im_end|>\n<|im_start|>assistant\n",
+        "next_prompt": "<|im_end|>\n<|im_start|>user\n",
+        "trim_prompt": False,
+        "trim_answer": False,
         "prefix": [],
         "suffix": [],
         "stop_tokens": [tiny.STOP],
+        "sampling": {
+            "temperature": 0.0,
+            "top_k": None,
+            "top_p": None,
+            "repetition_penalty": 1.0,
+        },
+        "stop_strings": [],
         "max_positions": tiny.POSITIONS,
         "vocabulary": tiny.VOCAB,
         "logits": "last",
@@ -85,7 +95,7 @@ def test_settings_of_a_chat_model(bundle: Bundle, tmp_path: Path) -> None:
 def test_the_python_starter_answers_as_generate(bundle: Bundle, tmp_path: Path) -> None:
     deploy_model(bundle.directory, "python", tmp_path / "app")
     done = subprocess.run(
-        [sys.executable, "app.py", "hello", "12"],
+        [sys.executable, "app.py", "hello", "--max-new-tokens", "12"],
         cwd=tmp_path / "app", capture_output=True, text=True, check=True,
     )  # fmt: skip
     tokenizer = Tokenizer.from_bundle(bundle)
@@ -143,7 +153,7 @@ def test_a_library_that_was_not_built_is_noted(bundle: Bundle, tmp_path: Path) -
     )
     assert done.stdout.startswith("edgetie's execution provider is not in it: its library was not")
     done = subprocess.run(
-        [sys.executable, "app.py", "hello", "1"],
+        [sys.executable, "app.py", "hello", "--max-new-tokens", "1"],
         cwd=tmp_path / "app", capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stderr.startswith("app: run by cpu: ")
@@ -158,16 +168,27 @@ def test_models_as_ort(bundle: Bundle, tmp_path: Path, target: str) -> None:
     assert "required_operators.config" in files
 
 
-def test_what_a_chat_template_does_is_noted(bundle: Bundle, tmp_path: Path) -> None:
-    template = "{{ strftime_now('%Y') }}{% for m in messages %}<{{ m.content %s }}>{% endfor %}"
-    for index, (step, notes) in enumerate((("", 1), ("| trim", 1), ("| upper", 2))):
-        text = template.replace("%s", step)
-        (bundle.directory / "chat_template.jinja").write_text(text, encoding="utf-8")
-        rewritten(bundle)
-        app = tmp_path / str(index)
-        assert len(deploy_model(bundle.directory, "python", app).notes) == notes
-        settings = json.loads((app / "app.json").read_text("utf-8"))
-        assert settings["trim"] == (step == "| trim")
+def test_force_replaces_what_deploy_wrote_and_nothing_else(bundle: Bundle, tmp_path: Path) -> None:
+    app, other = tmp_path / "app", tmp_path / "other"
+    deploy_model(bundle.directory, "python", app)
+    (app / "more").touch()
+    with pytest.raises(BundleError, match=r"app: already exists; .* or pass force=True"):
+        deploy_model(bundle.directory, "node", app)
+    assert (app / "app.py").exists()
+    deploy_model(bundle.directory, "node", app, force=True)
+    assert (app / "app.mjs").exists()
+    assert not (app / "more").exists()
+    assert not (app / "app.py").exists()
+    other.mkdir()
+    (other / "work").touch()
+    for folder in (other, bundle.directory):
+        with pytest.raises(BundleError, match="exists but is not a starter, so never replaced"):
+            deploy_model(bundle.directory, "python", folder, force=True)
+    with pytest.raises(BundleError, match="int3 does not run there"):  # nothing is half-replaced
+        deploy_model(
+            rewritten(bundle, quantization={"scheme": "int3"}).directory, "c", app, force=True
+        )
+    assert (app / "app.mjs").exists()
 
 
 def test_large_float_weights_come_with_advice(

@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 import yaml
 from starters import (
-    PROMPT,
+    PROMPTS,
     SUPPORT,
     TOKENS,
+    assert_conversation,
     expected,
     headers,
     library,
+    read_turns,
     run,
 )
 
-from edgetie import Tokenizer, deploy_model, open_bundle
+from edgetie import deploy_model
 
 __all__ = ["headers", "library"]
 
@@ -65,15 +67,11 @@ def test_android_gives_the_same_tokens_on_a_desktop(
     )  # fmt: skip
     done = subprocess.run(
         ["kotlin", "-J-Djava.library.path=native", "-J-Dfile.encoding=UTF-8", "-cp", "classes",
-         "app.starter.DesktopKt", code / "assets", PROMPT, str(TOKENS)],
+         "app.starter.DesktopKt", code / "assets", str(TOKENS), "", *PROMPTS],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True,
         env=os.environ | {"LD_LIBRARY_PATH": f"{library / 'lib'}:{tmp_path / 'native'}"},
     )  # fmt: skip
-    tokens = expected(real_int8)
-    lines = done.stdout.split("\n", len(tokens))
-    assert [int(line) for line in lines[:-1]] == tokens
-    tokenizer = Tokenizer.from_bundle(open_bundle(real_int8))
-    assert lines[-1].strip() == tokenizer.decode(tokens).strip()
+    assert_conversation(read_turns(done.stdout), expected(real_int8))
     assert re.search(r"^run by edgetie \(\d{3} of \d+ nodes\)$", done.stderr, re.MULTILINE)
     assert "nowhere/model/tokenizer.bin: cannot be read" in done.stderr
 
@@ -113,7 +111,7 @@ def test_ios_is_swift_and_compiles_for_apple(
     framework = tmp_path / "frameworks" / "onnxruntime"
     framework.parent.mkdir()
     framework.symlink_to(headers)
-    for name in ("model", "plugin", "tokenizer"):
+    for name in ("model", "plugin", "sampler", "session", "text", "tokenizer"):
         run(
             [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-macos", "-std=gnu11", "-c",
              "-Wall", "-Wextra", "-Werror", f"-I{framework.parent}", f"Native/{name}.c",
@@ -121,7 +119,10 @@ def test_ios_is_swift_and_compiles_for_apple(
             tmp_path / "app",
         )  # fmt: skip
     project = yaml.safe_load((tmp_path / "app" / "project.yml").read_text("utf-8"))
-    (embedded,) = project["targets"]["Starter"]["dependencies"]
+    package, embedded = project["targets"]["Starter"]["dependencies"]
+    runtime = project["packages"][package["package"]]
+    assert runtime["url"].endswith("/onnxruntime-swift-package-manager")
+    assert tuple(map(int, runtime["from"].split("."))) >= (1, 24, 1)
     framework = project["targets"][embedded["target"]]
     assert framework["type"] == "framework"
     opened = f"@rpath/{embedded['target']}.framework/{embedded['target']}"
@@ -140,8 +141,15 @@ def test_ios_is_swift_and_compiles_for_apple(
         tmp_path / "app")  # fmt: skip
 
 
+def test_android_packages_the_runtime_once(android: Path) -> None:
+    gradle = (android / "app" / "build.gradle.kts").read_text("utf-8")
+    assert 'onnxruntime("com.microsoft.onnxruntime:onnxruntime-android:' in gradle
+    assert "implementation(" not in gradle  # CMake imports the library, which is packaged
+
+
 def test_readme_states_what_the_phones_provider_would_run(android: Path) -> None:
     text = (android / "README.md").read_text(encoding="utf-8")
     assert "NNAPI: use the CPU instead. It would run" in text
     assert "it lacks" in text
+    assert "gradle wrapper" in text
     assert "{{" not in text

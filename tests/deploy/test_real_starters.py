@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -21,13 +22,20 @@ from command_line import (
 from process_memory import mapping_of, memory_of
 from starters import (
     PROMPT,
+    PROMPTS,
     SUPPORT,
     TOKENS,
+    Turn,
+    assert_conversation,
     build,
     expected,
     headers,
+    in_python,
     library,
+    modules,
+    read_turns,
     run,
+    starter,
 )
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
@@ -40,7 +48,7 @@ from edgetie.deploy.tokenizer_tables import write_tables
 from edgetie.downloads import demo_text
 from edgetie.export.exporter import ExportReport
 
-__all__ = ["headers", "library"]
+__all__ = ["headers", "library", "modules"]
 
 pytestmark = pytest.mark.slow
 
@@ -54,9 +62,9 @@ def c_starter(real_int8: Path, library: Path, tmp_path_factory: pytest.TempPathF
 
 
 class Outcome(NamedTuple):
-    """What a run of the starter in C gave, and what the process held at its end."""
+    """A conversation with the starter in C, and what the process held at its end."""
 
-    tokens: list[int]
+    turns: list[Turn]
     provider: str
     private_bytes: int
     resident_files: float
@@ -64,15 +72,14 @@ class Outcome(NamedTuple):
 
 def run_c(folder: Path) -> Outcome:
     done = subprocess.run(
-        ["./app", PROMPT, str(TOKENS), "--tokens"],
-        cwd=folder, env=os.environ | {"APP_MEMORY": "1"}, capture_output=True, text=True,
-        check=True,
+        ["./conversation", str(TOKENS), "0", "0", "", *PROMPTS],
+        cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
     files = sum(file.stat().st_size for file in (folder / "model").iterdir())
     provider, *memory = done.stderr.splitlines()
     sizes = {name: 1024 * int(size) for name, size, _ in map(str.split, memory)}
-    tokens = [int(token) for token in done.stdout.split()]
-    return Outcome(tokens, provider, sizes["RssAnon:"], sizes["VmRSS:"] / files)
+    turns = read_turns(done.stdout)
+    return Outcome(turns, provider, sizes["RssAnon:"], sizes["VmRSS:"] / files)
 
 
 def nodes_of(provider: str) -> tuple[int, int]:
@@ -89,18 +96,15 @@ def test_python_starter_needs_only_three_packages(real_int8: Path, tmp_path: Pat
     python = tmp_path / "venv" / "bin" / "python"
     oldest = f"onnxruntime=={RUNTIME}"
     run([python, "-m", "pip", "install", "-q", "-r", "requirements.txt", oldest], tmp_path / "app")
-    program = "import app; model = app.Model(); model.app['stop_tokens'] = []; "
-    program += "print(model.provider); print(*model.tokens(model.encode({!r}), {}))"
-    provider, output = run(
-        [python, "-c", program.format(PROMPT, TOKENS)], tmp_path / "app"
-    ).splitlines()
+    provider, turns = in_python(tmp_path / "app", PROMPTS, python, max_new_tokens=TOKENS)
     assert nodes_of(provider)[0] > 100
     # versions of onnxruntime differ in the last bit: edgetie must run on this one too
     packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
-    program = f"from starters import expected; print(*expected({str(real_int8)!r}))"
-    paths = os.pathsep.join(map(str, (packages, SUPPORT)))
-    assert output == run([sys.executable, "-c", program], tmp_path, PYTHONPATH=paths).strip()
-    answer = run([python, "app.py", PROMPT, TOKENS], tmp_path / "app")
+    program = f"from starters import expected; print(repr(expected({str(real_int8)!r})))"
+    paths = os.pathsep.join((str(packages), str(SUPPORT), *sys.path))
+    wanted = run([sys.executable, "-c", program], tmp_path, PYTHONPATH=paths)
+    assert_conversation(turns, eval(wanted, {"Turn": Turn}))
+    answer = run([python, "app.py", PROMPT, "--max-new-tokens", TOKENS], tmp_path / "app")
     assert answer.startswith("The sky is blue because")
 
 
@@ -108,27 +112,27 @@ def test_c_starter_gives_the_same_tokens_in_its_files_memory(
     c_starter: Path, real_int8: Path
 ) -> None:
     done = run_c(c_starter)
-    assert done.tokens == expected(real_int8)
+    assert_conversation(done.turns, expected(real_int8))
     own, every = nodes_of(done.provider)
     nodes = open_session(real_int8).nodes_per_provider
     assert (own, every) == (nodes["EdgetieExecutionProvider"], sum(nodes.values()))
     assert done.private_bytes < 40 << 20
     assert done.resident_files < 1.33  # of the whole process, library and tokenizer included
-    assert run(["./app", PROMPT, TOKENS], c_starter).startswith("The sky is blue because")
+    assert run(["./app", PROMPT], c_starter).startswith("The sky is blue because")
 
 
 @pytest.mark.parametrize("content", [None, b"no library"])
 def test_c_starter_runs_without_the_library_of_its_provider(
     c_starter: Path, real_int8: Path, tmp_path: Path, content: bytes | None
 ) -> None:
-    shutil.copy(c_starter / "app", tmp_path)
+    shutil.copy(c_starter / "conversation", tmp_path)
     (tmp_path / "model").symlink_to(c_starter / "model")
     if content is not None:
         (tmp_path / "libedgetie_kernels.so").write_bytes(content)
     done = run_c(tmp_path)
-    assert done.provider.startswith("app: run by cpu: ")
+    assert done.provider.startswith("run by cpu: ")
     assert "libedgetie_kernels.so: " in done.provider
-    assert done.tokens == expected(real_int8, provider="cpu")
+    assert_conversation(done.turns, expected(real_int8, provider="cpu"))
     assert done.resident_files < 1.33
 
 
@@ -139,7 +143,8 @@ def test_two_processes_share_one_copy_of_the_weights(
 ) -> None:
     made = deploy_model(real_int8, "python", tmp_path / "app", ort_format=ort_format)
     weights = tmp_path / "app" / "model" / ("model.ort" if ort_format else "model.onnx.data")
-    program = "import sys, app; model = app.Model(); list(model.tokens([1, 2, 3], 2)); "
+    program = "import sys; from model import Model; model = Model(); "
+    program += "list(model.answer('a', max_new_tokens=2)); "
     program += "print(model.provider, flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -166,13 +171,36 @@ def test_ort_format_has_one_embedding_table(real_int8: Path, library: Path, tmp_
     (tied,) = bundle.manifest.ties
     assert list(weights.values()).count(weights[tied.name]) == 1
     done = run_c(build(tmp_path / "app", library))
-    assert done.tokens == expected(real_int8)
-    assert done.provider == "app: run by edgetie"
+    assert_conversation(done.turns, expected(real_int8))
+    assert done.provider == "run by edgetie"
     assert done.private_bytes < 40 << 20
     assert done.resident_files < 1.35
     operators = (tmp_path / "app" / "required_operators.config").read_text("utf-8")
     assert "com.microsoft;1;GatherBlockQuantized,GroupQueryAttention,MatMulNBits" in operators
     assert str(tmp_path) not in operators
+
+
+@pytest.mark.parametrize("target", ["python", "c", "node"])
+def test_an_interrupt_ends_the_answer_and_not_the_program(
+    real_int8: Path, c_starter: Path, modules: Path, tmp_path: Path, target: str
+) -> None:
+    app, command = tmp_path / "app", [sys.executable, "app.py"]
+    if target == "c":
+        app, command = c_starter, ["./app"]
+    elif target == "node":
+        command = ["node", starter(real_int8, target, app, modules) / "app.mjs"]
+    else:
+        deploy_model(real_int8, target, app)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--max-new-tokens", "2000"], cwd=app, **pipes) as process:
+        process.stdin.write(b"Count from one to one thousand, one number per line.\n")
+        process.stdin.flush()
+        process.stdout.read(1)  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        text, said = process.communicate(b"What is the capital of Spain? One word.\n")
+    assert process.returncode == 0, said
+    assert b"Madrid" in text
+    assert len(text) < 1000
 
 
 def test_ort_format_for_the_web_is_refused(real_int8: Path, tmp_path: Path) -> None:
@@ -193,7 +221,7 @@ def test_c_tokenizer_is_the_models(c_starter: Path, real_int8: Path, tmp_path: P
         "  if (n < 3 || !file || !t) return 1;\n"
         "  text[fread(text, 1, sizeof text - 1, file)] = 0;\n"
         "  size_t count;\n"
-        "  int64_t *ids = tokenizer_encode(t, text, &count);\n"
+        "  int64_t *ids = tokenizer_encode(t, text, strlen(text), &count);\n"
         '  for (size_t i = 0; i < count; i++) printf("%ld\\n", (long)ids[i]);\n'
         "  free(ids), tokenizer_close(t), fclose(file);\n"
         "}\n",
@@ -255,12 +283,15 @@ def test_prompts_are_trimmed_if_the_template_trims(
     deploy_model(bundle, "python", tmp_path / "python")
     build(tmp_path / "c", library)
     words, python = " hi there\n", [sys.executable, "app.py"]
-    answers = {run([*at, asked, 4], tmp_path / at_folder) for asked in (words, words.strip())
-               for at, at_folder in ((["./app"], "c"), (python, "python"))}  # fmt: skip
+    answers = {
+        run([*command, asked, "--max-new-tokens", 4], tmp_path / folder)
+        for asked in (words, words.strip())
+        for command, folder in ((["./app"], "c"), (python, "python"))
+    }
     assert len(answers) == 1
     for at, folder in ((["./app"], "c"), (python, "python")):
         done = subprocess.run(
-            [*at, "hi", "many"], cwd=tmp_path / folder, capture_output=True, text=True
+            [*at, "hi", "--top-k", "many"], cwd=tmp_path / folder, capture_output=True, text=True
         )
         assert done.returncode
         assert "many" in done.stderr

@@ -13,10 +13,15 @@ import models
 import pytest
 from runtime_models import byte_tokenizer
 from starters import (
+    SUPPORT,
+    Turn,
     build,
+    expected,
     headers,
+    in_python,
     library,
     modules,
+    read_turns,
     run,
     starter,
 )
@@ -28,6 +33,7 @@ from edgetie.errors import BundleError
 from edgetie.export.exporter import export_model
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.generation import generate_text
+from edgetie.runtime.decoding.sampling import Sampling
 from edgetie.runtime.session import open_session
 from edgetie.sources.source import Source
 
@@ -37,6 +43,7 @@ pytestmark = pytest.mark.slow
 
 PROMPT = "a small prompt"
 LONGEST = 128
+RUN_HERE = ("python", "c", "node")
 OLD_RUNTIME = "1.23.2"
 PARTS = (
     "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}<{{ p.text }}>"
@@ -103,7 +110,7 @@ def commands(target: str, bundle: Path, folder: Path, library: Path, modules: Pa
     return [sys.executable, "app.py"] if target == "python" else ["./app"]
 
 
-@pytest.mark.parametrize("target", ["python", "c", "node"])
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_a_base_model_answers_as_generate_does(
     base: Path, library: Path, modules: Path, tmp_path: Path, target: str
 ) -> None:
@@ -112,16 +119,107 @@ def test_a_base_model_answers_as_generate_does(
     assert len(tokens) < 20
     app = tmp_path / "app"
     command = commands(target, bundle, app, library, modules)
+    options = ["--max-new-tokens", "20"]
     done = subprocess.run(
-        [*map(str, command), PROMPT, "20"], cwd=app, capture_output=True, text=True, check=True
+        [*map(str, command), PROMPT, *options], cwd=app, capture_output=True, text=True, check=True
     )
     assert done.stdout.rstrip("\n") == text.rstrip("\n")
     assert done.stderr.startswith("app: run by edgetie (" if target != "node" else "")
-    said = refused([*command, "a" * LONGEST, 20], app)
+    said = refused([*command, "a" * LONGEST, *options], app)
     assert said == f"app: the prompt has {LONGEST + 2} tokens, the model takes {LONGEST}\n"
-    if target != "python":
-        some = run([*command, "b" * (LONGEST - 10), 60, "--tokens"], app).split()
-        assert len(some) == LONGEST - (LONGEST - 8) + 1  # up to the end of its context
+    for wrong in (["--temperature", -1], ["--top-p", 2], ["--max-new-tokens", 0]):
+        assert str(wrong[0])[2:].replace("-", "_") in refused([*command, PROMPT, *wrong], app)
+
+
+def converse(
+    target: str, app: Path, prompts: list[str], *,
+    most: int = 20, temperature: float = 0, seed: int = 0, stop: str = "",
+) -> list[Turn]:  # fmt: skip
+    """Hold a conversation with a starter that :func:`commands` made."""
+    if target == "python":
+        options = {"max_new_tokens": most, "temperature": temperature, "seed": seed}
+        return in_python(app, prompts, stop_strings=[stop], **options)[1]
+    command = {"c": ["./conversation"], "node": ["node", SUPPORT / "conversation.mjs"]}[target]
+    return read_turns(run([*command, most, temperature, seed, stop, *prompts], app))
+
+
+@pytest.fixture(scope="module")
+def apps(
+    base: Path, library: Path, modules: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The starters that run here, of the model with a chat template of brackets."""
+    folder = tmp_path_factory.mktemp("apps")
+    bundle = Path(shutil.copytree(base, folder / "bundle"))
+    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    (bundle / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    for target in RUN_HERE:
+        commands(target, bundle, folder / target, library, modules)
+    return {name: folder / name for name in ("bundle", *RUN_HERE)}
+
+
+@pytest.mark.parametrize("target", RUN_HERE)
+def test_a_turn_reads_only_what_the_cache_lacks(apps: dict[str, Path], target: str) -> None:
+    prompts = ["time", "assistant", "question"]  # random weights write characters after these
+    wanted = expected(apps["bundle"], prompts, 8, provider="cpu")
+    turns = converse(target, apps[target], prompts, most=8)
+    assert [turn.tokens for turn in turns] == [turn.tokens for turn in wanted]
+    assert turns[0].read == wanted[0].read
+    for turn, fresh in zip(turns[1:], wanted[1:], strict=True):
+        assert turn.read < fresh.read
+
+
+@pytest.mark.parametrize("target", RUN_HERE)
+def test_the_oldest_turns_are_forgotten_before_the_context_ends(
+    apps: dict[str, Path], target: str
+) -> None:
+    prompts = ["a" * 40, "b" * 40, "c" * 60]
+    turns = converse(target, apps[target], prompts, most=4)
+    assert turns[-1].tokens == expected(apps["bundle"], prompts[-1:], 4, "cpu")[0].tokens
+    (whole,) = converse(target, apps[target], ["b" * (LONGEST - 10)], most=60)
+    assert len(whole.tokens) == LONGEST - (LONGEST - 8) + 1  # up to the end of its context
+
+
+@pytest.mark.parametrize("target", RUN_HERE)
+def test_sampling_is_repeatable_and_varies_with_the_seed(
+    base: Path, apps: dict[str, Path], target: str
+) -> None:
+    first, again, other = (
+        converse(target, apps[target], ["once"], temperature=2.0, seed=seed)[0].tokens
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+    assert first != converse(target, apps[target], ["once"])[0].tokens
+
+
+def test_seeds_draw_the_same_tokens_as_generate_or_in_both_languages(
+    apps: dict[str, Path],
+) -> None:
+    for seed in (3, 4):
+        options = {"temperature": 1.5, "seed": seed}
+        in_c, in_node = (converse(t, apps[t], ["once"], **options)[0] for t in ("c", "node"))
+        assert in_c.tokens == in_node.tokens
+        session = open_session(apps["bundle"], provider="edgetie")
+        tokenizer = Tokenizer.from_bundle(session.bundle)
+        ids = tokenizer.encode("<once>", add_special_tokens=False)
+        *_, last = generate_text(
+            session, tokenizer, [ids], max_new_tokens=20, sampling=Sampling(1.5), seed=seed
+        )
+        assert last.completion is not None
+        (in_python,) = converse("python", apps["python"], ["once"], **options)
+        assert in_python.tokens == last.completion.tokens
+
+
+@pytest.mark.parametrize("target", RUN_HERE)
+def test_stop_strings_end_an_answer_and_stay_out_of_it(apps: dict[str, Path], target: str) -> None:
+    (whole,) = converse(target, apps[target], ["time"], most=8)
+    stop = whole.text[1:4]
+    (cut,) = converse(target, apps[target], ["time"], most=8, stop=stop)
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert len(cut.tokens) < len(whole.tokens)
+    never = stop + "\x7f"  # its beginning comes
+    (same,) = converse(target, apps[target], ["time"], most=8, stop=never)
+    assert same == whole
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +249,7 @@ def test_a_runtime_without_kernels_in_plugins_runs_all_nodes(
         build(tmp_path / "app", folder)
         command, variables = ["./app"], {}
     done = subprocess.run(
-        [*command, PROMPT, "5"],
+        [*command, PROMPT, "--max-new-tokens", "5"],
         cwd=tmp_path / "app", env=os.environ | variables, capture_output=True, errors="replace",
         check=True,
     )  # fmt: skip

@@ -18,10 +18,13 @@ from command_line import (
 )
 from starters import (
     PROMPT,
+    PROMPTS,
     SUPPORT,
     TOKENS,
+    assert_conversation,
     expected,
     modules,
+    read_turns,
     run,
     starter,
 )
@@ -43,9 +46,9 @@ def real_plain(real_bundle: Path) -> Path:
 
 def test_node_gives_the_same_tokens(real_int8: Path, modules: Path, tmp_path: Path) -> None:
     app = starter(real_int8, "node", tmp_path / "app", modules)
-    found = run(["node", "app.mjs", PROMPT, TOKENS, "--tokens"], app)
-    assert [int(token) for token in found.split()] == expected(real_int8, provider="cpu")
-    assert run(["node", "app.mjs", PROMPT, TOKENS], app).startswith("The sky is blue because")
+    found = run(["node", SUPPORT / "conversation.mjs", TOKENS, 0, 0, "", *PROMPTS], app)
+    assert_conversation(read_turns(found), expected(real_int8, provider="cpu"))
+    assert run(["node", "app.mjs", PROMPT], app).startswith("The sky is blue because")
 
 
 @contextmanager
@@ -60,36 +63,56 @@ def served(app: Path) -> Iterator[str]:
             server.kill()
 
 
-def drive(app: Path, modules: Path, query: str, prompt: str) -> dict[str, Any]:
+def drive(
+    app: Path, modules: Path, query: str, prompts: tuple[str, ...] = (), *, stop: str = ""
+) -> dict[str, Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("needs Chromium")
     script = SUPPORT / "drive_page.mjs"
     with served(app) as url:
-        out = run(["node", script, modules, chromium, url + query, prompt], app)
+        listed = json.dumps(prompts)
+        out = run(["node", script, modules, chromium, url + query, listed, stop], app)
     found: dict[str, Any] = json.loads(out)
     return found
 
 
-def test_page_gives_the_same_tokens_as_python(
-    real_plain: Path, modules: Path, tmp_path: Path
-) -> None:
+def test_page_answers_as_python_does(real_plain: Path, modules: Path, tmp_path: Path) -> None:
     app = starter(real_plain, "web", tmp_path / "app", modules)
-    found = drive(app, modules, f"?tokens={TOKENS}", PROMPT)
+    found = drive(app, modules, f"?tokens={TOKENS}", PROMPTS)
     assert found["isolated"]
     assert any(state.startswith("Downloading") for state in found["states"])
-    assert [int(token) for token in found["tokens"].split()] == expected(real_plain, provider="cpu")
-    assert found["answer"].startswith("The sky is blue because")
-    assert found["pieces"] > TOKENS / 2  # written as it came
+    assert len({state for state in found["states"] if "written" in state}) > TOKENS  # as it came
+    wanted = expected(real_plain, provider="cpu")
+    for turn, answer in zip(found["turns"], wanted, strict=True):
+        assert turn["during"] == "Reading…"  # not what the answer before took
+        assert turn["answer"] == answer.text
+        assert f"{len(answer.tokens)} written" in turn["state"]
+    first, second = (int(turn["state"].split()[0]) for turn in found["turns"])
+    assert first == wanted[0].read
+    assert second == wanted[1].read - wanted[0].read - len(wanted[0].tokens) + 1
+    assert found["left"] == ""  # a new conversation
+
+
+def test_page_uses_only_the_files_in_lib(real_plain: Path, modules: Path, tmp_path: Path) -> None:
+    app = starter(real_plain, "web", tmp_path / "app", modules)
+    (app / "node_modules").unlink()
+    found = drive(app, modules, "?tokens=300", (PROMPT, "And of Spain?"), stop="stop")
+    library = {f"/lib/{file.name}" for file in (app / "lib").iterdir()}
+    assert library == {path for path in found["requests"] if path.startswith("/lib/")}
+    assert sum(file.stat().st_size for file in (app / "lib").iterdir()) < 15e6
+    stopped, second = found["turns"]
+    assert 0 < len(stopped["answer"]) < 60
+    assert second["answer"]
 
 
 def test_page_names_what_is_missing(real_plain: Path, modules: Path, tmp_path: Path) -> None:
     app = starter(real_plain, "web", tmp_path / "app", modules)
-    assert "GPU" in drive(app, modules, "?device=webgpu", "")["states"][-1]
+    assert "GPU" in drive(app, modules, "?device=webgpu")["states"][-1]
     os.truncate(app / "model" / "model.onnx.data", 1 << 20)
-    assert "Failed" in drive(app, modules, "", "")["states"][-1]
+    assert "Failed" in drive(app, modules, "")["states"][-1]
     (app / "model" / "model.onnx.data").unlink()
-    assert "model/model.onnx.data: 404" in drive(app, modules, "", "")["states"][-1]
+    assert "model/model.onnx.data: 404" in drive(app, modules, "")["states"][-1]
 
 
 def test_schemes_that_browsers_do_not_run_are_refused(real_int8: Path, tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import debian
 import pytest
 from filelock import FileLock
 
-from edgetie import Tokenizer, deploy_model, generate, open_bundle, open_session
+from edgetie import Tokenizer, deploy_model, generate_text, open_bundle, open_session
 from edgetie.downloads import cache_directory
 
 SUPPORT = Path(__file__).parent
@@ -23,15 +25,71 @@ PROMPT = "Explain in one sentence why the sky is blue."
 TOKENS = 32
 
 
-def expected(bundle: Path, count: int = TOKENS, provider: str = "edgetie") -> list[int]:
-    """The greedy tokens behind the prompt, past those that end a text."""
+PROMPTS = (PROMPT, "And why is the sea?")
+
+
+class Turn(NamedTuple):
+    """An answer in a conversation.
+
+    Attributes:
+        read: tokens that were read for it.
+        tokens: those that were written.
+        text: of the answer.
+    """
+
+    read: int
+    tokens: list[int]
+    text: str
+
+
+def expected(
+    bundle: Path, prompts: Sequence[str] = PROMPTS, count: int = TOKENS, provider: str = "edgetie"
+) -> list[Turn]:
+    """The answers of ``generate``, which reads the whole conversation again for each."""
     opened = open_bundle(bundle)
-    tokenizer = Tokenizer.from_bundle(opened)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}])
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    session = open_session(opened, provider=provider, threads=2)
-    steps = generate(session, [ids], max_new_tokens=count, stop_token_ids=frozenset())
-    return [int(step.tokens[0]) for step in steps]
+    tokenizer, session = Tokenizer.from_bundle(opened), open_session(opened, provider=provider)
+    messages, turns = [], []
+    for prompt in prompts:
+        messages.append({"role": "user", "content": prompt})
+        ids = tokenizer.encode(tokenizer.chat_prompt(messages), add_special_tokens=False)
+        *_, last = generate_text(session, tokenizer, [ids], max_new_tokens=count)
+        assert last.completion is not None
+        turns.append(Turn(len(ids), last.completion.tokens, last.completion.text))
+        messages.append({"role": "assistant", "content": last.completion.text})
+    return turns
+
+
+def read_turns(output: str) -> list[Turn]:
+    """Read what ``conversation.c``, ``conversation.mjs`` and ``desktop.kt`` print."""
+    turns = []
+    for turn in output.split("\x1e")[:-1]:
+        read, tokens, text = turn.split("\x1f")
+        written = [int(token) for token in tokens.split()]
+        turns.append(Turn(int(read), written, bytes.fromhex(text).decode(errors="replace")))
+    return turns
+
+
+def in_python(
+    app: Path, prompts: Sequence[str], python: object = sys.executable, **options: object
+) -> tuple[str, list[Turn]]:
+    """Hold a conversation with the starter in Python; returns its provider and the turns."""
+    program = (
+        "from model import Model; model = Model(); print(model.provider, end=chr(30))\n"
+        f"for prompt in {prompts!r}:\n"
+        f"    text = ''.join(model.answer(prompt, **{options!r})).encode().hex()\n"
+        "    print(model.read, ' '.join(map(str, model.written)), text, sep=chr(31), end=chr(30))"
+    )
+    provider, _, turns = run([python, "-c", program], app).partition("\x1e")
+    return provider, read_turns(turns)
+
+
+def assert_conversation(turns: Sequence[Turn], wanted: Sequence[Turn]) -> None:
+    """Compare a conversation with fresh runs over all of it; later turns read new tokens only."""
+    assert [turn[1:] for turn in turns] == [turn[1:] for turn in wanted]
+    assert turns[0].read == wanted[0].read
+    for index in range(1, len(turns)):
+        known = wanted[index - 1].read + len(wanted[index - 1].tokens) - 1
+        assert turns[index].read == wanted[index].read - known
 
 
 def run(command: Sequence[object], folder: Path, **variables: str) -> str:
@@ -75,7 +133,16 @@ def library(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(folder: Path, library: Path) -> Path:
-    run(["make", f"ORT={library}", "CFLAGS=-O2 -g -Wall -Wextra -Werror"], folder)
+    """Build the starter in C, and ``conversation``, which prints what it reads and writes."""
+    flags = ["-O2", "-g", "-Wall", "-Wextra", "-Werror"]
+    run(["make", f"ORT={library}", f"CFLAGS={' '.join(flags)}"], folder)
+    core = [file for file in folder.glob("*.c") if file.name != "app.c"]
+    where = [f"-I{library}/include", f"-L{library}/lib", f"-Wl,-rpath,{library}/lib,-rpath,$ORIGIN"]
+    run(
+        ["cc", "-std=c11", *flags, "-I.", *where, SUPPORT / "conversation.c", *core,
+         "-o", "conversation", "-lonnxruntime", "-ldl", "-lm"],
+        folder,
+    )  # fmt: skip
     return folder
 
 
@@ -101,4 +168,6 @@ def starter(bundle: Path, target: str, folder: Path, modules: Path) -> Path:
     named = json.loads((folder / "package.json").read_text("utf-8"))["dependencies"]
     assert {f"{name}@{version}" for name, version in named.items()} < set(PACKAGES)
     (folder / "node_modules").symlink_to(modules)
+    if target == "web":
+        run(["npm", "run", "vendor"], folder)
     return folder

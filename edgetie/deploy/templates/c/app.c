@@ -1,39 +1,88 @@
-/* Answers a prompt: ./app "What is the capital of France?" [most tokens] [--tokens] */
-#include <inttypes.h>
+/* Converses with the model: ./app "What is the capital of France?"
+   Each prompt is a turn; without any, each line typed is one. Ctrl-C ends an answer. */
+#define _POSIX_C_SOURCE 200809L
+#include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "model.h"
 
-static int show(void *ids_only, const char *text, size_t length, int64_t token, int ends) {
-  if (ids_only)
-    printf("%" PRId64 "\n", token);
-  else if (!ends)
-    fwrite(text, 1, length, stdout);
+static volatile sig_atomic_t answering, stopped;
+
+static void interrupt(int number) {
+  (void)number;
+  if (!answering) _exit(130);
+  stopped = 1;
+}
+
+static int show(void *user, const char *text, size_t length) {
+  (void)user;
+  fwrite(text, 1, length, stdout);
   fflush(stdout);
-  return ids_only || !ends;
+  return !stopped;
+}
+
+static int answer(Model *model, const char *prompt, const Options *options) {
+  answering = 1, stopped = 0;
+  int answered = model_answer(model, prompt, options, show, NULL);
+  answering = 0;
+  if (answered) putchar('\n');
+  return answered;
+}
+
+static int answer_lines(Model *model, const Options *options) {
+  char *line = NULL;
+  size_t size = 0;
+  ssize_t length;
+  int answered = 1;
+  for (;;) {
+    if (isatty(0)) printf("> "), fflush(stdout);
+    if ((length = getline(&line, &size, stdin)) < 0) break;
+    if (length && line[length - 1] == '\n') line[length - 1] = 0;
+    if (*line && !(answered = answer(model, line, options))) break;
+  }
+  free(line);
+  return answered;
+}
+
+static double number(const char *text) {
+  char *rest;
+  double value = strtod(text, &rest);
+  if (*text && !*rest) return value;
+  fprintf(stderr, "app: %s: not a number\n", text);
+  exit(2);
 }
 
 int main(int count, char **words) {
-  const char *prompt = count > 1 ? words[1] : "What is the capital of France?";
-  char *rest = "";
-  long most = count > 2 ? strtol(words[2], &rest, 10) : 128;
-  if (*rest || most < 1) return fprintf(stderr, "app: %s: not a number of tokens\n", words[2]), 2;
-  char *ids_only = count > 3 && !strcmp(words[3], "--tokens") ? words[3] : NULL;
+  static const struct option names[] = {
+      {"max-new-tokens", 1, NULL, 'n'}, {"temperature", 1, NULL, 't'},        {"top-k", 1, NULL, 'k'},
+      {"top-p", 1, NULL, 'p'},          {"repetition-penalty", 1, NULL, 'r'}, {"seed", 1, NULL, 's'},
+      {"stop-string", 1, NULL, 'x'},    {NULL, 0, NULL, 0}};
+  Options options = model_options();
+  char stops[4096] = "", *end = stops;
+  for (int name; (name = getopt_long(count, words, "", names, NULL)) != -1;) {
+    if (name == 'n') options.max_new_tokens = (long)number(optarg);
+    else if (name == 't') options.temperature = number(optarg);
+    else if (name == 'k') options.top_k = (long)number(optarg);
+    else if (name == 'p') options.top_p = number(optarg);
+    else if (name == 'r') options.repetition_penalty = number(optarg);
+    else if (name == 's') options.seed = (int64_t)number(optarg);
+    else if (name == 'x' && strlen(optarg) + 2 < sizeof stops - (size_t)(end - stops)) {
+      options.stop_strings = stops;
+      end = stpcpy(end, optarg) + 1, *end = 0;
+    } else return 2; /* getopt has said why */
+  }
+  sigaction(SIGINT, &(struct sigaction){.sa_handler = interrupt}, NULL);
 
   Model *model = model_open(".");
-  int answered = model && model_answer(model, prompt, most, show, ids_only);
-  if (!answered) fprintf(stderr, "app: %s\n", model_problem());
-  if (answered && !ids_only) putchar('\n');
+  int answered = model != NULL;
+  if (answered && optind == count) answered = answer_lines(model, &options);
+  for (int i = optind; answered && i < count; i++) answered = answer(model, words[i], &options);
   if (answered) fprintf(stderr, "app: run by %s\n", model_provider(model));
-  if (getenv("APP_MEMORY")) { /* memory of the process, kB */
-    char line[256];
-    FILE *status = fopen("/proc/self/status", "r");
-    while (status && fgets(line, sizeof line, status))
-      if (!strncmp(line, "Vm", 2) || !strncmp(line, "Rss", 3)) fputs(line, stderr);
-    if (status) fclose(status);
-  }
+  else fprintf(stderr, "app: %s\n", model_problem());
   model_close(model);
   return !answered;
 }

@@ -1,180 +1,122 @@
 #define _GNU_SOURCE
 #include "model.h"
 
-#include <ctype.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 
 #include "app.h"
-#include "plugin.h"
+#include "sampler.h"
+#include "session.h"
+#include "text.h"
 #include "tokenizer.h"
 
 enum { CACHES = sizeof APP_CACHE / sizeof *APP_CACHE, STOPS = sizeof APP_STOP / sizeof *APP_STOP };
+enum { INT64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT };
+
+typedef struct {
+  Text prompt, answer;
+} Turn;
 
 struct Model {
-  Tokenizer *tokenizer;
-  OrtEnv *env;
-  OrtSession *session;
-  OrtMemoryInfo *cpu;
+  Session session;
+  OrtIoBinding *binding;
   OrtRunOptions *after_prompt; /* shrinks the arena: a prompt needs more memory than a step */
-  void *file;                  /* an .ort file, mapped */
-  size_t bytes;
-  int in_file;                 /* products read the weights in the file, which are not packed */
-  char provider[300];
+  Tokenizer *tokenizer;
+  Turn *turns;
+  size_t turn_count;
+  int64_t *ids;    /* tokens of the conversation, followed by a mask of ones and positions */
+  char *caches;    /* keys and values of the first tokens */
+  size_t cached;   /* how many */
+  size_t room;     /* tokens that there is memory for */
+  float *logits;
+  size_t logits_tokens;
+  Answer last;
 };
 
-static const OrtApi *ort;
-static _Thread_local char problem[512];
+const char *model_problem(void) { return session_problem(); }
 
-const char *model_problem(void) { return problem; }
+const char *model_provider(const Model *model) { return model->session.provider; }
 
-const char *model_provider(const Model *model) { return model->provider; }
+const Answer *model_last(const Model *model) { return &model->last; }
 
-static int fail(const char *what, const char *why) {
-  snprintf(problem, sizeof problem, "%.300s%.200s", what, why);
-  return 1;
-}
-
-static int failed(OrtStatus *status) {
-  if (!status) return 0;
-  fail("", ort->GetErrorMessage(status));
-  ort->ReleaseStatus(status);
-  return 1;
-}
-
-#define TRY(call)                 \
-  do {                            \
-    if (failed(ort->call)) goto done; \
-  } while (0)
-
-/* Releases pages that only the start needed: those of the weights' file, which ONNX Runtime has
-   packed into its own memory, and optionally those of its code. The kernel reads a page again if it
-   is needed again. */
-static void release_pages(const Model *model, int code_too) {
-#ifdef __linux__
-  char line[4096];
-  FILE *maps = fopen("/proc/self/maps", "r");
-  while (maps && fgets(line, sizeof line, maps)) {
-    unsigned long start, end, offset;
-    char mode[5] = "";
-    if (sscanf(line, "%lx-%lx %4s %lx", &start, &end, mode, &offset) != 4) continue;
-    int weights = APP_PACKED && !model->in_file && strstr(line, APP_WEIGHTS) != NULL;
-    int code = code_too && (mode[2] == 'x' || !offset) && strstr(line, "libonnxruntime") != NULL;
-    if (weights || code) madvise((void *)start, end - start, MADV_DONTNEED);
-  }
-  if (maps) fclose(maps);
-#ifdef __GLIBC__
-  if (code_too) malloc_trim(0);
-#endif
-#else
-  (void)model, (void)code_too;
-#endif
+Options model_options(void) {
+  return (Options){256, APP_TEMPERATURE, APP_TOP_K, APP_TOP_P, APP_REPETITION_PENALTY, -1, APP_STOP_STRINGS};
 }
 
 static void *allocate(size_t bytes) { /* zeroed; a page is resident once it is written */
   void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return memory == MAP_FAILED ? NULL : memory;
+  if (memory != MAP_FAILED) return memory;
+  session_fail("not enough memory for so long a text", "");
+  return NULL;
 }
 
-static int map_file(Model *model, const char *path) {
-  struct stat about;
-  int file = open(path, O_RDONLY);
-  if (file < 0 || fstat(file, &about)) return fail(path, ": cannot be read");
-  model->bytes = (size_t)about.st_size;
-  model->file = mmap(NULL, model->bytes, PROT_READ, MAP_PRIVATE, file, 0);
-  close(file);
-  if (model->file != MAP_FAILED) return 0;
-  model->file = NULL;
-  return fail(path, ": cannot be mapped");
-}
+#define TRY(call)                                      \
+  do {                                                 \
+    if (session_failed(session_api->call)) return 0;   \
+  } while (0)
 
-static void describe_provider(Model *model, int has_plugin, const char *why) {
-  size_t own = 0, all = 0, size = sizeof model->provider;
-  if (has_plugin) plugin_nodes(ort, model->session, &own, &all);
-  if (all) snprintf(model->provider, size, "edgetie (%zu of %zu nodes)", own, all);
-  else if (has_plugin) snprintf(model->provider, size, "edgetie");
-  else snprintf(model->provider, size, "cpu: %s", why);
-}
-
-static int start_session(Model *model, const char *path) {
-  OrtSessionOptions *options = NULL;
-  char why[sizeof model->provider - 8];
-  int started = 0;
-  TRY(CreateEnv(ORT_LOGGING_LEVEL_FATAL, "app", &model->env));
-  TRY(CreateSessionOptions(&options));
-  TRY(DisableMemPattern(options));
-  TRY(AddSessionConfigEntry(options, "session.intra_op.spin_duration_us", "50"));
-  /* exact sums of uint8 times int8 also on x86 processors without VNNI */
-  TRY(AddSessionConfigEntry(options, "session.x64quantprecision", "1"));
-  int has_plugin = plugin_add(ort, model->env, options, why, sizeof why);
-  model->in_file = has_plugin && APP_IN_FILE;
-  if (!APP_OPTIMIZE || model->in_file) TRY(SetSessionGraphOptimizationLevel(options, ORT_DISABLE_ALL));
-  if (APP_ORT_FORMAT) { /* weights stay in the mapped file, as they do with .onnx */
-    if (map_file(model, path)) goto done;
-    TRY(AddSessionConfigEntry(options, "session.use_ort_model_bytes_directly", "1"));
-    TRY(AddSessionConfigEntry(options, "session.use_ort_model_bytes_for_initializers", "1"));
-    TRY(CreateSessionFromArray(model->env, model->file, model->bytes, options, &model->session));
-  } else {
-    TRY(CreateSession(model->env, path, options, &model->session));
-  }
-  TRY(CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &model->cpu));
+static int start(Model *model, const char *folder) {
+  char path[4096];
+  snprintf(path, sizeof path, "%s/model/tokenizer.bin", folder);
+  if (!(model->tokenizer = tokenizer_open(path))) return session_fail(path, ": cannot be read"), 0;
+  snprintf(path, sizeof path, "%s/" APP_MODEL, folder);
+  if (!session_open(&model->session, path)) return 0;
+  TRY(CreateIoBinding(model->session.session, &model->binding));
   TRY(CreateRunOptions(&model->after_prompt));
   TRY(AddRunConfigEntry(model->after_prompt, "memory.enable_memory_arena_shrinkage", "cpu:0"));
-  describe_provider(model, has_plugin, why);
-  release_pages(model, 1);
-  started = 1;
-done:
-  if (options) ort->ReleaseSessionOptions(options);
-  return started;
+  return 1;
 }
 
 Model *model_open(const char *folder) {
-  char path[4096];
   Model *model = calloc(1, sizeof *model);
-  if (!model) return fail("not enough memory", ""), NULL;
-  ort = OrtGetApiBase()->GetApi(ORT_API_VERSION);
-  snprintf(path, sizeof path, "%s/model/tokenizer.bin", folder);
-  if (!ort) {
-    fail("this ONNX Runtime is older than the headers it was built with", "");
-  } else if (!(model->tokenizer = tokenizer_open(path))) {
-    fail(path, ": cannot be read");
-  } else {
-    snprintf(path, sizeof path, "%s/" APP_MODEL, folder);
-    if (start_session(model, path)) return model;
-  }
+  if (!model) return session_fail("not enough memory", ""), NULL;
+  if (start(model, folder)) return model;
   model_close(model);
   return NULL;
 }
 
-void model_close(Model *model) {
-  if (!model) return;
-  if (model->after_prompt) ort->ReleaseRunOptions(model->after_prompt);
-  if (model->cpu) ort->ReleaseMemoryInfo(model->cpu);
-  if (model->session) ort->ReleaseSession(model->session);
-  if (model->env) ort->ReleaseEnv(model->env);
-  if (model->file) munmap(model->file, model->bytes);
-  if (model->tokenizer) tokenizer_close(model->tokenizer);
-  free(model);
+static void forget(Model *model, size_t count) { /* the oldest turns */
+  for (size_t i = 0; i < count; i++) free(model->turns[i].prompt.bytes), free(model->turns[i].answer.bytes);
+  model->turn_count -= count;
+  if (count) memmove(model->turns, model->turns + count, model->turn_count * sizeof *model->turns);
 }
 
-static int64_t *prompt_tokens(const Model *model, const char *prompt, size_t *count) {
-  size_t length = strlen(APP_BEFORE) + strlen(prompt) + strlen(APP_AFTER) + 1;
-  char *text = malloc(length);
-  if (!text) return NULL;
-  const char *end = prompt + strlen(prompt);
-  while (APP_TRIM && isspace((unsigned char)*prompt)) prompt++;
-  while (APP_TRIM && end > prompt && isspace((unsigned char)end[-1])) end--;
-  snprintf(text, length, "%s%.*s%s", APP_BEFORE, (int)(end - prompt), prompt, APP_AFTER);
-  int64_t *ids = tokenizer_encode(model->tokenizer, text, count);
-  free(text);
+void model_reset(Model *model) { forget(model, model->turn_count); }
+
+enum { CACHE_ROW = APP_CACHE_SIZE * APP_CACHE_BYTES, CACHE_HEADS = CACHES * APP_CACHE_HEADS };
+
+static void release_memory(Model *model) {
+  if (model->ids) munmap(model->ids, (3 * model->room + 1) * sizeof *model->ids);
+  if (model->caches) munmap(model->caches, CACHE_HEADS * model->room * CACHE_ROW);
+}
+
+void model_close(Model *model) {
+  if (!model) return;
+  if (model->after_prompt) session_api->ReleaseRunOptions(model->after_prompt);
+  if (model->binding) session_api->ReleaseIoBinding(model->binding);
+  session_close(&model->session);
+  if (model->tokenizer) tokenizer_close(model->tokenizer);
+  model_reset(model);
+  release_memory(model);
+  free(model->turns), free(model->logits), free(model);
+}
+
+/* The tokens of the conversation as the chat template writes it, to be freed; NULL if that fails. */
+static int64_t *encode(const Model *model, size_t *count) {
+  Text text = {0};
+  int written = text_add(&text, APP_BEFORE_PROMPT, strlen(APP_BEFORE_PROMPT));
+  for (size_t i = 0; i < model->turn_count; i++) {
+    const Text *prompt = &model->turns[i].prompt, *answer = &model->turns[i].answer;
+    const char *after = i + 1 < model->turn_count ? APP_BEFORE_ANSWER : APP_AFTER_PROMPT;
+    written &= text_add(&text, prompt->bytes, prompt->length) && text_add(&text, after, strlen(after));
+    if (i + 1 < model->turn_count)
+      written &= text_add(&text, answer->bytes, answer->length) &&
+                 text_add(&text, APP_NEXT_PROMPT, strlen(APP_NEXT_PROMPT));
+  }
+  int64_t *ids = written ? tokenizer_encode(model->tokenizer, text.bytes, text.length, count) : NULL;
+  free(text.bytes);
   size_t front = APP_PREFIX_TOKENS, back = APP_SUFFIX_TOKENS, all = front + *count + back;
   int64_t *whole = ids ? malloc((all + 1) * sizeof *whole) : NULL;
   if (whole) {
@@ -182,111 +124,154 @@ static int64_t *prompt_tokens(const Model *model, const char *prompt, size_t *co
     memcpy(whole + front, ids, *count * sizeof *ids);
     for (size_t i = 0; i < back; i++) whole[front + *count + i] = APP_SUFFIX[i];
     *count = all;
+  } else {
+    session_fail("not enough memory", "");
   }
   free(ids);
   return whole;
 }
 
-enum { INT64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT };
-
-/* Binds memory as the input or output of that name. */
-static int bind(const Model *model, OrtIoBinding *binding, int output, const char *name, void *data,
-                size_t size, const int64_t *shape, size_t rank, int type) {
-  OrtValue *value = NULL;
-  size_t bytes = size;
-  for (size_t i = 0; i < rank; i++) bytes *= (size_t)shape[i];
-  if (failed(ort->CreateTensorWithDataAsOrtValue(model->cpu, data, bytes, shape, rank,
-                                                 (ONNXTensorElementDataType)type, &value)))
-    return 1;
-  int bad = failed(output ? ort->BindOutput(binding, name, value)
-                          : ort->BindInput(binding, name, value));
-  ort->ReleaseValue(value);
-  return bad;
+/* Appends a turn; returns the tokens of the conversation, to be freed, or NULL if that fails. */
+static int64_t *add_turn(Model *model, const char *prompt, size_t *count) {
+  if (!APP_HISTORY) model_reset(model);
+  Turn *turns = realloc(model->turns, (model->turn_count + 1) * sizeof *turns), turn = {0};
+  if (turns) model->turns = turns;
+  if (!turns || !text_add(&turn.prompt, prompt, strlen(prompt)) || !text_add(&turn.answer, "", 0))
+    return session_fail("not enough memory", ""), free(turn.prompt.bytes), NULL;
+  if (APP_TRIM_PROMPT) text_trim(&turn.prompt);
+  model->turns[model->turn_count++] = turn;
+  int64_t *ids = encode(model, count);
+  while (ids && APP_MAX_POSITIONS && *count > APP_MAX_POSITIONS * 3 / 4 && model->turn_count > 1) {
+    free(ids);
+    forget(model, 1);
+    ids = encode(model, count);
+  }
+  char why[100] = "the prompt has no tokens";
+  int too_long = ids && APP_MAX_POSITIONS && *count > APP_MAX_POSITIONS;
+  if (too_long)
+    snprintf(why, sizeof why, "the prompt has %zu tokens, the model takes %d", *count, APP_MAX_POSITIONS);
+  if (!ids || (*count && !too_long)) return ids;
+  session_fail(why, "");
+  model_reset(model); /* the prompt is the only turn */
+  free(ids);
+  return NULL;
 }
 
-/* Past and present share one buffer of the full length: a step appends one token to it. */
-static int bind_caches(const Model *model, OrtIoBinding *binding, char *caches, int64_t longest) {
-  const int64_t shape[4] = {1, APP_CACHE_HEADS, longest, APP_CACHE_SIZE};
-  size_t bytes = (size_t)(APP_CACHE_HEADS * longest * APP_CACHE_SIZE * APP_CACHE_BYTES);
+static int bind(Model *model, int output, const char *name, void *data, size_t size, const int64_t *shape,
+                size_t rank, int type) {
+  return session_bind(&model->session, model->binding, output, name, data, size, shape, rank, type);
+}
+
+/* Makes room for that many tokens. Past and present share one buffer: a step appends to it. */
+static int reserve(Model *model, size_t length) {
+  if (length <= model->room) return 1;
+  size_t room = length > 2 * model->room ? length : 2 * model->room;
+  if (APP_MAX_POSITIONS && room > APP_MAX_POSITIONS) room = APP_MAX_POSITIONS;
+  Model old = *model;
+  const int64_t shape[4] = {1, APP_CACHE_HEADS, (int64_t)room, APP_CACHE_SIZE};
+  int64_t *ids = allocate((3 * room + 1) * sizeof *ids);
+  char *caches = ids ? allocate(CACHE_HEADS * room * CACHE_ROW) : NULL;
+  if (!caches) {
+    if (ids) munmap(ids, (3 * room + 1) * sizeof *ids);
+    return 0;
+  }
+  model->ids = ids, model->caches = caches, model->room = room;
+  memcpy(ids, old.ids ? old.ids : ids, old.cached * sizeof *ids);
+  for (size_t i = 0; i < room; i++) ids[room + 1 + i] = 1, ids[2 * room + 1 + i] = (int64_t)i;
+  for (size_t i = 0; old.caches && i < CACHE_HEADS; i++)
+    memcpy(caches + i * room * CACHE_ROW, old.caches + i * old.room * CACHE_ROW, old.cached * CACHE_ROW);
+  release_memory(&old);
   for (int i = 0; i < CACHES; i++) {
-    char past[256], present[256];
+    char past[256], present[256], *data = caches + (size_t)i * APP_CACHE_HEADS * room * CACHE_ROW;
     snprintf(past, sizeof past, "past_key_values.%s", APP_CACHE[i]);
     snprintf(present, sizeof present, "present.%s", APP_CACHE[i]);
-    void *data = caches + (size_t)i * bytes;
-    if (bind(model, binding, 0, past, data, APP_CACHE_BYTES, shape, 4, APP_CACHE_TYPE) ||
-        bind(model, binding, 1, present, data, APP_CACHE_BYTES, shape, 4, APP_CACHE_TYPE))
-      return 1;
+    if (!bind(model, 0, past, data, APP_CACHE_BYTES, shape, 4, APP_CACHE_TYPE) ||
+        !bind(model, 1, present, data, APP_CACHE_BYTES, shape, 4, APP_CACHE_TYPE))
+      return 0;
   }
+  return 1;
+}
+
+/* Reads the tokens from the cached ones up to end; returns the logits of the next, or NULL. */
+static float *run(Model *model, size_t end, const OrtRunOptions *options) {
+  size_t fresh = end - model->cached, rows = APP_LOGITS_OF_ALL ? fresh : 1;
+  if (rows > model->logits_tokens) {
+    float *moved = realloc(model->logits, rows * APP_VOCABULARY * sizeof *moved);
+    if (!moved) return session_fail("not enough memory for so long a text", ""), NULL;
+    model->logits = moved, model->logits_tokens = rows;
+  }
+  const int64_t step[2] = {1, (int64_t)fresh}, whole[2] = {1, (int64_t)end};
+  const int64_t out[3] = {1, (int64_t)rows, APP_VOCABULARY};
+  const struct { const char *name; int64_t *data; const int64_t *shape; } inputs[] = {
+      {"input_ids", model->ids + model->cached, step},
+      {"attention_mask", model->ids + model->room + 1, whole},
+      {"position_ids", model->ids + 2 * model->room + 1 + model->cached, step}};
+  for (int i = 0; i < 3; i++)
+    if (strstr(" " APP_INPUTS " ", inputs[i].name) &&
+        !bind(model, 0, inputs[i].name, inputs[i].data, sizeof(int64_t), inputs[i].shape, 2, INT64))
+      return NULL;
+  if (!bind(model, 1, "logits", model->logits, sizeof(float), out, 3, FLOAT)) return NULL;
+  TRY(RunWithBinding(model->session.session, options, model->binding));
+  model->cached = end;
+  return model->logits + (rows - 1) * APP_VOCABULARY;
+}
+
+static int stops_at(int64_t token) {
+  for (int i = 0; i < STOPS; i++)
+    if (token == APP_STOP[i]) return 1;
   return 0;
 }
 
-int model_answer(Model *model, const char *prompt, long most, Piece piece, void *user) {
+/* Continues count tokens of ids, up to length in the cache. Returns 0 if that fails. */
+static int generate(Model *model, size_t count, size_t length, const Options *options, Sampler *sampler,
+                    Show show, void *user) {
+  Text *answer = &model->turns[model->turn_count - 1].answer;
+  const char *stops = options->stop_strings ? options->stop_strings : "";
+  size_t end = count, shown = 0;
+  int stopped = 0, goes_on = 1;
+  for (long step = 0; goes_on && !stopped && step < options->max_new_tokens; step++) {
+    float *logits = run(model, end, step ? NULL : model->after_prompt);
+    if (!logits) return 0;
+    /* the kernel reads 64 KB around each embedding */
+    if (step % 2) session_release(&model->session, step == 1);
+    int64_t token = model->ids[end] = sampler_select(sampler, logits);
+    sampler_see(sampler, token);
+    model->last.count = end + 1 - count;
+    if (stops_at(token)) break;
+    size_t bytes;
+    const char *text = tokenizer_text(model->tokenizer, token, &bytes);
+    if (!text_add(answer, text, bytes)) return session_fail("not enough memory", ""), 0;
+    size_t certain = text_certain(answer, shown, stops, &stopped);
+    goes_on = show(user, answer->bytes + shown, certain);
+    shown += certain;
+    if (end++ == length) break;
+  }
+  if (!stopped && goes_on) show(user, answer->bytes + shown, answer->length - shown), shown = answer->length;
+  answer->bytes[answer->length = shown] = 0;
+  if (APP_TRIM_ANSWER) text_trim(answer);
+  return 1;
+}
+
+int model_answer(Model *model, const char *prompt, const Options *options, Show show, void *user) {
+  const char *problem = "max_new_tokens must be 1 or more";
+  Sampler *sampler = options->max_new_tokens < 1 ? NULL : sampler_open(options, APP_VOCABULARY, &problem);
+  if (!sampler) return session_fail(problem, ""), 0;
+  size_t count = 0, kept = 0;
+  int64_t *ids = add_turn(model, prompt, &count);
   int answered = 0;
-  size_t read = 0;
-  char *memory = NULL;
-  OrtIoBinding *binding = NULL;
-  int64_t *ids = prompt_tokens(model, prompt, &read);
-  if (!ids || !read) {
-    fail("the prompt has no tokens, or there is not enough memory", "");
-    free(ids);
-    return 0;
+  if (ids) {
+    size_t length = count + (size_t)options->max_new_tokens;
+    if (APP_MAX_POSITIONS && length > APP_MAX_POSITIONS) length = APP_MAX_POSITIONS;
+    while (kept < model->cached && kept + 1 < count && model->ids[kept] == ids[kept]) kept++;
+    model->cached = kept;
+    if (reserve(model, length)) {
+      memcpy(model->ids, ids, count * sizeof *ids);
+      for (size_t i = 0; i < count; i++) sampler_see(sampler, ids[i]);
+      model->last = (Answer){count - kept, 0, model->ids + count};
+      answered = generate(model, count, length, options, sampler, show, user);
+    }
   }
-  if (APP_MAX_POSITIONS && read > APP_MAX_POSITIONS) {
-    char why[100];
-    snprintf(why, sizeof why, "%zu tokens, the model takes %d", read, APP_MAX_POSITIONS);
-    fail("the prompt has ", why);
-    free(ids);
-    return 0;
-  }
-  size_t longest = read + (size_t)(most > 0 ? most : 0);
-  if (APP_MAX_POSITIONS && longest > APP_MAX_POSITIONS) longest = APP_MAX_POSITIONS;
-  size_t logits_tokens = APP_LOGITS_OF_ALL ? read : 1;
-  size_t caches = CACHES * APP_CACHE_HEADS * longest * APP_CACHE_SIZE * APP_CACHE_BYTES;
-  size_t token_bytes = APP_VOCABULARY * sizeof(float);
-  size_t total = 2 * longest * sizeof(int64_t) + logits_tokens * token_bytes + caches;
-  if (!(memory = allocate(total))) {
-    fail("not enough memory for so long a text", "");
-    goto done;
-  }
-  int64_t *mask = (int64_t *)memory, *positions = mask + longest;
-  float *logits = (float *)(positions + longest);
-  char *cache = (char *)logits + logits_tokens * token_bytes;
-  for (size_t i = 0; i < longest; i++) mask[i] = 1, positions[i] = (int64_t)i;
-  TRY(CreateIoBinding(model->session, &binding));
-  if (bind_caches(model, binding, cache, (int64_t)longest)) goto done;
-
-  int64_t token = 0, *next = ids;
-  size_t seen = 0, fresh = read;
-  for (long count = 0; count < most && seen + fresh <= longest; count++) {
-    const int64_t step[2] = {1, (int64_t)fresh}, whole[2] = {1, (int64_t)(seen + fresh)};
-    const int64_t out[3] = {1, APP_LOGITS_OF_ALL ? (int64_t)fresh : 1, APP_VOCABULARY};
-    const struct { const char *name; int64_t *data; const int64_t *shape; } inputs[] = {
-        {"input_ids", next, step},
-        {"attention_mask", mask, whole},
-        {"position_ids", positions + seen, step}};
-    for (int i = 0; i < 3; i++)
-      if (strstr(" " APP_INPUTS " ", inputs[i].name) &&
-          bind(model, binding, 0, inputs[i].name, inputs[i].data, sizeof token, inputs[i].shape, 2, INT64))
-        goto done;
-    if (bind(model, binding, 1, "logits", logits, sizeof *logits, out, 3, FLOAT)) goto done;
-    TRY(RunWithBinding(model->session, count ? NULL : model->after_prompt, binding));
-    if (count % 2) release_pages(model, count == 1); /* the kernel reads 64 KB around each embedding */
-
-    const float *last = logits + (out[1] - 1) * APP_VOCABULARY;
-    token = 0;
-    for (int64_t i = 1; i < APP_VOCABULARY; i++)
-      if (last[i] > last[token]) token = i;
-    int ends = 0;
-    for (int i = 0; i < STOPS; i++) ends |= token == APP_STOP[i];
-    size_t length;
-    const char *text = tokenizer_text(model->tokenizer, token, &length);
-    if (!piece(user, text, length, token, ends)) break;
-    seen += fresh, fresh = 1, next = &token;
-  }
-  answered = 1;
-done:
-  if (binding) ort->ReleaseIoBinding(binding);
-  if (memory) munmap(memory, total);
   free(ids);
+  sampler_close(sampler);
   return answered;
 }

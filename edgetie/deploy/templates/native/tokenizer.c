@@ -204,9 +204,9 @@ static void add_part(const Tokenizer *t, List *list, const uint8_t *text, size_t
   add_words(t, list, text + start, left - start);
 }
 
-int64_t *tokenizer_encode(const Tokenizer *t, const char *string, size_t *count) {
-  const uint8_t *text = (const uint8_t *)string;
-  size_t left = strlen(string), start = 0, at = 0;
+int64_t *tokenizer_encode(const Tokenizer *t, const char *bytes, size_t left, size_t *count) {
+  const uint8_t *text = (const uint8_t *)bytes;
+  size_t start = 0, at = 0;
   List list = {0};
   while (at < left) {
     uint32_t match = t->counts[ADDED];

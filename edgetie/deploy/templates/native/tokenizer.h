@@ -11,8 +11,8 @@ typedef struct Tokenizer Tokenizer;
 Tokenizer *tokenizer_open(const char *path);
 void tokenizer_close(Tokenizer *tokenizer);
 
-/* The *count tokens of UTF-8 text, to be freed. NULL if there is not enough memory. */
-int64_t *tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t *count);
+/* The *count tokens of so many bytes of UTF-8, to be freed. NULL if there is not enough memory. */
+int64_t *tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, size_t *count);
 
 /* The *length bytes of a token; none for control tokens. A character may consist of several
    tokens. */

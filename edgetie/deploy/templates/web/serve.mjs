@@ -10,9 +10,11 @@ const types = { ".html": "text/html", ".mjs": "text/javascript", ".js": "text/ja
   ".json": "application/json", ".wasm": "application/wasm" };
 
 const server = createServer((request, response) => {
-  let file, stat;
+  let file, stat, versioned;
   try {
-    const path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
+    const url = new URL(request.url, "http://localhost");
+    const path = decodeURIComponent(url.pathname);
+    versioned = Boolean(url.search) && path.includes("/model/"); // another version has another address
     file = normalize(join(root, path.endsWith("/") ? `${path}index.html` : path));
     if (file.startsWith(root.endsWith(sep) ? root : root + sep)) stat = statSync(file);
   } catch {
@@ -25,6 +27,7 @@ const server = createServer((request, response) => {
   response.writeHead(200, {
     "content-type": types[extname(file)] ?? "application/octet-stream",
     "content-length": stat.size,
+    "cache-control": versioned ? "public, max-age=31536000, immutable" : "no-cache",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-embedder-policy": "require-corp",
   });

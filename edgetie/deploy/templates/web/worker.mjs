@@ -1,64 +1,72 @@
 /* Runs the model outside the page: downloads it once, and answers without blocking the page. */
-import { Tokenizer } from "./node_modules/@huggingface/tokenizers/dist/tokenizers.mjs";
+import { Tokenizer } from "./lib/tokenizers.min.mjs";
 import { Model } from "./model.mjs";
 
-const DIST = new URL("./node_modules/onnxruntime-web/dist/", self.location.href).href;
-const BUNDLES = { wasm: "ort.wasm.bundle.min.mjs", webgpu: "ort.webgpu.bundle.min.mjs" };
+const RUNTIMES = { wasm: "./lib/ort.wasm.bundle.min.mjs", webgpu: "./lib/ort.webgpu.bundle.min.mjs" };
 const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
-let model;
+let model, stopped;
 
 self.onmessage = async ({ data }) => {
   try {
-    await (data.device ? start(data.device) : answer(data.prompt, data.most));
+    if (data.stop) stopped = true;
+    else if (data.reset) model.reset();
+    else await (data.device ? start(data.device) : answer(data.prompt, data.options));
   } catch (error) {
     self.postMessage({ state: `Failed: ${error.message ?? error}`, ready: Boolean(model) });
   }
 };
 
 async function start(device) {
-  if (!BUNDLES[device]) throw new Error(`no device ${device}; one of ${Object.keys(BUNDLES)}`);
+  if (!RUNTIMES[device]) throw new Error(`no device ${device}; one of ${Object.keys(RUNTIMES)}`);
   if (device === "webgpu" && !navigator.gpu) throw new Error("this browser has no WebGPU");
-  const ort = await import(DIST + BUNDLES[device]);
-  ort.env.wasm.wasmPaths = DIST;
+  const ort = await import(RUNTIMES[device]);
   const json = async (name) => (await fetched(name)).json();
   const app = await json("app.json");
   const files = await Promise.all(["model/tokenizer.json", "model/tokenizer_config.json"].map(json));
-  const cache = await openCache(app.version);
-  const graph = await download(cache, app.model);
-  const weights = await download(cache, `${app.model}.data`, true);
-  self.postMessage({ state: "Preparing the model…", progress: 1 });
-  const session = await ort.InferenceSession.create(graph, {
-    ...Model.options(app),
-    executionProviders: [device],
-    externalData: [{ path: `${app.model.split("/").pop()}.data`, data: weights }],
-  });
+  const session = await openGraph(ort, await openCache(app.version), app, device);
   model = new Model(ort, session, Tokenizer, app, ...files);
   const threads = self.crossOriginIsolated ? "" : " on one thread (serve with COOP and COEP for more)";
   self.postMessage({ state: `Ready: ${device}${threads}`, ready: true });
 }
 
-async function answer(prompt, most) {
+async function openGraph(ort, cache, app, device) {
+  const graph = await download(cache, app.model, app.version);
+  const weights = await download(cache, app.weights, app.version, true);
+  self.postMessage({ state: "Preparing the model…", progress: 1 });
+  return ort.InferenceSession.create(graph, {
+    ...Model.options(app),
+    executionProviders: [device],
+    externalData: [{ path: app.weights.split("/").pop(), data: weights }],
+  });
+}
+
+async function answer(prompt, options) {
   const begin = performance.now();
-  const tokens = [];
-  let shown = 0, first;
-  for await (const token of model.tokens(model.encode(prompt), most)) {
+  let first;
+  const describe = () => {
+    const count = model.written.length;
+    const speed = ((count - 1) / (performance.now() - first)) * 1000;
+    const rate = count > 1 ? `, then ${speed.toFixed(1)} a second` : "";
+    const wait = ((first - begin) / 1000).toFixed(1);
+    return `${model.read} tokens read, ${count} written, the first after ${wait} s${rate}`;
+  };
+  stopped = false;
+  for await (const piece of model.answer(prompt, options)) {
     first ??= performance.now();
-    tokens.push(token);
-    if (model.ends(token)) break;
-    const text = model.tokenizer.decode(tokens, { skip_special_tokens: true });
-    if (text.endsWith("\ufffd")) continue; // an incomplete character
-    self.postMessage({ piece: text.slice(shown) });
-    shown = text.length;
+    self.postMessage({ piece, state: describe() });
+    await messages();
+    if (stopped) break;
   }
-  const shownTokens = tokens.filter((token) => !model.ends(token));
-  if (shownTokens.length) {
-    const text = model.tokenizer.decode(shownTokens, { skip_special_tokens: true });
-    self.postMessage({ piece: text.slice(shown) });
-  }
-  const speed = ((tokens.length - 1) / (performance.now() - first)) * 1000;
-  const wait = ((first - begin) / 1000).toFixed(1);
-  const state = `${tokens.length} tokens, the first after ${wait} s, then ${speed.toFixed(1)} a second`;
-  self.postMessage({ state, tokens, ready: true });
+  self.postMessage({ state: describe(), ready: true });
+}
+
+/* Lets the worker receive messages, such as that to stop. */
+function messages() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = resolve;
+    port2.postMessage(undefined);
+  });
 }
 
 async function fetched(name) {
@@ -77,10 +85,10 @@ async function openCache(version) {
   return self.caches?.open(page + version).catch(() => undefined);
 }
 
-/* Downloads a file or reads it from the cache, and reports progress if asked. */
-async function download(cache, name, report = false) {
+/* Downloads a file of this version or reads it from the cache, and reports progress if asked. */
+async function download(cache, name, version, report = false) {
   const cached = await cache?.match(name);
-  const response = cached ?? (await fetched(name));
+  const response = cached ?? (await fetched(`${name}?${version}`));
   const total = +response.headers.get("content-length");
   const parts = [];
   let loaded = 0;

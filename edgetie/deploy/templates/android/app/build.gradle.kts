@@ -1,24 +1,22 @@
 plugins {
     id("com.android.application")
-    id("org.jetbrains.kotlin.android")
 }
 
-val runtime = "com.microsoft.onnxruntime:onnxruntime-android:{{runtime}}"
 val unpacked = layout.buildDirectory.dir("onnxruntime")
 
 android {
     namespace = "app.starter"
-    compileSdk = 35
+    compileSdk = 36
     defaultConfig {
         applicationId = "app.starter"
         minSdk = 24
-        targetSdk = 35
+        targetSdk = 36
         versionCode = 1
         versionName = "1.0"
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
         externalNativeBuild {
             cmake {
-                arguments("-DORT=${unpacked.get().asFile}", "-DANDROID_SUPPORT_FLEXIBLE_PAGE_SIZES=ON")
+                arguments("-DORT=${unpacked.get().asFile}")
             }
         }
     }
@@ -27,18 +25,16 @@ android {
         sourceCompatibility = JavaVersion.VERSION_17
         targetCompatibility = JavaVersion.VERSION_17
     }
-    kotlinOptions { jvmTarget = "17" }
     androidResources { noCompress += listOf("onnx", "data", "ort", "bin") }
 }
 
-// the package contains the C headers and a library for each processor architecture
-val library by configurations.creating
-dependencies {
-    implementation(runtime)
-    library("$runtime@aar")
-}
+// The package contains the C headers and a library for each processor architecture. CMake imports the
+// library, and the plugin packages what CMake imports. As a dependency of the app the package would
+// bring the same library once more ("2 files found with path lib/arm64-v8a/libonnxruntime.so").
+val onnxruntime by configurations.creating
+dependencies { onnxruntime("com.microsoft.onnxruntime:onnxruntime-android:{{runtime}}@aar") }
 val unpackRuntime by tasks.registering(Copy::class) {
-    from(provider { zipTree(library.singleFile) })
+    from(provider { zipTree(onnxruntime.singleFile) })
     include("headers/**", "jni/**")
     into(unpacked)
 }

@@ -10,20 +10,22 @@ struct StarterApp: App {
 /// Asks the model, outside the main thread.
 @MainActor
 final class Conversation: ObservableObject {
-    @Published var answer = ""
+    @Published var text = ""
     @Published var busy = false
     private var model: Model?
+    private var stop = Stop()
 
     func ask(_ prompt: String) {
-        answer = ""
+        text += "\n" + prompt + "\n"
         busy = true
-        let opened = model
+        stop = Stop()
+        let (opened, stop) = (model, stop)
         Task.detached {
             do {
                 let model = try opened ?? Model(folder: Bundle.main.bundlePath)
-                try model.answer(prompt, most: 256) { part in
-                    Task { @MainActor in self.answer += part }
-                    return true
+                try model.answer(prompt) { part in
+                    Task { @MainActor in self.text += part }
+                    return !stop.isSet
                 }
                 print("run by \(model.provider)")
                 await self.end(model, nil)
@@ -33,11 +35,27 @@ final class Conversation: ObservableObject {
         }
     }
 
+    func stopAnswer() { stop.set() }
+
+    func reset() {
+        model?.reset()
+        text = ""
+    }
+
     private func end(_ model: Model?, _ problem: String?) {
         self.model = model
-        if let problem { answer += "\n" + problem }
+        text += (problem.map { "\n" + $0 } ?? "") + "\n"
         busy = false
     }
+}
+
+/// A flag that one thread sets and another reads.
+final class Stop: @unchecked Sendable {
+    private let lock = NSLock()
+    private var value = false
+
+    var isSet: Bool { lock.withLock { value } }
+    func set() { lock.withLock { value = true } }
 }
 
 struct ContentView: View {
@@ -46,14 +64,23 @@ struct ContentView: View {
 
     var body: some View {
         VStack(alignment: .leading) {
-            TextField("Prompt", text: $prompt, axis: .vertical)
-                .textFieldStyle(.roundedBorder)
-            Button("Ask") { conversation.ask(prompt) }
-                .disabled(conversation.busy)
             ScrollView {
-                Text(conversation.answer)
+                Text(conversation.text)
                     .textSelection(.enabled)
                     .frame(maxWidth: .infinity, alignment: .leading)
+            }
+            TextField("Prompt", text: $prompt, axis: .vertical)
+                .textFieldStyle(.roundedBorder)
+            HStack {
+                if conversation.busy {
+                    Button("Stop") { conversation.stopAnswer() }
+                } else {
+                    Button("Send") {
+                        conversation.ask(prompt)
+                        prompt = ""
+                    }
+                    Button("New") { conversation.reset() }
+                }
             }
         }
         .padding()

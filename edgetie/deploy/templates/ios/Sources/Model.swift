@@ -7,7 +7,7 @@ struct ModelError: LocalizedError {
     init() { errorDescription = String(cString: model_problem()) }
 }
 
-/// A language model and its tokenizer, in C. Use it from one thread at a time.
+/// A language model and a conversation with it, in C. Use it from one thread at a time.
 final class Model {
     private let native: OpaquePointer
 
@@ -22,36 +22,42 @@ final class Model {
     /// The execution provider that runs the model, and if it is not edgetie's, why.
     var provider: String { String(cString: model_provider(native)) }
 
-    /// Streams the answer's text; `show` gets each part of it and returns whether to go on.
-    func answer(_ prompt: String, most: Int, show: (String) -> Bool) throws {
+    /// Begins a new conversation.
+    func reset() { model_reset(native) }
+
+    /// Answers a prompt, which continues the conversation.
+    /// - Parameters:
+    ///   - options: temperature, top-k, top-p and others; by default as the model's own settings say.
+    ///   - stopStrings: texts that end an answer; by default as the model's own settings say.
+    ///   - show: gets each part of the text, which may be empty, and returns whether to go on.
+    func answer(
+        _ prompt: String, options: Options = model_options(), stopStrings: [String]? = nil,
+        show: (String) -> Bool
+    ) throws {
+        var options = options
+        let stops = stopStrings.map { Array(($0.map { $0 + "\0" }.joined() + "\0").utf8CString) } ?? []
         try withoutActuallyEscaping(show) { show in
             let listener = Listener(show)
-            let answered = withExtendedLifetime(listener) {
-                model_answer(
-                    native, prompt, most,
-                    { user, text, length, _, ends in
-                        let listener = Unmanaged<Listener>.fromOpaque(user!).takeUnretainedValue()
-                        return listener.take(text, length, ends != 0) ? 1 : 0
-                    },
-                    Unmanaged.passUnretained(listener).toOpaque())
+            let answered = stops.withUnsafeBufferPointer { stops in
+                if !stops.isEmpty { options.stop_strings = stops.baseAddress }
+                return withExtendedLifetime(listener) {
+                    model_answer(
+                        native, prompt, &options,
+                        { user, text, length in
+                            let bytes = UnsafeRawBufferPointer(start: text, count: length)
+                            let listener = Unmanaged<Listener>.fromOpaque(user!).takeUnretainedValue()
+                            return listener.show(String(decoding: bytes, as: UTF8.self)) ? 1 : 0
+                        },
+                        Unmanaged.passUnretained(listener).toOpaque())
+                }
             }
             if answered == 0 { throw ModelError() }
         }
     }
 }
 
-/// Decodes UTF-8 that comes in parts, which may end within a character.
 private final class Listener {
-    private let show: (String) -> Bool
-    private var rest = Data()
+    let show: (String) -> Bool
 
     init(_ show: @escaping (String) -> Bool) { self.show = show }
-
-    func take(_ text: UnsafePointer<CChar>?, _ length: Int, _ ends: Bool) -> Bool {
-        if ends { return false }
-        if let text { rest.append(Data(bytes: text, count: length)) }
-        guard let decoded = String(data: rest, encoding: .utf8) else { return true }
-        rest.removeAll()
-        return show(decoded)
-    }
 }

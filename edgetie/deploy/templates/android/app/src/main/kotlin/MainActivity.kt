@@ -12,46 +12,67 @@ import java.io.File
 import java.io.IOException
 import java.util.concurrent.Executors
 
-/** Asks the model and shows its answer while it is generated. */
+/** Shows a conversation with the model, and each answer while it is generated. */
 class MainActivity : Activity() {
     private val worker = Executors.newSingleThreadExecutor()
     private var model: Model? = null
+    private var answering = false
+    @Volatile private var stopped = false
 
     override fun onCreate(state: Bundle?) {
         super.onCreate(state)
+        val turns = TextView(this).apply { setTextIsSelectable(true) }
         val prompt = EditText(this).apply { setText(R.string.prompt) }
-        val ask = Button(this).apply { setText(R.string.ask) }
-        val answer = TextView(this).apply { setTextIsSelectable(true) }
+        val send = Button(this).apply { setText(R.string.send) }
+        val reset = Button(this).apply { setText(R.string.reset) }
         val column = LinearLayout(this).apply {
             orientation = LinearLayout.VERTICAL
             fitsSystemWindows = true
             setPadding(32, 32, 32, 32)
-            addView(prompt)
-            addView(ask)
-            addView(answer)
+            for (view in listOf(turns, prompt, send, reset)) addView(view)
         }
         setContentView(ScrollView(this).apply { addView(column) })
-        ask.setOnClickListener {
-            ask.isEnabled = false
-            answer.text = ""
-            val question = prompt.text.toString()
-            worker.execute {
-                try {
-                    val opened = model ?: Model(unpack()).also { model = it }
-                    opened.answer(question, 256) { part ->
-                        runOnUiThread { answer.append(part) }
-                        !isDestroyed
-                    }
-                    Log.i("starter", "run by ${opened.provider}")
-                } catch (error: IOException) {
-                    runOnUiThread { answer.append("\n${error.message}") }
-                }
-                runOnUiThread { ask.isEnabled = true }
+        fun show(busy: Boolean) {
+            answering = busy
+            send.setText(if (busy) R.string.stop else R.string.send)
+            reset.isEnabled = !busy
+        }
+        send.setOnClickListener {
+            if (answering) {
+                stopped = true
+                return@setOnClickListener
             }
+            val question = prompt.text.toString()
+            turns.append("\n$question\n")
+            prompt.setText("")
+            stopped = false
+            show(true)
+            worker.execute {
+                answer(question) { part -> runOnUiThread { turns.append(part) } }
+                runOnUiThread { turns.append("\n"); show(false) }
+            }
+        }
+        reset.setOnClickListener {
+            turns.text = ""
+            worker.execute { model?.reset() }
+        }
+    }
+
+    private fun answer(prompt: String, show: (String) -> Unit) {
+        try {
+            val opened = model ?: Model(unpack()).also { model = it }
+            opened.answer(prompt) { part ->
+                show(part)
+                !stopped && !isDestroyed
+            }
+            Log.i("starter", "run by ${opened.provider}")
+        } catch (error: IOException) {
+            show("\n${error.message}")
         }
     }
 
     override fun onDestroy() {
+        stopped = true
         worker.execute { model?.close() }
         worker.shutdown()
         super.onDestroy()

@@ -3,70 +3,73 @@ package app.starter
 import java.io.Closeable
 import java.io.File
 import java.io.IOException
-import java.nio.ByteBuffer
-import java.nio.CharBuffer
-import java.nio.charset.CodingErrorAction
 
-/** Receives an answer while it is generated. */
-interface Piece {
-    /** [text] is UTF-8 and may end within a character; [ends]: the token ends the answer. Returns whether to go on. */
-    fun take(text: ByteArray, token: Long, ends: Boolean): Boolean
-}
+/** How an answer is generated. What is null is as the model's own settings say. */
+data class Options(
+    val maxNewTokens: Int? = null,
+    /** 0: always the most likely token; 1: as the model learned. */
+    val temperature: Double? = null,
+    /** Draw among the most likely tokens. */
+    val topK: Int? = null,
+    /** Draw among those that together reach this probability. */
+    val topP: Double? = null,
+    /** Above 1: tokens that occurred before are less likely. */
+    val repetitionPenalty: Double? = null,
+    /** The same one draws the same tokens. */
+    val seed: Long? = null,
+    /** Texts that end an answer. */
+    val stopStrings: List<String>? = null,
+)
 
-/** A language model and its tokenizer, in native code. Use it from one thread at a time. */
+/** How many tokens were read for an answer, those in the cache left out, and its own tokens. */
+class Answer(val read: Int, val tokens: LongArray)
+
+/** A language model and a conversation with it, in native code. Use it from one thread at a time. */
 class Model @Throws(IOException::class) constructor(folder: File) : Closeable {
     private var native = open(folder.path.toByteArray())
 
     /** The execution provider that runs the model, and if it is not edgetie's, why. */
     val provider = String(provider(native))
 
-    /** Streams the tokens of the answer, always the most likely one. */
+    /**
+     * Answers a prompt, which continues the conversation. [show] gets each part of the text, which may
+     * be empty, and returns whether to go on.
+     */
     @Throws(IOException::class)
-    fun answer(prompt: String, most: Int, piece: Piece) {
+    fun answer(prompt: String, options: Options = Options(), show: (String) -> Boolean): Answer {
         check(native != 0L) { "the model is closed" }
-        answer(native, prompt.toByteArray(), most.toLong(), piece)
+        val numbers = options.run { listOf(maxNewTokens, temperature, topK, topP, repetitionPenalty, seed) }
+            .map { it?.toDouble() ?: Double.NaN }.toDoubleArray()
+        val stops = options.stopStrings?.joinToString("") { "$it\u0000" }?.toByteArray()
+        val result = answer(native, prompt.toByteArray(), numbers, stops, object : Show {
+            override fun take(text: ByteArray) = show(String(text))
+        })
+        return Answer(result[0].toInt(), result.copyOfRange(1, result.size))
     }
 
-    /** Streams the answer's text; [show] gets each part of it and returns whether to go on. */
-    @Throws(IOException::class)
-    fun answer(prompt: String, most: Int, show: (String) -> Boolean) {
-        val decoder = Text()
-        answer(prompt, most, object : Piece {
-            override fun take(text: ByteArray, token: Long, ends: Boolean) =
-                !ends && show(decoder.add(text))
-        })
-    }
+    /** Begins a new conversation. */
+    fun reset() = reset(native)
 
     override fun close() {
         close(native)
         native = 0
     }
 
+    private interface Show {
+        fun take(text: ByteArray): Boolean
+    }
+
     private external fun open(folder: ByteArray): Long
     private external fun close(model: Long)
+    private external fun reset(model: Long)
     private external fun provider(model: Long): ByteArray
-    private external fun answer(model: Long, prompt: ByteArray, most: Long, piece: Piece)
+    private external fun answer(
+        model: Long, prompt: ByteArray, numbers: DoubleArray, stops: ByteArray?, show: Show,
+    ): LongArray
 
     private companion object {
         init {
             System.loadLibrary("starter")
         }
-    }
-}
-
-/** Decodes UTF-8 that comes in parts, which may end within a character. */
-private class Text {
-    private val decoder = Charsets.UTF_8.newDecoder()
-        .onMalformedInput(CodingErrorAction.REPLACE)
-        .onUnmappableCharacter(CodingErrorAction.REPLACE)
-    private var rest = ByteArray(0)
-
-    fun add(bytes: ByteArray): String {
-        val input = ByteBuffer.wrap(rest + bytes)
-        val output = CharBuffer.allocate(input.remaining())
-        decoder.decode(input, output, false)
-        rest = ByteArray(input.remaining()).also { input.get(it) }
-        output.flip()
-        return output.toString()
     }
 }
