@@ -79,11 +79,14 @@ def drive(
 
 def test_page_answers_as_python_does(real_plain: Path, modules: Path, tmp_path: Path) -> None:
     app = starter(real_plain, "web", tmp_path / "app", modules)
-    found = drive(app, modules, f"?tokens={TOKENS}", PROMPTS)
+    count = (
+        24  # WebAssembly rounds otherwise: longer answers part at tokens that are equally likely
+    )
+    found = drive(app, modules, f"?tokens={count}", PROMPTS)
     assert found["isolated"]
     assert any(state.startswith("Downloading") for state in found["states"])
-    assert len({state for state in found["states"] if "written" in state}) > TOKENS  # as it came
-    wanted = expected(real_plain, provider="cpu")
+    assert len({state for state in found["states"] if "written" in state}) > count  # as it came
+    wanted = expected(real_plain, count=count, provider="cpu")
     for turn, answer in zip(found["turns"], wanted, strict=True):
         assert turn["during"] == "Reading…"  # not what the answer before took
         assert turn["answer"] == answer.text
@@ -108,6 +111,8 @@ def test_page_uses_only_the_files_in_lib(real_plain: Path, modules: Path, tmp_pa
 
 def test_page_names_what_is_missing(real_plain: Path, modules: Path, tmp_path: Path) -> None:
     app = starter(real_plain, "web", tmp_path / "app", modules)
+    assert "npm run vendor -- webgpu" in drive(app, modules, "?device=webgpu")["states"][-1]
+    run(["npm", "run", "vendor", "--", "webgpu"], app)
     assert "GPU" in drive(app, modules, "?device=webgpu")["states"][-1]
     os.truncate(app / "model" / "model.onnx.data", 1 << 20)
     assert "Failed" in drive(app, modules, "")["states"][-1]

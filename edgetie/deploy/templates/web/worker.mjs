@@ -19,7 +19,9 @@ self.onmessage = async ({ data }) => {
 async function start(device) {
   if (!RUNTIMES[device]) throw new Error(`no device ${device}; one of ${Object.keys(RUNTIMES)}`);
   if (device === "webgpu" && !navigator.gpu) throw new Error("this browser has no WebGPU");
-  const ort = await import(RUNTIMES[device]);
+  const ort = await import(RUNTIMES[device]).catch(() => {
+    throw new Error(`${RUNTIMES[device]} is missing; npm run vendor -- ${device} copies it`);
+  });
   const json = async (name) => (await fetched(name)).json();
   const app = await json("app.json");
   const files = await Promise.all(["model/tokenizer.json", "model/tokenizer_config.json"].map(json));
@@ -71,7 +73,7 @@ function messages() {
 
 async function fetched(name) {
   const response = await fetch(name);
-  if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}`);
+  if (!response.ok) throw new Error(`${name.split("?")[0]}: ${response.status} ${response.statusText}`);
   return response;
 }
 

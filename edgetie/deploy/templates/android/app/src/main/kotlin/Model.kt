@@ -18,7 +18,7 @@ data class Options(
     /** The same one draws the same tokens. */
     val seed: Long? = null,
     /** Texts that end an answer. */
-    val stopStrings: List<String>? = null,
+    val stopStrings: List<String>? = null
 )
 
 /** How many tokens were read for an answer, those in the cache left out, and its own tokens. */
@@ -38,7 +38,8 @@ class Model @Throws(IOException::class) constructor(folder: File) : Closeable {
     @Throws(IOException::class)
     fun answer(prompt: String, options: Options = Options(), show: (String) -> Boolean): Answer {
         check(native != 0L) { "the model is closed" }
-        val numbers = options.run { listOf(maxNewTokens, temperature, topK, topP, repetitionPenalty, seed) }
+        val numbers = options
+            .run { listOf<Number?>(maxNewTokens, temperature, topK, topP, repetitionPenalty, seed) }
             .map { it?.toDouble() ?: Double.NaN }.toDoubleArray()
         val stops = options.stopStrings?.joinToString("") { "$it\u0000" }?.toByteArray()
         val result = answer(native, prompt.toByteArray(), numbers, stops, object : Show {
@@ -64,7 +65,7 @@ class Model @Throws(IOException::class) constructor(folder: File) : Closeable {
     private external fun reset(model: Long)
     private external fun provider(model: Long): ByteArray
     private external fun answer(
-        model: Long, prompt: ByteArray, numbers: DoubleArray, stops: ByteArray?, show: Show,
+        model: Long, prompt: ByteArray, numbers: DoubleArray, stops: ByteArray?, show: Show
     ): LongArray
 
     private companion object {
