@@ -20,14 +20,13 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def atomic_directory(
-    destination: str | os.PathLike[str], *, force: bool | None = False, marker: str = MANIFEST
+    destination: str | os.PathLike[str], *, force: bool = False, marker: str = MANIFEST
 ) -> Iterator[Path]:
     """Write a directory under a temporary name; rename it when the block succeeds.
 
     Args:
         destination: the directory; must not exist unless ``force`` and it has a ``marker``.
-        force: replace an existing directory of the same kind, but no other. With ``None`` nothing
-            is ever replaced, and errors do not suggest it.
+        force: replace an existing directory of the same kind, but no other.
         marker: the file in directories of this kind: ``MANIFEST`` or ``STARTER``.
 
     Raises:
@@ -73,14 +72,13 @@ def atomic_files(destination: str | os.PathLike[str], *, force: bool = False) ->
 
 def _check_file(path: Path, force: bool) -> None:
     if path.is_dir() or (path.exists() and not force):
-        raise _already_exists(path, force)
+        raise _already_exists(path)
     if path.exists() and not path.is_file():
         raise BundleError(f"{path}: is not a file, so never replaced; choose another output")
 
 
-def _already_exists(path: Path, force: bool | None) -> BundleError:
-    advice = {} if force is None else {"force": True}
-    return BundleError(f"{path}: already exists; choose another output", advice=advice)
+def _already_exists(path: Path) -> BundleError:
+    return BundleError(f"{path}: already exists; choose another output", advice={"force": True})
 
 
 @contextlib.contextmanager
@@ -153,7 +151,7 @@ def _is_disk_full(error: Exception) -> bool:
 
 
 def check_destination(
-    destination: str | os.PathLike[str], *, force: bool | None = False, marker: str = MANIFEST
+    destination: str | os.PathLike[str], *, force: bool = False, marker: str = MANIFEST
 ) -> None:
     """Refuse a destination that exists, unless it is empty, or has a ``marker`` and ``force``.
 
@@ -177,4 +175,4 @@ def check_destination(
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"{name}: cannot be used ({reason}); choose another output") from error
     if not force:
-        raise _already_exists(name, force)
+        raise _already_exists(name)
