@@ -25,6 +25,7 @@ FAMILIES = {
     "seq2seq-lm": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "masked-lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     "speech-seq2seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "image-text-to-text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
 }
 """Names of transformers' tables: model type to class."""
 
@@ -34,7 +35,8 @@ RULES: dict[str, int] = {
     ),
     r"(.*_)?(attention_heads|num_heads|n_heads?)": HEADS,
     r"hidden_size|d_model|n_embd|emb_dim|embedding_size|dim|word_embed_proj_dim|lru_width": HIDDEN,
-    r"pooler_hidden_size|backbone_hidden_size": HIDDEN,
+    r"pooler_hidden_size|backbone_hidden_size|out_hidden_size|projection_dim|embed_dim": HIDDEN,
+    r"depth": LAYERS,
     r"(.*_)?(intermediate_size|ffn_dim|d_ff|dff|dim_ff|d_inner|ffn_hidden_size|mlp_dim)": INNER,
     r"(.*_)?(head_dim|d_kv|dim_head|d_head|kv_channels)|query_pre_attn_scalar": HEAD_SIZE,
     r"sliding_window|local_attention|attention_window|attention_window_size": WINDOW,
@@ -53,6 +55,8 @@ LIMITS: dict[str, int] = {
 }
 """The same, for sizes that stay as they are where they are smaller."""
 
+_PATCHES_PER_SIDE = 8
+_ROTARY_SECTIONS = [2, 3, 3]
 _ALTERNATING = ["sliding_attention", "full_attention"] * 2
 _GEMMA4 = {"head_dim": HEAD_SIZE, "global_head_dim": 2 * HEAD_SIZE, "layer_types": _ALTERNATING}
 _GEMMA4_SIZE = {"num_hidden_layers": len(_ALTERNATING)}
@@ -98,6 +102,24 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "granite_speech_plus_encoder": {"hidden_dim": HIDDEN},
     "blip_2_qformer": {"encoder_hidden_size": HIDDEN},
     "qwen3_asr_encoder": {"output_dim": HIDDEN, "downsample_hidden_size": INNER},
+    # sections of rotary positions fill half of a head
+    **{
+        key: {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": _ROTARY_SECTIONS,
+            }
+        }
+        for key in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text")
+    },
+    # as many layers of the encoder as there are
+    **{
+        key: {"deepstack_visual_indexes": [0, 1]}
+        for key in ("qwen3_vl_vision", "qwen3_vl_moe_vision")
+    },
+    # the tokens of an image follow from its size
+    **{key: {"mm_tokens_per_image": _PATCHES_PER_SIDE**2 // 4} for key in ("gemma3", "gemma3n")},
     "funnel": {"n_head": HEADS, "block_sizes": [1, 1], "block_repeats": [1, 1]},
     "xmod": {"default_language": "en_XX"},
 }
@@ -184,6 +206,11 @@ def reduced(config: Any) -> dict[str, Any]:
             if new != value:
                 changes[name] = new
     changes |= _per_layer(plain, changes)
+    size, patch = plain.get("image_size"), plain.get("patch_size")
+    if size and isinstance(patch, int):
+        changes["image_size"] = _PATCHES_PER_SIDE * patch
+    elif size and patch:
+        changes["image_size"] = [_PATCHES_PER_SIDE * each for each in patch]
     return changes | EXCEPTIONS.get(config.model_type, {})
 
 

@@ -35,12 +35,9 @@ FOREIGN_WORDS = {
     "beside", "behind", "elsewhere", "chosen", "taken", "given", "made", "found", "told", "said",
     "settle", "settled", "site", "sites", "mixture", "switched", "finer", "gram", "twin", "twins",
     "turned", "hear", "hears", "heard", "sound", "sounds", "clips", "silence", "unflatten", "noise",
-    "questions", "boundaries", "codes", "grid", "forms", "pieces",
+    "questions", "boundaries", "codes", "forms", "pieces",
 }  # fmt: skip
 """Words that names do not contain: docs/glossary.md has the field's own."""
-
-FOREIGN_WORDS_FROM_OUTSIDE = {"grid"}
-"""Names of matplotlib."""
 
 
 def modules() -> list[Path]:
@@ -187,8 +184,7 @@ def test_names_are_the_terms_of_the_field() -> None:
     for path in [*modules(), *sorted((ROOT / "cli").rglob("*.py"))]:
         for token in tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline):
             words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", token.string).lower().split("_")
-            named = token.type == tokenize.NAME and token.string not in FOREIGN_WORDS_FROM_OUTSIDE
-            if named and FOREIGN_WORDS.intersection(words):
+            if token.type == tokenize.NAME and FOREIGN_WORDS.intersection(words):
                 foreign.add(f"{path.relative_to(ROOT)}: {token.string}")
     assert sorted(foreign) == []
 

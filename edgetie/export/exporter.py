@@ -21,7 +21,7 @@ from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import Manifest, Signature, describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
 from edgetie.bundle.model_config import declare_ties, read_token_ids
-from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, LAST_TOKEN_NODE
+from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, IMAGE_LM, LAST_TOKEN_NODE
 from edgetie.errors import EdgetieError, ExportError
 from edgetie.export.genai_config import write_genai_config
 from edgetie.export.optimize import optimize
@@ -263,7 +263,7 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
     # without GroupQueryAttention, which moves valid tokens together, padding between tokens would
     # count in their distance
     moves = bool(task.cache) and fused == task.cached_attentions
-    pads_both = moves or task.name not in ("causal-lm", AUDIO_LM)
+    pads_both = moves or task.name not in ("causal-lm", AUDIO_LM, IMAGE_LM)
     return Signature(
         inputs=describe_tensors(graph.inputs),
         outputs=describe_tensors(graph.outputs),
@@ -273,6 +273,7 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
         padding="both" if pads_both else "left",
         vocab_size=task.vocab_size,
         audio_token_id=task.audio_token_id,
+        image_token_id=task.image_token_id,
     )
 
 

@@ -1,7 +1,8 @@
-"""Set attributes of objects for a while."""
+"""Set attributes of objects and environment variables for a while."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -16,3 +17,18 @@ def set_attributes(changes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
                 stack.callback(delattr, target, name)
             setattr(target, name, value)
         yield
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, then restore those that were there before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -40,6 +40,8 @@ class Source:
     def __post_init__(self) -> None:
         if self.task == "auto":
             self.task = task_of(self.config, [self.architecture])
+            if self.task == "causal-lm" and hasattr(self.module, "get_image_features"):
+                self.task = "image-text-to-text"
 
     @property
     def architecture(self) -> str:

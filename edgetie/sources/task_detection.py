@@ -2,7 +2,7 @@
 
 from typing import Any
 
-TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq")
+TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq", "image-text-to-text")
 """The tasks that a user can name; ``auto`` detects one."""
 
 _FAMILIES = {
@@ -10,6 +10,10 @@ _FAMILIES = {
     "seq2seq-lm": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "AutoModelForSeq2SeqLM"),
     "causal-lm": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
     "masked-lm": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "AutoModelForMaskedLM"),
+    "image-text-to-text": (
+        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+        "AutoModelForImageTextToText",
+    ),
 }
 
 
@@ -32,6 +36,7 @@ def task_of(config: Any, architectures: list[str] | None = None) -> str:
         order = ["causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq"]
     else:
         order = ["masked-lm", "causal-lm", "seq2seq-lm", "speech-seq2seq"]
+    order.append("image-text-to-text")
     return next((task for task in order if task in candidates), "causal-lm")
 
 

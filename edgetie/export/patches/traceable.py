@@ -1,20 +1,24 @@
 """Replace model code that torch cannot trace by code that it can."""
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from edgetie.sources.patching import set_attributes
+from edgetie.sources.patching import environment, set_attributes
+
+_NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
 @contextlib.contextmanager
 def traceable(module: torch.nn.Module) -> Iterator[None]:
     """Make a model traceable while the context lasts.
 
-    Loops over the experts that tokens are routed to run for every expert. Conversions to the
+    Loops over the experts that tokens are routed to run for every expert. Masks are computed by
+    broadcasting instead of vmap. Checks of values are left out. Conversions to the
     precision that a module has return the module itself. Dynamic (NTK) rotary embeddings keep their
     angles: these change after the longest sequence in the configuration, where exported tables end.
     """
@@ -27,9 +31,23 @@ def traceable(module: torch.nn.Module) -> Iterator[None]:
             return self  # torch would replace the parameters that are traced by new ones
         return original(self, *args, **kwargs)
 
-    fixed = [(part, "rope_type", "default") for part in dynamic]
-    with set_attributes([(torch.nn.Module, "to", to), *fixed]), _AllIndices():
+    changes: list[tuple[Any, str, Any]] = [(part, "rope_type", "default") for part in dynamic]
+    changes.append((torch.nn.Module, "to", to))
+    if masks := sys.modules.get("transformers.masking_utils"):
+        changes.append((masks, "_vmap_expansion_sdpa", _broadcast))
+    with set_attributes(changes), environment({_NO_CHECKS: "1"}), _AllIndices():
         yield
+
+
+def _broadcast(mask: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Compute a mask of batch item, head, query and key for all of them, without vmap."""
+
+    def compute(*indices: torch.Tensor) -> torch.Tensor:
+        shapes = ((-1, 1, 1, 1), (1, -1, 1, 1), (1, 1, -1, 1), (1, 1, 1, -1))
+        views = (index.view(shape) for index, shape in zip(indices, shapes, strict=True))
+        return mask(*views).expand(*(index.shape[0] for index in indices))
+
+    return compute
 
 
 class _AllIndices(TorchFunctionMode):

@@ -84,7 +84,7 @@ class Task(ABC):
         max_positions: longest sequence, from the configuration.
         cache: the tensors of its cache, empty without one.
         no_cache_reason: why a model that could have a cache has none.
-        audio_token_id: as in :class:`edgetie.bundle.manifest.Signature`.
+        audio_token_id, image_token_id: as in :class:`edgetie.bundle.manifest.Signature`.
     """
 
     name: ClassVar[str]
@@ -94,6 +94,7 @@ class Task(ABC):
     cache: tuple[CacheTensor, ...] = field(default=(), kw_only=True)
     no_cache_reason: str | None = field(default=None, kw_only=True)
     audio_token_id: int | None = field(default=None, kw_only=True)
+    image_token_id: int | None = field(default=None, kw_only=True)
 
     @property
     def cached_attentions(self) -> int:

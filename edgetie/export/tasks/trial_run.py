@@ -1,7 +1,8 @@
 """Run a model on a few tokens to find out how it is exported: one module a task."""
 
+from edgetie.bundle.names import IMAGE_LM
 from edgetie.errors import ExportError, summarize
-from edgetie.export.tasks import audio_lm, causal, masked, seq2seq, speech
+from edgetie.export.tasks import audio_lm, causal, image_lm, masked, seq2seq, speech
 from edgetie.export.tasks.base import Task
 from edgetie.sources.source import Source
 
@@ -10,6 +11,7 @@ _TRIAL_RUNS = {
     "masked-lm": masked.trial_run,
     "seq2seq-lm": seq2seq.trial_run,
     "speech-seq2seq": speech.trial_run,
+    IMAGE_LM: image_lm.trial_run,
 }
 
 

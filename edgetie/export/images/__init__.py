@@ -1,0 +1,1 @@
+"""What image encoders read, and how they are traced."""

@@ -1,0 +1,176 @@
+"""Replace transformers' helpers for packed images by ones that trace for a single image.
+
+Vision encoders that read images of any size get the patches of all images in one sequence, and a
+grid ``(time, height, width)`` for each. transformers computes patch positions, attention windows
+and the interpolation of position embeddings from the grids in Python loops, which cannot be traced.
+With one image a call, they are arithmetic on the numbers of its patches.
+"""
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from edgetie.sources.patching import set_attributes
+
+_CONVOLUTIONS = (torch.conv2d, torch.conv3d)
+_NAME = "flash_edgetie_segments"  # transformers gives cu_seqlens to names with "flash" in them
+
+
+@contextlib.contextmanager
+def single_image(module: torch.nn.Module, patches: int) -> Iterator[None]:
+    """Run encoders on one image of so many patches while the context lasts."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(_NAME, _attend_in_segments)
+    replaced = _SingleImage(patches)
+    modules = {sys.modules[type(part).__module__] for part in module.modules()}
+    changes: list[tuple[Any, str, Any]] = [
+        (each, name, getattr(replaced, name))
+        for each in modules
+        for name in vars(_SingleImage)
+        if name.startswith("get_") and hasattr(each, name)
+    ]
+    changes += [
+        (part.config, "_attn_implementation", _NAME)
+        for part in module.modules()
+        if hasattr(part, "config") and "cu_seqlens" in inspect.signature(part.forward).parameters
+    ]
+    with set_attributes(changes), OneSegment():
+        yield
+
+
+def _attend_in_segments(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Compute transformers' attention call on ``(1, heads, patches, head_size)``."""
+    mask = None
+    if cu_seq_lens_q is not None and not _is_two(cu_seq_lens_q.shape[0]):
+        index = torch.arange(query.shape[2])
+        segment = (index[:, None] >= cu_seq_lens_q[1:]).sum(1)
+        mask = (segment[:, None] == segment)[None, None]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(query, key, value, attn_mask=mask, scale=scaling).transpose(1, 2), None
+
+
+def _is_two(size: Any) -> bool:
+    return isinstance(size, int) and size == 2
+
+
+class OneSegment(TorchFunctionMode):
+    """Splits a tensor into one part without reading the part's size.
+
+    A convolution over the whole of its input, a patch, is a matrix product.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _CONVOLUTIONS and args[0].shape[2:] == args[1].shape[2:]:
+            output = torch.nn.functional.linear(args[0].flatten(1), args[1].flatten(1), args[2])
+            return output.view(*output.shape, *[1] * (args[1].ndim - 2))
+        if func in (torch.split, torch.Tensor.split):
+            sizes = args[1] if len(args) > 1 else (kwargs or {}).get("split_size_or_sections")
+            if isinstance(sizes, (list, tuple)) and len(sizes) == 1:
+                return (args[0],)
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class _SingleImage:
+    """transformers' functions of the patches of images, for one image of ``count`` patches.
+
+    The methods have the names and the arguments of the functions that they replace.
+    """
+
+    count: int
+
+    def get_vision_attention_seqlens(
+        self, grid_thw: Tensor, config: Any, merge_temporal: bool = False, kwargs: Any = None
+    ) -> tuple[Tensor, int]:
+        return self.get_vision_cu_seqlens(grid_thw), self.count
+
+    def get_vision_cu_seqlens(
+        self, grid_thw: Tensor, merge_temporal: bool = False, kwargs: Any = None
+    ) -> Tensor:
+        return torch.tensor([0, self.count], dtype=torch.int32)
+
+    def get_max_seqlen(self, cu_seqlens: Tensor, config: Any, **_: Any) -> int:
+        return self.count
+
+    def get_vision_position_ids(
+        self,
+        grid_thw: Tensor,
+        spatial_merge_size: int | Tensor,
+        include_temporal: bool = False,
+        kwargs: Any = None,
+    ) -> Tensor:
+        row, column = _rows_and_columns(self.count, grid_thw, spatial_merge_size)
+        axes = [torch.zeros_like(row)] * include_temporal + [row, column]
+        return torch.stack(axes, -1)
+
+    def get_vision_window_index(
+        self,
+        grid_thw: Tensor,
+        spatial_merge_size: int,
+        window_size: int,
+        patch_size: int,
+        kwargs: Any = None,
+    ) -> tuple[Tensor, Tensor]:
+        unit = spatial_merge_size**2
+        side = window_size // spatial_merge_size // patch_size
+        width = grid_thw[0, 2] // spatial_merge_size
+        index = torch.arange(self.count // unit)
+        windows = (width + side - 1) // side
+        window = index // width // side * windows + index % width // side
+        order = torch.argsort(window * (self.count // unit) + index)
+        sizes = (window[:, None] == index).sum(0)  # of windows; the last ones do not exist
+        starts = torch.nn.functional.pad(sizes.cumsum(0) * unit, (1, 0))
+        return order, starts.to(torch.int32)
+
+    def get_vision_interpolation_indices_and_weights(
+        self,
+        grid_thw: Tensor,
+        num_grid_per_side: int,
+        mode: str = "bilinear",
+        align_corners: bool = False,
+        spatial_merge_size: int = 1,
+        padding: str = "border",
+        kwargs: Any = None,
+    ) -> tuple[Tensor, Tensor]:
+        from transformers import vision_utils
+
+        side = num_grid_per_side
+        axes = zip(
+            _rows_and_columns(self.count, grid_thw, spatial_merge_size),
+            (grid_thw[0, 1], grid_thw[0, 2]),
+            strict=True,
+        )
+        (rows, row_weights), (columns, column_weights) = (
+            vision_utils._interpolation_axis_taps_weights(
+                index, size, side, mode, align_corners, padding
+            )
+            for index, size in axes
+        )
+        indices = (rows[:, :, None] * side + columns[:, None, :]).flatten(1)
+        return indices, (row_weights[:, :, None] * column_weights[:, None, :]).flatten(1)
+
+
+def _rows_and_columns(count: int, grid: Tensor, merge: int | Tensor) -> tuple[Tensor, Tensor]:
+    """The row and column of each patch; ``merge * merge`` patches follow each other."""
+    index, width = torch.arange(count), grid[0, 2]
+    block, inside = index // (merge * merge), index % (merge * merge)
+    blocks = width // merge
+    row = block // blocks * merge + inside // merge
+    return row, block % blocks * merge + inside % merge

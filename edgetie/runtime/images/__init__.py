@@ -1,0 +1,1 @@
+"""Read images without torch, and find their places in a prompt."""
