@@ -17,6 +17,7 @@ from edgetie.errors import BundleError, SourceError, summarize
 from edgetie.harness.accuracy.samples import Prompt, encoder_inputs, token_inputs
 from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.decoding.generation import make_decoder
+from edgetie.runtime.images.embeddings import ImageEmbeddings
 from edgetie.runtime.session import open_session
 from edgetie.sources.source import cache_keyword
 
@@ -112,8 +113,9 @@ class BundleReference:
             feeds["encoder_attention_mask"] = np.ones_like(ids)
             tokens = _shifted(ids, self.bundle.manifest.signature.start_token_ids)
         elif self.is_audio_model:
-            tokens, feeds[AUDIO] = Prompt(self.session, ids, 0).inputs()
-        feeds |= token_inputs(tokens)
+            tokens, embeddings = Prompt(self.session, ids, 0).inputs()
+            feeds = self._embeddings(tokens, **embeddings)
+        feeds = token_inputs(tokens) | feeds
         for tensor in self.session.cache:
             feeds[tensor.past] = np.zeros(tensor.shape(1), self.session.cache_dtype)
         names = [value.name for value in self.session.inputs]
@@ -122,6 +124,22 @@ class BundleReference:
         inputs = {name: feeds[name] for name in names}
         result: Floats = self._run(self.session.ort, ["logits"], inputs)[0][0]
         return result[-ids.shape[1] :].astype(np.float32, copy=False)
+
+    def _embeddings(
+        self,
+        tokens: Ids,
+        audio_embeddings: Floats | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Make the inputs for embeddings that replace tokens."""
+        if image_embeddings is None:
+            assert audio_embeddings is not None
+            return {AUDIO: audio_embeddings}
+        feeds: dict[str, npt.NDArray[Any]] = dict(image_embeddings.rows)
+        token = self.bundle.manifest.signature.image_token_id
+        if len(image_embeddings.grids) and token is not None:
+            feeds["position_ids"] = image_embeddings.positions(tokens[0], token)[:, None]
+        return feeds
 
     def _run(self, session: Any, outputs: list[str], feeds: dict[str, npt.NDArray[Any]]) -> Any:
         options = ort.RunOptions()

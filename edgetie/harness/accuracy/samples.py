@@ -1,4 +1,4 @@
-"""What measurements run on: a text in windows, seeded random ids, prompts, noise as audio."""
+"""What measurements run on: a text in windows, random ids, prompts, random audio and images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgetie.bundle.names import IMAGE_LM
 from edgetie.runtime.audio.embeddings import (
     embed_audio,
     prepend_audio,
@@ -14,6 +15,7 @@ from edgetie.runtime.audio.embeddings import (
     reads_audio,
 )
 from edgetie.runtime.decoding.generation import make_decoder
+from edgetie.runtime.images.embeddings import embed_images, prepend_images, random_image
 from edgetie.runtime.session import Session
 
 Ids = npt.NDArray[np.int64]
@@ -113,6 +115,8 @@ def encoder_inputs(session: Session, ids: Ids) -> dict[str, npt.NDArray[Any]]:
         return {}
     if reads_audio(session):
         random = np.random.default_rng([_SEED, *ids[0].tolist()])
+        if session.bundle.task == IMAGE_LM:
+            return random_image(session.encoder, random)
         return random_features(session.encoder, random)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
@@ -128,7 +132,7 @@ def token_inputs(ids: Ids) -> dict[str, Ids]:
 
 
 class Prompt:
-    """Tokens ``(batch, tokens)``, noise for an audio model, and the decoder that reads them.
+    """Tokens ``(batch, tokens)``, random audio or an image, and the decoder that reads them.
 
     Attributes:
         encoder_inputs: see :func:`encoder_inputs`.
@@ -140,24 +144,33 @@ class Prompt:
         self._session, self._ids = session, ids
         self._length = ids.shape[1] + new_tokens
         self.encoder_inputs = encoder_inputs(session, ids)
-        self._is_audio_lm = reads_audio(session) and not session.cross
-        self.tokens = int((self.inputs()[0] if self._is_audio_lm else ids).shape[1])
+        self._has_embeddings = reads_audio(session) and not session.cross
+        self.tokens = int((self.inputs()[0] if self._has_embeddings else ids).shape[1])
         self.decoder = make_decoder(session, len(ids), self.tokens, new_tokens)
         if reads_audio(session) and session.cross:
             self.tokens = len(session.bundle.manifest.signature.start_token_ids)
 
-    def inputs(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
-        """Return tokens or audio features, and audio embeddings, which the encoder computes."""
-        if not self._is_audio_lm:
-            return next(iter(self.encoder_inputs.values()), self._ids), None
-        token = self._session.bundle.manifest.signature.audio_token_id
+    def inputs(self) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        """Return tokens or audio features, and the embeddings that :meth:`Decoder.prefill` takes.
+
+        The encoder computes them.
+        """
+        if not self._has_embeddings:
+            return next(iter(self.encoder_inputs.values()), self._ids), {}
+        signature = self._session.bundle.manifest.signature
+        if signature.image_token_id is not None:
+            images = embed_images(self._session, [self.encoder_inputs])
+            ids = prepend_images(self._ids, images, signature.image_token_id)
+            return ids, {"image_embeddings": images}
         embeddings = embed_audio(self._session, self.encoder_inputs)
-        return prepend_audio(self._ids, embeddings, token, self._length)
+        token = signature.audio_token_id
+        ids, embeddings = prepend_audio(self._ids, embeddings, token, self._length)
+        return ids, {"audio_embeddings": embeddings}
 
     def generate(self, count: int) -> Iterator[Ids]:
         """Yield the likeliest tokens ``(batch,)`` of ``count`` positions after the prompt."""
-        inputs, audio_embeddings = self.inputs()
-        tokens = self.decoder.prefill(inputs, audio_embeddings=audio_embeddings).argmax(axis=-1)
+        inputs, embeddings = self.inputs()
+        tokens = self.decoder.prefill(inputs, **embeddings).argmax(axis=-1)
         for _ in range(count - 1):
             yield tokens
             tokens = self.decoder.step(tokens).argmax(axis=-1)

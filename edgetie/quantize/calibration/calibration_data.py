@@ -18,6 +18,7 @@ from edgetie.quantize.calibration.activations import (
 )
 from edgetie.quantize.calibration.layerwise_run import CalibrationInput, Feeds
 from edgetie.quantize.calibration.synthetic_audio import calibration_audio
+from edgetie.quantize.calibration.synthetic_images import calibration_images
 
 
 class CalibrationData(NamedTuple):
@@ -63,9 +64,10 @@ def read_calibration_data(
             f"the calibration text has {len(text.calibration)} tokens, all of them calibrated on, "
             "and limits are measured on what follows; give a longer one"
         )
-    audio, audio_description = calibration_audio(bundle)
-    parts = [f"{len(text.calibration)} tokens of {text.description}", audio_description]
-    inputs = CalibrationInput(text.calibration, audio, (), text.prefix, text.suffix)
+    has_images = bundle.manifest.signature.image_token_id is not None
+    media, description = (calibration_images if has_images else calibration_audio)(bundle)
+    parts = [f"{len(text.calibration)} tokens of {text.description}", description]
+    inputs = CalibrationInput(text.calibration, media, (), text.prefix, text.suffix)
     return CalibrationData(text, inputs, " and ".join(filter(None, parts)))
 
 

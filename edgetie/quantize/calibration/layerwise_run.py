@@ -14,12 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
-from edgetie.bundle.names import AUDIO, ENCODER_MASK, LAST_TOKEN_NODE
+from edgetie.bundle.names import AUDIO, ENCODER_MASK, GRID, IMAGE, LAST_TOKEN_NODE
 from edgetie.errors import QuantizeError
 from edgetie.graph.matching import weight
 from edgetie.graph.tensors import PAST, PRESENT
 from edgetie.harness.accuracy.samples import windows
 from edgetie.runtime.audio.embeddings import prepend_audio
+from edgetie.runtime.images.embeddings import ImageEmbeddings, prepend_images
 from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, read_graph, remove_last_token_node
 
 _SEGMENT_BYTES = 48 << 20  # weights of a segment
@@ -39,14 +40,14 @@ class CalibrationInput:
 
     Attributes:
         tokens: a text, read in windows of 256 tokens.
-        audio: inputs of an audio encoder, one dict for each audio clip.
-        feeds: the caller's own inputs by name, for each run, instead of tokens and audio.
+        media: inputs of an encoder of audio or images, one dict for each clip or image.
+        feeds: the caller's own inputs by name, for each run, instead of tokens and media.
         prefix: special tokens before each window.
         suffix: special tokens after each window, which decoders do not read.
     """
 
     tokens: Sequence[int] = ()
-    audio: Sequence[Feeds] = ()
+    media: Sequence[Feeds] = ()
     feeds: Sequence[Feeds] = ()
     prefix: Sequence[int] = ()
     suffix: Sequence[int] = ()
@@ -216,7 +217,7 @@ def _own_feeds(model: ir.Model, inputs: CalibrationInput) -> list[Feeds]:
 def _window_feeds(
     bundle: Bundle, model_path: Path, graph: tuple[ir.Model, Path], inputs: CalibrationInput
 ) -> list[Feeds]:
-    """Make the feeds of each window of the text, or of each audio clip.
+    """Make the feeds of each window of the text, or of each audio clip or image.
 
     ``graph`` is the model and the folder of its weights.
     """
@@ -235,9 +236,9 @@ def _window_feeds(
     suffix = () if bundle.task == "causal-lm" else inputs.suffix
     texts = [ids[None] for ids in windows(inputs.tokens, length, inputs.prefix, suffix)]
     result = []
-    for index in range(len(texts) if has_encoder or not inputs.audio else len(inputs.audio)):
+    for index in range(len(texts) if has_encoder or not inputs.media else len(inputs.media)):
         ids = texts[index % len(texts)]
-        feeds = dict(inputs.audio[index % len(inputs.audio)]) if inputs.audio else {}
+        feeds = dict(inputs.media[index % len(inputs.media)]) if inputs.media else {}
         if has_encoder:
             states = _run(session, _complete(_graph_inputs(encoder), ids, feeds))
             feeds = {n.replace(f"{PRESENT}.", f"{PAST}.", 1): each for n, each in states.items()}
@@ -247,6 +248,12 @@ def _window_feeds(
                 ids, feeds[AUDIO], signature.audio_token_id, ids.shape[1]
             )
             ids = ids[:, :limit]
+        if IMAGE in feeds and (token := signature.image_token_id) is not None:
+            image = inputs.media[index % len(inputs.media)]
+            images = ImageEmbeddings(states, image.get(GRID, np.zeros((0, 3), np.int64)))
+            ids = prepend_images(ids, images, token)
+            if len(images.grids):
+                feeds["position_ids"] = images.positions(ids[0], token)[:, None]
         result.append(_complete(expected, ids, feeds))
     return result
 

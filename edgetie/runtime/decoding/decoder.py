@@ -8,9 +8,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgetie.bundle.names import AUDIO, AUDIO_LM, ENCODER_MASK
+from edgetie.bundle.names import AUDIO, AUDIO_LM, ENCODER_MASK, IMAGE, IMAGE_LM
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.graph.tensors import CacheTensor, TensorInfo
+from edgetie.runtime.images.embeddings import ImageEmbeddings
 from edgetie.runtime.memory import MappedFiles, release_heap
 from edgetie.runtime.session import Session, onnxruntime_errors
 
@@ -32,7 +33,7 @@ class Decoder:
         length: tokens of each sequence so far, padding included.
     """
 
-    _tasks: tuple[str, ...] = ("causal-lm", AUDIO_LM)
+    _tasks: tuple[str, ...] = ("causal-lm", AUDIO_LM, IMAGE_LM)
 
     def __init__(self, session: Session, batch: int, max_length: int) -> None:
         """Allocate buffers; memory is used only as far as sequences grow.
@@ -62,9 +63,14 @@ class Decoder:
         self._mask = np.zeros((batch, max_length), np.int64)
         self._ids = None if session.cache else np.zeros((batch, max_length), np.int64)
         self._inputs = {
-            name: np.empty(batch * max_length, self._dtype(info)) for name, info in inputs.items()
+            name: np.empty(batch * max_length * 3 ** (len(info.shape) - 2), self._dtype(info))
+            for name, info in inputs.items()
         }
         self._audio: NDArray[np.float32] | None = None
+        self._images: ImageEmbeddings | None = None
+        self._bound_images: list[NDArray[Any]] = []
+        self._has_three_positions = len(getattr(inputs.get("position_ids"), "shape", ())) == 3
+        self._positions_after_images = 0
         self._bound_shapes: dict[str, tuple[int, ...]] = {}
         self._steps = 0
         self._touched_files: MappedFiles | None = None
@@ -83,7 +89,7 @@ class Decoder:
 
     def reset(self) -> None:
         """Forget the sequences; the buffers stay."""
-        self.length = 0
+        self.length = self._positions_after_images = 0
         for tensor in self._returned:
             zeros = np.zeros(tensor.shape(self.batch), self.session.cache_dtype)
             empty = ort.OrtValue.ortvalue_from_numpy(zeros, self.session.device, 0)
@@ -94,6 +100,7 @@ class Decoder:
         prompt: NDArray[Any],
         attention_mask: NDArray[np.int64] | None = None,
         audio_embeddings: NDArray[np.float32] | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens to every sequence, padded on either side.
 
@@ -102,6 +109,8 @@ class Decoder:
             attention_mask: ``(batch, count)``, 0 for padding; ``None`` if there is none.
             audio_embeddings: one for each audio token, or one for every token to come
                 (:func:`edgetie.runtime.audio.embeddings.embed_audio`).
+            image_embeddings: of the prompt's image tokens, in order
+                (:func:`edgetie.runtime.images.embeddings.embed_images`).
 
         Returns:
             Logits ``(batch, vocabulary)`` of the next token.
@@ -126,7 +135,8 @@ class Decoder:
         if self._left_padding_only and (np.diff(mask, axis=1) < 0).any():
             raise EdgetieError(f"{self._path}: accepts padding on the left only")
         self._steps = 0
-        self._audio = audio_embeddings
+        self._audio, self._images = audio_embeddings, image_embeddings
+        self._require_places(prompt)
         return self._forward(prompt, mask, self._prefill_options)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -156,11 +166,11 @@ class Decoder:
             start, ids = 0, self._ids[:, :end]
         self._bind_tokens("input_ids", ids)
         self._bind_audio(start, end)
+        self._bind_images()
         if "attention_mask" in self._inputs:
             self._bind_tokens("attention_mask", self._mask[:, :end])
         if "position_ids" in self._inputs:
-            positions = self._mask[:, :end].cumsum(axis=1)[:, start:] - 1
-            self._bind_tokens("position_ids", np.maximum(positions, 0))
+            self._bind_tokens("position_ids", self._positions(ids, start, end))
         self._bind_logits(1 if self.session.logits == "last" else end - start)
         self._run(options)
         self.length = end
@@ -172,6 +182,47 @@ class Decoder:
         else:
             last = end - start - 1 - read[:, ::-1].argmax(axis=1)
         return self._logits[np.arange(self.batch), last].astype(np.float32, copy=False)
+
+    def _require_places(self, prompt: NDArray[Any]) -> None:
+        """Refuse a prompt with another number of image tokens than there are embeddings."""
+        token = self.session.bundle.manifest.signature.image_token_id
+        if token is None:
+            return
+        places = int((prompt == token).sum())
+        count = 0 if self._images is None else self._images.count
+        if places != count:
+            raise EdgetieError(
+                f"{self._path}: the prompt has {places} places for image embeddings (token "
+                f"{token}), and there are {count}; give an image for each place"
+            )
+
+    def _positions(self, ids: NDArray[Any], start: int, end: int) -> NDArray[np.int64]:
+        """Positions of tokens ``start`` to ``end``: ``(batch, count)``, or of three axes."""
+        positions: NDArray[np.int64] = self._mask[:, :end].cumsum(axis=1)[:, start:] - 1
+        positions = np.maximum(positions, 0)
+        if not self._has_three_positions:
+            return positions
+        token = self.session.bundle.manifest.signature.image_token_id
+        images = None if self._steps and self._ids is None else self._images
+        if images is None or token is None or not len(images.grids):
+            return np.repeat(positions[None] + self._positions_after_images, 3, axis=0)
+        first = int(positions[0, 0]) + self._positions_after_images
+        located = images.positions(ids[0], token) + first
+        if self._ids is None:
+            self._positions_after_images += int(located.max() - first + 1 - ids.shape[1])
+        return located[:, None]
+
+    def _bind_images(self) -> None:
+        """Bind the image embeddings of the prompt; a step has none."""
+        self._bound_images = []
+        for info in self.session.inputs:
+            if not info.name.startswith(IMAGE):
+                continue
+            rows = np.zeros((0, int(info.shape[-1])), self._dtype(info))
+            if self._images is not None and not (self._steps and self._ids is None):
+                rows = np.ascontiguousarray(self._images.rows[info.name])
+            self._bound_images.append(rows)  # the binding reads it
+            self._binding.bind_cpu_input(info.name, rows)
 
     def _bind_tokens(self, name: str, values: NDArray[np.int64]) -> None:
         """Copy ``values`` into an input's buffer; bind it again if its shape has changed."""
@@ -247,7 +298,11 @@ class Decoder:
         """The inputs of one value per token, and the logits."""
         caches = self.session.cache + self.session.cross
         others = {AUDIO, ENCODER_MASK, *(tensor.past for tensor in caches)}
-        inputs = {info.name: info for info in self.session.inputs if info.name not in others}
+        inputs = {
+            info.name: info
+            for info in self.session.inputs
+            if info.name not in others and not info.name.startswith(IMAGE)
+        }
         unknown = [name for name in inputs if name not in _TOKEN_INPUTS]
         logits = next((info for info in self.session.outputs if info.name == "logits"), None)
         if unknown or "input_ids" not in inputs or logits is None:

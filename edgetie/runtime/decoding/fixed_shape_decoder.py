@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetie.errors import EdgetieError
+from edgetie.runtime.images.embeddings import ImageEmbeddings
 from edgetie.runtime.session import Session, onnxruntime_errors
 
 
@@ -47,6 +48,7 @@ class FixedShapeDecoder:
         prompt: NDArray[Any],
         attention_mask: NDArray[np.int64] | None = None,
         audio_embeddings: NDArray[np.float32] | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens ``(1, count)``; padding is left out.
 

@@ -15,6 +15,7 @@ from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
 from edgetie.runtime.decoding.sampling import Sampling, sample
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
+from edgetie.runtime.images.embeddings import ImageEmbeddings
 from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Detokenizer, Tokenizer, pad
 
@@ -40,6 +41,7 @@ class TokenDecoder(Protocol):
         prompt: NDArray[Any],
         attention_mask: NDArray[np.int64] | None = None,
         audio_embeddings: NDArray[np.float32] | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
     ) -> NDArray[np.float32]: ...
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]: ...

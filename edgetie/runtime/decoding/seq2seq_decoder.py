@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from edgetie.bundle.names import ENCODER_MASK, SPEECH
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.images.embeddings import ImageEmbeddings
 from edgetie.runtime.session import Session, describe_tensors, onnxruntime_errors
 
 
@@ -37,6 +38,7 @@ class Seq2SeqDecoder(Decoder):
         prompt: NDArray[Any],
         attention_mask: NDArray[np.int64] | None = None,
         audio_embeddings: NDArray[np.float32] | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
     ) -> NDArray[np.float32]:
         """Encode token ids or audio features, padded on the right, and start continuations.
 

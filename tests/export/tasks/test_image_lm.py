@@ -6,116 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
+from image_models import (
+    TOKEN,
+    build,
+    export,
+    gemma3,
+    llava,
+    paligemma,
+    qwen2_5_vl,
+    qwen3_vl,
+    smolvlm,
+)  # fmt: skip
 
 from edgetie.bundle.names import GRID, PIXELS
 from edgetie.errors import ExportError
-from edgetie.export.exporter import export_model
 from edgetie.export.tasks.image_lm import trial_run
-from edgetie.sources.source import Source
-
-TOKEN = 60
-TEXT = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "pad_token_id": 0,
-}  # fmt: skip
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
-SIGLIP = {"model_type": "siglip_vision_model", **VISION, "image_size": 16, "patch_size": 8}
-
-
-def llava() -> Any:
-    """Images of one size."""
-    return transformers.LlavaConfig(
-        vision_config={
-            "model_type": "clip_vision_model",
-            **VISION,
-            "image_size": 16,
-            "patch_size": 8,
-        },
-        text_config={"model_type": "llama", **TEXT, "max_position_embeddings": 64},
-        image_token_index=TOKEN,
-        tie_word_embeddings=True,
-    )
-
-
-def paligemma() -> Any:
-    """Tokens of a prompt attend to those that follow."""
-    return transformers.PaliGemmaConfig(
-        vision_config={**SIGLIP, "projection_dim": 16},
-        text_config={"model_type": "gemma", **TEXT, "max_position_embeddings": 64},
-        image_token_index=TOKEN,
-        projection_dim=16,
-        hidden_size=16,
-    )
-
-
-def gemma3() -> Any:
-    """The tokens of an image attend to each other; the table is scaled."""
-    return transformers.Gemma3Config(
-        vision_config={"model_type": "siglip_vision_model", **VISION},
-        text_config={**TEXT, "max_position_embeddings": 64, "layer_types": ["full_attention"]},
-        image_token_index=TOKEN,
-        mm_tokens_per_image=4,
-    )
-
-
-def smolvlm() -> Any:
-    """Images have an axis for the batch of prompts."""
-    return transformers.SmolVLMConfig(
-        vision_config={**VISION, "image_size": 16, "patch_size": 4},
-        text_config={"model_type": "llama", **TEXT, "max_position_embeddings": 64},
-        image_token_id=TOKEN,
-        scale_factor=2,
-        tie_word_embeddings=True,
-    )
-
-
-def qwen3_vl() -> Any:
-    """Patches with a grid, positions of three axes, and embeddings that deeper layers add."""
-    rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    return transformers.Qwen3VLConfig(
-        vision_config={
-            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
-            "out_hidden_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
-        },
-        text_config={**TEXT, "max_position_embeddings": 64, "rope_parameters": rotary},
-        image_token_id=TOKEN,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-
-
-def qwen2_5_vl() -> Any:
-    """Attention within windows."""
-    rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    return transformers.Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
-            "out_hidden_size": 16, "window_size": 16, "fullatt_block_indexes": [1],
-        },
-        text_config={**TEXT, "max_position_embeddings": 64, "rope_parameters": rotary},
-        image_token_id=TOKEN,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-
-
-def build(config: Any) -> Any:
-    torch.manual_seed(0)
-    classes = transformers.AutoModelForImageTextToText
-    return classes.from_config(config).float().eval()
 
 
 @pytest.mark.parametrize("make", [llava, paligemma, gemma3, smolvlm, qwen3_vl, qwen2_5_vl])
 def test_images_in_a_prompt_give_torchs_logits_from_one_table(make: Any, tmp_path: Path) -> None:
     model = build(make())
-    source = Source("transformers", "tiny", model, model.config, model.config.save_pretrained)
-    assert source.task == "image-text-to-text"
-    report = export_model(source, tmp_path / "bundle")
+    report = export(model, tmp_path / "bundle")
     assert report.agreement.relative < 1e-4
     (tie,) = report.manifest.ties
     assert {use.op_type for use in tie.uses} in ({"Gather", "MatMul"}, {"Gather", "Gemm"})
@@ -151,7 +62,6 @@ def test_which_tokens_attend_to_later_ones(make: Any, sees_prompt: bool) -> None
 def test_an_encoder_that_accepts_no_known_images(tmp_path: Path) -> None:
     model = build(llava())
     model.model.vision_tower.forward = lambda *_, **__: 1 / 0
-    source = Source("transformers", "tiny", model, model.config, model.config.save_pretrained)
     with pytest.raises(ExportError, match="no shape of pixel_values is known that it accepts"):
-        export_model(source, tmp_path / "bundle")
+        export(model, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,23 @@
+"""Synthetic images to calibrate on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import image_models
+import numpy as np
+
+from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.names import PIXELS
+from edgetie.quantize.calibration.synthetic_images import calibration_images
+
+
+def test_images_are_different_and_always_the_same(tmp_path: Path) -> None:
+    image_models.export(image_models.build(image_models.llava()), tmp_path / "bundle")
+    bundle = open_bundle(tmp_path / "bundle")
+    images, description = calibration_images(bundle)
+    assert description == "4 random images"
+    assert [image[PIXELS].shape for image in images] == [(1, 3, 16, 16)] * 4
+    assert not np.array_equal(images[0][PIXELS], images[1][PIXELS])
+    again, _ = calibration_images(bundle)
+    np.testing.assert_array_equal(again[3][PIXELS], images[3][PIXELS])

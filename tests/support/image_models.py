@@ -1,0 +1,112 @@
+"""Small vision-language models, one for each way in which they read images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.sources.source import Source
+
+TOKEN = 60
+TEXT = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "pad_token_id": 0,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+SIGLIP = {"model_type": "siglip_vision_model", **VISION, "image_size": 16, "patch_size": 8}
+
+
+def llava() -> Any:
+    """Images of one size."""
+    return transformers.LlavaConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            **VISION,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        text_config={"model_type": "llama", **TEXT, "max_position_embeddings": 64},
+        image_token_index=TOKEN,
+        tie_word_embeddings=True,
+    )
+
+
+def paligemma() -> Any:
+    """Tokens of a prompt attend to those that follow."""
+    return transformers.PaliGemmaConfig(
+        vision_config={**SIGLIP, "projection_dim": 16},
+        text_config={"model_type": "gemma", **TEXT, "max_position_embeddings": 64},
+        image_token_index=TOKEN,
+        projection_dim=16,
+        hidden_size=16,
+    )
+
+
+def gemma3() -> Any:
+    """The tokens of an image attend to each other; the table is scaled."""
+    return transformers.Gemma3Config(
+        vision_config={"model_type": "siglip_vision_model", **VISION},
+        text_config={**TEXT, "max_position_embeddings": 64, "layer_types": ["full_attention"]},
+        image_token_index=TOKEN,
+        mm_tokens_per_image=4,
+    )
+
+
+def smolvlm() -> Any:
+    """Images have an axis for the batch of prompts."""
+    return transformers.SmolVLMConfig(
+        vision_config={**VISION, "image_size": 16, "patch_size": 4},
+        text_config={"model_type": "llama", **TEXT, "max_position_embeddings": 64},
+        image_token_id=TOKEN,
+        scale_factor=2,
+        tie_word_embeddings=True,
+    )
+
+
+def qwen3_vl() -> Any:
+    """Patches with a grid, positions of three axes, and embeddings that deeper layers add."""
+    rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    return transformers.Qwen3VLConfig(
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+            "out_hidden_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+        },
+        text_config={**TEXT, "max_position_embeddings": 64, "rope_parameters": rotary},
+        image_token_id=TOKEN,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def qwen2_5_vl() -> Any:
+    """Attention within windows."""
+    rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    return transformers.Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+            "out_hidden_size": 16, "window_size": 16, "fullatt_block_indexes": [1],
+        },
+        text_config={**TEXT, "max_position_embeddings": 64, "rope_parameters": rotary},
+        image_token_id=TOKEN,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def build(config: Any) -> Any:
+    torch.manual_seed(0)
+    classes = transformers.AutoModelForImageTextToText
+    return classes.from_config(config).float().eval()
+
+
+def export(model: Any, directory: Path) -> ExportReport:
+    source = Source("transformers", "tiny", model, model.config, model.config.save_pretrained)
+    assert source.task == "image-text-to-text"
+    return export_model(source, directory)
