@@ -14,6 +14,7 @@ from edgetie.passes.base import GraphPass
 
 _CHECKED_POSITIONS = 7
 _COSINE_TOLERANCE = 1e-6
+_MOST_ROWS = 1 << 18  # of tables, which a session holds: 64 MB with heads of 64 channels
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,18 @@ class FuseRotary(GraphPass):
         if q is None or k is None or q.cos is not k.cos or q.sin is not k.sin or size is None:
             self.skipped.append(f"{attention.name}: queries and keys are not rotated alike")
             return
-        if size % 16 or self.max_positions is None:
-            why = f"head size {size}" if size % 16 else "no longest sequence in the configuration"
+        positions = self.max_positions
+        if size % 16 or positions is None or positions > _MOST_ROWS:
+            why = "no longest sequence in the configuration"
+            if size % 16:
+                why = f"head size {size}"
+            elif positions is not None:
+                why = f"tables of {positions} positions are too large"
             self.skipped.append(f"{attention.name}: {why}")
             return
         names = (str(q.cos.name), str(q.sin.name))
         if names not in self._tables:
-            self._tables[names] = self._add_tables(graph, q, self.max_positions)
+            self._tables[names] = self._add_tables(graph, q, positions)
         tables = self._tables[names]
         if isinstance(tables, str):
             self.skipped.append(f"{attention.name}: {tables}")

@@ -125,3 +125,9 @@ def test_odd_head_sizes_are_named() -> None:
     step = FuseRotary(64)
     leave(attention(size=8, width=8), step)
     assert step.skipped == ["attention: head size 8"]
+
+
+def test_tables_that_no_session_could_hold() -> None:
+    step = FuseRotary(1 << 31)
+    leave(attention(), step)
+    assert step.skipped == ["attention: tables of 2147483648 positions are too large"]

@@ -193,7 +193,7 @@ def read_max_positions(config: Any, module: nn.Module) -> int | None:
     """The longest sequence that the configuration allows, or ``None`` if it has no limit."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(text, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
+    if not isinstance(limit, int) or not 1 <= limit < 1 << 31:
         return None
     offsets = [  # as in RoBERTa, where position 0 comes after that of padding
         part.padding_idx + 1
