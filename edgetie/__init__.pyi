@@ -8,6 +8,7 @@ from .errors import AudioError as AudioError
 from .errors import BundleError as BundleError
 from .errors import EdgetieError as EdgetieError
 from .errors import ExportError as ExportError
+from .errors import ImageError as ImageError
 from .errors import LimitError as LimitError
 from .errors import ProviderError as ProviderError
 from .errors import QuantizeError as QuantizeError
@@ -46,6 +47,9 @@ from .runtime.decoding.generation import Step as Step
 from .runtime.decoding.generation import generate as generate
 from .runtime.decoding.generation import generate_text as generate_text
 from .runtime.decoding.sampling import Sampling as Sampling
+from .runtime.images.processing.steps import ProcessedImage as ProcessedImage
+from .runtime.images.processor import ImageProcessor as ImageProcessor
+from .runtime.images.reading import read_image as read_image
 from .runtime.session import Session as Session
 from .runtime.session import open_session as open_session
 from .runtime.text.tokenizer import Tokenizer as Tokenizer

@@ -23,6 +23,7 @@ from edgetie.bundle.names import (
     ENCODER,
     ENCODER_MASK,
     MODEL,
+    PREPROCESSOR,
     PROCESSOR,
     SPEECH,
 )
@@ -33,7 +34,6 @@ from edgetie.graph.model_files import load_model
 from edgetie.graph.tensors import PAST, PRESENT
 from edgetie.harness.accuracy.thresholds import precision_of
 from edgetie.quantize.calibration.layerwise_run import is_bidirectional
-from edgetie.runtime.audio.features import SETTINGS
 from edgetie.runtime.text.tokenizer import TOKENIZER_FILES
 from edgetie.ties.groups import all_initializers, find_shared_ties, share_across
 
@@ -42,7 +42,7 @@ _IDS = 4, 16  # tokens of every vocabulary; below are padding and the like
 _TOLERANCE = 1e-4  # of the largest logit: the same sums in another order
 _INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 _AUDIO_INPUTS = ("input_features", "input_values")
-_SETTINGS = (*TOKENIZER_FILES, *CONFIGURATIONS, SETTINGS, PROCESSOR)
+_SETTINGS = (*TOKENIZER_FILES, *CONFIGURATIONS, PREPROCESSOR, PROCESSOR)
 
 Array = np.ndarray[Any, Any]
 

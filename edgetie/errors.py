@@ -74,6 +74,10 @@ class AudioError(EdgetieError):
     """An audio file cannot be read or does not suit the model."""
 
 
+class ImageError(EdgetieError):
+    """An image cannot be read or does not suit the model."""
+
+
 class ProviderError(EdgetieError):
     """An execution provider is unknown, absent or does not run the model."""
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgetie.bundle.names import ADAPTER, MANIFEST, PROCESSOR, SPEECH
+from edgetie.bundle.names import ADAPTER, MANIFEST, PREPROCESSOR, PROCESSOR, SPEECH
 from edgetie.errors import SourceError, summarize
 from edgetie.runtime.text.tokenizer import merge_damage
 from edgetie.sources.checkpoint import (
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "vocab.json")
-_PREPROCESSORS = ("preprocessor_config.json", PROCESSOR)
+_PREPROCESSORS = (PREPROCESSOR, PROCESSOR)
 _AUDIO_TASKS = (SPEECH, "seq2seq-lm")  # transformers lists some audio models with text models
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG)
 _HUB_SECONDS = 10.0

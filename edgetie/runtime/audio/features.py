@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.model_config import read_json
-from edgetie.bundle.names import FEATURES_MASK
+from edgetie.bundle.names import FEATURES_MASK, PREPROCESSOR
 from edgetie.errors import AudioError, BundleError
 
-SETTINGS = "preprocessor_config.json"
 _RATE, _HOP, _FFT_SIZE = 16000, 160, 400  # if a bundle has no settings
 _UNKNOWN_SIZE = 0x7FFFF000  # bytes: programs that write to a pipe put this or more in the header
 _EXTENSIBLE_FORMAT = b"\xfe\xff"
@@ -65,7 +64,7 @@ class FeatureExtractor:
         name = next(iter(inputs), "")
         if name not in ("input_features", "input_values", "inputs_embeds"):
             raise BundleError(f"{bundle.directory}: is not a speech model; give it text")
-        settings = read_settings(bundle.directory / SETTINGS)
+        settings = read_settings(bundle.directory / PREPROCESSOR)
         rate = settings.get("sampling_rate", _RATE)
         if name == "input_values":
             return FeatureExtractor(rate, normalize=bool(settings.get("do_normalize")), name=name)

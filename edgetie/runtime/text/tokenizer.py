@@ -67,9 +67,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{path}: not a readable tokenizer ({error})") from error
-        names = read_json(bundle.directory / _SPECIAL_TOKENS)
         config = read_json(bundle.directory / _TOKENIZER_CONFIG)
-        special = _special_tokens(names | config)
+        special = read_special_tokens(bundle.directory)
         return Tokenizer(backend, special, _chat_template(bundle.directory, config))
 
     @property
@@ -203,8 +202,13 @@ def pad(
     return ids, mask
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The text of each special token that has a name, those of the model alone included."""
+def read_special_tokens(directory: Path) -> dict[str, str]:
+    """Read the text of each special token that has a name, those of the model alone included.
+
+    Raises:
+        BundleError: if a file is not a JSON object.
+    """
+    config = read_json(directory / _SPECIAL_TOKENS) | read_json(directory / _TOKENIZER_CONFIG)
     extra = [config.get(name) for name in _EXTRA_TOKENS]
     named = {name: token for name, token in config.items() if name.endswith("_token")}
     for tokens in extra:

@@ -1,0 +1,1 @@
+"""Image processors: their settings, types and algorithms, with numpy and Pillow."""
