@@ -8,6 +8,7 @@ from typing import Any
 
 PAST, PRESENT = "past_key_values", "present"
 """Prefixes of the cache's names as input and as output."""
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+    @property
+    def numpy_dtype(self) -> str:
+        """The dtype by numpy's name."""
+        return _NUMPY_NAMES.get(self.dtype, self.dtype)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TensorInfo:

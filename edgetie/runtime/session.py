@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,6 @@ from edgetie.runtime.memory import MappedFiles, release_heap
 _SELF, _CROSS = ".decoder.", ".encoder."
 """Parts of cache names of an encoder-decoder model: self-attention and cross-attention."""
 _SHARE_CONTEXT, _LAST_TO_SHARE = "ep.share_ep_contexts", "ep.stop_share_ep_contexts"
-_NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
 @dataclass
@@ -337,8 +336,8 @@ def _create(
 def describe_tensors(values: list[Any]) -> list[TensorInfo]:
     """Describe inputs or outputs of an ONNX Runtime session."""
     dtypes = [value.type.removeprefix("tensor(").removesuffix(")") for value in values]
-    names = [_NUMPY_NAMES.get(dtype, dtype) for dtype in dtypes]
-    return [TensorInfo(v.name, name, tuple(v.shape)) for v, name in zip(values, names, strict=True)]
+    infos = [TensorInfo(v.name, t, tuple(v.shape)) for v, t in zip(values, dtypes, strict=True)]
+    return [replace(info, dtype=info.numpy_dtype) for info in infos]
 
 
 def _cache(

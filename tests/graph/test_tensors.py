@@ -24,3 +24,9 @@ def test_a_recurrent_state_has_one_size() -> None:
 def test_description_survives_json() -> None:
     info = TensorInfo("logits", "float32", ("batch_size", 1, 320))
     assert TensorInfo.from_dict({**asdict(info), "shape": ["batch_size", 1, 320]}) == info
+
+
+def test_data_types_have_numpys_names() -> None:
+    names = ("float", "double", "float16", "int64", "float32")
+    dtypes = [TensorInfo("logits", name, ()).numpy_dtype for name in names]
+    assert dtypes == ["float32", "float64", "float16", "int64", "float32"]

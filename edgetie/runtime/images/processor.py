@@ -125,7 +125,7 @@ class ImageProcessor:
                     f"{info.name} of this image is {list(shape)}, but the encoder reads "
                     f"{list(info.shape)}; crop the image, or repair {self.settings.path}"
                 )
-        return {info.name: feeds[info.name].astype(info.dtype) for info in self.inputs}
+        return {info.name: feeds[info.name].astype(info.numpy_dtype) for info in self.inputs}
 
 
 def _suits(shape: tuple[int, ...], expected: Sequence[int | str]) -> bool:

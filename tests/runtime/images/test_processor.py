@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import image_models
 import numpy as np
 import pytest
 from image_cases import drawn, theirs, write_settings
@@ -13,7 +15,30 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.manifest import Manifest, Signature
 from edgetie.errors import BundleError, ImageError
 from edgetie.graph.tensors import TensorInfo
+from edgetie.runtime.images.embeddings import embed_images
 from edgetie.runtime.images.processor import ImageProcessor
+from edgetie.runtime.session import open_session
+
+SQUARE = {"height": 16, "width": 16}
+GRID_SETTINGS = {"patch_size": 4, "min_pixels": 256, "max_pixels": 2048}
+MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], dict[str, str]]] = {
+    "llava": (
+        "CLIP", {"size": 16, "crop_size": 16}, "Llava",
+        {"patch_size": 8, "num_additional_image_tokens": 1,
+         "vision_feature_select_strategy": "default"}, {},
+    ),
+    "paligemma": ("Siglip", {"size": SQUARE, "image_seq_length": 4}, "PaliGemma", {}, {}),
+    "gemma3": ("Gemma3", {}, "Gemma3", {"image_seq_length": 4}, {
+        "image_token": "<soft>", "boi_token": "<boi>", "eoi_token": "<eoi>",
+    }),
+    "smolvlm": (
+        "SmolVLM", {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
+        "SmolVLM", {"image_seq_len": 4}, {},
+    ),
+    "qwen3_vl": ("Qwen2VL", GRID_SETTINGS, "Qwen3VL", {}, {}),
+    "qwen2_5_vl": ("Qwen2VL", GRID_SETTINGS, "Qwen2_5_VL", {}, {}),
+}  # fmt: skip
+"""Image processor, its settings, processor, its settings, and tokens of small models."""
 
 
 def bundle_with(directory: Path, *inputs: TensorInfo) -> Bundle:
@@ -37,6 +62,24 @@ def test_the_encoder_gets_its_inputs_in_its_types(tmp_path: Path) -> None:
     assert feeds["pixel_attention_mask"].dtype == bool
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_an_encoder_makes_an_embedding_for_each_image_token(name: str, tmp_path: Path) -> None:
+    kind, image_settings, processor, settings, tokens = MODELS[name]
+    model = image_models.build(getattr(image_models, name)())
+    image_models.export(model, tmp_path / "bundle")
+    directory = write_settings(tmp_path / "bundle", kind, **image_settings)
+    config = {"processor_class": f"{processor}Processor", **settings}
+    for file, content in (("processor_config.json", config), ("tokenizer_config.json", tokens)):
+        (directory / file).write_text(json.dumps(content), encoding="utf-8")
+    session = open_session(directory)
+    process = ImageProcessor.from_bundle(session.bundle)
+    images = [process(drawn(*size)) for size in ((30, 50), (50, 20), (16, 16))]
+    for image in images:
+        assert embed_images(session, [image.feeds]).count == image.tokens > 0
+    together = embed_images(session, [image.feeds for image in images])
+    assert together.count == sum(image.tokens for image in images)
+
+
 def test_a_path_is_read_and_processed(tmp_path: Path) -> None:
     process = ImageProcessor.from_bundle(str(write_settings(tmp_path, "ViT", size=32)))
     drawn(20, 30).save(tmp_path / "image.png")
@@ -49,10 +92,10 @@ def test_a_path_is_read_and_processed(tmp_path: Path) -> None:
 
 def test_images_that_the_encoder_does_not_read_are_refused(tmp_path: Path) -> None:
     write_settings(tmp_path, "ViT", size=32)
-    square = TensorInfo("pixel_values", "float32", ("images", 3, 64, 64))
+    square = TensorInfo("pixel_values", "float", ("images", 3, 64, 64))
     with pytest.raises(ImageError, match=r"is \[1, 3, 32, 32\].* reads \['images', 3, 64, 64\]"):
         ImageProcessor.from_bundle(bundle_with(tmp_path, square))(drawn(9, 9))
-    patches = TensorInfo("pixel_values", "float32", ("patches", 1176))
+    patches = TensorInfo("pixel_values", "float", ("patches", 1176))
     with pytest.raises(ImageError, match="crop the image, or repair"):
         ImageProcessor.from_bundle(bundle_with(tmp_path, patches))(drawn(9, 9))
     ratio = TensorInfo("aspect_ratio_ids", "int64", ("images", 4))
