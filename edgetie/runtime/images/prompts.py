@@ -167,6 +167,17 @@ def _of_tiles(image: ProcessedImage, prompt: Prompt) -> str:
     return f"{prompt.token('start_image_token')}{tokens}{prompt.token('end_image_token')}"
 
 
+def _of_numbered_tiles(image: ProcessedImage, prompt: Prompt) -> str:
+    """As many tokens for each tile as it has patches, after a token or text for its number."""
+    side = prompt.settings.count("patch_size", 28) * prompt.settings.count("downsample_factor", 1)
+    count = (prompt.settings.count("img_size", 364) // side) ** 2
+    tokens, tile = prompt.token("img_patch_token") * count, prompt.token("tile_token")
+    numbers = range(1, len(image.feeds[PIXELS]))
+    tiles = "".join(f"{tile}_{number}{tokens}" for number in numbers)
+    start, end = prompt.token("start_of_img_token"), prompt.token("end_of_img_token")
+    return f"{start}{tiles}{prompt.token('tile_global_token')}{tokens}{end}"
+
+
 def _of_placed_tiles(image: ProcessedImage, prompt: Prompt) -> str:
     """A fixed number of tokens for each tile, after tokens for its place."""
     around = prompt.token("fake_image_token")
@@ -197,7 +208,21 @@ _PLACED = PromptStyle(
         "global_image_token": "<global-img>",
     },
 )
+_REPEATED = PromptStyle(_of_merged_patches, tokens={"image_token": "<|image|>"})
 STYLES = {
+    "AyaVisionProcessor": PromptStyle(
+        _of_numbered_tiles,
+        image="img_patch_token",
+        tokens={
+            "image_token": "<image>",
+            "img_patch_token": "<|IMG_PATCH|>",
+            "start_of_img_token": "<|START_OF_IMG|>",
+            "end_of_img_token": "<|END_OF_IMG|>",
+            "tile_token": "TILE",
+            "tile_global_token": "TILE_GLOBAL",
+        },
+        overrides=lambda settings: {"crop_to_patches": True},
+    ),
     "Gemma3Processor": PromptStyle(
         _in_paragraph,
         placeholder="boi_token",
@@ -205,6 +230,8 @@ STYLES = {
     ),
     "Gemma3nProcessor": PromptStyle(_in_paragraph),
     "Gemma4Processor": PromptStyle(_of_pools),
+    "Glm46VProcessor": _REPEATED,
+    "Glm4vProcessor": _REPEATED,
     "Idefics3Processor": _PLACED,
     "InternVLProcessor": PromptStyle(
         _of_tiles,

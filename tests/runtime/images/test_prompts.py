@@ -34,7 +34,11 @@ def tokenizer(*tokens: str, **named: str) -> Any:
     backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     whole = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", extra_special_tokens=named
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        extra_special_tokens=named,
     )
     whole.add_special_tokens({"additional_special_tokens": list(tokens)})
     return whole
@@ -60,6 +64,10 @@ WHOLE: dict[str, Callable[[], Any]] = {
     "Gemma3": lambda: transformers.Gemma3Processor(
         image_processor("Gemma3", do_pan_and_scan=True), tokenizer(**GEMMA), image_seq_length=9
     ),
+    "AyaVision": lambda: transformers.AyaVisionProcessor(
+        image_processor("GotOcr2", size={"height": 56, "width": 56}),
+        tokenizer("<image>", "<|IMG_PATCH|>"), img_size=56, downsample_factor=2,
+    ),
     "Idefics3": lambda: transformers.Idefics3Processor(
         image_processor("Idefics3", **SPLIT), tokenizer(), image_seq_len=4
     ),
@@ -69,6 +77,8 @@ WHOLE: dict[str, Callable[[], Any]] = {
 PARTS: list[tuple[str, Any, Mapping[str, Any], Mapping[str, Any]]] = [
     ("Qwen2VL", ("Qwen2VL", {}), {"image_token": "<|image_pad|>"}, {}),
     ("Qwen2_5_VL", ("Qwen2VL", {}), {"image_token": "<|image_pad|>"}, {}),
+    ("Glm4v", ("Glm4v", {}), {"image_token": "<|image|>"}, {}),
+    ("Glm46V", ("Glm46V", {}), {"image_token": "<|image|>"}, {}),
     ("Qwen3VL", ("Qwen2VL", {"patch_size": 16}), {"image_token": "<|image_pad|>"}, {}),
     ("InternVL", ("GotOcr2", {"size": {"height": 64, "width": 64}}), INTERN,
      {"image_seq_length": 4}),

@@ -30,23 +30,45 @@ def merged_patches(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
     The encoder reads ``(patches, channels * times * side * side)`` and the number of patches in
     time, height and width, ``(1, 3)``. An image is repeated in time.
     """
-    side, merge = settings.count("patch_size"), settings.count("merge_size")
-    times = settings.count("temporal_patch_size")
     if settings.flag("do_resize"):
-        pixels = resize(pixels, _pixel_limited_size(pixels, side * merge, settings), settings)
+        pixels = resize(pixels, _pixel_limited_size(size_of(pixels), settings), settings)
+    return _merge_patches(pixels, settings)
+
+
+def repeated_patches(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
+    """Cut an image into patches like :func:`merged_patches`; limits count repeated pixels too.
+
+    An image smaller than the patches of one token is enlarged to them first.
+    """
+    if settings.flag("do_resize"):
+        height, width = size_of(pixels)
+        scale = max(1, _token_side(settings) / min(height, width))
+        size = int(height * scale), int(width * scale)
+        times = settings.count("temporal_patch_size")
+        pixels = resize(pixels, _pixel_limited_size(size, settings, times), settings)
+    return _merge_patches(pixels, settings)
+
+
+def _token_side(settings: ImageSettings) -> int:
+    """Pixels of a side of the square that one token stands for."""
+    return settings.count("patch_size") * settings.count("merge_size")
+
+
+def _merge_patches(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
+    side, merge = settings.count("patch_size"), settings.count("merge_size")
     _require_multiple(pixels, side * merge)
     image = normalize(pixels, settings)
     rows, columns = image.shape[1] // side, image.shape[2] // side
     parts = image.reshape(3, rows // merge, merge, side, columns // merge, merge, side)
     parts = parts.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-    parts = np.repeat(parts, times, axis=5)
+    parts = np.repeat(parts, settings.count("temporal_patch_size"), axis=5)
     counts = np.array([[1, rows, columns]], np.int64)
     return ProcessedImage({PIXELS: parts.reshape(rows * columns, -1), GRID: counts})
 
 
-def _pixel_limited_size(pixels: Pixels, multiple: int, settings: ImageSettings) -> Size:
-    """Round both sides to multiples, so that the number of pixels is between two limits."""
-    sides = settings.size("size")
+def _pixel_limited_size(size: Size, settings: ImageSettings, times: int = 1) -> Size:
+    """Round both sides to whole tokens, so that the number of pixels is between two limits."""
+    sides, multiple = settings.size("size"), _token_side(settings)
     limits = settings.defaulting_to(
         {
             "min_pixels": sides.get("min_pixels", sides.get("shortest_edge")),
@@ -54,21 +76,21 @@ def _pixel_limited_size(pixels: Pixels, multiple: int, settings: ImageSettings) 
         }
     )
     least, most = limits.count("min_pixels"), limits.count("max_pixels")
-    height, width = size_of(pixels)
+    height, width = size
     if max(height, width) > _MOST_UNEQUAL * min(height, width):
         raise ImageError(
-            f"an image of {describe(pixels)} pixels: one side is more than {_MOST_UNEQUAL} times "
+            f"an image of {width} x {height} pixels: one side is more than {_MOST_UNEQUAL} times "
             "the other; crop it"
         )
     new_height, new_width = (round(side / multiple) * multiple for side in (height, width))
-    if new_height * new_width > most:
-        factor = math.sqrt(height * width / most)
+    if times * new_height * new_width > most:
+        factor = math.sqrt(times * height * width / most)
         return (
             max(multiple, math.floor(height / factor / multiple) * multiple),
             max(multiple, math.floor(width / factor / multiple) * multiple),
         )
-    if new_height * new_width < least:
-        factor = math.sqrt(least / (height * width))
+    if times * new_height * new_width < least:
+        factor = math.sqrt(least / (times * height * width))
         return (
             math.ceil(height * factor / multiple) * multiple,
             math.ceil(width * factor / multiple) * multiple,

@@ -9,7 +9,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from edgetie.errors import BundleError
-from edgetie.runtime.images.processing.patches import masked_patches, merged_patches, placed_patches
+from edgetie.runtime.images.processing.patches import (
+    masked_patches,
+    merged_patches,
+    placed_patches,
+    repeated_patches,
+)
 from edgetie.runtime.images.processing.settings import ImageSettings
 from edgetie.runtime.images.processing.steps import Pixels, ProcessedImage
 from edgetie.runtime.images.processing.tiles import best_tiling, split_rows
@@ -64,6 +69,15 @@ _SPLIT = {
     "do_image_splitting": True,
     "do_pad": True,
 }
+_MERGED = {
+    **_CLIP,
+    "resample": _BICUBIC,
+    "default_to_square": False,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
+_REPEATED = {**_MERGED, "size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}}
 PROCESSOR_TYPES = {
     "BitImageProcessor": ProcessorType(resize_and_crop, _CROPPED),
     "BlipImageProcessor": ProcessorType(
@@ -105,6 +119,8 @@ PROCESSOR_TYPES = {
             "pooling_kernel_size": 3,
         },
     ),
+    "Glm46VImageProcessor": ProcessorType(repeated_patches, _REPEATED),
+    "Glm4vImageProcessor": ProcessorType(repeated_patches, _REPEATED),
     "GotOcr2ImageProcessor": ProcessorType(
         best_tiling,
         {
@@ -128,15 +144,7 @@ PROCESSOR_TYPES = {
     ),
     "Qwen2VLImageProcessor": ProcessorType(
         merged_patches,
-        {
-            **_CLIP,
-            "resample": _BICUBIC,
-            "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
-            "default_to_square": False,
-            "patch_size": 14,
-            "temporal_patch_size": 2,
-            "merge_size": 2,
-        },
+        {**_MERGED, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}},
     ),
     "SiglipImageProcessor": ProcessorType(
         resize_and_crop,

@@ -19,6 +19,8 @@ from edgetie.runtime.images.processor import ImageProcessor
         ("Qwen2VL", {"min_pixels": 784, "max_pixels": 12544}),
         ("Qwen2VL", {"patch_size": 16, "size": {"shortest_edge": 4096, "longest_edge": 65536}}),
         ("Qwen2VL", {"temporal_patch_size": 1, "merge_size": 3}),
+        ("Glm4v", {"size": {"shortest_edge": 12544, "longest_edge": 100352}}),
+        ("Glm46V", {"size": {"shortest_edge": 784, "longest_edge": 47040000}, "patch_size": 16}),
         ("Siglip2", {"max_num_patches": 100}),
         ("Siglip2", {"patch_size": 14}),
         ("Gemma4", {"max_soft_tokens": 70}),
