@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetie.bundle.names import PIXELS
 from edgetie.errors import BundleError, ImageError
@@ -117,6 +118,16 @@ def read_prompt(directory: Path, image_settings: ImageSettings) -> Prompt | None
     return Prompt(style, settings, overridden, read_special_tokens(directory))
 
 
+def _feed(image: ProcessedImage, prompt: Prompt, name: str) -> NDArray[Any]:
+    """Return an input of the encoder, which an image processor of another kind lacks."""
+    if name not in image.feeds:
+        raise BundleError(
+            f"{prompt.settings.path}: its processor_class does not suit the image processor, which "
+            f"computes no {name}; copy the model's files again"
+        )
+    return image.feeds[name]
+
+
 def _of_patches(image: ProcessedImage, prompt: Prompt) -> str:
     """One token for each patch of the image, and for others of the encoder."""
     height, width = map(int, image.feeds[PIXELS].shape[-2:])
@@ -135,7 +146,7 @@ def _of_merged_patches(image: ProcessedImage, prompt: Prompt) -> str:
 
 def _of_lines(image: ProcessedImage, prompt: Prompt) -> str:
     """One token for each patch, a token after each line, and another one after the last."""
-    height, width = image.feeds["image_sizes"][0]
+    height, width = _feed(image, prompt, "image_sizes")[0]
     sides = prompt.image_settings.height_width("patch_size")
     line = prompt.token("image_token") * (width // sides[1])
     lines = prompt.token("image_break_token").join([line] * (height // sides[0]))
@@ -154,7 +165,7 @@ def _in_paragraph(image: ProcessedImage, prompt: Prompt) -> str:
 
 def _of_pools(image: ProcessedImage, prompt: Prompt) -> str:
     """One token for each pooled square of patches, between two others."""
-    patches = np.count_nonzero(image.feeds["image_position_ids"][0, :, 0] >= 0)
+    patches = np.count_nonzero(_feed(image, prompt, "image_position_ids")[0, :, 0] >= 0)
     count = int(patches) // prompt.image_settings.count("pooling_kernel_size") ** 2
     tokens = prompt.token("image_token") * count
     return f"{prompt.token('boi_token')}{tokens}{prompt.token('eoi_token')}"

@@ -114,8 +114,8 @@ def test_changed_settings_of_a_bundle_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [None, -1, "x", [], {}, {"height": "a"}, 1e9, True])
 @pytest.mark.parametrize("kind", ["CLIP", "Idefics3", "Qwen2VL", "GotOcr2", "Pixtral", "Donut"])
 def test_damaged_settings_are_refused(kind: str, value: object, tmp_path: Path) -> None:
-    names = ("size", "patch_size", "max_image_size", "image_mean", "rescale_factor", "resample")
-    for name in names:
+    names = ("size", "patch_size", "max_image_size", "rescale_factor", "resample")
+    for name in (*names, "image_mean", "image_std"):
         write_settings(tmp_path, kind, **{name: value})
         try:
             ImageProcessor.from_bundle(tmp_path)(drawn(20, 30))

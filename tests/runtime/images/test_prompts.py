@@ -187,6 +187,15 @@ def test_tokens_without_a_name_are_refused(tmp_path: Path) -> None:
         ours(tmp_path)(IMAGES[0])
 
 
+@pytest.mark.parametrize("processor", ["Pixtral", "Gemma4"])
+def test_processors_of_another_kind_of_image_are_refused(processor: str, tmp_path: Path) -> None:
+    image_processor("ViT").save_pretrained(tmp_path)
+    config = {"processor_class": f"{processor}Processor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(BundleError, match="processor_class does not suit the image processor"):
+        ours(tmp_path)(IMAGES[0])
+
+
 def test_prompts_of_other_processors_are_refused(tmp_path: Path) -> None:
     image_processor("ViT").save_pretrained(tmp_path)
     process = ours(tmp_path)

@@ -70,12 +70,14 @@ class ImageSettings:
             raise self._error("resample", f"the number of a filter, below {_FILTERS}")
         return value
 
-    def channels(self, name: str) -> NDArray[np.float32]:
+    def channels(self, name: str, least: float = 0.0) -> NDArray[np.float32]:
         """Read one number or three, for red, green and blue: ``(3,)``."""
         value = self.values.get(name)
         numbers = value if isinstance(value, list | tuple) else [value] * 3
-        if len(numbers) != 3 or not all(isinstance(each, int | float) for each in numbers):
-            raise self._error(name, "a number, or three")
+        if len(numbers) != 3 or not all(
+            isinstance(each, int | float) and least <= each < _LIMIT for each in numbers
+        ):
+            raise self._error(name, f"a number of {least:g} or more, or three")
         return np.array(numbers, np.float32)
 
     def size(

@@ -17,6 +17,7 @@ Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+_LEAST_DEVIATION = 1e-6
 _MOST_PIXELS = 1 << 27  # of a resized image: many times what an encoder reads
 
 
@@ -122,7 +123,7 @@ def normalize(pixels: Pixels, settings: ImageSettings) -> NDArray[np.float32]:
         image = pixels.astype(np.float64) * settings.number("rescale_factor")
     image = image.astype(np.float32)
     if settings.flag("do_normalize"):
-        deviation = settings.channels("image_std")
+        deviation = settings.channels("image_std", least=_LEAST_DEVIATION)
         image = (image - settings.channels("image_mean")) / deviation
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 

@@ -52,8 +52,9 @@ def test_wrong_settings_are_refused_by_name(value: object) -> None:
             read()
     with pytest.raises(BundleError, match="resample"):
         settings(resample=9).resample()
-    with pytest.raises(BundleError, match="image_mean"):
-        settings(image_mean=[1, 2]).channels("image_mean")
+    for value in ([1, 2], float("nan"), float("inf"), [1, "a", 2], 0.5):
+        with pytest.raises(BundleError, match="image_std is"):
+            settings(image_std=value).channels("image_std", least=0.6)
 
 
 def test_null_stands_for_the_default() -> None:
