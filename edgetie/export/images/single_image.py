@@ -42,7 +42,7 @@ def single_image(module: torch.nn.Module, patches: int) -> Iterator[None]:
         for part in module.modules()
         if hasattr(part, "config") and "cu_seqlens" in inspect.signature(part.forward).parameters
     ]
-    with set_attributes(changes), OneSegment():
+    with set_attributes(changes), _OneSegment():
         yield
 
 
@@ -70,7 +70,30 @@ def _is_two(size: Any) -> bool:
     return isinstance(size, int) and size == 2
 
 
-class OneSegment(TorchFunctionMode):
+@contextlib.contextmanager
+def all_images() -> Iterator[None]:
+    """Keep all images in one tensor while the context lasts.
+
+    Models drop images and patches that pad a batch, and split a batch into images.
+    """
+    with _KeepAll(), _OneSegment():
+        yield
+
+
+class _KeepAll(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__:
+            index = args[1]
+            if isinstance(index, Tensor) and index.dtype == torch.bool:
+                return args[0].flatten(0, index.ndim - 1)
+        if func is torch.Tensor.unbind and isinstance(args[0].shape[0], torch.SymInt):
+            return (args[0],)
+        if func is torch.Tensor.__len__ and isinstance(args[0].shape[0], torch.SymInt):
+            return 1  # list() asks for it first
+        return func(*args, **(kwargs or {}))
+
+
+class _OneSegment(TorchFunctionMode):
     """Splits a tensor into one part without reading the part's size.
 
     A convolution over the whole of its input, a patch, is a matrix product.

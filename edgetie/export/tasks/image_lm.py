@@ -31,7 +31,7 @@ from edgetie.export.tasks.comparison import (
     largest_error,
     left_pad,
 )
-from edgetie.runtime.images.positions import image_positions
+from edgetie.runtime.images.embeddings import ImageEmbeddings
 from edgetie.sources.source import cache_keyword
 
 _ROWS = 5  # of an example; as many as there are image tokens
@@ -70,7 +70,7 @@ class ImageTask(CausalTask):
     @property
     def embeddings(self) -> list[str]:
         """Names of the encoder's outputs."""
-        return [IMAGE, *(f"{IMAGE}.{index + 1}" for index in range(len(self.output.deeper)))]
+        return [IMAGE, *(f"{IMAGE}.{index + 1}" for index in range(len(self.output.deeper or ())))]
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
@@ -105,10 +105,10 @@ class ImageTask(CausalTask):
         logits = []
         for index in range(2):
             feeds = self.image.example(random, larger=index == 1)
-            count = len(_embed(module, feeds)[0])
+            rows = _embed(module, feeds)[0]
             text = random.integers(0, self.vocab_size - 1, _BEFORE + _AFTER)
             text += text >= self.token
-            image = [self.token] * count
+            image = [self.token] * len(rows)
             ids = np.array([[*text[:_BEFORE], *image, *text[_BEFORE:]]])
             types = dict.fromkeys(_token_types(module), self._types(ids))
             logits.append(torch_logits(module, input_ids=ids, **types, **feeds)[0])
@@ -132,7 +132,10 @@ class ImageTask(CausalTask):
         with cpu_session(directory / ENCODER) as encoder:
             names = [value.name for value in encoder.get_inputs()]
             images = [encoder.run(None, {n: _as(f[n], dtype) for n in names}) for f in feeds]
-        positions = [self._positions(i[0], f) for i, f in zip(ids, feeds, strict=True)]
+        positions = [
+            self._positions(tokens[0], image[0], grids)
+            for tokens, image, grids in zip(ids, images, feeds, strict=True)
+        ]
         expected = np.split(reference.logits, [ids[0].shape[1]])
         with cpu_session(directory / DECODER) as session:
             run = DecoderRunner(session, self.cache, dtype)
@@ -149,10 +152,10 @@ class ImageTask(CausalTask):
         prefill, cached = map(max, zip(*errors, strict=True))
         return reference.agreement(prefill, cached, padded)
 
-    def _positions(self, ids: Array, feeds: Mapping[str, Array]) -> Array:
+    def _positions(self, ids: Array, rows: Array, feeds: Mapping[str, Array]) -> Array:
         if not self.position_axes:
             return np.arange(len(ids))[None]
-        return image_positions(ids, self.token, feeds[GRID], self.image.merge)
+        return ImageEmbeddings({IMAGE: rows}, feeds[GRID]).positions(ids, self.token)
 
     def _decoder_feeds(
         self, ids: Array, rows: list[Array], positions: Array, start: int, end: int
@@ -183,7 +186,7 @@ class _Encoder(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         feeds = dict(zip(self.image.names, tensors, strict=True))
-        with BroadcastAttention(), self.image.single(self.model, feeds):
+        with BroadcastAttention(), self.image.traceable(self.model, feeds):
             return tuple(_embed(self.model, feeds))
 
 
@@ -324,8 +327,10 @@ def trial_run(module: nn.Module, config: Any) -> ImageTask:
 
 
 def _image_token(config: Any) -> int:
-    names = ("image_token_id", "image_token_index")
-    return next(t for name in names if isinstance(t := getattr(config, name, None), int))
+    for name in ("image_token_id", "image_token_index"):
+        if isinstance(token := getattr(config, name, None), int):
+            return token
+    raise TypeError("its configuration has no image_token_id, so images have no places in a prompt")
 
 
 def _token_types(module: nn.Module) -> list[str]:
@@ -386,26 +391,28 @@ class EncoderOutput:
     Attributes:
         kind: class of what ``get_image_features`` returns.
         first: of ``pooler_output``.
-        deeper: of ``deepstack_features``, which deeper layers add.
+        deeper: of ``deepstack_features``, which deeper layers add; ``None`` if there is none.
     """
 
     kind: Any
     first: _Rows
-    deeper: tuple[_Rows, ...]
+    deeper: tuple[_Rows, ...] | None
 
     @classmethod
     def of(cls, output: Any) -> "EncoderOutput":
         """Describe what the encoder returned."""
-        deeper = tuple(map(_Rows.of, getattr(output, _DEEPER, None) or ()))
-        return cls(type(output), _Rows.of(output.pooler_output), deeper)
+        deeper = getattr(output, _DEEPER, None)
+        layers = None if deeper is None else tuple(map(_Rows.of, deeper))
+        return cls(type(output), _Rows.of(output.pooler_output), layers)
 
     def make(self, rows: Sequence[Tensor]) -> Any:
         """Make such an output from embeddings ``(count, hidden_size)``."""
         first, *others = rows
-        deeper = [each.make(value) for each, value in zip(self.deeper, others, strict=True)]
-        return self.kind(
-            pooler_output=self.first.make(first), **({_DEEPER: deeper} if deeper else {})
-        )
+        fields = {"pooler_output": self.first.make(first)}
+        if self.deeper is not None:
+            layers = zip(self.deeper, others, strict=True)
+            fields[_DEEPER] = [layer.make(value) for layer, value in layers]
+        return self.kind(**fields)
 
 
 def _run_encoder(module: nn.Module, feeds: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from image_models import (
 
 from edgetie.bundle.names import GRID, PIXELS
 from edgetie.errors import ExportError
+from edgetie.export.images.image_inputs import FixedImages, Patches
 from edgetie.export.tasks.image_lm import trial_run
 
 
@@ -46,10 +48,10 @@ def test_images_in_a_prompt_give_torchs_logits_from_one_table(make: Any, tmp_pat
 def test_what_the_encoder_reads() -> None:
     model = build(smolvlm())
     task = trial_run(model, model.config)
-    assert (task.image.shape, task.image.outer, task.image.has_grid) == ((3, 16, 16), 1, False)
+    assert task.image == FixedImages((3, 16, 16), outer=1)
     model = build(qwen3_vl())
     task = trial_run(model, model.config)
-    assert (task.image.shape, task.image.merge, task.position_axes) == ((96,), 2, 3)
+    assert (task.image, task.position_axes) == (Patches((96,)), 3)
     assert task.embeddings == ["image_embeds", "image_embeds.1"]
 
 
@@ -57,6 +59,12 @@ def test_what_the_encoder_reads() -> None:
 def test_which_tokens_attend_to_later_ones(make: Any, sees_prompt: bool) -> None:
     model = build(make())
     assert trial_run(model, model.config).sees_prompt == sees_prompt
+
+
+def test_a_model_without_a_place_for_images() -> None:
+    model = build(llava())
+    with pytest.raises(TypeError, match="no image_token_id"):
+        trial_run(model, SimpleNamespace())
 
 
 def test_an_encoder_that_accepts_no_known_images(tmp_path: Path) -> None:
