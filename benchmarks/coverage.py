@@ -29,6 +29,8 @@ _AHEAD = {
     "seq2seq-lm": ("speech-seq2seq",),
     "causal-lm": ("speech-seq2seq", "seq2seq-lm"),
     "masked-lm": ("speech-seq2seq", "seq2seq-lm"),
+    "image-text-to-text": ("seq2seq-lm", "causal-lm"),
+    "image-to-text": ("seq2seq-lm",),
 }
 """Families in which a class counts rather than in this one."""
 _UNTIED = "its module ties nothing"

@@ -26,8 +26,19 @@ FAMILIES = {
     "masked-lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     "speech-seq2seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     "image-text-to-text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "image-to-text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
 }
 """Names of transformers' tables: model type to class."""
+
+PAIRS = {
+    "vision-encoder-decoder (DeiT, TrOCR)": ("deit", "trocr"),
+    "vision-encoder-decoder (Donut)": ("donut-swin", "mbart"),
+    "vision-encoder-decoder (ViT, GPT-2)": ("vit", "gpt2"),
+}
+"""Encoders and decoders of models of one class, by a name for the pair."""
+
+_IMAGE_TO_TEXT = {"blip"}
+"""Model types with an image encoder and cross-attention whose configuration does not say so."""
 
 RULES: dict[str, int] = {
     r"(.*_)?(num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|num_(en|de)coder_layers)": (
@@ -119,7 +130,17 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         for key in ("qwen3_vl_vision", "qwen3_vl_moe_vision")
     },
     # the tokens of an image follow from its size
-    **{key: {"mm_tokens_per_image": _PATCHES_PER_SIDE**2 // 4} for key in ("gemma3", "gemma3n")},
+    **{
+        key: {"mm_tokens_per_image": _PATCHES_PER_SIDE**2 // 4}
+        for key in ("gemma3", "gemma3n", "t5gemma2_encoder")
+    },
+    # the width doubles from stage to stage
+    "donut-swin": {
+        "embed_dim": HIDDEN // 2,
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    },
     "funnel": {"n_head": HEADS, "block_sizes": [1, 1], "block_repeats": [1, 1]},
     "xmod": {"default_language": "en_XX"},
 }
@@ -142,7 +163,20 @@ def model_types(family: str) -> dict[str, str]:
     from transformers.models.auto import modeling_auto
 
     table = getattr(modeling_auto, FAMILIES[family])
-    return {key: name if isinstance(name, str) else name[0] for key, name in table.items()}
+    types = {key: name if isinstance(name, str) else name[0] for key, name in table.items()}
+    if not family.startswith("image"):
+        return types
+    types |= dict.fromkeys(PAIRS, types["vision-encoder-decoder"])
+    is_pair = family == "image-to-text"
+    return {key: name for key, name in types.items() if _is_pair(key) == is_pair}
+
+
+def _is_pair(model_type: str) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type in PAIRS or model_type in _IMAGE_TO_TEXT:
+        return True
+    return bool(getattr(CONFIG_MAPPING[model_type], "is_encoder_decoder", False))
 
 
 def default_config(model_type: str) -> Any:
@@ -151,9 +185,13 @@ def default_config(model_type: str) -> Any:
     Raises:
         NotBuilt: if it cannot be made from nothing.
     """
+    from transformers import VisionEncoderDecoderConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
+        if model_type in PAIRS:
+            parts = [CONFIG_MAPPING[each]() for each in PAIRS[model_type]]
+            return VisionEncoderDecoderConfig.from_encoder_decoder_configs(*parts)
         return CONFIG_MAPPING[model_type]()
     except Exception as error:
         raise NotBuilt(f"no default configuration ({_last_line(error)})") from error

@@ -43,6 +43,8 @@ class Signature:
         audio_token_id: token that audio embeddings replace. A model with audio embeddings but
             without this token adds one embedding to each token.
         image_token_id: token that image embeddings replace.
+        image_tokens: number of these tokens that a prompt has for an image, if the encoder reads
+            the prompt.
         suppressed_token_ids: tokens that are never generated.
         begin_suppressed_token_ids: more tokens that are not generated first.
         language_token_ids: tokens of spoken languages by language code.
@@ -59,6 +61,7 @@ class Signature:
     start_token_ids: list[int] = field(default_factory=list)
     audio_token_id: int | None = None
     image_token_id: int | None = None
+    image_tokens: int | None = None
     suppressed_token_ids: list[int] = field(default_factory=list)
     begin_suppressed_token_ids: list[int] = field(default_factory=list)
     language_token_ids: dict[str, int] = field(default_factory=dict)

@@ -13,8 +13,9 @@ _LIMIT = 1 << 31  # tokens stay below
 def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, Any]:
     """Read the token ids of a manifest's signature, by the names of its fields.
 
-    The generation configuration comes before the configuration. A decoder with an encoder starts
-    with its start token, forced tokens and, if the model has it, the token for no timestamps.
+    The generation configuration comes before the configuration, and that before the one of a
+    decoder in it. A decoder with an encoder starts with its start token, forced tokens and, if the
+    model has it, the token for no timestamps. A separator ends its texts as well.
 
     Raises:
         BundleError: if one of the files is not a JSON object.
@@ -22,18 +23,22 @@ def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, A
     settings: dict[str, Any] = {}
     for name in reversed(CONFIGURATIONS):
         values = read_json(directory / name)
-        settings |= {key: value for key, value in values.items() if value is not None}
+        nested = _decoder_settings(values) if has_encoder else {}
+        settings |= {k: v for k, v in (nested | values).items() if v is not None}
     name = "decoder_start_token_id"
     starts = _tokens(settings, name if name in settings else "bos_token_id", directory)
     starts += _tokens(settings, "forced_bos_token_id", directory)
     starts += _forced_tokens(settings, directory)
     no_timestamps = _tokens(settings, "no_timestamps_token_id", directory)
     starts += [token for token in no_timestamps if token not in starts]
+    ends = _tokens(settings, "eos_token_id", directory)
+    separators = _tokens(settings, "sep_token_id", directory) if has_encoder else []
+    ends += [token for token in separators if token not in ends]
     languages = settings.get("lang_to_id") or {}
     if not isinstance(languages, dict):
         raise _wrong_setting(directory, "lang_to_id", languages)
     return {
-        "eos_token_ids": _tokens(settings, "eos_token_id", directory),
+        "eos_token_ids": ends,
         "start_token_ids": starts if has_encoder else [],
         "suppressed_token_ids": _tokens(settings, "suppress_tokens", directory),
         "begin_suppressed_token_ids": _tokens(settings, "begin_suppress_tokens", directory),
@@ -43,6 +48,13 @@ def read_token_ids(directory: Path, *, has_encoder: bool = False) -> dict[str, A
             for token in _tokens(languages, name, directory)
         },
     }
+
+
+def _decoder_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the decoder in that of a model of several parts."""
+    parts = (settings.get(name) for name in ("decoder", "text_config"))
+    nested = next((part for part in parts if isinstance(part, dict)), {})
+    return {key: value for key, value in nested.items() if value is not None}
 
 
 def declare_ties(directory: Path, has_tied_head: bool) -> None:

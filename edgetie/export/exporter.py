@@ -23,11 +23,11 @@ from edgetie.bundle.merged_decoder import write_merged
 from edgetie.bundle.model_config import declare_ties, read_token_ids
 from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, IMAGE_LM, LAST_TOKEN_NODE
 from edgetie.errors import EdgetieError, ExportError
+from edgetie.export.comparison import Agreement, ReferenceRun
 from edgetie.export.genai_config import write_genai_config
 from edgetie.export.optimize import optimize
 from edgetie.export.reference import run_reference
 from edgetie.export.tasks.base import Task
-from edgetie.export.tasks.comparison import Agreement, ReferenceRun
 from edgetie.export.tracing.plans import DisagreementError, TracePlan, list_plans, try_plans
 from edgetie.export.tracing.trace import trace
 from edgetie.graph.model_files import write_models
@@ -274,6 +274,7 @@ def _signature(models: Mapping[str, ir.Model], task: Task) -> Signature:
         vocab_size=task.vocab_size,
         audio_token_id=task.audio_token_id,
         image_token_id=task.image_token_id,
+        image_tokens=task.image_tokens,
     )
 
 

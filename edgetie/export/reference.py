@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from edgetie.errors import ExportError
+from edgetie.export.comparison import ReferenceRun, largest_error, largest_logit
 from edgetie.export.tasks.base import Task
-from edgetie.export.tasks.comparison import ReferenceRun, largest_error, largest_logit
 from edgetie.export.tasks.trial_run import trial_run
 from edgetie.sources.source import Source
 

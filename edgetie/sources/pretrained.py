@@ -10,7 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgetie.bundle.names import ADAPTER, MANIFEST, PREPROCESSOR, PROCESSOR, SPEECH
+from edgetie.bundle.model_config import read_json
+from edgetie.bundle.names import (
+    ADAPTER,
+    IMAGE_LM,
+    IMAGE_TO_TEXT,
+    MANIFEST,
+    PREPROCESSOR,
+    PROCESSOR,
+    SPEECH,
+)
 from edgetie.errors import SourceError, summarize
 from edgetie.runtime.text.tokenizer import merge_damage
 from edgetie.sources.checkpoint import (
@@ -32,6 +41,8 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "vocab.json")
 _PREPROCESSORS = (PREPROCESSOR, PROCESSOR)
 _AUDIO_TASKS = (SPEECH, "seq2seq-lm")  # transformers lists some audio models with text models
+_SIDES = ("height", "width")
+_IMAGE_TASKS = (IMAGE_LM, IMAGE_TO_TEXT)
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG)
 _HUB_SECONDS = 10.0
 _MAX_LAYERS = 10_000  # many times those of any model
@@ -90,6 +101,9 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
         _save_config_and_tokenizer(text, config, target, options)
         if task in _AUDIO_TASKS:
             _save_feature_extractor(text, target, options)
+        if task in _IMAGE_TASKS:
+            for path in _preprocessors(text, options):
+                shutil.copyfile(path, target / path.name)
 
     return Source(
         kind="transformers",
@@ -99,6 +113,7 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
         save_extras=save_extras,
         task=task,
         unused=_unused_weights(text, module, loading),
+        image_size=_image_size(text, options) if task in _IMAGE_TASKS else None,
     )
 
 
@@ -270,7 +285,7 @@ def _save_config_and_tokenizer(
 
 def _save_feature_extractor(text: str, target: Path, options: dict[str, Any]) -> None:
     """Write how audio becomes features, if the model has such files."""
-    files = [path for name in _PREPROCESSORS if (path := _cached_file(text, name, options))]
+    files = _preprocessors(text, options)
     if not files:
         return
     from transformers import AutoFeatureExtractor
@@ -278,6 +293,23 @@ def _save_feature_extractor(text: str, target: Path, options: dict[str, Any]) ->
     _load_part(AutoFeatureExtractor, "feature extractor", text, options).save_pretrained(target)
     if files[-1].name == PROCESSOR:  # has the prompt for audio
         shutil.copyfile(files[-1], target / PROCESSOR)
+
+
+def _preprocessors(text: str, options: dict[str, Any]) -> list[Path]:
+    """The files that say how audio or images become inputs."""
+    return [path for name in _PREPROCESSORS if (path := _cached_file(text, name, options))]
+
+
+def _image_size(text: str, options: dict[str, Any]) -> tuple[int, int] | None:
+    """Height and width of all images that the processor makes; ``None`` if they differ."""
+    for path in _preprocessors(text, options):
+        settings = read_json(path)
+        settings = settings.get("image_processor", settings)
+        size = settings.get("crop_size" if settings.get("do_center_crop") else "size")
+        height, width = (size.get(n) for n in _SIDES) if isinstance(size, dict) else (size, size)
+        if isinstance(height, int) and isinstance(width, int):
+            return height, width
+    return None
 
 
 def _load_part(auto_class: Any, name: str, text: str, options: dict[str, Any]) -> Any:

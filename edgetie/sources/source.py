@@ -27,6 +27,7 @@ class Source:
         task: one of :data:`~edgetie.sources.task_detection.TASKS`; ``auto`` detects it from the
             module's class or its configuration.
         unused: names of weights in its files that the model does not have.
+        image_size: height and width of the images that its processor makes, if they have one size.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Source:
     save_extras: Callable[[Path], None]
     task: str = "auto"
     unused: Sequence[str] = ()
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.task == "auto":

@@ -2,7 +2,11 @@
 
 from typing import Any
 
-TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq", "image-text-to-text")
+from edgetie.bundle.names import IMAGE_LM, IMAGE_TO_TEXT
+
+TASKS = (
+    "causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq", IMAGE_LM, IMAGE_TO_TEXT,
+)  # fmt: skip
 """The tasks that a user can name; ``auto`` detects one."""
 
 _FAMILIES = {
@@ -10,10 +14,8 @@ _FAMILIES = {
     "seq2seq-lm": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "AutoModelForSeq2SeqLM"),
     "causal-lm": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
     "masked-lm": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "AutoModelForMaskedLM"),
-    "image-text-to-text": (
-        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
-        "AutoModelForImageTextToText",
-    ),
+    IMAGE_LM: ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "AutoModelForImageTextToText"),
+    IMAGE_TO_TEXT: ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "AutoModelForImageTextToText"),
 }
 
 
@@ -36,8 +38,21 @@ def task_of(config: Any, architectures: list[str] | None = None) -> str:
         order = ["causal-lm", "masked-lm", "seq2seq-lm", "speech-seq2seq"]
     else:
         order = ["masked-lm", "causal-lm", "seq2seq-lm", "speech-seq2seq"]
-    order.append("image-text-to-text")
-    return next((task for task in order if task in candidates), "causal-lm")
+    task = next((task for task in order if task in candidates), None)
+    if task is None and IMAGE_LM in candidates:
+        return _image_task(config, names & set(classes[IMAGE_LM].values()))
+    return task or "causal-lm"
+
+
+def _image_task(config: Any, names: set[str]) -> str:
+    """The task of a model that reads images: decoders have a method that embeds them."""
+    import transformers
+
+    names = names or {_classes()[IMAGE_LM][config.model_type]}
+    classes = [getattr(transformers, name) for name in names]
+    embeds_images = all(hasattr(each, "get_image_features") for each in classes)
+    is_decoder = embeds_images and not getattr(config, "is_encoder_decoder", False)
+    return IMAGE_LM if is_decoder else IMAGE_TO_TEXT
 
 
 def tasks_of(config: Any) -> list[str]:

@@ -44,6 +44,18 @@ def test_start_of_a_decoder(tmp_path: Path) -> None:
     assert start_token_ids(tmp_path) == [5, 7]
 
 
+@pytest.mark.parametrize("part", ["decoder", "text_config"])
+def test_a_decoder_in_a_model_of_several_parts(tmp_path: Path, part: str) -> None:
+    nested = {"bos_token_id": 5, "eos_token_id": 6, "sep_token_id": 7}
+    write(tmp_path, "config.json", **{part: nested})
+    assert start_token_ids(tmp_path) == [5]
+    assert read_token_ids(tmp_path, has_encoder=True)["eos_token_ids"] == [6, 7]
+    assert read_token_ids(tmp_path)["eos_token_ids"] == []
+    write(tmp_path, "generation_config.json", decoder_start_token_id=8, eos_token_id=9)
+    assert start_token_ids(tmp_path) == [8]
+    assert read_token_ids(tmp_path, has_encoder=True)["eos_token_ids"] == [9, 7]
+
+
 def test_suppressed_tokens_and_languages(tmp_path: Path) -> None:
     write(
         tmp_path, "generation_config.json", suppress_tokens=[8], begin_suppress_tokens=[9],

@@ -114,3 +114,32 @@ def test_progress_bars_come_back() -> None:
     with pretrained.quiet_transformers():
         assert not logging.is_progress_bar_enabled()
     assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"size": {"height": 16, "width": 24}}, (16, 24)),
+        ({"size": 16}, (16, 16)),
+        ({"size": {"shortest_edge": 20}, "crop_size": 16, "do_center_crop": True}, (16, 16)),
+        ({"size": {"shortest_edge": 20}}, None),
+    ],
+)
+def test_the_size_of_images_is_that_of_the_processor(
+    tmp_path: Path, settings: dict[str, Any], size: tuple[int, int] | None
+) -> None:
+    encoder = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    decoder = transformers.TrOCRConfig(
+        vocab_size=9, d_model=8, decoder_layers=1, decoder_attention_heads=1, decoder_ffn_dim=8,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    transformers.VisionEncoderDecoderModel(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
+    source = load_source(str(tmp_path / "model"))
+    assert (source.task, source.image_size) == ("image-to-text", size)
+    (tmp_path / "copy").mkdir()
+    source.save_extras(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "preprocessor_config.json").read_text()) == settings

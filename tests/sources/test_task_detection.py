@@ -23,6 +23,15 @@ from edgetie.sources.task_detection import TASKS, auto_class, task_of
         (SimpleNamespace(model_type="bert"), ["BertLMHeadModel"], "causal-lm"),
         (SimpleNamespace(model_type="t5", is_encoder_decoder=True), None, "seq2seq-lm"),
         (SimpleNamespace(model_type="whisper", is_encoder_decoder=True), None, "speech-seq2seq"),
+        (SimpleNamespace(model_type="llava"), None, "image-text-to-text"),
+        (SimpleNamespace(model_type="blip"), None, "image-to-text"),
+        (SimpleNamespace(model_type="florence2", is_encoder_decoder=True), None, "image-to-text"),
+        (SimpleNamespace(model_type="t5gemma2", is_encoder_decoder=True), None, "seq2seq-lm"),
+        (
+            SimpleNamespace(model_type="x", is_encoder_decoder=True),
+            ["VisionEncoderDecoderModel"],
+            "image-to-text",
+        ),
         (SimpleNamespace(model_type="x", architectures=["LlamaForCausalLM"]), None, "causal-lm"),
     ],
 )
@@ -32,4 +41,6 @@ def test_tasks(config: Any, architectures: list[str] | None, task: str) -> None:
 
 def test_every_task_has_a_class_that_loads_it() -> None:
     assert auto_class("causal-lm") is transformers.AutoModelForCausalLM
-    assert len({auto_class(task) for task in TASKS}) == len(TASKS)
+    loads_images = transformers.AutoModelForImageTextToText
+    assert auto_class("image-text-to-text") is auto_class("image-to-text") is loads_images
+    assert len({auto_class(task) for task in TASKS}) == len(TASKS) - 1

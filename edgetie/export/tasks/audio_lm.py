@@ -20,10 +20,7 @@ from torch import Tensor, nn
 from edgetie.bundle.names import AUDIO, AUDIO_LM, DECODER, ENCODER, FEATURES_MASK
 from edgetie.export.attention.broadcast import BroadcastAttention
 from edgetie.export.attention.windowed_encoder import attend_in_windows, find_window_length
-from edgetie.export.tasks import causal
-from edgetie.export.tasks.base import FRAMES, Graph, GraphInput, torch_logits
-from edgetie.export.tasks.causal import CausalTask
-from edgetie.export.tasks.comparison import (
+from edgetie.export.comparison import (
     Agreement,
     Array,
     DecoderRunner,
@@ -32,6 +29,9 @@ from edgetie.export.tasks.comparison import (
     largest_error,
     left_pad,
 )
+from edgetie.export.tasks import causal
+from edgetie.export.tasks.base import FRAMES, Graph, GraphInput, torch_logits
+from edgetie.export.tasks.causal import CausalTask
 from edgetie.export.tasks.speech import (
     candidate_shapes,
     changes_with_length,

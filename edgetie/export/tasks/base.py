@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgetie.export.tasks.comparison import Agreement, Array, ReferenceRun
+from edgetie.export.comparison import Agreement, Array, ReferenceRun
 from edgetie.graph.tensors import CacheTensor
 
 BATCH = 2
@@ -84,7 +84,8 @@ class Task(ABC):
         max_positions: longest sequence, from the configuration.
         cache: the tensors of its cache, empty without one.
         no_cache_reason: why a model that could have a cache has none.
-        audio_token_id, image_token_id: as in :class:`edgetie.bundle.manifest.Signature`.
+        audio_token_id, image_token_id, image_tokens: as in
+            :class:`edgetie.bundle.manifest.Signature`.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,7 @@ class Task(ABC):
     no_cache_reason: str | None = field(default=None, kw_only=True)
     audio_token_id: int | None = field(default=None, kw_only=True)
     image_token_id: int | None = field(default=None, kw_only=True)
+    image_tokens: int | None = field(default=None, kw_only=True)
 
     @property
     def cached_attentions(self) -> int:

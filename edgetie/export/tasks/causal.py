@@ -16,6 +16,16 @@ from edgetie.errors import ExportError, UnfusableError
 from edgetie.export.attention.broadcast import AttentionMode, attention
 from edgetie.export.attention.group_query_attention import require_fusable
 from edgetie.export.attention.transformers_cache import recurrent_states, run_with_cache
+from edgetie.export.comparison import (
+    Agreement,
+    Array,
+    DecoderRunner,
+    ReferenceRun,
+    cpu_session,
+    largest_error,
+    largest_logit,
+    left_pad,
+)
 from edgetie.export.patches.position_tables import FindPositionTables, trial_ids
 from edgetie.export.tasks.base import (
     Graph,
@@ -28,16 +38,6 @@ from edgetie.export.tasks.base import (
     torch_logits,
 )
 from edgetie.export.tasks.causal_model import CausalCall, CausalLM, causal_arguments
-from edgetie.export.tasks.comparison import (
-    Agreement,
-    Array,
-    DecoderRunner,
-    ReferenceRun,
-    cpu_session,
-    largest_error,
-    largest_logit,
-    left_pad,
-)
 from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.source import cache_keyword
 

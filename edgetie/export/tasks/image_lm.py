@@ -18,11 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle.names import DECODER, ENCODER, GRID, IMAGE, IMAGE_LM, PIXELS
 from edgetie.export.attention.broadcast import BroadcastAttention
-from edgetie.export.images.image_inputs import ImageInputs, find_image_inputs
-from edgetie.export.tasks import causal
-from edgetie.export.tasks.base import Graph, GraphInput, torch_logits
-from edgetie.export.tasks.causal import CausalTask
-from edgetie.export.tasks.comparison import (
+from edgetie.export.comparison import (
     Agreement,
     Array,
     DecoderRunner,
@@ -232,24 +228,24 @@ class ImageLM(nn.Module):
         types = is_image.long() * (not self.sees_prompt)
         types = nn.functional.pad(types, (past, 0), value=int(self.sees_prompt))
         kwargs |= dict.fromkeys(_token_types(self.model), types)
-        order = (is_image.flatten().cumsum(0) * is_image.flatten()).view(input_ids.shape)
         output = self.output.make(self.rows)
         pixels = {PIXELS: self.rows[0]}
         owner = _image_encoder(self.model)
         owner.get_image_features = lambda *_, **__: output
         try:
-            with _PlaceRows(is_image, order):
+            with PlaceRows(is_image):
                 return self.model(input_ids=input_ids, **pixels, **kwargs)
         finally:
             del owner.get_image_features
 
 
-class _PlaceRows(TorchFunctionMode):
-    """Puts rows into the places of a mask ``(batch, sequence)``, by their numbers from 1."""
+class PlaceRows(TorchFunctionMode):
+    """Puts rows into the places of a mask ``(batch, sequence)``, in order."""
 
-    def __init__(self, mask: Tensor, order: Tensor) -> None:
+    def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        self.mask, self.order = mask[..., None], order
+        self.mask = mask[..., None]
+        self.order = (mask.flatten().cumsum(0) * mask.flatten()).view(mask.shape)  # from 1
         self._selected: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -307,7 +303,7 @@ def trial_run(module: nn.Module, config: Any) -> ImageTask:
     Raises:
         TypeError: if the encoder accepts no shape of images.
     """
-    token = _image_token(config)
+    token = image_token(config)
     image, rows = find_image_inputs(
         module, _image_encoder(module).get_image_features, partial(_embed, module)
     )
@@ -326,7 +322,7 @@ def trial_run(module: nn.Module, config: Any) -> ImageTask:
     )
 
 
-def _image_token(config: Any) -> int:
+def image_token(config: Any) -> int:
     for name in ("image_token_id", "image_token_index"):
         if isinstance(token := getattr(config, name, None), int):
             return token

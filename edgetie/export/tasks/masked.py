@@ -13,6 +13,13 @@ from edgetie.bundle.names import MODEL
 from edgetie.export.attention.broadcast import BroadcastAttention
 from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.attention.window_padding import example_length, pad_to_window
+from edgetie.export.comparison import (
+    Agreement,
+    Array,
+    ReferenceRun,
+    cpu_session,
+    largest_error,
+)
 from edgetie.export.tasks.base import (
     Graph,
     Task,
@@ -20,13 +27,6 @@ from edgetie.export.tasks.base import (
     read_max_positions,
     token_input,
     torch_logits,
-)
-from edgetie.export.tasks.comparison import (
-    Agreement,
-    Array,
-    ReferenceRun,
-    cpu_session,
-    largest_error,
 )
 
 _SEQUENCE = 8  # example length to trace with

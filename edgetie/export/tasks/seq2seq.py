@@ -1,5 +1,6 @@
 """Encoder-decoder models: two graphs. The encoder also computes the cache of cross-attention."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,14 @@ from edgetie.export.attention.broadcast import BroadcastAttention
 from edgetie.export.attention.mask_branches import ResolveMaskBranches
 from edgetie.export.attention.transformers_cache import build_cache
 from edgetie.export.attention.window_padding import example_length, pad_to_window
+from edgetie.export.comparison import (
+    Agreement,
+    Array,
+    DecoderRunner,
+    ReferenceRun,
+    cpu_session,
+    largest_error,
+)
 from edgetie.export.tasks.base import (
     Graph,
     GraphInput,
@@ -26,14 +35,6 @@ from edgetie.export.tasks.base import (
     torch_logits,
 )
 from edgetie.export.tasks.causal_model import cache_layers
-from edgetie.export.tasks.comparison import (
-    Agreement,
-    Array,
-    DecoderRunner,
-    ReferenceRun,
-    cpu_session,
-    largest_error,
-)
 from edgetie.graph.tensors import CacheTensor
 from edgetie.sources.source import cache_keyword
 
@@ -41,6 +42,8 @@ _SOURCE, _SEQUENCE, _PAST = 7, 3, 5  # example sizes to trace with; all of them 
 _SOURCE_TOKENS, _SHORT = 12, 7  # compared with torch
 _TOKENS, _PREFIX = 8, 4
 _MASK = "attention_mask"
+ENCODED = "encoder_sequence_length"
+"""Name of the dimension of the encoder's inputs and of its output."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +68,26 @@ class Seq2SeqTask(Task):
         """Inputs to trace the encoder with, and its output's length; ``dtype`` is the weights'."""
         length = self.source_length
         names = ("input_ids", _MASK)
-        return [token_input(name, length, "encoder_sequence_length") for name in names], length
+        return [token_input(name, length, ENCODED) for name in names], length
+
+    def encode(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Run the encoder; returns its last hidden state ``(batch, length, hidden_size)``."""
+        hidden: Tensor = model.get_encoder()(**inputs)[0]
+        return hidden
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
         inputs, length = self.encoder_inputs(dtype)
         encoder = Graph(
             file=ENCODER,
-            module=_Encoder(module, tuple(value.name for value in inputs), self.output_class),
+            module=_Encoder(module, self, tuple(value.name for value in inputs)),
             tensors=tuple(inputs),
             outputs=["last_hidden_state", *(tensor.present for tensor in self.cross)],
             parameters=0,
         )
         masks = [replace(value, name=ENCODER_MASK) for value in inputs if value.name == _MASK]
-        dimension = "encoder_sequence_length" if len(inputs[0].axes) > 1 else None
+        names = {name for value in inputs for name in value.axes.values()}
+        dimension = ENCODED if ENCODED in names else None
         decoder = Graph(
             file=DECODER,
             module=_Decoder(module, self, bool(masks)),
@@ -142,28 +151,24 @@ class Seq2SeqTask(Task):
 class _Encoder(nn.Module):
     """The encoder, and the keys and values that cross-attention computes from its output."""
 
-    def __init__(
-        self, model: nn.Module, inputs: tuple[str, ...], output_class: type[Any] | None
-    ) -> None:
+    def __init__(self, model: nn.Module, task: Seq2SeqTask, inputs: tuple[str, ...]) -> None:
         super().__init__()
-        self.model, self.inputs, self.output_class = model, inputs, output_class
+        self.model, self.task, self.inputs = model, task, inputs
         self.keyword = cache_keyword(model) or ""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-
         model: Any = self.model
         kwargs = dict(zip(self.inputs, inputs, strict=True))
         mask = {name: kwargs[name] for name in kwargs if name == _MASK}
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache = empty_cache()
         with BroadcastAttention():
             length = pad_to_window(model, kwargs)
             with ResolveMaskBranches(kwargs.get(_MASK)):
-                hidden: Tensor = model.get_encoder()(**kwargs)[0]
+                hidden = self.task.encode(model, kwargs)
             hidden = hidden if length is None else hidden[:, :length]
             ids = torch.zeros(hidden.shape[0], 1, dtype=torch.long)
             # all that does not become a key or value of cross-attention is dead code
-            _run_decoder(model, hidden, self.output_class, ids, mask | {self.keyword: cache})
+            _run_decoder(model, hidden, self.task.output_class, ids, mask | {self.keyword: cache})
         layers = cache.cross_attention_cache.layers
         return (hidden, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
@@ -219,6 +224,13 @@ def trial_run(module: nn.Module, config: Any) -> Seq2SeqTask:
         cache=own,
         source_length=example_length(module, _SOURCE),
     )
+
+
+def empty_cache() -> Any:
+    """Make a cache to which decoders of any number of layers add theirs."""
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 def describe_caches(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgetie.export.comparison import Array, ReferenceRun
 from edgetie.export.tasks.base import BATCH, GraphInput, logits_of, read_max_positions, torch_logits
-from edgetie.export.tasks.comparison import Array, ReferenceRun
-from edgetie.export.tasks.seq2seq import Seq2SeqTask, describe_caches
+from edgetie.export.tasks.seq2seq import ENCODED, Seq2SeqTask, describe_caches
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class SpeechTask(Seq2SeqTask):
     def encoder_inputs(self, dtype: torch.dtype) -> tuple[list[GraphInput], int]:
         axes = {0: "batch_size"}
         if self.time_axis is not None:
-            axes[self.time_axis + 1] = "encoder_sequence_length"
+            axes[self.time_axis + 1] = ENCODED
         features = torch.zeros(BATCH, *self.shape, dtype=dtype)
         return [GraphInput(self.input_name, features, axes)], self.encoded_length
 

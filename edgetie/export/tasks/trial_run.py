@@ -1,17 +1,24 @@
 """Run a model on a few tokens to find out how it is exported: one module a task."""
 
-from edgetie.bundle.names import IMAGE_LM
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from edgetie.bundle.names import IMAGE_LM, IMAGE_TO_TEXT
 from edgetie.errors import ExportError, summarize
-from edgetie.export.tasks import audio_lm, causal, image_lm, masked, seq2seq, speech
+from edgetie.export.tasks import audio_lm, causal, image_lm, image_to_text, masked, seq2seq, speech
 from edgetie.export.tasks.base import Task
 from edgetie.sources.source import Source
 
-_TRIAL_RUNS = {
+_TRIAL_RUNS: dict[str, Callable[[nn.Module, Any], Task]] = {
     "causal-lm": causal.trial_run,
     "masked-lm": masked.trial_run,
     "seq2seq-lm": seq2seq.trial_run,
     "speech-seq2seq": speech.trial_run,
     IMAGE_LM: image_lm.trial_run,
+    IMAGE_TO_TEXT: image_to_text.trial_run,
 }
 
 
@@ -23,8 +30,11 @@ def trial_run(source: Source) -> Task:
     """
     if source.task not in _TRIAL_RUNS:
         raise ExportError(f"{source.name}: {source.task} models cannot be exported yet")
-    is_audio_model = audio_lm.is_audio_model(source.module)
-    run = audio_lm.trial_run if is_audio_model else _TRIAL_RUNS[source.task]
+    run = _TRIAL_RUNS[source.task]
+    if audio_lm.is_audio_model(source.module):
+        run = audio_lm.trial_run
+    elif source.task == IMAGE_TO_TEXT:
+        run = partial(image_to_text.trial_run, image_size=source.image_size)
     try:
         return run(source.module, source.config)
     except Exception as error:

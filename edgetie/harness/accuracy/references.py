@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.names import AUDIO, MANIFEST, SPEECH
+from edgetie.bundle.names import AUDIO, ENCODER_MASK, IMAGE_TO_TEXT, MANIFEST, SPEECH
 from edgetie.errors import BundleError, SourceError, summarize
 from edgetie.harness.accuracy.samples import Prompt, encoder_inputs, token_inputs
 from edgetie.runtime.audio.embeddings import reads_audio
@@ -108,9 +108,10 @@ class BundleReference:
         tokens, feeds = ids, {}
         if self.session.cross:
             outputs = [tensor.present for tensor in self.session.cross]
-            cache = self._run(self.session.encoder, outputs, encoder_inputs(self.session, ids))
+            inputs = encoder_inputs(self.session, ids)
+            cache = self._run(self.session.encoder, outputs, inputs)
             feeds = {t.past: array for t, array in zip(self.session.cross, cache, strict=True)}
-            feeds["encoder_attention_mask"] = np.ones_like(ids)
+            feeds[ENCODER_MASK] = inputs.get("attention_mask", ids)
             tokens = _shifted(ids, self.bundle.manifest.signature.start_token_ids)
         elif self.is_audio_model:
             tokens, embeddings = Prompt(self.session, ids, 0).inputs()
@@ -268,8 +269,9 @@ def resolve_reference(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    if source.task == SPEECH or hasattr(source.module, "get_audio_features"):
-        raise SourceError(f"{text}: is an audio model; compare a bundle of it with another bundle")
+    if source.task in (SPEECH, IMAGE_TO_TEXT) or hasattr(source.module, "get_audio_features"):
+        kind = "image" if source.task == IMAGE_TO_TEXT else "audio"
+        raise SourceError(f"{text}: is an {kind} model; compare a bundle of it with another bundle")
     start = _start_tokens(source.module) if source.task == "seq2seq-lm" else None
     return TorchReference(source.module, text, start)
 

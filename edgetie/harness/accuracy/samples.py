@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgetie.bundle.names import IMAGE_LM
+from edgetie.bundle.names import IMAGE_LM, IMAGE_TO_TEXT
 from edgetie.runtime.audio.embeddings import (
     embed_audio,
     prepend_audio,
@@ -15,6 +15,7 @@ from edgetie.runtime.audio.embeddings import (
     reads_audio,
 )
 from edgetie.runtime.decoding.generation import make_decoder
+from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
 from edgetie.runtime.images.embeddings import embed_images, prepend_images, random_image
 from edgetie.runtime.session import Session
 
@@ -115,8 +116,8 @@ def encoder_inputs(session: Session, ids: Ids) -> dict[str, npt.NDArray[Any]]:
         return {}
     if reads_audio(session):
         random = np.random.default_rng([_SEED, *ids[0].tolist()])
-        if session.bundle.task == IMAGE_LM:
-            return random_image(session.encoder, random)
+        if session.bundle.task in (IMAGE_LM, IMAGE_TO_TEXT):
+            return random_image(session.encoder, session.bundle.manifest.signature, random)
         return random_features(session.encoder, random)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
@@ -150,13 +151,13 @@ class Prompt:
         if reads_audio(session) and session.cross:
             self.tokens = len(session.bundle.manifest.signature.start_token_ids)
 
-    def inputs(self) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-        """Return tokens or audio features, and the embeddings that :meth:`Decoder.prefill` takes.
+    def inputs(self) -> tuple[Ids, dict[str, Any]]:
+        """Return tokens, and the embeddings that :meth:`Decoder.prefill` takes.
 
         The encoder computes them.
         """
         if not self._has_embeddings:
-            return next(iter(self.encoder_inputs.values()), self._ids), {}
+            return self._ids, {}
         signature = self._session.bundle.manifest.signature
         if signature.image_token_id is not None:
             images = embed_images(self._session, [self.encoder_inputs])
@@ -169,8 +170,12 @@ class Prompt:
 
     def generate(self, count: int) -> Iterator[Ids]:
         """Yield the likeliest tokens ``(batch,)`` of ``count`` positions after the prompt."""
-        inputs, embeddings = self.inputs()
-        tokens = self.decoder.prefill(inputs, **embeddings).argmax(axis=-1)
+        if isinstance(self.decoder, Seq2SeqDecoder):
+            logits = self.decoder.encode(self.encoder_inputs)
+        else:
+            ids, embeddings = self.inputs()
+            logits = self.decoder.prefill(ids, **embeddings)
+        tokens = logits.argmax(axis=-1)
         for _ in range(count - 1):
             yield tokens
             tokens = self.decoder.step(tokens).argmax(axis=-1)

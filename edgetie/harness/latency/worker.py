@@ -162,7 +162,7 @@ def measure(job: Job) -> Run:
 def _make_prompt(session: Session, job: Job) -> Prompt:
     """Draw random tokens, and noise for an audio model."""
     if job.batch > 1 and reads_audio(session):
-        raise BundleError(f"{job.path}: is an audio model, which takes batches of 1 only")
+        raise BundleError(f"{job.path}: reads audio or images, in batches of 1 only")
     return Prompt(session, _random_tokens(session, job), job.new_tokens)
 
 

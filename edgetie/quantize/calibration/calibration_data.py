@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgetie.bundle.bundle import Bundle
+from edgetie.bundle.names import IMAGE_LM, IMAGE_TO_TEXT
 from edgetie.errors import QuantizeError
 from edgetie.quantize.calibration.activations import (
     MAX_CHARACTERS,
@@ -64,7 +65,7 @@ def read_calibration_data(
             f"the calibration text has {len(text.calibration)} tokens, all of them calibrated on, "
             "and limits are measured on what follows; give a longer one"
         )
-    has_images = bundle.manifest.signature.image_token_id is not None
+    has_images = bundle.task in (IMAGE_LM, IMAGE_TO_TEXT)
     media, description = (calibration_images if has_images else calibration_audio)(bundle)
     parts = [f"{len(text.calibration)} tokens of {text.description}", description]
     inputs = CalibrationInput(text.calibration, media, (), text.prefix, text.suffix)

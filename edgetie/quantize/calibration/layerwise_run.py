@@ -238,19 +238,18 @@ def _window_feeds(
     result = []
     for index in range(len(texts) if has_encoder or not inputs.media else len(inputs.media)):
         ids = texts[index % len(texts)]
-        feeds = dict(inputs.media[index % len(inputs.media)]) if inputs.media else {}
+        feeds = media = dict(inputs.media[index % len(inputs.media)]) if inputs.media else {}
         if has_encoder:
             states = _run(session, _complete(_graph_inputs(encoder), ids, feeds))
             feeds = {n.replace(f"{PRESENT}.", f"{PAST}.", 1): each for n, each in states.items()}
-            feeds[ENCODER_MASK] = np.ones_like(ids)
+            feeds[ENCODER_MASK] = media.get("attention_mask", np.ones_like(ids))
         if AUDIO in feeds:
             ids, feeds[AUDIO] = prepend_audio(
                 ids, feeds[AUDIO], signature.audio_token_id, ids.shape[1]
             )
             ids = ids[:, :limit]
         if IMAGE in feeds and (token := signature.image_token_id) is not None:
-            image = inputs.media[index % len(inputs.media)]
-            images = ImageEmbeddings(states, image.get(GRID, np.zeros((0, 3), np.int64)))
+            images = ImageEmbeddings(states, media.get(GRID, np.zeros((0, 3), np.int64)))
             ids = prepend_images(ids, images, token)
             if len(images.grids):
                 feeds["position_ids"] = images.positions(ids[0], token)[:, None]

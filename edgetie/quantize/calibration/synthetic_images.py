@@ -1,4 +1,4 @@
-"""Synthetic images to calibrate a vision-language model on."""
+"""Synthetic images to calibrate a model on that reads images."""
 
 from typing import Any
 
@@ -15,7 +15,8 @@ _SEED = 20240229
 
 def calibration_images(bundle: Bundle) -> tuple[list[dict[str, np.ndarray[Any, Any]]], str]:
     """Return the encoder's inputs for a few images of random pixels, and a description of them."""
-    random = np.random.default_rng(_SEED)
+    signature, random = bundle.manifest.signature, np.random.default_rng(_SEED)
     path = str(bundle.model_paths[0])
     session = ort.InferenceSession(path, session_options(1), enable_fallback=0)
-    return [random_image(session, random) for _ in range(_IMAGES)], f"{_IMAGES} random images"
+    images = [random_image(session, signature, random) for _ in range(_IMAGES)]
+    return images, f"{_IMAGES} random images"

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle.names import SPEECH
+from edgetie.bundle.names import IMAGE_TO_TEXT, SPEECH
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
@@ -126,12 +126,56 @@ def generate(
     _require_prompts(session, prompts)
     if session.bundle.task == SPEECH:
         raise BundleError(f"{session.bundle.directory}: reads audio, not text; use transcribe")
+    if session.bundle.task == IMAGE_TO_TEXT:
+        raise BundleError(
+            f"{session.bundle.directory}: reads images, not text; use generate_from_images"
+        )
     ids, mask = pad(prompts, side="right" if session.cross else "left")
     decoder = make_decoder(session, len(prompts), ids.shape[1], max_new_tokens)
     logits = decoder.prefill(ids, mask)
     read = () if session.cross else prompts
     yield from continue_prompt(
         decoder, logits, max_new_tokens, sampling, seed, read, stop_token_ids
+    )
+
+
+def generate_from_images(
+    session: Session,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    max_new_tokens: int,
+    start: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    stop_token_ids: frozenset[int] | None = None,
+    seed: int | None = None,
+) -> Iterator[Step]:
+    """Write the texts of images, one step at a time.
+
+    Args:
+        session: an opened ``image-to-text`` model.
+        inputs: of its encoder by name, ``(batch, ...)`` each.
+        start: tokens that every text starts with instead of the model's own, such as a task's.
+        max_new_tokens, sampling, stop_token_ids, seed: as in :func:`generate`.
+
+    Raises:
+        BundleError: if the model is another one, or ONNX Runtime fails on it.
+        EdgetieError: if one of ``inputs`` is missing, there are more tokens in ``start`` than the
+            model accepts, or a number is too small.
+    """
+    require_limits(max_new_tokens, seed)
+    if session.bundle.task != IMAGE_TO_TEXT:
+        raise BundleError(
+            f"{session.bundle.directory}: a bundle for {session.bundle.task}; images are read with "
+            f"one for {IMAGE_TO_TEXT}"
+        )
+    batch = len(next(iter(inputs.values())))
+    room = (len(start) or len(session.bundle.manifest.signature.start_token_ids)) + max_new_tokens
+    limit = session.bundle.manifest.signature.max_positions
+    decoder = Seq2SeqDecoder(session, batch, room if limit is None else min(room, limit))
+    decoder.start = list(start) or decoder.start
+    logits = decoder.encode(inputs)
+    yield from continue_prompt(
+        decoder, logits, max_new_tokens, sampling, seed, stop_token_ids=stop_token_ids
     )
 
 

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle.names import GRID, PIXELS
+from edgetie.bundle.manifest import Signature
+from edgetie.bundle.names import GRID, PATCHES, PIXELS
 from edgetie.errors import BundleError
 from edgetie.runtime.images.positions import image_positions
 from edgetie.runtime.session import Session, describe_tensors, onnxruntime_errors
 
 _PATCHES_PER_SIDE = 8  # of a random image
+_PROMPT_TOKENS = 6  # after it, random ones
+_MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,34 @@ def prepend_images(
     return np.concatenate([np.full((1, embeddings.count), token), text], axis=1)
 
 
-def random_image(encoder: Any, random: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """Draw one image for the session of an encoder."""
+def random_image(
+    encoder: Any, signature: Signature, random: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """Draw one image for the session of an encoder, and a prompt if it reads one.
+
+    Args:
+        encoder: the session.
+        signature: of the decoder.
+        random: generates the pixels.
+    """
     inputs = {info.name: info for info in describe_tensors(encoder.get_inputs())}
-    pixels, has_grid = inputs[PIXELS], GRID in inputs
-    open_size = _PATCHES_PER_SIDE**2 if has_grid else 1
-    sizes = [size if isinstance(size, int) else open_size for size in pixels.shape]
-    feeds: dict[str, NDArray[Any]] = {
-        PIXELS: random.standard_normal(sizes, np.float32).astype(pixels.dtype)
-    }
-    if has_grid:
-        feeds[GRID] = np.array([[1, _PATCHES_PER_SIDE, _PATCHES_PER_SIDE]])
+    side = _PATCHES_PER_SIDE
+    images = inputs[PATCHES if PATCHES in inputs else PIXELS]
+    has_patches = images.name == PATCHES or GRID in inputs
+    sizes = [size if isinstance(size, int) else 1 for size in images.shape]
+    if has_patches:
+        sizes[-2 if images.name == PATCHES else 0] = side**2
+    array = random.standard_normal(sizes, np.float32).astype(images.dtype)
+    feeds: dict[str, NDArray[Any]] = {images.name: array}
+    if images.name == PATCHES:
+        array[..., :2] = np.indices((side, side)).reshape(2, -1).T + 1  # rows and columns
+        feeds[_MASK] = np.ones(array.shape[:2], np.int64)
+    elif GRID in inputs:
+        feeds[GRID] = np.array([[1, side, side]])
+    elif signature.image_tokens is not None:
+        token = signature.image_token_id
+        text = random.integers(0, signature.vocab_size, _PROMPT_TOKENS)
+        text[text == token] = 0
+        ids = np.array([[*[token] * signature.image_tokens, *text]], np.int64)
+        feeds |= {"input_ids": ids, _MASK: np.ones_like(ids)}
     return feeds

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgetie.export.tasks.comparison import Agreement
+from edgetie.export.comparison import Agreement
 from edgetie.ties.groups import TieGroup, Use
 from edgetie_cli.printing.export import describe_uses, print_export, ties_table
 

@@ -41,6 +41,14 @@ def test_features_are_encoded(tmp_path: Path) -> None:
         decoder.prefill(np.array([[1, 2]]))
 
 
+def test_inputs_by_name(tmp_path: Path) -> None:
+    decoder = Seq2SeqDecoder(open_session(bag.write_seq2seq(tmp_path, (1, 4))), 1, 9)
+    inputs = {"input_ids": np.array([[7, 3]]), "attention_mask": np.array([[1, 0]])}
+    expect(decoder.encode(inputs), [[7, 1, 4]])
+    with pytest.raises(EdgetieError, match="its encoder reads attention_mask as well; add it"):
+        decoder.encode({"input_ids": inputs["input_ids"]})
+
+
 def test_the_end_of_the_room(tmp_path: Path) -> None:
     decoder = Seq2SeqDecoder(open_session(bag.write_seq2seq(tmp_path)), 1, 2)
     decoder.prefill(np.array([[7]]))

@@ -99,7 +99,9 @@ def test_a_random_image_is_one_that_the_encoder_accepts(
     opened: tuple[Any, ImageTask, Session],
 ) -> None:
     _, task, session = opened
-    image = random_image(session.encoder, np.random.default_rng(0))
+    image = random_image(
+        session.encoder, session.bundle.manifest.signature, np.random.default_rng(0)
+    )
     assert set(image) == set(task.image.names)
     assert embed_images(session, [image]).count > 0
     with pytest.raises(BundleError, match="ONNX Runtime failed"):

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgetie.errors import ExportError
-from edgetie.export.tasks.comparison import (
+from edgetie.export.comparison import (
     Agreement,
     DecoderRunner,
     cpu_session,
