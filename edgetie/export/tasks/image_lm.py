@@ -27,6 +27,10 @@ from edgetie.export.comparison import (
     largest_error,
     left_pad,
 )
+from edgetie.export.images.image_inputs import ImageInputs, find_image_inputs
+from edgetie.export.tasks import causal
+from edgetie.export.tasks.base import Graph, GraphInput, torch_logits
+from edgetie.export.tasks.causal import CausalTask
 from edgetie.runtime.images.embeddings import ImageEmbeddings
 from edgetie.sources.source import cache_keyword
 
