@@ -32,7 +32,7 @@ HELP = """Stream text from a bundle.
 
 The prompt becomes a chat message if the model has a chat template, and is continued as it is
 otherwise. Without a prompt, on a terminal, a chat model holds a conversation. A speech model
-transcribes --audio.
+transcribes --audio, and a vision-language model answers about --image.
 
 \b
 Examples:
@@ -42,6 +42,7 @@ Examples:
   edgetie generate int8 --prompt "Red or blue?" --prompt "Tea or coffee?" --json
   cat question.txt | edgetie generate int8 --prompt -
   edgetie generate whisper-int8 --audio clip.wav
+  edgetie generate smolvlm-int8 --image photo.jpg --prompt "What is this?"
 """
 
 
@@ -59,6 +60,14 @@ Examples:
     multiple=True,
     type=click.Path(),
     help="WAV file to transcribe: 16 bits, mono, at the model's rate (16 kHz); repeat for more.",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(),
+    help="Image file that --prompt asks about; repeat for more. A model that only reads images "
+    "needs no --prompt.",
 )
 @click.option(
     "--language", help="Language of --audio by its code, such as en  [default: as detected]."
@@ -92,6 +101,7 @@ def command(
     bundle: str,
     prompts: tuple[str, ...],
     audio: tuple[str, ...],
+    images: tuple[str, ...],
     language: str | None,
     system: str | None,
     no_chat: bool,
@@ -109,8 +119,10 @@ def command(
         raise click.UsageError("--top-k and --top-p need a --temperature above 0")
     if prompts.count("-") > 1:
         raise click.UsageError("--prompt - can be given once only")
-    talks = not (prompts or audio or no_chat or as_json) and _is_terminal()
-    if bool(prompts) == bool(audio) and not talks:
+    talks = not (prompts or audio or images or no_chat or as_json) and _is_terminal()
+    if images and (audio or len(prompts) > 1):
+        raise click.UsageError("--image goes with one --prompt, and without --audio")
+    if bool(prompts) == bool(audio) and not talks and not images:
         raise click.UsageError("give --prompt, or --audio to a speech model")
     if audio and (system is not None or no_chat):
         raise click.UsageError("--system and --no-chat go with --prompt")
@@ -138,6 +150,14 @@ def command(
         session = open_session(opened, provider=provider, threads=threads)
         options |= {"language": language, "max_new_tokens": max_new_tokens}
         chunks = _transcribe(session, tokenizer, samples, options)
+    elif images:
+        from edgetie.runtime.images.answers import answer_about_images
+
+        session = open_session(opened, provider=provider, threads=threads)
+        options |= {"system": system, "chat": not no_chat}
+        options["max_new_tokens"] = max_new_tokens or _NEW_TOKENS
+        prompt = _read_prompts(prompts)[0] if prompts else None
+        chunks = answer_about_images(session, tokenizer, images, prompt, **options)
     else:
         from edgetie.runtime.decoding.generation import generate_text
 
@@ -145,7 +165,7 @@ def command(
         session = open_session(opened, provider=provider, threads=threads)
         options["max_new_tokens"] = max_new_tokens or _NEW_TOKENS
         chunks = generate_text(session, tokenizer, ids, **options)
-    completions = _print_chunks(chunks, len(prompts) or len(audio), as_json)
+    completions = _print_chunks(chunks, len(prompts) or len(audio) or 1, as_json)
     if as_json:
         reports = [asdict(completion) for completion in completions]
         nodes = {name: getattr(session, name) for name in ("provider", "nodes_per_provider")}
@@ -245,11 +265,14 @@ def _encode_prompts(
     chat = chat and tokenizer.chat_template is not None
     if system is not None and not chat:
         raise click.UsageError("--system needs a model with a chat template, and no --no-chat")
-    texts = [_read_stdin() if prompt == "-" else prompt for prompt in prompts]
     try:
-        return [_encode(tokenizer, text, system, chat) for text in texts]
+        return [_encode(tokenizer, text, system, chat) for text in _read_prompts(prompts)]
     except BundleError as error:  # of the chat template
         raise BundleError(error.message, advice={"no_chat": True}) from error
+
+
+def _read_prompts(prompts: tuple[str, ...]) -> list[str]:
+    return [_read_stdin() if prompt == "-" else prompt for prompt in prompts]
 
 
 def _read_stdin() -> str:

@@ -47,6 +47,8 @@ from .runtime.decoding.generation import Step as Step
 from .runtime.decoding.generation import generate as generate
 from .runtime.decoding.generation import generate_text as generate_text
 from .runtime.decoding.sampling import Sampling as Sampling
+from .runtime.images.answers import answer_about_images as answer_about_images
+from .runtime.images.embeddings import embed_images as embed_images
 from .runtime.images.processing.steps import ProcessedImage as ProcessedImage
 from .runtime.images.processor import ImageProcessor as ImageProcessor
 from .runtime.images.reading import read_image as read_image

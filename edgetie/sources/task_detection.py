@@ -39,8 +39,13 @@ def task_of(config: Any, architectures: list[str] | None = None) -> str:
     else:
         order = ["masked-lm", "causal-lm", "seq2seq-lm", "speech-seq2seq"]
     task = next((task for task in order if task in candidates), None)
+    readers = set(classes[IMAGE_LM].values())
     if task is None and IMAGE_LM in candidates:
-        return _image_task(config, names & set(classes[IMAGE_LM].values()))
+        return _image_task(config, names & readers)
+    if task == "causal-lm":  # some classes are listed as both
+        readers &= (names or {classes[task][config.model_type]}) & set(classes[task].values())
+        if readers and _image_task(config, readers) == IMAGE_LM:
+            return IMAGE_LM
     return task or "causal-lm"
 
 

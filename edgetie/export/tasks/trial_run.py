@@ -38,7 +38,9 @@ def trial_run(source: Source) -> Task:
     try:
         return run(source.module, source.config)
     except Exception as error:
+        advice = {"task": "causal-lm"} if source.task == IMAGE_LM else None  # its text alone
         raise ExportError(
             f"{source.name}: calling it with a few tokens failed "
-            f"({type(error).__name__}: {summarize(error)})"
+            f"({type(error).__name__}: {summarize(error)})",
+            advice=advice,
         ) from error
