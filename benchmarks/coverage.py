@@ -285,9 +285,9 @@ def render(rows: list[Row]) -> str:
         "*Logits*: largest error over the largest logit, of a prompt, of cached steps and of a "
         "left-padded batch. *int8*: share of 640 random positions at which int8 and fp32 find the "
         "same token likeliest; in brackets that just read left out, which tied random weights like "
-        "best. Random weights leave little between the next two. Speech models hear noise, the "
-        "same for both. BigBird has full attention (`attention_type: original_full`): with its "
-        "sparse one, which short texts switch off, exporting is refused.",
+        "best. Random weights leave little between the next two. Models of speech and images read "
+        "noise, the same for both. BigBird has full attention (`attention_type: original_full`): "
+        "with its sparse one, which short texts switch off, exporting is refused.",
         "",
         "| family | class | model type | exported | copies | logits | int8 top-1 "
         "| operators | s | why not |",

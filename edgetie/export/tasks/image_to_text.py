@@ -65,8 +65,10 @@ class ImageToTextTask(Seq2SeqTask):
     def encode(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         if self.image_token_id is None:
             return super().encode(model, inputs)
-        tokens = torch.zeros(inputs[_IDS].shape[0], 1, dtype=torch.long)
         with PlaceRows(inputs[_IDS] == self.image_token_id):
+            if PIXELS in inspect.signature(model.get_encoder().forward).parameters:
+                return super().encode(model, inputs)
+            tokens = torch.zeros(inputs[_IDS].shape[0], 1, dtype=torch.long)
             output = model(**inputs, decoder_input_ids=tokens)
         hidden: Tensor = output.encoder_last_hidden_state
         return hidden

@@ -205,6 +205,26 @@ def test_a_text_that_starts_with_other_tokens(tmp_path: Path) -> None:
         next(generate(session, [[1, 2]], max_new_tokens=1))
 
 
+def test_an_encoder_that_puts_images_into_its_prompt(tmp_path: Path) -> None:
+    text = {
+        **HALF, **TOKENS, "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8,
+        "layer_types": ["full_attention"],
+    }  # fmt: skip
+    encoder = {"text_config": text, "vision_config": VISION, "mm_tokens_per_image": 4}
+    config = transformers.T5Gemma2Config(
+        encoder={**encoder, "vocab_size": VOCABULARY}, decoder=text, image_token_index=120
+    )
+    model = build(lambda: config)
+    source = source_of(model)
+    assert source.task == "seq2seq-lm"  # it reads texts without images, too
+    source.task = "image-to-text"
+    report = export_model(source, tmp_path / "fp32")
+    assert report.agreement.relative < 1e-5
+    (table,) = (tie for tie in report.manifest.ties if tie.shape[0] == VOCABULARY)
+    assert len(table.uses) == 3
+    assert report.manifest.signature.image_tokens == 4
+
+
 def test_a_model_without_cross_attention(tmp_path: Path) -> None:
     model = build(blip)
     del model.text_decoder
