@@ -12,6 +12,10 @@ import pytest
 LINE = "edgetie: interrupted; nothing was half-written"
 RUN = """
 import os, signal, sys
+# whatever ran the tests may ignore some
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for each in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(each, signal.SIG_DFL)
 {before}
 from edgetie_cli import start
 if {command!r}:
