@@ -34,6 +34,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.last: signal.Signals | None = None
         self._seconds = -_IMPATIENCE
+        self._is_swallowed = self._cannot_raise = False
 
     def catch(self) -> None:
         """Handle the signals, but for those that the program was started to ignore."""
@@ -43,18 +44,27 @@ class Interrupts:
         sys.unraisablehook = self._raise_later
 
     def _raise(self, number: int, _: FrameType | None) -> None:
+        if self._cannot_raise:
+            return
         seconds, self._seconds = self._seconds, time.monotonic()
         if self._seconds - seconds >= _IMPATIENCE:
-            self.last = signal.Signals(number)
+            self.last, self._is_swallowed = signal.Signals(number), False
             raise KeyboardInterrupt
 
     def _raise_later(self, unraisable: Any) -> None:
         """Interrupt again if a callback was interrupted, which cannot raise."""
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            self._seconds = -_IMPATIENCE
-            threading.Timer(_AGAIN, _send, [self.last or signal.SIGINT]).start()
-        else:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             sys.__unraisablehook__(unraisable)
+            return
+        self._cannot_raise = self._is_swallowed = True  # nor can this hook
+        self._seconds = -_IMPATIENCE
+        threading.Thread(target=self._send_again, daemon=True).start()
+        self._cannot_raise = False
+
+    def _send_again(self) -> None:
+        while self._is_swallowed:
+            time.sleep(_AGAIN)
+            _send(self.last or signal.SIGINT)
 
 
 def _send(number: signal.Signals) -> None:
