@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -97,20 +98,12 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
             "loaded; install it, or merge the adapter into the weights"
         )
 
-    def save_extras(target: Path) -> None:
-        _save_config_and_tokenizer(text, config, target, options)
-        if task in _AUDIO_TASKS:
-            _save_feature_extractor(text, target, options)
-        if task in _IMAGE_TASKS:
-            for path in _preprocessors(text, options):
-                shutil.copyfile(path, target / path.name)
-
     return Source(
         kind="transformers",
         name=directory.resolve().name if directory.is_dir() else text,
         module=module.eval(),
         config=module.config,  # a copy of ``config``; its attention implementation is the one used
-        save_extras=save_extras,
+        save_extras=partial(_save_extras, text, config, task, options),
         task=task,
         unused=_unused_weights(text, module, loading),
         image_size=_image_size(text, options) if task in _IMAGE_TASKS else None,
@@ -262,6 +255,26 @@ def _refuse_pickle(directory: Path, allowed: bool) -> None:
             "convert them to safetensors, or allow them",
             advice={"allow_pickle": True},
         )
+
+
+def _save_extras(text: str, config: Any, task: str, options: dict[str, Any], target: Path) -> None:
+    """Write the files that a bundle needs besides its graphs.
+
+    Raises:
+        SourceError: if a setting is not text.
+    """
+    try:
+        _save_config_and_tokenizer(text, config, target, options)
+        if task in _AUDIO_TASKS:
+            _save_feature_extractor(text, target, options)
+    except UnicodeEncodeError as error:  # JSON can name halves of a character
+        raise SourceError(
+            f"{text}: its configuration or its tokenizer has text that is not Unicode "
+            f"({error.object[error.start]!a}); repair its JSON files"
+        ) from error
+    if task in _IMAGE_TASKS:
+        for path in _preprocessors(text, options):
+            shutil.copyfile(path, target / path.name)
 
 
 def _save_config_and_tokenizer(

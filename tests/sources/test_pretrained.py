@@ -93,6 +93,16 @@ def test_extras_without_a_tokenizer(saved: Path, tmp_path: Path) -> None:
     assert names == {"config.json", "generation_config.json"}
 
 
+def test_halves_of_characters_in_settings_are_refused(saved: Path, tmp_path: Path) -> None:
+    words = tokenizers.models.WordLevel({"a": 0}, unk_token="a")
+    tokenizers.Tokenizer(words).save(str(saved / "tokenizer.json"))
+    settings = '{"tokenizer_class": "PreTrainedTokenizerFast", "backend": "\\ud800"}'
+    (saved / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+    source = load_source(str(saved))
+    with pytest.raises(SourceError, match=r"text that is not Unicode \('\\ud800'\); repair"):
+        source.save_extras(tmp_path)
+
+
 def test_tokenizers_are_saved_compactly_and_for_older_transformers(tmp_path: Path) -> None:
     model = tokenizers.models.WordLevel({"a": 0, "b": 1}, "a")
     tokenizer = transformers.PreTrainedTokenizerFast(
