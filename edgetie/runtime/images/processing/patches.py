@@ -42,14 +42,14 @@ def repeated_patches(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
     """
     if settings.flag("do_resize"):
         height, width = size_of(pixels)
-        scale = max(1, _token_side(settings) / min(height, width))
+        scale = max(1, token_side(settings) / min(height, width))
         size = int(height * scale), int(width * scale)
         times = settings.count("temporal_patch_size")
         pixels = resize(pixels, _pixel_limited_size(size, settings, times), settings)
     return _merge_patches(pixels, settings)
 
 
-def _token_side(settings: ImageSettings) -> int:
+def token_side(settings: ImageSettings) -> int:
     """Pixels of a side of the square that one token stands for."""
     return settings.count("patch_size") * settings.count("merge_size")
 
@@ -68,14 +68,8 @@ def _merge_patches(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
 
 def _pixel_limited_size(size: Size, settings: ImageSettings, times: int = 1) -> Size:
     """Round both sides to whole tokens, so that the number of pixels is between two limits."""
-    sides, multiple = settings.size("size"), _token_side(settings)
-    limits = settings.defaulting_to(
-        {
-            "min_pixels": sides.get("min_pixels", sides.get("shortest_edge")),
-            "max_pixels": sides.get("max_pixels", sides.get("longest_edge")),
-        }
-    )
-    least, most = limits.count("min_pixels"), limits.count("max_pixels")
+    multiple = token_side(settings)
+    least, most = pixel_limits(settings)
     height, width = size
     if max(height, width) > _MOST_UNEQUAL * min(height, width):
         raise ImageError(
@@ -96,6 +90,18 @@ def _pixel_limited_size(size: Size, settings: ImageSettings, times: int = 1) -> 
             math.ceil(width * factor / multiple) * multiple,
         )
     return new_height, new_width
+
+
+def pixel_limits(settings: ImageSettings) -> tuple[int, int]:
+    """Read the smallest and the largest number of pixels of an image, which its size may have."""
+    sides = settings.size("size")
+    limits = settings.defaulting_to(
+        {
+            "min_pixels": sides.get("min_pixels", sides.get("shortest_edge")),
+            "max_pixels": sides.get("max_pixels", sides.get("longest_edge")),
+        }
+    )
+    return limits.count("min_pixels"), limits.count("max_pixels")
 
 
 def masked_patches(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:

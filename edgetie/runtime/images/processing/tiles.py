@@ -15,7 +15,8 @@ from edgetie.runtime.images.processing.steps import (
     size_of,
 )
 
-_LONGEST = 4096  # pixels of a side before an image is split
+LONGEST = 4096
+"""Pixels of a side before an image is split, at most."""
 
 
 def split_rows(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
@@ -79,8 +80,8 @@ def _longest_edge_size(size: Size, settings: ImageSettings) -> Size:
         height += height % 2
     else:
         width += width % 2
-    if max(height, width) > _LONGEST:
-        height, width = _scale((height, width), _LONGEST)
+    if max(height, width) > LONGEST:
+        height, width = _scale((height, width), LONGEST)
     return max(1, height), max(1, width)
 
 

@@ -1,0 +1,1 @@
+"""Image processors as graphs, for starters, and the texts around images in prompts."""
