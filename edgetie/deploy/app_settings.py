@@ -6,33 +6,55 @@ from typing import Any
 
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.model_config import read_json
-from edgetie.bundle.names import GENERATION_CONFIG
+from edgetie.bundle.names import DATA, GENERATION_CONFIG, IMAGE_TO_TEXT
 from edgetie.deploy.chat_format import ChatFormat
+from edgetie.deploy.images.image_settings import image_settings, is_image_feed
 from edgetie.deploy.ort_format import MODEL
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.images.processor import ImageProcessor
 from edgetie.runtime.text.tokenizer import Tokenizer
 
 
 def app_settings(
-    bundle: Bundle, tokenizer: Tokenizer, chat: ChatFormat, *, ort_format: bool
+    bundle: Bundle,
+    tokenizer: Tokenizer,
+    chat: ChatFormat,
+    *,
+    ort_format: bool,
+    process: ImageProcessor | None = None,
 ) -> dict[str, Any]:
     """Compose what ``app.json`` contains.
+
+    Args:
+        bundle: the model.
+        tokenizer: of the model.
+        chat: the format of its conversations.
+        ort_format: whether the model is one ``.ort`` file.
+        process: its image processor, if it reads images.
 
     Raises:
         BundleError: if the bundle's settings for generation are wrong.
     """
     signature = bundle.manifest.signature
     hashes = [f"{name} {entry['sha256']}" for name, entry in sorted(bundle.manifest.files.items())]
-    caches = signature.cache
+    caches = [value for value in signature.cache if not is_image_feed(value.name)]
+    inputs = [v.name for v in signature.inputs if v not in caches and not is_image_feed(v.name)]
     model = f"model/{MODEL if ort_format else bundle.model_path.name}"
     prefix, suffix = ([], []) if tokenizer.chat_template is not None else tokenizer.surrounding
+    images = None
+    if process is not None:
+        images = image_settings(bundle, process, tokenizer, chat)
+        if bundle.task == IMAGE_TO_TEXT:
+            chat, prefix, suffix = ChatFormat(), signature.start_token_ids, []
+        elif process.prompt is not None and process.adds_start_token:
+            chat, prefix, suffix = ChatFormat(process.prompt.token("bos_token"), "\n"), [], []
     conversation = asdict(chat)
     del conversation["notes"]
     return {
         "version": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         "model": model,
-        "weights": model if ort_format else f"{model}.data",
+        "weights": model if ort_format else f"model/{DATA}",
         "ort_format": ort_format,
         **conversation,
         "prefix": prefix,
@@ -42,13 +64,15 @@ def app_settings(
         "max_positions": signature.max_positions,
         "vocabulary": signature.vocab_size,
         "logits": signature.logits,
-        "inputs": [v.name for v in signature.inputs if v not in caches],
+        "inputs": inputs,
         "cache": [v.name.removeprefix("past_key_values.") for v in caches],
         "cache_dtype": caches[0].dtype,
         "cache_heads": caches[0].shape[1],
         "cache_size": caches[0].shape[3],
+        "cache_in_place": signature.cache_in_place,
         "packed": bundle.manifest.weights_in_memory == "prepacked",
         "optimize": bundle.manifest.weights_in_memory != "mapped",
+        "images": images,
     }
 
 

@@ -11,12 +11,16 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
 
+import onnx_ir as ir
+
 from edgetie.bundle.atomic import atomic_directory
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.names import MANIFEST, STARTER
+from edgetie.bundle.names import IMAGE_LM, IMAGE_TO_TEXT, MANIFEST, PREPROCESSOR, PROCESSOR, STARTER
 from edgetie.deploy.app_settings import app_settings
 from edgetie.deploy.c_header import c_header
 from edgetie.deploy.chat_format import read_chat_format
+from edgetie.deploy.images.image_settings import PROCESSOR_GRAPH
+from edgetie.deploy.images.processor_graph import processor_graph
 from edgetie.deploy.mobile_usability import usability
 from edgetie.deploy.ort_format import MODEL, OPERATORS, write_operators, write_ort
 from edgetie.deploy.targets import DEPLOY_TARGETS, RUNTIME, DeployTarget
@@ -24,12 +28,14 @@ from edgetie.deploy.tokenizer_tables import write_tables
 from edgetie.errors import BundleError, EdgetieError, ProviderError
 from edgetie.kernels import get_library_path, library_name
 from edgetie.progress import Progress, Stages
+from edgetie.runtime.images.processor import ImageProcessor
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 from edgetie.targets import SCHEMES, TARGETS
 
 _WITH_FIELDS = {".md", ".html", ".kts", ".txt", ".yml", ""}
 _RUN_IT = "run it with edgetie generate"
 _LARGE_BYTES = 50_000_000
+_IMAGE_TASKS = (IMAGE_LM, IMAGE_TO_TEXT)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,9 @@ def deploy_model(
     """Write a folder that runs as it is: the model in ``model/``, a starter program, a README.
 
     Args:
-        bundle: a decoder (causal-lm) with a tokenizer, quantized for the target.
+        bundle: a decoder (causal-lm), a language model that reads images (image-text-to-text), or
+            one that writes the text of an image (image-to-text), with a tokenizer, quantized for
+            the target.
         target: a name of :data:`edgetie.deploy.targets.DEPLOY_TARGETS`.
         output: the folder; must not exist unless ``force``.
         ort_format: write the model as one file of the format ``.ort``, with the operators that a
@@ -85,8 +93,9 @@ def deploy_model(
 
     Raises:
         EdgetieError: if there is no such target, or its starter does not read ``.ort``.
-        BundleError: if the bundle cannot be read, is not a decoder of text, or has a scheme that
-            does not run there.
+        BundleError: if the bundle cannot be read, is not such a model, reads images in a way that
+            starters do not, or has a scheme that does not run there.
+        ImageError: if the model reads images, and Pillow is not installed.
     """
     stages = progress or Stages()
     spec = DEPLOY_TARGETS.get(target)
@@ -97,14 +106,18 @@ def deploy_model(
         raise EdgetieError(f"the starter for {target} reads no .ort; those for {readers} do")
     stages.stage("Reading")
     opened = open_bundle(bundle, hashes=True)
-    _require_deployable(opened, spec)
+    _require_deployable(opened, spec, ort_format)
     tokenizer = Tokenizer.from_bundle(opened)
     chat = read_chat_format(opened.directory, tokenizer)
-    app, notes = app_settings(opened, tokenizer, chat, ort_format=ort_format), chat.notes
+    process = ImageProcessor.from_bundle(opened) if opened.task in _IMAGE_TASKS else None
+    app = app_settings(opened, tokenizer, chat, ort_format=ort_format, process=process)
+    notes = chat.notes
     with atomic_directory(output, force=force, marker=STARTER) as folder:
         stages.stage("Copying")
         model = folder / spec.assets / "model"
         _write_model(opened, spec, model, folder / OPERATORS if ort_format else None)
+        if process is not None:
+            ir.save(processor_graph(process), model / PROCESSOR_GRAPH)
         for name in filter(None, (spec.shared, spec.name)):
             part = folder / (spec.native if name == "native" else ".")
             with as_file(files("edgetie.deploy") / "templates" / name) as template:
@@ -162,7 +175,7 @@ def _advice(bundle: Bundle, spec: DeployTarget) -> tuple[str, ...]:
     return (f"its weights are floats, {size / 1e6:,.0f} MB; {target}",)
 
 
-def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
+def _require_deployable(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> None:
     """Refuse a bundle that the starter cannot run."""
 
     def refuse(reason: str) -> NoReturn:
@@ -171,11 +184,20 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
     signature = bundle.manifest.signature
     if bundle.is_bare:
         raise BundleError(f"{bundle.model_path}: not a bundle; export the model with edgetie")
-    if bundle.manifest.task != "causal-lm":
+    reads_images = bundle.task in _IMAGE_TASKS
+    if reads_images and not spec.reads_images:
+        readers = ", ".join(each.name for each in DEPLOY_TARGETS.values() if each.reads_images)
+        refuse(f"reads images; the starters for {readers} do, that for {spec.name} does not")
+    if signature.image_tokens is not None:
+        refuse(f"its encoder reads the prompt too, which starters do not; {_RUN_IT}")
+    if reads_images and ort_format:
+        refuse("reads images, and is not one .ort file; deploy it without ort_format")
+    if bundle.task != "causal-lm" and not reads_images:
         use = _RUN_IT
         if bundle.manifest.task == "masked-lm":
             use = "run it in your own app with edgetie.open_session or ONNX Runtime"
-        refuse(f"a bundle for {bundle.manifest.task}; starters are for decoders (causal-lm); {use}")
+        tasks = ", ".join(("causal-lm", *_IMAGE_TASKS))
+        refuse(f"a bundle for {bundle.task}; starters are for decoders ({tasks}); {use}")
     if not (bundle.directory / TOKENIZER).is_file():
         refuse(f"no {TOKENIZER}, which a starter needs; export with one")
     if _scheme(bundle) not in spec.schemes:
@@ -186,7 +208,7 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
     if signature.suppressed_token_ids or signature.begin_suppressed_token_ids:
         refuse(f"its generation settings suppress tokens, which starters do not; {_RUN_IT}")
     cache = signature.cache
-    if not cache or not signature.cache_in_place:
+    if not cache or not (signature.cache_in_place or reads_images):
         refuse(f"its attention has no cache in place, which starters rely on; {_RUN_IT}")
     if len({(len(v.shape), *v.shape[1::2]) for v in cache}) > 1:
         refuse(f"its layers have caches of several kinds, and starters support one; {_RUN_IT}")
@@ -195,7 +217,7 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget) -> None:
 def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Path | None) -> None:
     """Write the model and its tokenizer, as ``.ort`` if there is a file for its ``operators``."""
     model.mkdir(parents=True)
-    left_out = {MANIFEST, "genai_config.json"}
+    left_out = {MANIFEST, "genai_config.json", PREPROCESSOR, PROCESSOR}
     if spec.in_c:
         left_out.add(TOKENIZER)
         write_tables(bundle.directory / TOKENIZER, model / "tokenizer.bin")
@@ -275,6 +297,7 @@ def _fields(bundle: Bundle, spec: DeployTarget, ort_format: bool) -> dict[str, s
         # later versions may write what earlier ones do not know into an .ort file
         "runtime": version("onnxruntime") if ort_format else RUNTIME,
         "checked": spec.checked,
+        "pillow": "pillow>=10\n" if bundle.task in _IMAGE_TASKS else "",
         "target": spec.name,
         "library": _library(spec),
         "machine": f"{platform.system()} on {platform.machine()}",

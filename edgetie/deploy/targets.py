@@ -24,6 +24,7 @@ class DeployTarget:
         kernels: folder for the C code of edgetie's execution provider; empty if it runs without.
         library: what an app in C opens to load the provider.
         mobile: the phone's execution provider; the README says what it would run.
+        reads_images: whether it also runs models that read images.
     """
 
     name: str
@@ -36,6 +37,7 @@ class DeployTarget:
     kernels: str = ""
     library: str = "libedgetie_kernels.so"
     mobile: str = ""
+    reads_images: bool = False
 
     @property
     def in_c(self) -> bool:
@@ -65,6 +67,7 @@ DEPLOY_TARGETS = {
             ("pip install -r requirements.txt", f"python app.py {_QUESTION}"),
             _RUN,
             kernels="kernels",
+            reads_images=True,
         ),
         DeployTarget(
             "c",

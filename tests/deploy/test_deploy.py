@@ -75,8 +75,10 @@ def test_settings_of_a_chat_model(bundle: Bundle, tmp_path: Path) -> None:
         "cache_dtype": "float",
         "cache_heads": tiny.HEADS,
         "cache_size": tiny.HEAD,
+        "cache_in_place": True,
         "packed": True,
         "optimize": True,
+        "images": None,
         "kernels": library_name(),
         "in_file": False,
     }
@@ -218,6 +220,10 @@ def test_bundles_that_starters_cannot_run(bundle: Bundle, tmp_path: Path) -> Non
         ({"signature": replace(signature, suppressed_token_ids=[5])}, "suppress tokens"),
         ({"signature": replace(signature, begin_suppressed_token_ids=[5])}, "suppress tokens"),
         ({"signature": replace(signature, cache_in_place=False)}, "no cache in place"),
+        (
+            {"task": "image-to-text", "signature": replace(signature, image_tokens=4)},
+            "its encoder reads the prompt too",
+        ),
         ({"signature": replace(signature, inputs=cache)}, "caches of several kinds"),
     ):
         rewritten(bundle, **changes)

@@ -199,8 +199,9 @@ def continue_prompt(
     signature = decoder.session.bundle.manifest.signature
     stops = list(signature.eos_token_ids if stop_token_ids is None else stop_token_ids)
     suppressed = list(signature.suppressed_token_ids)
-    if signature.audio_token_id is not None:  # it marks audio in prompts and is not text
-        suppressed.append(signature.audio_token_id)
+    for token in (signature.audio_token_id, signature.image_token_id):
+        if token is not None:  # it marks audio or images in prompts and is not text
+            suppressed.append(token)
     at_start = [*suppressed, *signature.begin_suppressed_token_ids]
     suppressed, at_start = (
         [token for token in tokens if token < logits.shape[-1]]  # settings may name others

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+from images import ImageError
 from model import Model
 
 
@@ -12,6 +13,7 @@ def main() -> None:
     parser.add_argument(
         "prompts", nargs="*", help="one for each turn; without any, each line typed is a turn"
     )
+    parser.add_argument("--image", metavar="FILE", help="what the first prompt is about")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, help="0: always the most likely token")
     parser.add_argument("--top-k", type=int)
@@ -24,13 +26,20 @@ def main() -> None:
     }
     try:
         model = Model()
-        for prompt in options.pop("prompts") or read_prompts():
+        image, prompts = options.pop("image", None), options.pop("prompts")
+        if image and model.needs_image:
+            prompts = prompts or [""]
+        for prompt in prompts or read_prompts():
             try:
-                for text in model.answer(prompt, **options):
+                for text in model.answer(prompt, image=image, **options):
                     print(text, end="", flush=True)
             except KeyboardInterrupt:
                 pass  # ends the answer, not the program
+            image = None
             print()
+    except ImageError as error:
+        print(f"app: {error}", file=sys.stderr)
+        sys.exit(2)
     except ValueError as error:
         sys.exit(f"app: {error}")
     except KeyboardInterrupt:

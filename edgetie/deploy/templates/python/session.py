@@ -10,8 +10,8 @@ import onnxruntime as ort
 PROVIDER = "EdgetieExecutionProvider"
 
 
-def open_session(folder: Path, app: dict[str, Any]) -> tuple[ort.InferenceSession, str]:
-    """Open the graph that the settings name; returns it, and which provider runs it."""
+def open_session(folder: Path, app: dict[str, Any], graph: str) -> tuple[ort.InferenceSession, str]:
+    """Open a graph of the model; returns it, and which provider runs it."""
     options = ort.SessionOptions()
     options.enable_mem_pattern = False  # it would store one for every length
     # exact sums of uint8 times int8 also on x86 processors without VNNI
@@ -26,7 +26,7 @@ def open_session(folder: Path, app: dict[str, Any]) -> tuple[ort.InferenceSessio
     if in_file or not app["optimize"]:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = ["CPUExecutionProvider"] if problem else None  # those of the options
-    session = ort.InferenceSession(str(folder / app["model"]), options, providers)
+    session = ort.InferenceSession(str(folder / graph), options, providers)
     if app["packed"] and not in_file:
         release(str(folder / app["weights"]))
     return session, f"cpu: {problem}" if problem else describe_nodes(session)

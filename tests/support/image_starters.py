@@ -1,0 +1,116 @@
+"""Small models that read images, with all that a starter needs, and the answers of edgetie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import image_models
+import torch
+import transformers
+from image_cases import write_settings
+from runtime_models import byte_tokenizer
+
+from edgetie import Tokenizer, open_session
+from edgetie.export.exporter import export_model
+from edgetie.runtime.images.answers import answer_about_images
+from edgetie.sources.source import Source
+
+READER = "trocr"
+TOKENS = ("<image>", "<boi>", "<eoi>", "<|image_pad|>")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}\n{% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}PLACE{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GRID = {"patch_size": 4, "min_pixels": 256, "max_pixels": 2048}
+KINDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
+    "llava": (
+        "CLIP", {"size": 16, "crop_size": 16}, "Llava",
+        {"patch_size": 8, "num_additional_image_tokens": 1,
+         "vision_feature_select_strategy": "default"}, "<image>",
+    ),
+    "gemma3": ("Gemma3", {}, "Gemma3", {"image_seq_length": 4}, "<boi>"),
+    "paligemma": (
+        "Siglip", {"size": {"height": 16, "width": 16}, "image_seq_length": 4}, "PaliGemma", {}, "",
+    ),
+    "qwen3_vl": ("Qwen2VL", GRID, "Qwen3VL", {}, "<|image_pad|>"),
+}  # fmt: skip
+"""Image processor, its settings, processor, its settings, and what the chat template writes."""
+
+
+def write_bundle(directory: Path, name: str) -> Path:
+    """Export a random model whose answers depend on the image, with a byte-level tokenizer."""
+    if name == READER:
+        return _write_reader(directory)
+    kind, image_settings, processor, settings, placeholder = KINDS[name]
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens([*TOKENS])
+    token = "<|image_pad|>" if placeholder == "<|image_pad|>" else "<image>"
+    config = getattr(image_models, name)()
+    config.text_config.vocab_size = tokenizer.get_vocab_size()
+    config.text_config.max_position_embeddings = 256
+    config.image_token_id = config.image_token_index = tokenizer.token_to_id(token)
+    config.text_config.eos_token_id = config.eos_token_id = tokenizer.token_to_id("<eoi>")
+    model = image_models.build(config)
+    _make_lively(model)
+    image_models.export(model, directory)
+    write_settings(directory, kind, **image_settings)
+    tokens = {"image_token": token, "boi_token": "<boi>", "eoi_token": "<eoi>",
+              "bos_token": "<|im_start|>"}  # fmt: skip
+    if placeholder:
+        tokens["chat_template"] = TEMPLATE.replace("PLACE", placeholder)
+    for file, content in (
+        ("processor_config.json", {"processor_class": f"{processor}Processor", **settings}),
+        ("tokenizer_config.json", tokens),
+    ):
+        (directory / file).write_text(json.dumps(content), encoding="utf-8")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def _write_reader(directory: Path) -> Path:
+    """Export a random encoder-decoder model that writes the text of an image."""
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    encoder = transformers.ViTConfig(**image_models.VISION, image_size=16, patch_size=8)
+    decoder = transformers.TrOCRConfig(
+        d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32,
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=32,
+        cross_attention_hidden_size=16, tie_word_embeddings=True,
+    )  # fmt: skip
+    pair = transformers.VisionEncoderDecoderConfig
+    config = pair.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
+    model = transformers.VisionEncoderDecoderModel(config).eval()
+    _make_lively(model)
+    source = Source("transformers", "tiny", model, config, config.save_pretrained)
+    export_model(source, directory)
+    write_settings(directory, "ViT", size=16)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def _make_lively(model: torch.nn.Module) -> None:
+    """Enlarge the weights, so that the tokens that follow depend on those before."""
+    with torch.no_grad():
+        for parameter, weight in model.named_parameters():
+            if not weight.any():
+                weight.normal_(std=0.02)
+            weight.mul_(1 if "embed_tokens" in parameter else 16)
+
+
+def answers(bundle: Path, images: Sequence[object], prompt: str, count: int) -> list[list[int]]:
+    """The tokens that edgetie writes about each image."""
+    session = open_session(bundle, provider="cpu")
+    tokenizer = Tokenizer.from_bundle(session.bundle)
+    found = []
+    for image in images:
+        *_, last = answer_about_images(
+            session, tokenizer, [image], prompt, max_new_tokens=count  # type: ignore[list-item]
+        )  # fmt: skip
+        assert last.completion is not None
+        found.append(last.completion.tokens)
+    return found
