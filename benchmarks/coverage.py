@@ -27,9 +27,9 @@ _SEED, _WINDOWS, _WINDOW = 7, 5, 128
 _AHEAD = {
     "speech-seq2seq": (),
     "seq2seq-lm": ("speech-seq2seq",),
-    "causal-lm": ("speech-seq2seq", "seq2seq-lm"),
+    "causal-lm": ("speech-seq2seq", "seq2seq-lm", "image-text-to-text"),
     "masked-lm": ("speech-seq2seq", "seq2seq-lm"),
-    "image-text-to-text": ("seq2seq-lm", "causal-lm"),
+    "image-text-to-text": ("seq2seq-lm",),
     "image-to-text": ("seq2seq-lm",),
 }
 """Families in which a class counts rather than in this one."""

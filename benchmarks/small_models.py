@@ -111,8 +111,16 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     # the encoders' widths are not those that the projectors read by default
     "granite_speech_encoder": {"hidden_dim": HIDDEN},
     "granite_speech_plus_encoder": {"hidden_dim": HIDDEN},
-    "blip_2_qformer": {"encoder_hidden_size": HIDDEN},
+    **{key: {"encoder_hidden_size": HIDDEN} for key in ("blip_2_qformer", "instructblip_qformer")},
     "qwen3_asr_encoder": {"output_dim": HIDDEN, "downsample_hidden_size": INNER},
+    # checkpoints have one, the default has none
+    **{key: {"image_token_index": VOCABULARY - 2} for key in ("blip-2", "instructblip")},
+    "minicpm_ocr": {"image_token_id": VOCABULARY - 2},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": VOCABULARY - 5},
+    "kimi_k25": {"projection_hidden_size": HIDDEN},
+    # one of the layers that there are
+    "sam_vision_model": {"global_attn_indexes": [0]},
+    "ovis2": {"visual_indicator_token_ids": [VOCABULARY - 3 - i for i in range(5)]},
     # sections of rotary positions fill half of a head
     **{
         key: {
@@ -122,7 +130,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
                 "mrope_section": _ROTARY_SECTIONS,
             }
         }
-        for key in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text")
+        for key in (
+            "qwen2_vl_text",
+            "qwen2_5_vl_text",
+            "qwen3_vl_text",
+            "qwen3_vl_moe_text",
+            "paddleocr_vl_text",
+            "qwen2_5_omni_text",
+        )
     },
     # as many layers of the encoder as there are
     **{
@@ -192,7 +207,11 @@ def default_config(model_type: str) -> Any:
         if model_type in PAIRS:
             parts = [CONFIG_MAPPING[each]() for each in PAIRS[model_type]]
             return VisionEncoderDecoderConfig.from_encoder_decoder_configs(*parts)
-        return CONFIG_MAPPING[model_type]()
+        config = CONFIG_MAPPING[model_type]()
+        for name, part in (getattr(config, "sub_configs", None) or {}).items():
+            if name == "vision_config" and getattr(config, name, None) is None:
+                setattr(config, name, getattr(part, "config_class", part)())
+        return config
     except Exception as error:
         raise NotBuilt(f"no default configuration ({_last_line(error)})") from error
 

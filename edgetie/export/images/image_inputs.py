@@ -1,51 +1,59 @@
-"""Find out what an image encoder reads: images of one size, or the patches of one of any size."""
+"""Find out what an image encoder reads: images of one size, or one image of any size."""
 
+import contextlib
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from edgetie.bundle.names import GRID, PIXELS
+from edgetie.export.images.known_sizes import KnownSizes
 from edgetie.export.images.single_image import all_images, single_image
 from edgetie.export.tasks.base import GraphInput
 
 logger = logging.getLogger(__name__)
 
 _IMAGES = 2  # of an example to trace with
-_PATCHES_PER_SIDE = (8, 12)  # of an example of any size, height and width
+_TEXT = 6  # tokens
+_TRACED, _SMALL, _LARGE = (2, 3), (1, 2), (3, 2)  # sides of examples of any size, in units
+_UNITS = (4, 6)  # patches; encoders join squares of 2, 3 or 4
+_POSITIONS, _MASK, _MASKED_SIZES = "image_position_ids", "pixel_attention_mask", "spatial_shapes"
+_PIXEL_SIZES, _PATCH_SIZES = "image_sizes", "target_sizes"
 
 
 @dataclass(frozen=True)
 class ImageInputs(ABC):
-    """What an image encoder reads.
-
-    Attributes:
-        shape: of the pixel values of one image, or of one patch.
-    """
-
-    shape: tuple[int, ...]
+    """What an image encoder reads."""
 
     @property
     @abstractmethod
     def axes(self) -> Mapping[str, Mapping[int, str]]:
-        """Names of dynamic axes, by input, in order."""
+        """Names of dynamic axes of a graph's inputs, in order."""
 
     @abstractmethod
     def make(self, images: int, sides: tuple[int, int]) -> dict[str, Tensor]:
-        """Make inputs of zeros for so many images, or one of so many patches in height and width.
+        """Make arguments of zeros for so many images, or one of so many units in height and width.
 
         The pixel values come first.
         """
 
     @abstractmethod
-    def traceable(self, module: nn.Module, feeds: Mapping[str, Tensor]) -> Any:
-        """Return a context that makes the encoder traceable."""
+    def traced(
+        self, module: nn.Module, inputs: Mapping[str, Tensor]
+    ) -> contextlib.AbstractContextManager[Mapping[str, Tensor]]:
+        """Return a context in which the encoder can be traced with the arguments that it gives.
+
+        Args:
+            module: the model.
+            inputs: as :meth:`tensors` has them.
+        """
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,16 +61,25 @@ class ImageInputs(ABC):
 
     def tensors(self, dtype: torch.dtype) -> tuple[GraphInput, ...]:
         """Inputs to trace with."""
-        feeds = self.make(_IMAGES, _PATCHES_PER_SIDE)
-        feeds[PIXELS] = feeds[PIXELS].to(dtype)
-        return tuple(GraphInput(name, feeds[name], axes) for name, axes in self.axes.items())
+        feeds = self.make(_IMAGES, _TRACED)
+        return tuple(
+            GraphInput(name, _as(feeds[name], dtype), axes) for name, axes in self.axes.items()
+        )
+
+    def finish(self, model: ir.Model) -> None:  # noqa: B027  # most need nothing
+        """Give a traced graph the inputs that processors of images provide."""
 
     def example(self, random: np.random.Generator, *, larger: bool = False) -> dict[str, Tensor]:
-        """Draw inputs: one image, or, if ``larger``, two or one of more patches."""
-        height, width = _PATCHES_PER_SIDE
-        feeds = self.make(1 + larger, (height + 4 if larger else height - 4, width - 4))
-        pixels = random.standard_normal(feeds[PIXELS].shape, np.float32)
-        return feeds | {PIXELS: torch.from_numpy(pixels)}
+        """Draw arguments: one image, or, if ``larger``, two or one of more patches."""
+        feeds = self.make(1 + larger, _LARGE if larger else _SMALL)
+        for name, value in feeds.items():
+            if value.is_floating_point():
+                feeds[name] = torch.from_numpy(random.standard_normal(value.shape, np.float32))
+        return feeds
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 @dataclass(frozen=True)
@@ -70,36 +87,186 @@ class FixedImages(ImageInputs):
     """Images of one size.
 
     Attributes:
+        shapes: of one image, by argument; some encoders read it in two sizes.
         outer: number of axes of size 1 before that of the images.
+        has_mask: whether a mask says which images are not padding.
+        text: name of the argument with a prompt for each image, if the encoder reads one.
     """
 
+    shapes: Mapping[str, tuple[int, ...]]
     outer: int = 0
+    has_mask: bool = False
+    text: str | None = None
 
     @property
     def axes(self) -> Mapping[str, Mapping[int, str]]:
-        return {PIXELS: {self.outer: "images"}}
+        axes = {name: {self.outer: "images"} for name in self.shapes}
+        return axes | ({self.text: {0: "images", 1: "text_length"}} if self.text else {})
 
     def make(self, images: int, sides: tuple[int, int]) -> dict[str, Tensor]:
-        return {PIXELS: torch.zeros(*[1] * self.outer, images, *self.shape)}
+        outer = (*[1] * self.outer, images)
+        feeds = {name: torch.zeros(*outer, *shape) for name, shape in self.shapes.items()}
+        if self.text:
+            feeds[self.text] = torch.arange(images * _TEXT).view(images, _TEXT)
+        return feeds | ({_MASK: torch.ones(outer, dtype=torch.bool)} if self.has_mask else {})
 
-    def traceable(self, module: nn.Module, feeds: Mapping[str, Tensor]) -> Any:
-        return all_images()
+    @contextlib.contextmanager
+    def traced(
+        self, module: nn.Module, inputs: Mapping[str, Tensor]
+    ) -> Iterator[Mapping[str, Tensor]]:
+        outer = inputs[PIXELS].shape[: self.outer + 1]
+        mask = {_MASK: torch.ones(outer, dtype=torch.bool)} if self.has_mask else {}
+        with all_images():
+            yield {**inputs, **mask}
 
 
 @dataclass(frozen=True)
 class Patches(ImageInputs):
-    """The patches of one image of any size, and their number in time, height and width."""
+    """The patches of one image of any size, and their number in height and width.
+
+    The graph is traced with height and width as two axes, so that both are known.
+
+    Attributes:
+        before, after: sizes of the axes before and after that of the patches.
+        width: number of elements of a patch along that axis.
+        size: name of the input with the sizes.
+        unit: patches in a unit of height and width.
+    """
+
+    before: tuple[int, ...]
+    width: int
+    after: tuple[int, ...]
+    size: str = GRID
+    unit: int = _UNITS[0]
 
     @property
     def axes(self) -> Mapping[str, Mapping[int, str]]:
-        return {PIXELS: {0: "patches"}, GRID: {}}
+        return {PIXELS: {len(self.before): "patches"}, self.size: {}}
+
+    @property
+    def _rest(self) -> tuple[int, ...]:
+        return () if self.width == 1 else (self.width,)
 
     def make(self, images: int, sides: tuple[int, int]) -> dict[str, Tensor]:
-        patches = torch.zeros(sides[0] * sides[1], *self.shape)
-        return {PIXELS: patches, GRID: torch.tensor([[1, *sides]])}
+        height, width = (side * self.unit for side in sides)
+        pixels = torch.zeros(*self.before, height * width * self.width, *self.after)
+        sizes = [1, height, width] if self.size == GRID else [height, width]
+        return {PIXELS: pixels, self.size: torch.tensor([sizes])}
 
-    def traceable(self, module: nn.Module, feeds: Mapping[str, Tensor]) -> Any:
-        return single_image(module, feeds[PIXELS].shape[0])
+    def tensors(self, dtype: torch.dtype) -> tuple[GraphInput, ...]:
+        pixels, sizes = super().tensors(dtype)
+        axis, height = len(self.before), _TRACED[0] * self.unit
+        example = pixels.example.unflatten(axis, (height, -1, *self._rest))
+        return GraphInput(PIXELS, example, {axis: "height", axis + 1: "width"}), sizes
+
+    def finish(self, model: ir.Model) -> None:
+        """Reshape patches in a sequence to height and width."""
+        graph = model.graph
+        traced, sizes = graph.inputs[:2]
+        dimensions = [*self.before, ir.SymbolicDim("patches"), *self.after]
+        pixels = ir.Value(name=PIXELS, type=traced.type, shape=ir.Shape(dimensions))
+        tape = ir.tape.Tape()
+        parts = [
+            tape.op("Constant", [], {"value_ints": self.before}) if self.before else None,
+            tape.op("Gather", [sizes, _number(tape, -2)], {"axis": 1}),
+            tape.op("Constant", [], {"value_ints": [-1, *self._rest, *self.after]}),
+        ]
+        shape = tape.op("Concat", [part for part in parts if part is not None], {"axis": 0})
+        output = tape.op("Reshape", [pixels, shape])
+        output.type, output.shape = traced.type, traced.shape
+        traced.replace_all_uses_with(output)
+        graph.inputs[0] = pixels
+        traced.name = f"{PIXELS}.height_width"
+        output.name = traced.name
+        graph.insert_before(graph[0], tape.nodes)
+
+    @contextlib.contextmanager
+    def traced(
+        self, module: nn.Module, inputs: Mapping[str, Tensor]
+    ) -> Iterator[Mapping[str, Tensor]]:
+        pixels, sizes = inputs[PIXELS], inputs[self.size]
+        axis = len(self.before)
+        height, width = pixels.shape[axis : axis + 2]
+        flat = pixels.flatten(axis, axis + 1 + len(self._rest))
+        known = KnownSizes()
+        known.attach(sizes, [[1, height, width] if self.size == GRID else [height, width]])
+        with single_image(module, height * width), known:
+            yield {PIXELS: flat, self.size: sizes}
+
+
+@dataclass(frozen=True)
+class Pixels(ImageInputs):
+    """The pixels of one image of any size ``(1, channels, height, width)``.
+
+    Attributes:
+        channels: number of channels.
+        unit: pixels in a unit of height and width.
+    """
+
+    channels: int
+    unit: int
+
+    @property
+    def axes(self) -> Mapping[str, Mapping[int, str]]:
+        return {PIXELS: {2: "height", 3: "width"}}
+
+    def make(self, images: int, sides: tuple[int, int]) -> dict[str, Tensor]:
+        height, width = (side * self.unit for side in sides)
+        pixels = torch.zeros(1, self.channels, height, width)
+        return {PIXELS: pixels, _PIXEL_SIZES: torch.tensor([[height, width]])}
+
+    @contextlib.contextmanager
+    def traced(
+        self, module: nn.Module, inputs: Mapping[str, Tensor]
+    ) -> Iterator[Mapping[str, Tensor]]:
+        height, width = inputs[PIXELS].shape[2:]
+        known = KnownSizes()
+        sizes = torch.stack([torch.full((), height), torch.full((), width)])[None]
+        known.attach(sizes, [[height, width]])
+        with single_image(module, height * width), known:
+            yield {**inputs, _PIXEL_SIZES: sizes}
+
+
+@dataclass(frozen=True)
+class PaddedPatches(ImageInputs):
+    """The patches of one image of any size and padding, with positions, or a mask and the size.
+
+    Attributes:
+        count: of the elements of a patch.
+        size: name of the input with the positions or the size.
+        unit: patches in a unit of height and width.
+    """
+
+    count: int
+    size: str
+    unit: int = _UNITS[0]
+
+    @property
+    def axes(self) -> Mapping[str, Mapping[int, str]]:
+        patches = {1: "patches"}
+        if self.size == _POSITIONS:
+            return {PIXELS: patches, _POSITIONS: patches}
+        return {PIXELS: patches, self.size: {}, _MASK: patches}
+
+    def make(self, images: int, sides: tuple[int, int]) -> dict[str, Tensor]:
+        height, width = (side * self.unit for side in sides)
+        feeds = {PIXELS: torch.zeros(1, height * width, self.count)}
+        if self.size == _POSITIONS:
+            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            return feeds | {_POSITIONS: torch.stack([columns, rows], -1).flatten(0, 1)[None]}
+        mask = torch.ones(1, height * width, dtype=torch.int32)
+        return feeds | {self.size: torch.tensor([[height, width]]), _MASK: mask}
+
+    @contextlib.contextmanager
+    def traced(
+        self, module: nn.Module, inputs: Mapping[str, Tensor]
+    ) -> Iterator[Mapping[str, Tensor]]:
+        with single_image(module, inputs[PIXELS].shape[1]):
+            yield inputs
+
+
+def _number(tape: ir.tape.Tape, value: int) -> ir.Value:
+    return tape.op("Constant", [], {"value_int": value})
 
 
 def find_image_inputs(
@@ -118,7 +285,8 @@ def find_image_inputs(
         TypeError: if none can.
     """
     last_error: Exception | None = None
-    for inputs in _candidates(module, inspect.signature(encode).parameters):
+    parameters = inspect.signature(encode).parameters
+    for inputs in _candidates(_Settings(module.config), parameters):
         try:
             return inputs, embed(inputs.example(np.random.default_rng(0)))
         except Exception as error:
@@ -127,21 +295,65 @@ def find_image_inputs(
     raise TypeError(f"no shape of {PIXELS} is known that it accepts") from last_error
 
 
-def _candidates(module: nn.Module, parameters: Mapping[str, Any]) -> Iterator[ImageInputs]:
-    config: Any = module.config
-    configs = [getattr(config, "vision_config", config), config]
+class _Settings:
+    """Settings of an image encoder."""
 
-    def setting(*keys: str) -> Any:
-        values = (getattr(each, key, None) for each in configs for key in keys)
-        return next((value for value in values if isinstance(value, (int, list, tuple))), None)
+    def __init__(self, config: Any, prefix: str = "") -> None:
+        self.config = config
+        self._configs = [getattr(config, f"{prefix}vision_config", config), config]
 
-    channels = setting("num_channels", "in_channels", "in_chans") or 3
-    patch, size = setting("patch_size"), setting("image_size")
+    def numbers(self, *names: str) -> tuple[int, ...]:
+        """The first setting that there is; empty if there is none."""
+        for config in self._configs:
+            for name in names:
+                value = getattr(config, name, None)
+                if isinstance(value, int):
+                    return (value,)
+                if isinstance(value, (list, tuple)):
+                    return tuple(value)
+        return ()
+
+    @property
+    def channels(self) -> int:
+        return (self.numbers("num_channels", "in_channels", "in_chans") or (3,))[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image; empty if it is not set."""
+        size = self.numbers("image_size")
+        return (self.channels, size[0], size[-1]) if size else ()
+
+
+def _candidates(
+    settings: _Settings, parameters: Mapping[str, inspect.Parameter]
+) -> Iterator[ImageInputs]:
+    if patch := settings.numbers("patch_size"):
+        for unit in _UNITS:
+            yield from _candidates_of_any_size(settings, patch, parameters, unit)
+    required = [name for name, each in parameters.items() if each.default is each.empty]
+    names = [name for name in required if name.endswith(PIXELS)]
+    shapes = {name: _Settings(settings.config, name.removesuffix(PIXELS)).shape for name in names}
+    if all(shapes.values()):
+        has_mask = _MASK in required
+        text = next((name for name in required if name.endswith("input_ids")), None)
+        for outer in (1,) if has_mask else (0, 1):
+            yield FixedImages(shapes, outer, has_mask, text)
+
+
+def _candidates_of_any_size(
+    settings: _Settings, patch: tuple[int, ...], parameters: Collection[str], unit: int
+) -> Iterator[ImageInputs]:
+    channels, height, width = settings.channels, patch[0], patch[-1]
     if GRID in parameters:
-        times = setting("temporal_patch_size") or 1
-        yield Patches((channels * times * patch**2,))
-        yield Patches((channels, patch, patch))
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        for outer in (0, 1):
-            yield FixedImages((channels, height, width), outer)
+        times = (settings.numbers("temporal_patch_size") or (1,))[0]
+        yield Patches((), 1, (channels * times * height * width,), GRID, unit)
+        yield Patches((), 1, (channels, height, width), GRID, unit)
+    if _PATCH_SIZES in parameters:
+        yield Patches((1, channels, height), width, (), _PATCH_SIZES, unit)
+    if _PIXEL_SIZES in parameters:
+        yield Pixels(channels, height * unit)
+    pool = (settings.numbers("pooling_kernel_size") or (1,))[0]
+    for size in (_POSITIONS, _MASKED_SIZES):
+        if size in parameters:
+            yield PaddedPatches(channels * height * width, size, unit)
+            yield PaddedPatches(channels * height * width * pool**2, size, unit)

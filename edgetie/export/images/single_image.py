@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from edgetie.export.images.known_sizes import Integer
 from edgetie.sources.patching import set_attributes
 
 _CONVOLUTIONS = (torch.conv2d, torch.conv3d)
@@ -26,12 +27,17 @@ _NAME = "flash_edgetie_segments"  # transformers gives cu_seqlens to names with 
 @contextlib.contextmanager
 def single_image(module: torch.nn.Module, patches: int) -> Iterator[None]:
     """Run encoders on one image of so many patches while the context lasts."""
+    from transformers import vision_utils
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(_NAME, _attend_in_segments)
     replaced = _SingleImage(patches)
     modules = {sys.modules[type(part).__module__] for part in module.modules()}
+    modules = {each for each in modules if not each.__name__.startswith("torch.")}
     changes: list[tuple[Any, str, Any]] = [
+        (each, "int", Integer) for each in {*modules, vision_utils}
+    ]
+    changes += [
         (each, name, getattr(replaced, name))
         for each in modules
         for name in vars(_SingleImage)
@@ -56,7 +62,13 @@ def _attend_in_segments(
     cu_seq_lens_q: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Compute transformers' attention call on ``(1, heads, patches, head_size)``."""
+    """Compute transformers' attention call on ``(1, heads, patches, head_size)``.
+
+    Keys and values may have fewer heads.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
     mask = None
     if cu_seq_lens_q is not None and not _is_two(cu_seq_lens_q.shape[0]):
         index = torch.arange(query.shape[2])
@@ -96,13 +108,16 @@ class _KeepAll(TorchFunctionMode):
 class _OneSegment(TorchFunctionMode):
     """Splits a tensor into one part without reading the part's size.
 
-    A convolution over the whole of its input, a patch, is a matrix product.
+    A convolution over the whole of its input, a patch, is a matrix product. A sum of embeddings
+    is a product and a sum.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _CONVOLUTIONS and args[0].shape[2:] == args[1].shape[2:]:
             output = torch.nn.functional.linear(args[0].flatten(1), args[1].flatten(1), args[2])
             return output.view(*output.shape, *[1] * (args[1].ndim - 2))
+        if func is torch.nn.functional.embedding_bag and kwargs and kwargs.get("mode") == "sum":
+            return (args[1][args[0]] * kwargs["per_sample_weights"][..., None]).sum(1)
         if func in (torch.split, torch.Tensor.split):
             sizes = args[1] if len(args) > 1 else (kwargs or {}).get("split_size_or_sections")
             if isinstance(sizes, (list, tuple)) and len(sizes) == 1:
@@ -119,29 +134,8 @@ class _SingleImage:
 
     count: int
 
-    def get_vision_attention_seqlens(
-        self, grid_thw: Tensor, config: Any, merge_temporal: bool = False, kwargs: Any = None
-    ) -> tuple[Tensor, int]:
-        return self.get_vision_cu_seqlens(grid_thw), self.count
-
-    def get_vision_cu_seqlens(
-        self, grid_thw: Tensor, merge_temporal: bool = False, kwargs: Any = None
-    ) -> Tensor:
-        return torch.tensor([0, self.count], dtype=torch.int32)
-
     def get_max_seqlen(self, cu_seqlens: Tensor, config: Any, **_: Any) -> int:
         return self.count
-
-    def get_vision_position_ids(
-        self,
-        grid_thw: Tensor,
-        spatial_merge_size: int | Tensor,
-        include_temporal: bool = False,
-        kwargs: Any = None,
-    ) -> Tensor:
-        row, column = _rows_and_columns(self.count, grid_thw, spatial_merge_size)
-        axes = [torch.zeros_like(row)] * include_temporal + [row, column]
-        return torch.stack(axes, -1)
 
     def get_vision_window_index(
         self,
@@ -161,39 +155,3 @@ class _SingleImage:
         sizes = (window[:, None] == index).sum(0)  # of windows; the last ones do not exist
         starts = torch.nn.functional.pad(sizes.cumsum(0) * unit, (1, 0))
         return order, starts.to(torch.int32)
-
-    def get_vision_interpolation_indices_and_weights(
-        self,
-        grid_thw: Tensor,
-        num_grid_per_side: int,
-        mode: str = "bilinear",
-        align_corners: bool = False,
-        spatial_merge_size: int = 1,
-        padding: str = "border",
-        kwargs: Any = None,
-    ) -> tuple[Tensor, Tensor]:
-        from transformers import vision_utils
-
-        side = num_grid_per_side
-        axes = zip(
-            _rows_and_columns(self.count, grid_thw, spatial_merge_size),
-            (grid_thw[0, 1], grid_thw[0, 2]),
-            strict=True,
-        )
-        (rows, row_weights), (columns, column_weights) = (
-            vision_utils._interpolation_axis_taps_weights(
-                index, size, side, mode, align_corners, padding
-            )
-            for index, size in axes
-        )
-        indices = (rows[:, :, None] * side + columns[:, None, :]).flatten(1)
-        return indices, (row_weights[:, :, None] * column_weights[:, None, :]).flatten(1)
-
-
-def _rows_and_columns(count: int, grid: Tensor, merge: int | Tensor) -> tuple[Tensor, Tensor]:
-    """The row and column of each patch; ``merge * merge`` patches follow each other."""
-    index, width = torch.arange(count), grid[0, 2]
-    block, inside = index // (merge * merge), index % (merge * merge)
-    blocks = width // merge
-    row = block // blocks * merge + inside // merge
-    return row, block % blocks * merge + inside % merge

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +47,7 @@ class Graph:
         tensors: its inputs, in order.
         outputs: names of the outputs.
         parameters: how many inputs are not among the ``*args`` of ``forward``.
+        finish: changes the converted graph.
     """
 
     file: str
@@ -53,6 +55,7 @@ class Graph:
     tensors: tuple[GraphInput, ...]
     outputs: list[str]
     parameters: int
+    finish: Callable[[ir.Model], None] | None = None
 
     @property
     def inputs(self) -> list[str]:

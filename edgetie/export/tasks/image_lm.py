@@ -8,13 +8,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import Parameter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from edgetie.bundle.names import DECODER, ENCODER, GRID, IMAGE, IMAGE_LM, PIXELS
 from edgetie.export.attention.broadcast import BroadcastAttention
@@ -27,7 +27,9 @@ from edgetie.export.comparison import (
     largest_error,
     left_pad,
 )
+from edgetie.export.images.encoder_output import EncoderOutput, embed, image_encoder, run_encoder
 from edgetie.export.images.image_inputs import ImageInputs, find_image_inputs
+from edgetie.export.images.place_rows import PlaceRows
 from edgetie.export.tasks import causal
 from edgetie.export.tasks.base import Graph, GraphInput, torch_logits
 from edgetie.export.tasks.causal import CausalTask
@@ -37,7 +39,6 @@ from edgetie.sources.source import cache_keyword
 _ROWS = 5  # of an example; as many as there are image tokens
 _BEFORE, _AFTER = 3, 6  # tokens around the images, compared with torch
 _STEPS = 3  # of those after them, one at a time
-_DEEPER = "deepstack_features"
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -48,7 +49,6 @@ class ImageTask(CausalTask):
     Attributes:
         image: the encoder's inputs.
         output: of the encoder.
-        hidden_size: of an image embedding.
         position_axes: number of positions of each token, if there are several.
         sees_prompt: whether the tokens of a prompt attend to all of it (a prefix language model).
     """
@@ -56,8 +56,7 @@ class ImageTask(CausalTask):
     name = IMAGE_LM
 
     image: ImageInputs
-    output: "EncoderOutput"
-    hidden_size: int
+    output: EncoderOutput
     position_axes: int | None
     sees_prompt: bool
 
@@ -70,7 +69,7 @@ class ImageTask(CausalTask):
     @property
     def embeddings(self) -> list[str]:
         """Names of the encoder's outputs."""
-        return [IMAGE, *(f"{IMAGE}.{index + 1}" for index in range(len(self.output.deeper or ())))]
+        return [IMAGE, *(f"{IMAGE}.{index}" for index in range(1, len(self.output.no_rows)))]
 
     def graphs(self, module: nn.Module, *, fused: bool, last_only: bool) -> list[Graph]:
         dtype = next(module.parameters()).dtype
@@ -80,17 +79,20 @@ class ImageTask(CausalTask):
             self.image.tensors(dtype),
             outputs=self.embeddings,
             parameters=0,
+            finish=self.image.finish,
         )
         return [encoder, self._decoder_graph(module, fused, last_only)]
 
     def _decoder_graph(self, module: nn.Module, fused: bool, last_only: bool) -> Graph:
-        model = ImageLM(module, self.token, self.output, self.sees_prompt)
+        model = ImageLM(
+            module, self.token, self.output, self.image.names, sees_prompt=self.sees_prompt
+        )
         (decoder,) = super().graphs(model, fused=fused, last_only=last_only)
         ids, mask, *past = decoder.tensors
         dtype = next(module.parameters()).dtype
         tensors = [ids, mask]
         for name in self.embeddings:  # torch takes a tensor for one input only
-            rows = torch.zeros(_ROWS, self.hidden_size, dtype=dtype)
+            rows = torch.zeros(_ROWS, self.output.hidden_size, dtype=dtype)
             tensors.append(GraphInput(name, rows, {0: "rows"}))
         if self.position_axes:
             positions = torch.ones(self.position_axes, *ids.example.shape, dtype=torch.long)
@@ -105,13 +107,17 @@ class ImageTask(CausalTask):
         logits = []
         for index in range(2):
             feeds = self.image.example(random, larger=index == 1)
-            rows = _embed(module, feeds)[0]
+            rows = embed(module, feeds)[0]
             text = random.integers(0, self.vocab_size - 1, _BEFORE + _AFTER)
             text += text >= self.token
+            if (start := getattr(module.config, "vision_start_token_id", None)) is not None:
+                text[_BEFORE - 1] = start
             image = [self.token] * len(rows)
             ids = np.array([[*text[:_BEFORE], *image, *text[_BEFORE:]]])
-            types = dict.fromkeys(_token_types(module), self._types(ids))
-            logits.append(torch_logits(module, input_ids=ids, **types, **feeds)[0])
+            kwargs = dict.fromkeys(_token_types(module), self._types(ids))
+            if self.position_axes:
+                kwargs["position_ids"] = _torch_positions(module, ids, feeds[GRID], self.token)
+            logits.append(torch_logits(module, input_ids=ids, **kwargs, **feeds)[0])
             inputs |= {f"{name}.{index}": value.numpy() for name, value in feeds.items()}
             inputs[f"ids.{index}"] = ids
         return ReferenceRun(inputs, np.concatenate(logits))
@@ -167,6 +173,21 @@ class ImageTask(CausalTask):
         return feeds
 
 
+def _torch_positions(module: nn.Module, ids: Array, grid: Tensor, token: int) -> Tensor:
+    """Compute the positions ``(axes, 1, count)`` of a prompt as the model does to generate text."""
+    compute = image_encoder(module).get_rope_index
+    tokens = torch.from_numpy(ids)
+    arguments = {
+        "input_ids": tokens,
+        "image_grid_thw": grid,
+        "attention_mask": torch.ones_like(tokens),
+        "mm_token_type_ids": (tokens == token).int(),
+    }
+    parameters = inspect.signature(compute).parameters
+    positions: Tensor = compute(**{k: v for k, v in arguments.items() if k in parameters})[0]
+    return positions
+
+
 def _left_pad(positions: Sequence[Array]) -> Array:
     """Pad positions ``(axes, count)`` of prompts on the left to ``(axes, batch, longest)``."""
     longest = max(each.shape[1] for each in positions)
@@ -185,26 +206,41 @@ class _Encoder(nn.Module):
         self.model, self.image = model, image
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        feeds = dict(zip(self.image.names, tensors, strict=True))
-        with BroadcastAttention(), self.image.traceable(self.model, feeds):
-            return tuple(_embed(self.model, feeds))
+        inputs = dict(zip(self.image.names, tensors, strict=True))
+        with BroadcastAttention(), self.image.traced(self.model, inputs) as arguments:
+            return tuple(embed(self.model, arguments))
 
 
 class ImageLM(nn.Module):
     """A vision-language model that is called like a language model, with images' embeddings.
 
     Attributes:
+        names: of the encoder's inputs without which ``forward`` reads no images.
         rows: image embeddings, ``(count, hidden_size)`` each, as the encoder returns them.
         ids, positions: of all tokens; ``input_ids`` index them. ``None`` if they are the tokens.
     """
 
     def __init__(
-        self, model: nn.Module, token: int, output: "EncoderOutput", sees_prompt: bool
+        self,
+        model: nn.Module,
+        token: int,
+        output: EncoderOutput,
+        names: Sequence[str],
+        *,
+        sees_prompt: bool,
     ) -> None:
         super().__init__()
         self.model, self.token, self.output = model, token, output
+        parameters = inspect.signature(model.forward).parameters
+        self.names = [
+            name
+            for name in names
+            if name.endswith(PIXELS) or parameters[name].default is Parameter.empty
+        ]
         self.sees_prompt = sees_prompt
-        self.rows: tuple[Tensor, ...] | None = None
+        inner = getattr(model, "language_model", model)
+        self.cache_keyword = cache_keyword(model) or cache_keyword(inner)
+        self.rows = output.no_rows
         self.ids: Tensor | None = None
         self.positions: Tensor | None = None
 
@@ -222,57 +258,23 @@ class ImageLM(nn.Module):
             position_ids = self.positions.flatten(1)[:, indices]
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        keyword = cache_keyword(self.model)
-        if keyword and cache is not None:
-            kwargs[keyword] = cache
-        if self.rows is None:
-            return self.model(input_ids=input_ids, **kwargs)
+        if self.cache_keyword and cache is not None:
+            kwargs[self.cache_keyword] = cache
         is_image = input_ids == self.token
         past = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
         types = is_image.long() * (not self.sees_prompt)
         types = nn.functional.pad(types, (past, 0), value=int(self.sees_prompt))
         kwargs |= dict.fromkeys(_token_types(self.model), types)
         output = self.output.make(self.rows)
-        pixels = {PIXELS: self.rows[0]}
-        owner = _image_encoder(self.model)
+        images = dict.fromkeys(self.names, self.rows[0])  # are not read
+        owner = image_encoder(self.model)
         owner.get_image_features = lambda *_, **__: output
         try:
             with PlaceRows(is_image):
-                return self.model(input_ids=input_ids, **pixels, **kwargs)
+                outputs = self.model(input_ids=input_ids, **images, **kwargs)
+            return getattr(outputs, "language_model_outputs", outputs)  # has the cache
         finally:
             del owner.get_image_features
-
-
-class PlaceRows(TorchFunctionMode):
-    """Puts rows into the places of a mask ``(batch, sequence)``, in order."""
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.mask = mask[..., None]
-        self.order = (mask.flatten().cumsum(0) * mask.flatten()).view(mask.shape)  # from 1
-        self._selected: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.masked_scatter and args[0].ndim == 3:
-            return torch.where(self.mask, self._spread(args[2]), args[0])
-        if func is torch.Tensor.__getitem__ and _is_row_mask(args[1]):  # all rows, for the places
-            self._selected.append(args[0].clone())
-            return self._selected[-1]
-        if func is torch.Tensor.add and any(args[0] is each for each in self._selected):
-            return args[0] + self._spread(args[1])
-        if func is torch.Tensor.__setitem__ and _is_row_mask(args[1]):
-            return args[0].copy_(torch.where(self.mask, args[2], args[0]))
-        return func(*args, **(kwargs or {}))
-
-    def _spread(self, rows: Tensor) -> Tensor:
-        rows = rows.reshape(-1, rows.shape[-1])
-        return torch.cat([rows.new_zeros(1, rows.shape[-1]), rows])[self.order]
-
-
-def _is_row_mask(index: Any) -> bool:
-    """Whether an index ``(mask, :)`` chooses tokens of a batch."""
-    first = index[0] if isinstance(index, tuple) and len(index) == 2 else index
-    return isinstance(first, Tensor) and first.dtype == torch.bool and first.ndim == 2
 
 
 class _Decoder(nn.Module):
@@ -292,7 +294,8 @@ class _Decoder(nn.Module):
         try:
             return self.decoder(input_ids, attention_mask, *others)
         finally:
-            self.model.rows = self.model.ids = self.model.positions = None
+            self.model.rows = self.model.output.no_rows
+            self.model.ids = self.model.positions = None
 
 
 def is_image_model(module: nn.Module) -> bool:
@@ -309,18 +312,18 @@ def trial_run(module: nn.Module, config: Any) -> ImageTask:
     """
     token = image_token(config)
     image, rows = find_image_inputs(
-        module, _image_encoder(module).get_image_features, partial(_embed, module)
+        module, image_encoder(module).get_image_features, partial(embed, module)
     )
-    feeds = image.example(np.random.default_rng(0))
-    output = EncoderOutput.of(_run_encoder(module, feeds))
+    feeds, others = (image.example(np.random.default_rng(seed)) for seed in range(2))
+    output = EncoderOutput.of(run_encoder(module, feeds), run_encoder(module, others))
     sees_prompt = _sees_prompt(module, token, len(rows[0]), feeds)
-    base = causal.trial_run(ImageLM(module, token, output, sees_prompt), config)
-    positions = hasattr(_image_encoder(module), "get_rope_index")
+    model = ImageLM(module, token, output, image.names, sees_prompt=sees_prompt)
+    base = causal.trial_run(model, config)
+    positions = hasattr(image_encoder(module), "get_rope_index")
     return ImageTask(
         **vars(replace(base, image_token_id=token)),
         image=image,
         output=output,
-        hidden_size=rows[0].shape[-1],
         position_axes=3 if positions else None,
         sees_prompt=sees_prompt,
     )
@@ -353,76 +356,3 @@ def _sees_prompt(module: nn.Module, token: int, count: int, feeds: Mapping[str, 
         for other in (first, others[0])
     ]
     return not np.array_equal(*logits)
-
-
-def _image_encoder(module: Any) -> Any:
-    """The part whose ``get_image_features`` has the encoder's parameters."""
-    inner = getattr(module, "base_model", module)
-    return inner if hasattr(inner, "get_image_features") else module
-
-
-class _Rows(NamedTuple):
-    """How image embeddings are stored: a tensor of so many axes, or one for each image."""
-
-    rank: int
-    is_list: bool
-
-    @classmethod
-    def of(cls, value: Any) -> "_Rows":
-        is_list = isinstance(value, (list, tuple))
-        return cls((value[0] if is_list else value).ndim, is_list)
-
-    def make(self, rows: Tensor) -> Any:
-        """Store ``(count, hidden_size)`` like this."""
-        tensor = rows.view(*[1] * (self.rank - 2), *rows.shape)
-        return [tensor] if self.is_list else tensor
-
-
-def _flat(value: Any) -> Tensor:
-    """Join image embeddings to ``(count, hidden_size)``."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
-
-
-@dataclass(frozen=True)
-class EncoderOutput:
-    """How ``forward`` gets image embeddings.
-
-    Attributes:
-        kind: class of what ``get_image_features`` returns.
-        first: of ``pooler_output``.
-        deeper: of ``deepstack_features``, which deeper layers add; ``None`` if there is none.
-    """
-
-    kind: Any
-    first: _Rows
-    deeper: tuple[_Rows, ...] | None
-
-    @classmethod
-    def of(cls, output: Any) -> "EncoderOutput":
-        """Describe what the encoder returned."""
-        deeper = getattr(output, _DEEPER, None)
-        layers = None if deeper is None else tuple(map(_Rows.of, deeper))
-        return cls(type(output), _Rows.of(output.pooler_output), layers)
-
-    def make(self, rows: Sequence[Tensor]) -> Any:
-        """Make such an output from embeddings ``(count, hidden_size)``."""
-        first, *others = rows
-        fields = {"pooler_output": self.first.make(first)}
-        if self.deeper is not None:
-            layers = zip(self.deeper, others, strict=True)
-            fields[_DEEPER] = [layer.make(value) for layer, value in layers]
-        return self.kind(**fields)
-
-
-def _run_encoder(module: nn.Module, feeds: Mapping[str, Any]) -> Any:
-    encode = _image_encoder(module).get_image_features
-    with torch.no_grad():
-        return encode(**feeds, return_dict=True)
-
-
-def _embed(module: nn.Module, feeds: Mapping[str, Any]) -> list[Tensor]:
-    """Compute image embeddings, ``(count, hidden_size)`` each."""
-    output = _run_encoder(module, feeds)
-    deeper = getattr(output, _DEEPER, None) or ()
-    return [_flat(value) for value in (output.pooler_output, *deeper)]

@@ -31,7 +31,7 @@ def trial_run(source: Source) -> Task:
     if source.task not in _TRIAL_RUNS:
         raise ExportError(f"{source.name}: {source.task} models cannot be exported yet")
     run = _TRIAL_RUNS[source.task]
-    if audio_lm.is_audio_model(source.module):
+    if source.task != IMAGE_LM and audio_lm.is_audio_model(source.module):
         run = audio_lm.trial_run
     elif source.task == IMAGE_TO_TEXT:
         run = partial(image_to_text.trial_run, image_size=source.image_size)

@@ -28,7 +28,7 @@ def rewrite_for_onnx(program: torch.export.ExportedProgram) -> bool:
     graph = program.graph
     for node in list(graph.nodes):
         node.target = _EQUIVALENT.get(node.target, node.target)
-        if node.target is aten.detach_.default:  # after every tensor that a model makes of numbers
+        if _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         if node.target is aten.scaled_dot_product_attention.default:
@@ -50,6 +50,13 @@ def reset_after_failure(program: torch.export.ExportedProgram) -> None:
     mode = torch._guards.detect_fake_mode(values)
     if mode is not None and mode.shape_env is not None:
         mode.shape_env.pending_fresh_unbacked_symbols.clear()
+
+
+def _changes_nothing(node: torch.fx.Node) -> bool:
+    if node.target is aten.squeeze.dim:  # of a dimension that is not 1; in ONNX an error
+        return bool(node.meta["val"].ndim == node.args[0].meta["val"].ndim)
+    # after every tensor that a model makes of numbers
+    return node.target is aten.detach_.default
 
 
 def _make_contiguous(attention: torch.fx.Node) -> None:

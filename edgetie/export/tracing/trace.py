@@ -100,6 +100,8 @@ def _trace_graph(graph: Graph, progress: Progress) -> tuple[ir.Model, ShapeConst
     for node in model.graph:
         if "edgetie.name" in node.metadata_props:
             node.name = node.metadata_props["edgetie.name"]
+    if graph.finish:
+        graph.finish(model)
     return model, constraints
 
 
