@@ -1,31 +1,29 @@
-"""Find out what an image encoder reads: images of one size, or one image of any size."""
+"""What image encoders read: images of one size, or one image of any size."""
 
 import contextlib
-import inspect
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from edgetie.bundle.names import GRID, PIXELS
+from edgetie.bundle.names import (
+    GRID,
+    PATCH_MASK,
+    PIXEL_SIZES,
+    PIXELS,
+    POSITIONS,
+)
 from edgetie.export.images.known_sizes import KnownSizes
 from edgetie.export.images.single_image import all_images, single_image
 from edgetie.export.tasks.base import GraphInput
 
-logger = logging.getLogger(__name__)
-
 _IMAGES = 2  # of an example to trace with
 _TEXT = 6  # tokens
 _TRACED, _SMALL, _LARGE = (2, 3), (1, 2), (3, 2)  # sides of examples of any size, in units
-_UNITS = (4, 6)  # patches; encoders join squares of 2, 3 or 4
-_POSITIONS, _MASK, _MASKED_SIZES = "image_position_ids", "pixel_attention_mask", "spatial_shapes"
-_PIXEL_SIZES, _PATCH_SIZES = "image_sizes", "target_sizes"
 
 
 @dataclass(frozen=True)
@@ -108,14 +106,14 @@ class FixedImages(ImageInputs):
         feeds = {name: torch.zeros(*outer, *shape) for name, shape in self.shapes.items()}
         if self.text:
             feeds[self.text] = torch.arange(images * _TEXT).view(images, _TEXT)
-        return feeds | ({_MASK: torch.ones(outer, dtype=torch.bool)} if self.has_mask else {})
+        return feeds | ({PATCH_MASK: torch.ones(outer, dtype=torch.bool)} if self.has_mask else {})
 
     @contextlib.contextmanager
     def traced(
         self, module: nn.Module, inputs: Mapping[str, Tensor]
     ) -> Iterator[Mapping[str, Tensor]]:
         outer = inputs[PIXELS].shape[: self.outer + 1]
-        mask = {_MASK: torch.ones(outer, dtype=torch.bool)} if self.has_mask else {}
+        mask = {PATCH_MASK: torch.ones(outer, dtype=torch.bool)} if self.has_mask else {}
         with all_images():
             yield {**inputs, **mask}
 
@@ -136,8 +134,8 @@ class Patches(ImageInputs):
     before: tuple[int, ...]
     width: int
     after: tuple[int, ...]
-    size: str = GRID
-    unit: int = _UNITS[0]
+    size: str
+    unit: int
 
     @property
     def axes(self) -> Mapping[str, Mapping[int, str]]:
@@ -156,23 +154,24 @@ class Patches(ImageInputs):
     def tensors(self, dtype: torch.dtype) -> tuple[GraphInput, ...]:
         pixels, sizes = super().tensors(dtype)
         axis, height = len(self.before), _TRACED[0] * self.unit
-        example = pixels.example.unflatten(axis, (height, -1, *self._rest))
+        sides = (height, -1, *self._rest)
+        example = pixels.example.reshape(*self.before, *sides, *self.after)
         return GraphInput(PIXELS, example, {axis: "height", axis + 1: "width"}), sizes
 
     def finish(self, model: ir.Model) -> None:
         """Reshape patches in a sequence to height and width."""
         graph = model.graph
         traced, sizes = graph.inputs[:2]
-        dimensions = [*self.before, ir.SymbolicDim("patches"), *self.after]
-        pixels = ir.Value(name=PIXELS, type=traced.type, shape=ir.Shape(dimensions))
+        shape = ir.Shape([*self.before, "patches", *self.after])
+        pixels = ir.Value(name=PIXELS, type=traced.type, shape=shape)
         tape = ir.tape.Tape()
         parts = [
             tape.op("Constant", [], {"value_ints": self.before}) if self.before else None,
             tape.op("Gather", [sizes, _number(tape, -2)], {"axis": 1}),
             tape.op("Constant", [], {"value_ints": [-1, *self._rest, *self.after]}),
         ]
-        shape = tape.op("Concat", [part for part in parts if part is not None], {"axis": 0})
-        output = tape.op("Reshape", [pixels, shape])
+        sides = tape.op("Concat", [part for part in parts if part is not None], {"axis": 0})
+        output = tape.op("Reshape", [pixels, sides])
         output.type, output.shape = traced.type, traced.shape
         traced.replace_all_uses_with(output)
         graph.inputs[0] = pixels
@@ -213,7 +212,7 @@ class Pixels(ImageInputs):
     def make(self, images: int, sides: tuple[int, int]) -> dict[str, Tensor]:
         height, width = (side * self.unit for side in sides)
         pixels = torch.zeros(1, self.channels, height, width)
-        return {PIXELS: pixels, _PIXEL_SIZES: torch.tensor([[height, width]])}
+        return {PIXELS: pixels, PIXEL_SIZES: torch.tensor([[height, width]])}
 
     @contextlib.contextmanager
     def traced(
@@ -224,7 +223,7 @@ class Pixels(ImageInputs):
         sizes = torch.stack([torch.full((), height), torch.full((), width)])[None]
         known.attach(sizes, [[height, width]])
         with single_image(module, height * width), known:
-            yield {**inputs, _PIXEL_SIZES: sizes}
+            yield {**inputs, PIXEL_SIZES: sizes}
 
 
 @dataclass(frozen=True)
@@ -239,23 +238,23 @@ class PaddedPatches(ImageInputs):
 
     count: int
     size: str
-    unit: int = _UNITS[0]
+    unit: int
 
     @property
     def axes(self) -> Mapping[str, Mapping[int, str]]:
         patches = {1: "patches"}
-        if self.size == _POSITIONS:
-            return {PIXELS: patches, _POSITIONS: patches}
-        return {PIXELS: patches, self.size: {}, _MASK: patches}
+        if self.size == POSITIONS:
+            return {PIXELS: patches, POSITIONS: patches}
+        return {PIXELS: patches, self.size: {}, PATCH_MASK: patches}
 
     def make(self, images: int, sides: tuple[int, int]) -> dict[str, Tensor]:
         height, width = (side * self.unit for side in sides)
         feeds = {PIXELS: torch.zeros(1, height * width, self.count)}
-        if self.size == _POSITIONS:
+        if self.size == POSITIONS:
             rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-            return feeds | {_POSITIONS: torch.stack([columns, rows], -1).flatten(0, 1)[None]}
+            return feeds | {POSITIONS: torch.stack([columns, rows], -1).flatten(0, 1)[None]}
         mask = torch.ones(1, height * width, dtype=torch.int32)
-        return feeds | {self.size: torch.tensor([[height, width]]), _MASK: mask}
+        return feeds | {self.size: torch.tensor([[height, width]]), PATCH_MASK: mask}
 
     @contextlib.contextmanager
     def traced(
@@ -267,93 +266,3 @@ class PaddedPatches(ImageInputs):
 
 def _number(tape: ir.tape.Tape, value: int) -> ir.Value:
     return tape.op("Constant", [], {"value_int": value})
-
-
-def find_image_inputs(
-    module: nn.Module,
-    encode: Callable[..., Any],
-    embed: Callable[[Mapping[str, Tensor]], list[Tensor]],
-) -> tuple[ImageInputs, list[Tensor]]:
-    """Find the first inputs that can be encoded, and what ``embed`` returned for them.
-
-    Args:
-        module: the model; its configuration has the sizes.
-        encode: the encoder's function, whose parameters name the inputs.
-        embed: runs it.
-
-    Raises:
-        TypeError: if none can.
-    """
-    last_error: Exception | None = None
-    parameters = inspect.signature(encode).parameters
-    for inputs in _candidates(_Settings(module.config), parameters):
-        try:
-            return inputs, embed(inputs.example(np.random.default_rng(0)))
-        except Exception as error:
-            logger.debug("%s cannot be encoded", inputs, exc_info=True)
-            last_error = error
-    raise TypeError(f"no shape of {PIXELS} is known that it accepts") from last_error
-
-
-class _Settings:
-    """Settings of an image encoder."""
-
-    def __init__(self, config: Any, prefix: str = "") -> None:
-        self.config = config
-        self._configs = [getattr(config, f"{prefix}vision_config", config), config]
-
-    def numbers(self, *names: str) -> tuple[int, ...]:
-        """The first setting that there is; empty if there is none."""
-        for config in self._configs:
-            for name in names:
-                value = getattr(config, name, None)
-                if isinstance(value, int):
-                    return (value,)
-                if isinstance(value, (list, tuple)):
-                    return tuple(value)
-        return ()
-
-    @property
-    def channels(self) -> int:
-        return (self.numbers("num_channels", "in_channels", "in_chans") or (3,))[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of an image; empty if it is not set."""
-        size = self.numbers("image_size")
-        return (self.channels, size[0], size[-1]) if size else ()
-
-
-def _candidates(
-    settings: _Settings, parameters: Mapping[str, inspect.Parameter]
-) -> Iterator[ImageInputs]:
-    if patch := settings.numbers("patch_size"):
-        for unit in _UNITS:
-            yield from _candidates_of_any_size(settings, patch, parameters, unit)
-    required = [name for name, each in parameters.items() if each.default is each.empty]
-    names = [name for name in required if name.endswith(PIXELS)]
-    shapes = {name: _Settings(settings.config, name.removesuffix(PIXELS)).shape for name in names}
-    if all(shapes.values()):
-        has_mask = _MASK in required
-        text = next((name for name in required if name.endswith("input_ids")), None)
-        for outer in (1,) if has_mask else (0, 1):
-            yield FixedImages(shapes, outer, has_mask, text)
-
-
-def _candidates_of_any_size(
-    settings: _Settings, patch: tuple[int, ...], parameters: Collection[str], unit: int
-) -> Iterator[ImageInputs]:
-    channels, height, width = settings.channels, patch[0], patch[-1]
-    if GRID in parameters:
-        times = (settings.numbers("temporal_patch_size") or (1,))[0]
-        yield Patches((), 1, (channels * times * height * width,), GRID, unit)
-        yield Patches((), 1, (channels, height, width), GRID, unit)
-    if _PATCH_SIZES in parameters:
-        yield Patches((1, channels, height), width, (), _PATCH_SIZES, unit)
-    if _PIXEL_SIZES in parameters:
-        yield Pixels(channels, height * unit)
-    pool = (settings.numbers("pooling_kernel_size") or (1,))[0]
-    for size in (_POSITIONS, _MASKED_SIZES):
-        if size in parameters:
-            yield PaddedPatches(channels * height * width, size, unit)
-            yield PaddedPatches(channels * height * width * pool**2, size, unit)

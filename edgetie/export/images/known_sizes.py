@@ -8,6 +8,7 @@ pixels, so they are attached to the tensor, and arithmetic on it is done on both
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -26,7 +27,7 @@ _ARITHMETIC = {
     "remainder": operator.mod,
 }
 _SAME = {"to", "long", "int", "cpu", "clone", "contiguous"}
-_REDUCTIONS = {"prod": np.prod, "sum": np.sum, "cumsum": np.cumsum}
+_REDUCTIONS: dict[str, Any] = {"prod": np.prod, "sum": np.sum, "cumsum": np.cumsum}
 _NUMBERS = {"tolist", "item"}
 _TAKE_SIZES = {
     *("view", "reshape", "expand", "repeat", "unflatten", "arange", "split"),
@@ -122,11 +123,9 @@ class _Integer(type):
 
     def __call__(cls, value: Any = 0) -> Any:
         number = value.item() if isinstance(value, Tensor) else value
-        return (
-            torch.sym_int(number)
-            if isinstance(number, torch.SymInt | torch.SymFloat)
-            else int(number)
-        )
+        if isinstance(number, (torch.SymInt, torch.SymFloat)):
+            return math.trunc(number)  # type: ignore[arg-type]  # stays symbolic
+        return int(number)
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, int)

@@ -28,7 +28,8 @@ from edgetie.export.comparison import (
     left_pad,
 )
 from edgetie.export.images.encoder_output import EncoderOutput, embed, image_encoder, run_encoder
-from edgetie.export.images.image_inputs import ImageInputs, find_image_inputs
+from edgetie.export.images.find_image_inputs import find_image_inputs
+from edgetie.export.images.image_inputs import ImageInputs
 from edgetie.export.images.place_rows import PlaceRows
 from edgetie.export.tasks import causal
 from edgetie.export.tasks.base import Graph, GraphInput, torch_logits
@@ -110,11 +111,12 @@ class ImageTask(CausalTask):
             rows = embed(module, feeds)[0]
             text = random.integers(0, self.vocab_size - 1, _BEFORE + _AFTER)
             text += text >= self.token
-            if (start := getattr(module.config, "vision_start_token_id", None)) is not None:
+            start = getattr(module.config, "vision_start_token_id", None) or 0
+            if 0 < start < self.vocab_size:  # without it there may be no image
                 text[_BEFORE - 1] = start
             image = [self.token] * len(rows)
             ids = np.array([[*text[:_BEFORE], *image, *text[_BEFORE:]]])
-            kwargs = dict.fromkeys(_token_types(module), self._types(ids))
+            kwargs: dict[str, Any] = dict.fromkeys(_token_types(module), self._types(ids))
             if self.position_axes:
                 kwargs["position_ids"] = _torch_positions(module, ids, feeds[GRID], self.token)
             logits.append(torch_logits(module, input_ids=ids, **kwargs, **feeds)[0])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgetie.bundle.names import IMAGE_TO_TEXT, PATCHES, PIXELS
 from edgetie.export.comparison import Array, ReferenceRun
+from edgetie.export.images.place_rows import PlaceRows
 from edgetie.export.tasks.base import (
     BATCH,
     Graph,
@@ -20,7 +21,7 @@ from edgetie.export.tasks.base import (
     token_input,
     torch_logits,
 )
-from edgetie.export.tasks.image_lm import PlaceRows, image_token
+from edgetie.export.tasks.image_lm import image_token
 from edgetie.export.tasks.seq2seq import ENCODED, Seq2SeqTask, describe_caches, empty_cache
 from edgetie.export.tasks.speech import find_input_shape
 from edgetie.sources.source import cache_keyword

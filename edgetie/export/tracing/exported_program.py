@@ -29,7 +29,7 @@ def rewrite_for_onnx(program: torch.export.ExportedProgram) -> bool:
     for node in list(graph.nodes):
         node.target = _EQUIVALENT.get(node.target, node.target)
         if _changes_nothing(node):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
         if node.target is aten.scaled_dot_product_attention.default:
             _make_contiguous(node)
@@ -54,7 +54,7 @@ def reset_after_failure(program: torch.export.ExportedProgram) -> None:
 
 def _changes_nothing(node: torch.fx.Node) -> bool:
     if node.target is aten.squeeze.dim:  # of a dimension that is not 1; in ONNX an error
-        return bool(node.meta["val"].ndim == node.args[0].meta["val"].ndim)
+        return bool(node.meta["val"].ndim == node.all_input_nodes[0].meta["val"].ndim)
     # after every tensor that a model makes of numbers
     return node.target is aten.detach_.default
 

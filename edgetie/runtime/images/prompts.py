@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle.names import PIXELS
+from edgetie.bundle.names import PIXEL_SIZES, PIXELS, POSITIONS
 from edgetie.errors import BundleError, ImageError
 from edgetie.runtime.images.processing.settings import ImageSettings, read_prompt_settings
 from edgetie.runtime.images.processing.steps import ProcessedImage
@@ -146,7 +146,7 @@ def _of_merged_patches(image: ProcessedImage, prompt: Prompt) -> str:
 
 def _of_lines(image: ProcessedImage, prompt: Prompt) -> str:
     """One token for each patch, a token after each line, and another one after the last."""
-    height, width = _feed(image, prompt, "image_sizes")[0]
+    height, width = _feed(image, prompt, PIXEL_SIZES)[0]
     sides = prompt.image_settings.height_width("patch_size")
     line = prompt.token("image_token") * (width // sides[1])
     lines = prompt.token("image_break_token").join([line] * (height // sides[0]))
@@ -165,7 +165,7 @@ def _in_paragraph(image: ProcessedImage, prompt: Prompt) -> str:
 
 def _of_pools(image: ProcessedImage, prompt: Prompt) -> str:
     """One token for each pooled square of patches, between two others."""
-    patches = np.count_nonzero(_feed(image, prompt, "image_position_ids")[0, :, 0] >= 0)
+    patches = np.count_nonzero(_feed(image, prompt, POSITIONS)[0, :, 0] >= 0)
     count = int(patches) // prompt.image_settings.count("pooling_kernel_size") ** 2
     tokens = prompt.token("image_token") * count
     return f"{prompt.token('boi_token')}{tokens}{prompt.token('eoi_token')}"

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import vision_utils
 
 from edgetie.export.images.single_image import _attend_in_segments, _SingleImage, single_image
 
-SIZES = [(4, 8), (8, 4), (12, 20), (2, 2)]
 
-
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_positions_windows_and_interpolation_are_those_of_transformers(
-    height: int, width: int
-) -> None:
+@pytest.mark.parametrize(("height", "width"), [(4, 8), (8, 4), (12, 20), (2, 2)])
+def test_windows_are_those_of_transformers(height: int, width: int) -> None:
     grid = torch.tensor([[1, height, width]])
     image = _SingleImage(height * width)
-    for temporal in (False, True):
-        torch.testing.assert_close(
-            image.get_vision_position_ids(grid, 2, temporal),
-            vision_utils.get_vision_position_ids(grid, 2, temporal),
-        )
     for merge, window, patch in ((2, 16, 4), (1, 12, 4)):
         order, starts = image.get_vision_window_index(grid, merge, window, patch)
         expected, expected_starts = vision_utils.get_vision_window_index(grid, merge, window, patch)
         torch.testing.assert_close(order, expected)
         torch.testing.assert_close(starts.unique_consecutive(), expected_starts)
-    for mode, merge in (("bilinear", 2), ("bicubic", 1)):
-        arguments: dict[str, Any] = {"mode": mode, "spatial_merge_size": merge}
-        torch.testing.assert_close(
-            image.get_vision_interpolation_indices_and_weights(grid, 7, **arguments),
-            vision_utils.get_vision_interpolation_indices_and_weights(grid, 7, **arguments),
-        )
 
 
 def test_patches_attend_within_their_segment() -> None:
@@ -48,6 +31,25 @@ def test_patches_attend_within_their_segment() -> None:
         for a, b in ((0, 2), (2, 6))
     ]
     torch.testing.assert_close(output, torch.cat(parts, 2).transpose(1, 2))
+
+
+def test_heads_share_keys() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    output, _ = _attend_in_segments(torch.nn.Identity(), query, key, value, None, 0.5)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    expected = attend(query, key, value, scale=0.5, enable_gqa=True)
+    torch.testing.assert_close(output, expected.transpose(1, 2))
+
+
+def test_a_sum_of_embeddings_is_a_product() -> None:
+    torch.manual_seed(0)
+    table, indices, weights = torch.randn(9, 5), torch.randint(9, (4, 3)), torch.rand(4, 3)
+    add_up = torch.nn.functional.embedding_bag
+    expected = add_up(indices, table, per_sample_weights=weights, mode="sum")
+    with single_image(torch.nn.Linear(1, 1), 4):
+        result = add_up(indices, table, per_sample_weights=weights, mode="sum")
+    torch.testing.assert_close(result, expected)
 
 
 def test_a_convolution_over_whole_patches_is_a_matrix_product() -> None:
@@ -68,7 +70,9 @@ def test_a_convolution_over_whole_patches_is_a_matrix_product() -> None:
 def test_nothing_stays_replaced() -> None:
     from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-    before = modeling_qwen3_vl.get_vision_position_ids
+    before = modeling_qwen3_vl.get_vision_attention_seqlens
     with single_image(torch.nn.Linear(1, 1), 4):
-        assert modeling_qwen3_vl.get_vision_position_ids is before  # no part of this module
-    assert modeling_qwen3_vl.get_vision_position_ids is before
+        assert modeling_qwen3_vl.get_vision_attention_seqlens is before
+        assert "int" in vars(vision_utils)
+        assert "int" not in vars(modeling_qwen3_vl)  # no part of this module
+    assert "int" not in vars(vision_utils)

@@ -48,10 +48,10 @@ def test_images_in_a_prompt_give_torchs_logits_from_one_table(make: Any, tmp_pat
 def test_what_the_encoder_reads() -> None:
     model = build(smolvlm())
     task = trial_run(model, model.config)
-    assert task.image == FixedImages((3, 16, 16), outer=1)
+    assert task.image == FixedImages({PIXELS: (3, 16, 16)}, outer=1)
     model = build(qwen3_vl())
     task = trial_run(model, model.config)
-    assert (task.image, task.position_axes) == (Patches((96,)), 3)
+    assert (task.image, task.position_axes) == (Patches((), 1, (96,), GRID, 4), 3)
     assert task.embeddings == ["image_embeds", "image_embeds.1"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetie.bundle.names import GRID, PIXELS
+from edgetie.bundle.names import GRID, MASKED_SIZES, PATCH_MASK, PIXELS, POSITIONS
 from edgetie.errors import ImageError
 from edgetie.runtime.images.processing.settings import ImageSettings
 from edgetie.runtime.images.processing.steps import (
@@ -120,8 +120,8 @@ def masked_patches(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
     return ProcessedImage(
         {
             PIXELS: _pad(patches, most)[None],
-            "pixel_attention_mask": mask[None],
-            "spatial_shapes": shape,
+            PATCH_MASK: mask[None],
+            MASKED_SIZES: shape,
         }
     )
 
@@ -161,7 +161,7 @@ def placed_patches(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
     return ProcessedImage(
         {
             PIXELS: _pad(patches, most)[None],
-            "image_position_ids": _pad(places, most, -1)[None],
+            POSITIONS: _pad(places, most, -1)[None],
         }
     )
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from edgetie.bundle.names import PIXELS
+from edgetie.bundle.names import PATCH_MASK, PIXELS
 from edgetie.runtime.images.processing.settings import ImageSettings
 from edgetie.runtime.images.processing.steps import (
     Pixels,
@@ -39,7 +39,7 @@ def split_rows(pixels: Pixels, settings: ImageSettings) -> ProcessedImage:
     images = np.stack([normalize(tile, settings) for tile in tiles])[None]
     feeds = {PIXELS: images}
     if settings.flag("do_pad"):
-        feeds["pixel_attention_mask"] = np.ones((1, len(tiles), side, side), np.int64)
+        feeds[PATCH_MASK] = np.ones((1, len(tiles), side, side), np.int64)
     return ProcessedImage(feeds, rows, columns)
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from edgetie.bundle.names import PIXELS
+from edgetie.bundle.names import PIXEL_SIZES, PIXELS
 from edgetie.errors import ImageError
 from edgetie.runtime.images.processing.settings import ImageSettings
 from edgetie.runtime.images.processing.steps import (
@@ -94,7 +94,7 @@ def keep_aspect_ratio(pixels: Pixels, settings: ImageSettings) -> ProcessedImage
     if settings.flag("do_center_crop"):
         pixels = center_crop(pixels, settings.height_width("crop_size"))
     sizes = np.array([size_of(pixels)], np.int64)
-    return ProcessedImage({PIXELS: normalize(pixels, settings)[None], "image_sizes": sizes})
+    return ProcessedImage({PIXELS: normalize(pixels, settings)[None], PIXEL_SIZES: sizes})
 
 
 def _require_fit(pixels: Pixels, size: tuple[int, int]) -> None:
