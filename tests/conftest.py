@@ -65,6 +65,29 @@ def real_mapped(real_bundle: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reader_checkpoint() -> Path:
+    """A small vision-language model that reads numbers, trained once."""
+    from image_reader import trained_reader
+
+    return trained_reader()
+
+
+@pytest.fixture(scope="session")
+def reader_bundle(reader_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of its fp32 bundle."""
+    target = tmp_path_factory.mktemp("reader") / "fp32"
+    return export_model(str(reader_checkpoint), target).bundle.directory
+
+
+@pytest.fixture(scope="session")
+def reader_int8(reader_bundle: Path) -> Path:
+    """The directory of its int8 bundle."""
+    target = reader_bundle.parent / "int8"
+    quantize_model(reader_bundle, target)
+    return target
+
+
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExportReport]:
     """Export a small model by kind, once: a transformers class, or a function of ``models``."""
     done: dict[str, ExportReport] = {}
