@@ -37,6 +37,9 @@ PAIRS = {
 }
 """Encoders and decoders of models of one class, by a name for the pair."""
 
+TIED_CHECKPOINTS = ("idefics3", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+"""Model types that do not tie by default, but in well-known checkpoints."""
+
 _IMAGE_TO_TEXT = {"blip"}
 """Model types with an image encoder and cross-attention whose configuration does not say so."""
 
@@ -195,7 +198,7 @@ def _is_pair(model_type: str) -> bool:
 
 
 def default_config(model_type: str) -> Any:
-    """The configuration that a model type has when nothing is said.
+    """The configuration that a model type has when nothing is said, tied as its checkpoints are.
 
     Raises:
         NotBuilt: if it cannot be made from nothing.
@@ -211,9 +214,16 @@ def default_config(model_type: str) -> Any:
         for name, part in (getattr(config, "sub_configs", None) or {}).items():
             if name == "vision_config" and getattr(config, name, None) is None:
                 setattr(config, name, getattr(part, "config_class", part)())
-        return config
+        return _as_checkpoints(config)
     except Exception as error:
         raise NotBuilt(f"no default configuration ({_last_line(error)})") from error
+
+
+def _as_checkpoints(config: Any) -> Any:
+    if config.model_type in TIED_CHECKPOINTS:
+        config.tie_word_embeddings = True
+        config.get_text_config(decoder=True).tie_word_embeddings = True
+    return config
 
 
 def ties_by_default(config: Any) -> bool:
@@ -239,7 +249,7 @@ def build(family: str, model_type: str) -> torch.nn.Module:
         attention = getattr(default, "attention_type", None)
         if attention in _MODES:
             changes["attention_type"] = _MODES[attention]
-        config = type(default)(**changes)
+        config = _as_checkpoints(type(default)(**changes))
         torch.manual_seed(0)
         class_ = getattr(transformers, model_types(family)[model_type])
         module: torch.nn.Module = class_(config).float().eval()

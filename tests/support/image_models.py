@@ -100,6 +100,61 @@ def qwen2_5_vl() -> Any:
     )  # fmt: skip
 
 
+def mistral3() -> Any:
+    """Pixels of any height and width."""
+    return transformers.Mistral3Config(
+        vision_config={"model_type": "pixtral", **VISION, "head_dim": 8, "patch_size": 4},
+        text_config={"model_type": "mistral", **TEXT, "max_position_embeddings": 64},
+        image_token_index=TOKEN,
+        tie_word_embeddings=True,
+    )
+
+
+def lfm2_vl() -> Any:
+    """Patches and padding, with a mask and the size."""
+    return transformers.Lfm2VlConfig(
+        vision_config={
+            "model_type": "siglip2_vision_model",
+            **VISION,
+            "patch_size": 4,
+            "num_patches": 16,
+        },
+        text_config={"model_type": "lfm2", **TEXT, "layer_types": ["full_attention"]},
+        image_token_id=TOKEN,
+        projector_hidden_size=16,
+        tie_word_embeddings=True,
+    )
+
+
+def ovis2() -> Any:
+    """Tokens around an image have embeddings of the encoder, the same for all images."""
+    return transformers.Ovis2Config(
+        vision_config={
+            **VISION, "image_size": 16, "patch_size": 4, "vocab_size": 32, "hidden_stride": 2,
+        },
+        text_config={"model_type": "qwen2", **TEXT, "max_position_embeddings": 64},
+        image_token_id=TOKEN,
+        visual_indicator_token_ids=[55, 56, 57, 58, 59],
+        hidden_size=16,
+        vocab_size=64,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def blip2() -> Any:
+    """A language model inside, which has the cache; queries that read the image."""
+    return transformers.Blip2Config(
+        vision_config={**VISION, "image_size": 16, "patch_size": 8},
+        qformer_config={**VISION, "encoder_hidden_size": 16, "vocab_size": 64},
+        text_config={
+            "model_type": "opt", **TEXT, "ffn_dim": 32, "word_embed_proj_dim": 16,
+            "max_position_embeddings": 64,
+        },
+        image_token_index=TOKEN,
+        num_query_tokens=3,
+    )  # fmt: skip
+
+
 def build(config: Any) -> Any:
     torch.manual_seed(0)
     classes = transformers.AutoModelForImageTextToText

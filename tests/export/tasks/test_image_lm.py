@@ -9,27 +9,46 @@ from typing import Any
 import pytest
 from image_models import (
     TOKEN,
+    blip2,
     build,
     export,
     gemma3,
+    lfm2_vl,
     llava,
+    mistral3,
+    ovis2,
     paligemma,
     qwen2_5_vl,
     qwen3_vl,
     smolvlm,
 )  # fmt: skip
 
-from edgetie.bundle.names import GRID, PIXELS
+from edgetie.bundle.names import GRID, MASKED_SIZES, PATCH_MASK, PIXELS
 from edgetie.errors import ExportError
 from edgetie.export.images.image_inputs import FixedImages, Patches
 from edgetie.export.tasks.image_lm import trial_run
 
+INPUTS = {
+    llava: [PIXELS],
+    paligemma: [PIXELS],
+    gemma3: [PIXELS],
+    smolvlm: [PIXELS],
+    qwen3_vl: [PIXELS, GRID],
+    qwen2_5_vl: [PIXELS, GRID],
+    mistral3: [PIXELS],
+    lfm2_vl: [PIXELS, MASKED_SIZES, PATCH_MASK],
+    ovis2: [PIXELS],
+    blip2: [PIXELS],
+}
+"""The encoder's inputs."""
 
-@pytest.mark.parametrize("make", [llava, paligemma, gemma3, smolvlm, qwen3_vl, qwen2_5_vl])
+
+@pytest.mark.parametrize("make", INPUTS)
 def test_images_in_a_prompt_give_torchs_logits_from_one_table(make: Any, tmp_path: Path) -> None:
     model = build(make())
     report = export(model, tmp_path / "bundle")
     assert report.agreement.relative < 1e-4
+    assert report.manifest.signature.cache
     (tie,) = report.manifest.ties
     assert {use.op_type for use in tie.uses} in ({"Gather", "MatMul"}, {"Gather", "Gemm"})
     unique = sum(weight.numel() for weight in model.parameters()) * 4
@@ -39,10 +58,8 @@ def test_images_in_a_prompt_give_torchs_logits_from_one_table(make: Any, tmp_pat
     names = [tensor.name for tensor in signature.inputs]
     assert names[:3] == ["input_ids", "attention_mask", "image_embeds"]
     assert report.manifest.encoder is not None
-    encoder = [tensor.name for tensor in report.manifest.encoder.inputs]
-    grid = hasattr(model.model, "get_rope_index")
-    assert encoder == ([PIXELS, GRID] if grid else [PIXELS])
-    assert ("position_ids" in names) == grid
+    assert [tensor.name for tensor in report.manifest.encoder.inputs] == INPUTS[make]
+    assert ("position_ids" in names) == (GRID in INPUTS[make])
 
 
 def test_what_the_encoder_reads() -> None:
