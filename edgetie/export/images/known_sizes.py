@@ -66,7 +66,11 @@ class KnownSizes(TorchFunctionMode):
             args = (args[0], self._plain(args[1]))
         result = func(*args, **kwargs)
         numbers = self._compute(name, first, args, kwargs)
-        return result if numbers is None else self.attach(result, numbers)
+        if numbers is not None:
+            return self.attach(result, numbers)
+        if first is not None and (result is args[0] or name == "setitem"):  # written in place
+            del self._numbers[id(args[0])]
+        return result
 
     def _of(self, value: Any) -> Any:
         """The numbers in a tensor, or ``None``."""

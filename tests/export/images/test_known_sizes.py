@@ -98,6 +98,17 @@ def test_what_is_not_known_stays_a_tensor() -> None:
         assert grid.float().mean().item() == pytest.approx(11 / 3)
 
 
+def test_a_tensor_that_is_written_is_no_longer_known() -> None:
+    with KnownSizes() as known:
+        grid = known.attach(torch.tensor([[1, 4, 6]]), [[1, 4, 6]])
+        grid[0, 1] = 8
+        assert grid.tolist() == [[1, 8, 6]]
+        other = known.attach(torch.tensor([4, 6]), [4, 6])
+        other += 1
+        assert other.tolist() == [5, 7]
+        assert other.to(torch.int64).tolist() == [5, 7]
+
+
 def test_integers() -> None:
     assert (Integer("3"), Integer(2.9), Integer(torch.tensor(5))) == (3, 2, 5)
     assert isinstance(3, Integer)
