@@ -226,7 +226,8 @@ def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Pat
         write_ort(bundle, model / MODEL)
         write_operators(model / MODEL, operators)
     for file in bundle.files:
-        if file.name not in left_out:
+        is_other_graph = file.suffix == ".onnx" and file not in bundle.model_paths
+        if file.name not in left_out and not is_other_graph:
             shutil.copyfile(file, model / file.name)
     settings = model / "tokenizer_config.json"
     if not spec.in_c and not settings.exists():  # JavaScript's tokenizer needs one

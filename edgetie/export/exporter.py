@@ -18,6 +18,7 @@ import torch
 
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.embedding_graphs import write_embedding_graphs
 from edgetie.bundle.manifest import Manifest, Signature, describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
 from edgetie.bundle.model_config import declare_ties, read_token_ids
@@ -175,14 +176,17 @@ class _Export:
                 declare_ties(directory, tied_head)
             token_ids = read_token_ids(directory, has_encoder=manifest.encoder is not None)
             manifest.signature = replace(manifest.signature, **token_ids)
-            write_genai_config(directory, config, task, manifest.signature)
             self.stages.stage("verify")
             for path in paths:
                 ties = ties_of_file(manifest.ties, path.name)
                 verify_ties(ir.load(path), ties, where=f"the file {path.name}")
             agreement = self._measure(task, directory, dtype)
-            if manifest.encoder is not None:
+            columns = None
+            if task.name == IMAGE_LM:
+                columns = write_embedding_graphs(directory)
+            elif manifest.encoder is not None:
                 write_merged(directory)
+            write_genai_config(directory, config, task, manifest.signature, columns)
             manifest.accuracy = {"against": "torch fp32", **agreement.to_dict()}
             self.stages.stage("hash")
             write_manifest(directory, manifest)

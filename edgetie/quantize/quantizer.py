@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.embedding_graphs import write_embedding_graphs
 from edgetie.bundle.manifest import Manifest, write_manifest
 from edgetie.bundle.merged_decoder import write_merged
-from edgetie.bundle.names import DATA
+from edgetie.bundle.names import DATA, IMAGE_LM
 from edgetie.errors import QuantizeError
 from edgetie.graph.model_files import write_models
 from edgetie.harness.accuracy.thresholds import Thresholds
@@ -185,8 +186,10 @@ def quantize_model(
             result = _quantize_kv_cache(result, bundle, directory, data.inputs, meter)
         ties = verify_tied_weights(result, float_models, directory, require_int8=require_tied_int8)
         copy_other_files(bundle, directory)
+        if bundle.task == IMAGE_LM:
+            write_embedding_graphs(directory)
         # ONNX Runtime does not accept DequantizeLinear over weights of an outer graph
-        if not int8_kv_cache and len(result.models) > 1 and not scheme_row.activation_bits:
+        elif not int8_kv_cache and len(result.models) > 1 and not scheme_row.activation_bits:
             write_merged(directory)
         stages.stage("hash")
         preprocessing = describe_preprocessing(quantizer.reports, data.description)

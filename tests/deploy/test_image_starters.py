@@ -42,6 +42,8 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_python_answers_as_edgetie_does(bundle: Path, folder: Path, tmp_path: Path) -> None:
     deploy_model(bundle, "python", tmp_path / "app")
+    graphs = {path.name for path in (tmp_path / "app" / "model").glob("*model*.onnx")}
+    assert graphs == {"encoder_model.onnx", "decoder_model.onnx"}  # none of other runtimes
     files = [folder / name for name in SIZES]
     program = (
         "import sys\nfrom model import Model\nmodel = Model()\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,6 @@ from seq2seq_models import make
 from starters import run
 
 from edgetie.bundle.bundle import open_bundle
-from edgetie.downloads import cache_directory
 from edgetie.export.exporter import export_model
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.generation import generate
@@ -29,7 +26,6 @@ TOKENS = 64
 PROMPT = "Tell me a long story about a fox and a river."
 SOURCE = [5, 6, 7, 8, 9, 10, 1]
 SCRIPTS = Path(__file__).parents[1] / "support"
-OPTIMUM = ("optimum", "optimum-onnx", "transformers<5", "huggingface-hub<1", "tokenizers<0.23")
 
 
 @pytest.fixture(params=["fp32", "int8"])
@@ -63,33 +59,6 @@ def test_onnxruntime_genai(bundle: Path) -> None:
         generator.generate_next_token()
         theirs.append(int(generator.get_next_tokens()[0]))
     assert theirs == ours(bundle)
-
-
-@pytest.fixture(scope="session")
-def optimum() -> Path:
-    """optimum needs transformers 4, which is put before the newer one on the path."""
-    folder = cache_directory() / "optimum"
-    if not (folder / "optimum").is_dir():
-        scratch = folder.with_suffix(".part")
-        shutil.rmtree(scratch, ignore_errors=True)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-        subprocess.run([*command, str(scratch), *OPTIMUM], check=True)
-        scratch.rename(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def node() -> Path:
-    """The modules of transformers.js."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs Node.js and npm")
-    folder = cache_directory() / "transformers.js"
-    if not (folder / "node_modules" / "@huggingface" / "transformers").is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "package.json").write_text("{}")
-        command = ["npm", "install", "--no-audit", "--ignore-scripts", "@huggingface/transformers"]
-        run([*command[:-1], f"{command[-1]}@^4.3.0"], folder)
-    return folder / "node_modules"
 
 
 def test_optimum(bundle: Path, optimum: Path) -> None:

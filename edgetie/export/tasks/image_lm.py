@@ -264,7 +264,7 @@ class ImageLM(nn.Module):
             kwargs[self.cache_keyword] = cache
         is_image = input_ids == self.token
         past = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
-        types = is_image.long() * (not self.sees_prompt)
+        types = torch.zeros_like(input_ids) if self.sees_prompt else is_image.long()
         types = nn.functional.pad(types, (past, 0), value=int(self.sees_prompt))
         kwargs |= dict.fromkeys(_token_types(self.model), types)
         output = self.output.make(self.rows)
