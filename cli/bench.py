@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Prompts at a time; several times for a sweep.",
 )
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    help="Image that a model reads before the prompt, if it reads images  [default: a drawn one].",
+)
 @common.threads_option
 @click.option(
     "--repeat",
@@ -79,6 +84,7 @@ def command(
     prompt_tokens: tuple[int, ...],
     new_tokens: int,
     batch: tuple[int, ...],
+    image: Path | None,
     threads: int | None,
     repeat: int,
     against: Path | None,
@@ -101,6 +107,7 @@ def command(
     edgetie bench int8 --against fp32 --plot bench.png
     edgetie bench int8 --provider cpu --provider openvino --reference fp32 --html report.html
     edgetie bench int8 --prompt-tokens 128 --prompt-tokens 1024 --batch 1 --batch 4
+    edgetie bench smolvlm-int8 --image photo.jpg
     """
     from edgetie.bundle.bundle import open_bundle
     from edgetie.harness.accuracy.check import check_model
@@ -132,6 +139,7 @@ def command(
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
             batch=batch,
+            image=image,
             threads=threads,
             repeat=repeat,
             against=against,

@@ -24,6 +24,12 @@ from . import common
     help="UTF-8 text to measure on, from its start [default: a short built-in text].",
 )
 @click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Image, or directory of images, for a model that reads some [default: drawn ones].",
+)
+@click.option(
     "--max-tokens",
     type=click.IntRange(min=2),
     default=2048,
@@ -52,6 +58,7 @@ def command(
     strict: bool,
     threads: int | None,
     text: Path | None,
+    images: Path | None,
     max_tokens: int,
     max_relative_error: float | None,
     max_kl: float | None,
@@ -72,6 +79,7 @@ def command(
     edgetie check fp32 --reference SmolLM2-135M
     edgetie check int8 --reference fp32 --text book.txt --max-tokens 8192
     edgetie check int8 --reference fp32 --provider cpu --provider openvino
+    edgetie check smolvlm-int8 --reference smolvlm --images photos/
     """
     from edgetie.bundle.bundle import open_bundle
     from edgetie.harness.accuracy.check import check_model
@@ -87,6 +95,7 @@ def command(
         resolved = resolve_reference(
             reference,
             bundle=opened,
+            images=images,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -98,6 +107,7 @@ def command(
                 threads=threads,
                 strict=strict,
                 text=text,
+                images=images,
                 max_tokens=max_tokens,
                 max_relative_error=max_relative_error,
                 max_kl=max_kl,

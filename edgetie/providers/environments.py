@@ -15,7 +15,7 @@ from edgetie.errors import ProviderError
 from edgetie.progress import Progress, Stages
 from edgetie.providers.registry import Provider, explain_absence, find_provider
 
-REQUIREMENTS = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2")
+REQUIREMENTS = ("numpy", "onnx", "onnx-ir", "tokenizers", "jinja2", "pillow")
 """Packages that edgetie's runtime needs in addition to onnxruntime."""
 
 _FILE = "environment.json"

@@ -23,6 +23,8 @@ MISSING = "–"
 _WIDE = 10_000
 _STYLES = {"ok": "green", "FAIL": "bold red"}
 _METRICS = (  # field of an AccuracyReport, name, format, limit
+    ("encoder_similarity", "encoder: cosine similarity of embeddings", "{:.6f}", ""),
+    ("encoder_error", "encoder: relative error of embeddings", "{:.2e}", ""),
     ("max_abs_error", "largest logit error", "{:.2e}", ""),
     ("mean_abs_error", "mean logit error", "{:.2e}", ""),
     ("relative_error", "largest error / largest logit", "{:.2e}", "max_relative_error"),

@@ -62,7 +62,10 @@ def test_commands(reader_checkpoint: Path, images: list[Any], tmp_path: Path) ->
     asked = ("--image", tmp_path / "number.png", "--prompt", image_reader.PROMPTS[0])
     for directory in (fp32, int8):
         assert json.loads(_run("generate", directory, *asked, "--json"))["text"] == number
-    _run("check", int8, "--reference", fp32)
+    checked = _run(
+        "check", int8, "--reference", fp32, "--images", tmp_path / "number.png", "--json"
+    )
+    assert json.loads(checked)["encoder_similarity"] > 0.999
 
 
 def _run(*arguments: object) -> str:

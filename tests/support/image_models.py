@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from image_cases import write_settings
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.sources.source import Source
@@ -14,6 +17,11 @@ from edgetie.sources.source import Source
 TOKEN = 60
 START = 61
 """Comes before images of some models."""
+TEMPLATE = (
+    "{% for m in messages %}w1 {% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endfor %} w9"
+)
 TEXT = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "pad_token_id": 0,
@@ -185,3 +193,25 @@ def export(model: Any, directory: Path) -> ExportReport:
     source = Source("transformers", "tiny", model, model.config, model.config.save_pretrained)
     assert source.task == "image-text-to-text"
     return export_model(source, directory)
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Words w0 to w63, of which one is the image token."""
+    words = {f"w{i}": i for i in range(64) if i != TOKEN}
+    tokenizer = Tokenizer(models.WordLevel(words | {"<image>": TOKEN}, "w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"image_token": "<image>", "chat_template": TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def write_llava_processor(directory: Path) -> None:
+    """Write the processor and the tokenizer of :func:`llava`."""
+    write_settings(directory, "CLIP", size=16, crop_size=16)
+    processor = {
+        "processor_class": "LlavaProcessor", "patch_size": 8, "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
+    }  # fmt: skip
+    (directory / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    write_tokenizer(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from edgetie.harness.accuracy.check import AccuracyReport
@@ -59,7 +60,8 @@ def accuracy_report(**values: Any) -> AccuracyReport:
         "perplexity_increase": 0.005, "perplexity_increase_error": 0.002, "bundle": "int8",
         "reference": "fp32", "provider": "cpu", "precision": "int8", "data": "90 tokens",
         "positions": 100, "max_abs_error": 0.5, "mean_abs_error": 0.1, "relative_error": 0.02,
-        "greedy_agreement": 0.8, "nodes_per_provider": {"CPUExecutionProvider": 9},
+        "greedy_agreement": 0.8, "encoder_similarity": math.nan, "encoder_error": math.nan,
+        "nodes_per_provider": {"CPUExecutionProvider": 9},
         "fallback_nodes": {}, "environment": ENVIRONMENT,
         "thresholds": Thresholds(max_kl=0.02, min_top1=0.98),
         "failures": {"top1_agreement": "top-1 agreement 0.97 ± 0.01 is below 0.98"},

@@ -16,6 +16,7 @@ from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.errors import BundleError, EdgetieError, SourceError
 from edgetie.harness.accuracy import samples
 from edgetie.harness.accuracy.metrics import (
+    EmbeddingErrors,
     LogitErrors,
     PredictionErrors,
     PredictionMetrics,
@@ -37,6 +38,7 @@ _Candidate = BundleReference | RemoteReference
 _LOGIT_METRICS = ("positions", "max_abs_error", "mean_abs_error", "relative_error")
 _PROMPT_TOKENS = 32
 _SMALLEST_WINDOW = 16
+_ENCODED = 8  # images or audio for the encoder alone
 _CHARACTERS_PER_TOKEN = 16
 """Characters of a file read for each token needed. Hardly any token is longer."""
 
@@ -60,6 +62,9 @@ class AccuracyReport(PredictionMetrics):
         relative_error: ``max_abs_error / max |reference logit|``.
         greedy_agreement: tokens before the first difference when both continue the same prompts
             greedily, divided by all tokens generated. NaN for a masked language model.
+        encoder_similarity: mean cosine similarity of what the encoders of two bundles compute of
+            the images or audio. NaN for models without.
+        encoder_error: norm of the difference of these, divided by the norm of the reference.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
         fallback_nodes: nodes that run on another provider than ``provider``, by operator.
         environment: processor, system, versions and date of the measurement.
@@ -77,6 +82,8 @@ class AccuracyReport(PredictionMetrics):
     mean_abs_error: float
     relative_error: float
     greedy_agreement: float
+    encoder_similarity: float
+    encoder_error: float
     nodes_per_provider: dict[str, int]
     fallback_nodes: dict[str, int]
     environment: dict[str, str]
@@ -104,6 +111,7 @@ def check_model(
     threads: int | None = None,
     strict: bool = False,
     text: str | Path | None = None,
+    images: Path | None = None,
     max_tokens: int = 2048,
     window: int = 512,
     greedy_prompts: int = 4,
@@ -130,7 +138,11 @@ def check_model(
         text: what to measure on: the text itself, or the :class:`~pathlib.Path` of a UTF-8 file.
             By default a built-in text, and seeded random ids for the logit errors. A bundle without
             tokenizer is measured on the random ids alone. An audio model reads noise before each
-            window, as does the reference, which must be a bundle.
+            window, and a model that reads images one of ``images``, as does the reference, which
+            must be a bundle.
+        images: an image file or a directory of them
+            (:class:`~edgetie.runtime.images.samples.SampleImages`). A reference that is open has
+            its own. By default images are drawn.
         max_tokens: most tokens of the text to use.
         window: tokens read at once, without context before them; fewer if a model takes fewer.
         greedy_prompts, greedy_tokens: prompts to continue, and tokens to generate after each.
@@ -156,9 +168,11 @@ def check_model(
     progress = progress or Stages()
     if isinstance(reference, str | os.PathLike):
         progress.stage("Opening the reference")
-        reference = resolve_reference(os.fspath(reference), bundle=opened)
+        reference = resolve_reference(os.fspath(reference), bundle=opened, images=images)
     progress.stage("Opening the bundle")
-    with open_reference(opened, provider=provider, threads=threads, strict=strict) as candidate:
+    with open_reference(
+        opened, provider=provider, threads=threads, strict=strict, images=images
+    ) as candidate:
         vocab_size = _common_vocabulary(candidate, reference)
         window = usable_window(candidate, reference, window)
         data = _choose_data(opened, text, max_tokens, vocab_size)
@@ -195,12 +209,13 @@ class _Comparison:
         scored = list(
             samples.scored(bundle.task, data.ids, self.window, data.prefix, data.suffix, data.mask)
         )
-        is_predictable = data.is_text and not self.candidate.is_audio_model  # noise says nothing
+        is_predictable = data.is_text and not self.candidate.media
         if is_predictable and samples.too_short(scored, bundle.task, data.mask):
             message = f"{len(data.ids)} tokens are too few to measure predictions on; give a longer"
             raise BundleError(f"{message} text, or use more tokens of it", parameter="text")
         self.progress.stage("Comparing logits")
         errors, predictions = self._compare_logits(scored)
+        embeddings = self._compare_encoders()
         greedy_agreement = math.nan
         if bundle.task != "masked-lm":
             self.progress.stage("Comparing greedy tokens")
@@ -213,14 +228,16 @@ class _Comparison:
         if errors.nonfinite:
             nonfinite = f"logits are NaN or infinite at {errors.nonfinite} positions"
             failures = {"max_abs_error": nonfinite} | failures
-        audio = ", after noise" if self.candidate.is_audio_model else ""
+        media = f", after {self.candidate.media}" if self.candidate.media else ""
         return AccuracyReport(
             bundle=self.candidate.name,
             reference=self.reference.name,
             provider=self.candidate.provider,
             precision=precision,
-            data=data.description + audio,
+            data=data.description + media,
             greedy_agreement=greedy_agreement,
+            encoder_similarity=embeddings.similarity,
+            encoder_error=embeddings.relative_error,
             nodes_per_provider=self.candidate.nodes_per_provider,
             fallback_nodes=self.candidate.fallback_nodes,
             environment=describe_environment(self.candidate.onnxruntime_version),
@@ -243,6 +260,17 @@ class _Comparison:
             if targets is not None:
                 predictions.add(*logits, targets)
         return errors, predictions.metrics
+
+    def _compare_encoders(self) -> EmbeddingErrors:
+        """Run the encoders of two bundles on a few of their images, or on audio."""
+        errors = EmbeddingErrors()
+        if self.candidate.media and isinstance(self.reference, _Candidate):
+            for index in range(_ENCODED):
+                ids = np.array([[index]])
+                pairs = zip(self.reference.encode(ids), self.candidate.encode(ids), strict=True)
+                for reference, candidate in pairs:
+                    errors.add(reference, candidate)
+        return errors
 
     def _greedy_agreement(self, prompts: int, count: int) -> float:
         """Equal tokens before the first difference, as a share of all tokens generated."""

@@ -1,4 +1,4 @@
-"""Distance between the logits of two models, accumulated window by window in float64."""
+"""Distance between the outputs of two models, accumulated window by window in float64."""
 
 import math
 from bisect import bisect_right
@@ -58,6 +58,37 @@ class LogitErrors:
         if self.max_abs_error == 0:
             return 0.0
         return self.max_abs_error / self._largest_reference if self._largest_reference else math.inf
+
+
+class EmbeddingErrors:
+    """Distance between what two encoders compute, over all embeddings: rows of their outputs."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._similarity = self._squared_error = self._squared_size = 0.0
+
+    def add(self, reference: Floats, candidate: Floats) -> None:
+        """Compare an output ``(..., size)``."""
+        one, other = (each.reshape(-1, each.shape[-1]) for each in (reference, candidate))
+        one, other = one.astype(np.float64), other.astype(np.float64)
+        sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        products = np.einsum("ij,ij->i", one, other)
+        self._count += int((sizes > 0).sum())
+        self._similarity += float((products[sizes > 0] / sizes[sizes > 0]).sum())
+        self._squared_error += float(((other - one) ** 2).sum())
+        self._squared_size += float((one**2).sum())
+
+    @property
+    def similarity(self) -> float:
+        """Mean cosine similarity; NaN without embeddings."""
+        return self._similarity / self._count if self._count else math.nan
+
+    @property
+    def relative_error(self) -> float:
+        """Norm of the difference over the norm of the reference; NaN without embeddings."""
+        if not self._squared_size:
+            return math.nan
+        return math.sqrt(self._squared_error / self._squared_size)
 
 
 @dataclass(frozen=True, kw_only=True)

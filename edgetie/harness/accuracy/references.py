@@ -12,9 +12,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.names import AUDIO, ENCODER_MASK, IMAGE_TO_TEXT, MANIFEST, SPEECH
+from edgetie.bundle.names import AUDIO, ENCODER_MASK, IMAGE_LM, IMAGE_TO_TEXT, MANIFEST, SPEECH
 from edgetie.errors import BundleError, SourceError, summarize
-from edgetie.harness.accuracy.samples import Prompt, encoder_inputs, token_inputs
+from edgetie.harness.accuracy.samples import Prompt, encoder_inputs, open_images, token_inputs
 from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.images.embeddings import ImageEmbeddings
@@ -49,13 +49,16 @@ class Reference(Protocol):
 class BundleReference:
     """A bundle, or a bare ONNX decoder, run by :mod:`edgetie.runtime`.
 
-    Arguments are those of :func:`edgetie.runtime.session.open_session`.
+    Arguments are those of :func:`edgetie.runtime.session.open_session`, and ``images`` is an image
+    file or a directory of them for a model that reads images
+    (:class:`~edgetie.runtime.images.samples.SampleImages`).
 
     Attributes:
         provider: short name of its execution provider; never ``auto``.
         choices: values for inputs that have a default, for every graph that has these inputs.
         onnxruntime_version: version of onnxruntime that runs it.
-        is_audio_model: whether its encoder reads audio. Each sequence then comes with noise.
+        media: description of what its encoder reads before each sequence; empty if that is text, or
+            there is no encoder.
 
     Raises:
         BundleError, ProviderError: if the bundle cannot be read or the provider not used.
@@ -70,6 +73,7 @@ class BundleReference:
         provider: str = "cpu",
         threads: int | None = None,
         strict: bool = False,
+        images: Path | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.session = open_session(
@@ -77,7 +81,10 @@ class BundleReference:
         )
         self.provider = self.session.provider
         self.name = str(self.bundle.path)
-        self.is_audio_model = reads_audio(self.session)
+        self._images = open_images(self.session, images)
+        self.media = "noise" if reads_audio(self.session) else ""
+        if self._images is not None:
+            self.media = self._images.description
         self.choices: dict[str, npt.NDArray[Any]] = {}
         if self.bundle.task != "masked-lm":
             make_decoder(self.session, 1, 1, 1)  # raises if the model is not a decoder
@@ -92,11 +99,29 @@ class BundleReference:
 
     @property
     def longest(self) -> int | None:
-        """Most tokens of a sequence, audio embeddings excluded; ``None`` if that is unknown."""
+        """Most tokens of a sequence, those of images or audio excluded; ``None`` if unknown."""
         most = self.bundle.manifest.signature.max_positions
-        if most is None or not self.is_audio_model or self.session.cross:
+        if most is None or not self.media or self.session.cross:
             return most
-        return most + 1 - Prompt(self.session, np.zeros((1, 1), np.int64), 0).tokens
+        one = np.zeros((1, 1), np.int64)
+        if self._images is None:
+            media = [self._encoder_inputs(one)]
+        else:
+            media = [self._images.feeds(index) for index in range(len(self._images))]
+        prompts = (Prompt(self.session, one, 0, inputs) for inputs in media)
+        return most + 1 - max(prompt.tokens for prompt in prompts)
+
+    def _encoder_inputs(self, ids: Ids) -> dict[str, npt.NDArray[Any]]:
+        return encoder_inputs(self.session, ids, self._images)
+
+    def encode(self, ids: Ids) -> list[Floats]:
+        """Run the encoder on what comes before a sequence ``(1, S)``; returns its outputs."""
+        encoder = self.session.encoder
+        if encoder is None:
+            return []
+        names = [output.name for output in encoder.get_outputs()]
+        outputs = self._run(encoder, names, self._encoder_inputs(ids))
+        return [output.astype(np.float32, copy=False) for output in outputs]
 
     def logits(self, ids: Ids) -> Floats:
         if self.bundle.has_fixed_shapes:
@@ -108,13 +133,13 @@ class BundleReference:
         tokens, feeds = ids, {}
         if self.session.cross:
             outputs = [tensor.present for tensor in self.session.cross]
-            inputs = encoder_inputs(self.session, ids)
+            inputs = self._encoder_inputs(ids)
             cache = self._run(self.session.encoder, outputs, inputs)
             feeds = {t.past: array for t, array in zip(self.session.cross, cache, strict=True)}
             feeds[ENCODER_MASK] = inputs.get("attention_mask", ids)
             tokens = _shifted(ids, self.bundle.manifest.signature.start_token_ids)
-        elif self.is_audio_model:
-            tokens, embeddings = Prompt(self.session, ids, 0).inputs()
+        elif self.media:
+            tokens, embeddings = self._prompt(ids, 0).inputs()
             feeds = self._embeddings(tokens, **embeddings)
         feeds = token_inputs(tokens) | feeds
         for tensor in self.session.cache:
@@ -125,6 +150,9 @@ class BundleReference:
         inputs = {name: feeds[name] for name in names}
         result: Floats = self._run(self.session.ort, ["logits"], inputs)[0][0]
         return result[-ids.shape[1] :].astype(np.float32, copy=False)
+
+    def _prompt(self, ids: Ids, new_tokens: int) -> Prompt:
+        return Prompt(self.session, ids, new_tokens, self._encoder_inputs(ids))
 
     def _embeddings(
         self,
@@ -156,7 +184,7 @@ class BundleReference:
             raise BundleError(f"{self.name}: ONNX Runtime failed: {summarize(error)}") from error
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
-        prompt = Prompt(self.session, np.array([prompt_ids], np.int64), n)
+        prompt = self._prompt(np.array([prompt_ids], np.int64), n)
         return [int(token[0]) for token in prompt.generate(n)]
 
 
@@ -240,6 +268,7 @@ def resolve_reference(
     text: str,
     *,
     bundle: Bundle | None = None,
+    images: Path | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
@@ -250,6 +279,7 @@ def resolve_reference(
             runs in ONNX Runtime, anything else in torch, see
             :func:`edgetie.sources.load.load_source`.
         bundle: the bundle to compare with it. Its manifest has the task of torch's weights.
+        images: what a model reads that reads images, see :class:`BundleReference`.
         trust_remote_code: allow a model directory to run its own Python code.
         allow_pickle: allow pickled weights.
 
@@ -258,7 +288,7 @@ def resolve_reference(
         SourceError: if there is no such model, or it needs a permission that is missing.
     """
     if _is_onnx(Path(text)):
-        return BundleReference(text)
+        return BundleReference(text, images=images)
     from edgetie.sources.load import load_source
     from edgetie.sources.task_detection import TASKS
 
@@ -269,8 +299,9 @@ def resolve_reference(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    if source.task in (SPEECH, IMAGE_TO_TEXT) or hasattr(source.module, "get_audio_features"):
-        kind = "image" if source.task == IMAGE_TO_TEXT else "audio"
+    reads_images = source.task in (IMAGE_LM, IMAGE_TO_TEXT)
+    if reads_images or source.task == SPEECH or hasattr(source.module, "get_audio_features"):
+        kind = "image" if reads_images else "audio"
         raise SourceError(f"{text}: is an {kind} model; compare a bundle of it with another bundle")
     start = _start_tokens(source.module) if source.task == "seq2seq-lm" else None
     return TorchReference(source.module, text, start)

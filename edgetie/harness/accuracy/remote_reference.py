@@ -23,7 +23,7 @@ class RemoteReference:
     :class:`~edgetie.harness.accuracy.references.BundleReference`.
     """
 
-    is_audio_model: bool
+    media: str
     longest: int | None
     provider: str
     nodes_per_provider: dict[str, int]
@@ -31,7 +31,13 @@ class RemoteReference:
     onnxruntime_version: str
 
     def __init__(
-        self, bundle: Bundle, *, provider: str, threads: int | None, strict: bool = False
+        self,
+        bundle: Bundle,
+        *,
+        provider: str,
+        threads: int | None,
+        strict: bool = False,
+        images: Path | None = None,
     ) -> None:
         self.bundle = bundle
         self.name = str(bundle.path)
@@ -39,7 +45,9 @@ class RemoteReference:
         self._process, name = start_worker(provider, __name__, interactive=True)
         path = str(bundle.path.resolve())
         try:
-            facts = self._ask(path=path, provider=name, threads=threads, strict=strict)
+            source = images and str(images.resolve())
+            options = {"threads": threads, "strict": strict, "images": source}
+            facts = self._ask(path=path, provider=name, **options)
         except BaseException:
             self.close()
             raise
@@ -50,6 +58,12 @@ class RemoteReference:
         self._ask(logits=ids[0].tolist(), to=str(file))
         logits: Floats = np.load(file)
         return logits
+
+    def encode(self, ids: Ids) -> list[Floats]:
+        file = Path(self._folder.name) / "outputs.npz"
+        self._ask(encode=ids[0].tolist(), to=str(file))
+        with np.load(file) as outputs:
+            return [outputs[name] for name in outputs.files]
 
     def greedy(self, prompt_ids: list[int], n: int) -> list[int]:
         return list(self._ask(greedy=prompt_ids, count=n)["tokens"])
@@ -79,13 +93,22 @@ class RemoteReference:
 
 @contextmanager
 def open_reference(
-    bundle: Bundle, *, provider: str, threads: int | None, strict: bool = False
+    bundle: Bundle,
+    *,
+    provider: str,
+    threads: int | None,
+    strict: bool = False,
+    images: Path | None = None,
 ) -> Iterator[BundleReference | RemoteReference]:
     """Open a bundle on a provider, in another process if this one lacks the provider."""
     if find_environment(find_provider(provider)) is None:
-        yield BundleReference(bundle, provider=provider, threads=threads, strict=strict)
+        yield BundleReference(
+            bundle, provider=provider, threads=threads, strict=strict, images=images
+        )
         return
-    remote = RemoteReference(bundle, provider=provider, threads=threads, strict=strict)
+    remote = RemoteReference(
+        bundle, provider=provider, threads=threads, strict=strict, images=images
+    )
     with closing(remote):
         yield remote
 
@@ -97,10 +120,15 @@ def _main() -> None:
         answer: dict[str, Any] = {}
         try:
             if "path" in request:
-                model = BundleReference(request.pop("path"), **request)
+                images = request.pop("images")
+                model = BundleReference(
+                    request.pop("path"), images=Path(images) if images else None, **request
+                )
                 answer = {name: getattr(model, name) for name in RemoteReference.__annotations__}
             elif "logits" in request:
                 np.save(request["to"], model.logits(np.array([request["logits"]], np.int64)))
+            elif "encode" in request:
+                np.savez(request["to"], *model.encode(np.array([request["encode"]], np.int64)))
             else:
                 answer = {"tokens": model.greedy(request["greedy"], request["count"])}
         except EdgetieError as error:

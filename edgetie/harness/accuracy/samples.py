@@ -1,5 +1,6 @@
-"""What measurements run on: a text in windows, random ids, prompts, random audio and images."""
+"""What measurements run on: a text in windows, random ids, prompts, noise and images."""
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgetie.bundle.names import IMAGE_LM, IMAGE_TO_TEXT
+from edgetie.errors import BundleError
 from edgetie.runtime.audio.embeddings import (
     embed_audio,
     prepend_audio,
@@ -16,7 +18,8 @@ from edgetie.runtime.audio.embeddings import (
 )
 from edgetie.runtime.decoding.generation import make_decoder
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
-from edgetie.runtime.images.embeddings import embed_images, prepend_images, random_image
+from edgetie.runtime.images.embeddings import embed_images, prepend_images
+from edgetie.runtime.images.samples import SampleImages
 from edgetie.runtime.session import Session
 
 Ids = npt.NDArray[np.int64]
@@ -110,15 +113,34 @@ def spread(ids: Sequence[int], count: int, length: int) -> list[list[int]]:
     return [list(ids[start : start + length]) for start in starts]
 
 
-def encoder_inputs(session: Session, ids: Ids) -> dict[str, npt.NDArray[Any]]:
-    """Make the inputs of an encoder, if there is one: tokens, or noise that depends on them."""
+def open_images(session: Session, source: Path | None = None) -> SampleImages | None:
+    """Open images for a model that reads some; see :class:`SampleImages`.
+
+    Raises:
+        BundleError: if ``source`` is given, and the model reads no images.
+        ImageError: as :class:`SampleImages` does.
+    """
+    if session.encoder is not None and session.bundle.task in (IMAGE_LM, IMAGE_TO_TEXT):
+        return SampleImages(session.bundle, session.encoder, source)
+    if source is not None:
+        path, task = session.bundle.directory, session.bundle.task
+        raise BundleError(f"{path}: a bundle for {task}, which reads no images")
+    return None
+
+
+def encoder_inputs(
+    session: Session, ids: Ids, images: SampleImages | None
+) -> dict[str, npt.NDArray[Any]]:
+    """Make the inputs of an encoder, if there is one.
+
+    They are the tokens themselves, or one of ``images`` or noise, which depend on the tokens.
+    """
     if session.encoder is None:
         return {}
+    if images is not None:
+        return images.feeds(zlib.crc32(ids.tobytes()))
     if reads_audio(session):
-        random = np.random.default_rng([_SEED, *ids[0].tolist()])
-        if session.bundle.task in (IMAGE_LM, IMAGE_TO_TEXT):
-            return random_image(session.encoder, session.bundle.manifest.signature, random)
-        return random_features(session.encoder, random)
+        return random_features(session.encoder, np.random.default_rng([_SEED, *ids[0].tolist()]))
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
@@ -133,18 +155,20 @@ def token_inputs(ids: Ids) -> dict[str, Ids]:
 
 
 class Prompt:
-    """Tokens ``(batch, tokens)``, random audio or an image, and the decoder that reads them.
+    """Tokens ``(batch, tokens)``, the inputs of an encoder, and the decoder that reads both.
 
     Attributes:
-        encoder_inputs: see :func:`encoder_inputs`.
+        encoder_inputs: as :func:`encoder_inputs` makes them.
         decoder: with room for ``new_tokens`` more.
         tokens: tokens that it reads before the first new one.
     """
 
-    def __init__(self, session: Session, ids: Ids, new_tokens: int) -> None:
+    def __init__(
+        self, session: Session, ids: Ids, new_tokens: int, inputs: dict[str, npt.NDArray[Any]]
+    ) -> None:
         self._session, self._ids = session, ids
         self._length = ids.shape[1] + new_tokens
-        self.encoder_inputs = encoder_inputs(session, ids)
+        self.encoder_inputs = inputs
         self._has_embeddings = reads_audio(session) and not session.cross
         self.tokens = int((self.inputs()[0] if self._has_embeddings else ids).shape[1])
         self.decoder = make_decoder(session, len(ids), self.tokens, new_tokens)

@@ -23,6 +23,7 @@ from edgetie.providers.environments import find_environment
 from edgetie.providers.json_worker import ask_worker
 from edgetie.providers.placement import resolve_provider
 from edgetie.providers.registry import AUTO, find_provider
+from edgetie.runtime.images.reading import read_image
 
 _SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 _SIZES = (
@@ -107,6 +108,7 @@ def bench_model(
     prompt_tokens: int | Sequence[int] = 128,
     new_tokens: int = 64,
     batch: int | Sequence[int] = 1,
+    image: str | Path | None = None,
     threads: int | None = None,
     repeat: int = 5,
     against: str | Path | None = None,
@@ -130,6 +132,8 @@ def bench_model(
         new_tokens: tokens to generate greedily, at least 2. End tokens do not stop it. A masked
             language model generates none: its forward pass is the prefill.
         batch: prompts at a time. Of several numbers, the first is the report's.
+        image: an image file that a model reads before the prompt, if it reads images. By default
+            one is drawn.
         threads: intra-op threads; ``None`` takes every physical core.
         repeat: runs of each model.
         against: another model, of any of the three kinds.
@@ -140,6 +144,7 @@ def bench_model(
     Raises:
         BundleError: if a model cannot be read, or its process ended without a result.
         ProviderError: if a provider is unknown, absent or does not take the model.
+        ImageError: if the image cannot be read.
         EdgetieError: if a number is too small, or one of the lists empty.
     """
     progress = progress or Stages()
@@ -156,6 +161,9 @@ def bench_model(
         raise EdgetieError("name at least one", parameter="provider")
     for each in providers:
         find_environment(find_provider(each))  # raises if there is none
+    photo = None if image is None else str(Path(image).resolve())
+    if photo is not None:
+        read_image(photo)  # raises if it cannot be read
     bundles = [(path, open_bundle(path)) for path in (bundle, against) if path is not None]
     progress.stage("Checking ties")
     cases = [
@@ -166,7 +174,7 @@ def bench_model(
     ]
     settings = list(itertools.product(_as_list(prompt_tokens), _as_list(batch)))
     jobs = [
-        Job(case.path, case.provider, threads, prompt, new_tokens, size, strict)
+        Job(case.path, case.provider, threads, prompt, new_tokens, size, strict, image=photo)
         for case in cases
         for prompt, size in settings
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ import numpy.typing as npt
 import onnxruntime
 
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.harness.accuracy.samples import Prompt, random_ids, token_inputs
+from edgetie.harness.accuracy.samples import (
+    Prompt,
+    encoder_inputs,
+    open_images,
+    random_ids,
+    token_inputs,
+)
 from edgetie.providers.emulation import latency_problem
 from edgetie.providers.json_worker import reply
 from edgetie.runtime.audio.embeddings import reads_audio
@@ -39,6 +46,7 @@ class Job:
     batch: int = 1
     strict: bool = False
     sample_memory: bool = False
+    image: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -46,7 +54,8 @@ class Measurement:
     """What a run measures, and a report summarizes.
 
     Attributes:
-        prompt_tokens: tokens read before the first new one. An audio model reads noise as well. An
+        prompt_tokens: tokens read before the first new one. An audio model reads noise as well,
+            a model that reads images one image. An
             encoder-decoder model reads only the tokens that its decoder starts with, a masked
             language model all of them at once.
         provider: execution provider that ran it; never ``auto``. In an environment of another
@@ -160,10 +169,12 @@ def measure(job: Job) -> Run:
 
 
 def _make_prompt(session: Session, job: Job) -> Prompt:
-    """Draw random tokens, and noise for an audio model."""
+    """Draw random tokens; an audio model reads noise before them, others an image."""
     if job.batch > 1 and reads_audio(session):
         raise BundleError(f"{job.path}: reads audio or images, in batches of 1 only")
-    return Prompt(session, _random_tokens(session, job), job.new_tokens)
+    ids = _random_tokens(session, job)
+    images = open_images(session, Path(job.image) if job.image else None)
+    return Prompt(session, ids, job.new_tokens, encoder_inputs(session, ids, images))
 
 
 def _random_tokens(session: Session, job: Job) -> npt.NDArray[np.int64]:

@@ -78,6 +78,26 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
     )
 
 
+def image_files(path: Path) -> list[Path]:
+    """List an image file, or those of a directory in the order of their names.
+
+    Raises:
+        ImageError: if it does not exist or has none.
+    """
+    require_pillow()
+    from PIL import Image
+
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ImageError(f"{path}: no such file or directory; check the path")
+    endings = Image.registered_extensions()
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+    if not files:
+        raise ImageError(f"{path}: has no images; put PNG or JPEG files into it")
+    return files
+
+
 def _decode(file: IO[bytes], name: str) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import image_models
 import numpy as np
 import pytest
 import torch
+from image_cases import drawn
 from naive_decoder import (
     SCALE,
     NaiveReference,
@@ -23,9 +25,10 @@ from tokenizers.models import BPE
 from edgetie.bundle.manifest import Manifest, Signature, write_manifest
 from edgetie.errors import BundleError, EdgetieError, ProviderError, SourceError
 from edgetie.harness.accuracy.check import check_model
-from edgetie.harness.accuracy.references import TorchReference
+from edgetie.harness.accuracy.references import BundleReference, TorchReference
 from edgetie.harness.accuracy.samples import BUILT_IN_TEXT, RANDOM_TOKENS, random_ids
 from edgetie.harness.accuracy.thresholds import Thresholds
+from edgetie.quantize.quantizer import quantize_model
 from edgetie_cli.common import Share
 
 BYTES = 257  # 256 bytes and a token that begins every text
@@ -289,3 +292,29 @@ def test_command_exit_codes_and_json(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("edgetie: --text ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_images_before_a_text(tmp_path: Path) -> None:
+    fp32, int8, images = (tmp_path / name for name in ("fp32", "int8", "images"))
+    model = image_models.build(image_models.llava())
+    image_models.export(model, fp32)
+    image_models.write_llava_processor(fp32)
+    quantize_model(fp32, int8)
+    options = {"max_tokens": 30, "greedy_prompts": 1, "greedy_tokens": 4, "max_kl": 1.0}
+    same = check_model(fp32, str(fp32), **options)
+    assert same.data.endswith("after 4 drawn images")
+    assert max(same.max_abs_error, same.encoder_error) < 1e-5
+    assert same.encoder_similarity == pytest.approx(1)
+    images.mkdir()
+    drawn(40, 30).save(images / "a.png")
+    report = check_model(int8, str(fp32), images=images, **options)
+    assert report.data.endswith(f"after 1 images of {images}")
+    assert 0 < report.encoder_error < 0.1
+    assert 0.99 < report.encoder_similarity < 1
+    listed = check_model(int8, BundleReference(fp32, images=images), images=images, **options)
+    assert listed.max_abs_error == report.max_abs_error
+    with pytest.raises(BundleError, match="reads no images"):
+        check_model(write_decoder(tmp_path, table()), NaiveReference(table()), images=images)
+    model.save_pretrained(tmp_path / "torch")
+    with pytest.raises(SourceError, match="is an image model; compare a bundle of it with another"):
+        check_model(fp32, str(tmp_path / "torch"))

@@ -9,6 +9,7 @@ import pytest
 
 from edgetie.harness.accuracy import metrics, samples
 from edgetie.harness.accuracy.metrics import (
+    EmbeddingErrors,
     Interval,
     LogitErrors,
     PredictionErrors,
@@ -124,3 +125,14 @@ def test_interval_of_a_median() -> None:
         found = median_interval(range(count))
         assert found.low < count / 2 < found.high
         assert 0.95 <= found.level < 0.97
+
+
+def test_errors_of_embeddings() -> None:
+    errors = EmbeddingErrors()
+    assert math.isnan(errors.similarity)
+    assert math.isnan(errors.relative_error)
+    one = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+    errors.add(one[None], np.array([[[4.0, 3.0], [0.0, 0.0]]], np.float32))
+    errors.add(one[:1], one[:1])
+    assert errors.similarity == pytest.approx((24 / 25 + 1) / 2)
+    assert errors.relative_error == pytest.approx(math.sqrt(2 / 50))

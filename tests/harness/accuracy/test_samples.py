@@ -80,7 +80,7 @@ def test_texts_too_short_to_measure_on(
 def test_a_prompt_generates_the_likeliest_tokens_of_each_sequence(tmp_path: Path) -> None:
     session = open_session(write_decoder(tmp_path, table()))
     ids = np.array([[5, 0, 95], [17, 3, 8]])
-    prompt = samples.Prompt(session, ids, 3)
+    prompt = samples.Prompt(session, ids, 3, {})
     assert (prompt.tokens, prompt.encoder_inputs) == (3, {})
     generated = np.array(list(prompt.generate(3)))
     assert generated.shape == (3, 2)

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import image_models
 import numpy as np
 import onnx_ir as ir
 import pytest
+from image_cases import drawn
 from naive_decoder import (
     VOCAB,
     table,
@@ -19,7 +21,7 @@ from naive_decoder import (
 )
 
 from edgetie.bundle.manifest import Manifest, Signature, write_manifest
-from edgetie.errors import BundleError, EdgetieError, ProviderError
+from edgetie.errors import BundleError, EdgetieError, ImageError, ProviderError
 from edgetie.harness.latency.bench import bench_model, run_worker
 from edgetie.harness.latency.worker import Job
 from edgetie.ties.groups import find_ties
@@ -162,3 +164,22 @@ def test_command(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "is above" in done.stderr
     assert edgetie(bundle, *options, "--reference", bundle, "--quiet").returncode == 0
+
+
+def test_an_image_is_read_before_the_prompt(tmp_path: Path) -> None:
+    directory, photo = tmp_path / "bundle", tmp_path / "photo.jpg"
+    image_models.export(image_models.build(image_models.llava()), directory)
+    image_models.write_llava_processor(directory)
+    drawn(60, 80).save(photo)
+    lengths = {"prompt_tokens": 5, "new_tokens": 2, "repeat": 1}
+    report = bench_model(directory, image=photo, **lengths)
+    assert report.prompt_tokens == 4 + 5
+    assert report.encode_ms is not None
+    assert report.encode_ms > 0
+    photo.write_bytes(photo.read_bytes()[:100])
+    with pytest.raises(ImageError, match=r"photo\.jpg: a damaged image"):
+        bench_model(directory, image=photo, **lengths)
+    drawn(9, 9).save(photo)
+    text = write_bundle(tmp_path / "text", table())
+    with pytest.raises(BundleError, match="a bundle for causal-lm, which reads no images"):
+        bench_model(text, image=photo, **lengths)

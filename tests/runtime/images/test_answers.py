@@ -13,7 +13,6 @@ import torch
 import transformers
 from click.testing import CliRunner
 from image_cases import drawn, write_settings
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgetie.errors import BundleError, EdgetieError, ImageError
 from edgetie.export.exporter import export_model
@@ -25,22 +24,6 @@ from edgetie.sources.source import Source
 from edgetie_cli.main import cli
 
 NEW = 5
-TEMPLATE = (
-    "{% for m in messages %}w1 {% for part in m['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endfor %} w9"
-)
-
-
-def write_tokenizer(directory: Path) -> None:
-    """Words w0 to w63, of which one is the image token."""
-    words = {f"w{i}": i for i in range(64) if i != image_models.TOKEN}
-    tokenizer = Tokenizer(models.WordLevel(words | {"<image>": image_models.TOKEN}, "w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["<image>"])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"image_token": "<image>", "chat_template": TEMPLATE}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +32,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     model = image_models.build(image_models.llava())
     directory = tmp_path_factory.mktemp("llava") / "bundle"
     image_models.export(model, directory)
-    write_settings(directory, "CLIP", size=16, crop_size=16)
-    processor = {
-        "processor_class": "LlavaProcessor", "patch_size": 8, "num_additional_image_tokens": 1,
-        "vision_feature_select_strategy": "default",
-    }  # fmt: skip
-    (directory / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    write_tokenizer(directory)
+    image_models.write_llava_processor(directory)
     return model, directory
 
 
@@ -134,7 +111,7 @@ def test_a_model_that_writes_the_text_of_an_image(tmp_path: Path) -> None:
     source = Source("transformers", "tiny", model, config, config.save_pretrained)
     directory = export_model(source, tmp_path / "bundle").bundle.directory
     write_settings(directory, "ViT", size=16)
-    write_tokenizer(directory)
+    image_models.write_tokenizer(directory)
     session = open_session(directory)
     tokenizer = BundleTokenizer.from_bundle(session.bundle)
     pixels = ImageProcessor.from_bundle(session.bundle)(drawn(9, 30)).feeds["pixel_values"]
