@@ -3,8 +3,8 @@
 Models that count positions themselves count padding too, and some add an offset.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -12,12 +12,17 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 _TOKENS = (7, 3, 11, 5, 9)  # not consecutive anywhere, so that only positions are
+_SPARE = 13
 
 
-def trial_ids(vocab_size: int | None, pad_token_id: int | None) -> torch.Tensor:
-    """Make token ids ``(1, count)`` for a trial run, without padding, which some models skip."""
+def trial_ids(vocab_size: int | None, special: Collection[int | None]) -> torch.Tensor:
+    """Make token ids ``(1, count)`` for a trial run, without ``special`` ones.
+
+    Some models skip padding, and the tokens of images need images.
+    """
     ids = [token % vocab_size if vocab_size else token for token in _TOKENS]
-    return torch.tensor([[13 if token == pad_token_id else token for token in ids]])
+    spare = next(token for token in count(_SPARE) if token not in special)
+    return torch.tensor([[spare if token in special else token for token in ids]])
 
 
 class _EmbeddingMode(TorchFunctionMode):

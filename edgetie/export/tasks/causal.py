@@ -47,6 +47,7 @@ _TOKENS = 16  # compared with torch
 _PREFIX = 12
 _SHORT = 7
 _SHORTEST = (1, 2)  # shorter than the sequence that is traced
+_SPECIAL = ("pad_token_id", "image_token_id", "image_token_index")
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,12 @@ class CausalTask(Task):
 
 def trial_run(module: nn.Module, config: Any) -> CausalTask:
     """Run the model once on a few tokens to find its cache and its embeddings of positions."""
-    sizes = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
-    vocab_size, padding = (size if isinstance(size, int) else None for size in sizes)
-    if not vocab_size:  # it has at least as many tokens as the smallest embedding has vectors
+    vocab_size = getattr(config, "vocab_size", None)
+    if not isinstance(vocab_size, int) or not vocab_size:
+        # it has at least as many tokens as the smallest embedding has vectors
         embeddings = (part for part in module.modules() if isinstance(part, nn.Embedding))
         vocab_size = min((part.num_embeddings for part in embeddings), default=None)
-    ids = trial_ids(vocab_size, padding)
+    ids = trial_ids(vocab_size, [getattr(config, name, None) for name in _SPECIAL])
     keyword = cache_keyword(module)
     find_tables = FindPositionTables()
     with torch.no_grad(), find_tables:

@@ -28,7 +28,7 @@ class Offset(nn.Module):
 def find(module: nn.Module) -> dict[str, int]:
     finder = FindPositionTables()
     with finder:
-        module(trial_ids(20, 5))
+        module(trial_ids(20, [5]))
     return finder.tables(module)
 
 
@@ -58,6 +58,6 @@ def test_lookups_of_another_length_stay() -> None:
 
 
 def test_trial_ids_fit_the_vocabulary_and_are_not_padding() -> None:
-    assert trial_ids(None, None).tolist() == [[7, 3, 11, 5, 9]]
-    assert trial_ids(6, None).tolist() == [[1, 3, 5, 5, 3]]
-    assert trial_ids(320, 11).tolist() == [[7, 3, 13, 5, 9]]
+    assert trial_ids(None, []).tolist() == [[7, 3, 11, 5, 9]]
+    assert trial_ids(6, [None]).tolist() == [[1, 3, 5, 5, 3]]
+    assert trial_ids(320, [11, 13, 3]).tolist() == [[7, 14, 14, 5, 9]]
