@@ -47,11 +47,12 @@ def optimize(
         passes = [CleanUp(), WidenBfloat16(), MergeDuplicates(), CleanUp(fold=False)]
         reports += run_passes(model, [], passes)
     _require_module_ties(models, shared)
+    across = [names for names in shared if _count_graphs(models, names) > 1]
     for model in models.values():
         fusions: list[GraphPass] = [GemmToMatMul(), FuseRmsNorm()]
         fusions += [FuseRotary(task.max_positions)] if fused else []
         fusions += [CancelTransposes(), SelectLastToken()]
-        fusions += [FuseSkipNorm(), FuseActivation(), PackProjections()] if fused else []
+        fusions += [FuseSkipNorm(), FuseActivation(), PackProjections(across)] if fused else []
         fusions += [TiedHeadGemm(), CleanUp(fold=False)]
         reports += run_passes(model, find_ties(model, parameters), fusions)
     return reports
@@ -67,16 +68,20 @@ def _count_uses(models: Mapping[str, ir.Model], names: tuple[str, ...]) -> int:
     )
 
 
+def _count_graphs(models: Mapping[str, ir.Model], names: tuple[str, ...]) -> int:
+    return sum(
+        any(is_named(name, names) for name in model.graph.initializers) for model in models.values()
+    )
+
+
 def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[str, ...]]) -> None:
     """Check that each tied parameter is one initializer, used twice in a graph or in two graphs."""
     groups = chain.from_iterable(find_ties(model, parameters) for model in models.values())
     tied = {name for group in groups for name in group.parameters}
     for names in parameters:
-        graphs = sum(
-            any(is_named(name, names) for name in model.graph.initializers)
-            for model in models.values()
-        )
-        if not set(names) & tied and graphs == 1:  # in no graph if its results are not used
+        if (
+            not set(names) & tied and _count_graphs(models, names) == 1
+        ):  # in no graph if its results are not used
             raise TieError(
                 f"torch.onnx: {' = '.join(names)} is one parameter in torch, but not a shared "
                 "initializer in the exported graph"

@@ -1,6 +1,8 @@
 """Pack the projections of one input into one MatMul, and Q, K and V for attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -8,7 +10,7 @@ import onnx_ir as ir
 from edgetie.graph.editing import initializer, insert
 from edgetie.graph.matching import only_user, other_operand, producer, weight
 from edgetie.passes.base import GraphPass
-from edgetie.ties.groups import VIEW_OPERATORS
+from edgetie.ties.groups import VIEW_OPERATORS, is_named
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,23 @@ class PackProjections(GraphPass):
 
     The three MatMuls of Q, K and V and the two of gate and up become one each: fewer, larger
     kernels. Attention that reads Q, K and V from that Split reads the packed result instead.
+
+    Weights that another graph reads too stay separate, so that both read the same bytes.
     """
+
+    def __init__(self, shared: Sequence[tuple[str, ...]] = ()) -> None:
+        """Set up the pass.
+
+        Args:
+            shared: names of the parameters that another graph reads too, group by group.
+        """
+        super().__init__()
+        self._shared = tuple(chain.from_iterable(shared))
 
     def rewrite(self, model: ir.Model) -> None:
         by_input: dict[ir.Value, list[_Projection]] = {}
         for node in model.graph:
-            projection = _match_projection(node)
+            projection = self._match(node)
             x = node.inputs[0] if node.inputs else None
             if projection is not None and x is not None and not _is_weight(x):
                 by_input.setdefault(x, []).append(projection)
@@ -42,6 +55,11 @@ class PackProjections(GraphPass):
         for node in list(model.graph):
             if node.op_type == "GroupQueryAttention":
                 self._pack_attention(node)
+
+    def _match(self, node: ir.Node) -> _Projection | None:
+        projection = _match_projection(node)
+        is_shared = projection and is_named(str(projection.weight.name), self._shared)
+        return None if is_shared else projection
 
     def _pack(self, graph: ir.Graph, x: ir.Value, projections: list[_Projection]) -> None:
         first, widths = projections[0], [p.width for p in projections]

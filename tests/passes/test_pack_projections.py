@@ -55,6 +55,16 @@ def test_a_weight_with_two_uses_stays() -> None:
     leave(graph(nodes, constants), PackProjections())
 
 
+def test_a_weight_that_another_graph_reads_stays() -> None:
+    nodes = [
+        node("MatMul", ["x", "text.a"], ["p"]),
+        node("MatMul", ["x", "text.b"], ["q"]),
+        node("Mul", ["p", "q"], ["y"]),
+    ]
+    constants = {"text.a": random(WIDTH, WIDTH), "text.b": random(WIDTH, WIDTH, seed=1)}
+    leave(graph(nodes, constants), PackProjections([("vision.b", "text.b")]))
+
+
 def test_attention_reads_packed_queries_keys_and_values() -> None:
     nodes = [node("MatMul", ["x", f"w{name}"], [name]) for name in "qkv"]
     nodes.append(

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 from image_models import (
     TOKEN,
@@ -27,6 +28,7 @@ from edgetie.bundle.names import GRID, MASKED_SIZES, PATCH_MASK, PIXELS
 from edgetie.errors import ExportError
 from edgetie.export.images.image_inputs import FixedImages, Patches
 from edgetie.export.tasks.image_lm import trial_run
+from edgetie.quantize.quantizer import quantize_model
 
 INPUTS = {
     llava: [PIXELS],
@@ -60,6 +62,41 @@ def test_images_in_a_prompt_give_torchs_logits_from_one_table(make: Any, tmp_pat
     assert report.manifest.encoder is not None
     assert [tensor.name for tensor in report.manifest.encoder.inputs] == INPUTS[make]
     assert ("position_ids" in names) == (GRID in INPUTS[make])
+
+
+@pytest.mark.parametrize("scheme", [None, "int8"])
+def test_weights_of_both_sides_are_stored_once(scheme: str | None, tmp_path: Path) -> None:
+    config = smolvlm()
+    for part in (config.vision_config, config.text_config):
+        part.hidden_size, part.intermediate_size, part.num_attention_heads = 64, 128, 4
+    config.text_config.num_key_value_heads, config.text_config.head_dim = 2, 16
+    model = build(config)
+    text, vision = model.model.text_model.layers[0], model.model.vision_model.encoder.layers[0]
+    vision.self_attn.out_proj.weight = text.self_attn.o_proj.weight
+    vision.self_attn.q_proj.weight = text.self_attn.q_proj.weight
+    vision.mlp.fc1.weight = text.mlp.up_proj.weight
+    bundle = export(model, tmp_path / "fp32").bundle
+    if scheme:
+        bundle = quantize_model(bundle, tmp_path / scheme, scheme=scheme).bundle
+    across = [tie for tie in bundle.manifest.ties if len({use.file for use in tie.uses}) == 2]
+    assert len(across) == 3
+    for tie in across:
+        ranges = set()
+        for path in bundle.model_paths:
+            graph = onnx.load(path, load_external_data=False).graph
+            (tensor,) = (each for each in graph.initializer if each.name == tie.name)
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            ranges.add((entries["location"], entries["offset"], entries["length"]))
+        assert len(ranges) == 1
+
+
+def test_files_are_as_large_as_the_parameters(tmp_path: Path) -> None:
+    config = smolvlm()
+    config.text_config.vocab_size, config.text_config.hidden_size = 1 << 14, 128
+    model = build(config)
+    directory = export(model, tmp_path / "bundle").bundle.directory
+    unique = sum(weight.numel() for weight in model.parameters()) * 4
+    assert sum(path.stat().st_size for path in directory.iterdir()) < unique * 1.02
 
 
 def test_what_the_encoder_reads() -> None:
