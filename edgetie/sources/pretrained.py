@@ -47,6 +47,7 @@ _IMAGE_TASKS = (IMAGE_LM, IMAGE_TO_TEXT)
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG)
 _HUB_SECONDS = 10.0
 _MAX_LAYERS = 10_000  # many times those of any model
+_MISSING_PACKAGE = re.compile(r"requires the (\S+) library|[Rr]un `pip install ([\w.-]+)")
 _HTTP_REFUSED = (401, 403, 404)  # not for everyone, or nothing of that name
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -88,6 +89,10 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
             raise SourceError(quantized_message(text, method)) from error
         if config is not None and task not in (tasks := tasks_of(config)):
             raise SourceError(_no_class_message(text, task, config.model_type, tasks)) from error
+        if package := _missing_package(error):
+            raise SourceError(
+                f"{text}: needs the package {package} to be loaded; pip install {package}"
+            ) from error
         raise SourceError(f"{text}: cannot be loaded ({summarize(error)})") from error
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     require_weights(text, loading, vocab_size, other_class(config))
@@ -123,12 +128,20 @@ def _no_class_message(text: str, task: str, model_type: str, tasks: list[str]) -
     )
 
 
+def _missing_package(error: Exception) -> str | None:
+    """Name the package that transformers, or a model's own code, lacks."""
+    if not isinstance(error, ImportError):
+        return None
+    match = _MISSING_PACKAGE.search(str(error))
+    return (match[1] or match[2]).lower() if match else error.name
+
+
 def _require_possible_layers(text: str, settings: Mapping[str, Any]) -> None:
     """Refuse numbers of layers that no model has: transformers would make them all."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             _require_possible_layers(text, value)
-        elif "layer" in name and isinstance(value, int) and value > _MAX_LAYERS:
+        elif name.endswith(("layer", "layers")) and isinstance(value, int) and value > _MAX_LAYERS:
             raise SourceError(
                 f"{text}: its configuration has {name} {value}, which no model has; download it "
                 "again"
@@ -318,6 +331,8 @@ def _image_size(text: str, options: dict[str, Any]) -> tuple[int, int] | None:
     for path in _preprocessors(text, options):
         settings = read_json(path)
         settings = settings.get("image_processor", settings)
+        if not isinstance(settings, dict):
+            raise SourceError(f"{path}: image_processor is not an object; download the file again")
         size = settings.get("crop_size" if settings.get("do_center_crop") else "size")
         height, width = (size.get(n) for n in _SIDES) if isinstance(size, dict) else (size, size)
         if isinstance(height, int) and isinstance(width, int):

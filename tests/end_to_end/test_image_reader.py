@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import image_reader
+import numpy as np
 import pytest
 import transformers
 from click.testing import CliRunner
-from PIL.Image import Image
+from PIL.Image import Image, Palette, Transpose, fromarray
 
 from edgetie.harness.ties.inspect import inspect_model
 from edgetie.runtime.images.answers import answer_about_images
@@ -53,6 +55,24 @@ def test_one_table_in_the_files(reader_bundle: Path, reader_int8: Path) -> None:
         assert (len(tie.group.uses), tie.file) == (2, 1)
 
 
+def test_the_same_image_in_other_forms(
+    images: list[tuple[Image, str]], reader_int8: Path, tmp_path: Path
+) -> None:
+    image, number = images[0]
+    grey = image.convert("L")
+    exif = image.getexif()
+    exif[0x112] = 6  # to be rotated clockwise
+    image.transpose(Transpose.ROTATE_90).save(tmp_path / "rotated.jpg", exif=exif)
+    image.convert("P", palette=Palette.ADAPTIVE).save(tmp_path / "palette.png")
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    fromarray(np.asarray(grey).astype(np.uint16) << 8).save(tmp_path / "16_bits.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.save(tmp_path / "image.webp")
+    image.resize((300, 300)).save(tmp_path / "large.png")
+    paths = sorted(tmp_path.iterdir())
+    assert _answers(reader_int8, [(path, number) for path in paths]) == [number] * len(paths)
+
+
 def test_commands(reader_checkpoint: Path, images: list[Any], tmp_path: Path) -> None:
     image, number = images[0]
     image.save(tmp_path / "number.png")
@@ -78,7 +98,7 @@ def _prompt(index: int) -> str:
     return image_reader.PROMPTS[index % len(image_reader.PROMPTS)]
 
 
-def _answers(directory: Path, images: list[tuple[Image, str]]) -> list[str]:
+def _answers(directory: Path, images: Sequence[tuple[Image | Path, str]]) -> list[str]:
     session = open_session(directory)
     tokenizer = Tokenizer.from_bundle(session.bundle)
     answers = []

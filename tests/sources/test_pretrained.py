@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import image_models
 import models
 import pytest
 import tokenizers
@@ -41,6 +43,26 @@ def test_more_layers_than_any_model_has_are_refused_before_they_are_made(saved: 
     change(saved, num_hidden_layers=2**31 - 1)
     with pytest.raises(SourceError, match="has num_hidden_layers 2147483647, which no model has"):
         load_source(str(saved))
+
+
+def test_sizes_of_a_layer_are_not_numbers_of_layers(saved: Path) -> None:
+    change(saved, vocab_size_per_layer_input=262144)
+    assert load_source(str(saved)).module.config.num_hidden_layers == 2
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_a_package_that_a_model_needs_is_named(tmp_path: Path) -> None:
+    transformers.PerceptionLMConfig().save_pretrained(tmp_path)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match="needs the package timm to be loaded; pip install timm"):
+        load_source(str(tmp_path))
+
+
+def test_damaged_settings_of_images_are_refused(tmp_path: Path) -> None:
+    image_models.build(image_models.llava()).save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"image_processor": 5}')
+    with pytest.raises(SourceError, match=r"processor_config\.json: image_processor is not an obj"):
+        load_source(str(tmp_path))
 
 
 def test_a_task_that_a_model_does_not_have_is_refused_with_those_it_has(saved: Path) -> None:

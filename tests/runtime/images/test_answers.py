@@ -142,6 +142,10 @@ def test_command(llava: tuple[Any, Path], tmp_path: Path) -> None:
         ([*asked, "--audio", photo], "without --audio"),
         (["generate", directory, "--image", photo], "answers a prompt about images; give one"),
         (["generate", directory, "--image", directory, "--prompt", "w5"], "cannot be read"),
+        (
+            ["generate", directory, "--prompt", "<image> w5", "--no-chat"],
+            "has 1 places for image embeddings",
+        ),
     ):
         done = CliRunner().invoke(cli, arguments)
         assert done.exit_code != 0
