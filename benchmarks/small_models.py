@@ -150,7 +150,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     # the tokens of an image follow from its size
     **{
         key: {"mm_tokens_per_image": _PATCHES_PER_SIDE**2 // 4}
-        for key in ("gemma3", "gemma3n", "t5gemma2_encoder")
+        for key in ("gemma3", "gemma3n", "shieldgemma2", "t5gemma2_encoder")
     },
     # the width doubles from stage to stage
     "donut-swin": {
@@ -220,9 +220,11 @@ def default_config(model_type: str) -> Any:
 
 
 def _as_checkpoints(config: Any) -> Any:
+    text = config.get_text_config(decoder=True)
     if config.model_type in TIED_CHECKPOINTS:
+        text.tie_word_embeddings = True
+    if getattr(text, "tie_word_embeddings", False):  # some classes read this one only
         config.tie_word_embeddings = True
-        config.get_text_config(decoder=True).tie_word_embeddings = True
     return config
 
 
