@@ -5,7 +5,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgetie.bundle.names import DECODER, ENCODER, ENCODER_MASK
+from edgetie.bundle.model_config import read_json
+from edgetie.bundle.names import CONFIG, DECODER, ENCODER, ENCODER_MASK
 from edgetie.graph.editing import initializer
 from edgetie.graph.tensors import PAST, PRESENT
 
@@ -17,7 +18,8 @@ HIDDEN = "encoder_hidden_states"
 """Input of a decoder that computes cross-attention's keys and values: that output."""
 USE_CACHE = "use_cache_branch"
 """Input of a merged decoder: whether it reads the cache."""
-_MASKS = ("attention_mask", "input_ids")
+_TOKENS = "input_ids"
+_MASKS = ("attention_mask", _TOKENS)
 _SUFFIX = ".merged"
 """Appended to names of one graph that may be in use in the other."""
 
@@ -25,8 +27,10 @@ _SUFFIX = ".merged"
 def write_merged(directory: Path) -> bool:
     """Write the merged decoder next to ``encoder_model.onnx`` and ``decoder_model.onnx``.
 
-    Unless ``use_cache_branch`` is set, it computes the keys and values of cross-attention from
-    ``encoder_hidden_states``. It reads the weights of the two graphs, so the file stores none.
+    It computes the keys and values of cross-attention from ``encoder_hidden_states``, unless
+    ``use_cache_branch`` is set. It reads the weights of the two graphs, so the file stores none.
+    If the decoder could be a model without encoder, such as GPT-2, it always computes them: the
+    cache of transformers.js has that model's names.
 
     Returns:
         Whether it was written. It cannot be if the keys and values of cross-attention depend on
@@ -41,27 +45,57 @@ def write_merged(directory: Path) -> bool:
         return False
     imports.update(others)
     hidden = _like(encoded[LAST_HIDDEN], HIDDEN)
-    use_cache = ir.Value(name=USE_CACHE, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([1]))
-    graph.inputs.extend([hidden, use_cache])
+    graph.inputs.append(hidden)
     used = ir.convenience.create_value_mapping(graph)
     mask = {name: used[ENCODER_MASK] for name in _MASKS if ENCODER_MASK in used}
     read_from(projections, graph, {LAST_HIDDEN: hidden} | mask)
     inputs = {str(value.name): value for value in graph.inputs}
     pasts = [inputs[str(value.name).replace(PRESENT, PAST, 1)] for value in cross]
-    presents = [_like(value, str(value.name)) for value in cross]
+    project = _project_always if _has_plain_cache(directory) else _project_once
+    project(graph, projections, pasts)
+    for values in (graph.inputs, graph.outputs):
+        values[:] = sorted(values, key=_by_layer)
+    ir.save(decoder, directory / MERGED)
+    return True
+
+
+def _has_plain_cache(directory: Path) -> bool:
+    """Whether a model is a pair whose decoder's configuration is not of an encoder-decoder model.
+
+    Its cache has no part for cross-attention then, in transformers.js.
+    """
+    settings = read_json(directory / CONFIG)
+    decoder = settings.get("decoder")
+    is_pair = str(settings.get("model_type")).endswith("encoder-decoder")
+    return is_pair and isinstance(decoder, dict) and "decoder_layers" not in decoder
+
+
+def _project_always(graph: ir.Graph, projections: ir.Graph, pasts: list[ir.Value]) -> None:
+    """Compute cross-attention's keys and values each time, in place of the inputs ``pasts``."""
+    results, nodes = list(projections.outputs), list(projections)
+    projections.outputs.clear()
+    projections.remove(nodes)
+    graph.insert_before(graph[0], nodes)
+    ir.convenience.replace_all_uses_with(pasts, results)
+    graph.inputs[:] = [value for value in graph.inputs if value not in pasts]
+    for value in (*graph.inputs, *graph.outputs):
+        value.name = str(value.name).replace(".decoder.", ".")
+
+
+def _project_once(graph: ir.Graph, projections: ir.Graph, pasts: list[ir.Value]) -> None:
+    """Compute cross-attention's keys and values unless ``use_cache_branch``, and return them."""
+    use_cache = ir.Value(name=USE_CACHE, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([1]))
+    graph.inputs.append(use_cache)
+    presents = [_like(past, str(past.name).replace(PAST, PRESENT, 1)) for past in pasts]
     ir.convenience.replace_all_uses_with(pasts, presents)
     copies = [
         ir.node("Identity", [past], outputs=[_like(value, f"{value.name}{_SUFFIX}")])
-        for past, value in zip(pasts, cross, strict=True)
+        for past, value in zip(pasts, presents, strict=True)
     ]
     cached = ir.Graph([], [node.outputs[0] for node in copies], nodes=copies, name="cached")
     branches = {"then_branch": cached, "else_branch": projections}
     graph.insert_before(graph[0], ir.node("If", [use_cache], branches, outputs=presents))
     graph.outputs.extend(presents)
-    for values in (graph.inputs, graph.outputs):
-        values[:] = sorted(values, key=_by_layer)
-    ir.save(decoder, directory / MERGED)
-    return True
 
 
 def _like(value: ir.Value, name: str) -> ir.Value:
@@ -75,16 +109,25 @@ def _extract_projections(graph: ir.Graph, cross: list[ir.Value]) -> ir.Graph | N
     Returns:
         The graph, or ``None`` if they depend on anything else or its nodes contain subgraphs.
     """
-    inputs = {str(value.name): value for value in graph.inputs}
-    has_mask = "attention_mask" in inputs  # the input ids have the same shape
-    masks = [inputs[name] for name in _MASKS if has_mask and name in inputs]
+    names = [str(value.name) for value in graph.inputs]
+    masks = _MASKS if "attention_mask" in names else ()  # the input ids have the same shape
     try:
-        part = ir.convenience.extract(graph, [LAST_HIDDEN, *masks], cross)
+        part = ir.convenience.extract(graph, [LAST_HIDDEN, *names], cross)
     except ValueError:
         return None
-    ids = next((value for value in part.inputs if value.name == "input_ids"), None)
-    reads_ids = ids is not None and any(user.op_type != "Shape" for user, _ in ids.uses())
-    return None if reads_ids or len(list(part.all_nodes())) > len(part) else part
+    hidden, *others = part.inputs
+    for value in others:
+        for node, _ in list(value.uses()):
+            if node.op_type == "Shape" and _is_batch_size(node):
+                node.replace_input_with(0, hidden)
+            elif value.name not in masks or (value.name == _TOKENS and node.op_type != "Shape"):
+                return None
+    return None if len(list(part.all_nodes())) > len(part) else part
+
+
+def _is_batch_size(node: ir.Node) -> bool:
+    """Whether a Shape returns the size of the first axis only."""
+    return node.attributes.get_int("start", 0) == 0 and node.attributes.get_int("end", -1) == 1
 
 
 def read_from(part: ir.Graph, graph: ir.Graph, inputs: Mapping[str, ir.Value]) -> None:
@@ -114,5 +157,5 @@ def _by_layer(value: ir.Value) -> tuple[int, int, int]:
     prefix, _, name = str(value.name).partition(".")
     if prefix not in (PAST, PRESENT):
         return -1, 0, 0
-    layer, side, kind = name.split(".")
-    return int(layer), int(side == "encoder"), int(kind == "value")
+    layer, *side, kind = name.split(".")
+    return int(layer), int(side == ["encoder"]), int(kind == "value")

@@ -12,7 +12,7 @@ from edgetie.bundle.names import GENERATION_CONFIG, MODEL
 from edgetie.export.tasks.base import Task
 from edgetie.export.tasks.image_lm import ImageTask
 
-_IMAGE_TYPES = ("gemma3", "qwen2_5_vl", "qwen3_vl")
+_IMAGE_TYPES = ("gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl")
 """Types of exported models whose images onnxruntime-genai reads; it knows them by these names."""
 _IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id")
 _PATCH_SIZES = ("spatial_merge_size", "patch_size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetie.bundle.merged_decoder import MERGED, write_merged
-from edgetie.bundle.names import DECODER, ENCODER
+from edgetie.bundle.names import CONFIG, DECODER, ENCODER
 
 WIDTH = 4
 KEY, VALUE = "0.encoder.key", "0.encoder.value"
@@ -105,6 +106,43 @@ def test_weights_and_caches_are_in_order(tmp_path: Path) -> None:
     parts = ("0.decoder.key", KEY, VALUE)
     assert caches == [f"past_key_values.{part}" for part in parts]
     assert [v.name for v in graph.output] == ["logits", *(f"present.{part}" for part in parts)]
+
+
+def test_decoders_without_cross_attention_in_their_cache(tmp_path: Path) -> None:
+    """As in a pair of which the decoder could be a model without encoder."""
+    write_encoder(tmp_path)
+    write_decoder(tmp_path)
+    settings = {"model_type": "vision-encoder-decoder", "decoder": {"n_layer": 1}}
+    (tmp_path / CONFIG).write_text(json.dumps(settings))
+    assert write_merged(tmp_path)
+    embeddings = RANDOM.standard_normal((1, 3, WIDTH)).astype(np.float32)
+    encoded = run(tmp_path / ENCODER, inputs_embeds=embeddings)
+    cache = {f"past_key_values.{name}": encoded[f"present.{name}"] for name in (KEY, VALUE)}
+    own = {"past_key_values.0.decoder.key": embeddings}
+    expected = run(tmp_path / DECODER, **cache, **own)["logits"]
+    hidden = encoded["last_hidden_state"]
+    feeds = {"past_key_values.0.key": embeddings, "encoder_hidden_states": hidden}
+    outputs = run(tmp_path / MERGED, **feeds)
+    assert outputs.keys() == {"logits", "present.0.key"}
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-5)
+
+
+def test_projections_may_read_the_batch_size_of_any_input(tmp_path: Path) -> None:
+    write_encoder(tmp_path)
+    write_decoder(tmp_path)
+    model = onnx.load(tmp_path / ENCODER)
+    nodes = model.graph.node
+    nodes[2].output[0] = "flat"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([3, WIDTH]), "rest"))
+    nodes.extend(
+        [
+            helper.make_node("Shape", ["inputs_embeds"], ["batch"], start=0, end=1),
+            helper.make_node("Concat", ["batch", "rest"], ["shape"], axis=0),
+            helper.make_node("Reshape", ["flat", "shape"], [f"present.{VALUE}"]),
+        ]
+    )
+    onnx.save(model, str(tmp_path / ENCODER))
+    assert write_merged(tmp_path)
 
 
 def test_values_that_depend_on_more_than_the_hidden_state(tmp_path: Path) -> None:

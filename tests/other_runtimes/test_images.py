@@ -6,25 +6,29 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import image_models
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from image_to_text_models import build, donut, source_of, trocr, vit_gpt2
 from starters import run
 
 from edgetie.bundle.names import GRID, PIXELS
+from edgetie.export.exporter import export_model
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.decoder import Decoder
-from edgetie.runtime.decoding.generation import GREEDY, continue_prompt
-from edgetie.runtime.images.embeddings import embed_images
+from edgetie.runtime.decoding.generation import GREEDY, continue_prompt, generate_from_images
+from edgetie.runtime.images.embeddings import embed_images, random_image
 from edgetie.runtime.session import open_session
 
 pytestmark = pytest.mark.slow
 
 TOKENS = 12
+SIZES = {"images": 1, "patches": 24, "height": 16, "width": 24}
 SCRIPT = Path(__file__).parents[1] / "support" / "images_js.mjs"
-IN_GENAI = ("gemma3", "qwen2_5_vl", "qwen3_vl")
+IN_GENAI = ("gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl")
 IN_TRANSFORMERS_JS = (*IN_GENAI, "llava", "paligemma", "smolvlm")
 Feeds = dict[str, np.ndarray]
 Bundles = Callable[[str], Path]
@@ -61,7 +65,7 @@ def ours(bundle: Path, seed: int = 0) -> Answer:
     assert session.bundle.manifest.encoder is not None
     inputs = {value.name: value for value in session.bundle.manifest.encoder.inputs}
     grid = {GRID: np.array([[1, 4, 6]])} if GRID in inputs else {}
-    sizes = [each if isinstance(each, int) else 24 if grid else 1 for each in inputs[PIXELS].shape]
+    sizes = [SIZES.get(each, each) for each in inputs[PIXELS].shape]
     image = {PIXELS: np.random.default_rng(seed).standard_normal(sizes, np.float32), **grid}
     embeddings = embed_images(session, [image])
     places = [image_models.TOKEN] * embeddings.count
@@ -101,6 +105,23 @@ def in_transformers_js(bundle: Path, feeds: Feeds, node: Path, folder: Path) -> 
     path.write_text(json.dumps(tensors))
     found: list[int] = json.loads(run(["node", SCRIPT, node, bundle, TOKENS, path], node.parent))
     return found
+
+
+@pytest.mark.parametrize("make", [trocr, donut, vit_gpt2])
+def test_texts_of_images_in_transformers_js(make: Any, node: Path, tmp_path: Path) -> None:
+    model = build(make)
+    export_model(source_of(model), tmp_path / "fp32")
+    quantize_model(tmp_path / "fp32", tmp_path / "int8")
+    for bundle in (tmp_path / "fp32", tmp_path / "int8"):
+        session = open_session(bundle, provider="cpu")
+        random = np.random.default_rng(0)
+        image = random_image(session.encoder, session.bundle.manifest.signature, random)
+        steps = generate_from_images(
+            session, image, max_new_tokens=TOKENS, stop_token_ids=frozenset()
+        )
+        tokens = [int(step.tokens[0]) for step in steps]
+        assert len(set(tokens)) > 1
+        assert in_transformers_js(bundle, image, node, tmp_path)[-TOKENS:] == tokens
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
