@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import image_reader
 import pytest
 from runtime_models import write_chat_bundle
 
@@ -34,6 +35,14 @@ def test_own_module_and_its_accuracy(tmp_path: Path) -> None:
 def test_chat_streams_an_answer(tmp_path: Path) -> None:
     bundle = write_chat_bundle(tmp_path / "bundle")
     assert run(EXAMPLES / "chat.py", bundle, "abc").strip()
+
+
+@pytest.mark.slow
+def test_a_question_about_an_image_is_answered(reader_int8: Path, tmp_path: Path) -> None:
+    ((image, number),) = image_reader.examples(1)
+    image.save(tmp_path / "number.png")
+    asked = (EXAMPLES / "ask_image.py", reader_int8, tmp_path / "number.png")
+    assert run(*asked, image_reader.PROMPTS[0]).strip() == number
 
 
 def test_repair_merges_the_copy(tmp_path: Path) -> None:
