@@ -15,7 +15,15 @@ import onnx_ir as ir
 
 from edgetie.bundle.atomic import atomic_directory
 from edgetie.bundle.bundle import Bundle, open_bundle
-from edgetie.bundle.names import IMAGE_LM, IMAGE_TO_TEXT, MANIFEST, PREPROCESSOR, PROCESSOR, STARTER
+from edgetie.bundle.names import (
+    GENAI_PROCESSOR,
+    IMAGE_LM,
+    IMAGE_TO_TEXT,
+    MANIFEST,
+    PREPROCESSOR,
+    PROCESSOR,
+    STARTER,
+)
 from edgetie.deploy.app_settings import app_settings
 from edgetie.deploy.c_header import c_header
 from edgetie.deploy.chat_format import read_chat_format
@@ -217,7 +225,7 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget, ort_format: bool) ->
 def _write_model(bundle: Bundle, spec: DeployTarget, model: Path, operators: Path | None) -> None:
     """Write the model and its tokenizer, as ``.ort`` if there is a file for its ``operators``."""
     model.mkdir(parents=True)
-    left_out = {MANIFEST, "genai_config.json", PREPROCESSOR, PROCESSOR}
+    left_out = {MANIFEST, "genai_config.json", GENAI_PROCESSOR, PREPROCESSOR, PROCESSOR}
     if spec.in_c:
         left_out.add(TOKENIZER)
         write_tables(bundle.directory / TOKENIZER, model / "tokenizer.bin")

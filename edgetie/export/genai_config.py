@@ -8,7 +8,8 @@ from edgetie.bundle.embedding_graphs import EMBEDDING, EMBEDS, FEATURES, VISION
 from edgetie.bundle.manifest import Signature
 from edgetie.bundle.merged_decoder import MERGED
 from edgetie.bundle.model_config import read_json
-from edgetie.bundle.names import GENERATION_CONFIG, MODEL
+from edgetie.bundle.names import GENAI_PROCESSOR, GENERATION_CONFIG, MODEL
+from edgetie.export.genai_processor import write_genai_processor
 from edgetie.export.tasks.base import Task
 from edgetie.export.tasks.image_lm import ImageTask
 
@@ -65,7 +66,10 @@ def write_genai_config(
     if isinstance(task, ImageTask):
         axes = ["position_ids"] if task.position_axes else []
         inputs = _same_names(EMBEDS, "attention_mask", *axes)
-        model |= {"decoder": _decoder(MERGED, sizes, inputs), **_image_graphs(config, task)}
+        graphs = _image_graphs(config, task)
+        if write_genai_processor(directory):
+            graphs["vision"]["config_filename"] = GENAI_PROCESSOR
+        model |= {"decoder": _decoder(MERGED, sizes, inputs), **graphs}
     else:
         model["decoder"] = _decoder(MODEL, sizes, _same_names(_TOKENS, "attention_mask"))
     data = {
