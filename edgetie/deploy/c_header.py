@@ -34,11 +34,13 @@ def c_header(app: Mapping[str, Any]) -> str:
         "KERNELS": _string(app["kernels"]),
         "IN_FILE": int(app["in_file"]),
         "OPTIMIZE": int(app["optimize"]),
+        "CACHE_IN_PLACE": int(app["cache_in_place"]),
         "CACHE_HEADS": app["cache_heads"],
         "CACHE_SIZE": app["cache_size"],
         "CACHE_BYTES": size,
         "CACHE_TYPE": f"ONNX_TENSOR_ELEMENT_DATA_TYPE_{element}",
     }
+    constants |= _image_constants(app["images"])
     lines = ["/* The settings of this model, written by edgetie deploy. */"]
     lines += [f"#define APP_{name} {value}" for name, value in constants.items()]
     stops = ", ".join(map(str, app["stop_tokens"])) or "-1"
@@ -47,13 +49,40 @@ def c_header(app: Mapping[str, Any]) -> str:
         f"static const long long APP_STOP[] = {{{stops}}};",
         f"static const char *const APP_CACHE[] = {{{caches}}};",
     ]
+    for name in ("inputs", "outputs", "feeds"):
+        names = map(_string, (app["images"] or {}).get(name, ()))
+        values = ", ".join([*names, "0"])  # a last zero: C has no empty arrays
+        lines.append(f"static const char *const APP_IMAGE_{name.upper()}[] = {{{values}}};")
     for name in ("prefix", "suffix"):
-        ids = ", ".join(map(str, [*app[name], 0]))  # a last zero: C has no empty arrays
+        ids = ", ".join(map(str, [*app[name], 0]))
         lines += [
             f"static const long long APP_{name.upper()}[] = {{{ids}}};",
             f"#define APP_{name.upper()}_TOKENS {len(app[name])}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _image_constants(images: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings about images; those of a model that reads none, or that has no token for them,
+    are not used.
+    """
+    settings: Mapping[str, Any] = images or {}
+    first = settings.get("before_prompt", ("", ""))
+    following = settings.get("next_prompt") or ("", "")
+    return {
+        "IMAGES": int(images is not None),
+        "NEEDS_IMAGE": int(settings.get("required", False)),
+        "PROCESSOR": _string(settings.get("processor", "")),
+        "ENCODER": _string(settings.get("encoder", "")),
+        "IMAGE_TOKEN": _string(settings.get("token", "")),
+        "IMAGE_TOKEN_ID": settings.get("token_id", -1),
+        "IMAGE_SIZE": settings.get("size", 1),
+        "POSITION_AXES": settings.get("position_axes", 1),
+        "BEFORE_IMAGE": _string(first[0]),
+        "AFTER_IMAGE": _string(first[1]),
+        "NEXT_BEFORE_IMAGE": _string(following[0]),
+        "NEXT_AFTER_IMAGE": _string(following[1]),
+    }
 
 
 def _string(text: str) -> str:

@@ -76,6 +76,7 @@ DEPLOY_TARGETS = {
             _RUN,
             "native",
             kernels="kernels",
+            reads_images=True,
         ),
         DeployTarget(
             "node",
@@ -90,6 +91,7 @@ DEPLOY_TARGETS = {
             ("npm install", "npm run vendor", "node serve.mjs"),
             _RUN,
             "javascript",
+            reads_images=True,
         ),
         DeployTarget(
             "android",

@@ -33,10 +33,26 @@ APP = {
     "cache_dtype": "int8",
     "cache_heads": 2,
     "cache_size": 16,
+    "cache_in_place": True,
     "packed": True,
     "kernels": "libedgetie_kernels.so",
     "in_file": False,
     "optimize": False,
+    "images": None,
+}
+IMAGES = {
+    "processor": "model/image_processor.onnx",
+    "encoder": "model/encoder_model.onnx",
+    "inputs": ["pixel_values"],
+    "outputs": ["image_embeds"],
+    "feeds": ["image_embeds"],
+    "required": False,
+    "position_axes": 3,
+    "size": 64,
+    "token": "<image>",
+    "token_id": 9,
+    "before_prompt": ["user\n", "?"],
+    "next_prompt": None,
 }
 
 
@@ -64,6 +80,27 @@ def test_constants() -> None:
     ):
         assert expected in lines
     assert "APP_STOP[] = {-1};" in c_header(APP | {"stop_tokens": []})
+
+
+def test_constants_of_images() -> None:
+    lines = c_header(APP | {"images": IMAGES}).splitlines()
+    for expected in (
+        "#define APP_IMAGES 1",
+        "#define APP_NEEDS_IMAGE 0",
+        '#define APP_ENCODER "model/encoder_model.onnx"',
+        "#define APP_IMAGE_TOKEN_ID 9",
+        "#define APP_IMAGE_SIZE 64",
+        "#define APP_POSITION_AXES 3",
+        '#define APP_BEFORE_IMAGE "user\\012"',
+        '#define APP_AFTER_IMAGE "\\077"',
+        '#define APP_NEXT_BEFORE_IMAGE ""',
+        'static const char *const APP_IMAGE_FEEDS[] = {"image_embeds", 0};',
+    ):
+        assert expected in lines
+    lines = c_header(APP).splitlines()
+    assert "#define APP_IMAGES 0" in lines
+    assert "#define APP_IMAGE_TOKEN_ID -1" in lines
+    assert "static const char *const APP_IMAGE_FEEDS[] = {0};" in lines
 
 
 def test_strings_are_what_a_compiler_reads(tmp_path: Path) -> None:

@@ -241,3 +241,17 @@ def test_bundles_that_starters_cannot_run(bundle: Bundle, tmp_path: Path) -> Non
     with pytest.raises(BundleError, match=r"no tokenizer\.json"):
         deploy_model(bundle.directory, "python", tmp_path / "app")
     assert not (tmp_path / "app").exists()
+
+
+def test_models_that_read_images_are_refused_where_starters_do_not(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    rewritten(bundle, task="image-text-to-text")
+    for target in ("node", "android", "ios"):
+        reason = f"reads images; the starters for python, c, web do, that for {target} does not"
+        with pytest.raises(BundleError, match=reason):
+            deploy_model(bundle.directory, target, tmp_path / "app")
+    with pytest.raises(BundleError, match=r"reads images, and is not one \.ort file"):
+        deploy_model(bundle.directory, "c", tmp_path / "app", ort_format=True)
+    with pytest.raises(BundleError, match=r"preprocessor_config\.json: missing"):
+        deploy_model(bundle.directory, "c", tmp_path / "app")

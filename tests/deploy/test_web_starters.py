@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import (
@@ -28,6 +22,7 @@ from starters import (
     run,
     starter,
 )
+from web_page import drive
 
 from edgetie import quantize_model
 
@@ -49,32 +44,6 @@ def test_node_gives_the_same_tokens(real_int8: Path, modules: Path, tmp_path: Pa
     found = run(["node", SUPPORT / "conversation.mjs", TOKENS, 0, 0, "", *PROMPTS], app)
     assert_conversation(read_turns(found), expected(real_int8, provider="cpu"))
     assert run(["node", "app.mjs", PROMPT], app).startswith("The sky is blue because")
-
-
-@contextmanager
-def served(app: Path) -> Iterator[str]:
-    with subprocess.Popen(
-        ["node", "serve.mjs", "0"], cwd=app, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.kill()
-
-
-def drive(
-    app: Path, modules: Path, query: str, prompts: tuple[str, ...] = (), *, stop: str = ""
-) -> dict[str, Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("needs Chromium")
-    script = SUPPORT / "drive_page.mjs"
-    with served(app) as url:
-        listed = json.dumps(prompts)
-        out = run(["node", script, modules, chromium, url + query, listed, stop], app)
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def test_page_answers_as_python_does(real_plain: Path, modules: Path, tmp_path: Path) -> None:

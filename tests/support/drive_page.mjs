@@ -1,10 +1,12 @@
-/* Drives the page of a deployment: node drive_page.mjs NODE_MODULES CHROMIUM URL PROMPTS STOP
-   PROMPTS is a list in JSON; with STOP the first answer is stopped once it has begun. */
+/* Drives the page of a deployment: node drive_page.mjs NODE_MODULES CHROMIUM URL PROMPTS STOP PICTURES
+   PROMPTS is a list in JSON; with STOP the first answer is stopped once it has begun. PICTURES is a list
+   in JSON, for each prompt a file, "camera" or "". */
 import { createRequire } from "node:module";
 
-const [modules, executablePath, url, prompts, stop] = process.argv.slice(2);
+const [modules, executablePath, url, prompts, stop, pictures] = process.argv.slice(2);
 const { chromium } = createRequire(`${modules}/`)("playwright-core");
 const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+  "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
   "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 const browser = await chromium.launch({ executablePath, args });
 const page = await browser.newPage();
@@ -23,7 +25,18 @@ const settled = () =>
 await page.waitForFunction(settled, null, { timeout: 200000 });
 const isolated = await page.evaluate(() => crossOriginIsolated);
 const turns = [];
-for (const prompt of JSON.parse(prompts)) {
+const shown = () => page.waitForFunction(() => !document.getElementById("preview").hidden);
+for (const [i, prompt] of JSON.parse(prompts).entries()) {
+  const picture = JSON.parse(pictures)[i];
+  if (picture === "camera") {
+    await page.click("#camera");
+    await page.waitForFunction(() => document.getElementById("camera").textContent === "Take");
+    await page.click("#camera");
+    await shown();
+  } else if (picture) {
+    await page.setInputFiles("#file", picture);
+    await page.waitForFunction((name) => document.getElementById("state").textContent.includes(name), picture.split("/").pop());
+  }
   await page.fill("#prompt", prompt);
   await page.click("#send");
   const during = await page.textContent("#state");
@@ -33,7 +46,12 @@ for (const prompt of JSON.parse(prompts)) {
   }
   await page.waitForFunction(settled, null, { timeout: 200000 });
   const answer = await page.textContent(".answer:last-child");
-  turns.push({ during, answer, state: await page.textContent("#state") });
+  const size = await page.evaluate(async () => {
+    const image = document.querySelector(".prompt:nth-last-child(2) img");
+    await image?.decode();
+    return image && [image.naturalHeight, image.naturalWidth];
+  });
+  turns.push({ during, answer, state: await page.textContent("#state"), picture: size });
 }
 await page.click("#reset", { timeout: 1000 }).catch(() => undefined);
 const left = await page.textContent("#turns");

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import image_models
+import numpy as np
 import torch
 import transformers
 from image_cases import write_settings
@@ -15,11 +16,15 @@ from runtime_models import byte_tokenizer
 
 from edgetie import Tokenizer, open_session
 from edgetie.export.exporter import export_model
+from edgetie.runtime.decoding.decoder import Decoder
+from edgetie.runtime.decoding.generation import GREEDY, continue_prompt
 from edgetie.runtime.images.answers import answer_about_images
+from edgetie.runtime.images.embeddings import embed_images
+from edgetie.runtime.images.processor import ImageProcessor
 from edgetie.sources.source import Source
 
 READER = "trocr"
-TOKENS = ("<image>", "<boi>", "<eoi>", "<|image_pad|>")
+TOKENS = ("<image>", "<|image_pad|>", "<end>")
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}\n{% for part in m['content'] %}"
     "{% if part['type'] == 'image' %}PLACE{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -32,7 +37,6 @@ KINDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
         {"patch_size": 8, "num_additional_image_tokens": 1,
          "vision_feature_select_strategy": "default"}, "<image>",
     ),
-    "gemma3": ("Gemma3", {}, "Gemma3", {"image_seq_length": 4}, "<boi>"),
     "paligemma": (
         "Siglip", {"size": {"height": 16, "width": 16}, "image_seq_length": 4}, "PaliGemma", {}, "",
     ),
@@ -53,13 +57,12 @@ def write_bundle(directory: Path, name: str) -> Path:
     config.text_config.vocab_size = tokenizer.get_vocab_size()
     config.text_config.max_position_embeddings = 256
     config.image_token_id = config.image_token_index = tokenizer.token_to_id(token)
-    config.text_config.eos_token_id = config.eos_token_id = tokenizer.token_to_id("<eoi>")
+    config.text_config.eos_token_id = config.eos_token_id = tokenizer.token_to_id("<end>")
     model = image_models.build(config)
     _make_lively(model)
     image_models.export(model, directory)
     write_settings(directory, kind, **image_settings)
-    tokens = {"image_token": token, "boi_token": "<boi>", "eoi_token": "<eoi>",
-              "bos_token": "<|im_start|>"}  # fmt: skip
+    tokens = {"image_token": token, "bos_token": "<|im_start|>"}
     if placeholder:
         tokens["chat_template"] = TEMPLATE.replace("PLACE", placeholder)
     for file, content in (
@@ -94,15 +97,17 @@ def _write_reader(directory: Path) -> Path:
 
 
 def _make_lively(model: torch.nn.Module) -> None:
-    """Enlarge the weights, so that the tokens that follow depend on those before."""
+    """Let layers count for more than the table, so that tokens depend on those before them."""
+    torch.manual_seed(1)
     with torch.no_grad():
-        for parameter, weight in model.named_parameters():
-            if not weight.any():
-                weight.normal_(std=0.02)
-            weight.mul_(1 if "embed_tokens" in parameter else 16)
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.02 if "embed_tokens" in name else 0.3)
 
 
-def answers(bundle: Path, images: Sequence[object], prompt: str, count: int) -> list[list[int]]:
+def answers(
+    bundle: Path, images: Sequence[object], prompt: str | None, count: int
+) -> list[list[int]]:
     """The tokens that edgetie writes about each image."""
     session = open_session(bundle, provider="cpu")
     tokenizer = Tokenizer.from_bundle(session.bundle)
@@ -114,3 +119,26 @@ def answers(bundle: Path, images: Sequence[object], prompt: str, count: int) -> 
         assert last.completion is not None
         found.append(last.completion.tokens)
     return found
+
+
+def next_answer(
+    bundle: Path, image: object, prompts: Sequence[str], answer: str, count: int
+) -> tuple[int, list[int]]:
+    """The tokens that edgetie reads and writes for the second of two prompts, in one run."""
+    session = open_session(bundle, provider="cpu")
+    tokenizer = Tokenizer.from_bundle(session.bundle)
+    process = ImageProcessor.from_bundle(session.bundle)
+    read = process(image)  # type: ignore[arg-type]
+
+    def message(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}]}
+
+    messages = [message("user", prompts[0]), message("assistant", answer)]
+    messages[0]["content"].insert(0, {"type": "image"})
+    text = tokenizer.apply_chat_template([*messages, message("user", prompts[1])])
+    ids = tokenizer.encode(process.expand_prompt(text, [read]), add_special_tokens=False)
+    decoder = Decoder(session, 1, len(ids) + count)
+    embeddings = embed_images(session, [read.feeds])
+    logits = decoder.prefill(np.array([ids]), image_embeddings=embeddings)
+    steps = continue_prompt(decoder, logits, count, GREEDY, None, [ids])
+    return len(ids), [int(step.tokens[0]) for step in steps]

@@ -132,15 +132,15 @@ def library(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(folder: Path, library: Path) -> Path:
-    """Build the starter in C, and ``conversation``, which prints what it reads and writes."""
+def build(folder: Path, library: Path, program: str = "conversation") -> Path:
+    """Build the starter in C, and a program of ours, which prints what it reads and writes."""
     flags = ["-O2", "-g", "-Wall", "-Wextra", "-Werror"]
     run(["make", f"ORT={library}", f"CFLAGS={' '.join(flags)}"], folder)
     core = [file for file in folder.glob("*.c") if file.name != "app.c"]
     where = [f"-I{library}/include", f"-L{library}/lib", f"-Wl,-rpath,{library}/lib,-rpath,$ORIGIN"]
     run(
-        ["cc", "-std=c11", *flags, "-I.", *where, SUPPORT / "conversation.c", *core,
-         "-o", "conversation", "-lonnxruntime", "-ldl", "-lm"],
+        ["cc", "-std=c11", *flags, "-I.", *where, SUPPORT / f"{program}.c", *core,
+         "-o", program, "-lonnxruntime", "-ldl", "-lm"],
         folder,
     )  # fmt: skip
     return folder

@@ -41,6 +41,14 @@ Options model_options(void);
    accepts. Returns 0 if that fails. */
 int model_answer(Model *model, const char *prompt, const Options *options, Show show, void *user);
 
+/* Lets the next prompt, and those that follow, be about an image: RGB pixels, row by row. Returns 0 if
+   that fails. */
+int model_see_image(Model *model, const uint8_t *pixels, size_t height, size_t width);
+
+/* Whether the model reads images, and whether each prompt, which may be empty then, needs one. */
+int model_reads_images(void);
+int model_needs_image(void);
+
 /* Begins a new conversation. */
 void model_reset(Model *model);
 

@@ -100,8 +100,8 @@ class Model:
             raise ValueError("the prompt has no tokens")
         if longest and len(ids) > longest:
             raise ValueError(f"the prompt has {len(ids)} tokens, the model takes {longest}")
-        self.turns = turns
         self._place([turn.image for turn in turns if turn.image], ids)
+        self.turns = turns
         self.written = []
         shown, tokens = "", list[int]()
         for token in self._generate(ids, max_new_tokens, sampler):

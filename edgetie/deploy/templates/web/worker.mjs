@@ -1,5 +1,6 @@
 /* Runs the model outside the page: downloads it once, and answers without blocking the page. */
 import { Tokenizer } from "./lib/tokenizers.min.mjs";
+import { ImageReader } from "./images.mjs";
 import { Model } from "./model.mjs";
 
 const RUNTIMES = { wasm: "./lib/ort.wasm.bundle.min.mjs", webgpu: "./lib/ort.webgpu.bundle.min.mjs" };
@@ -25,21 +26,28 @@ async function start(device) {
   const json = async (name) => (await fetched(name)).json();
   const app = await json("app.json");
   const files = await Promise.all(["model/tokenizer.json", "model/tokenizer_config.json"].map(json));
-  const session = await openGraph(ort, await openCache(app.version), app, device);
-  model = new Model(ort, session, Tokenizer, app, ...files);
+  const [session, images] = await openGraphs(ort, await openCache(app.version), app, device);
+  model = new Model(ort, session, Tokenizer, app, ...files, images);
   const threads = self.crossOriginIsolated ? "" : " on one thread (serve with COOP and COEP for more)";
-  self.postMessage({ state: `Ready: ${device}${threads}`, ready: true });
+  self.postMessage({ state: `Ready: ${device}${threads}`, ready: true, images: app.images });
 }
 
-async function openGraph(ort, cache, app, device) {
-  const graph = await download(cache, app.model, app.version);
+/* The session of the decoder, and a reader of images if the model reads them. */
+async function openGraphs(ort, cache, app, device) {
   const weights = await download(cache, app.weights, app.version, true);
   self.postMessage({ state: "Preparing the model…", progress: 1 });
-  return ort.InferenceSession.create(graph, {
-    ...Model.options(app),
-    executionProviders: [device],
-    externalData: [{ path: app.weights.split("/").pop(), data: weights }],
-  });
+  const external = [{ path: app.weights.split("/").pop(), data: weights }];
+  const open = async (name, externalData) =>
+    ort.InferenceSession.create(await download(cache, name, app.version), {
+      ...Model.options(app),
+      executionProviders: [device],
+      externalData,
+    });
+  const { images } = app;
+  const reader =
+    images &&
+    new ImageReader(ort, await open(images.processor, []), await open(images.encoder, external), images);
+  return [await open(app.model, external), reader];
 }
 
 async function answer(prompt, options) {
