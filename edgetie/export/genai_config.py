@@ -13,8 +13,6 @@ from edgetie.export.genai_processor import write_genai_processor
 from edgetie.export.tasks.base import Task
 from edgetie.export.tasks.image_lm import ImageTask
 
-_IMAGE_TYPES = ("gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl")
-"""Types of exported models whose images onnxruntime-genai reads; it knows them by these names."""
 _IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id")
 _PATCH_SIZES = ("spatial_merge_size", "patch_size")
 _TOKENS = "input_ids"
@@ -24,10 +22,11 @@ _OPTIONS = {"log_id": "edgetie", "provider_options": []}
 def write_genai_config(
     directory: Path, config: Any, task: Task, signature: Signature, columns: int | None = None
 ) -> bool:
-    """Write the file if onnxruntime-genai supports the model; return whether it does.
+    """Write the file if onnxruntime-genai can run the graphs; return whether it can.
 
     It needs one shape for the caches of all layers, and sizes from a transformers configuration. A
-    model of text needs a KV cache bound in place, one of images a type that it knows.
+    model of text needs a KV cache bound in place. The type of a model of images is that of its
+    configuration; onnxruntime-genai refuses those that it does not know.
 
     Args:
         directory: of the bundle, with its generation configuration.
@@ -39,7 +38,7 @@ def write_genai_config(
     kind = "decoder"
     if isinstance(task, ImageTask):
         kind = getattr(config, "model_type", "")
-        supported = columns is not None and kind in _IMAGE_TYPES
+        supported = columns is not None
     else:
         supported = signature.cache_in_place and config is not None
     shapes = {tensor.sizes for tensor in task.cache}

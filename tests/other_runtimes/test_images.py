@@ -147,4 +147,5 @@ def test_onnxruntime_genai(kind: str, precision: str, bundles: Bundles) -> None:
 
 
 def test_types_that_onnxruntime_genai_does_not_know(bundles: Bundles) -> None:
-    assert not (bundles("llava") / "fp32" / "genai_config.json").exists()
+    with pytest.raises(RuntimeError, match="llava"):
+        og.Model(str(bundles("llava") / "fp32"))
