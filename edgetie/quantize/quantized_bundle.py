@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgetie.assemble import copy_settings
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.manifest import Manifest, describe_tensors
-from edgetie.bundle.names import DATA, MANIFEST
+from edgetie.bundle.names import DATA, ENCODER, MANIFEST
 from edgetie.errors import QuantizeError
 from edgetie.graph.model_files import load_model
 from edgetie.harness.accuracy.metrics import PredictionMetrics
@@ -142,6 +142,10 @@ def make_manifest(
     inputs, outputs = describe_tensors(last.graph.inputs), describe_tensors(last.graph.outputs)
     manifest = source.make_manifest()
     manifest.signature = replace(manifest.signature, inputs=inputs, outputs=outputs)
+    if manifest.encoder is not None and ENCODER in result.models:
+        graph = result.models[ENCODER].graph
+        inputs, outputs = describe_tensors(graph.inputs), describe_tensors(graph.outputs)
+        manifest.encoder = replace(manifest.encoder, inputs=inputs, outputs=outputs)
     manifest.ties, manifest.accuracy = ties, {}
     manifest.precision, manifest.weights_in_memory = scheme.precision, scheme.weights_in_memory
     metrics = result.metrics

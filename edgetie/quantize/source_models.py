@@ -33,6 +33,7 @@ from edgetie.passes.merge_near_duplicates import (
     near_copies,
 )
 from edgetie.passes.move_table_operators import MoveTableOperators
+from edgetie.passes.patches_to_matmul import PatchesToMatMul
 from edgetie.passes.split_attention import SplitAttention
 from edgetie.passes.split_embed_layer_norm import SplitEmbedLayerNorm
 from edgetie.passes.widen_weights import WidenWeights
@@ -177,7 +178,8 @@ def _normalize(bundle: Bundle, model: ir.Model, shared: Collection[str]) -> None
     if bundle.is_bare or any(static_shape(value) is None for value in computed):
         _infer_shapes(model)
     run_passes(model, [], [FlattenTables(shared), SplitEmbedLayerNorm(), SplitAttention()])
-    run_passes(model, [], [ConvToMatMul(), EinsumToMatMul(), LookUpsToGather()])
+    run_passes(model, [], [ConvToMatMul(), PatchesToMatMul(shared)])
+    run_passes(model, [], [EinsumToMatMul(), LookUpsToGather()])
     run_passes(model, [], [WidenWeights(), FoldWeights(shared), MoveTableOperators(shared)])
 
 

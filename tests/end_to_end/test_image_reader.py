@@ -9,12 +9,15 @@ from typing import Any
 
 import image_reader
 import numpy as np
+import onnx
 import pytest
 import transformers
 from click.testing import CliRunner
 from PIL.Image import Image, Palette, Transpose, fromarray
 
+from edgetie.harness.accuracy.check import check_model
 from edgetie.harness.ties.inspect import inspect_model
+from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.images.answers import answer_about_images
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
@@ -47,6 +50,25 @@ def test_answers_are_those_of_torch(
     assert _equal(expected, [number for _, number in images]) >= 0.95 * COUNT
     assert _equal(expected, _answers(reader_bundle, images)) == COUNT
     assert _equal(expected, _answers(reader_int8, images)) >= COUNT - 2
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int4", "fp16"])
+def test_other_schemes(
+    images: list[tuple[Image, str]], reader_bundle: Path, scheme: str, tmp_path: Path
+) -> None:
+    quantize_model(reader_bundle, tmp_path / scheme, scheme=scheme)
+    numbers = [number for _, number in images]
+    assert _equal(numbers, _answers(tmp_path / scheme, images)) >= 0.95 * COUNT
+
+
+def test_the_encoder_in_int8(reader_bundle: Path, reader_int8: Path) -> None:
+    encoder = onnx.load(reader_int8 / "encoder_model.onnx", load_external_data=False)
+    operators = {node.op_type for node in encoder.graph.node}
+    assert "MatMulNBits" in operators
+    assert "Conv" not in operators  # of patches
+    report = check_model(reader_int8, str(reader_bundle), max_tokens=64, greedy_prompts=1)
+    assert report.encoder_error < 0.02
+    assert report.encoder_similarity > 0.999
 
 
 def test_one_table_in_the_files(reader_bundle: Path, reader_int8: Path) -> None:

@@ -250,7 +250,8 @@ def _window_feeds(
             ids = ids[:, :limit]
         if IMAGE in feeds and (token := signature.image_token_id) is not None:
             images = ImageEmbeddings(states, media.get(GRID, np.zeros((0, 3), np.int64)))
-            ids = prepend_images(ids, images, token)
+            text = ids[:, : limit and max(1, limit - images.count)]
+            ids = prepend_images(text, images, token)
             if len(images.grids):
                 feeds["position_ids"] = images.positions(ids[0], token)[:, None]
         result.append(_complete(expected, ids, feeds))
