@@ -79,9 +79,8 @@ def _require_module_ties(models: Mapping[str, ir.Model], parameters: list[tuple[
     groups = chain.from_iterable(find_ties(model, parameters) for model in models.values())
     tied = {name for group in groups for name in group.parameters}
     for names in parameters:
-        if (
-            not set(names) & tied and _count_graphs(models, names) == 1
-        ):  # in no graph if its results are not used
+        count = _count_graphs(models, names)  # 0 if its results are not used
+        if not set(names) & tied and count == 1:
             raise TieError(
                 f"torch.onnx: {' = '.join(names)} is one parameter in torch, but not a shared "
                 "initializer in the exported graph"
