@@ -81,7 +81,7 @@ def require_drawable(option: str, file: Path) -> None:
 
 def output_options(function: F) -> F:
     """Add ``--json`` (``as_json``), ``--quiet`` and ``--verbose`` to a command."""
-    return _add(
+    return add_options(
         function,
         click.option("--quiet", is_flag=True, help="Print errors only."),
         click.option(
@@ -94,7 +94,8 @@ def output_options(function: F) -> F:
     )  # fmt: skip
 
 
-def _add(function: F, *options: Callable[[F], F]) -> F:
+def add_options(function: F, *options: Callable[[F], F]) -> F:
+    """Add options to a command in the order of its help."""
     for option in reversed(options):  # click lists the last one first
         function = option(function)
     return function
@@ -124,7 +125,7 @@ provider_option = click.option(
 
 def providers_options(function: F) -> F:
     """Add ``--provider``, several times (``providers``), and ``--strict``."""
-    return _add(
+    return add_options(
         function,
         click.option(
             "--provider", "providers", multiple=True, default=["auto"], show_default=True,
@@ -152,7 +153,7 @@ max_distance_option = click.option(
 
 def limit_options(function: F) -> F:
     """Add ``--max-kl``, ``--min-top1`` and ``--max-perplexity-increase``."""
-    return _add(
+    return add_options(
         function,
         click.option(
             "--max-kl", type=Number(min=0), help="Limit of the mean KL divergence, in nats."

@@ -15,6 +15,7 @@ import click
 from edgetie.errors import BundleError
 
 from .common import Number, output_options, print_json, provider_option, threads_option
+from .constraints import constraint_options, make_constraint, require_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,8 @@ Examples:
   edgetie generate int8 --prompt "What is a tied embedding?"
   edgetie generate int8 --prompt "Once upon a time" --no-chat --temperature 0.8 --seed 1
   edgetie generate int8 --prompt "Red or blue?" --prompt "Tea or coffee?" --json
+  edgetie generate int8 --prompt "Name a city and its country." --json-schema city.json
+  edgetie generate int8 --prompt "Is the sea salty?" --choices yes,no
   cat question.txt | edgetie generate int8 --prompt -
   edgetie generate whisper-int8 --audio clip.wav
   edgetie generate smolvlm-int8 --image photo.jpg --prompt "What is this?"
@@ -94,6 +97,13 @@ Examples:
     help="Sample among the most likely tokens that together reach this probability.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Make sampling repeatable.")
+@click.option(
+    "--stop",
+    "stop_strings",
+    multiple=True,
+    help="Text that ends the answer and is left out of it; repeat for more.",
+)
+@constraint_options
 @provider_option
 @threads_option
 @output_options
@@ -110,6 +120,10 @@ def command(
     top_k: int | None,
     top_p: float | None,
     seed: int | None,
+    stop_strings: tuple[str, ...],
+    json_schema: str | None,
+    grammar: str | None,
+    choices: str | None,
     provider: str,
     threads: int | None,
     as_json: bool,
@@ -126,6 +140,8 @@ def command(
         raise click.UsageError("give --prompt, or --audio to a speech model")
     if audio and (system is not None or no_chat):
         raise click.UsageError("--system and --no-chat go with --prompt")
+    if audio and (stop_strings or json_schema or grammar or choices):
+        raise click.UsageError("--stop, --json-schema, --grammar and --choices go with --prompt")
     if not audio and language is not None:
         raise click.UsageError("--language goes with --audio")
     from edgetie.bundle.bundle import open_bundle
@@ -137,8 +153,11 @@ def command(
     opened = open_bundle(bundle)
     tokenizer = Tokenizer.from_bundle(opened)
     options: dict[str, Any] = {"sampling": Sampling(temperature, top_k, top_p), "seed": seed}
+    constraint = make_constraint(tokenizer, json_schema, grammar, choices)
+    limit = max_new_tokens or _NEW_TOKENS
+    if not audio:
+        options |= {"constraint": constraint, "stop_strings": stop_strings, "max_new_tokens": limit}
     if talks:
-        options["max_new_tokens"] = max_new_tokens or _NEW_TOKENS
         session = open_session(opened, provider=provider, threads=threads)
         _converse(session, tokenizer, system, options)
         return
@@ -155,7 +174,6 @@ def command(
 
         session = open_session(opened, provider=provider, threads=threads)
         options |= {"system": system, "chat": not no_chat}
-        options["max_new_tokens"] = max_new_tokens or _NEW_TOKENS
         prompt = _read_prompts(prompts)[0] if prompts else None
         chunks = answer_about_images(session, tokenizer, images, prompt, **options)
     else:
@@ -163,7 +181,6 @@ def command(
 
         ids = _encode_prompts(opened, tokenizer, prompts, system, not no_chat)
         session = open_session(opened, provider=provider, threads=threads)
-        options["max_new_tokens"] = max_new_tokens or _NEW_TOKENS
         chunks = generate_text(session, tokenizer, ids, **options)
     completions = _print_chunks(chunks, len(prompts) or len(audio) or 1, as_json)
     if as_json:
@@ -182,6 +199,8 @@ def command(
         click.echo(
             f"run by {describe_placement(session.provider, session.nodes_per_provider)}", err=True
         )
+    if constraint is not None:
+        require_complete(completions, limit)
 
 
 def _is_terminal() -> bool:
@@ -205,15 +224,20 @@ def _converse(
             click.echo()
             return
         if text.strip():
-            _print_answer(conversation.ask(text, **options))
+            completions = _print_answer(conversation.ask(text, **options))
+            if options["constraint"] is not None:
+                try:
+                    require_complete(completions, options["max_new_tokens"])
+                except click.ClickException as error:
+                    click.echo(error.format_message(), err=True)
 
 
-def _print_answer(chunks: Iterator[Chunk]) -> None:
+def _print_answer(chunks: Iterator[Chunk]) -> list[Completion]:
     """Print an answer until it ends or Ctrl-C stops it. Other signals end the program."""
     stopped: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _: stopped.append(number))
     try:
-        _print_chunks(itertools.takewhile(lambda _: not stopped, chunks), 1, as_json=False)
+        return _print_chunks(itertools.takewhile(lambda _: not stopped, chunks), 1, as_json=False)
     finally:
         signal.signal(signal.SIGINT, handler)
 

@@ -6,6 +6,7 @@ from .deploy.deploy import Deployment as Deployment
 from .deploy.deploy import deploy_model as deploy_model
 from .errors import AudioError as AudioError
 from .errors import BundleError as BundleError
+from .errors import ConstraintError as ConstraintError
 from .errors import EdgetieError as EdgetieError
 from .errors import ExportError as ExportError
 from .errors import ImageError as ImageError
@@ -39,6 +40,7 @@ from .runtime.audio.embeddings import embed_audio as embed_audio
 from .runtime.audio.features import FeatureExtractor as FeatureExtractor
 from .runtime.audio.features import read_wav as read_wav
 from .runtime.audio.transcription import transcribe as transcribe
+from .runtime.decoding.constraint import Constraint as Constraint
 from .runtime.decoding.conversation import Conversation as Conversation
 from .runtime.decoding.decoder import Decoder as Decoder
 from .runtime.decoding.generation import Chunk as Chunk

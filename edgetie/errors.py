@@ -78,6 +78,10 @@ class ImageError(EdgetieError):
     """An image cannot be read or does not suit the model."""
 
 
+class ConstraintError(EdgetieError):
+    """A constraint on answers is invalid, or the library for it is absent or cannot apply it."""
+
+
 class ProviderError(EdgetieError):
     """An execution provider is unknown, absent or does not run the model."""
 

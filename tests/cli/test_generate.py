@@ -17,7 +17,7 @@ from wav_files import write_wav
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import write_manifest
-from edgetie.errors import BundleError
+from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.generation import Completion, generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
@@ -148,12 +148,16 @@ def test_command_without_a_usable_chat_template_advises_plain_text(chat_bundle: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
-def test_a_terminal_without_a_prompt_holds_a_conversation(chat_bundle: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--choices", "yes"]])
+def test_a_terminal_without_a_prompt_holds_a_conversation(
+    chat_bundle: Path, options: list[str]
+) -> None:
     import pty
 
     ours, theirs = pty.openpty()
     code = "from edgetie_cli.main import main; main()"
     command = [sys.executable, "-c", code, "generate", str(chat_bundle), "--max-new-tokens", "2"]
+    command += options
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown = ""
@@ -164,6 +168,108 @@ def test_a_terminal_without_a_prompt_holds_a_conversation(chat_bundle: Path) -> 
         assert process.wait(60) == 0
     os.close(ours)
     assert shown.startswith("Ctrl-C stops an answer, Ctrl-D ends the conversation.\n> ")
+    incomplete = "ye\nthe answer is incomplete after 2 tokens; raise --max-new-tokens"
+    assert shown.count(incomplete) == (2 if options else 0)
+
+
+def test_command_stops_at_a_text(chat_bundle: Path) -> None:
+    arguments = [str(chat_bundle), "--prompt", "hello", "--no-chat", "--max-new-tokens", "20"]
+    whole = json.loads(run(*arguments, "--json").stdout)
+    end = whole["text"][3:5]
+    cut = json.loads(run(*arguments, "--json", "--stop", end, "--stop", "never").stdout)
+    assert cut["stop_reason"] == "stop_string"
+    assert cut["text"] == whole["text"][: whole["text"].index(end)]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--json-schema", '{"enum": ["yes", "no"]}'),
+        ("--grammar", 'start: "\\"yes\\"" | "\\"no\\""'),
+        ("--choices", '"yes", "no"'),
+    ],
+)
+def test_command_answers_within_a_constraint(
+    chat_bundle: Path, tmp_path: Path, option: str, text: str
+) -> None:
+    value = text
+    if option != "--choices":
+        value = str(tmp_path / "constraint")
+        Path(value).write_text(text, encoding="utf-8")
+    arguments = [str(chat_bundle), "--prompt", "a", option, value]
+    done = run(*arguments, "--temperature", "2", "--seed", "1", "--json")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert report["stop_reason"] == "complete"
+    assert json.loads(report["text"]) in ("yes", "no")
+    several = run(*arguments, "--prompt", "b", "--quiet")
+    assert [json.loads(line[4:]) in ("yes", "no") for line in several.stdout.splitlines()] == [
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_command_fails_if_a_constrained_answer_is_incomplete(
+    chat_bundle: Path, as_json: bool
+) -> None:
+    arguments = [str(chat_bundle), "--prompt", "a", "--choices", "yes,no", "--max-new-tokens", "1"]
+    done = run(*arguments, *["--json"] * as_json)
+    assert done.exit_code == 1
+    assert "the answer is incomplete after 1 tokens; raise --max-new-tokens" in done.stderr
+    if as_json:
+        assert json.loads(done.stdout)["stop_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "message"),
+    [
+        ("--json-schema", b"{", "file: not JSON (Expecting property name"),
+        ("--json-schema", b"[" * 100_000, "file: not JSON (maximum recursion"),
+        ("--json-schema", b"\xff", "file: not UTF-8 text"),
+        (
+            "--json-schema",
+            b'{"not": {}}',
+            'file: llguidance cannot apply it (Unimplemented keys: ["',
+        ),
+        ("--grammar", b"start: x", "file: llguidance cannot apply it (at 1(8): unknown name"),
+        ("--grammar", b"", "file: not a grammar"),
+        ("--json-schema", None, "file: No such file"),
+        ("--choices", None, "--choices a,,b: must be a list of texts that are not empty"),
+    ],
+)
+def test_command_refuses_constraints_in_one_line(
+    chat_bundle: Path, tmp_path: Path, option: str, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    value = "a,,b" if option == "--choices" else str(path)
+    code = "from edgetie_cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate", str(chat_bundle), "--prompt", "a", option, value],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_command_takes_one_constraint_without_stop_texts(chat_bundle: Path) -> None:
+    start = [str(chat_bundle), "--choices", "a,b"]
+    for arguments, message in (
+        (["--prompt", "a", "--grammar", "x"], "only one of"),
+        (["--audio", "a.wav"], "go with --prompt"),
+    ):
+        done = run(*start, *arguments)
+        assert done.exit_code == 2
+        assert message in done.stderr
+    done = run(*start, "--prompt", "a", "--stop", "x")
+    assert isinstance(done.exception, EdgetieError)
+    assert done.exception.parameter == "stop_strings"
 
 
 def test_without_a_terminal_a_prompt_is_needed(chat_bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 import image_reader
 import pytest
 from runtime_models import write_chat_bundle
+
+from edgetie.bundle.bundle import open_bundle
+from edgetie.bundle.manifest import write_manifest
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -35,6 +39,16 @@ def test_own_module_and_its_accuracy(tmp_path: Path) -> None:
 def test_chat_streams_an_answer(tmp_path: Path) -> None:
     bundle = write_chat_bundle(tmp_path / "bundle")
     assert run(EXAMPLES / "chat.py", bundle, "abc").strip()
+
+
+def test_an_answer_in_json_parses(tmp_path: Path) -> None:
+    bundle = write_chat_bundle(tmp_path / "bundle")
+    manifest = open_bundle(bundle).manifest
+    manifest.signature.max_positions = 400  # the text and the answer are longer than 48 tokens
+    write_manifest(bundle, manifest)
+    person = ast.literal_eval(run(EXAMPLES / "structured_answer.py", bundle, "Ada, born in 1815."))
+    assert len(person["name"]) <= 40
+    assert 0 <= person["born"] <= 2100
 
 
 @pytest.mark.slow

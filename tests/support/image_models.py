@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from image_cases import write_settings
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.sources.source import Source
@@ -193,6 +193,17 @@ def export(model: Any, directory: Path) -> ExportReport:
     source = Source("transformers", "tiny", model, model.config, model.config.save_pretrained)
     assert source.task == "image-text-to-text"
     return export_model(source, directory)
+
+
+def letter_tokenizer() -> Tokenizer:
+    """A tokenizer of letters and digits, one a token, of which constraints can be made."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX0123456789"
+    assert len(letters) == TOKEN
+    tokenizer = Tokenizer(models.BPE({letter: token for token, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<image>"])
+    return tokenizer
 
 
 def write_tokenizer(directory: Path) -> None:

@@ -1,10 +1,11 @@
 """Talk with a chat model, turn by turn; each turn reads only the tokens that are new."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.runtime.decoding.constraint import Constraint, require_one_end
 from edgetie.runtime.decoding.generation import (
     GREEDY,
     Chunk,
@@ -58,22 +59,27 @@ class Conversation:
         *,
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
+        stop_strings: Sequence[str] = (),
+        constraint: Constraint | None = None,
         seed: int | None = None,
     ) -> Iterator[Chunk]:
         """Stream the answer to a message. One that is not read to its end is forgotten.
 
         Args:
             text: the message of the user.
-            max_new_tokens, sampling, seed: as in :func:`edgetie.generate`.
+            max_new_tokens, sampling, stop_strings, constraint, seed: as in
+                :func:`edgetie.generate_text`.
 
         Returns:
             Text as it comes. The completion's ``prompt_tokens`` are those that were new.
 
         Raises:
             BundleError: if the chat template refuses the messages, or ONNX Runtime fails.
+            ConstraintError: if the constraint cannot be met.
             EdgetieError: if the conversation has become too long for the model.
         """
         require_limits(max_new_tokens, seed)
+        require_one_end(stop_strings, constraint)
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self._tokenizer.chat_prompt(messages)
         ids = self._tokenizer.encode(prompt, add_special_tokens=False)
@@ -88,19 +94,25 @@ class Conversation:
             read = []
         self._tokens = list(ids)
         new = ids[len(read) :]
-        for chunk in stream_text(
-            self._generate(new, max_new_tokens, sampling, seed), self._tokenizer, [len(new)]
-        ):
+        steps = self._generate(new, max_new_tokens, sampling, constraint, seed)
+        for chunk in stream_text(steps, self._tokenizer, [len(new)], stop_strings):
             if chunk.completion is not None:
                 answer = {"role": "assistant", "content": chunk.completion.text}
                 self.messages = [*messages, answer]
             yield chunk
 
     def _generate(
-        self, new: list[int], max_new_tokens: int, sampling: Sampling, seed: int | None
+        self,
+        new: list[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        constraint: Constraint | None,
+        seed: int | None,
     ) -> Iterator[Step]:
         logits = self._decoder.prefill(np.array([new], np.int64))
         prompts = [list(self._tokens)]
-        for step in continue_prompt(self._decoder, logits, max_new_tokens, sampling, seed, prompts):
+        for step in continue_prompt(
+            self._decoder, logits, max_new_tokens, sampling, seed, prompts, constraint=constraint
+        ):
             self._tokens.append(int(step.tokens[0]))
             yield step

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgetie.bundle.names import IMAGE_TO_TEXT, SPEECH
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.runtime.decoding.constraint import Constraint, require_one_end
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
 from edgetie.runtime.decoding.sampling import Sampling, sample
@@ -20,7 +21,7 @@ from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Detokenizer, Tokenizer, pad
 
 GREEDY = Sampling()
-StopReason = Literal["stop_token", "stop_string", "length"]
+StopReason = Literal["stop_token", "stop_string", "complete", "length"]
 
 
 class TokenDecoder(Protocol):
@@ -55,11 +56,13 @@ class Step:
         tokens: ``(batch,)``; meaningless for sequences that are not ``active``.
         active: ``(batch,)``, sequences that had not ended before this step.
         stopped: ``(batch,)``, sequences whose token in this step is a stop token.
+        complete: ``(batch,)``, sequences that end with this token as the constraint allows no more.
     """
 
     tokens: NDArray[np.int64]
     active: NDArray[np.bool_]
     stopped: NDArray[np.bool_]
+    complete: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Completion:
         text: without the stop token or stop string.
         tokens: generated token ids, the stop token included.
         prompt_tokens: number of tokens of the prompt.
-        stop_reason: ``stop_token``, ``stop_string`` or ``length``.
+        stop_reason: ``stop_token``, ``stop_string``, ``complete`` (the constraint allows no more)
+            or ``length`` (there was no room for more, so that a constrained answer is incomplete).
         tokens_per_second: from the second token on; ``None`` if there was none.
     """
 
@@ -103,6 +107,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     stop_token_ids: frozenset[int] | None = None,
+    constraint: Constraint | None = None,
     seed: int | None = None,
 ) -> Iterator[Step]:
     """Continue prompts, one step at a time, until each has ended or has enough tokens.
@@ -115,9 +120,11 @@ def generate(
         sampling: how tokens are selected.
         stop_token_ids: tokens that end a sequence; ``None`` for the model's own, an empty set to
             never stop early.
+        constraint: what each text must be; its tokenizer is the model's.
         seed: makes sampling repeatable.
 
     Raises:
+        ConstraintError: if the constraint cannot be met.
         BundleError: if the model is not a decoder, or ONNX Runtime fails on it.
         EdgetieError: if a prompt is empty, too long for the model or has tokens that it lacks, or
             ``max_new_tokens`` or ``seed`` is too small.
@@ -135,7 +142,7 @@ def generate(
     logits = decoder.prefill(ids, mask)
     read = () if session.cross else prompts
     yield from continue_prompt(
-        decoder, logits, max_new_tokens, sampling, seed, read, stop_token_ids
+        decoder, logits, max_new_tokens, sampling, seed, read, stop_token_ids, constraint
     )
 
 
@@ -147,6 +154,7 @@ def generate_from_images(
     start: Sequence[int] = (),
     sampling: Sampling = GREEDY,
     stop_token_ids: frozenset[int] | None = None,
+    constraint: Constraint | None = None,
     seed: int | None = None,
 ) -> Iterator[Step]:
     """Write the texts of images, one step at a time.
@@ -155,7 +163,7 @@ def generate_from_images(
         session: an opened ``image-to-text`` model.
         inputs: of its encoder by name, ``(batch, ...)`` each.
         start: tokens that every text starts with instead of the model's own, such as a task's.
-        max_new_tokens, sampling, stop_token_ids, seed: as in :func:`generate`.
+        max_new_tokens, sampling, stop_token_ids, constraint, seed: as in :func:`generate`.
 
     Raises:
         BundleError: if the model is another one, or ONNX Runtime fails on it.
@@ -175,7 +183,7 @@ def generate_from_images(
     decoder.start = list(start) or decoder.start
     logits = decoder.encode(inputs)
     yield from continue_prompt(
-        decoder, logits, max_new_tokens, sampling, seed, stop_token_ids=stop_token_ids
+        decoder, logits, max_new_tokens, sampling, seed, (), stop_token_ids, constraint
     )
 
 
@@ -187,13 +195,14 @@ def continue_prompt(
     seed: int | None,
     prompts: Sequence[Sequence[int]] = (),
     stop_token_ids: frozenset[int] | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[Step]:
     """Generate the steps of :func:`generate` after the prompt.
 
     Args:
         decoder: has read the prompt.
         logits: ``(batch, vocabulary)`` of the first token to come.
-        max_new_tokens, sampling, seed, stop_token_ids: as in :func:`generate`.
+        max_new_tokens, sampling, seed, stop_token_ids, constraint: as in :func:`generate`.
         prompts: what the decoder has read, for the repetition penalty.
     """
     signature = decoder.session.bundle.manifest.signature
@@ -212,15 +221,21 @@ def continue_prompt(
     for index, prompt in enumerate(prompts):
         seen[index, list(prompt)] = True
     active = np.ones(len(logits), np.bool_)
+    constrained = None if constraint is None else constraint.start(len(logits), stops)
     for remaining in range(max_new_tokens, 0, -1):
         never = at_start if remaining == max_new_tokens else suppressed
         if never:
             logits = logits.copy()
             logits[:, never] = -np.inf
+        if constrained is not None:
+            logits = constrained.mask(logits, active)
         tokens = sample(logits, sampling, rng, seen)
         stopped = active & np.isin(tokens, stops)
-        yield Step(tokens, active, stopped)
-        active = active & ~stopped
+        complete = np.zeros_like(active)
+        if constrained is not None:
+            complete = constrained.add(tokens, active & ~stopped)
+        yield Step(tokens, active, stopped, complete)
+        active = active & ~(stopped | complete)
         if remaining == 1 or not active.any() or decoder.length == decoder.max_length:
             return
         seen[np.arange(len(tokens)), tokens] = True
@@ -277,6 +292,7 @@ def generate_text(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     stop_strings: Sequence[str] = (),
+    constraint: Constraint | None = None,
     seed: int | None = None,
 ) -> Iterator[Chunk]:
     """Continue prompts and stream their text.
@@ -285,17 +301,27 @@ def generate_text(
         session: an opened decoder.
         tokenizer: of the same model.
         prompts: texts, or token ids of each; a list also for one prompt.
-        max_new_tokens, sampling, seed: as in :func:`generate`.
-        stop_strings: texts that end a completion; they are left out of it.
+        max_new_tokens, sampling, constraint, seed: as in :func:`generate`.
+        stop_strings: texts that end a completion; they are left out of it. They exclude a
+            constraint.
 
     Raises:
         BundleError: as in :func:`generate`.
+        ConstraintError: as in :func:`generate`.
         EdgetieError: as in :func:`generate`, and if ``prompts`` is one string.
     """
+    require_one_end(stop_strings, constraint)
     if isinstance(prompts, str):
         raise EdgetieError("is one text; make it a list", parameter="prompts", value=prompts)
     encoded = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
-    steps = generate(session, encoded, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    steps = generate(
+        session,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        constraint=constraint,
+        seed=seed,
+    )
     yield from stream_text(steps, tokenizer, [len(ids) for ids in encoded], stop_strings)
 
 
@@ -310,6 +336,8 @@ def stream_text(
     for step in steps:
         for index, writer in list(writers.items()):
             text = writer.add(int(step.tokens[index]), stopped=bool(step.stopped[index]))
+            if step.complete[index]:
+                text += writer.finish("complete")
             if text or writer.completion is not None:
                 yield Chunk(index, text, writer.completion)
             if writer.completion is not None:

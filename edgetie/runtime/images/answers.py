@@ -6,11 +6,11 @@ import numpy as np
 
 from edgetie.bundle.names import IMAGE_LM, IMAGE_TO_TEXT
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.runtime.decoding.constraint import Constraint, require_one_end
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import (
     GREEDY,
     Chunk,
-    Step,
     continue_prompt,
     generate_from_images,
     require_limits,
@@ -35,6 +35,8 @@ def answer_about_images(
     chat: bool = True,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
+    stop_strings: Sequence[str] = (),
+    constraint: Constraint | None = None,
     seed: int | None = None,
 ) -> Iterator[Chunk]:
     """Answer a prompt about images and stream the text.
@@ -49,22 +51,34 @@ def answer_about_images(
         system: a system message before it.
         chat: make a chat of the prompt, images first, if the model has a chat template. Otherwise
             the prompt has a placeholder for each image, or the images come first.
-        max_new_tokens, sampling, seed: as in :func:`edgetie.generate_text`.
+        max_new_tokens, sampling, stop_strings, constraint, seed: as in
+            :func:`edgetie.generate_text`.
 
     Raises:
         ImageError: if an image cannot be read, or the prompt has no place for it.
         BundleError: if the model reads no images, or ONNX Runtime fails on it.
+        ConstraintError: if the constraint cannot be met.
         EdgetieError: if the prompt is missing or too long, or a number is too small.
     """
     require_limits(max_new_tokens, seed)
+    require_one_end(stop_strings, constraint)
     task, path = session.bundle.task, session.bundle.directory
     if task not in (IMAGE_LM, IMAGE_TO_TEXT):
         raise BundleError(f"{path}: a bundle for {task}, which reads no images")
     process = ImageProcessor.from_bundle(session.bundle)
     processed = [process(image) for image in images]
     if task == IMAGE_TO_TEXT:
-        steps, count = _read(session, tokenizer, processed, prompt, max_new_tokens, sampling, seed)
-        yield from stream_text(steps, tokenizer, [count])
+        start = _start(session, tokenizer, processed, prompt)
+        steps = generate_from_images(
+            session,
+            processed[0].feeds,
+            start=start,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            constraint=constraint,
+            seed=seed,
+        )
+        yield from stream_text(steps, tokenizer, [len(start)], stop_strings)
         return
     if prompt is None:
         raise EdgetieError(f"{path}: answers a prompt about images; give one", parameter="prompt")
@@ -72,35 +86,26 @@ def answer_about_images(
     decoder = Decoder(session, 1, len(ids) + max_new_tokens)
     embeddings = embed_images(session, [image.feeds for image in processed])
     logits = decoder.prefill(np.array([ids], np.int64), image_embeddings=embeddings)
-    answer = continue_prompt(decoder, logits, max_new_tokens, sampling, seed, [ids])
-    yield from stream_text(answer, tokenizer, [len(ids)])
+    answer = continue_prompt(
+        decoder, logits, max_new_tokens, sampling, seed, [ids], constraint=constraint
+    )
+    yield from stream_text(answer, tokenizer, [len(ids)], stop_strings)
 
 
-def _read(
+def _start(
     session: Session,
     tokenizer: Tokenizer,
     images: Sequence[ProcessedImage],
     prompt: str | None,
-    max_new_tokens: int,
-    sampling: Sampling,
-    seed: int | None,
-) -> tuple[Iterator[Step], int]:
-    """Write the text of one image; returns its steps and the number of its first tokens."""
+) -> list[int]:
+    """Make the first tokens of the text of one image."""
     path = session.bundle.directory
     if len(images) != 1:
         raise EdgetieError(f"{path}: reads one image, not {len(images)}", parameter="images")
     start = list(session.bundle.manifest.signature.start_token_ids)
     if prompt is not None:
         start += tokenizer.encode(prompt, add_special_tokens=False)
-    steps = generate_from_images(
-        session,
-        images[0].feeds,
-        start=start,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-    )
-    return steps, len(start)
+    return start
 
 
 def _encode(

@@ -16,6 +16,8 @@ from image_cases import drawn, write_settings
 
 from edgetie.errors import BundleError, EdgetieError, ImageError
 from edgetie.export.exporter import export_model
+from edgetie.runtime.decoding.constraint import Constraint
+from edgetie.runtime.decoding.generation import Completion
 from edgetie.runtime.images.answers import answer_about_images
 from edgetie.runtime.images.processor import ImageProcessor
 from edgetie.runtime.session import Session, open_session
@@ -77,6 +79,27 @@ def test_a_place_in_the_prompt(opened: Any) -> None:
     assert list(completion.tokens) == torch_answer(model, session, ids, [drawn(9, 9)])
 
 
+def test_answers_within_a_constraint_or_up_to_a_text(opened: Any) -> None:
+    _, session, _ = opened
+    tokenizer = BundleTokenizer(image_models.letter_tokenizer(), {}, None)
+
+    def ask(**options: Any) -> Completion:
+        *_, last = answer_about_images(
+            session, tokenizer, [drawn(9, 9)], "what", max_new_tokens=NEW, **options
+        )
+        assert last.completion is not None
+        return last.completion
+
+    free = ask().text
+    assert ask(stop_strings=[free[2]]).text == free[: free.index(free[2])]
+    constraint = Constraint.choices(["cat", "dog"], tokenizer)
+    done = ask(constraint=constraint)
+    assert done.text in ("cat", "dog")
+    assert done.stop_reason == "complete"
+    with pytest.raises(EdgetieError, match="stop_strings: would cut"):
+        ask(constraint=constraint, stop_strings=["a"])
+
+
 def test_what_is_refused(opened: Any, tmp_path: Path) -> None:
     _, session, tokenizer = opened
 
@@ -124,6 +147,13 @@ def test_a_model_that_writes_the_text_of_an_image(tmp_path: Path) -> None:
                 max_new_tokens=NEW, do_sample=False,
             )[0, len(start) :]  # fmt: skip
         assert list(completion.tokens) == expected.tolist()
+    letters = BundleTokenizer(image_models.letter_tokenizer(), {}, None)
+    *_, last = answer_about_images(
+        session, letters, [drawn(9, 30)], max_new_tokens=NEW,
+        constraint=Constraint.choices(["cat", "dog"], letters),
+    )  # fmt: skip
+    assert last.completion is not None
+    assert last.completion.text in ("cat", "dog")
     with pytest.raises(EdgetieError, match="reads one image, not 2"):
         next(answer_about_images(session, tokenizer, [drawn(9, 9)] * 2, max_new_tokens=2))
 
