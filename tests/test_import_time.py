@@ -13,7 +13,7 @@ import runtime_models as tiny
 
 import edgetie
 
-HEAVY = ("torch", "transformers", "onnxscript", "matplotlib")
+HEAVY = ("torch", "transformers", "onnxscript", "matplotlib", "llguidance")
 
 
 def imported_by(code: str) -> list[str]:
