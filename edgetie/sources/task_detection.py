@@ -44,8 +44,8 @@ def task_of(config: Any, architectures: list[str] | None = None) -> str:
         return _image_task(config, names & readers)
     if task == "causal-lm":  # some classes are listed as both
         readers &= (names or {classes[task][config.model_type]}) & set(classes[task].values())
-        if readers and _image_task(config, readers) == IMAGE_LM:
-            return IMAGE_LM
+        if readers:
+            return _image_task(config, readers)
     return task or "causal-lm"
 
 

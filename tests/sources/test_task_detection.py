@@ -25,7 +25,7 @@ from edgetie.sources.task_detection import TASKS, auto_class, task_of
         (SimpleNamespace(model_type="whisper", is_encoder_decoder=True), None, "speech-seq2seq"),
         (SimpleNamespace(model_type="llava"), None, "image-text-to-text"),
         (SimpleNamespace(model_type="gemma3"), None, "image-text-to-text"),  # listed as both
-        (SimpleNamespace(model_type="git"), None, "causal-lm"),
+        (SimpleNamespace(model_type="git"), None, "image-to-text"),
         (SimpleNamespace(model_type="x"), ["Gemma3ForCausalLM"], "causal-lm"),
         (SimpleNamespace(model_type="blip"), None, "image-to-text"),
         (SimpleNamespace(model_type="florence2", is_encoder_decoder=True), None, "image-to-text"),

@@ -11,6 +11,7 @@ from edgetie.errors import ExportError, summarize
 from edgetie.export.tasks import audio_lm, causal, image_lm, image_to_text, masked, seq2seq, speech
 from edgetie.export.tasks.base import Task
 from edgetie.sources.source import Source
+from edgetie.sources.task_detection import tasks_of
 
 _TRIAL_RUNS: dict[str, Callable[[nn.Module, Any], Task]] = {
     "causal-lm": causal.trial_run,
@@ -38,7 +39,9 @@ def trial_run(source: Source) -> Task:
     try:
         return run(source.module, source.config)
     except Exception as error:
-        advice = {"task": "causal-lm"} if source.task == IMAGE_LM else None  # its text alone
+        is_reader = source.task in (IMAGE_LM, IMAGE_TO_TEXT)
+        has_text = is_reader and source.config and "causal-lm" in tasks_of(source.config)
+        advice = {"task": "causal-lm"} if has_text else None  # its text alone
         raise ExportError(
             f"{source.name}: calling it with a few tokens failed "
             f"({type(error).__name__}: {summarize(error)})",
