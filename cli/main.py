@@ -24,6 +24,7 @@ COMMANDS = {
     "quickstart": "Run every step on a real model.",
     "export": "Export a PyTorch model to an ONNX bundle with tied weights.",
     "tie": "Merge duplicate weights in ONNX files.",
+    "prune-vocab": "Drop the tokens that a use never needs, with their rows.",
     "quantize": "Quantize a bundle or .onnx file; tied weights stay tied.",
     "fix-shapes": "Write graphs of fixed shapes for NPUs.",
     "compile": "Compile graphs of fixed shapes for an NPU.",
@@ -48,6 +49,7 @@ HELP = """From a PyTorch language model with tied embeddings to a small, fast ON
   edgetie quickstart                       all of the following on a real model
   edgetie export MODEL --output fp32       a directory, hub id, .gguf or pkg.module:factory
   edgetie tie IN.onnx --output OUT.onnx    merge weights that are stored twice
+  edgetie prune-vocab fp32 --keep-text corpus.txt --output small
   edgetie quantize fp32 --output int8      8 bits per weight, one embedding matrix
   edgetie inspect int8                     count the copies of tied weights
   edgetie check int8 --reference fp32      logits, KL divergence, perplexity

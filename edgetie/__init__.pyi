@@ -12,6 +12,7 @@ from .errors import ExportError as ExportError
 from .errors import ImageError as ImageError
 from .errors import LimitError as LimitError
 from .errors import ProviderError as ProviderError
+from .errors import PruneError as PruneError
 from .errors import QuantizeError as QuantizeError
 from .errors import SourceError as SourceError
 from .errors import TieError as TieError
@@ -30,6 +31,8 @@ from .npu.fix_shapes import fix_shapes as fix_shapes
 from .progress import Progress as Progress
 from .providers.registry import PROVIDERS as PROVIDERS
 from .providers.registry import Provider as Provider
+from .prune.pruner import PruneReport as PruneReport
+from .prune.pruner import prune_vocabulary as prune_vocabulary
 from .quantize.quantizer import QuantizeReport as QuantizeReport
 from .quantize.quantizer import quantize_model as quantize_model
 from .quickstart import QuickstartReport as QuickstartReport

@@ -96,6 +96,16 @@ class LimitError(QuantizeError):
     exit_code = 1
 
 
+class PruneError(EdgetieError):
+    """A vocabulary cannot be pruned. The message names the file, the node or the tensor."""
+
+
+class PruneMismatchError(PruneError):
+    """The logits or the tokens of a pruned model differ from those of its source."""
+
+    exit_code = 1
+
+
 class TieError(EdgetieError):
     """A tied weight is no longer one tensor. The message names the weight and what split it."""
 

@@ -20,7 +20,7 @@ FLOORS = (
     {"bundle"},
     {"runtime", "sources", "passes"},
     {"export", "harness", "npu", "deploy"},
-    {"quantize", "assemble", "repair"},
+    {"quantize", "prune", "assemble", "repair"},
     {"quickstart", "report"},
 )
 """Rooms from the lowest floor up: a room imports rooms of its own floor or a lower one."""

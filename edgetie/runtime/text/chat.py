@@ -48,11 +48,7 @@ def render_chat(
     Raises:
         BundleError: if the template is not valid Jinja, or refuses the messages.
     """
-    environment = ImmutableSandboxedEnvironment(  # a template comes with a model: do not trust it
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
-    )
+    environment = _environment()
     # as transformers does: unlike Jinja's own filter, without escaping HTML
     environment.filters["tojson"] = lambda value, *options, **named: json.dumps(
         value, **{"ensure_ascii": False} | dict(zip(_JSON_OPTIONS, options, strict=False)) | named
@@ -72,6 +68,30 @@ def render_chat(
         raise BundleError(
             f"chat template: {' '.join(str(error).split())}; change the messages or give text"
         ) from error
+
+
+def template_texts(template: str) -> list[str]:
+    """List the texts and constants in a chat template, from which it makes prompts.
+
+    Raises:
+        BundleError: if the template is not valid Jinja.
+    """
+    try:
+        tree = _environment().parse(template)
+    except jinja2.TemplateError as error:
+        raise BundleError(f"chat template: {' '.join(str(error).split())}; repair it") from error
+    constants = [node.value for node in tree.find_all(nodes.Const)]
+    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+    return [*texts, *(value for value in constants if isinstance(value, str))]
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Make what runs templates. They come with models and are not trusted."""
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
+    )
 
 
 def with_parts(

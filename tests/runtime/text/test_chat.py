@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from edgetie.errors import BundleError
-from edgetie.runtime.text.chat import render_chat, with_parts
+from edgetie.runtime.text.chat import render_chat, template_texts, with_parts
 
 MESSAGES = [{"role": "user", "content": "why <now>?"}]
 PARTS = (
@@ -29,6 +29,14 @@ def test_texts_become_parts_for_templates_that_read_nothing_else() -> None:
     assert with_parts(PARTS, in_parts, {}) == in_parts
     either = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}"
     assert with_parts(either + "{% endfor %}", MESSAGES, {}) == MESSAGES
+
+
+def test_texts_in_a_template() -> None:
+    template = "<s>{% if m.role == 'user' %}{{ '[INST] ' + m.content }}{% endif %}{# none #}"
+    assert {"<s>", "user", "[INST] "} == {*template_texts(template)}
+    assert template_texts("{% generation %}a{% endgeneration %}") == ["a"]
+    with pytest.raises(BundleError, match="chat template: .*; repair it"):
+        template_texts("{% if %}")
 
 
 def test_globals_and_filters() -> None:

@@ -1,0 +1,75 @@
+"""Compare a pruned bundle with its source: tokens of texts, and logits of kept tokens."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.errors import PruneMismatchError
+from edgetie.harness.accuracy.references import BundleReference
+from edgetie.harness.accuracy.samples import spread
+from edgetie.prune.kept_text import chunks
+from edgetie.runtime.text.tokenizer import Tokenizer
+
+_EXCERPTS, _LENGTH = 4, 64  # of tokens that both models read
+_TOLERANCE = 1e-6  # of the largest logit: products of fewer columns may sum in another order
+
+
+def count_equal_tokens(
+    source: Tokenizer, pruned: Tokenizer, texts: Sequence[str], numbers: Mapping[int, int]
+) -> int:
+    """Check that two tokenizers make the same tokens of texts. Return the number of tokens.
+
+    Raises:
+        PruneMismatchError: with the beginning of the first text that differs.
+    """
+    count = 0
+    for text in chunks(texts):
+        tokens = [numbers.get(token) for token in source.encode(text)]
+        if tokens != pruned.encode(text):
+            raise PruneMismatchError(
+                f"the pruned tokenizer makes other tokens of {text[:40]!r}…; nothing was written"
+            )
+        count += len(tokens)
+    return count
+
+
+def compare_logits(
+    source: Bundle, directory: Path, tokens: Sequence[int], kept: Sequence[int]
+) -> float:
+    """Run both models on excerpts of a text, one model in memory at a time.
+
+    Args:
+        source: the bundle that was pruned.
+        directory: of the pruned one.
+        tokens: of a text, in the numbers of the source.
+        kept: old tokens in the order of the new ones.
+
+    Returns:
+        The largest difference of the logits of kept tokens, relative to the largest of them.
+
+    Raises:
+        PruneMismatchError: if it is more than 10⁻⁶.
+    """
+    reference = BundleReference(source)
+    length = min(_LENGTH, reference.longest or _LENGTH)
+    excerpts = [np.array([each], np.int64) for each in spread(tokens, _EXCERPTS, length)]
+    expected = []
+    for ids in excerpts:
+        logits = reference.logits(ids)
+        expected.append(logits[:, [token for token in kept if token < logits.shape[1]]])
+    del reference
+    numbers = np.zeros(max(kept) + 1, np.int64)
+    numbers[kept] = np.arange(len(kept))
+    pruned = BundleReference(open_bundle(directory))
+    largest = max(float(np.abs(logits).max()) for logits in expected)
+    pairs = zip(excerpts, expected, strict=True)
+    error = max(float(np.abs(pruned.logits(numbers[ids]) - old).max()) for ids, old in pairs)
+    relative = error / max(largest, 1e-12)
+    if not relative <= _TOLERANCE:
+        raise PruneMismatchError(
+            f"{source.directory}: pruned, its logits differ by {relative:.1e} of the largest; "
+            "nothing was written"
+        )
+    return relative

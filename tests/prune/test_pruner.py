@@ -1,0 +1,194 @@
+"""A pruned bundle computes the same with fewer tokens, or is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import runtime_models
+from models import source_of, transformers_model
+from onnx import numpy_helper
+from seq2seq_models import make
+
+from edgetie.bundle.bundle import open_bundle
+from edgetie.errors import EdgetieError, PruneError
+from edgetie.export.exporter import ExportReport, export_model
+from edgetie.prune.pruner import PruneReport, prune_vocabulary
+from edgetie.quantize.quantizer import quantize_model
+from edgetie.runtime.decoding.generation import generate
+from edgetie.runtime.session import open_session
+from edgetie.runtime.text.tokenizer import Tokenizer
+from edgetie.sources.source import Source
+
+TEXT = "once upon a time the user said hello, naïve"
+PROMPT = [50, 300, 7, 120]
+
+
+def greedy(bundle: Path, prompt: list[int], count: int = 12) -> list[int]:
+    steps = generate(
+        open_session(bundle), [prompt], max_new_tokens=count, stop_token_ids=frozenset()
+    )
+    return [int(step.tokens[0]) for step in steps]
+
+
+def old_tokens(report: PruneReport) -> list[int]:
+    lines = (report.bundle.directory / "kept_tokens.txt").read_text("utf-8").split()
+    return [int(line) for line in lines]
+
+
+def prune_around(bundle: Path, target: Path) -> PruneReport:
+    """Prune to a prompt and its greedy continuation, which must be the same afterwards."""
+    expected = greedy(bundle, PROMPT)
+    others = range(200, 270)  # so that the table is large enough to count as tied
+    report = prune_vocabulary(bundle, target, keep_tokens=[*PROMPT, *expected, *others])
+    kept = old_tokens(report)
+    assert len(kept) == report.rows_after < 120
+    tokens = greedy(target, [kept.index(token) for token in PROMPT])
+    assert [kept[token] for token in tokens] == expected
+    return report
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text", "GPTJ"])
+def test_the_same_tokens_are_generated(
+    exported: Callable[[str], ExportReport], kind: str, tmp_path: Path
+) -> None:
+    """GPT-J has an untied head with a bias."""
+    source = exported(kind).bundle
+    report = prune_around(source.directory, tmp_path / "small")
+    manifest = report.bundle.manifest
+    assert manifest.signature.vocab_size == report.rows_after
+    assert manifest.signature.outputs[0].shape[-1] == report.rows_after
+    assert [len(tie.uses) for tie in manifest.ties] == [len(t.uses) for t in source.manifest.ties]
+    assert report.table_bytes_after * 320 == report.table_bytes_before * report.rows_after
+    assert report.logits_error <= 1e-6
+    quantize_model(tmp_path / "small", tmp_path / "int8")
+    assert open_bundle(tmp_path / "int8").manifest.signature.vocab_size == report.rows_after
+
+
+def test_three_uses_in_two_files(tmp_path: Path) -> None:
+    model = make("Bart")
+    source = Source("transformers", "Bart", model, model.config, model.config.save_pretrained)
+    export_model(source, tmp_path / "fp32")
+    report = prune_around(tmp_path / "fp32", tmp_path / "small")
+    (tie,) = report.bundle.manifest.ties
+    assert (tie.shape[0], len(tie.uses)) == (report.rows_after, 3)
+    places = set()
+    for name in ("encoder_model", "decoder_model", "decoder_model_merged"):
+        graph = ir.load(tmp_path / "small" / f"{name}.onnx").graph
+        tensor = graph.initializers[tie.name].const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        places.add((tensor.location, tensor.offset, tensor.length))
+    assert len(places) == 1
+    kept = old_tokens(report)
+    config = json.loads((tmp_path / "small" / "config.json").read_text("utf-8"))
+    assert config["vocab_size"] == len(kept)
+    assert kept[config["decoder_start_token_id"]] == 2
+    assert [kept[token] for token in report.bundle.manifest.signature.start_token_ids] == [2]
+
+
+def test_masked_language_model_compares_tokens_with_padding(tmp_path: Path) -> None:
+    """RoBERTa's positions depend on which tokens are padding."""
+    import transformers
+
+    config = transformers.RobertaConfig(
+        vocab_size=320, hidden_size=64, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=128, max_position_embeddings=80, pad_token_id=5,
+    )  # fmt: skip
+    module = transformers.RobertaForMaskedLM(config).eval()
+    export_model(
+        Source("transformers", "x", module, config, config.save_pretrained, task="masked-lm"),
+        tmp_path / "fp32",
+    )
+    report = prune_vocabulary(tmp_path / "fp32", tmp_path / "small", keep_tokens=[9, 100, 101])
+    kept = old_tokens(report)
+    assert {5, 9, 100, 101} <= {*kept}
+    assert json.loads((tmp_path / "small" / "config.json").read_text("utf-8"))["pad_token_id"] == (
+        kept.index(5)
+    )
+    graph = ir.load(tmp_path / "small" / "model.onnx").graph
+    pads = [node.inputs[1] for node in graph if node.op_type == "Equal"]
+    values = [int(pad.const_value.numpy()) for pad in pads if pad is not None and pad.const_value]
+    assert kept.index(5) in values
+
+
+def test_a_text_is_encoded_as_before(tmp_path: Path) -> None:
+    source = runtime_models.write_chat_bundle(tmp_path / "chat")
+    report = prune_vocabulary(source, tmp_path / "small", keep_text=[TEXT])
+    old = Tokenizer.from_bundle(open_bundle(source))
+    new = Tokenizer.from_bundle(report.bundle)
+    kept = old_tokens(report)
+    assert [kept[token] for token in new.encode(TEXT)] == old.encode(TEXT)
+    other = "¿qué? answers 漢字 \x00"
+    assert new.decode(new.encode(other)) == other
+    assert len(new.encode(other)) > len(old.encode(other))
+    prompt = new.chat_prompt([{"role": "user", "content": TEXT}])
+    assert [kept[token] for token in new.encode(prompt)] == old.encode(prompt)
+    assert report.text is not None
+    assert report.text.tokens_before == report.text.tokens_after == len(old.encode(TEXT))
+    assert report.text.words == 9
+    ids = old.encode(TEXT)
+    expected = runtime_models.naive_logits(ids)[-1, kept]
+    session = open_session(report.bundle)
+    (step,) = generate(session, [new.encode(TEXT)], max_new_tokens=1, stop_token_ids=frozenset())
+    assert int(step.tokens[0]) == int(np.argmax(expected))
+
+
+def test_unseen_text_is_measured_on_the_last_tenth(tmp_path: Path) -> None:
+    source = runtime_models.write_chat_bundle(tmp_path / "chat")
+    text = "the user said hello " * 2000 + "once upon a time " * 150
+    report = prune_vocabulary(source, tmp_path / "small", keep_text=[text])
+    assert report.unseen is not None
+    assert report.unseen.words > 200
+    assert report.unseen.tokens_per_word_after > report.unseen.tokens_per_word_before
+
+
+def test_bundles_that_cannot_be_pruned(
+    exported: Callable[[str], ExportReport], tmp_path: Path
+) -> None:
+    directory = exported("Llama").bundle.directory
+    target = tmp_path / "small"
+    quantize_model(directory, tmp_path / "int8")
+    for path, problem in (
+        (tmp_path / "int8", "prune the fp32 bundle and quantize it afterwards"),
+        (directory / "model.onnx", "not a bundle"),
+    ):
+        with pytest.raises(PruneError, match=problem):
+            prune_vocabulary(path, target, keep_tokens=[5])
+    with pytest.raises(PruneError, match=r"has no tokenizer\.json"):
+        prune_vocabulary(directory, target, keep_text=["hello"])
+    with pytest.raises(PruneError, match="nothing to keep"):
+        prune_vocabulary(directory, target)
+    with pytest.raises(EdgetieError, match="already exists"):
+        prune_vocabulary(directory, tmp_path / "int8", keep_tokens=[5])
+    assert not target.exists()
+
+
+def test_a_node_that_computes_with_tokens_is_refused_by_name(tmp_path: Path) -> None:
+    directory = runtime_models.write_chat_bundle(tmp_path / "chat")
+    graph = onnx.load(directory / "model.onnx", load_external_data=False)
+    one = numpy_helper.from_array(np.array(0), "zero")
+    graph.graph.initializer.append(one)
+    look_up = next(n for n in graph.graph.node if n.op_type == "Gather" and n.input[0] == "table")
+    add = onnx.helper.make_node("Add", [look_up.input[1], "zero"], ["shifted"], "shift")
+    graph.graph.node.insert(list(graph.graph.node).index(look_up), add)
+    look_up.input[1] = "shifted"
+    onnx.save(graph, directory / "model.onnx")
+    manifest = open_bundle(directory / "model.onnx").manifest
+    manifest.precision = "fp32"
+    from edgetie.bundle.manifest import write_manifest
+
+    write_manifest(directory, manifest)
+    with pytest.raises(PruneError, match=r"node shift \(Add\) computes with the numbers of tokens"):
+        prune_vocabulary(directory, tmp_path / "small", keep_tokens=[5])
+    assert not (tmp_path / "small").exists()
+
+
+def test_transformers_model_without_settings(tmp_path: Path) -> None:
+    export_model(source_of(transformers_model("Qwen2"), "x"), tmp_path / "fp32")
+    report = prune_vocabulary(tmp_path / "fp32", tmp_path / "small", keep_tokens=[5, 6])
+    assert {5, 6} <= {*old_tokens(report)}
