@@ -12,7 +12,7 @@ from edgetie.errors import PruneError
 from edgetie.graph.editing import Array, initializer, transformed
 from edgetie.graph.external_data import byte_range
 from edgetie.graph.matching import constant
-from edgetie.graph.model_files import load_model, remove_weights_from_inputs
+from edgetie.graph.model_files import load_model, read_uncached, remove_weights_from_inputs
 from edgetie.prune.vocabulary_axes import VocabularyAxes
 
 
@@ -36,6 +36,7 @@ class VocabularyModels:
         for path in bundle.model_paths:
             model = self.models[path.name] = load_model(path)
             remove_weights_from_inputs(model)
+            read_uncached(model)
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             self._axes[path.name] = VocabularyAxes(model, path.name)
         tensors = self._tensors()

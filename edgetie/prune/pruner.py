@@ -19,11 +19,12 @@ from edgetie.bundle.names import DATA, ENCODER, MANIFEST
 from edgetie.errors import PruneError, PruneMismatchError
 from edgetie.graph.model_files import load_model, write_models
 from edgetie.progress import Stages
-from edgetie.prune.comparison import compare_logits, count_equal_tokens
+from edgetie.prune.comparison import compare_logits, require_tokens
 from edgetie.prune.kept_text import TextCost, chat_tokens, chunks, read_texts, read_tokens
 from edgetie.prune.pruned_models import VocabularyModels
 from edgetie.prune.token_settings import TokenSettings, renumber_signature, signature_tokens
 from edgetie.prune.tokenizer_vocabulary import read_vocabulary
+from edgetie.runtime.memory import release_heap
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 from edgetie.ties.groups import find_shared_ties, ties_of_file, verify_ties
 
@@ -109,6 +110,7 @@ def prune_vocabulary(
     stages.stage("choose tokens")
     choice = _Choice(source, models, texts, read_tokens(keep_tokens, models.rows))
     kept = choice.kept
+    release_heap()  # a tokenizer of 250,000 tokens takes 500 MB
     bytes_before, table_bytes = source.file_bytes, models.table_bytes
     with atomic_directory(output, force=force) as directory:
         stages.stage("write")
@@ -127,7 +129,7 @@ def prune_vocabulary(
         bytes_before=bytes_before,
         bytes_after=result.file_bytes,
         text=text,
-        unseen=choice.held_out_cost(),
+        unseen=choice.unseen,
         logits_error=error,
         seconds=dict(stages.seconds),
     )
@@ -161,6 +163,7 @@ class _Choice:
         settings: finds tokens in settings.
         vocabulary: of the tokenizer; ``None`` if the bundle has none.
         text_tokens: tokens of the texts, in order.
+        unseen: as in the report.
     """
 
     def __init__(
@@ -170,8 +173,8 @@ class _Choice:
         self._texts, self._rows = texts, models.rows
         self.settings = TokenSettings(models.rows)
         self.vocabulary = read_vocabulary(directory)
-        self._tokenizer = Tokenizer.from_bundle(source) if self.vocabulary else None
-        if texts and self._tokenizer is None:
+        tokenizer = Tokenizer.from_bundle(source) if self.vocabulary else None
+        if texts and tokenizer is None:
             raise PruneError(
                 f"{directory}: has no {TOKENIZER}, so texts cannot be read",
                 advice={"keep_tokens": "FILE"},
@@ -180,10 +183,11 @@ class _Choice:
         for path in _settings_files(source):
             self._base |= self.settings.required_tokens(read_json(path))
         self.text_tokens: list[int] = []
-        if self._tokenizer is not None:
-            self._base |= chat_tokens(self._tokenizer)
-            for text in chunks(texts):
-                self.text_tokens += self._tokenizer.encode(text)
+        self.unseen: TextCost | None = None
+        if tokenizer is not None:
+            self._base |= chat_tokens(tokenizer)
+            self.text_tokens = [t for text in chunks(texts) for t in tokenizer.encode(text)]
+            self.unseen = self._held_out_cost(tokenizer)
         self.kept = self._complete(set(self.text_tokens))
         self.numbers = {old: new for new, old in enumerate(self.kept)}
 
@@ -197,7 +201,7 @@ class _Choice:
 
     def compare_tokens(self, directory: Path) -> TextCost | None:
         """Check the written tokenizer: the number of each token, and the tokens of the texts."""
-        if self._tokenizer is None or self.vocabulary is None:
+        if self.vocabulary is None:
             return None
         pruned = Tokenizer.from_bundle(open_bundle(directory))
         for text, old in self.vocabulary.ids.items():
@@ -208,27 +212,25 @@ class _Choice:
                 )
         if not self._texts:
             return None
-        count = count_equal_tokens(self._tokenizer, pruned, self._texts, self.numbers)
+        tokens = [self.numbers.get(token, -1) for token in self.text_tokens]
+        require_tokens(pruned, self._texts, tokens)
         words = sum(len(text.split()) for text in self._texts)
-        return TextCost(words, len(self.text_tokens), count)
+        return TextCost(words, len(tokens), len(tokens))
 
-    def held_out_cost(self) -> TextCost | None:
+    def _held_out_cost(self, tokenizer: Tokenizer) -> TextCost | None:
         """Measure what the last tenth of the texts costs if the others are kept."""
         import tokenizers
 
         tokens = self.text_tokens
-        if self._tokenizer is None or self.vocabulary is None:
-            return None
         start = len(tokens) - len(tokens) // _HELD_OUT_SHARE
-        text = self._tokenizer.decode(tokens[start:])
+        text = tokenizer.decode(tokens[start:])
         words = len(text.split())
-        if words < _HELD_OUT_WORDS:
+        if self.vocabulary is None or words < _HELD_OUT_WORDS:
             return None
         kept = self._complete(set(tokens[:start]))
         contents = self.vocabulary.renumbered({old: new for new, old in enumerate(kept)})
         pruned = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(contents)), {}, None)
-        before = len(self._tokenizer.encode(text))
-        return TextCost(words, before, len(pruned.encode(text)))
+        return TextCost(words, len(tokenizer.encode(text)), len(pruned.encode(text)))
 
 
 def _write(

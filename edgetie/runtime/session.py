@@ -96,6 +96,7 @@ def open_session(
     logits: Literal["default", "all"] = "default",
     release: bool = True,
     strict: bool = False,
+    prepack: bool = True,
 ) -> Session:
     """Open a bundle, a directory with one ONNX model, or an ``.onnx`` file.
 
@@ -107,6 +108,8 @@ def open_session(
         logits: ``all`` for the logits of every token of a model that returns only the last.
         release: release file pages whose weights ONNX Runtime has packed into its own memory.
         strict: refuse a provider that leaves nodes to another one; ``auto`` may.
+        prepack: let ONNX Runtime copy weights into its own layout. Without, the session takes less
+            memory to start and more time to run.
 
     Raises:
         BundleError: if it cannot be opened or ONNX Runtime rejects it, or ``threads`` or ``logits``
@@ -123,6 +126,8 @@ def open_session(
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     path, fixed = bundle.model_path, bundle.has_fixed_shapes
     options = _bundle_options(bundle, spec, threads or default_threads())
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     others = MappedFiles(bundle.data_files if release else ())  # of sessions that may end earlier
     graph = remove_last_token_node(path) if logits == "all" and not fixed else None
     first = _create_first(bundle, options, spec)
@@ -148,7 +153,8 @@ def open_session(
     sessions = session, encoder, prefill
     own_operators = operators_on(spec.ort_name, *sessions) if spec.name == OWN else set()
     spec = resolve_provider(provider, {spec.ort_name: len(own_operators)})
-    in_file = bundle.manifest.weights_in_memory == "mapped" or "MatMulNBits" in own_operators
+    is_mapped = bundle.manifest.weights_in_memory == "mapped" or not prepack
+    in_file = is_mapped or "MatMulNBits" in own_operators
     opened = Session(
         bundle=bundle,
         provider=spec.name,

@@ -16,11 +16,12 @@ from onnx import numpy_helper
 from seq2seq_models import make
 
 from edgetie.bundle.bundle import open_bundle
+from edgetie.downloads import demo_text
 from edgetie.errors import EdgetieError, PruneError
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.prune.pruner import PruneReport, prune_vocabulary
 from edgetie.quantize.quantizer import quantize_model
-from edgetie.runtime.decoding.generation import generate
+from edgetie.runtime.decoding.generation import generate, make_decoder
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 from edgetie.sources.source import Source
@@ -136,6 +137,29 @@ def test_a_text_is_encoded_as_before(tmp_path: Path) -> None:
     session = open_session(report.bundle)
     (step,) = generate(session, [new.encode(TEXT)], max_new_tokens=1, stop_token_ids=frozenset())
     assert int(step.tokens[0]) == int(np.argmax(expected))
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_as_if_other_tokens_were_forbidden(
+    real_bundle: Path, tmp_path: Path
+) -> None:
+    report = prune_vocabulary(real_bundle, tmp_path / "small", keep_text=[demo_text()])
+    assert report.rows_after < 9000
+    assert report.bytes_before - report.bytes_after > 90e6
+    kept = old_tokens(report)
+    numbers = {token: index for index, token in enumerate(kept)}
+    tokenizer = Tokenizer.from_bundle(open_bundle(real_bundle))
+    ids = tokenizer.encode(tokenizer.chat_prompt([{"role": "user", "content": "What did he say?"}]))
+    forbidden = np.full(49152, -np.inf, np.float32)
+    forbidden[kept] = 0
+    old = make_decoder(open_session(real_bundle), 1, len(ids), 16)
+    new = make_decoder(open_session(tmp_path / "small"), 1, len(ids), 16)
+    expected = (old.prefill(np.array([ids])) + forbidden).argmax(-1)
+    token = new.prefill(np.array([[numbers[token] for token in ids]])).argmax(-1)
+    for _ in range(16):
+        assert kept[int(token[0])] == int(expected[0])
+        expected = (old.step(expected) + forbidden).argmax(-1)
+        token = new.step(token).argmax(-1)
 
 
 def test_unseen_text_is_measured_on_the_last_tenth(tmp_path: Path) -> None:

@@ -74,11 +74,13 @@ class BundleReference:
         threads: int | None = None,
         strict: bool = False,
         images: Path | None = None,
+        prepack: bool = True,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.session = open_session(
-            self.bundle, provider=provider, threads=threads, logits="all", strict=strict
-        )
+            self.bundle, provider=provider, threads=threads, logits="all", strict=strict,
+            prepack=prepack,
+        )  # fmt: skip
         self.provider = self.session.provider
         self.name = str(self.bundle.path)
         self._images = open_images(self.session, images)

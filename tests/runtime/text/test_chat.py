@@ -35,7 +35,7 @@ def test_texts_in_a_template() -> None:
     template = "<s>{% if m.role == 'user' %}{{ '[INST] ' + m.content }}{% endif %}{# none #}"
     assert {"<s>", "user", "[INST] "} == {*template_texts(template)}
     assert template_texts("{% generation %}a{% endgeneration %}") == ["a"]
-    with pytest.raises(BundleError, match="chat template: .*; repair it"):
+    with pytest.raises(BundleError, match="chat template: "):
         template_texts("{% if %}")
 
 
