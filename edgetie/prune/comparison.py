@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.errors import PruneMismatchError
@@ -12,29 +13,37 @@ from edgetie.harness.accuracy.samples import spread
 from edgetie.prune.kept_text import chunks
 from edgetie.runtime.text.tokenizer import Tokenizer
 
+IntArray = npt.NDArray[np.int32]
+
 _EXCERPTS, _LENGTH = 4, 64  # of tokens that both models read
 _TOLERANCE = 1e-6  # of the largest logit: products of fewer columns may sum in another order
 
 
-def require_tokens(pruned: Tokenizer, texts: Sequence[str], expected: Sequence[int]) -> None:
-    """Check that a pruned tokenizer encodes texts to these tokens.
+def require_tokens(
+    pruned: Tokenizer, texts: Sequence[str], expected: IntArray, kept: Sequence[int]
+) -> None:
+    """Check that a pruned tokenizer encodes texts as its source.
+
+    Args:
+        pruned: the tokenizer.
+        texts: what it encodes, part by part.
+        expected: the tokens of all texts, in the numbers of the source.
+        kept: old tokens in the order of the new ones.
 
     Raises:
         PruneMismatchError: with the beginning of the first part that differs.
     """
-    start = 0
+    start, old = 0, np.array(kept)
     for text in chunks(texts):
-        tokens = pruned.encode(text)
-        if tokens != expected[start : start + len(tokens)]:
+        tokens = old[pruned.encode(text)]
+        if not np.array_equal(tokens, expected[start : start + len(tokens)]):
             raise PruneMismatchError(
                 f"the pruned tokenizer makes other tokens of {text[:40]!r}…; nothing was written"
             )
         start += len(tokens)
 
 
-def compare_logits(
-    source: Bundle, directory: Path, tokens: Sequence[int], kept: Sequence[int]
-) -> float:
+def compare_logits(source: Bundle, directory: Path, tokens: IntArray, kept: Sequence[int]) -> float:
     """Run both models on excerpts of a text, one model in memory at a time.
 
     Args:
@@ -51,7 +60,7 @@ def compare_logits(
     """
     reference = BundleReference(source, prepack=False)
     length = min(_LENGTH, reference.longest or _LENGTH)
-    excerpts = [np.array([each], np.int64) for each in spread(tokens, _EXCERPTS, length)]
+    excerpts = [np.array([each], np.int64) for each in spread(tokens.tolist(), _EXCERPTS, length)]
     expected = []
     for ids in excerpts:
         logits = reference.logits(ids)

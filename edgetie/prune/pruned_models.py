@@ -11,9 +11,9 @@ from edgetie.bundle.bundle import Bundle
 from edgetie.errors import PruneError
 from edgetie.graph.editing import Array, initializer, transformed
 from edgetie.graph.external_data import byte_range
-from edgetie.graph.matching import constant
+from edgetie.graph.matching import constant, last_dimension
 from edgetie.graph.model_files import load_model, read_uncached, remove_weights_from_inputs
-from edgetie.prune.vocabulary_axes import VocabularyAxes
+from edgetie.prune.vocabulary_axes import LOGITS, VocabularyAxes
 
 
 class VocabularyModels:
@@ -57,6 +57,17 @@ class VocabularyModels:
             for value, axis in axes.initializers
         }
         return [(tensor, axis) for tensor, axis in tensors.values() if tensor is not None]
+
+    @property
+    def columns(self) -> int:
+        """The last dimension of the logits."""
+        logits = [
+            value
+            for model in self.models.values()
+            for value in model.graph.outputs
+            if value.name == LOGITS
+        ]
+        return (last_dimension(logits[0]) if logits else None) or 0
 
     def constant_tokens(self) -> set[int]:
         """List the tokens that are constants of the graphs."""

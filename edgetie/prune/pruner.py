@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.manifest import describe_tensors, write_manifest
@@ -19,7 +21,7 @@ from edgetie.bundle.names import DATA, ENCODER, MANIFEST
 from edgetie.errors import PruneError, PruneMismatchError
 from edgetie.graph.model_files import load_model, write_models
 from edgetie.progress import Stages
-from edgetie.prune.comparison import compare_logits, require_tokens
+from edgetie.prune.comparison import IntArray, compare_logits, require_tokens
 from edgetie.prune.kept_text import TextCost, chat_tokens, chunks, read_texts, read_tokens
 from edgetie.prune.pruned_models import VocabularyModels
 from edgetie.prune.token_settings import TokenSettings, renumber_signature, signature_tokens
@@ -117,7 +119,8 @@ def prune_vocabulary(
         _write(source, models, choice, directory, stages)
         stages.stage("compare")
         text = choice.compare_tokens(directory)
-        error = compare_logits(source, directory, choice.text_tokens or kept, kept)
+        tokens = choice.text_tokens if texts else np.array(kept, np.int32)
+        error = compare_logits(source, directory, tokens, kept)
     stages.finish()
     result = open_bundle(output)
     return PruneReport(
@@ -182,18 +185,19 @@ class _Choice:
         self._base = tokens | signature_tokens(source.manifest.signature) | models.constant_tokens()
         for path in _settings_files(source):
             self._base |= self.settings.required_tokens(read_json(path))
-        self.text_tokens: list[int] = []
+        self.text_tokens = np.array([], np.int32)
         self.unseen: TextCost | None = None
         if tokenizer is not None:
             self._base |= chat_tokens(tokenizer)
-            self.text_tokens = [t for text in chunks(texts) for t in tokenizer.encode(text)]
+            parts = [np.array(tokenizer.encode(text), np.int32) for text in chunks(texts)]
+            self.text_tokens = np.concatenate([self.text_tokens, *parts])
             self.unseen = self._held_out_cost(tokenizer)
-        self.kept = self._complete(set(self.text_tokens))
+        self.kept = self._complete(self.text_tokens)
         self.numbers = {old: new for new, old in enumerate(self.kept)}
 
-    def _complete(self, tokens: set[int]) -> list[int]:
-        """Add what is always kept, and sort."""
-        tokens = tokens | self._base
+    def _complete(self, text_tokens: IntArray) -> list[int]:
+        """Add to the tokens of texts what is always kept, and sort."""
+        tokens = {*np.unique(text_tokens).tolist(), *self._base}
         if self.vocabulary is not None:
             tokens = self.vocabulary.close(tokens | self.vocabulary.required)
             return self.vocabulary.order({token for token in tokens if token < self._rows})
@@ -212,10 +216,9 @@ class _Choice:
                 )
         if not self._texts:
             return None
-        tokens = [self.numbers.get(token, -1) for token in self.text_tokens]
-        require_tokens(pruned, self._texts, tokens)
+        require_tokens(pruned, self._texts, self.text_tokens, self.kept)
         words = sum(len(text.split()) for text in self._texts)
-        return TextCost(words, len(tokens), len(tokens))
+        return TextCost(words, len(self.text_tokens), len(self.text_tokens))
 
     def _held_out_cost(self, tokenizer: Tokenizer) -> TextCost | None:
         """Measure what the last tenth of the texts costs if the others are kept."""
@@ -223,11 +226,11 @@ class _Choice:
 
         tokens = self.text_tokens
         start = len(tokens) - len(tokens) // _HELD_OUT_SHARE
-        text = tokenizer.decode(tokens[start:])
+        text = tokenizer.decode(tokens[start:].tolist())
         words = len(text.split())
         if self.vocabulary is None or words < _HELD_OUT_WORDS:
             return None
-        kept = self._complete(set(tokens[:start]))
+        kept = self._complete(tokens[:start])
         contents = self.vocabulary.renumbered({old: new for new, old in enumerate(kept)})
         pruned = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(contents)), {}, None)
         return TextCost(words, len(tokenizer.encode(text)), len(pruned.encode(text)))
@@ -257,6 +260,7 @@ def _write(
     *_, last = models.models.values()
     manifest.signature = replace(
         renumber_signature(manifest.signature, choice.numbers),
+        vocab_size=models.columns,
         inputs=describe_tensors(last.graph.inputs),
         outputs=describe_tensors(last.graph.outputs),
     )

@@ -103,7 +103,10 @@ class TokenSettings:
 
 
 def renumber_signature(signature: Signature, numbers: Mapping[int, int]) -> Signature:
-    """Return a signature with new tokens. Those to suppress that are not in ``numbers`` go."""
+    """Return a signature with new tokens. Those to suppress that are not in ``numbers`` go.
+
+    Shapes and the size of the vocabulary are those of the graph and stay as they are.
+    """
 
     def new(tokens: list[int]) -> list[int]:
         return [numbers[token] for token in tokens if token in numbers]
@@ -111,7 +114,6 @@ def renumber_signature(signature: Signature, numbers: Mapping[int, int]) -> Sign
     audio, image = signature.audio_token_id, signature.image_token_id
     return replace(
         signature,
-        vocab_size=len(numbers),
         eos_token_ids=new(signature.eos_token_ids),
         start_token_ids=new(signature.start_token_ids),
         audio_token_id=None if audio is None else numbers[audio],

@@ -14,7 +14,8 @@ from edgetie.graph.matching import (
     rank,
 )
 
-_TOKENS, _LOGITS = "input_ids", "logits"
+_TOKENS, LOGITS = "input_ids", "logits"
+"""Names of the input and of the output that have to do with all tokens."""
 _MOVING = {
     "Cast", "Expand", "Flatten", "GatherElements", "GatherND", "Identity", "Reshape", "Slice",
     "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -56,7 +57,7 @@ class VocabularyAxes:
         self._file = file
         self._tokens: set[ir.Value] = set()
         self._look_ups: list[ir.Node] = []
-        self._logits = [value for value in model.graph.outputs if value.name == _LOGITS]
+        self._logits = [value for value in model.graph.outputs if value.name == LOGITS]
         self._size = last_dimension(self._logits[0]) if self._logits else None
         for value in self._logits:
             self._add_axis(value, -1)

@@ -125,9 +125,7 @@ def open_session(
     spec = require_provider(provider)
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     path, fixed = bundle.model_path, bundle.has_fixed_shapes
-    options = _bundle_options(bundle, spec, threads or default_threads())
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    options = _bundle_options(bundle, spec, threads or default_threads(), prepack)
     others = MappedFiles(bundle.data_files if release else ())  # of sessions that may end earlier
     graph = remove_last_token_node(path) if logits == "all" and not fixed else None
     first = _create_first(bundle, options, spec)
@@ -227,8 +225,10 @@ def start_session(source: str | bytes, options: Any, provider: Provider) -> Any:
     return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
 
-def _bundle_options(bundle: Bundle, provider: Provider, threads: int) -> Any:
+def _bundle_options(bundle: Bundle, provider: Provider, threads: int, prepack: bool) -> Any:
     options = session_options(threads, provider)
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     compiled = bundle.manifest.compiled
     if compiled and compiled != provider.name:
         raise ProviderError(

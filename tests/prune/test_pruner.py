@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import runtime_models
+import torch
 from models import source_of, transformers_model
 from onnx import numpy_helper
 from seq2seq_models import make
@@ -58,7 +59,7 @@ def prune_around(bundle: Path, target: Path) -> PruneReport:
 def test_the_same_tokens_are_generated(
     exported: Callable[[str], ExportReport], kind: str, tmp_path: Path
 ) -> None:
-    """GPT-J has an untied head with a bias."""
+    """GPT-J's head has a bias."""
     source = exported(kind).bundle
     report = prune_around(source.directory, tmp_path / "small")
     manifest = report.bundle.manifest
@@ -69,6 +70,15 @@ def test_the_same_tokens_are_generated(
     assert report.logits_error <= 1e-6
     quantize_model(tmp_path / "small", tmp_path / "int8")
     assert open_bundle(tmp_path / "int8").manifest.signature.vocab_size == report.rows_after
+
+
+def test_an_untied_head_loses_the_same_rows(tmp_path: Path) -> None:
+    module = transformers_model("Llama")
+    module.lm_head.weight = torch.nn.Parameter(torch.randn(320, 64))
+    export_model(source_of(module), tmp_path / "fp32")
+    report = prune_around(tmp_path / "fp32", tmp_path / "small")
+    assert report.bundle.manifest.ties == []
+    assert report.table_bytes_after == 2 * report.rows_after * 64 * 4
 
 
 def test_three_uses_in_two_files(tmp_path: Path) -> None:

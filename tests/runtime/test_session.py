@@ -103,6 +103,13 @@ def test_graphs_of_fixed_shapes(tmp_path: Path) -> None:
     assert (session.logits, session.left_aligned_logits) == ("last", False)
 
 
+def test_weights_stay_in_the_file_without_prepacking(tmp_path: Path) -> None:
+    session = open_session(tiny.write_packed(tmp_path), prepack=False)
+    options = session.ort.get_session_options()
+    assert options.get_session_config_entry("session.disable_prepacking") == "1"
+    assert session.embedding_files is None
+
+
 @pytest.mark.parametrize(
     ("weights_in_memory", "has_files"), [("prepacked", True), ("mixed", False), ("mapped", False)]
 )
