@@ -14,10 +14,11 @@ import numpy as np
 
 from edgetie.bundle.atomic import atomic_directory, check_destination
 from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.embedding_graphs import EMBED, write_embedding_graphs
 from edgetie.bundle.manifest import describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import MERGED, write_merged
 from edgetie.bundle.model_config import read_json
-from edgetie.bundle.names import DATA, ENCODER, MANIFEST
+from edgetie.bundle.names import DATA, ENCODER, IMAGE_LM, IMAGE_TO_TEXT, MANIFEST
 from edgetie.errors import PruneError, PruneMismatchError
 from edgetie.graph.model_files import load_model, write_models
 from edgetie.progress import Stages
@@ -32,7 +33,6 @@ from edgetie.ties.groups import find_shared_ties, ties_of_file, verify_ties
 
 KEPT_TOKENS = "kept_tokens.txt"
 """Old numbers of the tokens in the order of the new ones, one a line."""
-_TASKS = ("causal-lm", "seq2seq-lm", "masked-lm")
 _OTHER_VOCABULARIES = {"added_tokens.json", "merges.txt", "vocab.json", "vocab.txt"}
 """Files of Python tokenizers that hold the vocabulary again, left out as those of the endings."""
 _OTHER_ENDINGS = {".model", ".spm"}
@@ -86,7 +86,7 @@ def prune_vocabulary(
     encoded as before. Other texts still can be encoded, in more tokens.
 
     Args:
-        bundle: an fp32 bundle of a language model of text.
+        bundle: an fp32 bundle.
         output: the directory to write; complete or not at all.
         keep_text: texts, or paths of text files in UTF-8, whose tokens are kept.
         keep_tokens: tokens, or paths of files with their numbers, separated by white space.
@@ -95,15 +95,15 @@ def prune_vocabulary(
 
     Raises:
         PruneError: if there is nothing to keep, a file cannot be read, or the bundle cannot be
-            pruned: it is quantized, reads audio or images, or has a node or tokenizer that is not
-            understood.
+            pruned: it is quantized, its encoder reads images and prompts, or a node or the
+            tokenizer is not understood.
         PruneMismatchError: if tokens or logits would differ.
         BundleError: if the bundle cannot be read, or ``output`` is in the way.
     """
     stages = progress or Stages()
     check_destination(output, force=force)
     source = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    _require_float_text_model(source)
+    _require_float_model(source)
     if not keep_text and not keep_tokens:
         raise PruneError("nothing to keep", advice={"keep_text": "FILE", "keep_tokens": "FILE"})
     stages.stage("read")
@@ -138,7 +138,7 @@ def prune_vocabulary(
     )
 
 
-def _require_float_text_model(bundle: Bundle) -> None:
+def _require_float_model(bundle: Bundle) -> None:
     """Refuse a bundle that cannot be pruned, with what to do instead."""
     manifest = bundle.manifest
     if bundle.is_bare:
@@ -150,11 +150,9 @@ def _require_float_text_model(bundle: Bundle) -> None:
             f"{bundle.directory}: is {manifest.precision}; prune the fp32 bundle and quantize it "
             "afterwards"
         )
-    if manifest.task not in _TASKS:
-        raise PruneError(
-            f"{bundle.directory}: a bundle for {manifest.task}; only {', '.join(_TASKS)} can be "
-            "pruned"
-        )
+    inputs = [] if manifest.encoder is None else [info.name for info in manifest.encoder.inputs]
+    if "input_ids" in inputs and manifest.task in (IMAGE_LM, IMAGE_TO_TEXT):
+        raise PruneError(f"{bundle.directory}: its encoder reads prompts too; not supported")
 
 
 class _Choice:
@@ -200,8 +198,8 @@ class _Choice:
         tokens = {*np.unique(text_tokens).tolist(), *self._base}
         if self.vocabulary is not None:
             tokens = self.vocabulary.close(tokens | self.vocabulary.required)
-            return self.vocabulary.order({token for token in tokens if token < self._rows})
-        return sorted(tokens)
+        tokens = {token for token in tokens if token < self._rows}  # others have no row
+        return sorted(tokens) if self.vocabulary is None else self.vocabulary.order(tokens)
 
     def compare_tokens(self, directory: Path) -> TextCost | None:
         """Check the written tokenizer: the number of each token, and the tokens of the texts."""
@@ -253,7 +251,9 @@ def _write(
     parameters = [group.parameters for group in manifest.ties]
     manifest.ties = find_shared_ties(models.models, parameters)
     _write_settings(source, choice, directory)
-    if (source.directory / MERGED).is_file():
+    if (source.directory / EMBED).is_file():
+        write_embedding_graphs(directory)
+    elif (source.directory / MERGED).is_file():
         write_merged(directory)
     numbers = "".join(f"{token}\n" for token in choice.kept)
     (directory / KEPT_TOKENS).write_text(numbers, encoding="utf-8")

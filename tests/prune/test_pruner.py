@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import image_models
+import image_to_text_models
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import runtime_models
 import torch
+import transformers
 from models import source_of, transformers_model
 from onnx import numpy_helper
 from seq2seq_models import make
@@ -102,10 +105,65 @@ def test_three_uses_in_two_files(tmp_path: Path) -> None:
     assert [kept[token] for token in report.bundle.manifest.signature.start_token_ids] == [2]
 
 
+def test_an_image_token_is_renumbered_in_all_graphs(tmp_path: Path) -> None:
+    source = image_models.export(image_models.build(image_models.gemma3()), tmp_path / "fp32")
+    target = tmp_path / "small"
+    report = prune_vocabulary(source.bundle, target, keep_tokens=[5, 9, 20, 30])
+    kept = old_tokens(report)
+    token = report.bundle.manifest.signature.image_token_id
+    assert token is not None
+    assert kept[token] == image_models.TOKEN
+    assert report.logits_error <= 1e-6
+    assert {path.name for path in target.iterdir()} == (
+        {path.name for path in source.bundle.files} | {"kept_tokens.txt"}
+    )
+    for name in ("decoder_model", "embedding"):
+        graph = ir.load(target / f"{name}.onnx").graph
+        tables = [v for v in graph.initializers.values() if v.shape == ir.Shape([len(kept), 16])]
+        assert len(tables) == 1
+        constants = [
+            value.const_value.numpy().item()
+            for node in graph
+            if node.op_type == "Equal"
+            for value in node.inputs
+            if value is not None and value.const_value is not None
+        ]
+        assert token in constants
+        assert image_models.TOKEN not in constants
+
+
+def test_a_model_that_reads_audio(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "head_dim": 8, "num_key_value_heads": 2,
+    }  # fmt: skip
+    audio = {"model_type": "glmasr_encoder", **sizes, "num_mel_bins": 10, "intermediate_size": 64}
+    config = transformers.GlmAsrConfig(
+        audio_config=audio, text_config={"model_type": "llama", **sizes, "vocab_size": 64},
+        audio_token_id=60, tie_word_embeddings=True,
+    )  # fmt: skip
+    module = transformers.GlmAsrForConditionalGeneration(config).eval()
+    source = Source("transformers", "x", module, config, config.save_pretrained)
+    export_model(source, tmp_path / "fp32")
+    report = prune_vocabulary(tmp_path / "fp32", tmp_path / "small", keep_tokens=[5, 9, 20, 30])
+    token = report.bundle.manifest.signature.audio_token_id
+    assert token is not None
+    assert old_tokens(report)[token] == 60
+    settings = json.loads((tmp_path / "small" / "config.json").read_text("utf-8"))
+    assert settings["audio_token_id"] == token
+    assert settings["text_config"]["vocab_size"] == report.rows_after
+
+
+def test_an_encoder_that_reads_prompts_is_refused(tmp_path: Path) -> None:
+    model = image_to_text_models.build(image_to_text_models.florence2)
+    export_model(image_to_text_models.source_of(model), tmp_path / "fp32")
+    with pytest.raises(PruneError, match="its encoder reads prompts too"):
+        prune_vocabulary(tmp_path / "fp32", tmp_path / "small", keep_tokens=[5])
+
+
 def test_masked_language_model_compares_tokens_with_padding(tmp_path: Path) -> None:
     """RoBERTa's positions depend on which tokens are padding."""
-    import transformers
-
     config = transformers.RobertaConfig(
         vocab_size=320, hidden_size=64, num_hidden_layers=1, num_attention_heads=4,
         intermediate_size=128, max_position_embeddings=80, pad_token_id=5,

@@ -107,13 +107,14 @@ class BundleReference:
             return most
         one = np.zeros((1, 1), np.int64)
         if self._images is None:
-            media = [self._encoder_inputs(one)]
+            media = [self.encoder_inputs(one)]
         else:
             media = [self._images.feeds(index) for index in range(len(self._images))]
         prompts = (Prompt(self.session, one, 0, inputs) for inputs in media)
         return most + 1 - max(prompt.tokens for prompt in prompts)
 
-    def _encoder_inputs(self, ids: Ids) -> dict[str, npt.NDArray[Any]]:
+    def encoder_inputs(self, ids: Ids) -> dict[str, npt.NDArray[Any]]:
+        """Make the inputs of its encoder for a sequence ``(1, S)``; none if it has no encoder."""
         return encoder_inputs(self.session, ids, self._images)
 
     def encode(self, ids: Ids) -> list[Floats]:
@@ -122,7 +123,7 @@ class BundleReference:
         if encoder is None:
             return []
         names = [output.name for output in encoder.get_outputs()]
-        outputs = self._run(encoder, names, self._encoder_inputs(ids))
+        outputs = self._run(encoder, names, self.encoder_inputs(ids))
         return [output.astype(np.float32, copy=False) for output in outputs]
 
     def logits(self, ids: Ids) -> Floats:
@@ -135,7 +136,7 @@ class BundleReference:
         tokens, feeds = ids, {}
         if self.session.cross:
             outputs = [tensor.present for tensor in self.session.cross]
-            inputs = self._encoder_inputs(ids)
+            inputs = self.encoder_inputs(ids)
             cache = self._run(self.session.encoder, outputs, inputs)
             feeds = {t.past: array for t, array in zip(self.session.cross, cache, strict=True)}
             feeds[ENCODER_MASK] = inputs.get("attention_mask", ids)
@@ -154,7 +155,7 @@ class BundleReference:
         return result[-ids.shape[1] :].astype(np.float32, copy=False)
 
     def _prompt(self, ids: Ids, new_tokens: int) -> Prompt:
-        return Prompt(self.session, ids, new_tokens, self._encoder_inputs(ids))
+        return Prompt(self.session, ids, new_tokens, self.encoder_inputs(ids))
 
     def _embeddings(
         self,
