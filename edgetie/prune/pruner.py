@@ -81,8 +81,8 @@ def prune_vocabulary(
     """Drop the tokens that a use never needs: rows of table and head, and the tokenizer's entries.
 
     Kept are the tokens of the texts, those that they are merged from, special and added tokens,
-    those of bytes or single characters, of the chat template and of the settings. Other tokens are
-    numbered anew everywhere: graphs, tokenizer, configurations, manifest. Texts that are kept are
+    those of bytes or single characters, of the chat template and of the settings. Tokens get new
+    numbers everywhere: graphs, tokenizer, configurations, manifest. Texts that are kept are
     encoded as before. Other texts still can be encoded, in more tokens.
 
     Args:
