@@ -44,12 +44,15 @@ KINDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
 }  # fmt: skip
 """Image processor, its settings, processor, its settings, and what the chat template writes."""
 
+GEMMA3 = "gemma3"
+_NOT_DEPLOYED = {GEMMA3: ("Gemma3", {}, "Gemma3", {"image_seq_length": 4}, "<image>")}
+
 
 def write_bundle(directory: Path, name: str) -> Path:
     """Export a random model whose answers depend on the image, with a byte-level tokenizer."""
     if name == READER:
         return _write_reader(directory)
-    kind, image_settings, processor, settings, placeholder = KINDS[name]
+    kind, image_settings, processor, settings, placeholder = (KINDS | _NOT_DEPLOYED)[name]
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens([*TOKENS])
     token = "<|image_pad|>" if placeholder == "<|image_pad|>" else "<image>"
@@ -63,6 +66,8 @@ def write_bundle(directory: Path, name: str) -> Path:
     image_models.export(model, directory)
     write_settings(directory, kind, **image_settings)
     tokens = {"image_token": token, "bos_token": "<|im_start|>"}
+    if name == GEMMA3:
+        tokens |= {"boi_token": "<image>", "eoi_token": "<end>"}
     if placeholder:
         tokens["chat_template"] = TEMPLATE.replace("PLACE", placeholder)
     for file, content in (
