@@ -139,7 +139,7 @@ class BundleReference:
             inputs = self.encoder_inputs(ids)
             cache = self._run(self.session.encoder, outputs, inputs)
             feeds = {t.past: array for t, array in zip(self.session.cross, cache, strict=True)}
-            feeds[ENCODER_MASK] = inputs.get("attention_mask", ids)
+            feeds[ENCODER_MASK] = inputs.get("attention_mask", np.ones_like(ids))
             tokens = _shifted(ids, self.bundle.manifest.signature.start_token_ids)
         elif self.media:
             tokens, embeddings = self._prompt(ids, 0).inputs()
