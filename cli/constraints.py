@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgetie.runtime.decoding.constraint import Constraint
-    from edgetie.runtime.decoding.generation import Completion
+    from edgetie.runtime.decoding.text_generation import Completion
     from edgetie.runtime.text.tokenizer import Tokenizer
 
 

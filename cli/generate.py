@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgetie.bundle.bundle import Bundle
-    from edgetie.runtime.decoding.generation import Chunk, Completion
+    from edgetie.runtime.decoding.text_generation import Chunk, Completion
     from edgetie.runtime.session import Session
     from edgetie.runtime.text.tokenizer import Tokenizer
 
@@ -177,7 +177,7 @@ def command(
         prompt = _read_prompts(prompts)[0] if prompts else None
         chunks = answer_about_images(session, tokenizer, images, prompt, **options)
     else:
-        from edgetie.runtime.decoding.generation import generate_text
+        from edgetie.runtime.decoding.text_generation import generate_text
 
         ids = _encode_prompts(opened, tokenizer, prompts, system, not no_chat)
         session = open_session(opened, provider=provider, threads=threads)

@@ -46,12 +46,12 @@ from .runtime.audio.transcription import transcribe as transcribe
 from .runtime.decoding.constraint import Constraint as Constraint
 from .runtime.decoding.conversation import Conversation as Conversation
 from .runtime.decoding.decoder import Decoder as Decoder
-from .runtime.decoding.generation import Chunk as Chunk
-from .runtime.decoding.generation import Completion as Completion
 from .runtime.decoding.generation import Step as Step
 from .runtime.decoding.generation import generate as generate
-from .runtime.decoding.generation import generate_text as generate_text
 from .runtime.decoding.sampling import Sampling as Sampling
+from .runtime.decoding.text_generation import Chunk as Chunk
+from .runtime.decoding.text_generation import Completion as Completion
+from .runtime.decoding.text_generation import generate_text as generate_text
 from .runtime.images.answers import answer_about_images as answer_about_images
 from .runtime.images.embeddings import embed_images as embed_images
 from .runtime.images.processing.steps import ProcessedImage as ProcessedImage

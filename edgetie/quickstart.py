@@ -14,7 +14,7 @@ from edgetie.harness.latency.bench import LatencyReport, bench_model
 from edgetie.harness.ties.inspect import Inspection, inspect_model
 from edgetie.progress import Stages
 from edgetie.quantize.quantizer import QuantizeReport, quantize_model
-from edgetie.runtime.decoding.generation import generate_text
+from edgetie.runtime.decoding.text_generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 

@@ -18,7 +18,7 @@ from wav_files import write_wav
 from edgetie.bundle.bundle import open_bundle
 from edgetie.bundle.manifest import write_manifest
 from edgetie.errors import BundleError, EdgetieError
-from edgetie.runtime.decoding.generation import Completion, generate_text
+from edgetie.runtime.decoding.text_generation import Completion, generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 from edgetie_cli.generate import command

@@ -22,7 +22,7 @@ from edgetie.deploy.deploy import deploy_model
 from edgetie.deploy.targets import DEPLOY_TARGETS
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.kernels import get_library_path, library_name
-from edgetie.runtime.decoding.generation import generate_text
+from edgetie.runtime.decoding.text_generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 

@@ -32,8 +32,8 @@ from edgetie.downloads import cache_directory
 from edgetie.errors import BundleError
 from edgetie.export.exporter import export_model
 from edgetie.quantize.quantizer import quantize_model
-from edgetie.runtime.decoding.generation import generate_text
 from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.decoding.text_generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.sources.source import Source
 

@@ -26,7 +26,7 @@ from edgetie.quantize.calibration.synthetic_audio import synthetic_voice
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.audio.features import FeatureExtractor, read_wav
 from edgetie.runtime.audio.transcription import transcribe
-from edgetie.runtime.decoding.generation import generate_text
+from edgetie.runtime.decoding.text_generation import generate_text
 from edgetie.runtime.session import open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 from edgetie.ties.groups import equal_initializers, find_shared_ties

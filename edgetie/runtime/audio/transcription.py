@@ -12,15 +12,14 @@ from edgetie.runtime.audio.embeddings import embed_audio
 from edgetie.runtime.audio.features import FeatureExtractor, read_settings
 from edgetie.runtime.decoding.generation import (
     GREEDY,
-    Chunk,
     TokenDecoder,
     continue_prompt,
     make_decoder,
     require_limits,
-    stream_text,
 )
 from edgetie.runtime.decoding.sampling import Sampling
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
+from edgetie.runtime.decoding.text_generation import Chunk, stream_text
 from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Tokenizer
 

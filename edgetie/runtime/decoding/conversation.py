@@ -8,14 +8,13 @@ from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.constraint import Constraint, require_one_end
 from edgetie.runtime.decoding.generation import (
     GREEDY,
-    Chunk,
     Step,
     continue_prompt,
     make_decoder,
     require_limits,
-    stream_text,
 )
 from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.decoding.text_generation import Chunk, stream_text
 from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Tokenizer
 

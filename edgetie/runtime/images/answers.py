@@ -10,13 +10,12 @@ from edgetie.runtime.decoding.constraint import Constraint, require_one_end
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import (
     GREEDY,
-    Chunk,
     continue_prompt,
     generate_from_images,
     require_limits,
-    stream_text,
 )
 from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.decoding.text_generation import Chunk, stream_text
 from edgetie.runtime.images.embeddings import embed_images
 from edgetie.runtime.images.processing.steps import ProcessedImage
 from edgetie.runtime.images.processor import ImageProcessor

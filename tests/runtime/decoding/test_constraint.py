@@ -21,8 +21,9 @@ from edgetie.bundle.manifest import write_manifest
 from edgetie.errors import ConstraintError, EdgetieError
 from edgetie.runtime.decoding.constraint import ConstrainedBatch, Constraint
 from edgetie.runtime.decoding.conversation import Conversation
-from edgetie.runtime.decoding.generation import Completion, generate, generate_text
+from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.decoding.sampling import Sampling
+from edgetie.runtime.decoding.text_generation import Completion, generate_text
 from edgetie.runtime.session import Session, open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ import runtime_models as tiny
 
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.conversation import Conversation
-from edgetie.runtime.decoding.generation import Completion, generate_text
+from edgetie.runtime.decoding.text_generation import Completion, generate_text
 from edgetie.runtime.session import Session, open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 

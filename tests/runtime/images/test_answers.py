@@ -17,7 +17,7 @@ from image_cases import drawn, write_settings
 from edgetie.errors import BundleError, EdgetieError, ImageError
 from edgetie.export.exporter import export_model
 from edgetie.runtime.decoding.constraint import Constraint
-from edgetie.runtime.decoding.generation import Completion
+from edgetie.runtime.decoding.text_generation import Completion
 from edgetie.runtime.images.answers import answer_about_images
 from edgetie.runtime.images.processor import ImageProcessor
 from edgetie.runtime.session import Session, open_session
