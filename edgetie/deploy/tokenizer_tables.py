@@ -15,7 +15,7 @@ characters that its pre-tokenizer needs, as little-endian uint32 unless noted ot
 
 import sys
 import unicodedata
-from itertools import accumulate, count, groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from edgetie.bundle.model_config import read_json
 from edgetie.errors import BundleError
+from edgetie.runtime.text.byte_level import byte_alphabet
 
 _SPACES = [*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F,
            0x205F, 0x3000]  # fmt: skip
@@ -75,12 +76,6 @@ def write_tables(source: Path, target: Path) -> None:
         for table in tables:
             file.write(np.array(table, "<u4").tobytes())
         file.write(b"".join(texts))
-
-
-def byte_alphabet() -> dict[int, str]:
-    """Map each byte to the printable character for it in a byte-level vocabulary."""
-    printable, others = {*range(33, 127), *range(161, 173), *range(174, 256)}, count(256)
-    return {byte: chr(byte if byte in printable else next(others)) for byte in range(256)}
 
 
 def _require_supported(source: Path, data: dict[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from edgetie.graph.model_files import load_model, write_models
 from edgetie.progress import Stages
 from edgetie.prune.comparison import IntArray, compare_logits, require_tokens
 from edgetie.prune.kept_text import TextCost, chat_tokens, chunks, read_texts, read_tokens
+from edgetie.prune.languages import Characters, characters_of
 from edgetie.prune.pruned_models import VocabularyModels
 from edgetie.prune.token_settings import TokenSettings, renumber_signature, signature_tokens
 from edgetie.prune.tokenizer_vocabulary import read_vocabulary
@@ -75,6 +76,7 @@ def prune_vocabulary(
     *,
     keep_text: Sequence[str | Path] = (),
     keep_tokens: Sequence[int | Path] = (),
+    keep_languages: Sequence[str] = (),
     force: bool = False,
     progress: Stages | None = None,
 ) -> PruneReport:
@@ -90,6 +92,8 @@ def prune_vocabulary(
         output: the directory to write; complete or not at all.
         keep_text: texts, or paths of text files in UTF-8, whose tokens are kept.
         keep_tokens: tokens, or paths of files with their numbers, separated by white space.
+        keep_languages: codes of ISO 639 such as ``de``. Kept are all tokens of characters of the
+            scripts they are written in, digits, punctuation and symbols. Needs Babel.
         force: replace an existing bundle.
         progress: told about each stage.
 
@@ -104,13 +108,16 @@ def prune_vocabulary(
     check_destination(output, force=force)
     source = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     _require_float_model(source)
-    if not keep_text and not keep_tokens:
-        raise PruneError("nothing to keep", advice={"keep_text": "FILE", "keep_tokens": "FILE"})
+    if not keep_text and not keep_tokens and not keep_languages:
+        advice = {"keep_text": "FILE", "keep_tokens": "FILE", "keep_languages": "CODE"}
+        raise PruneError("nothing to keep", advice=advice)
     stages.stage("read")
     texts = read_texts(keep_text)
+    characters = characters_of(keep_languages) if keep_languages else None
     models = VocabularyModels(source)
     stages.stage("choose tokens")
-    choice = _Choice(source, models, texts, read_tokens(keep_tokens, models.rows))
+    tokens = read_tokens(keep_tokens, models.rows)
+    choice = _Choice(source, models, texts, tokens, characters)
     kept = choice.kept
     release_heap()  # a tokenizer of 250,000 tokens takes 500 MB
     bytes_before, table_bytes = source.file_bytes, models.table_bytes
@@ -119,8 +126,8 @@ def prune_vocabulary(
         _write(source, models, choice, directory, stages)
         stages.stage("compare")
         text = choice.compare_tokens(directory)
-        tokens = choice.text_tokens if texts else np.array(kept, np.int32)
-        error = compare_logits(source, directory, tokens, kept)
+        excerpts = choice.text_tokens if texts else np.array(kept, np.int32)
+        error = compare_logits(source, directory, excerpts, kept)
     stages.finish()
     result = open_bundle(output)
     return PruneReport(
@@ -168,21 +175,28 @@ class _Choice:
     """
 
     def __init__(
-        self, source: Bundle, models: VocabularyModels, texts: Sequence[str], tokens: set[int]
+        self,
+        source: Bundle,
+        models: VocabularyModels,
+        texts: Sequence[str],
+        tokens: set[int],
+        characters: Characters | None,
     ) -> None:
         directory = source.directory
         self._texts, self._rows = texts, models.rows
         self.settings = TokenSettings(models.rows)
         self.vocabulary = read_vocabulary(directory)
         tokenizer = Tokenizer.from_bundle(source) if self.vocabulary else None
-        if texts and tokenizer is None:
+        if (texts or characters) and self.vocabulary is None:
             raise PruneError(
-                f"{directory}: has no {TOKENIZER}, so texts cannot be read",
+                f"{directory}: has no {TOKENIZER}, so tokens of texts are not known",
                 advice={"keep_tokens": "FILE"},
             )
         self._base = tokens | signature_tokens(source.manifest.signature) | models.constant_tokens()
         for path in _settings_files(source):
             self._base |= self.settings.required_tokens(read_json(path))
+        if characters and self.vocabulary:
+            self._base |= self.vocabulary.tokens_in(characters)
         self.text_tokens = np.array([], np.int32)
         self.unseen: TextCost | None = None
         if tokenizer is not None:
@@ -293,7 +307,8 @@ def _write_settings(source: Bundle, choice: _Choice, directory: Path) -> None:
             if not is_other and path.suffix != ".onnx" and path.name not in (DATA, MANIFEST):
                 shutil.copyfile(path, target)
             continue
-        text = json.dumps(contents, ensure_ascii=False, indent=1)
+        indent = None if path.name == TOKENIZER else 1
+        text = json.dumps(contents, ensure_ascii=False, indent=indent)
         target.write_text(f"{text}\n", encoding="utf-8")
 
 

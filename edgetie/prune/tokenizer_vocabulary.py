@@ -8,6 +8,8 @@ from typing import Any
 
 from edgetie.bundle.model_config import read_json
 from edgetie.errors import PruneError
+from edgetie.prune.languages import Characters
+from edgetie.runtime.text.byte_level import byte_alphabet
 from edgetie.runtime.text.tokenizer import TOKENIZER
 
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
@@ -62,9 +64,7 @@ class TokenizerVocabulary:
         token, from which it computes the cost of unknown characters.
         """
         if _has_step(self._settings, "ByteLevel"):
-            from tokenizers.pre_tokenizers import ByteLevel
-
-            texts = {*ByteLevel.alphabet()}
+            texts = {*byte_alphabet().values()}
         elif self._model.get("byte_fallback"):
             texts = {*_BYTES}
         else:
@@ -80,6 +80,22 @@ class TokenizerVocabulary:
             required.add(self._settings["padding"]["pad_id"])
         _map_processor(self._settings.get("post_processor"), required.add)
         return required
+
+    def tokens_in(self, characters: Characters) -> set[int]:
+        """List the tokens that occur in texts of some characters: such texts need no others."""
+        if not _has_step(self._settings, "ByteLevel"):
+            suffix = self._model.get("end_of_word_suffix") or ""
+            return {
+                index
+                for text, index in self._of_model.items()
+                if characters.make_text(text.removesuffix(suffix))
+            }
+        byte_of = {character: byte for byte, character in byte_alphabet().items()}
+        return {
+            index
+            for text, index in self._of_model.items()
+            if byte_of.keys() >= {*text} and characters.make_bytes(bytes(byte_of[c] for c in text))
+        }
 
     def close(self, tokens: Iterable[int]) -> set[int]:
         """Add the tokens that others are merged from."""

@@ -41,6 +41,17 @@ def test_json_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "tokens per word, kept text" in text
 
 
+def test_languages_with_a_text(tmp_path: Path) -> None:
+    source = runtime_models.write_chat_bundle(tmp_path / "chat")
+    (tmp_path / "a.txt").write_text("hello", encoding="utf-8")
+    sizes = []
+    for languages in ("ru", "ru, en"):
+        arguments = ("--keep-languages", languages, "--keep-text", tmp_path / "a.txt", "--force")
+        run(source, "--output", tmp_path / "small", *arguments)
+        sizes.append(len((tmp_path / "small" / "kept_tokens.txt").read_text("utf-8").split()))
+    assert sizes[0] < sizes[1] <= 320  # its words are of Latin letters
+
+
 def test_bad_input(tmp_path: Path) -> None:
     source = runtime_models.write_chat_bundle(tmp_path / "chat")
     (tmp_path / "empty.txt").touch()
@@ -52,5 +63,9 @@ def test_bad_input(tmp_path: Path) -> None:
         ("--keep-tokens", "ids.txt", "--keep-tokens ids.txt: the model has no token 320, only 320"),
     ):
         refused(edgetie(*base, option, file, cwd=tmp_path), problem)
+    refused(
+        edgetie(*base, "--keep-languages", "en,german", cwd=tmp_path),
+        "--keep-languages german: not the code of a language (ISO 639); use de (German) or",
+    )
     refused(edgetie(*base, cwd=tmp_path), "nothing to keep; pass --keep-text FILE or")
     assert not (tmp_path / "small").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runtime_models as tiny
 
-from edgetie.deploy.tokenizer_tables import byte_alphabet, write_tables
+from edgetie.deploy.tokenizer_tables import write_tables
 from edgetie.errors import BundleError
 
 
@@ -23,15 +23,6 @@ def written(folder: Path, data: dict[str, Any]) -> bytes:
     (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     write_tables(folder / "tokenizer.json", folder / "tokenizer.bin")
     return (folder / "tokenizer.bin").read_bytes()
-
-
-def test_the_alphabet_is_that_of_gpt2() -> None:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    alphabet = byte_alphabet()
-    assert sorted(alphabet) == list(range(256))
-    assert sorted(alphabet.values()) == sorted(ByteLevel.alphabet())
-    assert (alphabet[32], alphabet[ord("a")]) == ("Ġ", "a")
 
 
 def test_tables_hold_tokens_and_merges(tmp_path: Path) -> None:
