@@ -14,6 +14,7 @@ from models import (
 
 from edgetie.downloads import demo_model, demo_text
 from edgetie.export.exporter import ExportReport, export_model
+from edgetie.prune.pruner import prune_vocabulary
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.sources.load import load_source
 from edgetie.sources.source import Source
@@ -53,6 +54,22 @@ def real_int8(real_bundle: Path) -> Path:
     """The directory of the real int8 bundle."""
     target = real_bundle.parent / "int8"
     quantize_model(real_bundle, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def real_pruned(real_bundle: Path) -> Path:
+    """The directory of the real bundle with the tokens of the novel."""
+    target = real_bundle.parent / "pruned"
+    prune_vocabulary(real_bundle, target, keep_text=[demo_text()])
+    return target
+
+
+@pytest.fixture(scope="session")
+def real_pruned_int8(real_pruned: Path) -> Path:
+    """The directory of the real pruned int8 bundle."""
+    target = real_pruned.parent / "pruned-int8"
+    quantize_model(real_pruned, target)
     return target
 
 

@@ -28,6 +28,7 @@ from edgetie.prune.languages import Characters, characters_of
 from edgetie.prune.pruned_models import VocabularyModels
 from edgetie.prune.token_settings import TokenSettings, renumber_signature, signature_tokens
 from edgetie.prune.tokenizer_vocabulary import read_vocabulary
+from edgetie.quantize.calibration.activations import builtin_tokens
 from edgetie.runtime.memory import release_heap
 from edgetie.runtime.text.tokenizer import TOKENIZER, Tokenizer
 from edgetie.ties.groups import find_shared_ties, ties_of_file, verify_ties
@@ -83,9 +84,10 @@ def prune_vocabulary(
     """Drop the tokens that a use never needs: rows of table and head, and the tokenizer's entries.
 
     Kept are the tokens of the texts, those that they are merged from, special and added tokens,
-    those of bytes or single characters, of the chat template and of the settings. Tokens get new
-    numbers everywhere: graphs, tokenizer, configurations, manifest. Texts that are kept are
-    encoded as before. Other texts still can be encoded, in more tokens.
+    those of bytes or single characters, of the chat template, of the settings, and of the text that
+    :func:`quantize_model` calibrates on by default. Tokens get new numbers everywhere: graphs,
+    tokenizer, configurations, manifest. Texts that are kept are encoded as before. Other texts
+    still can be encoded, in more tokens.
 
     Args:
         bundle: an fp32 bundle.
@@ -200,7 +202,7 @@ class _Choice:
         self.text_tokens = np.array([], np.int32)
         self.unseen: TextCost | None = None
         if tokenizer is not None:
-            self._base |= chat_tokens(tokenizer)
+            self._base |= chat_tokens(tokenizer) | {*builtin_tokens(tokenizer)}
             parts = [np.array(tokenizer.encode(text), np.int32) for text in chunks(texts)]
             self.text_tokens = np.concatenate([self.text_tokens, *parts])
             self.unseen = self._held_out_cost(tokenizer)

@@ -28,9 +28,10 @@ SOURCE = [5, 6, 7, 8, 9, 10, 1]
 SCRIPTS = Path(__file__).parents[1] / "support"
 
 
-@pytest.fixture(params=["fp32", "int8"])
-def bundle(request: pytest.FixtureRequest, real_bundle: Path, real_int8: Path) -> Path:
-    return real_bundle if request.param == "fp32" else real_int8
+@pytest.fixture(params=["real_bundle", "real_int8", "real_pruned", "real_pruned_int8"])
+def bundle(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
 
 
 def prompt(bundle: Path) -> list[int]:

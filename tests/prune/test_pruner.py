@@ -20,40 +20,53 @@ from onnx import numpy_helper
 from seq2seq_models import make
 
 from edgetie.bundle.bundle import open_bundle
-from edgetie.downloads import demo_text
 from edgetie.errors import EdgetieError, PruneError
 from edgetie.export.exporter import ExportReport, export_model
 from edgetie.prune.pruner import PruneReport, prune_vocabulary
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.generation import generate, make_decoder
-from edgetie.runtime.session import open_session
+from edgetie.runtime.session import Session, open_session
 from edgetie.runtime.text.tokenizer import Tokenizer
 from edgetie.sources.source import Source
 
 TEXT = "once upon a time the user said hello, naïve"
 PROMPT = [50, 300, 7, 120]
+BEGINNINGS = (
+    "I had long reconciled myself to the", "For one month previous to this, I",
+    "For three years I studied about as", "I felt it rather amusing to find",
+    "He studiously assumed an air of superiority,", "I suppose he was a great man",
+    "with the school, but not so easy", "It was so absurd that I asked",
+    "The fellows who like to borrow money", "The only pity is that I am",
+    "After some effort, I had it and", "If they wanted to talk, they should",
+    "I had been thinking of paying that", "I took out that one sen and",
+    "At one end of the table the", "No sooner had he backed me up",
+    "The couple here, being formerly of samurai", "I think even the priests of the",
+    "Red Shirt stopped short, stared around, and", "Besides, he is so very popular among",
+)  # fmt: skip
+"""Of sentences of the novel. The real model continues them with tokens of the novel."""
 
 
-def greedy(bundle: Path, prompt: list[int], count: int = 12) -> list[int]:
-    steps = generate(
-        open_session(bundle), [prompt], max_new_tokens=count, stop_token_ids=frozenset()
-    )
+def greedy(session: Session, prompt: list[int], count: int = 12) -> list[int]:
+    steps = generate(session, [prompt], max_new_tokens=count, stop_token_ids=frozenset())
     return [int(step.tokens[0]) for step in steps]
 
 
+def kept_tokens(bundle: Path) -> list[int]:
+    return [int(line) for line in (bundle / "kept_tokens.txt").read_text("utf-8").split()]
+
+
 def old_tokens(report: PruneReport) -> list[int]:
-    lines = (report.bundle.directory / "kept_tokens.txt").read_text("utf-8").split()
-    return [int(line) for line in lines]
+    return kept_tokens(report.bundle.directory)
 
 
 def prune_around(bundle: Path, target: Path) -> PruneReport:
     """Prune to a prompt and its greedy continuation, which must be the same afterwards."""
-    expected = greedy(bundle, PROMPT)
+    expected = greedy(open_session(bundle), PROMPT)
     others = range(200, 270)  # so that the table is large enough to count as tied
     report = prune_vocabulary(bundle, target, keep_tokens=[*PROMPT, *expected, *others])
     kept = old_tokens(report)
     assert len(kept) == report.rows_after < 120
-    tokens = greedy(target, [kept.index(token) for token in PROMPT])
+    tokens = greedy(open_session(target), [kept.index(token) for token in PROMPT])
     assert [kept[token] for token in tokens] == expected
     return report
 
@@ -209,25 +222,44 @@ def test_a_text_is_encoded_as_before(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_real_model_answers_as_if_other_tokens_were_forbidden(
-    real_bundle: Path, tmp_path: Path
+    real_bundle: Path, real_pruned: Path
 ) -> None:
-    report = prune_vocabulary(real_bundle, tmp_path / "small", keep_text=[demo_text()])
-    assert report.rows_after < 9000
-    assert report.bytes_before - report.bytes_after > 90e6
-    kept = old_tokens(report)
+    kept = kept_tokens(real_pruned)
+    assert len(kept) < 10_000
+    assert open_bundle(real_bundle).file_bytes - open_bundle(real_pruned).file_bytes > 90e6
     numbers = {token: index for index, token in enumerate(kept)}
     tokenizer = Tokenizer.from_bundle(open_bundle(real_bundle))
     ids = tokenizer.encode(tokenizer.chat_prompt([{"role": "user", "content": "What did he say?"}]))
     forbidden = np.full(49152, -np.inf, np.float32)
     forbidden[kept] = 0
     old = make_decoder(open_session(real_bundle), 1, len(ids), 16)
-    new = make_decoder(open_session(tmp_path / "small"), 1, len(ids), 16)
+    new = make_decoder(open_session(real_pruned), 1, len(ids), 16)
     expected = (old.prefill(np.array([ids])) + forbidden).argmax(-1)
     token = new.prefill(np.array([[numbers[token] for token in ids]])).argmax(-1)
     for _ in range(16):
         assert kept[int(token[0])] == int(expected[0])
         expected = (old.step(expected) + forbidden).argmax(-1)
         token = new.step(token).argmax(-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names", [("real_bundle", "real_pruned"), ("real_int8", "real_pruned_int8")],
+    ids=["fp32", "int8"],
+)  # fmt: skip
+def test_a_real_model_gives_the_same_answers_of_kept_tokens(
+    names: tuple[str, str], request: pytest.FixtureRequest
+) -> None:
+    """20 of 20; the int8 bundle is quantized after it is pruned, and is 17 % smaller."""
+    source, pruned = (open_session(request.getfixturevalue(name)) for name in names)
+    assert pruned.bundle.file_bytes < 0.85 * source.bundle.file_bytes
+    kept = kept_tokens(pruned.bundle.directory)
+    old, new = (Tokenizer.from_bundle(session.bundle) for session in (source, pruned))
+    for beginning in BEGINNINGS:
+        expected = greedy(source, old.encode(beginning), 16)
+        assert {*expected} <= {*kept}
+        answer = greedy(pruned, new.encode(beginning), 16)
+        assert [kept[token] for token in answer] == expected
 
 
 def test_unseen_text_is_measured_on_the_last_tenth(tmp_path: Path) -> None:

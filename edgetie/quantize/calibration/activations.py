@@ -67,8 +67,7 @@ def calibration_text(
         random = np.random.default_rng(_SEED).integers(0, vocab_size, 2 * _TOKENS).tolist()
         return CalibrationText(random[:_TOKENS], random[_TOKENS:], "random tokens")
     description = "built-in text" if text is None else "own text"
-    if text is None:
-        text = files("edgetie.quantize.calibration").joinpath("calibration.txt").read_text("utf-8")
+    text = _builtin_text() if text is None else text
     tokenizer = Tokenizer.from_bundle(bundle)
     tokens = tokenizer.encode(text[:MAX_CHARACTERS], add_special_tokens=False)
     if not is_certain:
@@ -84,6 +83,15 @@ def calibration_text(
     return CalibrationText(
         calibration, evaluation, description, *tokenizer.surrounding, tokenizer.mask_token_id
     )
+
+
+def builtin_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Encode the part of the built-in text that is calibrated on."""
+    return tokenizer.encode(_builtin_text(), add_special_tokens=False)[:_TOKENS]
+
+
+def _builtin_text() -> str:
+    return files("edgetie.quantize.calibration").joinpath("calibration.txt").read_text("utf-8")
 
 
 def _vocab_size(bundle: Bundle, models: Iterable[ir.Model]) -> tuple[int, bool]:
