@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgetie.bundle.bundle import Bundle
+    from edgetie.runtime.decoding.prompt_cache import PromptCache
     from edgetie.runtime.decoding.text_generation import Chunk, Completion
     from edgetie.runtime.session import Session
     from edgetie.runtime.text.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ Examples:
   edgetie generate int8 --prompt "Red or blue?" --prompt "Tea or coffee?" --json
   edgetie generate int8 --prompt "Name a city and its country." --json-schema city.json
   edgetie generate int8 --prompt "Is the sea salty?" --choices yes,no
+  edgetie generate int8 --system "$(cat manual.txt)" --prompt "Reset?" --prompt-cache manual.cache
   cat question.txt | edgetie generate int8 --prompt -
   edgetie generate whisper-int8 --audio clip.wav
   edgetie generate smolvlm-int8 --image photo.jpg --prompt "What is this?"
@@ -77,6 +79,12 @@ Examples:
 )
 @click.option("--system", help="System message, before the prompt.")
 @click.option("--no-chat", is_flag=True, help="Continue the prompt as it is: no chat template.")
+@click.option(
+    "--prompt-cache",
+    type=click.Path(),
+    help="File with the beginning of the prompt as the model has read it: written if it is not "
+    "there, so that later prompts with this beginning are read faster.",
+)
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
@@ -115,6 +123,7 @@ def command(
     language: str | None,
     system: str | None,
     no_chat: bool,
+    prompt_cache: str | None,
     max_new_tokens: int | None,
     temperature: float,
     top_k: int | None,
@@ -134,6 +143,8 @@ def command(
     if prompts.count("-") > 1:
         raise click.UsageError("--prompt - can be given once only")
     talks = not (prompts or audio or images or no_chat or as_json) and _is_terminal()
+    if prompt_cache is not None and (audio or images or len(prompts) > 1):
+        raise click.UsageError("--prompt-cache goes with one --prompt, or with a conversation")
     if images and (audio or len(prompts) > 1):
         raise click.UsageError("--image goes with one --prompt, and without --audio")
     if bool(prompts) == bool(audio) and not talks and not images:
@@ -146,11 +157,13 @@ def command(
         raise click.UsageError("--language goes with --audio")
     from edgetie.bundle.bundle import open_bundle
     from edgetie.providers.placement import describe_placement
+    from edgetie.runtime.decoding.prompt_cache import PromptCache
     from edgetie.runtime.decoding.sampling import Sampling
     from edgetie.runtime.session import open_session
     from edgetie.runtime.text.tokenizer import Tokenizer
 
     opened = open_bundle(bundle)
+    cache = None if prompt_cache is None else PromptCache(prompt_cache)
     tokenizer = Tokenizer.from_bundle(opened)
     options: dict[str, Any] = {"sampling": Sampling(temperature, top_k, top_p), "seed": seed}
     constraint = make_constraint(tokenizer, json_schema, grammar, choices)
@@ -159,7 +172,7 @@ def command(
         options |= {"constraint": constraint, "stop_strings": stop_strings, "max_new_tokens": limit}
     if talks:
         session = open_session(opened, provider=provider, threads=threads)
-        _converse(session, tokenizer, system, options)
+        _converse(session, tokenizer, system, cache, options)
         return
     if audio:
         from edgetie.runtime.audio.features import FeatureExtractor, read_wav
@@ -181,7 +194,7 @@ def command(
 
         ids = _encode_prompts(opened, tokenizer, prompts, system, not no_chat)
         session = open_session(opened, provider=provider, threads=threads)
-        chunks = generate_text(session, tokenizer, ids, **options)
+        chunks = generate_text(session, tokenizer, ids, prompt_cache=cache, **options)
     completions = _print_chunks(chunks, len(prompts) or len(audio) or 1, as_json)
     if as_json:
         reports = [asdict(completion) for completion in completions]
@@ -190,9 +203,10 @@ def command(
     for completion in () if as_json or quiet else completions:
         rate = completion.tokens_per_second
         speed = "" if rate is None else f", {rate:.1f} tokens/s"
+        cached = f" ({completion.cached_tokens} cached)" if completion.cached_tokens else ""
         click.echo(
-            f"{completion.prompt_tokens} prompt tokens, {len(completion.tokens)} generated{speed} "
-            f"({completion.stop_reason})",
+            f"{completion.prompt_tokens} prompt tokens{cached}, {len(completion.tokens)} "
+            f"generated{speed} ({completion.stop_reason})",
             err=True,
         )
     if not as_json and not quiet:
@@ -208,14 +222,18 @@ def _is_terminal() -> bool:
 
 
 def _converse(
-    session: Session, tokenizer: Tokenizer, system: str | None, options: dict[str, Any]
+    session: Session,
+    tokenizer: Tokenizer,
+    system: str | None,
+    cache: PromptCache | None,
+    options: dict[str, Any],
 ) -> None:
     """Answer each line that is typed, until the end of the input."""
     from edgetie.runtime.decoding.conversation import Conversation
 
     with contextlib.suppress(ImportError):  # on Windows; it makes input() a line that is edited
         importlib.import_module("readline")
-    conversation = Conversation(session, tokenizer, system=system)
+    conversation = Conversation(session, tokenizer, system=system, prompt_cache=cache)
     click.echo("Ctrl-C stops an answer, Ctrl-D ends the conversation.", err=True)
     while True:
         try:

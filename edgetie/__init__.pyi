@@ -48,6 +48,7 @@ from .runtime.decoding.conversation import Conversation as Conversation
 from .runtime.decoding.decoder import Decoder as Decoder
 from .runtime.decoding.generation import Step as Step
 from .runtime.decoding.generation import generate as generate
+from .runtime.decoding.prompt_cache import PromptCache as PromptCache
 from .runtime.decoding.sampling import Sampling as Sampling
 from .runtime.decoding.text_generation import Chunk as Chunk
 from .runtime.decoding.text_generation import Completion as Completion

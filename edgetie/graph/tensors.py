@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 PAST, PRESENT = "past_key_values", "present"
 """Prefixes of the cache's names as input and as output."""
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
@@ -64,3 +66,7 @@ class CacheTensor:
     def shape(self, batch: int, past: int = 0) -> tuple[int, ...]:
         """Its shape for a batch size and a number of past tokens."""
         return batch, *(size or past for size in self.sizes)
+
+    def first(self, values: NDArray[Any], count: int) -> NDArray[Any]:
+        """View the first ``count`` past tokens of its values; all of a recurrent state."""
+        return values[:, *(slice(size or count) for size in self.sizes)]

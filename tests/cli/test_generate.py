@@ -51,12 +51,42 @@ def test_command_streams_text(chat_bundle: Path, tokenizer: Tokenizer) -> None:
     assert run(str(chat_bundle), "--prompt", "hello", "--quiet").stderr == ""
 
 
+def test_a_prompt_cache_is_written_and_read(chat_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.cache"
+    options = [str(chat_bundle), "--prompt", "hello", "--max-new-tokens", "7"]
+    expected = run(*options)
+    cached = [*options, "--prompt-cache", str(file)]
+    first, second = run(*cached), run(*cached)
+    assert first.stdout == second.stdout == expected.stdout
+    assert "cached" not in first.stderr
+    report = json.loads(run(*cached, "--json").stdout)
+    assert report["cached_tokens"] == report["prompt_tokens"] - 1
+    assert f"prompt tokens ({report['cached_tokens']} cached), 7 generated" in second.stderr
+
+
+@pytest.mark.parametrize(
+    "others", [("--prompt", "b"), ("--image", "a.png"), ("--audio", "a.wav")], ids=str
+)
+def test_a_prompt_cache_is_for_one_text(chat_bundle: Path, others: tuple[str, str]) -> None:
+    done = run(str(chat_bundle), "--prompt", "a", *others, "--prompt-cache", "a.cache")
+    assert done.exit_code == 2
+    assert "--prompt-cache goes with one --prompt, or with a conversation" in done.stderr
+
+
+def test_a_prompt_cache_that_cannot_be_used(chat_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
+    done = run(str(chat_bundle), "--prompt", "a", "--prompt-cache", str(tmp_path / "notes.txt"))
+    assert isinstance(done.exception, BundleError)
+    assert "notes.txt: is not a prompt cache, or is damaged" in str(done.exception)
+    assert (tmp_path / "notes.txt").read_text() == "notes"
+
+
 def test_command_json(chat_bundle: Path, tokenizer: Tokenizer) -> None:
     done = run(str(chat_bundle), "--prompt", "-", "--no-chat", "--json", text="once upon\n")
     report = json.loads(done.stdout)
     assert set(report) == {
-        "text", "tokens", "prompt_tokens", "tokens_per_second", "stop_reason", "provider",
-        "nodes_per_provider",
+        "text", "tokens", "prompt_tokens", "cached_tokens", "tokens_per_second", "stop_reason",
+        "provider", "nodes_per_provider",
     }  # fmt: skip
     assert report["prompt_tokens"] == len(tokenizer.encode("once upon"))
     assert report["tokens"][: len(report["tokens"])] == tiny.naive_greedy(

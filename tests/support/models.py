@@ -42,8 +42,10 @@ def transformers_model(kind: str, **changes: Any) -> Any:
         "Granite": {},
         "Gemma2": {"head_dim": 16, "sliding_window": 8},
         "Olmo2": {},
+        "Lfm2": {"layer_types": ["conv", "full_attention"]},
+        "Mamba": {"state_size": 8},
     }  # fmt: skip
-    config = getattr(transformers, f"{kind}Config")(**common, **own[kind], **changes)
+    config = getattr(transformers, f"{kind}Config")(**{**common, **own[kind], **changes})
     model = getattr(
         transformers,
         {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(

@@ -1,6 +1,7 @@
 """Talk with a chat model, turn by turn; each turn reads only the tokens that are new."""
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from edgetie.runtime.decoding.generation import (
     make_decoder,
     require_limits,
 )
+from edgetie.runtime.decoding.prompt_cache import PromptCache
 from edgetie.runtime.decoding.sampling import Sampling
 from edgetie.runtime.decoding.text_generation import Chunk, stream_text
 from edgetie.runtime.session import Session
@@ -31,8 +33,21 @@ class Conversation:
         messages: ``{"role": ..., "content": ...}`` each, of the turns that were answered.
     """
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, *, system: str | None = None):
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        *,
+        system: str | None = None,
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
         """Start with the system message, if there is one.
+
+        Args:
+            session: an opened decoder.
+            tokenizer: of the same model.
+            system: the system message.
+            prompt_cache: a file with what comes before the first question, the system message.
 
         Raises:
             BundleError: if the model is not a decoder, or has no chat template.
@@ -47,7 +62,7 @@ class Conversation:
                 f"{session.bundle.directory}: has an encoder, which reads one prompt; use generate"
             )
         self.messages = [] if system is None else [{"role": "system", "content": system}]
-        self._tokenizer = tokenizer
+        self._tokenizer, self._prompt_cache = tokenizer, prompt_cache
         self._directory = session.bundle.directory
         self._decoder = make_decoder(session, 1, 1, _MOST_TOKENS - 1)
         self._tokens: list[int] = []  # of which the decoder has read the first ones
@@ -73,7 +88,8 @@ class Conversation:
             Text as it comes. The completion's ``prompt_tokens`` are those that were new.
 
         Raises:
-            BundleError: if the chat template refuses the messages, or ONNX Runtime fails.
+            BundleError: if the chat template refuses the messages, ONNX Runtime fails, or the
+                prompt cache cannot be used.
             ConstraintError: if the constraint cannot be met.
             EdgetieError: if the conversation has become too long for the model.
         """
@@ -93,8 +109,9 @@ class Conversation:
             read = []
         self._tokens = list(ids)
         new = ids[len(read) :]
+        cache = None if read else self._prompt_cache
         steps = self._generate(new, max_new_tokens, sampling, constraint, seed)
-        for chunk in stream_text(steps, self._tokenizer, [len(new)], stop_strings):
+        for chunk in stream_text(steps, self._tokenizer, [len(new)], stop_strings, cache):
             if chunk.completion is not None:
                 answer = {"role": "assistant", "content": chunk.completion.text}
                 self.messages = [*messages, answer]
@@ -108,10 +125,23 @@ class Conversation:
         constraint: Constraint | None,
         seed: int | None,
     ) -> Iterator[Step]:
-        logits = self._decoder.prefill(np.array([new], np.int64))
+        if self._prompt_cache is None or self._decoder.length:
+            logits = self._decoder.prefill(np.array([new], np.int64))
+        else:
+            logits = self._prompt_cache.prefill(self._decoder, new, self._count_beginning(new))
         prompts = [list(self._tokens)]
         for step in continue_prompt(
             self._decoder, logits, max_new_tokens, sampling, seed, prompts, constraint=constraint
         ):
             self._tokens.append(int(step.tokens[0]))
             yield step
+
+    def _count_beginning(self, ids: list[int]) -> int:
+        """Count the tokens that come before the first question, whatever it is."""
+        system = [message for message in self.messages[:1] if message["role"] == "system"]
+        prompts = [ids]
+        for question in ("a", "1"):
+            prompt = self._tokenizer.chat_prompt([*system, {"role": "user", "content": question}])
+            prompts.append(self._tokenizer.encode(prompt, add_special_tokens=False))
+        tokens = zip(*prompts, strict=False)  # the shortest ends them
+        return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, tokens))

@@ -2,6 +2,7 @@
 
 import math
 import mmap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from edgetie.runtime.session import Session, onnxruntime_errors
 
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _STEPS_BETWEEN_RELEASES = 2
+_CHUNK = 512
+"""Tokens of a prompt that one run reads. Fewer are slower, more take more memory."""
 
 
 class Decoder:
@@ -77,7 +80,8 @@ class Decoder:
         self._logits_dtype = self._dtype(logits)
         self._vocabulary = logits.shape[-1]
         self._binding = session.ort.io_binding()
-        self._buffers: list[Any] = []
+        self._in_place: dict[str, NDArray[Any]] = {}  # keys and values on the CPU
+        self._past: dict[str, Any] = {}  # the others
         # a long prompt needs far more memory than a step; the arena gives the difference back
         self._prefill_options = ort.RunOptions()
         self._prefill_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -93,7 +97,32 @@ class Decoder:
         for tensor in self._returned:
             zeros = np.zeros(tensor.shape(self.batch), self.session.cache_dtype)
             empty = ort.OrtValue.ortvalue_from_numpy(zeros, self.session.device, 0)
-            self._binding.bind_ortvalue_input(tensor.past, empty)
+            self._bind_past(tensor, empty)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return keys, values and recurrent states of the tokens so far, by the inputs' names.
+
+        The next token may change them. For a session on the CPU.
+        """
+        arrays = {name: value.numpy() for name, value in self._past.items()} | self._in_place
+        return {t.past: t.first(arrays[t.past], self.length) for t in self.session.cache}
+
+    def resume(self, state: Mapping[str, NDArray[Any]], length: int) -> None:
+        """Continue one sequence after ``length`` tokens without padding, as :meth:`state` gave it.
+
+        A ``state`` of more tokens gives the first ones, unless the model has recurrent states.
+        """
+        self.reset()
+        for tensor in self.session.cache:
+            values = tensor.first(state[tensor.past], length)
+            if tensor.past in self._in_place:
+                tensor.first(self._in_place[tensor.past], length)[...] = values
+            else:
+                values = np.ascontiguousarray(values)
+                device = self.session.device
+                self._bind_past(tensor, ort.OrtValue.ortvalue_from_numpy(values, device, 0))
+        self._mask[:, :length] = 1
+        self.length = length
 
     def prefill(
         self,
@@ -103,6 +132,9 @@ class Decoder:
         image_embeddings: ImageEmbeddings | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens to every sequence, padded on either side.
+
+        A long text for a single sequence is read in parts, so that its activations take little
+        memory, unless every part would copy a cache that grows.
 
         Args:
             prompt: token ids ``(batch, count)``.
@@ -137,6 +169,15 @@ class Decoder:
         self._steps = 0
         self._audio, self._images = audio_embeddings, image_embeddings
         self._require_places(prompt)
+        count = prompt.shape[1]
+        self._require_room(count)
+        copies = self._ids is not None or any(tensor.grows for tensor in self._returned)
+        is_text = audio_embeddings is None and image_embeddings is None
+        if self.batch == 1 and is_text and not copies and mask.all():
+            whole = range(0, count - _CHUNK, _CHUNK)
+            for start in whole:
+                self._forward(prompt[:, start : start + _CHUNK], 1, self._prefill_options)
+            prompt, mask = (values[:, len(whole) * _CHUNK :] for values in (prompt, mask))
         return self._forward(prompt, mask, self._prefill_options)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -152,14 +193,17 @@ class Decoder:
         self._steps += 1
         return self._forward(tokens[:, None], 1, None)
 
-    def _forward(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int, options: Any
-    ) -> NDArray[np.float32]:
-        start, end = self.length, self.length + ids.shape[1]
-        if end > self.max_length:
+    def _require_room(self, count: int) -> None:
+        if (end := self.length + count) > self.max_length:
             raise EdgetieError(
                 f"{end} tokens exceed max_length {self.max_length}; make the Decoder longer"
             )
+
+    def _forward(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int, options: Any
+    ) -> NDArray[np.float32]:
+        self._require_room(ids.shape[1])
+        start, end = self.length, self.length + ids.shape[1]
         self._mask[:, start:end] = mask
         if self._ids is not None:
             self._ids[:, start:end] = ids
@@ -272,10 +316,14 @@ class Decoder:
             in_place = len(self.session.cache) - len(self._returned)  # bound first
             logits, *presents = self._binding.get_outputs()[in_place:]
             for tensor, present in zip(self._returned, presents, strict=True):
-                self._binding.bind_ortvalue_input(tensor.past, present)
+                self._bind_past(tensor, present)
             if not isinstance(self._vocabulary, int):
                 self._logits = logits.numpy()
                 self._vocabulary = self._logits.shape[-1]
+
+    def _bind_past(self, tensor: CacheTensor, value: Any) -> None:
+        self._past[tensor.past] = value
+        self._binding.bind_ortvalue_input(tensor.past, value)
 
     def _bind_in_place(self, tensor: CacheTensor) -> None:
         shape = tensor.shape(self.batch, self.max_length)
@@ -285,8 +333,8 @@ class Decoder:
             private = getattr(mmap, "MAP_PRIVATE", None)  # absent on Windows
             flags = {} if private is None else {"flags": private | mmap.MAP_ANONYMOUS}
             memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **flags)
-            pointer = np.frombuffer(memory, np.uint8).ctypes.data
-            self._buffers.append(memory)
+            self._in_place[tensor.past] = buffer = np.frombuffer(memory, dtype).reshape(shape)
+            pointer = buffer.ctypes.data
             self._binding.bind_input(tensor.past, "cpu", 0, dtype, shape, pointer)
             self._binding.bind_output(tensor.present, "cpu", 0, dtype, shape, pointer)
         else:

@@ -13,6 +13,7 @@ from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.decoding.constraint import Constraint
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
+from edgetie.runtime.decoding.prompt_cache import PromptCache
 from edgetie.runtime.decoding.sampling import Sampling, sample
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
 from edgetie.runtime.images.embeddings import ImageEmbeddings
@@ -72,6 +73,7 @@ def generate(
     stop_token_ids: frozenset[int] | None = None,
     constraint: Constraint | None = None,
     seed: int | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Iterator[Step]:
     """Continue prompts, one step at a time, until each has ended or has enough tokens.
 
@@ -85,12 +87,14 @@ def generate(
             never stop early.
         constraint: what each text must be; its tokenizer is the model's.
         seed: makes sampling repeatable.
+        prompt_cache: a file with the beginning of the prompt, of which there is one.
 
     Raises:
         ConstraintError: if the constraint cannot be met.
-        BundleError: if the model is not a decoder, or ONNX Runtime fails on it.
-        EdgetieError: if a prompt is empty, too long for the model or has tokens that it lacks, or
-            ``max_new_tokens`` or ``seed`` is too small.
+        BundleError: if the model is not a decoder, ONNX Runtime fails on it, or the prompt cache
+            cannot be used.
+        EdgetieError: if a prompt is empty, too long for the model or has tokens that it lacks,
+            ``max_new_tokens`` or ``seed`` is too small, or several prompts have a prompt cache.
     """
     require_limits(max_new_tokens, seed)
     _require_prompts(session, prompts)
@@ -102,7 +106,10 @@ def generate(
         )
     ids, mask = pad(prompts, side="right" if session.cross else "left")
     decoder = make_decoder(session, len(prompts), ids.shape[1], max_new_tokens)
-    logits = decoder.prefill(ids, mask)
+    if prompt_cache is None:
+        logits = decoder.prefill(ids, mask)
+    else:
+        logits = prompt_cache.prefill(decoder, prompts[0])
     read = () if session.cross else prompts
     yield from continue_prompt(
         decoder, logits, max_new_tokens, sampling, seed, read, stop_token_ids, constraint

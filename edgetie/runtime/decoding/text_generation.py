@@ -8,6 +8,7 @@ from typing import Literal
 from edgetie.errors import EdgetieError
 from edgetie.runtime.decoding.constraint import Constraint, require_one_end
 from edgetie.runtime.decoding.generation import GREEDY, Step, generate
+from edgetie.runtime.decoding.prompt_cache import PromptCache
 from edgetie.runtime.decoding.sampling import Sampling
 from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import Detokenizer, Tokenizer
@@ -23,6 +24,7 @@ class Completion:
         text: without the stop token or stop string.
         tokens: generated token ids, the stop token included.
         prompt_tokens: number of tokens of the prompt.
+        cached_tokens: how many of them were not read, as a prompt cache had them.
         stop_reason: ``stop_token``, ``stop_string``, ``complete`` (the constraint allows no more)
             or ``length`` (there was no room for more, so that a constrained answer is incomplete).
         tokens_per_second: from the second token on; ``None`` if there was none.
@@ -33,6 +35,7 @@ class Completion:
     prompt_tokens: int
     stop_reason: StopReason
     tokens_per_second: float | None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def generate_text(
     stop_strings: Sequence[str] = (),
     constraint: Constraint | None = None,
     seed: int | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Iterator[Chunk]:
     """Continue prompts and stream their text.
 
@@ -67,7 +71,7 @@ def generate_text(
         session: an opened decoder.
         tokenizer: of the same model.
         prompts: texts, or token ids of each; a list also for one prompt.
-        max_new_tokens, sampling, constraint, seed: as in :func:`generate`.
+        max_new_tokens, sampling, constraint, seed, prompt_cache: as in :func:`generate`.
         stop_strings: texts that end a completion; they are left out of it. They exclude a
             constraint.
 
@@ -87,8 +91,10 @@ def generate_text(
         sampling=sampling,
         constraint=constraint,
         seed=seed,
+        prompt_cache=prompt_cache,
     )
-    yield from stream_text(steps, tokenizer, [len(ids) for ids in encoded], stop_strings)
+    counts = [len(ids) for ids in encoded]
+    yield from stream_text(steps, tokenizer, counts, stop_strings, prompt_cache)
 
 
 def stream_text(
@@ -96,9 +102,15 @@ def stream_text(
     tokenizer: Tokenizer,
     prompt_tokens: Sequence[int],
     stop_strings: Sequence[str] = (),
+    prompt_cache: PromptCache | None = None,
 ) -> Iterator[Chunk]:
-    """Turn the steps of :func:`generate` into text; ``prompt_tokens`` is only reported."""
-    writers = dict(enumerate(_Writer(tokenizer, count, stop_strings) for count in prompt_tokens))
+    """Turn the steps of :func:`generate` into text.
+
+    ``prompt_tokens`` is only reported, and what ``prompt_cache`` had of them.
+    """
+    writers = dict(
+        enumerate(_Writer(tokenizer, count, stop_strings, prompt_cache) for count in prompt_tokens)
+    )
     for step in steps:
         for index, writer in list(writers.items()):
             text = writer.add(int(step.tokens[index]), stopped=bool(step.stopped[index]))
@@ -117,11 +129,17 @@ def stream_text(
 class _Writer:
     """The text of one completion as it grows, up to a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stop_strings: Sequence[str]):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_tokens: int,
+        stop_strings: Sequence[str],
+        prompt_cache: PromptCache | None,
+    ) -> None:
         self.completion: Completion | None = None
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_strings = [stop for stop in stop_strings if stop]
-        self._prompt_tokens = prompt_tokens
+        self._prompt_tokens, self._prompt_cache = prompt_tokens, prompt_cache
         self._tokens: list[int] = []
         self._times: list[float] = []
         self._text = ""
@@ -151,8 +169,9 @@ class _Writer:
         if reason is not None:
             seconds = self._times[-1] - self._times[0] if self._times else 0.0
             rate = (len(self._tokens) - 1) / seconds if seconds > 0 else None
+            cached = 0 if self._prompt_cache is None else self._prompt_cache.cached_tokens
             self.completion = Completion(
-                self._text, self._tokens, self._prompt_tokens, reason, rate
+                self._text, self._tokens, self._prompt_tokens, reason, rate, cached
             )
         return pending[:end]
 

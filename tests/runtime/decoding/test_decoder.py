@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import models
 import numpy as np
 import pytest
 import runtime_models as tiny
 
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.export.exporter import export_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.session import Session, open_session
 
@@ -70,6 +74,44 @@ def test_a_prompt_in_parts_is_the_whole_prompt(tmp_path: Path, kind: str) -> Non
     whole = PROMPTS[2]
     decoder.prefill(np.array([whole[:3]]))
     assert_close(decoder.prefill(np.array([whole[3:]])), [whole])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("count", [4, 8, 9, 12, 13])
+def test_a_long_prompt_is_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, count: int
+) -> None:
+    session = MODELS[kind](tmp_path)
+    prompt = np.random.default_rng(count).integers(0, tiny.VOCAB, count).tolist()
+    monkeypatch.setattr("edgetie.runtime.decoding.decoder._CHUNK", 4)
+    parts = Decoder(session, 1, count + 2)
+    assert_close(parts.prefill(np.array([prompt])), [prompt])
+    assert parts.length == count
+    assert_close(parts.step(np.array([7])), [[*prompt, 7]])
+    with pytest.raises(EdgetieError, match=f"{count + 4} tokens exceed max_length {count + 2}"):
+        parts.prefill(np.array([[1, 2, 3]]))
+    assert parts.length == count + 1
+    assert_close(parts.step(np.array([9])), [[*prompt, 7, 9]])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_activations_of_a_long_prompt_take_little_memory(tmp_path: Path) -> None:
+    """Of all tokens, each of three activations in the feed-forward layers would have 128 MB."""
+    model = models.transformers_model(
+        "Llama", num_hidden_layers=1, intermediate_size=4096, max_position_embeddings=8192
+    )
+    bundle = export_model(models.source_of(model), tmp_path / "fp32").bundle.directory
+    program = (
+        "import sys, numpy as np; from edgetie import Decoder, open_session\n"
+        "from edgetie.runtime.memory import read_memory\n"
+        "decoder = Decoder(open_session(sys.argv[1], provider='cpu'), 1, 8192)\n"
+        "decoder.prefill(np.full((1, 8), 5)); decoder.reset(); before = read_memory().rss\n"
+        "decoder.prefill(np.full((1, 8192), 5)); print(read_memory().peak - before)"
+    )
+    command = [sys.executable, "-c", program, str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200 << 20
 
 
 @pytest.mark.parametrize("kind", MODELS)
