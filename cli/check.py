@@ -30,6 +30,11 @@ from . import common
     help="Image, or directory of images, for a model that reads some [default: drawn ones].",
 )
 @click.option(
+    "--adapter",
+    metavar="NAME[=DIR]",
+    help="LoRA adapter to run both with; DIR has it in peft's format, for a reference in torch.",
+)
+@click.option(
     "--max-tokens",
     type=click.IntRange(min=2),
     default=2048,
@@ -59,6 +64,7 @@ def command(
     threads: int | None,
     text: Path | None,
     images: Path | None,
+    adapter: str | None,
     max_tokens: int,
     max_relative_error: float | None,
     max_kl: float | None,
@@ -80,6 +86,7 @@ def command(
     edgetie check int8 --reference fp32 --text book.txt --max-tokens 8192
     edgetie check int8 --reference fp32 --provider cpu --provider openvino
     edgetie check smolvlm-int8 --reference smolvlm --images photos/
+    edgetie check int8 --reference SmolLM2-135M --adapter pirate=./pirate
     """
     from edgetie.bundle.bundle import open_bundle
     from edgetie.harness.accuracy.check import check_model
@@ -90,12 +97,15 @@ def command(
     from .printing.progress import live
 
     opened = open_bundle(bundle)
+    name, _, folder = (adapter or "").partition("=")
     with live(quiet) as progress:
         progress.stage("Opening the reference")
         resolved = resolve_reference(
             reference,
             bundle=opened,
             images=images,
+            adapter=name or None,
+            adapter_source=folder or None,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -108,6 +118,7 @@ def command(
                 strict=strict,
                 text=text,
                 images=images,
+                adapter=name or None,
                 max_tokens=max_tokens,
                 max_relative_error=max_relative_error,
                 max_kl=max_kl,

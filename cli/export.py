@@ -1,6 +1,7 @@
 """``edgetie export``."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,7 +24,8 @@ Examples:
   edgetie export ./SmolLM2-135M --output smol
   edgetie export model.gguf --output smol --force
   edgetie export HuggingFaceTB/SmolLM2-135M-Instruct --output smol
-  edgetie export mypackage.models:build --output mine --logits all"""
+  edgetie export mypackage.models:build --output mine --logits all
+  edgetie export ./base --output mine --adapter pirate=./pirate --adapter poet=./poet"""
 )
 @click.argument("source")
 @click.option(
@@ -39,13 +41,27 @@ Examples:
 )
 @_choice("--precision", ["fp32", "fp16"], "Precision of the weights; fp16 is for GPUs.")
 @_choice("--logits", ["last", "all"], "Logits of each prompt's last token, or of every token.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="LoRA adapter in peft's format to switch to at run time; repeat for more.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option(
     "--trust-remote-code", is_flag=True, help="Allow a model directory to run its own Python code."
 )
 @click.option("--allow-pickle", is_flag=True, help="Load weights in PyTorch's pickle format.")
 @output_options
-def command(source: str, output: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def command(
+    source: str,
+    output: str,
+    adapters: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Export SOURCE to an ONNX bundle with its tied weights kept as one initializer.
 
     SOURCE is a transformers directory, a hub id, a .gguf file, or package.module:function, a Python
@@ -60,10 +76,11 @@ def command(source: str, output: str, as_json: bool, quiet: bool, **options: Any
     check_destination(output, force=options["force"])
     permissions = ("task", "trust_remote_code", "allow_pickle")
     check_source(source, **{name: options[name] for name in permissions})
+    folders = _adapter_folders(adapters)
     from edgetie.export.exporter import export_model
 
     with live(quiet) as progress:
-        report = export_model(source, output, progress=progress, **options)
+        report = export_model(source, output, adapters=folders, progress=progress, **options)
     data: dict[str, Any] = {
         "bundle": str(report.bundle.directory),
         "precision": report.manifest.precision,
@@ -71,6 +88,7 @@ def command(source: str, output: str, as_json: bool, quiet: bool, **options: Any
         "weights_bytes": report.weights_bytes,
         "unique_parameter_bytes": report.unique_parameter_bytes,
         "fusion": report.manifest.fusion,
+        "adapters": report.manifest.adapters,
         "logit_error": report.agreement.to_dict(),
         "seconds": report.seconds,
         "peak_bytes": report.peak_bytes,
@@ -81,3 +99,21 @@ def command(source: str, output: str, as_json: bool, quiet: bool, **options: Any
         from .printing.export import print_export
 
         print_export(report)
+
+
+def _adapter_folders(adapters: tuple[str, ...]) -> dict[str, Path]:
+    """Split each ``NAME=DIR`` and refuse what is not an adapter, before torch is imported."""
+    from edgetie.runtime.adapters import require_adapter_name
+    from edgetie.sources.peft_adapter import check_peft_adapter
+
+    folders: dict[str, Path] = {}
+    for text in adapters:
+        name, separator, folder = text.partition("=")
+        if not separator or not folder:
+            raise click.UsageError(f"--adapter {text}: write NAME=DIR")
+        if name in folders:
+            raise click.UsageError(f"--adapter {text}: there is an adapter {name} already")
+        require_adapter_name(name)
+        check_peft_adapter(Path(folder))
+        folders[name] = Path(folder)
+    return folders

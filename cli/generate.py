@@ -112,6 +112,7 @@ Examples:
     help="Text that ends the answer and is left out of it; repeat for more.",
 )
 @constraint_options
+@click.option("--adapter", metavar="NAME", help="LoRA adapter of the bundle to generate with.")
 @provider_option
 @threads_option
 @output_options
@@ -133,6 +134,7 @@ def command(
     json_schema: str | None,
     grammar: str | None,
     choices: str | None,
+    adapter: str | None,
     provider: str,
     threads: int | None,
     as_json: bool,
@@ -168,10 +170,16 @@ def command(
     options: dict[str, Any] = {"sampling": Sampling(temperature, top_k, top_p), "seed": seed}
     constraint = make_constraint(tokenizer, json_schema, grammar, choices)
     limit = max_new_tokens or _NEW_TOKENS
+
+    def open_adapted() -> Session:
+        session = open_session(opened, provider=provider, threads=threads)
+        session.use_adapter(adapter)
+        return session
+
     if not audio:
         options |= {"constraint": constraint, "stop_strings": stop_strings, "max_new_tokens": limit}
     if talks:
-        session = open_session(opened, provider=provider, threads=threads)
+        session = open_adapted()
         _converse(session, tokenizer, system, cache, options)
         return
     if audio:
@@ -179,13 +187,13 @@ def command(
 
         sample_rate = FeatureExtractor.from_bundle(opened).rate
         samples = [read_wav(path, sample_rate) for path in audio]
-        session = open_session(opened, provider=provider, threads=threads)
+        session = open_adapted()
         options |= {"language": language, "max_new_tokens": max_new_tokens}
         chunks = _transcribe(session, tokenizer, samples, options)
     elif images:
         from edgetie.runtime.images.answers import answer_about_images
 
-        session = open_session(opened, provider=provider, threads=threads)
+        session = open_adapted()
         options |= {"system": system, "chat": not no_chat}
         prompt = _read_prompts(prompts)[0] if prompts else None
         chunks = answer_about_images(session, tokenizer, images, prompt, **options)
@@ -193,7 +201,7 @@ def command(
         from edgetie.runtime.decoding.text_generation import generate_text
 
         ids = _encode_prompts(opened, tokenizer, prompts, system, not no_chat)
-        session = open_session(opened, provider=provider, threads=threads)
+        session = open_adapted()
         chunks = generate_text(session, tokenizer, ids, prompt_cache=cache, **options)
     completions = _print_chunks(chunks, len(prompts) or len(audio) or 1, as_json)
     if as_json:

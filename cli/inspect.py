@@ -51,6 +51,7 @@ def command(path: str, require_tied: bool, provider: str, as_json: bool, quiet: 
                 ],
                 "weight_bytes": inspection.weight_bytes,
                 "file_bytes": inspection.bundle.file_bytes,
+                "adapters": inspection.bundle.manifest.adapters,
                 "provider": inspection.provider,
                 "nodes_per_provider": inspection.nodes_per_provider,
             }

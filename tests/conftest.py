@@ -8,6 +8,7 @@ from pathlib import Path
 
 import models
 import pytest
+from adapter_models import AdaptedBundle
 from models import (
     source_of,
 )
@@ -102,6 +103,12 @@ def reader_int8(reader_bundle: Path) -> Path:
     target = reader_bundle.parent / "int8"
     quantize_model(reader_bundle, target)
     return target
+
+
+@pytest.fixture(scope="session")
+def adapted_bundle(tmp_path_factory: pytest.TempPathFactory) -> AdaptedBundle:
+    """A small fp32 bundle with two LoRA adapters."""
+    return AdaptedBundle(tmp_path_factory.mktemp("adapted"))
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,11 @@ def print_export(report: ExportReport) -> None:
         f"(prefill {agreement.prefill:.1e}, cached {agreement.cached:.1e}, "
         f"padded {agreement.padded:.1e})"
     )
+    for name, adapter in manifest.adapters.items():
+        console.print(
+            f"adapter      {name}: rank {adapter['rank']} in {adapter['layers']} layers, "
+            f"logit error {adapter['logit_error']:.1e}"
+        )
     total = sum(report.seconds.values())
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     console.print(f"time         {total:.1f} s ({spent}), peak {report.peak_bytes / 1e6:,.0f} MB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -9,6 +10,7 @@ from rich.text import Text
 from edgetie.harness.ties.tie_memory import MIN_BYTES
 from edgetie.providers.placement import describe_placement
 from edgetie.report.tables import plain_console, plain_table, print_drawn
+from edgetie.runtime.adapters import adapter_path
 
 from .export import describe_uses
 
@@ -48,6 +50,12 @@ def print_inspection(inspection: Inspection) -> None:
     operators = ", ".join(f"{name} {count}" for name, count in inspection.operators.items())
     console.print(f"\noperators    {operators}")
     console.print(f"weights      {inspection.weight_bytes / 1e6:,.1f} MB")
+    for name, adapter in inspection.bundle.manifest.adapters.items():
+        size = inspection.bundle.manifest.files[adapter_path(Path(), name).name]["bytes"]
+        console.print(
+            f"adapter      {name}: rank {adapter['rank']} in {adapter['layers']} layers, "
+            f"{size / 1e6:.1f} MB, of {adapter['base']}"
+        )
     placed = describe_placement(inspection.provider, inspection.nodes_per_provider)
     console.print(f"provider     {placed}")
 

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from edgetie.bundle.model_config import read_token_ids
-from edgetie.bundle.names import DECODER, FORMAT, LAST_TOKEN_NODE, MANIFEST, MODEL
+from edgetie.bundle.names import ADAPTER_ENDING, DECODER, FORMAT, LAST_TOKEN_NODE, MANIFEST, MODEL
 from edgetie.errors import BundleError
 from edgetie.graph.external_data import check_external_data
 from edgetie.graph.tensors import PAST, TensorInfo
@@ -90,6 +90,8 @@ class Manifest:
             Runtime makes at session start, so that only Gather reads the mapped file; ``mapped``,
             the file; or ``mixed``, the file for embedding tables and copies for other weights.
         compiled: the provider that the graphs were compiled for; empty if they were not.
+        adapters: by name, the base, the largest rank and the number of layers of each LoRA adapter,
+            and its logit error against torch, over the largest logit. Files are named after them.
         files: size and SHA-256 of every other file; empty for a bare ONNX file.
     """
 
@@ -106,6 +108,7 @@ class Manifest:
     fusion: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -157,6 +160,9 @@ def _parse(data: Any, path: Path) -> Manifest:
     require_types(manifest)
     if (MODEL if manifest.encoder is None else DECODER) not in manifest.files:
         raise ValueError("its files lack the model")
+    for name in manifest.adapters:
+        if f"{name}{ADAPTER_ENDING}" not in manifest.files:
+            raise ValueError(f"its files lack adapter {name!r}")
     for name, entry in manifest.files.items():
         if Path(name).name != name:
             raise ValueError(f"file {name!r} is outside the bundle")
@@ -228,7 +234,7 @@ def sha256_of(path: Path) -> str:
 
 
 def describe_tensors(values: Any) -> list[TensorInfo]:
-    """Describe inputs or outputs of an onnx-ir graph."""
+    """Describe inputs or outputs of an onnx-ir graph, without inputs that have a default."""
     return [
         TensorInfo(
             value.name,
@@ -236,6 +242,7 @@ def describe_tensors(values: Any) -> list[TensorInfo]:
             tuple(d if isinstance(d, int) else str(d.value) for d in value.shape or ()),
         )
         for value in values
+        if not (value.is_initializer() and value.is_graph_input())
     ]
 
 

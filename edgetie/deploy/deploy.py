@@ -192,6 +192,8 @@ def _require_deployable(bundle: Bundle, spec: DeployTarget, ort_format: bool) ->
     signature = bundle.manifest.signature
     if bundle.is_bare:
         raise BundleError(f"{bundle.model_path}: not a bundle; export the model with edgetie")
+    if bundle.manifest.adapters:
+        refuse("has adapters, which starters do not switch; merge one into its base and export it")
     reads_images = bundle.task in _IMAGE_TASKS
     if reads_images and not spec.reads_images:
         readers = ", ".join(each.name for each in DEPLOY_TARGETS.values() if each.reads_images)

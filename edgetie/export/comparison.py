@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """Inputs, and the logits that torch computes from them in fp32."""
+    """Inputs, and the logits that torch computes from them in fp32, with an adapter if named."""
 
     inputs: Mapping[str, Array]
     logits: Array
+    adapter: str | None = None
 
     def agreement(self, prefill: float, cached: float, padded: float) -> Agreement:
         """Relate errors to the largest logit."""
@@ -77,11 +78,12 @@ def cpu_session(path: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class DecoderRunner:
-    """A decoder's session, its cache and the dtype of the cache."""
+    """A decoder's session, its cache, the dtype of the cache, and the inputs of an adapter."""
 
     session: Any
     cache: tuple[CacheTensor, ...]
     dtype: type[Any]
+    adapter: Mapping[str, Array] = field(default_factory=dict)
 
     def __call__(
         self, inputs: Sequence[Array], past: Sequence[Array] = ()
@@ -94,7 +96,8 @@ class DecoderRunner:
         if not past:
             past = [np.zeros(t.shape(len(inputs[0])), self.dtype) for t in self.cache]
         names = [value.name for value in self.session.get_inputs()]
-        logits, *present = self.session.run(None, dict(zip(names, [*inputs, *past], strict=True)))
+        feeds = dict(zip(names, [*inputs, *past], strict=True))
+        logits, *present = self.session.run(None, {**feeds, **self.adapter})
         return logits, present
 
     def errors(

@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from edgetie.bundle.merged_decoder import write_merged
 from edgetie.bundle.model_config import declare_ties, read_token_ids
 from edgetie.bundle.names import AUDIO_LM, DATA, ENCODER, IMAGE_LM, LAST_TOKEN_NODE
 from edgetie.errors import EdgetieError, ExportError
+from edgetie.export.adapters import Adapters, adapted, read_adapters
 from edgetie.export.comparison import Agreement, ReferenceRun
 from edgetie.export.genai_config import write_genai_config
 from edgetie.export.optimize import optimize
@@ -32,8 +33,10 @@ from edgetie.export.tasks.base import Task
 from edgetie.export.tracing.plans import DisagreementError, TracePlan, list_plans, try_plans
 from edgetie.export.tracing.trace import trace
 from edgetie.graph.model_files import write_models
-from edgetie.passes.base import PassReport
+from edgetie.passes.add_adapter_inputs import AddAdapterInputs
+from edgetie.passes.base import PassReport, run_passes
 from edgetie.progress import Stages
+from edgetie.runtime.adapters import require_adapter_name
 from edgetie.runtime.memory import read_memory, release_heap
 from edgetie.sources.load import load_source
 from edgetie.sources.source import Source
@@ -85,6 +88,7 @@ def export_model(
     precision: str = "fp32",
     logits: str = "last",
     task: str = "auto",
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -99,15 +103,17 @@ def export_model(
         precision: ``fp32`` or ``fp16``, for GPUs: the CPU would copy the weights to fp32.
         logits: ``last`` of each batch item or ``all``; masked language models have all.
         task: what the model does, see :data:`edgetie.sources.task_detection.TASKS`.
+        adapters: directories of LoRA adapters in peft's format, by the names to switch them with.
         force: replace an existing bundle.
         trust_remote_code: allow a model directory to run its own code.
         allow_pickle: allow pickled weights.
         progress: notified of each stage.
 
     Raises:
-        SourceError: if the source is not a model.
+        SourceError: if the source is not a model, or an adapter is not one of it.
         ExportError: if the model cannot be exported for the target, or its logits are wrong.
-        EdgetieError: if the target, the precision or the kind of logits is unknown.
+        EdgetieError: if the target, the precision or the kind of logits is unknown, or the name of
+            an adapter is not one.
         TieError: if a pass separated a tied weight.
         BundleError: if ``output`` is in the way or the disk is full.
     """
@@ -118,6 +124,8 @@ def export_model(
         if value not in choices:
             message = f"unknown; one of {', '.join(choices)}"
             raise EdgetieError(message, parameter=name, value=value)
+    for name in adapters or {}:
+        require_adapter_name(name)
     check_destination(output, force=force)
     stages = progress or Stages()
 
@@ -133,11 +141,26 @@ def export_model(
     name = get_source().name
     stages.stage("probe")
     model_task, reference = run_reference(get_source())
+    added = read_adapters(get_source(), model_task, adapters or {})
+    references = [reference]
+    for adapter_name, adapter in added.by_name.items():
+        with adapted(get_source().module, adapter):
+            run = model_task.run_reference(get_source().module)
+        references.append(replace(run, adapter=adapter_name))
     plans = list_plans(name, model_task, fused=fused)
-    export = _Export(
-        get_source, reference, Path(output), precision, logits == "last", fused, force, stages
-    )
+    options = _Options(precision, logits == "last", fused, force)
+    export = _Export(get_source, references, Path(output), options, added, stages)
     return try_plans(name, plans, export.run)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the caller asked for, see :func:`export_model`."""
+
+    precision: str
+    last_only: bool
+    fused: bool
+    force: bool
 
 
 @dataclass(frozen=True)
@@ -145,15 +168,14 @@ class _Export:
     """Export by one plan, see :meth:`run`.
 
     ``get_source`` is a cached function: its cache is cleared as soon as the weights are in a file.
+    The first of ``references`` is of the base, the others of its adapters.
     """
 
     get_source: functools._lru_cache_wrapper[Source]
-    reference: ReferenceRun
+    references: Sequence[ReferenceRun]
     output: Path
-    precision: str
-    last_only: bool
-    fused: bool
-    force: bool
+    options: _Options
+    adapters: Adapters
     stages: Stages
 
     def run(self, plan: TracePlan, failures: list[str]) -> ExportReport:
@@ -163,8 +185,8 @@ class _Export:
             ExportError, UnfusableError: if the model cannot be traced by this plan.
             DisagreementError: if the written model's logits are wrong, or it does not run.
         """
-        dtype = np.float16 if self.precision == "fp16" else np.float32
-        with atomic_directory(self.output, force=self.force) as directory:
+        dtype = np.float16 if self.options.precision == "fp16" else np.float32
+        with atomic_directory(self.output, force=self.options.force) as directory:
             config, save_extras = self.get_source().config, self.get_source().save_extras
             tied_head = has_tied_head(self.get_source().module)
             paths, task, manifest, passes = self._write(plan, failures, directory)
@@ -180,7 +202,11 @@ class _Export:
             for path in paths:
                 ties = ties_of_file(manifest.ties, path.name)
                 verify_ties(ir.load(path), ties, where=f"the file {path.name}")
-            agreement = self._measure(task, directory, dtype)
+            agreement, *others = [
+                self._measure(task, directory, run, dtype) for run in self.references
+            ]
+            for entry, other in zip(manifest.adapters.values(), others, strict=True):
+                entry["logit_error"] = other.relative
             columns = None
             if task.name == IMAGE_LM:
                 columns = write_embedding_graphs(directory)
@@ -208,12 +234,13 @@ class _Export:
         """Trace, optimize and write; later steps do not need the module."""
         source = self.get_source()
         parameters = tied_parameters(source.module)
-        if self.precision == "fp16":
+        if self.options.precision == "fp16":
             _halve(source.module)
-        traced = trace(source, plan, last_only=self.last_only, progress=self.stages)
+        traced = trace(source, plan, last_only=self.options.last_only, progress=self.stages)
         models, task = traced.models, traced.task
         self.stages.stage("passes")
-        passes = optimize(models, task, parameters, fused=self.fused)
+        passes = optimize(models, task, parameters, fused=self.options.fused)
+        adapters = self._add_adapters(models, directory)
         skipped = [text for report in passes for text in report.skipped]
         unfused = [*partial_ties(source.module), *traced.unfused, *failures, *skipped]
         manifest = Manifest(
@@ -224,13 +251,14 @@ class _Export:
                 "unused": list(source.unused),
             },
             task=task.name,
-            precision=self.precision,
+            precision=self.options.precision,
             signature=_signature(models, task),
             encoder=_encoder_signature(models),
             ties=[],
             unique_parameters=sum(weight.numel() for weight in source.module.parameters()),
             versions={package: version(package) for package in _PACKAGES},
             fusion={"operators": _count_operators(models), "unfused": unfused},
+            adapters=adapters,
         )
         self.stages.stage("write")
         same = share_across(models)
@@ -238,19 +266,34 @@ class _Export:
         manifest.ties = find_shared_ties(models, parameters)
         return paths, task, manifest, passes
 
-    def _measure(self, task: Task, directory: Path, dtype: type[Any]) -> Agreement:
+    def _add_adapters(self, models: Mapping[str, ir.Model], directory: Path) -> dict[str, Any]:
+        """Add the inputs of adapters and write their files; returns the manifest's entries."""
+        if not self.adapters.by_name:
+            return {}
+        (model,) = models.values()
+        step = AddAdapterInputs(self.adapters.widths, self.adapters.changed)
+        run_passes(model, [], [step])
+        return self.adapters.write(directory, step.products)
+
+    def _measure(
+        self, task: Task, directory: Path, reference: ReferenceRun, dtype: type[Any]
+    ) -> Agreement:
         try:
-            agreement = task.compare(directory, self.reference, dtype)
+            agreement = task.compare(directory, reference, dtype)
         except ExportError as error:
             raise DisagreementError(str(error)) from error
-        limit = 2e-2 if self.precision == "fp16" else 1e-3
+        limit = 2e-2 if self.options.precision == "fp16" else 1e-3
         if not agreement.relative <= limit:
             raise DisagreementError(
-                "the exported model's logits differ from torch's by "
+                f"the exported model's logits{_describe(reference)} differ from torch's by "
                 f"{agreement.relative:.1e} of the largest logit (prefill {agreement.prefill:.1e}, "
                 f"cached {agreement.cached:.1e}, padded {agreement.padded:.1e})"
             )
         return agreement
+
+
+def _describe(reference: ReferenceRun) -> str:
+    return "" if reference.adapter is None else f" with adapter {reference.adapter}"
 
 
 def _halve(module: torch.nn.Module) -> None:

@@ -87,6 +87,10 @@ def _require_open_shapes(bundle: Bundle) -> Manifest:
             f"{path}: its attention is a fused operator of ONNX Runtime; export again for target "
             "mobile-npu, which uses operators of the ONNX standard"
         )
+    if manifest.adapters:
+        raise BundleError(
+            f"{path}: has adapters, whose rank is not fixed; merge one into its base and export it"
+        )
     if bundle.has_fixed_shapes:
         raise BundleError(f"{path}: its shapes are fixed already")
     if any(len(v.shape) != _CACHE_AXES or isinstance(v.shape[2], int) for v in cache):

@@ -8,13 +8,14 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from edgetie.graph.matching import last_dimension, operator, other_operand, producer, weight
+from edgetie.quantize.preprocess.adapter_inputs import input_up
 from edgetie.quantize.weights.linear_op import LinearOp, match_linear_op
 
 _PASSED_THROUGH = ("Reshape", "Transpose", "Split", "RMSNormalization", "LayerNormalization")
 
 
 def _feeds_attention(linear_op: LinearOp) -> bool:
-    """Whether queries, keys or values are computed, perhaps with a bias or a norm."""
+    """Whether queries, keys or values are computed, perhaps with a bias, an adapter or a norm."""
     values = [linear_op.output]
     while values:
         value = values.pop()
@@ -22,7 +23,8 @@ def _feeds_attention(linear_op: LinearOp) -> bool:
             if operator(user) == "GroupQueryAttention" and index < 3:
                 return True
             other = other_operand(user, value) if operator(user) in ("Add", "Mul") else None
-            if weight(other) is not None or operator(user) in _PASSED_THROUGH:
+            is_added = weight(other) is not None or input_up(other) is not None
+            if is_added or operator(user) in _PASSED_THROUGH:
                 values += user.outputs
     return False
 

@@ -24,6 +24,7 @@ from edgetie.quantize.formats.scheme_formats import Ranges, weight_formats
 from edgetie.quantize.formats.toggle import ToggleFormat
 from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.quantize.layer_roles import weights_with_roles
+from edgetie.quantize.preprocess.adapter_inputs import restore_defaults
 from edgetie.quantize.preprocess.preprocess import PreprocessReport, preprocess_model
 from edgetie.quantize.quantize_weights import QuantizeWeightsPass
 from edgetie.quantize.weights.array_spill import ArraySpill
@@ -115,6 +116,7 @@ class ModelQuantizer:
             formats = weight_formats(self.scheme)
             if formats is None:
                 self.reports[file] = PreprocessReport(note="nothing: there is nothing to round")
+                restore_defaults(model)
                 continue
             run_passes(model, self._ties[file], [GemmToMatMul(), RemoveFlattenReshapes()])
             roles = self.scheme.higher_precision
@@ -131,6 +133,7 @@ class ModelQuantizer:
             )
             if self.scheme.activation_bits:
                 self._ranges[file] = self._find_ranges(file, path, inputs, calibrator)
+            restore_defaults(model)
         release_heap()
 
     def _find_ranges(

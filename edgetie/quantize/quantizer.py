@@ -38,6 +38,7 @@ from edgetie.quantize.mixed_precision.search import (
 )
 from edgetie.quantize.mixed_precision.sensitivity import Cost
 from edgetie.quantize.model_quantizer import ModelQuantizer
+from edgetie.quantize.preprocess.adapter_inputs import write_matrices
 from edgetie.quantize.quantized_bundle import (
     QuantizationResult,
     copy_other_files,
@@ -186,6 +187,7 @@ def quantize_model(
             result = _quantize_kv_cache(result, bundle, directory, data.inputs, meter)
         ties = verify_tied_weights(result, float_models, directory, require_int8=require_tied_int8)
         copy_other_files(bundle, directory)
+        write_matrices(float_models.models, result.models, bundle, directory)
         if bundle.task == IMAGE_LM:
             write_embedding_graphs(directory)
         # ONNX Runtime does not accept DequantizeLinear over weights of an outer graph

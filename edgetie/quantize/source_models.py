@@ -39,6 +39,7 @@ from edgetie.passes.split_embed_layer_norm import SplitEmbedLayerNorm
 from edgetie.passes.widen_weights import WidenWeights
 from edgetie.quantize.calibration.layerwise_run import is_bidirectional
 from edgetie.quantize.opset import raise_opset
+from edgetie.quantize.preprocess.adapter_inputs import read_matrices
 from edgetie.ties.groups import TieGroup, equal_initializers, find_shared_ties, find_ties
 
 _QUANTIZED = {
@@ -114,6 +115,8 @@ def read_source_models(
         raise QuantizeError(f"{bundle.directory}: has fixed shapes; quantize first, then fix them")
     names = [path.name for path in bundle.model_paths] if len(bundle.model_paths) > 1 else [MODEL]
     models = {name: load_model(path) for name, path in zip(names, bundle.model_paths, strict=True)}
+    for model in models.values():
+        read_matrices(bundle, model)
     shared = _shared_weights(models)
     near: list[NearCopy] = []
     for path, (name, model) in zip(bundle.model_paths, models.items(), strict=True):

@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgetie.bundle.bundle import Bundle, open_bundle
@@ -22,6 +23,7 @@ from edgetie.providers.placement import (
     resolve_provider,
 )
 from edgetie.providers.registry import AUTO, OWN, Provider, register_plugin, require_provider
+from edgetie.runtime.adapters import AdapterFile, open_adapter
 from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, remove_last_token_node
 from edgetie.runtime.memory import MappedFiles, release_heap
 
@@ -51,6 +53,7 @@ class Session:
         encoder: the encoder's; ``None`` for other models.
         prefill: the graph for prompts of a bundle of fixed shapes, if it has one.
         cross: the cache of cross-attention, which the encoder writes and the decoder reads.
+        adapter: name of the LoRA adapter in use, see :meth:`use_adapter`; ``None`` for the base.
     """
 
     bundle: Bundle
@@ -70,6 +73,29 @@ class Session:
     encoder: Any
     prefill: Any
     cross: list[CacheTensor]
+    adapter: str | None = field(default=None, init=False)
+    _adapters: dict[str, AdapterFile] = field(default_factory=dict, init=False, repr=False)
+
+    def use_adapter(self, name: str | None) -> None:
+        """Switch to a LoRA adapter of the bundle, or with ``None`` to the base alone.
+
+        A :class:`~edgetie.runtime.decoding.decoder.Decoder` has the adapter that was in use when it
+        was made, and so have texts that :func:`edgetie.generate` began. Weights of the base are not
+        loaded again.
+
+        Raises:
+            BundleError: if the bundle has no such adapter, or its file is not one of this graph.
+        """
+        if name is not None and name not in self._adapters:
+            self._adapters[name] = open_adapter(self.bundle, self.ort, name)
+        if self.adapter not in (None, name):
+            self._adapters[str(self.adapter)].release()
+        self.adapter = name
+
+    @property
+    def adapter_tensors(self) -> dict[str, NDArray[Any]]:
+        """Inputs of the graph that the adapter in use fills; empty for the base alone."""
+        return {} if self.adapter is None else self._adapters[self.adapter].tensors
 
     @property
     def nodes_per_provider(self) -> dict[str, int]:

@@ -113,8 +113,9 @@ def _locate_in_directory(path: Path) -> tuple[str, Path]:
         return "transformers", path
     if (path / ADAPTER).is_file():
         raise SourceError(
-            f"{path}: is an adapter of {_base_model(path)}, not a model; merge it into that model "
-            "(peft's merge_and_unload) and export the result"
+            f"{path}: is an adapter of {_base_model(path)}, not a model; export that model with "
+            "this as one of its adapters, or merge it (peft's merge_and_unload) and export the "
+            "result"
         )
     raise SourceError(f"{path}: no config.json in this directory, so it is not a model")
 

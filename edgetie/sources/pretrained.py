@@ -68,6 +68,11 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
     else:
         unreachable = _why_unreachable(text)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": unreachable is not None}
+    if _cached_file(text, ADAPTER, options) and find_spec("peft") is None:
+        raise SourceError(  # without peft, transformers ignores the adapter
+            f"{text}: has an adapter ({ADAPTER}), which needs the package peft to be "
+            "loaded; install it, or merge the adapter into the weights"
+        )
     config = method = None
     try:
         with quiet_transformers():
@@ -97,12 +102,6 @@ def load_pretrained(text: str, task: str, trust_remote_code: bool, allow_pickle:
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     require_weights(text, loading, vocab_size, other_class(config))
     tie_rounded_head(module)
-    if _cached_file(text, ADAPTER, options) and find_spec("peft") is None:
-        raise SourceError(  # without peft, transformers ignores the adapter
-            f"{text}: has an adapter ({ADAPTER}), which needs the package peft to be "
-            "loaded; install it, or merge the adapter into the weights"
-        )
-
     return Source(
         kind="transformers",
         name=directory.resolve().name if directory.is_dir() else text,

@@ -213,6 +213,7 @@ def test_bundles_that_starters_cannot_run(bundle: Bundle, tmp_path: Path) -> Non
     signature = bundle.manifest.signature
     cache = [replace(v, shape=(*v.shape[:3], 8)) if "1.key" in v.name else v
              for v in signature.inputs]  # fmt: skip
+    (bundle.directory / "pirate.onnx_adapter").touch()
     for changes, reason in (
         ({"task": "masked-lm"}, "for masked-lm; starters are for decoders .*; run it in your own"),
         ({"task": "seq2seq-lm"}, "starters are for decoders .*; run it with edgetie generate"),
@@ -225,6 +226,7 @@ def test_bundles_that_starters_cannot_run(bundle: Bundle, tmp_path: Path) -> Non
             "its encoder reads the prompt too",
         ),
         ({"signature": replace(signature, inputs=cache)}, "caches of several kinds"),
+        ({"adapters": {"pirate": {}}}, "has adapters, which starters do not switch; merge one"),
     ):
         rewritten(bundle, **changes)
         with pytest.raises(BundleError, match=reason):

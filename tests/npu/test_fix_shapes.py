@@ -103,6 +103,9 @@ def test_what_is_refused(decoder: Path, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match=message):
             fix_shapes(source, tmp_path / "out", prompt_tokens=1, context=CONTEXT)
     manifest = fixed.manifest
+    adapted = replace(manifest, adapters={"pirate": {}})
+    with pytest.raises(BundleError, match="has adapters, whose rank is not fixed; merge one"):
+        fix_shapes(replace(fixed, manifest=adapted), tmp_path / "out", context=CONTEXT)
     in_place = replace(manifest, signature=replace(manifest.signature, cache_in_place=True))
     with pytest.raises(BundleError, match="export again for target mobile-npu"):
         fix_shapes(Bundle(fixed.directory, fixed.model_path, in_place), tmp_path / "out")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 import pytest
+from adapter_models import ADAPTERS, IDS, AdaptedBundle
 from seq2seq_models import make
 from starters import run
 
@@ -60,6 +61,37 @@ def test_onnxruntime_genai(bundle: Path) -> None:
         generator.generate_next_token()
         theirs.append(int(generator.get_next_tokens()[0]))
     assert theirs == ours(bundle)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_onnxruntime_genai_with_adapters(
+    adapted_bundle: AdaptedBundle, tmp_path: Path, precision: str
+) -> None:
+    directory = adapted_bundle.directory
+    if precision == "int8":
+        directory = quantize_model(directory, tmp_path / "int8").bundle.directory
+    session = open_session(directory, provider="cpu", threads=2)
+    model = og.Model(str(directory))
+    adapters = og.Adapters(model)
+    for name in ADAPTERS:
+        adapters.load(str(directory / f"{name}.onnx_adapter"), name)
+    texts = []
+    for name in (None, *ADAPTERS):
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=len(IDS) + 16, do_sample=False)
+        generator = og.Generator(model, params)
+        if name is not None:
+            generator.set_active_adapter(adapters, name)
+        generator.append_tokens(IDS)
+        theirs: list[int] = []
+        while not generator.is_done() and len(theirs) < 16:
+            generator.generate_next_token()
+            theirs.append(int(generator.get_next_tokens()[0]))
+        session.use_adapter(name)
+        steps = generate(session, [IDS], max_new_tokens=16)
+        assert theirs == [int(step.tokens[0]) for step in steps]
+        texts.append(theirs)
+    assert len(set(map(tuple, texts))) == 3
 
 
 def test_optimum(bundle: Path, optimum: Path) -> None:

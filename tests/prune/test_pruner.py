@@ -15,6 +15,7 @@ import pytest
 import runtime_models
 import torch
 import transformers
+from adapter_models import IDS, AdaptedBundle, largest_error
 from models import source_of, transformers_model
 from onnx import numpy_helper
 from seq2seq_models import make
@@ -86,6 +87,18 @@ def test_the_same_tokens_are_generated(
     assert report.logits_error <= 1e-6
     quantize_model(tmp_path / "small", tmp_path / "int8")
     assert open_bundle(tmp_path / "int8").manifest.signature.vocab_size == report.rows_after
+
+
+def test_adapters_stay(adapted_bundle: AdaptedBundle, tmp_path: Path) -> None:
+    report = prune_vocabulary(
+        adapted_bundle.directory, tmp_path / "small", keep_tokens=[*IDS, *range(200, 270)]
+    )
+    kept, session = old_tokens(report), open_session(tmp_path / "small")
+    ids = np.array([[kept.index(token) for token in IDS]])
+    for name, expected in adapted_bundle.logits.items():
+        session.use_adapter(name)
+        logits = make_decoder(session, 1, len(IDS), 0).prefill(ids)[0]
+        assert largest_error(logits, expected[-1][kept]) < 1e-3
 
 
 def test_an_untied_head_loses_the_same_rows(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from edgetie.export.tasks.base import (
 )
 from edgetie.export.tasks.causal_model import CausalCall, CausalLM, causal_arguments
 from edgetie.graph.tensors import CacheTensor
+from edgetie.runtime.adapters import AdapterFile, adapter_path
 from edgetie.sources.source import cache_keyword
 
 # example sizes to trace with, both dynamic: unlike sizes of models, and longer than a convolution
@@ -107,8 +108,11 @@ class CausalTask(Task):
         return logits
 
     def compare(self, directory: Path, reference: ReferenceRun, dtype: type[Any]) -> Agreement:
+        name = reference.adapter
+        adapter = {} if name is None else AdapterFile(adapter_path(directory, name)).tensors
         with cpu_session(directory / MODEL) as session:
-            return self._compare_tokens(DecoderRunner(session, self.cache, dtype), reference)
+            run = DecoderRunner(session, self.cache, dtype, adapter)
+            return self._compare_tokens(run, reference)
 
     def _compare_tokens(self, run: DecoderRunner, reference: ReferenceRun) -> Agreement:
         tokens = reference.inputs["input_ids"]

@@ -112,6 +112,8 @@ def check_model(
     strict: bool = False,
     text: str | Path | None = None,
     images: Path | None = None,
+    adapter: str | None = None,
+    adapter_source: str | os.PathLike[str] | None = None,
     max_tokens: int = 2048,
     window: int = 512,
     greedy_prompts: int = 4,
@@ -143,6 +145,8 @@ def check_model(
         images: an image file or a directory of them
             (:class:`~edgetie.runtime.images.samples.SampleImages`). A reference that is open has
             its own. By default images are drawn.
+        adapter: name of a LoRA adapter to run both with. A reference that is open has its own.
+        adapter_source: directory of that adapter in peft's format, if the reference is in torch.
         max_tokens: most tokens of the text to use.
         window: tokens read at once, without context before them; fewer if a model takes fewer.
         greedy_prompts, greedy_tokens: prompts to continue, and tokens to generate after each.
@@ -168,10 +172,16 @@ def check_model(
     progress = progress or Stages()
     if isinstance(reference, str | os.PathLike):
         progress.stage("Opening the reference")
-        reference = resolve_reference(os.fspath(reference), bundle=opened, images=images)
+        reference = resolve_reference(
+            os.fspath(reference),
+            bundle=opened,
+            images=images,
+            adapter=adapter,
+            adapter_source=adapter_source,
+        )
     progress.stage("Opening the bundle")
     with open_reference(
-        opened, provider=provider, threads=threads, strict=strict, images=images
+        opened, provider=provider, threads=threads, strict=strict, images=images, adapter=adapter
     ) as candidate:
         vocab_size = _common_vocabulary(candidate, reference)
         window = usable_window(candidate, reference, window)
@@ -229,8 +239,9 @@ class _Comparison:
             nonfinite = f"logits are NaN or infinite at {errors.nonfinite} positions"
             failures = {"max_abs_error": nonfinite} | failures
         media = f", after {self.candidate.media}" if self.candidate.media else ""
+        adapter = self.candidate.adapter
         return AccuracyReport(
-            bundle=self.candidate.name,
+            bundle=self.candidate.name + (f" with {adapter}" if adapter is not None else ""),
             reference=self.reference.name,
             provider=self.candidate.provider,
             precision=precision,

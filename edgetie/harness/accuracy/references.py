@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +15,7 @@ import onnxruntime as ort
 
 from edgetie.bundle.bundle import Bundle, open_bundle
 from edgetie.bundle.names import AUDIO, ENCODER_MASK, IMAGE_LM, IMAGE_TO_TEXT, MANIFEST, SPEECH
-from edgetie.errors import BundleError, SourceError, summarize
+from edgetie.errors import BundleError, EdgetieError, SourceError, summarize
 from edgetie.harness.accuracy.samples import Prompt, encoder_inputs, open_images, token_inputs
 from edgetie.runtime.audio.embeddings import reads_audio
 from edgetie.runtime.decoding.generation import make_decoder
@@ -23,6 +25,8 @@ from edgetie.sources.source import cache_keyword
 
 if TYPE_CHECKING:
     import torch
+
+    from edgetie.sources.source import Source
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -51,10 +55,12 @@ class BundleReference:
 
     Arguments are those of :func:`edgetie.runtime.session.open_session`, and ``images`` is an image
     file or a directory of them for a model that reads images
-    (:class:`~edgetie.runtime.images.samples.SampleImages`).
+    (:class:`~edgetie.runtime.images.samples.SampleImages`). ``adapter`` is the name of a LoRA
+    adapter to run it with.
 
     Attributes:
         provider: short name of its execution provider; never ``auto``.
+        adapter: name of the LoRA adapter that it runs with.
         choices: values for inputs that have a default, for every graph that has these inputs.
         onnxruntime_version: version of onnxruntime that runs it.
         media: description of what its encoder reads before each sequence; empty if that is text, or
@@ -75,12 +81,15 @@ class BundleReference:
         strict: bool = False,
         images: Path | None = None,
         prepack: bool = True,
+        adapter: str | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.session = open_session(
             self.bundle, provider=provider, threads=threads, logits="all", strict=strict,
             prepack=prepack,
         )  # fmt: skip
+        self.session.use_adapter(adapter)
+        self.adapter = adapter
         self.provider = self.session.provider
         self.name = str(self.bundle.path)
         self._images = open_images(self.session, images)
@@ -177,7 +186,8 @@ class BundleReference:
         options = ort.RunOptions()
         options.log_severity_level = 4  # an error is raised, so it need not be logged
         optional = {value.name for value in session.get_overridable_initializers()}
-        feeds = feeds | {name: v for name, v in self.choices.items() if name in optional}
+        choices = self.choices | self.session.adapter_tensors
+        feeds = feeds | {name: v for name, v in choices.items() if name in optional}
         for value in session.get_inputs():
             if value.type == "tensor(int32)":
                 feeds[value.name] = feeds[value.name].astype(np.int32)
@@ -272,6 +282,8 @@ def resolve_reference(
     *,
     bundle: Bundle | None = None,
     images: Path | None = None,
+    adapter: str | None = None,
+    adapter_source: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
@@ -283,15 +295,26 @@ def resolve_reference(
             :func:`edgetie.sources.load.load_source`.
         bundle: the bundle to compare with it. Its manifest has the task of torch's weights.
         images: what a model reads that reads images, see :class:`BundleReference`.
+        adapter: name of the LoRA adapter to run it with.
+        adapter_source: directory of that adapter in peft's format, which peft merges into a torch
+            model. A bundle has its own.
         trust_remote_code: allow a model directory to run its own Python code.
         allow_pickle: allow pickled weights.
 
     Raises:
         BundleError: if it is ONNX and cannot be read.
-        SourceError: if there is no such model, or it needs a permission that is missing.
+        SourceError: if there is no such model, or it needs a permission that is missing, or the
+            adapter of a torch model is not named, not one of it, or peft is not installed.
     """
     if _is_onnx(Path(text)):
-        return BundleReference(text, images=images)
+        if adapter_source is not None:
+            message = "of a reference in torch; a bundle has its own adapters, leave it out"
+            raise EdgetieError(message, parameter="adapter_source", value=str(adapter_source))
+        return BundleReference(text, images=images, adapter=adapter)
+    if adapter is not None and adapter_source is None:
+        raise SourceError(
+            f"{text}: is not a bundle; name the directory of adapter {adapter} in peft's format too"
+        )
     from edgetie.sources.load import load_source
     from edgetie.sources.task_detection import TASKS
 
@@ -306,8 +329,34 @@ def resolve_reference(
     if reads_images or source.task == SPEECH or hasattr(source.module, "get_audio_features"):
         kind = "image" if reads_images else "audio"
         raise SourceError(f"{text}: is an {kind} model; compare a bundle of it with another bundle")
+    if adapter_source is not None:
+        source.module = _merge_adapter(source, Path(adapter_source))
+        text = f"{text} with {adapter_source}"
     start = _start_tokens(source.module) if source.task == "seq2seq-lm" else None
     return TorchReference(source.module, text, start)
+
+
+def _merge_adapter(source: Source, folder: Path) -> torch.nn.Module:
+    """Let peft merge an adapter into a torch model."""
+    from edgetie.sources.peft_adapter import check_peft_adapter
+
+    check_peft_adapter(folder)
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise SourceError(
+            f"{folder}: comparing an adapter with torch needs peft; pip install peft"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names that the base lacks, which is an error here
+        try:
+            model = PeftModel.from_pretrained(source.module, str(folder))
+            merged: torch.nn.Module = model.merge_and_unload().eval()
+        except Exception as error:  # of any kind, if it is an adapter of another model
+            raise SourceError(
+                f"{folder}: peft cannot add it to {source.name} ({summarize(error)})"
+            ) from error
+    return merged
 
 
 def _start_tokens(module: torch.nn.Module) -> list[int]:

@@ -38,15 +38,18 @@ class RemoteReference:
         threads: int | None,
         strict: bool = False,
         images: Path | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.bundle = bundle
-        self.name = str(bundle.path)
+        self.name, self.adapter = str(bundle.path), adapter
         self._folder = tempfile.TemporaryDirectory()
         self._process, name = start_worker(provider, __name__, interactive=True)
         path = str(bundle.path.resolve())
         try:
             source = images and str(images.resolve())
-            options = {"threads": threads, "strict": strict, "images": source}
+            options = {
+                "threads": threads, "strict": strict, "images": source, "adapter": adapter
+            }  # fmt: skip
             facts = self._ask(path=path, provider=name, **options)
         except BaseException:
             self.close()
@@ -99,15 +102,21 @@ def open_reference(
     threads: int | None,
     strict: bool = False,
     images: Path | None = None,
+    adapter: str | None = None,
 ) -> Iterator[BundleReference | RemoteReference]:
     """Open a bundle on a provider, in another process if this one lacks the provider."""
     if find_environment(find_provider(provider)) is None:
         yield BundleReference(
-            bundle, provider=provider, threads=threads, strict=strict, images=images
+            bundle,
+            provider=provider,
+            threads=threads,
+            strict=strict,
+            images=images,
+            adapter=adapter,
         )
         return
     remote = RemoteReference(
-        bundle, provider=provider, threads=threads, strict=strict, images=images
+        bundle, provider=provider, threads=threads, strict=strict, images=images, adapter=adapter
     )
     with closing(remote):
         yield remote

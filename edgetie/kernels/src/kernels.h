@@ -86,6 +86,11 @@ typedef struct Kernels {
   // Sylvester's construction, times `scale`.
   void (*hadamard)(const float *input, float *output, size_t count, size_t size, float scale);
 
+  // Columns `first` to `end` of output (tokens, columns) = start + left (tokens, inner) times right
+  // (inner, columns). `start` may be NULL.
+  void (*multiply_add)(const float *left, const float *right, const float *start, float *output,
+                       size_t tokens, size_t inner, size_t columns, size_t first, size_t end);
+
   // `scratch` has attend_bytes(attention) bytes, 64-byte aligned.
   void (*attend)(const Attention *, void *scratch, const Parallel *);
   size_t (*attend_bytes)(const Attention *);

@@ -3,10 +3,12 @@
 #include "operator.h"
 
 extern const Operator matmul_nbits, gather_block_quantized, rms_normalization, simplified_norm,
-    skip_simplified_norm, group_query_attention, gated_activation, rotation;
+    skip_simplified_norm, group_query_attention, gated_activation, rotation,
+    low_rank;
 
 const Operator *const operators[] = {
     &matmul_nbits,    &gather_block_quantized, &rms_normalization,
     &simplified_norm, &skip_simplified_norm,   &group_query_attention,
-    &gated_activation, &rotation,              NULL,
+    &gated_activation, &rotation,              &low_rank,
+    NULL,
 };

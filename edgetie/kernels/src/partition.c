@@ -51,6 +51,12 @@ static OrtStatus *level_of_inputs(const Partition *partition, const OrtNode *nod
   return status;
 }
 
+// Give the nodes of a match one level: that of the last one, before which all inputs are computed.
+static void set_level(const Partition *partition, const Match *match, uint32_t level) {
+  for (size_t i = 0; i < match->node_count; i++)
+    partition->levels[partition->places[node_id(match->nodes[i])]] = level;
+}
+
 static OrtStatus *find_levels(Partition *partition) {
   for (size_t i = 0; i < partition->count; i++) {
     const OrtNode *node = partition->nodes[i];
@@ -66,6 +72,7 @@ static OrtStatus *find_levels(Partition *partition) {
       const uint32_t each = level_of_value(partition, value, true);
       if (each > *level) *level = each;
     }
+    set_level(partition, &partition->matches[number], *level);
   }
   return NULL;
 }

@@ -24,6 +24,7 @@ def to_float16(model: ir.Model) -> ir.Model:
         name: value.const_value
         for name, value in graph.initializers.items()
         if value.const_value is not None
+        and not value.is_graph_input()
         and (
             value.dtype == ir.DataType.FLOAT
             or value.const_value.size >= MIN_ELEMENTS

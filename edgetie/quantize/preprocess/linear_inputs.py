@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edgetie.graph.editing import replace, transformed
 from edgetie.graph.matching import operator, producer
+from edgetie.quantize.preprocess.adapter_inputs import matrices, reads_for_adapter
 from edgetie.quantize.weights.affine import Array
 from edgetie.quantize.weights.linear_op import LinearOp, match_linear_op
 
@@ -51,19 +52,29 @@ def _activation(linear_op: LinearOp | None) -> ir.Value | None:
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that compute with an activation, after Reshapes and Transposes if it has them."""
+    """The nodes that compute with an activation, after Reshapes and Transposes if it has them.
+
+    Adapters follow what is done to it, see :mod:`adapter_inputs`, and do not count.
+    """
     readers = []
     for user, _ in value.uses():
         output = user.outputs[0]
         if operator(user) in ("Reshape", "Transpose") and not output.is_graph_output():
             readers += _readers(output) or [user]
-        elif operator(user) != "Shape":
+        elif operator(user) != "Shape" and not reads_for_adapter(user):
             readers.append(user)
     return readers
 
 
 def transform_weight(value: ir.Value, function: Callable[[Array], Array]) -> None:
-    """Apply a function to an initializer's array when it is read. Its shape and dtype stay."""
+    """Apply a function to an initializer's array when it is read. Its shape and dtype stay.
+
+    An input of adapters has several arrays, to which it is applied at once.
+    """
+    arrays = matrices(value)
+    if arrays is not None:
+        arrays.update({name: function(array) for name, array in arrays.items()})
+        return
     tensor = value.const_value
     assert tensor is not None
     value.const_value = transformed(tensor, function)

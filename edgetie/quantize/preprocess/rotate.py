@@ -15,6 +15,7 @@ from edgetie.graph.editing import insert
 from edgetie.graph.matching import operator, rank
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
+from edgetie.quantize.preprocess.adapter_inputs import inputs_down
 from edgetie.quantize.preprocess.linear_inputs import (
     LinearInput,
     find_linear_inputs,
@@ -62,7 +63,7 @@ class Rotate(GraphPass):
             size = rotation_size(linear_input)
             if name not in self.names or size < 2:
                 continue
-            matrix = hadamard(size)
+            matrix, downs = hadamard(size), inputs_down(linear_input.value)
             values = find_value_projection(linear_input)
             if values is not None:
                 _rotate_values(values, matrix)
@@ -76,6 +77,8 @@ class Rotate(GraphPass):
                     value, channels = node.outputs[0], linear_input.channels
                     insert_after(node, *_rotation_nodes(model.graph, value, channels, size))
                 transform_weight(linear_op.weight, partial(rotate_blocks, matrix=matrix))
+            for down in downs:
+                transform_weight(down, partial(_rotate_rows, matrix=matrix))
             self.changed += 1
 
 

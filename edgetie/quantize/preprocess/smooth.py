@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgetie.graph.editing import initializer
 from edgetie.graph.matching import constant, only_user, operator, producer, rank, weight
 from edgetie.passes.base import GraphPass
+from edgetie.quantize.preprocess.adapter_inputs import inputs_down
 from edgetie.quantize.preprocess.linear_inputs import (
     LinearInput,
     find_linear_inputs,
@@ -64,6 +65,8 @@ class Smooth(GraphPass):
                     _rescale_columns(value, start, 1 / scales)
             for linear_op in linear_input.linear_ops:
                 _rescale(linear_op.weight, scales[:, None] if linear_op.transposed else scales)
+            for down in inputs_down(linear_input.value):
+                _rescale(down, scales[:, None])
             self.changed += 1
 
 
@@ -107,7 +110,7 @@ def _linear_branch(linear_input: LinearInput) -> list[tuple[ir.Value, int]] | No
         parameters = projection_parameters(split.inputs[0] if split is not None else value)
         if start is None:
             continue
-        ranks = [len(shape) for _, shape in parameters]
+        ranks = [len(shape) for value, shape in parameters if value.is_initializer()]
         end = start + linear_input.channels
         if ranks in ([2], [1, 2]) and all(shape[-1] >= end for _, shape in parameters):
             return [(parameter, start) for parameter, _ in parameters]
@@ -129,10 +132,13 @@ def _rescale(value: ir.Value, factors: Array) -> None:
 
 def _rescale_columns(value: ir.Value, start: int, factors: Array) -> None:
     """Multiply some columns (the last axis) of a weight, or entries of a bias."""
-    assert value.const_value is not None
-    all_factors = np.ones(value.const_value.shape.numpy()[-1], np.float32)
-    all_factors[start : start + len(factors)] = factors
-    _rescale(value, all_factors)
+
+    def rescale(array: Array) -> Array:
+        all_factors = np.ones(array.shape[-1], np.float32)
+        all_factors[start : start + len(factors)] = factors
+        return np.asarray(array * all_factors)
+
+    transform_weight(value, rescale)
 
 
 def _rescale_input(graph: ir.Graph, node: ir.Node, index: int, factors: Array) -> None:

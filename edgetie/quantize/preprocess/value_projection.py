@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgetie.graph.matching import only_user, producer, weight
+from edgetie.graph.matching import last_dimension, only_user, producer, weight
+from edgetie.quantize.preprocess.adapter_inputs import input_up
 from edgetie.quantize.preprocess.linear_inputs import LinearInput
 
 
@@ -16,7 +17,7 @@ class ValueProjection:
     """The columns of a linear layer that compute attention's values.
 
     Attributes:
-        parameters: the weight, and the bias if there is one.
+        parameters: the weight, the bias if there is one, and the input of adapters if there is one.
         start: the first such column.
         head_size: of each head.
     """
@@ -49,10 +50,19 @@ def projection_parameters(output: ir.Value | None) -> list[tuple[ir.Value, tuple
     """Find the bias, if there is one, and the weight of the linear layer that computes a value.
 
     Returns:
-        Each with its shape; nothing if another node uses them or the value.
+        Each with its shape, after them the input ``B`` if adapters add to the value; nothing if
+        another node uses them or the value.
     """
     candidates, outputs = [], [output]
+    adapters: list[tuple[ir.Value, tuple[int, ...]]] = []
     add = producer(output, "Add")
+    up = input_up(add.inputs[1]) if add is not None else None
+    width = last_dimension(up) if up is not None else None
+    if add is not None and up is not None and width is not None:
+        adapters = [(up, (0, width))]
+        output = add.inputs[0]
+        outputs.append(output)
+        add = producer(output, "Add")
     if add is not None:
         left, right = add.inputs[:2]
         bias, output = (left, right) if weight(left) is not None else (right, left)
@@ -66,4 +76,4 @@ def projection_parameters(output: ir.Value | None) -> list[tuple[ir.Value, tuple
         if value is not None and (tensor := weight(value)) is not None and len(value.uses()) == 1
     ]
     is_alone = all(value is not None and only_user(value) is not None for value in outputs)
-    return parameters if is_alone and len(parameters) == len(candidates) else []
+    return [*parameters, *adapters] if is_alone and len(parameters) == len(candidates) else []

@@ -34,6 +34,7 @@ class Decoder:
         batch: number of sequences.
         max_length: longest sequence there is room for.
         length: tokens of each sequence so far, padding included.
+        adapter: name of the session's LoRA adapter when this was made; ``None`` for the base alone.
     """
 
     _tasks: tuple[str, ...] = ("causal-lm", AUDIO_LM, IMAGE_LM)
@@ -82,6 +83,10 @@ class Decoder:
         self._binding = session.ort.io_binding()
         self._in_place: dict[str, NDArray[Any]] = {}  # keys and values on the CPU
         self._past: dict[str, Any] = {}  # the others
+        self.adapter, self._adapter_tensors = session.adapter, session.adapter_tensors
+        for name, array in self._adapter_tensors.items():
+            value = ort.OrtValue.ortvalue_from_numpy(array, session.device, 0)  # reads it on a CPU
+            self._binding.bind_ortvalue_input(name, value)
         # a long prompt needs far more memory than a step; the arena gives the difference back
         self._prefill_options = ort.RunOptions()
         self._prefill_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")

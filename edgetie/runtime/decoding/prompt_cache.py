@@ -22,8 +22,8 @@ from edgetie.bundle.atomic import atomic_files
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.manifest import sha256_of
 from edgetie.errors import BundleError, EdgetieError
+from edgetie.runtime.adapters import adapter_path
 from edgetie.runtime.decoding.decoder import Decoder
-from edgetie.runtime.session import Session
 
 if TYPE_CHECKING:
     from edgetie.runtime.decoding.generation import TokenDecoder
@@ -121,7 +121,7 @@ class PromptCache:
             metadata, count = header.pop(_METADATA), header[_TOKENS]["shape"][0]
             if metadata["format"] != _FORMAT or type(count) is not int or count < 1:
                 raise ValueError("no header of a prompt cache")
-            self._require_model(metadata, decoder.session)
+            self._require_model(metadata, decoder)
             entries = _entries(decoder, count)
             start, end = _SIZE_BYTES + size, entries[_CHECKSUM]["data_offsets"][1]
             if header != entries or os.fstat(file.fileno()).st_size != start + end:
@@ -136,8 +136,8 @@ class PromptCache:
             raise ValueError("another checksum")
         return tensors
 
-    def _require_model(self, written: dict[str, str], session: Session) -> None:
-        own = _identity(session)
+    def _require_model(self, written: dict[str, str], decoder: Decoder) -> None:
+        own = _identity(decoder)
         if written.get(_WEIGHTS) == own[_WEIGHTS]:
             return
         name = next(name for name, value in own.items() if written.get(name) != value)
@@ -147,7 +147,7 @@ class PromptCache:
         )
 
     def _write(self, decoder: Decoder, tokens: NDArray[np.int64]) -> None:
-        metadata = {"format": _FORMAT, **_identity(decoder.session)}
+        metadata = {"format": _FORMAT, **_identity(decoder)}
         header = json.dumps({_METADATA: metadata} | _entries(decoder, len(tokens))).encode()
         header += b" " * (-len(header) % 8)  # tensors are aligned
         checksum = 0
@@ -185,20 +185,23 @@ def _require_decoder(decoder: TokenDecoder) -> Decoder:
     raise BundleError(f"{path}: {why}; generate without a prompt cache")
 
 
-def _identity(session: Session) -> dict[str, str]:
+def _identity(decoder: Decoder) -> dict[str, str]:
     """Tell which model this is; only its weights matter, the rest explains a difference."""
-    manifest = session.bundle.manifest
+    bundle = decoder.session.bundle
     return {
-        "name": str(manifest.source.get("name")),
-        "precision": manifest.precision,
-        _WEIGHTS: _fingerprint(session.bundle),
+        "name": str(bundle.manifest.source.get("name")),
+        "precision": bundle.manifest.precision,
+        "adapter": str(decoder.adapter),
+        _WEIGHTS: _fingerprint(bundle, decoder.adapter),
     }
 
 
-def _fingerprint(bundle: Bundle) -> str:
+def _fingerprint(bundle: Bundle, adapter: str | None) -> str:
     """Hash the graphs and weights. Those in a manifest, which has their hashes, are not read."""
+    files = [*bundle.model_paths, *bundle.data_files]
+    files += [] if adapter is None else [adapter_path(bundle.directory, adapter)]
     hashes = []
-    for path in [*bundle.model_paths, *bundle.data_files]:
+    for path in files:
         entry = bundle.manifest.files.get(path.name)
         hashes.append(entry["sha256"] if entry else sha256_of(path))
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:32]

@@ -14,6 +14,7 @@ import models
 import numpy as np
 import pytest
 import runtime_models as tiny
+from adapter_models import IDS, AdaptedBundle
 
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.export.exporter import export_model
@@ -180,6 +181,19 @@ def test_another_model_refuses_the_file(tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     tiny.write_packed(changed, last_before_head=False)
     assert "another model (weights: " in refusal(open_session(changed), file)
+
+
+def test_another_adapter_refuses_the_file(adapted_bundle: AdaptedBundle, tmp_path: Path) -> None:
+    session, file = open_session(adapted_bundle.directory), tmp_path / "prompt.cache"
+    session.use_adapter("small")
+    cache = PromptCache(file)
+    tokens = tokens_of(session, IDS, cache)
+    assert tokens_of(session, IDS, cache) == tokens
+    assert cache.cached_tokens == len(IDS) - 1
+    session.use_adapter("large")
+    assert "another model (adapter: small, here large)" in refusal(session, file)
+    session.use_adapter(None)
+    assert "another model (adapter: small, here None)" in refusal(session, file)
 
 
 def test_a_changed_bare_file_refuses_the_file(tmp_path: Path) -> None:
