@@ -25,6 +25,7 @@ from edgetie.providers.placement import (
 from edgetie.providers.registry import AUTO, OWN, Provider, register_plugin, require_provider
 from edgetie.runtime.adapters import AdapterFile, open_adapter
 from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, remove_last_token_node
+from edgetie.runtime.last_tokens_graph import select_last_tokens
 from edgetie.runtime.memory import MappedFiles, release_heap
 
 _SELF, _CROSS = ".decoder.", ".encoder."
@@ -46,6 +47,8 @@ class Session:
         cache_dtype: numpy name of its dtype; empty if the model has none.
         cache_in_place: whether past and present keys and values may share one buffer.
         logits: ``last``, ``(batch, 1, vocabulary)``, or ``all``, ``(batch, sequence, vocabulary)``.
+        speculates: whether generation proposes tokens and verifies several in one run
+            (:mod:`edgetie.runtime.decoding.speculation`).
         left_aligned_logits: whether the tokens of ``all`` logits are moved to the left.
         embedding_files: mapped files from which only embeddings are read, or ``None``.
         device: device where inputs and outputs are bound, as IOBinding names it.
@@ -66,6 +69,7 @@ class Session:
     cache_dtype: str
     cache_in_place: bool
     logits: Literal["last", "all"]
+    speculates: bool
     left_aligned_logits: bool
     embedding_files: MappedFiles | None
     device: str
@@ -120,6 +124,7 @@ def open_session(
     provider: str = AUTO,
     threads: int | None = None,
     logits: Literal["default", "all"] = "default",
+    speculate: bool | None = None,
     release: bool = True,
     strict: bool = False,
     prepack: bool = True,
@@ -132,6 +137,8 @@ def open_session(
             own provider if it is here and runs nodes of the model, otherwise ``cpu``.
         threads: intra-op threads; ``None`` for every physical core.
         logits: ``all`` for the logits of every token of a model that returns only the last.
+        speculate: generate one text by proposing tokens from it and verifying several in one run.
+            The tokens stay the same. ``None``: with edgetie's own provider, if it runs MatMulNBits.
         release: release file pages whose weights ONNX Runtime has packed into its own memory.
         strict: refuse a provider that leaves nodes to another one; ``auto`` may.
         prepack: let ONNX Runtime copy weights into its own layout. Without, the session takes less
@@ -139,7 +146,7 @@ def open_session(
 
     Raises:
         BundleError: if it cannot be opened or ONNX Runtime rejects it, or ``threads`` or ``logits``
-            are invalid.
+            are invalid, or with ``speculate`` if it cannot verify several tokens in one run.
         ProviderError: if the provider is unknown, absent, or runs none of the model's nodes, or
             with ``strict`` not all.
     """
@@ -153,14 +160,15 @@ def open_session(
     path, fixed = bundle.model_path, bundle.has_fixed_shapes
     options = _bundle_options(bundle, spec, threads or default_threads(), prepack)
     others = MappedFiles(bundle.data_files if release else ())  # of sessions that may end earlier
-    graph = remove_last_token_node(path) if logits == "all" and not fixed else None
+    graph = _edit_graph(bundle, spec, logits, speculate)
     first = _create_first(bundle, options, spec)
     encoder, prefill = (None, first) if fixed else (first, None)
     session = _create(path, options, spec, graph)
     inputs = describe_tensors(session.get_inputs())
     outputs = describe_tensors(session.get_outputs())
     shape = next((output.shape for output in outputs if output.name == "logits"), ())
-    last_only = len(shape) == 3 and shape[1] == 1
+    selects = graph is not None and logits == "default"
+    last_only = len(shape) == 3 and (selects or shape[1] == 1)
     if logits == "all" and last_only and not fixed:
         raise BundleError(
             f"{path}: returns logits of the last token only, and the node that selects it was not "
@@ -179,17 +187,22 @@ def open_session(
     spec = resolve_provider(provider, {spec.ort_name: len(own_operators)})
     is_mapped = bundle.manifest.weights_in_memory == "mapped" or not prepack
     in_file = is_mapped or "MatMulNBits" in own_operators
+    cache = _cache(inputs, outputs, path, _SELF if cross else "")
     opened = Session(
         bundle=bundle,
         provider=spec.name,
         threads=options.intra_op_num_threads,
         inputs=inputs,
         outputs=outputs,
-        cache=_cache(inputs, outputs, path, _SELF if cross else ""),
+        cache=cache,
         cache_dtype=next((i.dtype for i in inputs if i.name.startswith(PAST)), ""),
         cache_in_place=bundle.manifest.signature.cache_in_place,
         logits="last" if last_only else "all",
-        left_aligned_logits=graph is not None,
+        speculates=selects
+        and not cross
+        and all(tensor.grows for tensor in cache)
+        and (speculate or "MatMulNBits" in own_operators),
+        left_aligned_logits=graph is not None and not selects,
         embedding_files=_release_weights(bundle, in_file, others) if release else None,
         load_seconds=time.perf_counter() - start,
         device=spec.device,
@@ -198,6 +211,13 @@ def open_session(
         prefill=prefill,
         cross=cross,
     )
+    if speculate and not opened.speculates:
+        raise BundleError(
+            f"{path}: cannot verify several tokens in one run, which needs a decoder that edgetie "
+            "exported with a cache in place, without states, encoder of text or fixed shapes",
+            parameter="speculate",
+            value=True,
+        )
     if spec.ort_name != "CPUExecutionProvider" and provider.lower() != AUTO:
         nodes, fallback = opened.nodes_per_provider, opened.fallback_nodes
         require_placement(spec, path, nodes, fallback, strict=strict)
@@ -265,6 +285,21 @@ def _bundle_options(bundle: Bundle, provider: Provider, threads: int, prepack: b
         # its graph is final: optimizing gains nothing and doubles the time to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
+
+
+def _edit_graph(
+    bundle: Bundle, provider: Provider, logits: str, speculate: bool | None
+) -> tuple[bytes, Path] | None:
+    """The graph in memory with other logits, and its weights' folder; ``None`` to keep the file."""
+    if bundle.has_fixed_shapes:
+        return None
+    if logits == "all":
+        edited = remove_last_token_node(bundle.model_path)
+        return None if edited is None else (edited[0].SerializeToString(), edited[1])
+    if speculate is None:
+        speculate = provider.name == OWN and not bundle.is_bare
+    in_place = bundle.manifest.signature.cache_in_place
+    return select_last_tokens(bundle) if speculate and in_place else None
 
 
 def _create_first(bundle: Bundle, options: Any, provider: Provider) -> Any:
@@ -341,12 +376,12 @@ def write_contexts(graphs: list[Path], folder: Path, provider: str) -> None:
 
 
 def _create(
-    path: Path, options: Any, provider: Provider, graph: tuple[Any, Path] | None = None
+    path: Path, options: Any, provider: Provider, graph: tuple[bytes, Path] | None = None
 ) -> Any:
     """An InferenceSession without ONNX Runtime's own fallbacks, of a graph in memory if given."""
     source: str | bytes = str(path)
     if graph is not None:
-        source = graph[0].SerializeToString()
+        source = graph[0]
         options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(graph[1]))
     try:
         session = start_session(source, options, provider)

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgetie.bundle.names import AUDIO, AUDIO_LM, ENCODER_MASK, IMAGE, IMAGE_LM
+from edgetie.bundle.names import AUDIO, AUDIO_LM, ENCODER_MASK, IMAGE, IMAGE_LM, LAST_TOKENS
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.graph.tensors import CacheTensor, TensorInfo
 from edgetie.runtime.images.embeddings import ImageEmbeddings
@@ -187,6 +187,24 @@ class Decoder:
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token, ``tokens[b]``, to every sequence; otherwise as :meth:`prefill`."""
+        self._release_pages()
+        return self._forward(tokens[:, None], 1, None)
+
+    def verify(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append the tokens ``(count,)`` of one sequence; only of a session that speculates.
+
+        To reject tokens, set :attr:`length` back.
+
+        Returns:
+            Logits ``(count, vocabulary)``, of the token after each.
+        """
+        self._release_pages()
+        self._forward(tokens[None], 1, None, len(tokens))
+        logits: NDArray[np.float32] = self._logits[0].astype(np.float32, copy=False)
+        return logits
+
+    def _release_pages(self) -> None:
+        """Release what only the prompt needed, and embeddings' pages from time to time."""
         files = self.session.embedding_files
         if self._steps == 0:  # here, not in prefill: the first token is not delayed
             if files is not None:
@@ -196,7 +214,6 @@ class Decoder:
         elif self._touched_files is not None and self._steps % _STEPS_BETWEEN_RELEASES == 0:
             self._touched_files.release()  # the kernel reads 64 KB around each embedding
         self._steps += 1
-        return self._forward(tokens[:, None], 1, None)
 
     def _require_room(self, count: int) -> None:
         if (end := self.length + count) > self.max_length:
@@ -205,7 +222,7 @@ class Decoder:
             )
 
     def _forward(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int, options: Any
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | int, options: Any, count: int = 1
     ) -> NDArray[np.float32]:
         self._require_room(ids.shape[1])
         start, end = self.length, self.length + ids.shape[1]
@@ -220,7 +237,7 @@ class Decoder:
             self._bind_tokens("attention_mask", self._mask[:, :end])
         if "position_ids" in self._inputs:
             self._bind_tokens("position_ids", self._positions(ids, start, end))
-        self._bind_logits(1 if self.session.logits == "last" else end - start)
+        self._bind_logits(count if self.session.logits == "last" else end - start)
         self._run(options)
         self.length = end
         read = self._mask[:, start:end]
@@ -308,6 +325,9 @@ class Decoder:
         if self._bound_shapes.get("logits") != shape:
             self._bound_shapes["logits"] = shape
             self._logits = np.empty(shape, self._logits_dtype)
+            if self.session.speculates:
+                last = ort.OrtValue.ortvalue_from_numpy(np.arange(1 - tokens, 1)[:, None])
+                self._binding.bind_ortvalue_input(LAST_TOKENS, last)
             self._binding.bind_output(
                 "logits", "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data
             )

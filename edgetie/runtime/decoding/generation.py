@@ -16,6 +16,7 @@ from edgetie.runtime.decoding.fixed_shape_decoder import FixedShapeDecoder
 from edgetie.runtime.decoding.prompt_cache import PromptCache
 from edgetie.runtime.decoding.sampling import Sampling, sample
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
+from edgetie.runtime.decoding.speculation import Speculation
 from edgetie.runtime.images.embeddings import ImageEmbeddings
 from edgetie.runtime.session import Session
 from edgetie.runtime.text.tokenizer import pad
@@ -56,12 +57,16 @@ class Step:
         active: ``(batch,)``, sequences that had not ended before this step.
         stopped: ``(batch,)``, sequences whose token in this step is a stop token.
         complete: ``(batch,)``, sequences that end with this token as the constraint allows no more.
+        proposed, accepted: tokens that a session which speculates has proposed up to here, and how
+            many of them were accepted.
     """
 
     tokens: NDArray[np.int64]
     active: NDArray[np.bool_]
     stopped: NDArray[np.bool_]
     complete: NDArray[np.bool_]
+    proposed: int = 0
+    accepted: int = 0
 
 
 def generate(
@@ -190,6 +195,10 @@ def continue_prompt(
     seen = np.zeros(logits.shape, np.bool_)
     for index, prompt in enumerate(prompts):
         seen[index, list(prompt)] = True
+    speculation = None
+    if decoder.session.speculates and isinstance(decoder, Decoder) and decoder.batch == 1:
+        speculation = Speculation(decoder, prompts[0] if prompts else (), {*suppressed, *stops})
+    step = decoder.step if speculation is None else speculation.step
     active = np.ones(len(logits), np.bool_)
     constrained = None if constraint is None else constraint.start(len(logits), stops)
     for remaining in range(max_new_tokens, 0, -1):
@@ -204,12 +213,13 @@ def continue_prompt(
         complete = np.zeros_like(active)
         if constrained is not None:
             complete = constrained.add(tokens, active & ~stopped)
-        yield Step(tokens, active, stopped, complete)
+        counts = (0, 0) if speculation is None else (speculation.proposed, speculation.accepted)
+        yield Step(tokens, active, stopped, complete, *counts)
         active = active & ~(stopped | complete)
         if remaining == 1 or not active.any() or decoder.length == decoder.max_length:
             return
         seen[np.arange(len(tokens)), tokens] = True
-        logits = decoder.step(tokens)
+        logits = step(tokens)
 
 
 def require_limits(max_new_tokens: int | None, seed: int | None) -> None:

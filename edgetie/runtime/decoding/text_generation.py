@@ -28,6 +28,8 @@ class Completion:
         stop_reason: ``stop_token``, ``stop_string``, ``complete`` (the constraint allows no more)
             or ``length`` (there was no room for more, so that a constrained answer is incomplete).
         tokens_per_second: from the second token on; ``None`` if there was none.
+        proposed_tokens, accepted_tokens: tokens that a session which speculates has proposed, and
+            how many of them are among ``tokens``.
     """
 
     text: str
@@ -36,6 +38,8 @@ class Completion:
     stop_reason: StopReason
     tokens_per_second: float | None
     cached_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def stream_text(
     )
     for step in steps:
         for index, writer in list(writers.items()):
+            writer.proposed, writer.accepted = step.proposed, step.accepted
             text = writer.add(int(step.tokens[index]), stopped=bool(step.stopped[index]))
             if step.complete[index]:
                 text += writer.finish("complete")
@@ -137,6 +142,7 @@ class _Writer:
         prompt_cache: PromptCache | None,
     ) -> None:
         self.completion: Completion | None = None
+        self.proposed = self.accepted = 0
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_strings = [stop for stop in stop_strings if stop]
         self._prompt_tokens, self._prompt_cache = prompt_tokens, prompt_cache
@@ -171,8 +177,9 @@ class _Writer:
             rate = (len(self._tokens) - 1) / seconds if seconds > 0 else None
             cached = 0 if self._prompt_cache is None else self._prompt_cache.cached_tokens
             self.completion = Completion(
-                self._text, self._tokens, self._prompt_tokens, reason, rate, cached
-            )
+                self._text, self._tokens, self._prompt_tokens, reason, rate, cached, self.proposed,
+                self.accepted,
+            )  # fmt: skip
         return pending[:end]
 
 
