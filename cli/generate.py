@@ -111,6 +111,12 @@ Examples:
     multiple=True,
     help="Text that ends the answer and is left out of it; repeat for more.",
 )
+@click.option(
+    "--speculate/--no-speculate",
+    default=None,
+    help="Propose tokens from the text so far and verify several in one run; they stay the same  "
+    "[default: for one prompt, with edgetie's own provider].",
+)
 @constraint_options
 @click.option("--adapter", metavar="NAME", help="LoRA adapter of the bundle to generate with.")
 @provider_option
@@ -131,6 +137,7 @@ def command(
     top_p: float | None,
     seed: int | None,
     stop_strings: tuple[str, ...],
+    speculate: bool | None,
     json_schema: str | None,
     grammar: str | None,
     choices: str | None,
@@ -155,6 +162,8 @@ def command(
         raise click.UsageError("--system and --no-chat go with --prompt")
     if audio and (stop_strings or json_schema or grammar or choices):
         raise click.UsageError("--stop, --json-schema, --grammar and --choices go with --prompt")
+    if speculate and len(prompts) > 1:
+        raise click.UsageError("--speculate goes with one --prompt")
     if not audio and language is not None:
         raise click.UsageError("--language goes with --audio")
     from edgetie.bundle.bundle import open_bundle
@@ -172,7 +181,7 @@ def command(
     limit = max_new_tokens or _NEW_TOKENS
 
     def open_adapted() -> Session:
-        session = open_session(opened, provider=provider, threads=threads)
+        session = open_session(opened, provider=provider, threads=threads, speculate=speculate)
         session.use_adapter(adapter)
         return session
 
@@ -212,9 +221,11 @@ def command(
         rate = completion.tokens_per_second
         speed = "" if rate is None else f", {rate:.1f} tokens/s"
         cached = f" ({completion.cached_tokens} cached)" if completion.cached_tokens else ""
+        accepted, proposed = completion.accepted_tokens, completion.proposed_tokens
+        share = f", {accepted} of {proposed} proposed tokens accepted" if proposed else ""
         click.echo(
             f"{completion.prompt_tokens} prompt tokens{cached}, {len(completion.tokens)} "
-            f"generated{speed} ({completion.stop_reason})",
+            f"generated{speed}{share} ({completion.stop_reason})",
             err=True,
         )
     if not as_json and not quiet:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.names import LAST_TOKEN_NODE
 from edgetie.errors import BundleError
 from edgetie.graph.external_data import check_external_data
+from edgetie.runtime.last_tokens_graph import select_last_tokens
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +46,21 @@ def read_graph(model_path: Path) -> tuple[onnx.ModelProto, Path]:
         elif data.is_symlink():
             folder, entries["location"].value = data.resolve().parent, data.resolve().name
     return model, folder
+
+
+def edit_logits(bundle: Bundle, logits: str, *, several: bool) -> tuple[bytes, Path] | None:
+    """Edit a bundle's graph for the logits of ``all`` tokens, or of ``several`` of the last.
+
+    Returns:
+        The model without its weights, and their folder; ``None`` if the file serves as it is.
+    """
+    if bundle.has_fixed_shapes:
+        return None
+    if logits == "all":
+        edited = remove_last_token_node(bundle.model_path)
+        return None if edited is None else (edited[0].SerializeToString(), edited[1])
+    in_place = bundle.manifest.signature.cache_in_place
+    return select_last_tokens(bundle) if several and in_place else None
 
 
 def remove_last_token_node(model_path: Path) -> tuple[onnx.ModelProto, Path] | None:

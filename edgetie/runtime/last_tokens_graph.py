@@ -124,6 +124,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         elif key & 7 == 2:
             size, at = _read_varint(message, at)
         content, at = message[at : at + size], at + size
+        if at > len(message):
+            raise ValueError("cut short")
         yield key >> 3, content, message[start:at]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgetie.bundle.bundle import Bundle, open_bundle
+from edgetie.bundle.names import AUDIO
 from edgetie.errors import BundleError, ProviderError, summarize
 from edgetie.graph.tensors import PAST, CacheTensor, TensorInfo
 from edgetie.providers.placement import (
@@ -24,8 +25,7 @@ from edgetie.providers.placement import (
 )
 from edgetie.providers.registry import AUTO, OWN, Provider, register_plugin, require_provider
 from edgetie.runtime.adapters import AdapterFile, open_adapter
-from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, remove_last_token_node
-from edgetie.runtime.last_tokens_graph import select_last_tokens
+from edgetie.runtime.in_memory_graph import EXTERNAL_DATA_FOLDER, edit_logits
 from edgetie.runtime.memory import MappedFiles, release_heap
 
 _SELF, _CROSS = ".decoder.", ".encoder."
@@ -151,16 +151,14 @@ def open_session(
             with ``strict`` not all.
     """
     start = time.perf_counter()
-    if logits not in ("default", "all"):
-        raise BundleError("unknown; default or all", parameter="logits", value=logits)
-    if threads is not None and threads < 1:
-        raise BundleError("must be 1 or more", parameter="threads", value=threads)
+    _require_valid(logits, threads)
     spec = require_provider(provider)
     bundle = source if isinstance(source, Bundle) else open_bundle(source)
     path, fixed = bundle.model_path, bundle.has_fixed_shapes
     options = _bundle_options(bundle, spec, threads or default_threads(), prepack)
     others = MappedFiles(bundle.data_files if release else ())  # of sessions that may end earlier
-    graph = _edit_graph(bundle, spec, logits, speculate)
+    wanted = spec.name == OWN and not bundle.is_bare if speculate is None else speculate
+    graph = edit_logits(bundle, logits, several=wanted)
     first = _create_first(bundle, options, spec)
     encoder, prefill = (None, first) if fixed else (first, None)
     session = _create(path, options, spec, graph)
@@ -177,17 +175,15 @@ def open_session(
     cross = []
     if encoder is not None:
         cross = _cache(inputs, describe_tensors(encoder.get_outputs()), path, _CROSS)
-    if spec.fixed_shapes and any(isinstance(s, str) for info in inputs for s in info.shape):
-        raise spec.error(
-            f"{path} has open shapes, and {spec.name} compiles fixed ones only; fix them first "
-            "(fix_shapes)"
-        )
-    sessions = session, encoder, prefill
-    own_operators = operators_on(spec.ort_name, *sessions) if spec.name == OWN else set()
+    _require_shapes(spec, path, inputs)
+    parts = (session, encoder, prefill) if spec.name == OWN else ()
+    own_operators = operators_on(spec.ort_name, *parts)
     spec = resolve_provider(provider, {spec.ort_name: len(own_operators)})
     is_mapped = bundle.manifest.weights_in_memory == "mapped" or not prepack
     in_file = is_mapped or "MatMulNBits" in own_operators
     cache = _cache(inputs, outputs, path, _SELF if cross else "")
+    can_verify = selects and not cross and _can_go_back(inputs, cache)
+    _require_verification(path, can_verify or not speculate)
     opened = Session(
         bundle=bundle,
         provider=spec.name,
@@ -198,10 +194,7 @@ def open_session(
         cache_dtype=next((i.dtype for i in inputs if i.name.startswith(PAST)), ""),
         cache_in_place=bundle.manifest.signature.cache_in_place,
         logits="last" if last_only else "all",
-        speculates=selects
-        and not cross
-        and all(tensor.grows for tensor in cache)
-        and (speculate or "MatMulNBits" in own_operators),
+        speculates=can_verify and (speculate or "MatMulNBits" in own_operators),
         left_aligned_logits=graph is not None and not selects,
         embedding_files=_release_weights(bundle, in_file, others) if release else None,
         load_seconds=time.perf_counter() - start,
@@ -211,17 +204,40 @@ def open_session(
         prefill=prefill,
         cross=cross,
     )
-    if speculate and not opened.speculates:
-        raise BundleError(
-            f"{path}: cannot verify several tokens in one run, which needs a decoder that edgetie "
-            "exported with a cache in place, without states, encoder of text or fixed shapes",
-            parameter="speculate",
-            value=True,
-        )
     if spec.ort_name != "CPUExecutionProvider" and provider.lower() != AUTO:
         nodes, fallback = opened.nodes_per_provider, opened.fallback_nodes
         require_placement(spec, path, nodes, fallback, strict=strict)
     return opened
+
+
+def _require_valid(logits: str, threads: int | None) -> None:
+    if logits not in ("default", "all"):
+        raise BundleError("unknown; default or all", parameter="logits", value=logits)
+    if threads is not None and threads < 1:
+        raise BundleError("must be 1 or more", parameter="threads", value=threads)
+
+
+def _require_shapes(spec: Provider, path: Path, inputs: list[TensorInfo]) -> None:
+    if spec.fixed_shapes and any(isinstance(s, str) for info in inputs for s in info.shape):
+        raise spec.error(
+            f"{path} has open shapes, and {spec.name} compiles fixed ones only; fix them first "
+            "(fix_shapes)"
+        )
+
+
+def _can_go_back(inputs: list[TensorInfo], cache: list[CacheTensor]) -> bool:
+    """Whether the last tokens can be forgotten: there is no state, and no audio for each token."""
+    return all(each.grows for each in cache) and all(info.name != AUDIO for info in inputs)
+
+
+def _require_verification(path: Path, can_verify: bool) -> None:
+    if not can_verify:
+        raise BundleError(
+            f"{path}: cannot verify several tokens in one run; that needs a decoder of text or "
+            "images that edgetie exported, with a cache in place and open shapes",
+            parameter="speculate",
+            value=True,
+        )
 
 
 @contextmanager
@@ -285,21 +301,6 @@ def _bundle_options(bundle: Bundle, provider: Provider, threads: int, prepack: b
         # its graph is final: optimizing gains nothing and doubles the time to start
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
-
-
-def _edit_graph(
-    bundle: Bundle, provider: Provider, logits: str, speculate: bool | None
-) -> tuple[bytes, Path] | None:
-    """The graph in memory with other logits, and its weights' folder; ``None`` to keep the file."""
-    if bundle.has_fixed_shapes:
-        return None
-    if logits == "all":
-        edited = remove_last_token_node(bundle.model_path)
-        return None if edited is None else (edited[0].SerializeToString(), edited[1])
-    if speculate is None:
-        speculate = provider.name == OWN and not bundle.is_bare
-    in_place = bundle.manifest.signature.cache_in_place
-    return select_last_tokens(bundle) if speculate and in_place else None
 
 
 def _create_first(bundle: Bundle, options: Any, provider: Provider) -> Any:

@@ -86,12 +86,24 @@ def test_command_json(chat_bundle: Path, tokenizer: Tokenizer) -> None:
     report = json.loads(done.stdout)
     assert set(report) == {
         "text", "tokens", "prompt_tokens", "cached_tokens", "tokens_per_second", "stop_reason",
-        "provider", "nodes_per_provider",
+        "provider", "nodes_per_provider", "proposed_tokens", "accepted_tokens",
     }  # fmt: skip
     assert report["prompt_tokens"] == len(tokenizer.encode("once upon"))
     assert report["tokens"][: len(report["tokens"])] == tiny.naive_greedy(
         tokenizer.encode("once upon"), len(report["tokens"])
     )
+
+
+def test_command_counts_proposed_tokens(chat_bundle: Path) -> None:
+    arguments = [str(chat_bundle), "--prompt", "small small", "--no-chat", "--max-new-tokens", "30"]
+    plain = json.loads(run(*arguments, "--no-speculate", "--json").stdout)
+    report = json.loads(run(*arguments, "--speculate", "--json").stdout)
+    assert report["text"] == plain["text"]
+    assert plain["proposed_tokens"] == 0
+    assert 0 < report["accepted_tokens"] <= report["proposed_tokens"]
+    counts = f"{report['accepted_tokens']} of {report['proposed_tokens']} proposed tokens accepted"
+    assert counts in run(*arguments, "--speculate").stderr
+    assert run(*arguments, "--speculate", "--prompt", "another").exit_code == 2
 
 
 def test_command_with_several_prompts(chat_bundle: Path) -> None:

@@ -126,6 +126,19 @@ def assert_same(model: bytes) -> None:
             np.testing.assert_allclose(result, expected, rtol=0, atol=2e-4 * scale)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("preparation", PREPARATIONS)
+def test_a_token_has_the_same_result_with_a_few_others(preparation: str, bits: int) -> None:
+    """To the last bit, so that proposed tokens are verified with the numbers of single ones."""
+    session = open_session(build(preparation, rotated=True, bits=bits), threads=2)
+    feeds = {info.name: floats(1, 5, info.shape[-1]) for info in session.get_inputs()}
+    together = session.run(None, feeds)
+    for token in range(5):
+        alone = session.run(None, {name: x[:, token : token + 1] for name, x in feeds.items()})
+        for one, several in zip(alone, together, strict=True):
+            assert np.array_equal(one[:, 0], several[:, token])
+
+
 @pytest.mark.parametrize(
     ("preparation", "rotated"),
     [("none", True), ("rms", False), ("skip", True), ("gate", True), ("gate", False)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from edgetie.runtime.session import (
     open_session,
     write_optimized,
 )
+
+
+def _write_growing(directory: Path) -> Path:
+    """A bare file, which does not tell that its cache may be in place."""
+    return tiny.write_packed(directory) / "model.onnx"
 
 
 def test_session_describes_the_model(tmp_path: Path) -> None:
@@ -70,6 +76,46 @@ def test_all_logits_are_refused_where_the_node_is_unknown(tmp_path: Path) -> Non
     bare.write_bytes(model.SerializeToString())
     with pytest.raises(BundleError, match="last token only"):
         open_session(bare, logits="all")
+
+
+def test_verifying_several_tokens_is_asked_for(tmp_path: Path) -> None:
+    directory = tiny.write_packed(tmp_path)
+    assert not open_session(directory).speculates  # no product for edgetie's provider
+    session = open_session(directory, speculate=True)
+    assert (session.speculates, session.logits, session.left_aligned_logits) == (
+        True,
+        "last",
+        False,
+    )
+    assert session.outputs[0].shape[::2] == ("batch", tiny.VOCAB)
+    feeds = {"input_ids": np.array([[5, 77]]), "attention_mask": np.ones((1, 2), np.int64)}
+    for tensor in session.cache:
+        feeds[tensor.past] = np.zeros(tensor.shape(1), np.float32)
+    logits = session.ort.run(["logits"], feeds)[0]  # of the last token, if not told otherwise
+    np.testing.assert_allclose(logits[0], tiny.naive_logits([5, 77])[-1:], rtol=1e-3, atol=1e-3)
+
+
+@needs_own_provider
+def test_the_own_provider_speculates_by_itself(tmp_path: Path) -> None:
+    directory = write_int8(tmp_path)
+    assert open_session(directory).speculates
+    assert not open_session(directory, speculate=False).speculates
+    assert not open_session(directory, provider="cpu").speculates
+    assert open_session(directory, provider="cpu", speculate=True).speculates
+    assert open_session(directory, logits="all").left_aligned_logits
+
+
+@pytest.mark.parametrize(
+    "write",
+    [tiny.write_plain, bag.write_seq2seq, bag.write_fixed, _write_growing],
+)
+def test_models_that_cannot_verify_are_refused(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    path = write(tmp_path)
+    assert not open_session(path).speculates
+    with pytest.raises(BundleError, match=r"speculate=True: .* cannot verify several tokens"):
+        open_session(path, speculate=True)
 
 
 def test_optimized_model_is_written(tmp_path: Path) -> None:

@@ -72,13 +72,15 @@ def propose(text: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
     As many of the last tokens as possible are compared, at least two and at most three.
     """
-    found = np.flatnonzero(text[:-1] == text[-1]) + 1  # the tokens that followed
+    if len(text) < _SHORTEST:
+        return text[:0]
+    followers = np.flatnonzero(text[:-1] == text[-1]) + 1  # where the tokens that followed are
     for count in range(_SHORTEST, _LONGEST + 1):
-        longer = found[found >= count]
+        longer = followers[followers >= count]
         longer = longer[text[longer - count] == text[-count]]
         if not len(longer):
             if count == _SHORTEST:
                 return text[:0]
             break
-        found = longer
-    return text[found[-1] : found[-1] + most]
+        followers = longer
+    return text[followers[-1] : followers[-1] + most]
