@@ -1,11 +1,18 @@
 """Which execution provider runs which nodes of a session."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgetie.errors import ProviderError
 from edgetie.providers.registry import AUTO, PROVIDERS, Provider, find_provider
+
+_PRODUCTS = {
+    "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulNBits", "DynamicQuantizeMatMul", "Conv",
+    "FusedConv", "GroupQueryAttention", "MultiHeadAttention", "Attention",
+}  # fmt: skip
+"""Operators that add up products, in an order that depends on how many rows there are."""
 
 
 def count_nodes(ort_name: str, *sessions: Any) -> tuple[dict[str, int], dict[str, int]]:
@@ -26,15 +33,19 @@ def count_nodes(ort_name: str, *sessions: Any) -> tuple[dict[str, int], dict[str
     return dict(nodes), dict(fallback_nodes.most_common())
 
 
-def operators_on(ort_name: str, *sessions: Any) -> set[str]:
-    """Name the operators of which sessions run nodes on a provider; ``None`` is skipped."""
-    return {
-        node.op_type
-        for session in sessions
-        for part in (session.get_provider_graph_assignment_info() if session is not None else ())
-        if part.ep_name == ort_name
-        for node in part.get_nodes()
-    }
+def find_operators(*sessions: Any) -> dict[str, set[str]]:
+    """Name the operators that each provider runs; ``None`` is skipped."""
+    operators: dict[str, set[str]] = {}
+    for session in sessions:
+        for part in session.get_provider_graph_assignment_info() if session is not None else ():
+            operators.setdefault(part.ep_name, set()).update(n.op_type for n in part.get_nodes())
+    return operators
+
+
+def runs_all_products(ort_name: str, operators: Mapping[str, set[str]]) -> bool:
+    """Whether a provider runs MatMulNBits, and others no product that rounds."""
+    others = {op for name, names in operators.items() if name != ort_name for op in names}
+    return "MatMulNBits" in operators.get(ort_name, ()) and not others & _PRODUCTS
 
 
 def resolve_provider(name: str, nodes: dict[str, int]) -> Provider:

@@ -19,9 +19,10 @@ from edgetie.errors import BundleError, ProviderError, summarize
 from edgetie.graph.tensors import PAST, CacheTensor, TensorInfo
 from edgetie.providers.placement import (
     count_nodes,
-    operators_on,
+    find_operators,
     require_placement,
     resolve_provider,
+    runs_all_products,
 )
 from edgetie.providers.registry import AUTO, OWN, Provider, register_plugin, require_provider
 from edgetie.runtime.adapters import AdapterFile, open_adapter
@@ -138,7 +139,7 @@ def open_session(
         threads: intra-op threads; ``None`` for every physical core.
         logits: ``all`` for the logits of every token of a model that returns only the last.
         speculate: generate one text by proposing tokens from it and verifying several in one run.
-            The tokens stay the same. ``None``: with edgetie's own provider, if it runs MatMulNBits.
+            The tokens stay the same. ``None``: if edgetie's own provider runs all products.
         release: release file pages whose weights ONNX Runtime has packed into its own memory.
         strict: refuse a provider that leaves nodes to another one; ``auto`` may.
         prepack: let ONNX Runtime copy weights into its own layout. Without, the session takes less
@@ -176,8 +177,9 @@ def open_session(
     if encoder is not None:
         cross = _cache(inputs, describe_tensors(encoder.get_outputs()), path, _CROSS)
     _require_shapes(spec, path, inputs)
-    parts = (session, encoder, prefill) if spec.name == OWN else ()
-    own_operators = operators_on(spec.ort_name, *parts)
+    operators = find_operators(*((session, encoder, prefill) if spec.name == OWN else ()))
+    own_operators = operators.get(spec.ort_name, set())
+    is_exact = runs_all_products(spec.ort_name, operators)
     spec = resolve_provider(provider, {spec.ort_name: len(own_operators)})
     is_mapped = bundle.manifest.weights_in_memory == "mapped" or not prepack
     in_file = is_mapped or "MatMulNBits" in own_operators
@@ -194,7 +196,7 @@ def open_session(
         cache_dtype=next((i.dtype for i in inputs if i.name.startswith(PAST)), ""),
         cache_in_place=bundle.manifest.signature.cache_in_place,
         logits="last" if last_only else "all",
-        speculates=can_verify and (speculate or "MatMulNBits" in own_operators),
+        speculates=can_verify and (speculate or is_exact),
         left_aligned_logits=graph is not None and not selects,
         embedding_files=_release_weights(bundle, in_file, others) if release else None,
         load_seconds=time.perf_counter() - start,

@@ -15,9 +15,10 @@ from edgetie.providers.placement import (
     count_nodes,
     describe_fallback,
     describe_placement,
-    operators_on,
+    find_operators,
     require_placement,
     resolve_provider,
+    runs_all_products,
 )
 from edgetie.providers.registry import PROVIDERS, find_provider
 
@@ -50,8 +51,8 @@ def test_nodes_by_provider(session: Any) -> None:
 
 
 def test_operators_of_a_provider(session: Any) -> None:
-    assert operators_on(CPU, session, None) == {"MatMul", "Abs"}
-    assert operators_on("OtherExecutionProvider", session) == set()
+    assert find_operators(session, None) == {CPU: {"MatMul", "Abs"}}
+    assert find_operators() == {}
 
 
 def test_auto_is_the_cpu_provider_if_no_other_has_nodes() -> None:
@@ -83,3 +84,11 @@ def test_a_provider_must_run_nodes() -> None:
     with pytest.raises(ProviderError, match=r"strict: m\.onnx: cuda leaves 2 of 9") as caught:
         require_placement(cuda, path, nodes, {"Abs": 2}, strict=True)
     assert caught.value.parameter == "strict"
+
+
+def test_products_that_others_run() -> None:
+    own = {"MatMulNBits", "GroupQueryAttention"}
+    assert runs_all_products("Own", {"Own": own, CPU: {"Add", "Gather"}})
+    assert not runs_all_products("Own", {"Own": own, CPU: {"Add", "MatMul"}})
+    assert not runs_all_products("Own", {"Own": {"GroupQueryAttention"}})
+    assert not runs_all_products("Own", {CPU: {"Add"}})
