@@ -234,6 +234,9 @@ def resource_table(report: LatencyReport) -> Table:
         add_time("prefill (TTFT)", "{:.0f} ms", "prefill_ms")
         add_time("decode, tokens/s", "{:.1f}", "decode_tokens_per_second")
         add("its median lies in", _interval)
+        if any(model.speculative_tokens_per_second is not None for model in models):
+            add_time("decode with proposals", "{:.1f}", "speculative_tokens_per_second")
+            add("proposals accepted", _accepted)
         add("token latency p50", lambda m: _time(m, "{:.1f} ms", m.latency_ms.get("p50")))
         add("token latency p90", lambda m: _time(m, "{:.1f} ms", m.latency_ms.get("p90")))
         add("token latency p99", lambda m: _time(m, "{:.1f} ms", m.latency_ms.get("p99")))
@@ -252,6 +255,11 @@ def resource_table(report: LatencyReport) -> Table:
     add("copies in memory", lambda m: f"{MISSING if (n := m.copies_in_memory) is None else n}")
     ratio = [">ratio"] if report.against is not None else []
     return Table(["", *(f">{name}" for name in titles(models)), *ratio], rows)
+
+
+def _accepted(report: LatencyReport) -> str:
+    """Format the share of proposed tokens that were accepted."""
+    return MISSING if report.accepted_share is None else f"{report.accepted_share:.0%}"
 
 
 def _pass_time(report: LatencyReport, index: int) -> str:

@@ -149,6 +149,15 @@ def test_resources_of_two_models_and_their_ratio() -> None:
     assert emulated["memory, peak"] == ["40.0 MB"]
 
 
+def test_proposed_tokens_have_lines() -> None:
+    fast = latency_report(speculative_tokens_per_second=240.0, accepted_share=0.6)
+    rows = cells(resource_table(fast))
+    assert (rows["decode with proposals"], rows["proposals accepted"]) == (["240.0"], ["60%"])
+    none = cells(resource_table(latency_report(speculative_tokens_per_second=240.0)))
+    assert none["proposals accepted"] == [MISSING]
+    assert "proposals accepted" not in cells(resource_table(latency_report()))
+
+
 def test_an_encoder_has_a_line() -> None:
     assert cells(resource_table(latency_report(encode_ms=7.4)))["encode"] == ["7 ms"]
 

@@ -28,7 +28,7 @@ def latency_run(**values: Any) -> Run:
         "rss_bytes": 30_000_000, "anonymous_bytes": 20_000_000, "file_mapped_bytes": 10_000_000,
         "peak_rss_bytes": 40_000_000, "nodes_per_provider": {"CPUExecutionProvider": 9},
         "fallback_nodes": {}, "latency_problem": None, "step_ms": [4.0, 5.0, 6.0],
-        "onnxruntime_version": "1.24.1",
+        "onnxruntime_version": "1.24.1", "speculative_ms": None, "accepted_share": None,
     }  # fmt: skip
     return Run(**defaults | values)
 
@@ -38,12 +38,13 @@ def latency_report(**values: Any) -> LatencyReport:
     shared = {
         name: value
         for name, value in vars(run).items()
-        if name not in ("step_ms", "onnxruntime_version", "timeline")
+        if name not in ("step_ms", "speculative_ms", "onnxruntime_version", "timeline")
     }
     defaults: dict[str, Any] = {
         "model": "models/int8", "precision": "int8", "parameters": 134_500_000,
         "new_tokens": 4, "batch": 1, "repeat": 1, "prefill_tokens_per_second": 800.0,
-        "decode_tokens_per_second": 200.0, "latency_ms": {"p50": 5.0, "p90": 5.8, "p99": 6.0},
+        "decode_tokens_per_second": 200.0, "speculative_tokens_per_second": None,
+        "latency_ms": {"p50": 5.0, "p90": 5.8, "p99": 6.0},
         "file_bytes": 147_000_000, "latency_valid": True,
         "ties": TieStatus(1, True, "table: 2 uses"), "copies_in_memory": 1,
         "confidence": {"decode_tokens_per_second": Interval(190.0, 210.0, 0.75)}, "spread": {},

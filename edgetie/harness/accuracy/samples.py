@@ -16,7 +16,7 @@ from edgetie.runtime.audio.embeddings import (
     random_features,
     reads_audio,
 )
-from edgetie.runtime.decoding.generation import make_decoder
+from edgetie.runtime.decoding.generation import GREEDY, Step, continue_prompt, make_decoder
 from edgetie.runtime.decoding.seq2seq_decoder import Seq2SeqDecoder
 from edgetie.runtime.images.embeddings import embed_images, prepend_images
 from edgetie.runtime.images.samples import SampleImages
@@ -191,6 +191,14 @@ class Prompt:
         token = signature.audio_token_id
         ids, embeddings = prepend_audio(self._ids, embeddings, token, self._length)
         return ids, {"audio_embeddings": embeddings}
+
+    def generate_with_proposals(self, count: int) -> Iterator[Step]:
+        """Yield steps with the likeliest tokens of a session that speculates."""
+        ids, embeddings = self.inputs()
+        logits = self.decoder.prefill(ids, **embeddings)
+        yield from continue_prompt(
+            self.decoder, logits, count, GREEDY, None, ids.tolist(), frozenset()
+        )
 
     def generate(self, count: int) -> Iterator[Ids]:
         """Yield the likeliest tokens ``(batch,)`` of ``count`` positions after the prompt."""

@@ -26,11 +26,20 @@ from edgetie.providers.registry import AUTO, find_provider
 from edgetie.runtime.images.reading import read_image
 
 _SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
+_SPECULATIVE = "speculative_tokens_per_second"
 _SIZES = (
     "baseline_rss_bytes", "rss_bytes", "anonymous_bytes", "file_mapped_bytes", "peak_rss_bytes",
 )  # fmt: skip
 _TIMES = ("load_seconds", "first_run_ms", "prefill_ms")
-_RATIOS = (*_TIMES, *_SPEEDS, "rss_bytes", "anonymous_bytes", "peak_rss_bytes", "file_bytes")
+_RATIOS = (
+    *_TIMES,
+    *_SPEEDS,
+    _SPECULATIVE,
+    "rss_bytes",
+    "anonymous_bytes",
+    "peak_rss_bytes",
+    "file_bytes",
+)
 
 
 @dataclass(kw_only=True)
@@ -48,6 +57,8 @@ class LatencyReport(Measurement):
         prefill_tokens_per_second: tokens of all prompts over the time of the prefill.
         decode_tokens_per_second: from the second token on, of every batch item; ``None`` if the
             model generates none.
+        speculative_tokens_per_second: decode with proposed tokens, of the same prompt; ``None`` if
+            the session does not speculate.
         latency_ms: ``p50``, ``p90`` and ``p99`` of single tokens from the second on, all runs;
             empty if there are none.
         file_bytes: every file of the directory; of an ``.onnx`` file, it and its data.
@@ -75,6 +86,7 @@ class LatencyReport(Measurement):
     repeat: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float | None
+    speculative_tokens_per_second: float | None
     latency_ms: dict[str, float]
     file_bytes: int
     latency_valid: bool
@@ -243,7 +255,10 @@ class _Case:
         values: dict[str, Any] = {
             each.name: getattr(first, each.name) for each in fields(Measurement)
         }
-        values[decode] = None
+        speculative = [1000 / ms for run in runs if (ms := run.speculative_ms)]
+        if speculative:
+            columns[_SPECULATIVE] = speculative
+        values |= {decode: None, _SPECULATIVE: None}
         values |= {name: statistics.median(column) for name, column in columns.items()}
         values |= {name: int(values[name]) for name in _SIZES}
         if first.encode_ms is not None:

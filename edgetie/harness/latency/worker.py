@@ -70,6 +70,7 @@ class Measurement:
         baseline_rss_bytes: resident memory after imports, before loading.
         rss_bytes, anonymous_bytes, file_mapped_bytes: resident at the last token, OVER the
             baseline: all, private pages, and pages of mapped files that the kernel can drop.
+        accepted_share: share of proposed tokens that were accepted; ``None`` if there were none.
         peak_rss_bytes: largest resident size from start to last token, over the baseline.
         nodes_per_provider: nodes of ONNX Runtime's optimized graph, by provider.
         fallback_nodes: nodes that run on another provider than ``provider``, by operator.
@@ -83,6 +84,7 @@ class Measurement:
     first_run_ms: float
     encode_ms: float | None
     prefill_ms: float
+    accepted_share: float | None
     baseline_rss_bytes: int
     rss_bytes: int
     anonymous_bytes: int
@@ -100,11 +102,14 @@ class Run(Measurement):
     Attributes:
         step_ms: milliseconds of each token after the first, ``(new_tokens - 1,)``. Empty for a
             masked language model, which generates none.
+        speculative_ms: milliseconds a token after the first with proposed tokens; ``None`` if the
+            session does not speculate.
         onnxruntime_version: version of onnxruntime that ran the model.
         timeline: ``(seconds, anonymous, file-mapped)`` over the baseline, if sampled.
     """
 
     step_ms: list[float]
+    speculative_ms: float | None
     onnxruntime_version: str
     timeline: list[tuple[float, int, int]] = field(default_factory=list)
 
@@ -125,6 +130,7 @@ def measure(job: Job) -> Run:
         session = open_session(
             job.path, provider=job.provider, threads=job.threads, strict=job.strict
         )
+        prompt = None
         try:
             if session.bundle.task == "masked-lm":
                 tokens, encode_ms = job.prompt_tokens, None
@@ -143,6 +149,7 @@ def measure(job: Job) -> Run:
             hint = "if the model takes fewer tokens, use a shorter prompt and fewer new tokens"
             raise BundleError(f"{error}; {hint}") from error
         after = read_memory()
+    speculative_ms, accepted_share = _speculate(session, prompt, job.new_tokens)
     return Run(
         load_seconds=session.load_seconds,
         prompt_tokens=tokens,
@@ -150,6 +157,8 @@ def measure(job: Job) -> Run:
         encode_ms=encode_ms,
         prefill_ms=prefill_ms,
         step_ms=step_ms,
+        speculative_ms=speculative_ms,
+        accepted_share=accepted_share,
         baseline_rss_bytes=before.rss,
         rss_bytes=after.rss - before.rss,
         anonymous_bytes=after.anonymous - before.anonymous,
@@ -218,6 +227,19 @@ def _generate(prompt: Prompt, count: int) -> list[float]:
     for _ in prompt.generate(count):
         times.append(time.perf_counter())
     return [1000 * (end - start) for start, end in pairwise(times)]
+
+
+def _speculate(
+    session: Session, prompt: Prompt | None, count: int
+) -> tuple[float | None, float | None]:
+    """Generate with proposed tokens; return the milliseconds of a token, and the share accepted."""
+    if prompt is None or not session.speculates or prompt.decoder.batch > 1:
+        return None, None
+    prompt.decoder.reset()
+    steps = prompt.generate_with_proposals(count)
+    (start, _), *_, (end, last) = [(time.perf_counter(), step) for step in steps]
+    share = last.accepted / last.proposed if last.proposed else None
+    return 1000 * (end - start) / (count - 1), share
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Speculation:
         self._text = np.empty(len(text) + decoder.max_length - decoder.length + 1, np.int64)
         self._text[: len(text)] = text
         self._length = len(text)
-        self._excluded = np.array(sorted(excluded), np.int64)
+        self._excluded = frozenset(excluded)
         self._proposal = np.empty(0, np.int64)
         self._verified = 0  # of the proposal
         self._most = _MOST // 2
@@ -60,8 +60,8 @@ class Speculation:
             self._most = min(2 * self._most, _MOST) if is_whole else self._verified + 1
         room = self._decoder.max_length - self._decoder.length - 1
         proposal = propose(self._text[: self._length], min(self._most, room))
-        ends = np.flatnonzero(np.isin(proposal, self._excluded))
-        self._proposal, self._verified = proposal[: ends[0]] if len(ends) else proposal, 0
+        ends = (i for i, token in enumerate(proposal.tolist()) if token in self._excluded)
+        self._proposal, self._verified = proposal[: next(ends, None)], 0
         self.proposed += len(self._proposal)
         self._logits = self._decoder.verify(np.concatenate([token, self._proposal]))
         self._decoder.length -= len(self._proposal)

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 from naive_decoder import VOCAB, table, write_decoder
+from own_provider import needs_own_provider, write_int8
 
 from edgetie.errors import BundleError, ProviderError
 from edgetie.harness.latency.bench import run_worker
@@ -38,6 +39,17 @@ def test_a_run_in_this_process_times_each_token(tmp_path: Path) -> None:
     assert run.onnxruntime_version == onnxruntime.__version__
     batch = measure(replace(job, batch=2, new_tokens=2))
     assert (batch.prompt_tokens, len(batch.step_ms)) == (5, 1)
+
+
+@needs_own_provider
+def test_a_session_that_speculates_is_measured_so_too(tmp_path: Path) -> None:
+    bundle = write_int8(tmp_path)
+    run = measure(Job(str(bundle), "edgetie", 1, 8, 30))
+    assert run.speculative_ms is not None
+    assert run.speculative_ms > 0
+    assert run.accepted_share is None or 0 <= run.accepted_share <= 1
+    for other in (Job(str(bundle), "cpu", 1, 8, 4), Job(str(bundle), "edgetie", 1, 8, 4, batch=2)):
+        assert measure(other).speculative_ms is None
 
 
 def test_a_run_that_cannot_be_is_an_error(tmp_path: Path) -> None:
