@@ -72,6 +72,17 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("grid") / "qwen3_vl", "qwen3_vl")
 
 
+@pytest.fixture(scope="module")
+def returned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose runs return a new cache, as do those that see all of an image at once."""
+    bundle = write_bundle(tmp_path_factory.mktemp("returned") / "llava", "llava")
+    manifest = bundle / "edgetie.json"
+    text = manifest.read_text("utf-8")
+    manifest.write_text(text.replace('"cache_in_place": true', '"cache_in_place": false'), "utf-8")
+    assert not open_bundle(bundle).manifest.signature.cache_in_place
+    return bundle
+
+
 @pytest.fixture(scope="module", params=[*KINDS, READER])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp(request.param) / request.param, request.param)
@@ -152,29 +163,36 @@ def test_the_page_takes_pictures_and_names_what_it_does_not_read(
 
 
 @pytest.mark.parametrize("target", ["python", "c", "web"])
+@pytest.mark.parametrize("kind", ["grid", "returned"])
 def test_a_second_turn_reads_only_what_the_cache_lacks(
-    grid: Path, folder: Path, library: Path, modules: Path, tmp_path: Path, target: str
+    request: pytest.FixtureRequest,
+    folder: Path,
+    library: Path,
+    modules: Path,
+    tmp_path: Path,
+    target: str,
+    kind: str,
 ) -> None:
-    file, count = folder / "square.ppm", 3
+    bundle, file, count = request.getfixturevalue(kind), folder / "square.ppm", 3
     Image.open(folder / "square.png").save(file)
-    tokenizer = Tokenizer.from_bundle(open_bundle(grid))
+    tokenizer = Tokenizer.from_bundle(open_bundle(bundle))
     for prompt in FIRST_PROMPTS:  # random weights write characters after one of these
-        (first,) = answers(grid, [file], prompt, count)
+        (first,) = answers(bundle, [file], prompt, count)
         text = tokenizer.decode(first)
         if "\ufffd" not in text:
             break
     assert "\ufffd" not in text
-    length, second = next_answer(grid, file, (prompt, "and?"), text, count)
+    length, second = next_answer(bundle, file, (prompt, "and?"), text, count)
     app = tmp_path / "app"
     if target == "web":
-        starter(grid, target, app, modules)
+        starter(bundle, target, app, modules)
         pictures = (str(folder / "square.png"), "")
         found = drive(app, modules, f"?tokens={count}", (prompt, "and?"), pictures=pictures)
         assert found["turns"][0]["answer"] == text
         assert found["turns"][1]["answer"] == tokenizer.decode(second)
         assert int(found["turns"][1]["state"].split()[0]) < length - 20
         return
-    deploy_model(grid, target, app)
+    deploy_model(bundle, target, app)
     command: list[object] = [sys.executable, "-c", PROGRAM]
     if target == "c":
         build(app, library, "image_conversation")

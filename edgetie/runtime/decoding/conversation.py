@@ -104,12 +104,10 @@ class Conversation:
                 f"{self._decoder.max_length}; start a new one"
             )
         read = self._tokens[: self._decoder.length]
-        if ids[: len(read)] != read or len(ids) == len(read):  # an answer has other tokens now
-            self._decoder.reset()
-            read = []
+        self._decoder.rewind(_count_common(read, ids[:-1]))  # an answer may have other tokens now
         self._tokens = list(ids)
-        new = ids[len(read) :]
-        cache = None if read else self._prompt_cache
+        new = ids[self._decoder.length :]
+        cache = None if self._decoder.length else self._prompt_cache
         steps = self._generate(new, max_new_tokens, sampling, constraint, seed)
         for chunk in stream_text(steps, self._tokenizer, [len(new)], stop_strings, cache):
             if chunk.completion is not None:
@@ -143,5 +141,10 @@ class Conversation:
         for question in ("a", "1"):
             prompt = self._tokenizer.chat_prompt([*system, {"role": "user", "content": question}])
             prompts.append(self._tokenizer.encode(prompt, add_special_tokens=False))
-        tokens = zip(*prompts, strict=False)  # the shortest ends them
-        return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, tokens))
+        return _count_common(*prompts)
+
+
+def _count_common(*sequences: list[int]) -> int:
+    """Count the tokens that all sequences begin with."""
+    tokens = zip(*sequences, strict=False)  # the shortest ends them
+    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, tokens))

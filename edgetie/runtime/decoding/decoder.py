@@ -129,6 +129,15 @@ class Decoder:
         self._mask[:, :length] = 1
         self.length = length
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens of one sequence.
+
+        All are forgotten if runs return a cache or a state, or images gave tokens their positions.
+        """
+        if length < self.length and (self._returned or self._positions_after_images):
+            self.reset()
+        self.length = min(length, self.length)
+
     def prefill(
         self,
         prompt: NDArray[Any],

@@ -43,6 +43,11 @@ class FixedShapeDecoder:
             for heads, _, size in (tensor.sizes for tensor in self.session.cache)
         ]
 
+    def rewind(self, length: int) -> None:
+        """Forget the sequence unless it has ``length`` tokens: its cache is no longer aligned."""
+        if length < self.length:
+            self.reset()
+
     def prefill(
         self,
         prompt: NDArray[Any],

@@ -37,6 +37,8 @@ class TokenDecoder(Protocol):
 
     def reset(self) -> None: ...
 
+    def rewind(self, length: int) -> None: ...
+
     def prefill(
         self,
         prompt: NDArray[Any],

@@ -67,8 +67,12 @@ def test_answers_are_those_to_all_messages(chat: Path, plain: bool, tmp_path: Pa
     assert len(conversation.messages) == 7
 
 
-def test_a_turn_reads_what_is_new_or_all_if_the_answer_has_other_tokens(chat: Path) -> None:
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_turn_reads_what_is_new_also_if_an_answer_has_other_tokens(
+    chat: Path, in_place: bool
+) -> None:
     session, tokenizer = opened(chat)
+    session.cache_in_place = in_place
     conversation = Conversation(session, tokenizer)
     first = ask(conversation, "hello")
     assert tokenizer.encode(first.text) == first.tokens
@@ -78,7 +82,13 @@ def test_a_turn_reads_what_is_new_or_all_if_the_answer_has_other_tokens(chat: Pa
     assert second.prompt_tokens == len(ids) - first.prompt_tokens - len(first.tokens) + 1
     assert tokenizer.encode(second.text) != second.tokens, "it is not UTF-8"
     third = ask(conversation, "said")
-    assert third.prompt_tokens == len(whole_prompt(tokenizer, conversation.messages[:-1]))
+    asked = conversation.messages[:-1]
+    whole, before = whole_prompt(tokenizer, asked), [*ids, *second.tokens]
+    pairs = zip(whole, before, strict=False)
+    common = next(index for index, (one, other) in enumerate(pairs) if one != other)
+    assert common >= len(ids)
+    assert third.prompt_tokens == len(whole) - (common if in_place else 0)
+    assert third.text == answer_to_all(session, tokenizer, asked)
 
 
 def test_an_answer_that_is_stopped_is_forgotten(chat: Path) -> None:

@@ -46,7 +46,7 @@ DECODERS = {
 def test_each_model_has_its_decoder(kind: type[TokenDecoder], tmp_path: Path) -> None:
     decoder = make_decoder(open_session(DECODERS[kind](tmp_path)), 1, 3, 2)
     assert type(decoder) is kind
-    for name in ("reset", "prefill", "step"):
+    for name in ("reset", "rewind", "prefill", "step"):
         expected = inspect.signature(getattr(Decoder, name))
         assert inspect.signature(getattr(kind, name)).parameters == expected.parameters
 

@@ -122,10 +122,9 @@ export class Model {
     const cached = this.#cached;
     let kept = 0;
     while (kept < ids.length - 1 && cached[kept] === this.#keys[kept]) kept++;
-    if (!this.app.cache_in_place) {
-      kept = 0;
-      this.#replaceCache(this.#emptyCache());
-    }
+    const { cache_in_place, next_prompt } = this.app;
+    if (!cache_in_place && (next_prompt === null || kept < cached.length)) kept = 0; // it is whole
+    if (!cache_in_place && !kept) this.#replaceCache(this.#emptyCache());
     cached.length = kept; // the attention mask hides the rest of the cache until it is overwritten
     let fresh = ids.slice(kept);
     this.read = fresh.length;

@@ -416,8 +416,8 @@ int model_answer(Model *model, const char *prompt, const Options *options, Show 
   } else if (keys) {
     size_t length = count + (size_t)options->max_new_tokens;
     if (APP_MAX_POSITIONS && length > APP_MAX_POSITIONS) length = APP_MAX_POSITIONS;
-    if (APP_CACHE_IN_PLACE)
-      while (kept < model->cached && kept + 1 < count && keys_of(model)[kept] == keys[kept]) kept++;
+    while (kept < model->cached && kept + 1 < count && keys_of(model)[kept] == keys[kept]) kept++;
+    if (!APP_CACHE_IN_PLACE && (!APP_HISTORY || kept < model->cached)) kept = 0; /* it is whole */
     model->cached = kept;
     if (reserve(model, length)) {
       memcpy(model->ids, ids, count * sizeof *ids);
@@ -427,6 +427,7 @@ int model_answer(Model *model, const char *prompt, const Options *options, Show 
       answered = generate(model, count, length, options, sampler, show, user);
     }
   }
+  if (!answered) model->cached = 0;
   free(ids), free(keys);
   sampler_close(sampler);
   return answered;

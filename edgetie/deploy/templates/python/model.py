@@ -175,15 +175,16 @@ class Model:
     def _generate(self, ids: list[int], most: int, sampler: Sampler) -> Iterator[int]:
         """Yield the tokens that continue ``ids``, of which only what the cache lacks is read."""
         kept, most_kept = 0, min(len(ids) - 1, len(self._cached))
-        if not self.app["cache_in_place"]:
-            most_kept = 0
         while kept < most_kept and self._cached[kept] == self._keys[kept]:
             kept += 1
+        in_place, has_history = self.app["cache_in_place"], self.app["next_prompt"] is not None
+        if not in_place and not (has_history and kept == len(self._cached)):
+            kept = 0  # a cache that a run returned is whole
         del self._cached[kept:]
         length = min(len(ids) + most, self.app["max_positions"] or len(ids) + most)
-        if self.app["cache_in_place"]:
+        if in_place:
             self._reserve(length)
-        else:
+        elif not kept:
             for name, empty in zip(self.app["cache"], self._caches, strict=True):
                 self.binding.bind_cpu_input(f"past_key_values.{name}", empty)
         fresh, self.read = ids[kept:], len(ids) - kept
