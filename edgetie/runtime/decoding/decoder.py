@@ -147,8 +147,8 @@ class Decoder:
     ) -> NDArray[np.float32]:
         """Append tokens to every sequence, padded on either side.
 
-        A long text for a single sequence is read in parts, so that its activations take little
-        memory, unless every part would copy a cache that grows.
+        On the CPU, a long text for a single sequence is read in parts, so that its activations take
+        little memory, unless every part would copy a cache that grows.
 
         Args:
             prompt: token ids ``(batch, count)``.
@@ -187,7 +187,8 @@ class Decoder:
         self._require_room(count)
         copies = self._ids is not None or any(tensor.grows for tensor in self._returned)
         is_text = audio_embeddings is None and image_embeddings is None
-        if self.batch == 1 and is_text and not copies and mask.all():
+        is_one = self.batch == 1 and self.session.device == "cpu"
+        if is_one and is_text and not copies and mask.all():
             whole = range(0, count - _CHUNK, _CHUNK)
             for start in whole:
                 self._forward(prompt[:, start : start + _CHUNK], 1, self._prefill_options)

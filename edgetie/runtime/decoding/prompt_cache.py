@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgetie.bundle.atomic import atomic_files
 from edgetie.bundle.bundle import Bundle
 from edgetie.bundle.manifest import sha256_of
+from edgetie.bundle.names import IMAGE_LM
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.runtime.adapters import adapter_path
 from edgetie.runtime.decoding.decoder import Decoder
@@ -178,6 +179,8 @@ def _require_decoder(decoder: TokenDecoder) -> Decoder:
         why = "has fixed shapes, whose cache has another place for every token"
     elif not session.cache:
         why = "has no keys and values that could be kept"
+    elif session.bundle.task == IMAGE_LM and not session.cache_in_place:
+        why = "may let the tokens of a prompt see those that follow"
     elif session.device != "cpu":
         why = f"has its keys and values in the memory of {session.device}"
     else:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import runtime_models as tiny
 from adapter_models import IDS, AdaptedBundle
+from image_starters import write_bundle as write_image_bundle
 
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.export.exporter import export_model
@@ -265,6 +266,22 @@ def test_models_and_prompts_without_such_a_cache_are_refused(tmp_path: Path) -> 
         with pytest.raises(BundleError, match=f"{why}.*; generate without a prompt cache"):
             list(generate(open_session(directory), [[5]], max_new_tokens=2, prompt_cache=cache))
     assert not cache.path.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "is_causal"), [("llava", True), ("paligemma", False)])
+def test_models_that_read_images_are_given_texts(
+    kind: str, is_causal: bool, tmp_path: Path
+) -> None:
+    session = open_session(write_image_bundle(tmp_path / kind, kind))
+    cache = PromptCache(tmp_path / "prompt.cache")
+    if is_causal:
+        for cached in (0, len(PROMPT) - 1):
+            assert tokens_of(session, PROMPT, cache) == tokens_of(session, PROMPT)
+            assert cache.cached_tokens == cached
+        return
+    with pytest.raises(BundleError, match="may let the tokens of a prompt see those that follow"):
+        tokens_of(session, PROMPT, cache)
 
 
 def answer(bundle: Path, cache: PromptCache | None, questions: list[str]) -> list[Completion]:
