@@ -53,6 +53,11 @@ Examples:
     "--trust-remote-code", is_flag=True, help="Allow a model directory to run its own Python code."
 )
 @click.option("--allow-pickle", is_flag=True, help="Load weights in PyTorch's pickle format.")
+@click.option(
+    "--dequantize",
+    is_flag=True,
+    help="Export quantized weights of a checkpoint in floating point, not as they are.",
+)
 @output_options
 def command(
     source: str,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgetie.targets import BLOCK_SIZES, CALIBRATORS, SCHEMES, TARGETS
+from edgetie.targets import BLOCK_SIZES, CALIBRATORS, QUANTIZE_SCHEMES, TARGETS
 
 from .common import (
     Duration,
@@ -43,7 +43,7 @@ Examples:
 )
 @click.option(
     "--scheme",
-    type=click.Choice(list(SCHEMES)),
+    type=click.Choice(list(QUANTIZE_SCHEMES)),
     help="Quantization scheme, instead of the target's.",
 )
 @click.option(
@@ -163,7 +163,7 @@ def command(
         from .printing.quantize import print_quantize
 
         print_quantize(report)
-    scheme = SCHEMES[report.manifest.quantization["scheme"]]
+    scheme = QUANTIZE_SCHEMES[report.manifest.quantization["scheme"]]
     if options["target"] in _BROWSERS and "web" not in scheme.deploy and not quiet:
         advice = f"choose --scheme {TARGETS['web'].scheme} for it"
         click.echo(f"note: edgetie deploy --for web does not run {scheme.name}; {advice}", err=True)
@@ -176,7 +176,9 @@ def _optional(record: Any) -> dict[str, Any] | None:
 def _list_targets(as_json: bool) -> None:
     if as_json:
         targets = {name: asdict(target) for name, target in TARGETS.items()}
-        schemes = {n: asdict(each) | {"precision": each.precision} for n, each in SCHEMES.items()}
+        schemes = {
+            n: asdict(each) | {"precision": each.precision} for n, each in QUANTIZE_SCHEMES.items()
+        }
         print_json({"targets": targets, "schemes": schemes})
     else:
         from .printing.scheme import print_schemes

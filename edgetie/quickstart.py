@@ -73,7 +73,7 @@ def quickstart(
     if model is None:
         stages.stage("download")
         model, text = str(demo_model()), demo_text()
-    exported = export_model(model, fp32, force=force, progress=stages)
+    exported = export_model(model, fp32, dequantize=True, force=force, progress=stages)
     quantized = quantize_model(fp32, int8, force=force, progress=stages)
     inspected_fp32 = inspect_model(fp32, progress=stages)
     inspected_int8 = inspect_model(int8, progress=stages)

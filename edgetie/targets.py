@@ -51,6 +51,8 @@ class Scheme:
         higher_precision: roles of linear layers that have 8 bits, not ``linear_bits``: names of
             :data:`edgetie.quantize.layer_roles.ROLES`.
         rotated: whether layers may read activations that are rotated when the model runs.
+        in_checkpoint: whether ``export`` keeps it of quantized checkpoints, and ``quantize`` does
+            not make it.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Scheme:
     block_size: int | None = None
     higher_precision: tuple[str, ...] = ()
     rotated: bool = True
+    in_checkpoint: bool = False
 
     @property
     def precision(self) -> str:
@@ -103,6 +106,9 @@ class Target:
     reason: str
     fused: bool = True
 
+
+CHECKPOINT = "checkpoint"
+"""The scheme of weights that a checkpoint has quantized."""
 
 SCHEMES = {
     scheme.name: scheme
@@ -155,8 +161,16 @@ SCHEMES = {
             "fp16", "nothing quantized, weights and activations float16", "prepacked", None, None,
             float16=True, limits=AccuracyLimits(1e-2, 1e-3, 0.99, 1e-3), deploy=(),
         ),
+        Scheme(
+            CHECKPOINT, "integers and scales of a quantized checkpoint, as they are: MatMulNBits, "
+            "GatherBlockQuantized",
+            limits=AccuracyLimits(None, 2e-2, 0.98, 3e-3), benchmarks=(), in_checkpoint=True,
+        ),
     )
 }  # fmt: skip
+
+QUANTIZE_SCHEMES = {name: row for name, row in SCHEMES.items() if not row.in_checkpoint}
+"""The schemes that ``quantize`` makes."""
 
 TARGETS = {
     target.name: target
@@ -203,9 +217,10 @@ def find_scheme(
         QuantizeError: if there is no such scheme, or none with blocks of this size.
     """
     name = scheme or find_target(target).scheme
-    if name not in SCHEMES:
-        raise QuantizeError(f"unknown; one of {', '.join(SCHEMES)}", parameter="scheme", value=name)
-    row = SCHEMES[name]
+    if name not in QUANTIZE_SCHEMES:
+        names = ", ".join(QUANTIZE_SCHEMES)
+        raise QuantizeError(f"unknown; one of {names}", parameter="scheme", value=name)
+    row = QUANTIZE_SCHEMES[name]
     if block_size is None:
         return row
     if not row.has_blocks:

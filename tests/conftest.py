@@ -41,7 +41,8 @@ def real_gguf() -> Path:
 @pytest.fixture(scope="session")
 def real_export(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     """The real model, exported to fp32."""
-    return export_model(str(real_gguf), tmp_path_factory.mktemp("real") / "fp32")
+    directory = tmp_path_factory.mktemp("real") / "fp32"
+    return export_model(str(real_gguf), directory, dequantize=True)
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,9 @@ FLOORS = (
     {"ties", "providers"},
     {"bundle"},
     {"runtime", "sources", "passes"},
-    {"export", "harness", "npu", "deploy"},
+    {"harness", "npu", "deploy"},
     {"quantize", "prune", "assemble", "repair"},
+    {"export"},
     {"quickstart", "report"},
 )
 """Rooms from the lowest floor up: a room imports rooms of its own floor or a lower one."""

@@ -46,6 +46,10 @@ def print_export(report: ExportReport) -> None:
         f"\nweights      {report.weights_bytes / 1e6:,.1f} MB on disk, "
         f"{ratio:.3f} × the {manifest.unique_parameters / 1e6:,.1f} M unique parameters"
     )
+    types = manifest.quantization.get("types", {})
+    if types:
+        kept = ", ".join(f"{count} {name}" for name, count in types.items())
+        console.print(f"kept         quantized as they are: {kept}")
     unused = manifest.source["unused"]
     if unused:
         some = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")

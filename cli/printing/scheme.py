@@ -1,7 +1,7 @@
 """Targets and schemes, for people."""
 
 from edgetie.report.tables import plain_console, plain_table, print_drawn
-from edgetie.targets import SCHEMES, TARGETS
+from edgetie.targets import QUANTIZE_SCHEMES, TARGETS
 
 
 def print_schemes() -> None:
@@ -13,6 +13,6 @@ def print_schemes() -> None:
     print_drawn(console, targets)
     console.print()
     schemes = plain_table("scheme", "weights in memory", "what it is")
-    for scheme in SCHEMES.values():
+    for scheme in QUANTIZE_SCHEMES.values():
         schemes.add_row(scheme.name, scheme.weights_in_memory, scheme.description)
     print_drawn(console, schemes)

@@ -20,6 +20,7 @@ from edgetie.passes.pack_projections import PackProjections
 from edgetie.passes.select_last_token import SelectLastToken
 from edgetie.passes.tied_head_gemm import TiedHeadGemm
 from edgetie.passes.widen_bfloat16 import WidenBfloat16
+from edgetie.sources.quantized.tensor import QuantizedTensor
 from edgetie.ties.groups import find_ties, is_named
 
 
@@ -29,6 +30,7 @@ def optimize(
     parameters: list[tuple[str, ...]],
     *,
     fused: bool,
+    quantized: Mapping[str, QuantizedTensor] | None = None,
 ) -> list[PassReport]:
     """Run the graph passes on traced models, in place; ties are verified after each.
 
@@ -37,6 +39,7 @@ def optimize(
         task: for the longest sequence, which sizes the rotary tables.
         parameters: names of tied parameters, group by group.
         fused: whether the target supports ONNX Runtime's fused operators.
+        quantized: weights that the source has quantized, by the names of parameters.
 
     Raises:
         TieError: naming the pass that separated a weight.
@@ -52,7 +55,9 @@ def optimize(
         fusions: list[GraphPass] = [GemmToMatMul(), FuseRmsNorm()]
         fusions += [FuseRotary(task.max_positions)] if fused else []
         fusions += [CancelTransposes(), SelectLastToken()]
-        fusions += [FuseSkipNorm(), FuseActivation(), PackProjections(across)] if fused else []
+        fusions += (
+            [FuseSkipNorm(), FuseActivation(), PackProjections(across, quantized)] if fused else []
+        )
         fusions += [TiedHeadGemm(), CleanUp(fold=False)]
         reports += run_passes(model, find_ties(model, parameters), fusions)
     return reports

@@ -13,9 +13,7 @@ from edgetie.graph.editing import replace
 from edgetie.graph.matching import only_user, other_operand, weight
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
-from edgetie.ties.groups import is_named
-
-_JOINT = "+"  # between the names of weights that were packed
+from edgetie.ties.groups import JOINT, is_named
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class AddAdapterInputs(GraphPass):
             matrix = node.inputs[1] if node.op_type == "MatMul" else None
             if matrix is None or weight(matrix) is None or len(matrix.uses()) != 1:
                 continue
-            names = [self._parameter(name) for name in str(matrix.name).split(_JOINT)]
+            names = [self._parameter(name) for name in str(matrix.name).split(JOINT)]
             parts = tuple(name for name in names if name is not None)
             if len(parts) == len(names) and not missing.keys().isdisjoint(parts):
                 self._add(model.graph, node, parts)

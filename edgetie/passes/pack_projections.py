@@ -1,8 +1,9 @@
 """Pack the projections of one input into one MatMul, and Q, K and V for attention."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,8 @@ import onnx_ir as ir
 from edgetie.graph.editing import initializer, insert
 from edgetie.graph.matching import only_user, other_operand, producer, weight
 from edgetie.passes.base import GraphPass
-from edgetie.ties.groups import VIEW_OPERATORS, is_named
+from edgetie.sources.quantized.tensor import QuantizedTensor, find_quantized
+from edgetie.ties.groups import JOINT, VIEW_OPERATORS, is_named
 
 
 @dataclass(frozen=True)
@@ -30,26 +32,34 @@ class PackProjections(GraphPass):
     The three MatMuls of Q, K and V and the two of gate and up become one each: fewer, larger
     kernels. Attention that reads Q, K and V from that Split reads the packed result instead.
 
-    Weights that another graph reads too stay separate, so that both read the same bytes.
+    Weights that another graph reads too stay separate, so that both read the same bytes. Weights
+    that a checkpoint has quantized are only merged if one quantized weight can hold them.
     """
 
-    def __init__(self, shared: Sequence[tuple[str, ...]] = ()) -> None:
+    def __init__(
+        self,
+        shared: Sequence[tuple[str, ...]] = (),
+        quantized: Mapping[str, QuantizedTensor] | None = None,
+    ) -> None:
         """Set up the pass.
 
         Args:
             shared: names of the parameters that another graph reads too, group by group.
+            quantized: weights that the checkpoint has quantized, by the names of parameters.
         """
         super().__init__()
         self._shared = tuple(chain.from_iterable(shared))
+        self._quantized = quantized or {}
 
     def rewrite(self, model: ir.Model) -> None:
-        by_input: dict[ir.Value, list[_Projection]] = {}
+        by_input: dict[tuple[ir.Value, Any], list[_Projection]] = {}
         for node in model.graph:
             projection = self._match(node)
             x = node.inputs[0] if node.inputs else None
             if projection is not None and x is not None and not _is_weight(x):
-                by_input.setdefault(x, []).append(projection)
-        for x, projections in by_input.items():
+                form = self._form(str(projection.weight.name))
+                by_input.setdefault((x, form), []).append(projection)
+        for (x, _), projections in by_input.items():
             if len(projections) > 1 and len({p.bias is None for p in projections}) == 1:
                 self._pack(model.graph, x, projections)
         for node in list(model.graph):
@@ -60,6 +70,11 @@ class PackProjections(GraphPass):
         projection = _match_projection(node)
         is_shared = projection and is_named(str(projection.weight.name), self._shared)
         return None if is_shared else projection
+
+    def _form(self, name: str) -> tuple[int, int, bool] | None:
+        """What quantized weights that are merged have in common; ``None`` for float weights."""
+        tensor = find_quantized(name, self._quantized)
+        return None if tensor is None else tensor.form
 
     def _pack(self, graph: ir.Graph, x: ir.Value, projections: list[_Projection]) -> None:
         first, widths = projections[0], [p.width for p in projections]
@@ -125,7 +140,7 @@ def _match_projection(node: ir.Node) -> _Projection | None:
 def _concatenate(graph: ir.Graph, values: list[ir.Value], axis: int) -> ir.Value:
     """Add the concatenation of initializers, which is computed when the file is written."""
     tensors = [value.const_value for value in values if value.const_value is not None]
-    name = "+".join(str(value.name) for value in values)
+    name = JOINT.join(str(value.name) for value in values)
     shape = list(tensors[0].shape.numpy())
     shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
     lazy = ir.LazyTensor(

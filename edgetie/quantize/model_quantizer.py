@@ -204,7 +204,7 @@ class ModelQuantizer:
         if passes and not any(each.changed for each in passes.values()):
             reasons = f" ({'; '.join(skipped)})" if skipped else ""
             raise QuantizeError(f"no MatMul or Gather over a constant fp32 matrix{reasons}")
-        same = _same_bytes(models, passes, self._shared)
+        same = same_bytes(models, passes, self._shared)
         parts = {
             file: {part for parts in each.initializers.values() for part in parts}
             for file, each in passes.items()
@@ -274,7 +274,7 @@ def copy_model(model: ir.Model) -> ir.Model:
     return model.clone()
 
 
-def _same_bytes(
+def same_bytes(
     models: Mapping[str, ir.Model],
     passes: Mapping[str, QuantizeWeightsPass],
     shared: Collection[str],

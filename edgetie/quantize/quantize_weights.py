@@ -20,8 +20,9 @@ from edgetie.graph.matching import (
 )
 from edgetie.graph.nodes import Nodes
 from edgetie.passes.base import GraphPass
+from edgetie.quantize.formats.matmul_nbits import MatMulNBitsFormat
 from edgetie.quantize.formats.weight_format import DEQUANTIZE_OPSET, WeightFormat
-from edgetie.quantize.weights.affine import Array
+from edgetie.quantize.weights.affine import Array, QuantSpec
 from edgetie.quantize.weights.linear_op import (
     LinearOp,
     find_linear_ops,
@@ -29,6 +30,7 @@ from edgetie.quantize.weights.linear_op import (
     is_weight_matrix,
 )
 from edgetie.quantize.weights.quantized_weight import QuantizedWeight, quantize_in_background
+from edgetie.sources.quantized.tensor import QuantizedTensor
 
 _LARGEST_CLASSIFIER = 32  # output channels; with more, a graph's output is a language model's head
 _SCALING = {"Add", "Cast", "Div", "Mul", "Sub"}
@@ -49,6 +51,7 @@ class QuantizeWeightsPass(GraphPass):
         higher_precision: names of weights that have the higher precision of ``linear_format``.
         exact: names of weights whose inputs must hardly be rounded.
         linear_in_others: names of weights that linear operators of other models read too.
+        stored: weights that are not rounded but stored as they are in a checkpoint, by name.
 
     Attributes:
         dequantized: quantized weights that nodes read as a whole, and the operators of these.
@@ -66,11 +69,13 @@ class QuantizeWeightsPass(GraphPass):
         higher_precision: Collection[str] = (),
         exact: Collection[str] = (),
         linear_in_others: Collection[str] = (),
+        stored: Mapping[str, QuantizedTensor] | None = None,
     ) -> None:
         super().__init__()
         self.embedding_format, self.linear_format = embedding_format, linear_format
         self.hessians, self.excluded, self.exact = hessians, excluded, exact
         self.higher_precision, self.linear_in_others = higher_precision, linear_in_others
+        self.stored = stored or {}
         self._higher_precision_format = linear_format.higher_precision() or linear_format
         self.dequantized: dict[str, str] = {}
         self.float_weights: dict[str, str] = {}
@@ -145,6 +150,8 @@ class QuantizeWeightsPass(GraphPass):
             )
 
     def _format(self, name: str) -> WeightFormat:
+        if name in self.stored:
+            return MatMulNBitsFormat(self.stored[name].bits)
         if name in self._embeddings:
             weight_format = self.embedding_format
         else:
@@ -161,20 +168,24 @@ class QuantizeWeightsPass(GraphPass):
         if value.is_graph_output() or not (uses.linear_ops or uses.gathers):
             return
         if uses.others:
+            if name in self.stored and not weight_format.can_dequantize:
+                return
             if graph.opset_imports.get("", 1) < DEQUANTIZE_OPSET:
                 return
             self.dequantized[name] = ", ".join(sorted({operator(node) for node, _ in uses.others}))
             weight_format = self._format(name)
+        stored = self.stored.get(name)
         assert value.const_value is not None
         in_channels = int(value.const_value.shape.numpy()[0 if uses.transposed else 1])
         quantized = self._weights[name] = QuantizedWeight(
             graph,
             value,
-            weight_format.spec(in_channels),
+            weight_format.spec(in_channels) if stored is None else _spec_of(stored),
             transposed=uses.transposed,
             hessian=self.hessians.get(name),
             in_linear_op=bool(uses.linear_ops) or name in self.linear_in_others,
             uses=max(len(value.uses()), len(uses.linear_ops)),
+            stored=stored,
         )
         weight_format.add_values(quantized)
         for node, index in uses.others:
@@ -258,6 +269,10 @@ class QuantizeWeightsPass(GraphPass):
         insert(before, *nodes.nodes)
         replace(old, new)
         self.changed += 1
+
+
+def _spec_of(stored: QuantizedTensor) -> QuantSpec:
+    return QuantSpec(stored.bits, stored.block, asymmetric=True)
 
 
 class _Uses(NamedTuple):

@@ -13,7 +13,7 @@ from edgetie.quantize.mixed_precision.accuracy_meter import AccuracyMeter
 from edgetie.quantize.model_quantizer import ModelQuantizer
 from edgetie.quantize.source_models import read_source_models
 from edgetie.quantize.weights.array_spill import ArraySpill
-from edgetie.targets import CALIBRATORS, SCHEMES, Scheme
+from edgetie.targets import CALIBRATORS, QUANTIZE_SCHEMES, Scheme
 
 _FOLDER = "smaller_scheme"
 
@@ -47,7 +47,7 @@ def find_smaller_scheme(
     """
     alike = [
         row
-        for row in SCHEMES.values()
+        for row in QUANTIZE_SCHEMES.values()
         if row.linear_bits == 8 > scheme.linear_bits
         and (row.linear_format, row.float16) == (scheme.linear_format, scheme.float16)
     ]

@@ -16,6 +16,7 @@ from edgetie.bundle.atomic import atomic_files
 from edgetie.errors import BundleError, EdgetieError
 from edgetie.harness.environment import environment_line
 from edgetie.report.tables import models_of, ran_by, titles
+from edgetie.ties.groups import JOINT
 
 if TYPE_CHECKING:
     from edgetie.harness.latency.bench import LatencyReport
@@ -262,5 +263,5 @@ def _draw_bars(figure: Any, models: list[LatencyReport]) -> None:
 
 def _first_name(name: str) -> str:
     """Shorten the name of packed weights to the first one, and how many more there are."""
-    first, *more = name.split("+")
+    first, *more = name.split(JOINT)
     return f"{first} + {len(more)}" if more else first

@@ -1,10 +1,11 @@
-"""Load GGUF files, dequantized to fp32 by transformers and gguf."""
+"""Load GGUF files: the model in fp32, dequantized by transformers, and its quantized weights."""
 
 import contextlib
 import functools
 import gc
 import mmap
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from edgetie.errors import SourceError, summarize
 from edgetie.sources.checkpoint import require_weights
 from edgetie.sources.patching import set_attributes
 from edgetie.sources.pretrained import quiet_transformers, save_tokenizer
+from edgetie.sources.quantized.gguf_tensors import read_quantized_tensors
 from edgetie.sources.source import Source
 
 _ROTARY = "rope_"  # prefix of tensors that _scale_rotary reads
@@ -24,12 +26,27 @@ _CHUNK_BYTES = 1 << 17  # decoded at a time: intermediate results stay in the pr
 Array = np.ndarray[Any, Any]
 
 
-def load_gguf(path: Path) -> Source:
-    """Load a GGUF file as an fp32 model.
+@dataclass
+class _Read:
+    """What transformers read of a file.
+
+    Attributes:
+        unread: names of tensors that it left out.
+        names: of parameters, by the names of tensors.
+        processor: what it changed tensors with after dequantizing them.
+    """
+
+    unread: set[str] = field(default_factory=set)
+    names: dict[str, str] = field(default_factory=dict)
+    processor: Any = None
+
+
+def load_gguf(path: Path, *, dequantize: bool = False) -> Source:
+    """Load a GGUF file: an fp32 model, and its quantized weights unless ``dequantize``.
 
     Raises:
-        SourceError: if the file is damaged, or transformers does not read its architecture or all
-            of its weights.
+        SourceError: if the file is damaged, transformers does not read its architecture or all of
+            its weights, or a quantized weight cannot be kept as it is.
     """
     import gguf
     import torch
@@ -38,7 +55,7 @@ def load_gguf(path: Path) -> Source:
     require_gguf(path)
     try:
         tokenizer = _tokenizer(path)  # before the weights: it needs much memory for a while
-        with _adapted_loader() as unread:
+        with _adapted_loader() as read:
             module, loading = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
@@ -53,15 +70,21 @@ def load_gguf(path: Path) -> Source:
             f"{path}: cannot be loaded ({summarize(error)}); if it is cut short, download it again"
         ) from error
     require_weights(str(path), loading)
-    needed = sorted(name for name in unread if name.startswith("blk.") or name.endswith(".bias"))
+    needed = sorted(
+        name for name in read.unread if name.startswith("blk.") or name.endswith(".bias")
+    )
     if needed:
         raise SourceError(
             f"{path}: has {len(needed)} weights of layers and biases that transformers does not "
             f"read ({needed[0]}, ...); export the model that the file was made from"
         )
     _scale_rotary(path, module.eval())
-    if hasattr(mmap, "MADV_DONTNEED"):  # the pages are not needed: the weights are dequantized
-        _reader(gguf.GGUFReader, str(path)).data._mmap.madvise(mmap.MADV_DONTNEED)
+    reader = _reader(gguf.GGUFReader, str(path))
+    quantized = {}
+    if not dequantize:
+        quantized = read_quantized_tensors(path, reader.tensors, module, read.names, read.processor)
+    if hasattr(mmap, "MADV_DONTNEED"):  # the pages are not needed any more
+        reader.data._mmap.madvise(mmap.MADV_DONTNEED)
     config = module.config
     if hasattr(config, "quantization_config"):  # the weights are dequantized by now
         del config.quantization_config
@@ -81,7 +104,10 @@ def load_gguf(path: Path) -> Source:
         generation.save_pretrained(target)
 
     _reader.cache_clear()
-    return Source("gguf", path.stem, module, config, save_extras, unused=sorted(unread))
+    unused = sorted(read.unread)
+    return Source(
+        "gguf", path.stem, module, config, save_extras, unused=unused, quantized=quantized
+    )
 
 
 def require_gguf(path: Path) -> None:
@@ -188,8 +214,8 @@ def _copy_if_shared(array: Array) -> Array:
 
 
 @contextlib.contextmanager
-def _adapted_loader() -> Iterator[set[str]]:
-    """Adapt how transformers reads GGUF files; yields the names of tensors that it leaves out.
+def _adapted_loader() -> Iterator[_Read]:
+    """Adapt how transformers reads GGUF files; yields what it does.
 
     It parses the header for each of configuration, weights and tokenizer, and builds the map of
     names for every submodule, most of the time of loading a small model: here both happen once. It
@@ -199,14 +225,18 @@ def _adapted_loader() -> Iterator[set[str]]:
     from transformers import modeling_gguf_pytorch_utils as loader
 
     reader_class, weights_map = gguf.GGUFReader, loader.get_gguf_hf_weights_map
-    unread: set[str] = set()
+    read = _Read()
 
     class Names(dict[str, str]):
         def __contains__(self, name: object) -> bool:
             is_read = super().__contains__(name)
             if not is_read and isinstance(name, str) and not name.startswith(_ROTARY):
-                unread.add(name)
+                read.unread.add(name)
             return is_read
+
+    def map_names(model: Any, processor: Any, *arguments: Any, **options: Any) -> dict[str, str]:
+        read.names, read.processor = weights_map(model, processor, *arguments, **options), processor
+        return Names(read.names)
 
     replacements = [
         (gguf, "GGUFReader", lambda path, *_: _reader(reader_class, str(path))),
@@ -218,8 +248,8 @@ def _adapted_loader() -> Iterator[set[str]]:
         (loader, "np", SimpleNamespace(**vars(np) | {"copy": _copy_if_shared})),
         (loader, "_gguf_parse_value", functools.partial(_parse_value, loader._gguf_parse_value)),
         (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
-        (loader, "get_gguf_hf_weights_map", lambda *a, **k: Names(weights_map(*a, **k))),
+        (loader, "get_gguf_hf_weights_map", map_names),
         (loader, "tqdm", functools.partial(loader.tqdm, disable=True)),
     ]
     with set_attributes(replacements), quiet_transformers():
-        yield unread
+        yield read

@@ -22,9 +22,16 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def load_source(
-    text: str, *, task: str = "auto", trust_remote_code: bool = False, allow_pickle: bool = False
+    text: str,
+    *,
+    task: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    dequantize: bool = False,
 ) -> Source:
     """Load a model with its configuration and tokenizer: fp32, in evaluation mode, on the CPU.
+
+    Of a quantized checkpoint, the source has the quantized weights too.
 
     Args:
         text: a directory with ``config.json``, a ``.gguf`` file (or a directory with one), a hub
@@ -32,15 +39,17 @@ def load_source(
         task: what the model does, one of :data:`TASKS`; ``auto`` detects it.
         trust_remote_code: allow a model directory to run its own Python code.
         allow_pickle: allow weights in PyTorch's pickle format, which can run code when loaded.
+        dequantize: leave quantized weights out.
 
     Raises:
-        SourceError: if there is no such model, or loading it needs a permission not given.
+        SourceError: if there is no such model, loading it needs a permission not given, or
+            quantized weights cannot be kept as they are.
     """
     kind, path = check_source(
         text, task=task, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
     if kind == "gguf":
-        source = load_gguf(path)
+        source = load_gguf(path, dequantize=dequantize)
         if task not in ("auto", source.task):
             raise SourceError(f"{source.name}: is a model for {source.task}, not {task}")
         return source

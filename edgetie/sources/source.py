@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetie.sources.quantized.tensor import QuantizedTensor
 from edgetie.sources.task_detection import task_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Source:
             module's class or its configuration.
         unused: names of weights in its files that the model does not have.
         image_size: height and width of the images that its processor makes, if they have one size.
+        quantized: weights that its files have quantized, by the names of parameters. The module has
+            them dequantized.
     """
 
     kind: str
@@ -38,6 +41,7 @@ class Source:
     task: str = "auto"
     unused: Sequence[str] = ()
     image_size: tuple[int, int] | None = None
+    quantized: Mapping[str, QuantizedTensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.task == "auto":

@@ -20,6 +20,8 @@ _ADDED_CONSTANTS = ("rotate.", "rotary.")  # prefixes of constants that edgetie 
 _BLOCK_QUANTIZED_OPERATORS = {"MatMulNBits", "GatherBlockQuantized"}
 VIEW_OPERATORS = {"Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze"}
 """Operators that change the shape, layout or type of a weight and nothing else."""
+JOINT = "+"
+"""Stands between the names of weights in the name of one that they were packed to."""
 
 
 @dataclass(frozen=True)

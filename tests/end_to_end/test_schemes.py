@@ -24,13 +24,13 @@ from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import Session, open_session
-from edgetie.targets import CALIBRATORS, SCHEMES, TARGETS
+from edgetie.targets import CALIBRATORS, QUANTIZE_SCHEMES, TARGETS
 from edgetie.ties.groups import verify_ties
 from edgetie_cli.main import cli
 
 IDS = np.random.default_rng(4).integers(3, models.VOCAB, (1, 24))
 TOLERANCE = {"int8-static": 0.08, "int4": 0.3, "int4-all": 0.4}
-INT_SCHEMES = [name for name, row in SCHEMES.items() if not row.float16]
+INT_SCHEMES = [name for name, row in QUANTIZE_SCHEMES.items() if not row.float16]
 OPERATORS = {
     "int8": {"MatMulNBits", "GatherBlockQuantized"},
     "int8-mapped": {"MatMulInteger", "Gather"},
@@ -61,8 +61,8 @@ def test_logits_are_close_and_the_embedding_is_one(
     table = manifest.ties[0]
     assert {use.op_type for use in table.uses} == OPERATORS[scheme]
     assert (manifest.precision, manifest.weights_in_memory, manifest.quantization["scheme"]) == (
-        SCHEMES[scheme].precision,
-        SCHEMES[scheme].weights_in_memory,
+        QUANTIZE_SCHEMES[scheme].precision,
+        QUANTIZE_SCHEMES[scheme].weights_in_memory,
         scheme,
     )
     verify_ties(ir.load(report.bundle.model_path), manifest.ties)
@@ -181,9 +181,9 @@ def test_mapped_session_is_ready_without_optimizing(
 def test_from_the_command_line(float_bundle: Any, tmp_path: Path) -> None:
     listed = CliRunner().invoke(cli, ["quantize", "--list-targets"])
     assert listed.exit_code == 0
-    assert all(name in listed.output for name in [*TARGETS, *SCHEMES])
+    assert all(name in listed.output for name in [*TARGETS, *QUANTIZE_SCHEMES])
     tables = json.loads(CliRunner().invoke(cli, ["quantize", "--list-targets", "--json"]).stdout)
-    assert (list(tables["targets"]), list(tables["schemes"])) == ([*TARGETS], [*SCHEMES])
+    assert (list(tables["targets"]), list(tables["schemes"])) == ([*TARGETS], [*QUANTIZE_SCHEMES])
     source, out = str(float_bundle("Llama")), str(tmp_path / "out")
     done = CliRunner().invoke(
         cli, ["quantize", source, "-o", out, "--target", "mobile-cpu", "--json"]

@@ -141,6 +141,7 @@ static QuantizedMatrix random_matrix(bool filled_up) {
   const size_t row = filled_up ? matrix.blocks * matrix.block_size : matrix.columns;
   matrix.values = get_bytes(matrix.rows * row * bits / 8);
   matrix.scales = get_floats(matrix.rows * matrix.blocks);
+  if (below(2)) matrix.offsets = get_floats(matrix.rows * matrix.blocks);
   if (below(2)) matrix.zero_points = get_bytes(matrix.rows * ((matrix.blocks * bits + 7) / 8));
   return matrix;
 }

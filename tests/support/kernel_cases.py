@@ -46,11 +46,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Case:
-    """A model of one node and runs of it."""
+    """A model that the provider takes as one, and runs of it."""
 
     description: str
     model: bytes
     runs: list[Run]
+    nodes: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Quantized:
     columns: int
     block: int
     bits: int
+    offsets: np.ndarray | None = None
 
     def expand(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return values, zero points and scales of all elements, each ``(rows, columns)``."""
@@ -79,6 +81,9 @@ class Quantized:
         """Multiply ``x (tokens, columns)`` by the transposed matrix, and add ``bias (rows)``."""
         values, zeros, scales = self.expand()
         weights = (values - zeros) * scales
+        if self.offsets is not None:
+            offsets = self.offsets[:, np.arange(self.columns) // self.block].astype(np.float64)
+            weights = weights + offsets
         x = x.astype(np.float64)
         valid = np.isfinite(x).all(1)
         size = np.where(valid[:, None], np.abs(x), 0)
@@ -87,6 +92,8 @@ class Quantized:
         bound = error @ np.abs(weights).T
         rounding = UNIT * (8 + 2 * np.sqrt(self.columns))
         bound += rounding * (size @ ((values + zeros) * np.abs(scales)).T)
+        if self.offsets is not None:
+            bound += rounding * (size @ np.abs(offsets).T)
         with np.errstate(invalid="ignore"):
             y = np.where(valid[:, None], x, 0) @ weights.T
         if bias is not None:
@@ -149,7 +156,7 @@ def random_width(rng: np.random.Generator, block: int) -> int:
 
 
 def matmul_case(rng: np.random.Generator) -> Case:
-    """Return a MatMulNBits node and three runs of it."""
+    """Return a MatMulNBits node, perhaps with the nodes that add offsets, and three runs of it."""
     bits, block = int(rng.choice([4, 8])), int(rng.choice(BLOCKS))
     columns = random_width(rng, block)
     rows = int(rng.integers(1, 41) if rng.random() < 0.8 else rng.integers(41, 400))
@@ -159,6 +166,7 @@ def matmul_case(rng: np.random.Generator) -> Case:
         random_bytes(rng, rows, blocks, block * bits // 8),
         random_scales(rng, rows, blocks),
         zeros, columns, block, bits,
+        random_scales(rng, rows, blocks) if not columns % block and rng.random() < 0.5 else None,
     )  # fmt: skip
     bias = rng.standard_normal(rows).astype(np.float32) if rng.random() < 0.4 else None
     constants = {"weights": matrix.packed, "scales": matrix.scales}
@@ -170,6 +178,22 @@ def matmul_case(rng: np.random.Generator) -> Case:
         "MatMulNBits", names, ["y"], domain=MICROSOFT,
         N=rows, K=columns, block_size=block, bits=bits,
     )  # fmt: skip
+    nodes = [node]
+    if matrix.offsets is not None:
+        constants |= {
+            "offsets": matrix.offsets,
+            "blocks": np.array([-1, blocks, block]),
+            "axis": np.array([2]),
+        }
+        node.output[0] = "product"
+        nodes += [
+            helper.make_node("Reshape", ["x", "blocks"], ["apart"]),
+            helper.make_node("ReduceSum", ["apart", "axis"], ["sums"], keepdims=0),
+            helper.make_node("Gemm", ["sums", "offsets"], ["flat"], transB=1),
+            helper.make_node("Shape", ["product"], ["sizes"]),
+            helper.make_node("Reshape", ["flat", "sizes"], ["addend"]),
+            helper.make_node("Add", ["product", "addend"], ["y"]),
+        ]
     runs, counts = [], rng.choice(TOKENS, 3).tolist()
     for tokens in counts:
         x = random_tokens(rng, tokens, columns)
@@ -177,12 +201,16 @@ def matmul_case(rng: np.random.Generator) -> Case:
         shape = (2, tokens // 2) if tokens % 2 == 0 else (1, tokens)
         results = [Result(*(a.reshape(*shape, rows) for a in (result.expected, result.bound)))]
         runs.append(Run({"x": x.reshape(*shape, columns)}, results))
-    model = build_model([node], constants, {"x": (np.float32, ["batch", "sequence", columns])})
-    extras = f"zero points {zeros is not None}, bias {bias is not None}"
+    model = build_model(nodes, constants, {"x": (np.float32, ["batch", "sequence", columns])})
+    extras = (
+        f"zero points {zeros is not None}, bias {bias is not None}, "
+        f"offsets {matrix.offsets is not None}"
+    )
     return Case(
         f"MatMulNBits bits {bits}, block {block}, K {columns}, N {rows}, {extras}, tokens {counts}",
         model,
         runs,
+        len(nodes),
     )
 
 

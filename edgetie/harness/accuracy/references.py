@@ -324,6 +324,7 @@ def resolve_reference(
         task=task if task in TASKS else "auto",
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        dequantize=True,
     )
     reads_images = source.task in (IMAGE_LM, IMAGE_TO_TEXT)
     if reads_images or source.task == SPEECH or hasattr(source.module, "get_audio_features"):

@@ -16,11 +16,12 @@ typedef struct {
 } Parallel;
 
 // A quantized matrix (rows, columns) as MatMulNBits stores it. Element (n, k) is
-// (value - zero_point) * scale, with one scale and zero point per block of a row.
+// (value - zero_point) * scale + offset, with one of each of these per block of a row.
 typedef struct {
   const uint8_t *values;       // (rows, blocks, block_size * bits / 8), 4-bit: even columns low
   const float *scales;         // (rows, blocks)
   const uint8_t *zero_points;  // (rows, blocks * bits / 8 rounded up), NULL: 2^(bits - 1)
+  const float *offsets;        // (rows, blocks), NULL: 0
   size_t rows, columns, block_size, blocks;
   int bits;  // 8 or 4
 } QuantizedMatrix;

@@ -41,6 +41,7 @@ static bool match(const Node *node, Match *match) {
                               .bits = (int)node_int(node, "bits", 4)};
   matrix->blocks = (matrix->columns + matrix->block_size - 1) / matrix->block_size;
   join_two_parts(node, match);
+  join_block_offsets(match);
   return true;
 }
 
@@ -68,6 +69,7 @@ static void compute(const void *state, const Run *run) {
   matrix.values = run->inputs[VALUES]->data;
   matrix.scales = run->inputs[SCALES]->data;
   matrix.zero_points = run->inputs[ZERO_POINTS]->data;
+  matrix.offsets = run->inputs[OFFSETS]->data;
   if (tokens)
     run->kernels->multiply(&matrix, run->inputs[ACTIVATIONS]->data, run->inputs[BIAS]->data,
                            run->outputs[0]->data, tokens, run->scratch, run->parallel);

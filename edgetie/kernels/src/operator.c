@@ -46,6 +46,23 @@ const OrtNode *producer(const OrtValueInfo *value) {
   return succeeds(ORT(ValueInfo_GetValueProducer)(value, &node, &output)) ? node : NULL;
 }
 
+bool is_read_only_by(const OrtValueInfo *value, const OrtNode *const *nodes, size_t count) {
+  const OrtNode *consumers[MOST_NODES];
+  int64_t inputs[MOST_NODES];
+  size_t number = 0;
+  bool is_output = true;
+  if (!succeeds(ORT(ValueInfo_IsGraphOutput)(value, &is_output)) || is_output) return false;
+  if (!succeeds(ORT(ValueInfo_GetValueNumConsumers)(value, &number)) || number > MOST_NODES)
+    return false;
+  if (!succeeds(ORT(ValueInfo_GetValueConsumers)(value, consumers, inputs, number))) return false;
+  for (size_t i = 0; i < number; i++) {
+    bool is_inside = false;
+    for (size_t j = 0; j < count; j++) is_inside |= nodes[j] == consumers[i];
+    if (!is_inside) return false;
+  }
+  return true;
+}
+
 bool is_same(const OrtValueInfo *a, const OrtValueInfo *b) {
   const char *first = NULL, *second = NULL;
   return succeeds(ORT(GetValueInfoName)(a, &first)) &&

@@ -12,7 +12,7 @@
     if (status_of_call) return status_of_call; \
   } while (0)
 
-enum { MOST_AXES = 8, MOST_INPUTS = 16, MOST_OUTPUTS = 4, MOST_NODES = 16, STATE_BYTES = 64 };
+enum { MOST_AXES = 8, MOST_INPUTS = 16, MOST_OUTPUTS = 4, MOST_NODES = 20, STATE_BYTES = 72 };
 
 // A tensor of a run. An absent input is not `present` and has no data and no axes.
 typedef struct {
@@ -91,6 +91,9 @@ OrtStatus *describe_node(const OrtNode *, Node *, bool *fits);
 
 // The only node that reads a value, if that is not an output of the graph; else NULL.
 const OrtNode *only_consumer(const OrtValueInfo *);
+
+// Whether only these nodes, MOST_NODES at most, read a value, which is not an output of the graph.
+bool is_read_only_by(const OrtValueInfo *, const OrtNode *const *nodes, size_t count);
 
 // The node that computes a value; NULL for inputs and constants.
 const OrtNode *producer(const OrtValueInfo *);

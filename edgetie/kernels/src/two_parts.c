@@ -13,24 +13,6 @@ typedef struct {
   const OrtNode *sum;         // the last node
 } TwoParts;
 
-// Whether only these nodes read a value, which is not an output of the graph.
-static bool is_read_only_by(const OrtValueInfo *value, const OrtNode *const *nodes, size_t count) {
-  const OrtNode *consumers[MOST_NODES];
-  int64_t inputs[MOST_NODES];
-  size_t number = 0;
-  bool is_output = true;
-  if (!succeeds(ORT(ValueInfo_IsGraphOutput)(value, &is_output)) || is_output) return false;
-  if (!succeeds(ORT(ValueInfo_GetValueNumConsumers)(value, &number)) || number > MOST_NODES)
-    return false;
-  if (!succeeds(ORT(ValueInfo_GetValueConsumers)(value, consumers, inputs, number))) return false;
-  for (size_t i = 0; i < number; i++) {
-    bool is_inside = false;
-    for (size_t j = 0; j < count; j++) is_inside |= nodes[j] == consumers[i];
-    if (!is_inside) return false;
-  }
-  return true;
-}
-
 // Add the nodes between `input` and `value`, if nothing else reads what they compute.
 static bool collect(const OrtValueInfo *value, const OrtValueInfo *input, TwoParts *parts) {
   const OrtNode *node = producer(value);

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from edgetie.graph.constants import MICROSOFT
 from edgetie.graph.matching import rank
 from edgetie.graph.nodes import Nodes
+from edgetie.quantize.formats.block_offsets import add_to_blocks, add_to_product, add_to_rows
 from edgetie.quantize.formats.weight_format import WeightFormat
 from edgetie.quantize.weights.affine import Array, QuantSpec, choose_block
 from edgetie.quantize.weights.quantized_weight import Part, QuantizedWeight
@@ -81,6 +82,8 @@ class MatMulNBitsFormat(WeightFormat):
             block_size=block,
             bits=self.bits,
         )
+        if weight.has_offsets:
+            gathered = add_to_rows(nodes, weight, indices, gathered)
         return _join_blocks(nodes, gathered, weight, axis)
 
     @property
@@ -98,6 +101,8 @@ class MatMulNBitsFormat(WeightFormat):
             weight.add_alias(Part.ZERO_POINTS, zero_points, [count], copy=copy),
             axis=0,
         )
+        if weight.has_offsets:
+            floats = add_to_blocks(nodes, weight, floats, copy)
         return _join_blocks(nodes, floats, weight)
 
     def _parameters_for_gather(self, weight: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
@@ -131,10 +136,11 @@ class MatMulNBitsFormat(WeightFormat):
             block_size=_block(weight),
             accuracy_level=_ACCURACY_LEVEL,
         )
-        if not exact:
-            return result
-        attributes = {"axis": axis} | ({"num_outputs": 2} if _has_opset_18(weight) else {})
-        return nodes("Add", *nodes.op_multi_out("Split", [result], attributes, num_outputs=2))
+        if exact:
+            attributes = {"axis": axis} | ({"num_outputs": 2} if _has_opset_18(weight) else {})
+            halves = nodes.op_multi_out("Split", [result], attributes, num_outputs=2)
+            result = nodes("Add", *halves)
+        return add_to_product(nodes, weight, x, result) if weight.has_offsets else result
 
     def _add_zero_points(self, weight: QuantizedWeight) -> ir.Value:
         """Return the zero points; those of 4 bits two in a byte, each output channel padded."""

@@ -96,11 +96,13 @@ class QuantizedValues:
         values: uint8 ``(N, padded K)``, padded with the zero point to whole blocks.
         scales: float32 ``(N, blocks)``.
         zero_points: uint8 ``(N, blocks)``.
+        offsets: float32 ``(N, blocks)``, added to ``(value - zero point) * scale``; ``None`` for 0.
     """
 
     values: Array
     scales: Array
     zero_points: Array
+    offsets: Array | None = None
 
 
 def require_finite(weight: Array, name: str) -> None:

@@ -17,6 +17,7 @@ from edgetie.quantize.weights.affine import (
     round_to_nearest,
 )
 from edgetie.quantize.weights.gptq import CORES, gptq_quantize
+from edgetie.sources.quantized.tensor import QuantizedTensor
 
 _THREADS = ThreadPoolExecutor(CORES)
 _PREFETCH_BYTES = 64 << 20  # bytes of float weights that are quantized before they are needed
@@ -47,11 +48,13 @@ class QuantizedWeight:
         hessian: computes the Hessian of its inputs, for GPTQ. ``None`` to round to nearest.
         in_linear_op: whether a linear operator reads it, here or in another model.
         uses: the number of nodes that read it here.
+        stored: its values, scales and zero points if they are not computed from the float weight.
 
     Attributes:
         parts: its initializers; QDQ has several copies of some.
         aliases: initializers that share the bytes of another one.
         needs_sums: whether :meth:`sums` will be called.
+        has_offsets: whether blocks have an offset besides scale and zero point.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class QuantizedWeight:
         hessian: Callable[[], Array] | None = None,
         in_linear_op: bool = True,
         uses: int = 1,
+        stored: QuantizedTensor | None = None,
     ) -> None:
         assert value.const_value is not None
         self.graph, self.name, self.spec, self.transposed = graph, str(value.name), spec, transposed
@@ -76,7 +80,8 @@ class QuantizedWeight:
         self.aliases: dict[ir.Value, ir.Value] = {}
         self.needs_sums = False
         self._copies = 0
-        self._tensor, self._hessian = value.const_value, hessian
+        self._tensor, self._hessian, self._stored = value.const_value, hessian, stored
+        self.has_offsets = stored is not None and stored.offsets is not None
         self._following: Sequence[QuantizedWeight] = ()
         self._future: Future[QuantizedValues] | None = None
         self._quantized: QuantizedValues | None = None
@@ -193,6 +198,9 @@ class QuantizedWeight:
         self._future = self._future or _THREADS.submit(self._quantize)
 
     def _quantize(self) -> QuantizedValues:
+        if self._stored is not None:
+            parts = self._stored
+            return QuantizedValues(parts.values, parts.scales, parts.zero_points, parts.offsets)
         stored = self._tensor.numpy()
         weight = stored.T if self.transposed else stored
         require_finite(weight, self.name)

@@ -16,11 +16,11 @@ from quantize_models import error, logits, plain
 from edgetie.errors import EdgetieError, QuantizeError
 from edgetie.quantize.formats.scheme_formats import oldest_opset, weight_formats
 from edgetie.quantize.quantizer import quantize_model
-from edgetie.targets import SCHEMES, TARGETS, find_scheme
+from edgetie.targets import QUANTIZE_SCHEMES, SCHEMES, TARGETS, find_scheme
 
 IDS = np.random.default_rng(4).integers(3, models.VOCAB, (1, 24))
 TOLERANCE = {"int8-static": 0.08, "int4": 0.3, "int4-all": 0.4}
-INT_SCHEMES = [name for name, row in SCHEMES.items() if not row.float16]
+INT_SCHEMES = [name for name, row in QUANTIZE_SCHEMES.items() if not row.float16]
 
 
 @pytest.mark.parametrize("scheme", INT_SCHEMES)
