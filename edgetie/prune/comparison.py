@@ -14,22 +14,25 @@ from edgetie.harness.accuracy.samples import spread
 from edgetie.prune.kept_text import chunks
 from edgetie.runtime.text.tokenizer import Tokenizer
 
+_TOKENS = "input_ids"
+
 IntArray = npt.NDArray[np.int32]
 
 _EXCERPTS, _LENGTH = 4, 64  # of tokens that both models read
 _TOLERANCE = 1e-6  # of the largest logit: products of fewer columns may sum in another order
 
 
-class _Pruned(BundleReference):
-    """A pruned bundle, whose encoder reads the images or audio that its source reads."""
+class _Compared(BundleReference):
+    """A bundle whose encoder reads inputs that it did not make itself.
 
-    def __init__(self, bundle: Bundle, kept: Sequence[int]) -> None:
-        self._kept = np.array(kept)
-        super().__init__(bundle, prepack=False)
+    Attributes:
+        inputs: what its encoder reads; ``None`` for what :meth:`encoder_inputs` makes of tokens.
+    """
+
+    inputs: dict[str, npt.NDArray[Any]] | None = None
 
     def encoder_inputs(self, ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-        """Choose images or audio, which depend on tokens, by the numbers of the source."""
-        return super().encoder_inputs(self._kept[ids] if self.media else ids)
+        return super().encoder_inputs(ids) if self.inputs is None else self.inputs
 
 
 def require_tokens(
@@ -59,7 +62,8 @@ def require_tokens(
 def compare_logits(source: Bundle, directory: Path, tokens: IntArray, kept: Sequence[int]) -> float:
     """Run both models on excerpts of a text, one model in memory at a time.
 
-    An encoder of audio or images reads the same noise or drawn images in both.
+    An encoder of audio or images reads the same noise or drawn images in both, and the excerpt if
+    it reads a prompt too.
 
     Args:
         source: the bundle that was pruned.
@@ -73,23 +77,33 @@ def compare_logits(source: Bundle, directory: Path, tokens: IntArray, kept: Sequ
     Raises:
         PruneMismatchError: if it is more than 10⁻⁶.
     """
-    reference = BundleReference(source, prepack=False)
+    reference = _Compared(source, prepack=False)
     signature = source.manifest.signature
     media = [t for t in (signature.audio_token_id, signature.image_token_id) if t is not None]
     tokens = tokens[~np.isin(tokens, media)]  # each needs an embedding in its place
     length = min(_LENGTH, reference.longest or _LENGTH)
     excerpts = [np.array([each], np.int64) for each in spread(tokens.tolist(), _EXCERPTS, length)]
-    expected = []
+    expected, inputs = [], []
     for ids in excerpts:
+        reference.inputs = None
+        reference.inputs = reference.encoder_inputs(ids)
+        if _TOKENS in reference.inputs:
+            prompt = reference.inputs[_TOKENS]
+            reference.inputs[_TOKENS] = np.where(
+                np.isin(prompt, media), prompt, np.resize(ids, prompt.shape)
+            )
+        inputs.append(reference.inputs)
         logits = reference.logits(ids)
         expected.append(logits[:, [token for token in kept if token < logits.shape[1]]])
     del reference
     numbers = np.zeros(max(kept) + 1, np.int64)
     numbers[kept] = np.arange(len(kept))
-    pruned = _Pruned(open_bundle(directory), kept)
+    pruned = _Compared(open_bundle(directory), prepack=False)
     largest = max(float(np.abs(logits).max()) for logits in expected)
-    pairs = zip(excerpts, expected, strict=True)
-    error = max(float(np.abs(pruned.logits(numbers[ids]) - old).max()) for ids, old in pairs)
+    error = 0.0
+    for ids, old, read in zip(excerpts, expected, inputs, strict=True):
+        pruned.inputs = {n: numbers[array] if n == _TOKENS else array for n, array in read.items()}
+        error = max(error, float(np.abs(pruned.logits(numbers[ids]) - old).max()))
     relative = error / max(largest, 1e-12)
     if not relative <= _TOLERANCE:
         raise PruneMismatchError(

@@ -18,7 +18,7 @@ from edgetie.bundle.embedding_graphs import EMBED, write_embedding_graphs
 from edgetie.bundle.manifest import describe_tensors, write_manifest
 from edgetie.bundle.merged_decoder import MERGED, write_merged
 from edgetie.bundle.model_config import read_json
-from edgetie.bundle.names import DATA, ENCODER, IMAGE_LM, IMAGE_TO_TEXT, MANIFEST
+from edgetie.bundle.names import DATA, ENCODER, MANIFEST
 from edgetie.errors import PruneError, PruneMismatchError
 from edgetie.graph.model_files import load_model, write_models
 from edgetie.progress import Stages
@@ -101,8 +101,7 @@ def prune_vocabulary(
 
     Raises:
         PruneError: if there is nothing to keep, a file cannot be read, or the bundle cannot be
-            pruned: it is quantized, its encoder reads images and prompts, or a node or the
-            tokenizer is not understood.
+            pruned: it is quantized, or a node or the tokenizer is not understood.
         PruneMismatchError: if tokens or logits would differ.
         BundleError: if the bundle cannot be read, or ``output`` is in the way.
     """
@@ -159,9 +158,6 @@ def _require_float_model(bundle: Bundle) -> None:
             f"{bundle.directory}: is {manifest.precision}; prune the fp32 bundle and quantize it "
             "afterwards"
         )
-    inputs = [] if manifest.encoder is None else [info.name for info in manifest.encoder.inputs]
-    if "input_ids" in inputs and manifest.task in (IMAGE_LM, IMAGE_TO_TEXT):
-        raise PruneError(f"{bundle.directory}: its encoder reads prompts too; not supported")
 
 
 class _Choice:

@@ -7,11 +7,14 @@ from typing import Any
 
 from edgetie.bundle.manifest import Signature
 
-_SPECIAL = re.compile(r"(^|_)token_(ids?|index)$")
-"""Keys of a token or a list of tokens that a model needs, such as ``eos_token_id``."""
-_SUPPRESSED = re.compile(r"suppress_tokens$|^(bad|force)_words_ids$")
+_SPECIAL = re.compile(
+    r"(^|_)token_(ids?|index)$|^force_words_ids$|^(bos|eos|pad|unk|mask)_index$"
+    r"|^(im_|image_|slice_)?(start|end|patch|newline)_id$"
+)
+"""Keys of tokens that a model needs, such as ``eos_token_id``: one, or lists of any depth."""
+_SUPPRESSED = re.compile(r"suppress_tokens$|^bad_words_ids$")
 """Keys of tokens that may be left out, in lists of any depth."""
-_TOKENS_BY_NAME = re.compile(r"^(lang|task)_to_id$")
+_TOKENS_BY_NAME = re.compile(r"^(lang|task)_to_id$|^text_decoder_lang_to_code_id$")
 """Keys of an object from names to tokens."""
 _PAIRS = "forced_decoder_ids"
 """Key of pairs of a position and a token."""

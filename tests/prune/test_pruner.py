@@ -181,11 +181,21 @@ def test_a_model_that_reads_audio(tmp_path: Path) -> None:
     assert settings["text_config"]["vocab_size"] == report.rows_after
 
 
-def test_an_encoder_that_reads_prompts_is_refused(tmp_path: Path) -> None:
-    model = image_to_text_models.build(image_to_text_models.florence2)
+@pytest.mark.parametrize("name", ["trocr", "blip", "florence2"])
+def test_a_model_from_images_to_text(name: str, tmp_path: Path) -> None:
+    """Florence-2's encoder reads a prompt with places for the image."""
+    model = image_to_text_models.build(image_to_text_models.MODELS[name])
     export_model(image_to_text_models.source_of(model), tmp_path / "fp32")
-    with pytest.raises(PruneError, match="its encoder reads prompts too"):
-        prune_vocabulary(tmp_path / "fp32", tmp_path / "small", keep_tokens=[5])
+    kept = [5, 9, *range(20, 40)]
+    report = prune_vocabulary(tmp_path / "fp32", tmp_path / "small", keep_tokens=kept)
+    assert report.rows_after < 30
+    old, new = open_bundle(tmp_path / "fp32").manifest.signature, report.bundle.manifest.signature
+    numbers = {token: index for index, token in enumerate(old_tokens(report))}
+    assert new.start_token_ids == [numbers[token] for token in old.start_token_ids]
+    assert new.eos_token_ids == [numbers[token] for token in old.eos_token_ids]
+    assert new.image_tokens == old.image_tokens
+    assert new.image_token_id == numbers.get(old.image_token_id or -1)
+    assert report.logits_error <= 1e-6
 
 
 def test_masked_language_model_compares_tokens_with_padding(tmp_path: Path) -> None:
