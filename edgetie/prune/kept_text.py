@@ -46,7 +46,7 @@ def read_texts(sources: Sequence[str | Path]) -> list[str]:
         if isinstance(source, str) and os.path.isfile(source):  # noqa: PTH113 - any length
             raise _wrong_text("is the name of a file, but is read as a text; pass a Path", source)
         try:
-            text = source.read_text("utf-8") if isinstance(source, Path) else source
+            text = source.read_text("utf-8-sig") if isinstance(source, Path) else source
         except (OSError, UnicodeDecodeError) as error:
             raise _wrong_text(f"not readable as UTF-8 text ({error})", source) from error
         if not text.strip():
@@ -72,7 +72,7 @@ def read_tokens(sources: Sequence[int | Path], rows: int) -> set[int]:
     tokens = set[int]()
     for source in sources:
         try:
-            words = source.read_text("utf-8").split() if isinstance(source, Path) else [source]
+            words = source.read_text("utf-8-sig").split() if isinstance(source, Path) else [source]
             numbers = {int(word) for word in words}
         except (OSError, ValueError) as error:
             raise _wrong_tokens(f"not a file of token numbers ({error})", source) from error

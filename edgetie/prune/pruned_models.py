@@ -102,6 +102,8 @@ class VocabularyModels:
             graph, numbers = self.models[file].graph, {old: new for new, old in enumerate(kept)}
             for node, index in axes.token_constants:
                 _renumber_constant(graph, node, index, numbers)
+            for node, index in axes.bounds:
+                _renumber_bounds(graph, node, index, kept, file)
             for node, index in axes.size_constants:
                 _resize_constant(graph, node, index, kept)
         return same, dropped
@@ -112,12 +114,7 @@ def _take_rows(value: ir.Value, axis: int, kept: Sequence[int], file: str) -> in
     tensor = value.const_value
     assert tensor is not None
     shape = list(tensor.shape.numpy())
-    rows = _below(kept, shape[axis])
-    if rows != list(kept[: len(rows)]):
-        raise PruneError(
-            f"{file}: {value.name} has {shape[axis]:,} rows, fewer than other tables, and not for "
-            "the first of the tokens; not supported"
-        )
+    rows = _first_below(kept, shape[axis], f"{file}: {value.name} has {shape[axis]:,} rows")
     shape[axis] = len(rows)
     function = functools.partial(np.take, indices=rows, axis=axis)
     value.const_value = transformed(tensor, function, shape)
@@ -133,6 +130,16 @@ def _resize(value: ir.Value, axis: int, kept: Sequence[int]) -> None:
     value.shape = ir.Shape(sizes)
 
 
+def _first_below(kept: Sequence[int], size: int, what: str) -> list[int]:
+    """List the kept tokens below a number, which must be the first ones."""
+    rows = _below(kept, size)
+    if rows != list(kept[: len(rows)]):
+        raise PruneError(
+            f"{what}, fewer than other tables, and not for the first of the tokens; not supported"
+        )
+    return rows
+
+
 def _below(kept: Sequence[int], size: int) -> list[int]:
     return [token for token in kept if token < size]
 
@@ -144,6 +151,16 @@ def _renumber_constant(
     assert array is not None
     new = np.vectorize(lambda token: numbers.get(int(token), token))(array)
     _replace_constant(graph, node, index, new.astype(array.dtype))
+
+
+def _renumber_bounds(
+    graph: ir.Graph, node: ir.Node, index: int, kept: Sequence[int], file: str
+) -> None:
+    array = constant(node.inputs[index])
+    assert array is not None
+    what = f"{file}: node {node.name} divides the tokens at {array}"
+    new = [len(_first_below(kept, int(bound), what)) for bound in array.flat]
+    _replace_constant(graph, node, index, np.array(new, array.dtype).reshape(array.shape))
 
 
 def _resize_constant(graph: ir.Graph, node: ir.Node, index: int, kept: Sequence[int]) -> None:

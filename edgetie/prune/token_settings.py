@@ -20,7 +20,8 @@ _PAIRS = "forced_decoder_ids"
 """Key of pairs of a position and a token."""
 _BIASES = "sequence_bias"
 """Key of pairs of a list of tokens and a number."""
-_VOCABULARY_SIZE = re.compile(r"(^|_)vocab_size$")
+_VOCABULARY_SIZE = re.compile(r"(^|_)vocab_size(_per_layer_input)?$")
+"""Keys of the number of tokens, and of those that a table of each layer has rows for."""
 
 
 class TokenSettings:
@@ -90,7 +91,9 @@ class TokenSettings:
             return numbers[token] if self._is_token(token) else token
 
         if _VOCABULARY_SIZE.search(key):
-            return len(numbers) if value == self._rows else value
+            is_part = type(value) is int and key.endswith("_input") and value < self._rows
+            is_own = is_part or value == self._rows
+            return sum(token < value for token in numbers) if is_own else value
         if _SPECIAL.search(key):
             return _map(value, new)
         if _TOKENS_BY_NAME.search(key) and isinstance(value, dict):

@@ -26,6 +26,8 @@ _ELEMENTWISE = {
     "Relu", "Sigmoid", "Sub", "Tanh", "Where",
 }  # fmt: skip
 _SHAPES = {"Shape", "Size"}
+_BOUNDS = {"GreaterOrEqual", "Less"}
+"""Comparisons of tokens with the number of tokens before some token."""
 
 
 class VocabularyAxes:
@@ -38,6 +40,7 @@ class VocabularyAxes:
     Attributes:
         axes: the axis of each value that has one, counted from the last, which is -1.
         token_constants: inputs of nodes that are constants of tokens: node and index.
+        bounds: inputs of nodes that are constants which tokens are less than, or not.
         size_constants: inputs of nodes that are shapes whose last size is the vocabulary's.
     """
 
@@ -53,6 +56,7 @@ class VocabularyAxes:
         """
         self.axes: dict[ir.Value, int] = {}
         self.token_constants: set[tuple[ir.Node, int]] = set()
+        self.bounds: set[tuple[ir.Node, int]] = set()
         self.size_constants: set[tuple[ir.Node, int]] = set()
         self._file = file
         self._tokens: set[ir.Value] = set()
@@ -102,6 +106,8 @@ class VocabularyAxes:
                 self._require_tokens(node, other)
             if op_type != "Equal":
                 self._add_tokens(node.outputs[0])
+        elif op_type in _BOUNDS and index == 0 and constant(node.inputs[1]) is not None:
+            self.bounds.add((node, 1))
         else:
             raise self._refuse(node, "computes with the numbers of tokens")
 

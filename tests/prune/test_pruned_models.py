@@ -65,3 +65,28 @@ def test_a_model_without_tokens(tmp_path: Path) -> None:
     ir.save(ir.Model(graph, ir_version=10), tmp_path / "model.onnx")
     with pytest.raises(PruneError, match="no table has a row for every token"):
         VocabularyModels(open_bundle(tmp_path / "model.onnx"))
+
+
+def test_bounds_of_tokens(tmp_path: Path) -> None:
+    """A second table has rows for the first tokens only, and others are replaced before."""
+    path = runtime_models.write_packed(tmp_path) / "model.onnx"
+    model = load_model(path)
+    (ids,) = (value for value in model.graph.inputs if value.name == "input_ids")
+    for name, bound in (("zero", 0), ("few", 300)):
+        value = ir.Value(name=name, const_value=ir.tensor(np.array([bound])), shape=ir.Shape([1]))
+        value.type = ir.TensorType(ir.DataType.INT64)
+        model.graph.register_initializer(value)
+    bounds = [model.graph.initializers[name] for name in ("zero", "few")]
+    model.graph.append(ir.node("GreaterOrEqual", [ids, bounds[0]], name="at_least"))
+    model.graph.append(ir.node("Less", [ids, bounds[1]], name="less"))
+    ir.save(model, path)
+    models = VocabularyModels(open_bundle(path))
+    models.prune([7, 299, 300, 310])
+    (model,) = models.models.values()
+    nodes = {node.name: node.inputs[1] for node in model.graph if node.name in ("at_least", "less")}
+    values = {
+        name: v.const_value.numpy().tolist() for name, v in nodes.items() if v and v.const_value
+    }
+    assert values == {"at_least": [0], "less": [2]}
+    with pytest.raises(PruneError, match=r"node less divides the tokens at \[300\]"):
+        VocabularyModels(open_bundle(path)).prune([7, 310, 299])

@@ -7,6 +7,7 @@ from edgetie.prune.token_settings import TokenSettings, renumber_signature, sign
 
 SETTINGS = {
     "vocab_size": 100,
+    "vocab_size_per_layer_input": 40,
     "eos_token_id": [7, 9],
     "pad_token_id": None,
     "image_token_index": 40,
@@ -36,6 +37,7 @@ def test_required_tokens() -> None:
 def test_renumbered() -> None:
     assert TokenSettings(100).renumber(SETTINGS, NUMBERS) == {
         "vocab_size": 3,
+        "vocab_size_per_layer_input": 2,
         "eos_token_id": [0, 1],
         "pad_token_id": None,
         "image_token_index": 2,
