@@ -121,6 +121,15 @@ def test_c_starter_gives_the_same_tokens_in_its_files_memory(
     assert run(["./app", PROMPT], c_starter).startswith("The sky is blue because")
 
 
+def test_starters_of_a_pruned_bundle(real_pruned_int8: Path, library: Path, tmp_path: Path) -> None:
+    wanted = expected(real_pruned_int8)
+    for target in ("python", "c"):
+        deploy_model(real_pruned_int8, target, tmp_path / target)
+    _, turns = in_python(tmp_path / "python", PROMPTS, max_new_tokens=TOKENS)
+    assert_conversation(turns, wanted)
+    assert_conversation(run_c(build(tmp_path / "c", library)).turns, wanted)
+
+
 @pytest.mark.parametrize("content", [None, b"no library"])
 def test_c_starter_runs_without_the_library_of_its_provider(
     c_starter: Path, real_int8: Path, tmp_path: Path, content: bytes | None

@@ -15,6 +15,7 @@ from starters import run
 
 from edgetie.bundle.bundle import open_bundle
 from edgetie.export.exporter import export_model
+from edgetie.prune.pruner import prune_vocabulary
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.generation import generate
 from edgetie.runtime.session import open_session
@@ -107,7 +108,7 @@ def test_transformers_js(bundle: Path, node: Path) -> None:
 
 @pytest.fixture(scope="module")
 def translators(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Small encoder-decoder models in fp32 and int8."""
+    """Small encoder-decoder models in fp32 and int8, and with fewer tokens."""
     root = tmp_path_factory.mktemp("translators")
 
     def get(kind: str) -> Path:
@@ -116,12 +117,15 @@ def translators(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
             source = Source("transformers", kind, model, model.config, model.config.save_pretrained)
             export_model(source, root / kind / "fp32")
             quantize_model(root / kind / "fp32", root / kind / "int8")
+            prune_vocabulary(
+                root / kind / "fp32", root / kind / "pruned", keep_tokens=range(9, 300)
+            )
         return root / kind
 
     return get
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "pruned"])
 @pytest.mark.parametrize("kind", ["T5", "Bart", "Marian"])
 def test_encoder_decoder_models(
     kind: str, precision: str, translators: Callable[[str], Path], optimum: Path, node: Path
