@@ -13,7 +13,6 @@ _INSIDE = r"(?<=\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_modu
 the first four at the start of a name, the last three also inside it."""
 
 _ADAPTER_PARTS = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save)(?:\.|$)")
-_LOCKED_METHODS = ("gptq", "awq", "bitsandbytes")  # no library returns their weights in float
 
 
 def find_renames(loading: dict[str, Any]) -> dict[str, str]:
@@ -100,21 +99,6 @@ def require_weights(
 
 def _shape(sizes: Collection[int]) -> str:
     return "×".join(map(str, sizes))
-
-
-def refuse_quantized(text: str, config: Any) -> None:
-    """Refuse a configuration of weights that are quantized in a format of other libraries.
-
-    Args:
-        text: the model's name, for messages.
-        config: a configuration's ``quantization_config``, or ``None``.
-
-    Raises:
-        SourceError: if there is one of a format that cannot be read.
-    """
-    method = quantization_method(config)
-    if method in _LOCKED_METHODS:
-        raise SourceError(quantized_message(text, method))
 
 
 def quantization_method(config: Any) -> str | None:

@@ -14,8 +14,8 @@ import numpy as np
 
 from edgetie.errors import SourceError, summarize
 from edgetie.sources.checkpoint import require_weights
+from edgetie.sources.extras import quiet_transformers, save_tokenizer
 from edgetie.sources.patching import set_attributes
-from edgetie.sources.pretrained import quiet_transformers, save_tokenizer
 from edgetie.sources.quantized.gguf_tensors import read_quantized_tensors
 from edgetie.sources.source import Source
 

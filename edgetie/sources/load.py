@@ -57,7 +57,13 @@ def load_source(
         from edgetie.sources.factory import load_factory
 
         return load_factory(text, task)
-    return load_pretrained(text, task, trust_remote_code, allow_pickle)
+    return load_pretrained(
+        text,
+        task,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        dequantize=dequantize,
+    )
 
 
 def check_source(

@@ -1,0 +1,1 @@
+"""One module for each method by which other libraries quantize safetensors files."""
