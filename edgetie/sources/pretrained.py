@@ -76,20 +76,7 @@ def load_pretrained(
     except SourceError:
         raise
     except Exception as error:
-        if unreachable is not None:
-            raise SourceError(
-                f"{text}: not a directory, and the hub cannot be reached ({unreachable}); "
-                "check the network, or download the model and name its directory"
-            ) from error
-        if method is not None:
-            raise SourceError(quantized_message(text, method)) from error
-        if config is not None and task not in (tasks := tasks_of(config)):
-            raise SourceError(_no_class_message(text, task, config.model_type, tasks)) from error
-        if package := _missing_package(error):
-            raise SourceError(
-                f"{text}: needs the package {package} to be loaded; pip install {package}"
-            ) from error
-        raise SourceError(f"{text}: cannot be loaded ({summarize(error)})") from error
+        raise _load_error(text, task, config, method, unreachable, error) from error
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     require_weights(text, loading, vocab_size, other_class(config))
     tie_rounded_head(module)
@@ -110,6 +97,40 @@ def load_pretrained(
         image_size=read_image_size(text, task, options),
         quantized={} if loader is None else loader.quantized(module),
     )
+
+
+def _load_error(
+    text: str,
+    task: str,
+    config: Any,
+    method: str | None,
+    unreachable: str | None,
+    error: Exception,
+) -> SourceError:
+    """Say why transformers did not load a model, and what to do.
+
+    Args:
+        text: the model's name.
+        task: what it was loaded for.
+        config: its configuration; ``None`` if that cannot be loaded either.
+        method: the method that quantized its weights, if one did.
+        unreachable: why the hub was not asked for it, if it was not.
+        error: what transformers raised.
+    """
+    if unreachable is not None:
+        return SourceError(
+            f"{text}: not a directory, and the hub cannot be reached ({unreachable}); "
+            "check the network, or download the model and name its directory"
+        )
+    if method is not None:
+        return SourceError(quantized_message(text, method))
+    if config is not None and task not in (tasks := tasks_of(config)):
+        return SourceError(_no_class_message(text, task, config.model_type, tasks))
+    if package := _missing_package(error):
+        return SourceError(
+            f"{text}: needs the package {package} to be loaded; pip install {package}"
+        )
+    return SourceError(f"{text}: cannot be loaded ({summarize(error)})")
 
 
 def _no_class_message(text: str, task: str, model_type: str, tasks: list[str]) -> str:

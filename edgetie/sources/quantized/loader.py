@@ -107,7 +107,7 @@ class QuantizedLoader:
         if self.dequantize:
             return {}
         parameters = dict(module.named_parameters(remove_duplicate=False))
-        names = {_place(parameter): name for name, parameter in parameters.items()}
+        names = {_place(parameter): name for name, parameter in module.named_parameters()}
         result = {}
         for name, weight in self._weights.items():
             floats = self._floats[name]
