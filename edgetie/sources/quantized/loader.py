@@ -10,6 +10,7 @@ from edgetie.sources.patching import set_attributes
 from edgetie.sources.quantized.methods.awq import read_awq
 from edgetie.sources.quantized.methods.bitsandbytes import read_bitsandbytes
 from edgetie.sources.quantized.methods.compressed_tensors import read_compressed_tensors
+from edgetie.sources.quantized.methods.fp8 import read_fp8
 from edgetie.sources.quantized.methods.gptq import read_gptq
 from edgetie.sources.quantized.methods.torchao import read_torchao
 from edgetie.sources.quantized.stored_tensors import StoredTensors
@@ -22,6 +23,7 @@ _READERS: dict[
     "awq": read_awq,
     "bitsandbytes": read_bitsandbytes,
     "compressed-tensors": read_compressed_tensors,
+    "fp8": read_fp8,
     "gptq": read_gptq,
     "torchao": read_torchao,
 }

@@ -1,6 +1,7 @@
 """Quantized weights as the methods of other libraries store them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -136,3 +137,9 @@ def repeat_rows(parameters: Array, rows: int) -> Array:
     """
     parameters = parameters.reshape(-1, parameters.shape[-1] if parameters.ndim > 1 else 1)
     return parameters[np.arange(rows) // -(-rows // len(parameters))]
+
+
+def scale_blocks(values: Array, scales: Array, block: Sequence[int]) -> Array:
+    """Multiply blocks of values ``(N, K)`` by their scales; the last ones may be smaller."""
+    rows, columns = (np.arange(n) // size for n, size in zip(values.shape, block, strict=True))
+    return np.asarray(values * scales[rows[:, None], columns])

@@ -6,7 +6,7 @@
 activations are quantized when the library runs a model does not change its weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from edgetie.sources.quantized.weights import (
     StoredWeight,
     even_groups,
     repeat_rows,
+    scale_blocks,
     unsigned,
 )
 
@@ -40,9 +41,11 @@ def read_compressed_tensors(
     sparsity = (settings.get("sparsity_config") or {}).get("format", "dense")
     if sparsity != "dense" or (settings.get("transform_config") or {}).get("config_groups"):
         return None
+    groups = [group.get("weights") or {} for group in settings.get("config_groups", {}).values()]
+    blocks = next((each["block_structure"] for each in groups if each.get("block_structure")), None)
     result: dict[str, StoredWeight] = {}
     for module in tensors.modules("weight_scale"):
-        weight = _read_layer(tensors, module)
+        weight = _read_layer(tensors, module, blocks)
         if weight is None:
             return None
         result[f"{module}.weight"] = weight
@@ -50,7 +53,10 @@ def read_compressed_tensors(
     return result
 
 
-def _read_layer(tensors: StoredTensors, module: str) -> StoredWeight | None:
+def _read_layer(
+    tensors: StoredTensors, module: str, blocks: Sequence[int] | None
+) -> StoredWeight | None:
+    """Read a layer; ``blocks`` has rows and columns of a block if float8 has scales of blocks."""
     dtype = tensors.dtype(f"{module}.weight")
     if tensors.dtype(f"{module}.weight_packed") == "I32":
         return _read_packed(tensors, module)
@@ -58,12 +64,15 @@ def _read_layer(tensors: StoredTensors, module: str) -> StoredWeight | None:
         return None
     values = tensors.take_array(f"{module}.weight")
     rows, columns = values.shape
-    scales = repeat_rows(tensors.take_array(f"{module}.weight_scale"), rows)
+    scales = tensors.take_array(f"{module}.weight_scale")
+    if dtype != "I8" and blocks and scales.ndim == 2:  # otherwise one for each row or for all
+        weight = scale_blocks(values, scales, blocks)
+        return FloatWeight(f"compressed-tensors {dtype}", weight)
+    scales = repeat_rows(scales, rows)
     zero_points = tensors.take_optional(f"{module}.weight_zero_point")
     groups = even_groups(columns, scales.shape[1])
     if dtype != "I8":
-        values *= scales[:, groups]
-        return FloatWeight(f"compressed-tensors {dtype}", values)
+        return FloatWeight(f"compressed-tensors {dtype}", values * scales[:, groups])
     signed = (
         np.zeros_like(scales, np.int8) if zero_points is None else repeat_rows(zero_points, rows)
     )

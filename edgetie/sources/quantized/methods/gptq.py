@@ -12,7 +12,7 @@ import numpy as np
 
 from edgetie.sources.quantized.stored_tensors import StoredTensors, unpack_integers
 from edgetie.sources.quantized.tensor import Array
-from edgetie.sources.quantized.weights import GroupedWeight, StoredWeight, even_groups
+from edgetie.sources.quantized.weights import GroupedWeight, StoredWeight
 
 _WORD = 32
 _FORMATS = ("gptq", "gptq_v2")
@@ -45,7 +45,8 @@ def _read_layer(
     bits = int(settings["bits"]) if groups is None else packed.shape[0] * _WORD // len(groups)
     values = unpack_integers(packed.T, bits)
     if groups is None:
-        groups = even_groups(values.shape[1], len(scales))
+        size = int(settings["group_size"])
+        groups = np.arange(values.shape[1]) // (size if size > 0 else values.shape[1])
     return GroupedWeight(
         f"GPTQ int{bits}",
         bits,

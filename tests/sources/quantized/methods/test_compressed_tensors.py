@@ -122,21 +122,21 @@ def test_the_bundle_has_the_plain_integers_of_the_file(tmp_path: Path) -> None:
     assert report.manifest.quantization["types"] == {"compressed-tensors int8": len(weights)}
 
 
-@pytest.mark.parametrize("blocks", [(64, 1), (2, 2), (1, 1)])
-def test_float8_is_dequantized_only(tmp_path: Path, blocks: tuple[int, int]) -> None:
+@pytest.mark.parametrize("block", [None, (48, 48)])
+def test_float8_is_dequantized_only(tmp_path: Path, block: tuple[int, int] | None) -> None:
     expected: dict[str, torch.Tensor] = {}
 
     def layer(module: str, shape: tuple[int, int]) -> dict[str, Any]:
-        rows, groups = (min(n, size) for n, size in zip(blocks, shape, strict=True))
-        rows = shape[0] if blocks[0] == 64 else rows
+        size = block or (1, shape[1])
         values = torch.randn(shape).to(torch.float8_e4m3fn)
-        scales = torch.rand(rows, groups).half()
-        repeated = scales.float().repeat_interleave(shape[0] // rows, 0)
-        repeated = repeated.repeat_interleave(shape[1] // groups, 1)
-        expected[module] = values.float() * repeated
+        scales = torch.rand([-(-n // part) for n, part in zip(shape, size, strict=True)]).half()
+        repeated = scales.float().repeat_interleave(size[0], 0).repeat_interleave(size[1], 1)
+        expected[module] = values.float() * repeated[: shape[0], : shape[1]]
         return {"weight": values, "weight_scale": scales}
 
-    write_checkpoint(tmp_path / "model", SETTINGS | {"format": "float-quantized"}, layer)
+    weights = {"num_bits": 8, "type": "float", "block_structure": block}
+    settings = {"format": "float-quantized", "config_groups": {"group_0": {"weights": weights}}}
+    write_checkpoint(tmp_path / "model", SETTINGS | settings, layer)
     with pytest.raises(SourceError, match=r"_proj\.weight of type .*F8_E4M3 .*evenly") as refused:
         load_source(str(tmp_path / "model"))
     assert refused.value.advice == {"dequantize": True}
