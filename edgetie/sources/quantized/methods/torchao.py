@@ -23,7 +23,7 @@ from edgetie.sources.quantized.weights import (
 )
 
 _NAMES, _PLAIN = "tensor_names", "Tensor"
-_TILE_ROWS = 8
+_TILE_ROWS, _LANES = 8, 32
 
 
 def read_torchao(
@@ -91,7 +91,9 @@ def _read_int4(kind: str, arrays: Mapping[str, Array], data: Mapping[str, Any]) 
     return _with_offsets(kind, values ^ 8, arrays["scale"].T, arrays["zero_point"].T)
 
 
-def _read_tiles(kind: str, arrays: Mapping[str, Array], data: Mapping[str, Any]) -> StoredWeight:
+def _read_tiles(
+    kind: str, arrays: Mapping[str, Array], data: Mapping[str, Any]
+) -> StoredWeight | None:
     """Read tiles of tensor cores, with scales and offsets ``(groups, N, 2)``.
 
     A word has eight values of one output, of two tiles of 16 inputs. Lane ``t`` of 32 has output
@@ -99,13 +101,15 @@ def _read_tiles(kind: str, arrays: Mapping[str, Array], data: Mapping[str, Any])
     """
     words = arrays["qdata"]  # (N / 8, K / columns of a tile, 32, words)
     row_tiles, column_tiles, lanes, count = words.shape
+    if lanes != _LANES:  # AMD's tensor cores read other tiles
+        return None
     stored = unpack_integers(words.reshape(-1, count), 4)
     # from the lowest bits up: the first input of each half of both tiles, then the second ones
     shape = row_tiles, column_tiles, lanes // 4, 4, count, 2, 2, 2
     second, tile, half = 5, 6, 7
     order = (0, 2, 1, 4, tile, half, 3, second)
     values = stored.reshape(shape).transpose(order).reshape(row_tiles * _TILE_ROWS, -1)
-    rows, columns = data["shape"]["_data"] if isinstance(data["shape"], dict) else data["shape"]
+    rows, columns = data["shape"]
     scales, offsets = (arrays["scale_and_zero"][..., part].T for part in (0, 1))
     used = -(-columns // int(data["block_size"][-1]))
     return _with_offsets(kind, values[:rows, :columns], scales[:rows, :used], offsets[:rows, :used])

@@ -174,3 +174,20 @@ def test_other_classes_and_scaled_activations_are_refused(
     write(tmp_path / "model", kind, make)
     with pytest.raises(SourceError, match=r"\(torchao\).*export the float model"):
         load_source(str(tmp_path / "model"))
+
+
+def test_tiles_of_other_processors_are_refused(tmp_path: Path) -> None:
+    def make(module: str, shape: tuple[int, int]) -> Fields:
+        return {
+            "qdata": np.zeros((shape[0] // 16, 1, 64, 4), np.int32),
+            "scale_and_zero": np.ones((shape[1] // 32, shape[0], 2), np.float32),
+        }
+
+    write(
+        tmp_path / "model",
+        "Int4TilePackedTo4dTensor",
+        make,
+        lambda shape: {"block_size": [1, 32], "shape": [*shape]},
+    )
+    with pytest.raises(SourceError, match=r"\(torchao\).*export the float model"):
+        load_source(str(tmp_path / "model"))
