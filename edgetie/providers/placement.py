@@ -10,9 +10,12 @@ from edgetie.providers.registry import AUTO, PROVIDERS, Provider, find_provider
 
 _PRODUCTS = {
     "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulNBits", "DynamicQuantizeMatMul", "Conv",
-    "FusedConv", "GroupQueryAttention", "MultiHeadAttention", "Attention",
+    "FusedConv", "GroupQueryAttention", "MultiHeadAttention", "Attention", "Round",
 }  # fmt: skip
-"""Operators that add up products, in an order that depends on how many rows there are."""
+"""Operators that add up products, in an order that depends on how many rows there are.
+
+Round splits activations in two parts, which doubles the rows of the product after it.
+"""
 
 
 def count_nodes(ort_name: str, *sessions: Any) -> tuple[dict[str, int], dict[str, int]]:

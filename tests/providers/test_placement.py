@@ -92,3 +92,4 @@ def test_products_that_others_run() -> None:
     assert not runs_all_products("Own", {"Own": own, CPU: {"Add", "MatMul"}})
     assert not runs_all_products("Own", {"Own": {"GroupQueryAttention"}})
     assert not runs_all_products("Own", {CPU: {"Add"}})
+    assert not runs_all_products("Own", {"Own": own, CPU: {"Round"}})
