@@ -187,6 +187,18 @@ static void transform(const Kernels *kernels) {
   kernels->hadamard(input, output, count, size, 0.5f);
 }
 
+static void multiply_add(const Kernels *kernels) {
+  const size_t tokens = 1 + below(20), inner = 1 + below(60), columns = 1 + below(300);
+  const size_t cut = below(columns), count = tokens * columns;
+  const float *left = get_activations(tokens, inner), *right = get_activations(inner, columns);
+  const float *start = below(2) ? get_activations(tokens, columns) : NULL;
+  float *output = get_floats(count), *other = get_floats(count);
+  kernels->multiply_add(left, right, start, output, tokens, inner, columns, 0, columns);
+  kernels->multiply_add(left, right, start, other, tokens, inner, columns, 0, cut);
+  kernels->multiply_add(left, right, start, other, tokens, inner, columns, cut, columns);
+  require_equal(output, other, count, "multiply_add");
+}
+
 // One side of the cache, before tokens are appended.
 static void *get_cache(const Attention *a, size_t capacity) {
   const size_t count = a->batch * a->kv_heads * capacity * a->head_size;
@@ -310,6 +322,7 @@ int main(int count, char **arguments) {
     normalize(kernels[0]);
     gate(kernels[0]);
     transform(kernels[0]);
+    multiply_add(kernels[0]);
     attend(kernels[0]);
     work_as_team(kernels[0]);
   }
