@@ -55,6 +55,17 @@ def test_every_rank_and_number_of_tokens(rank: int) -> None:
         np.testing.assert_allclose(result, exact, rtol=0, atol=2e-5 * (1 + rank))
 
 
+@pytest.mark.parametrize("rank", [3, 16, 48])
+def test_few_tokens_have_the_results_of_single_ones(rank: int) -> None:
+    session, arrays = open_session(build(), threads=2), feeds(5)
+    matrices = {"A": random(IN, rank), "B": random(rank, OUT)}
+    (all_at_once,) = session.run(None, {n: a[:1] for n, a in arrays.items()} | matrices)
+    for token in range(5):
+        single = {name: array[:1, token : token + 1] for name, array in arrays.items()}
+        (result,) = session.run(None, single | matrices)
+        np.testing.assert_array_equal(result[0, 0], all_at_once[0, token])
+
+
 def test_without_an_adapter_nothing_is_added() -> None:
     arrays = feeds(5)
     (result,) = open_session(build()).run(None, arrays)
