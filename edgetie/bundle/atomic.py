@@ -123,9 +123,18 @@ def _staging(name: Path, target: Path, parents: list[Path]) -> Iterator[Path]:
 
 
 def _move(paths: list[Path], old: Path, folder: Path) -> None:
-    """Move files or directories to a folder. If one fails, restore what they replaced."""
+    """Move files or directories to a folder. If one fails, restore what they replaced.
+
+    A single file is replaced at once: other processes that write or read it never miss it.
+    """
     for path in paths:
         path.stat()  # if one is missing nothing moves; those missing later have been moved
+    if len(paths) == 1 and paths[0].is_file():
+        place = folder / paths[0].name
+        if place.exists():
+            shutil.copymode(place, paths[0])
+        paths[0].replace(place)
+        return
     try:
         for path in paths:
             place = folder / path.name

@@ -203,6 +203,24 @@ def test_files_are_replaced_only_with_force(tmp_path: Path, name: str) -> None:
     assert contents(tmp_path) == {"m.onnx": b"new", "m.onnx.data": b"new"}
 
 
+def test_a_single_file_is_always_there_while_others_replace_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; from edgetie.bundle.atomic import atomic_files\n"
+        "for _ in range(300):\n"
+        "    with atomic_files(sys.argv[1], force=True) as folder:\n"
+        "        (folder / 'file').write_bytes(b'x' * 100)"
+    )
+    target = tmp_path / "file"
+    target.write_bytes(b"x" * 100)
+    command = [sys.executable, "-c", program, str(target)]
+    writers = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    while any(writer.poll() is None for writer in writers):
+        assert target.read_bytes() == b"x" * 100
+    for writer in writers:
+        assert writer.communicate()[1] == b""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_directory_is_never_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").mkdir()
     with pytest.raises(BundleError, match="already exists"):
