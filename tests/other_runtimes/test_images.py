@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from starters import run
 
 from edgetie.bundle.names import GRID, PIXELS
 from edgetie.export.exporter import export_model
+from edgetie.prune.pruner import prune_vocabulary
 from edgetie.quantize.quantizer import quantize_model
 from edgetie.runtime.decoding.decoder import Decoder
 from edgetie.runtime.decoding.generation import GREEDY, continue_prompt, generate_from_images
@@ -29,6 +31,8 @@ TOKENS = 12
 SIZES = {"images": 1, "patches": 24, "height": 16, "width": 24}
 SCRIPT = Path(__file__).parents[1] / "support" / "images_js.mjs"
 IN_GENAI = ("gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl")
+PRECISIONS = ("fp32", "int8")
+PRUNED = [("gemma3", "pruned"), ("qwen2_5_vl", "pruned")]
 IN_TRANSFORMERS_JS = (*IN_GENAI, "llava", "paligemma", "smolvlm")
 Feeds = dict[str, np.ndarray]
 Bundles = Callable[[str], Path]
@@ -36,7 +40,7 @@ Bundles = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Small vision-language models in fp32 and int8."""
+    """Small vision-language models in fp32 and int8, and with fewer tokens."""
     root = tmp_path_factory.mktemp("bundles")
 
     def get(kind: str) -> Path:
@@ -44,6 +48,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
             model = image_models.liven(image_models.build(getattr(image_models, kind)()))
             image_models.export(model, root / kind / "fp32")
             quantize_model(root / kind / "fp32", root / kind / "int8")
+            if (kind, "pruned") in PRUNED:
+                kept = [*range(5, 40), image_models.START]
+                prune_vocabulary(root / kind / "fp32", root / kind / "pruned", keep_tokens=kept)
         return root / kind
 
     return get
@@ -70,6 +77,9 @@ def ours(bundle: Path, seed: int = 0) -> Answer:
     embeddings = embed_images(session, [image])
     places = [image_models.TOKEN] * embeddings.count
     prompt = np.array([[5, 6, image_models.START, *places, 7, 8, 9, 10]])
+    if (kept := bundle / "kept_tokens.txt").is_file():
+        numbers = {int(old): new for new, old in enumerate(kept.read_text("utf-8").split())}
+        prompt = np.vectorize(numbers.__getitem__)(prompt)
     decoder = Decoder(session, 1, prompt.shape[1] + TOKENS)
     logits = decoder.prefill(prompt, image_embeddings=embeddings)
     steps = continue_prompt(decoder, logits, TOKENS, GREEDY, None)
@@ -79,8 +89,7 @@ def ours(bundle: Path, seed: int = 0) -> Answer:
     return Answer(prompt, logits, tokens, embeddings.count, image)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", IN_TRANSFORMERS_JS)
+@pytest.mark.parametrize(("kind", "precision"), [*product(IN_TRANSFORMERS_JS, PRECISIONS), *PRUNED])
 def test_transformers_js(
     kind: str, precision: str, bundles: Bundles, node: Path, tmp_path: Path
 ) -> None:
@@ -124,8 +133,7 @@ def test_texts_of_images_in_transformers_js(make: Any, node: Path, tmp_path: Pat
         assert in_transformers_js(bundle, image, node, tmp_path)[-TOKENS:] == tokens
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", IN_GENAI)
+@pytest.mark.parametrize(("kind", "precision"), [*product(IN_GENAI, PRECISIONS), *PRUNED])
 def test_onnxruntime_genai(kind: str, precision: str, bundles: Bundles) -> None:
     bundle = bundles(kind) / precision
     answer = ours(bundle)
