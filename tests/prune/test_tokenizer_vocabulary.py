@@ -40,6 +40,19 @@ def byte_level_of(corpus: list[str], size: int) -> Any:
     return tokenizer
 
 
+def encloses() -> Any:
+    """As BART's and Florence-2's: tokens around a text, in the vocabulary, and added places."""
+    tokenizer = byte_level_of([*CORPUS, "<s><pad></s>"], 400)
+    settings = json.loads(tokenizer.to_str())
+    names = ["<s>", "<pad>", "</s>", *settings["model"]["vocab"]]
+    settings["model"]["vocab"] = {name: index for index, name in enumerate(names)}
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(settings))
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>"])
+    tokenizer.add_tokens([f"<loc_{index}>" for index in range(5)])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return tokenizer
+
+
 def byte_fallback(corpus: list[str] = CORPUS, size: int = 420) -> Any:
     """As SentencePiece's BPE: characters that are not known become bytes."""
     tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
@@ -110,7 +123,7 @@ def word_piece(corpus: list[str] = CORPUS, size: int = 160) -> Any:
 
 
 @pytest.mark.parametrize(
-    "make", [byte_level, byte_fallback, suffixed, unigram, word_piece],
+    "make", [byte_level, encloses, byte_fallback, suffixed, unigram, word_piece],
     ids=lambda make: make.__name__,
 )  # fmt: skip
 def test_kept_texts_are_encoded_as_before(make: Callable[[], Any], tmp_path: Path) -> None:
