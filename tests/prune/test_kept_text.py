@@ -13,14 +13,16 @@ from edgetie.prune.kept_text import chat_tokens, chunks, read_texts, read_tokens
 from edgetie.runtime.text.tokenizer import Tokenizer
 
 
-def test_texts_and_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("naïve", encoding="utf-8")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_texts_and_files(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("naïve", encoding=encoding)
     assert read_texts([tmp_path / "a.txt", "other"]) == ["naïve", "other"]
     assert "".join(chunks(["é" * (3 << 20)])) == "é" * (3 << 20)
 
 
-def test_tokens_and_files(tmp_path: Path) -> None:
-    (tmp_path / "ids.txt").write_text("4 5\n6\n", encoding="utf-8")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_tokens_and_files(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("4 5\n6\n", encoding=encoding)
     assert read_tokens([tmp_path / "ids.txt", 9], 10) == {4, 5, 6, 9}
 
 
