@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import image_reader
 import pytest
+from adapter_models import AdaptedBundle
 from runtime_models import write_chat_bundle
 
 from edgetie.bundle.bundle import open_bundle
@@ -57,6 +60,28 @@ def test_a_question_about_an_image_is_answered(reader_int8: Path, tmp_path: Path
     image.save(tmp_path / "number.png")
     asked = (EXAMPLES / "ask_image.py", reader_int8, tmp_path / "number.png")
     assert run(*asked, image_reader.PROMPTS[0]).strip() == number
+
+
+def test_a_document_is_read_once(tmp_path: Path) -> None:
+    bundle = write_chat_bundle(tmp_path / "bundle")
+    (tmp_path / "manual.txt").write_text("abc def")
+    asked = EXAMPLES / "document_questions.py", bundle, tmp_path / "manual.txt", tmp_path / "cache"
+    first = run(*asked, "a")
+    assert first.strip()
+    assert run(*asked, "a") == first
+    assert (tmp_path / "cache").is_file()
+
+
+def test_every_adapter_continues_the_prompt(adapted_bundle: AdaptedBundle, tmp_path: Path) -> None:
+    bundle, chat = tmp_path / "bundle", write_chat_bundle(tmp_path / "chat")
+    shutil.copytree(adapted_bundle.directory, bundle)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(chat / name, bundle / name)
+    write_manifest(bundle, open_bundle(bundle).manifest)
+    output = run(EXAMPLES / "switch_adapters.py", bundle, "abc")
+    texts = re.split(r"(?:^|\n)(?:base|small|large): ", output)[1:]
+    assert len(texts) == 3
+    assert len(set(texts)) > 1
 
 
 def test_repair_merges_the_copy(tmp_path: Path) -> None:
