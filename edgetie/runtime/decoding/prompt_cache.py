@@ -12,6 +12,7 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,13 @@ class PromptCache:
         try:
             if not self.path.exists():
                 return 0, 0
-            tensors = self._map(decoder)
+            with ThreadPoolExecutor(1) as background:  # which adds up while tensors are copied
+                tensors, checksum = self._map(decoder, background)
+                count, used = _resume(decoder, tensors, prompt)
+                if checksum.result() != tensors[_CHECKSUM][0]:
+                    decoder.reset()
+                    raise ValueError("another checksum")
+            return count, used
         except OSError as error:
             raise BundleError(
                 f"{self.path}: cannot be read ({error.strerror}); name another file"
@@ -98,18 +105,11 @@ class PromptCache:
             raise BundleError(
                 f"{self.path}: is not a prompt cache, or is damaged; {_ADVICE}"
             ) from error
-        tokens = tensors[_TOKENS]
-        size = min(len(tokens), len(prompt) - 1)  # the last one must be read for its logits
-        different = np.flatnonzero(tokens[:size] != prompt[:size])
-        used = int(different[0]) if len(different) else size
-        if used < len(tokens) and not all(tensor.grows for tensor in decoder.session.cache):
-            used = 0
-        if used:
-            decoder.resume(tensors, used)
-        return len(tokens), used
 
-    def _map(self, decoder: Decoder) -> dict[str, NDArray[Any]]:
-        """Map the tensors of the file.
+    def _map(
+        self, decoder: Decoder, background: Executor
+    ) -> tuple[dict[str, NDArray[Any]], Future[int]]:
+        """Map the tensors of the file; returns them and their checksum, when it is computed.
 
         Raises:
             OSError: if the file cannot be opened.
@@ -133,9 +133,7 @@ class PromptCache:
             first, after = entry["data_offsets"]
             values = data[first:after].view(_numpy_dtype(entry["dtype"]))
             tensors[name] = values.reshape(entry["shape"])
-        if zlib.crc32(data[:first].data) != tensors[_CHECKSUM][0]:  # the last one
-            raise ValueError("another checksum")
-        return tensors
+        return tensors, background.submit(zlib.crc32, data[:first].data)  # the last is the checksum
 
     def _require_model(self, written: dict[str, str], decoder: Decoder) -> None:
         own = _identity(decoder)
@@ -162,6 +160,25 @@ class PromptCache:
                 file.write(data)
                 checksum = zlib.crc32(data, checksum)
             file.write(np.uint32(checksum).tobytes())
+
+
+def _resume(
+    decoder: Decoder, tensors: dict[str, NDArray[Any]], prompt: NDArray[np.int64]
+) -> tuple[int, int]:
+    """Let a decoder go on after the tokens that a prompt has in common with a file.
+
+    Returns:
+        The tokens of the file, and how many were used.
+    """
+    tokens = tensors[_TOKENS]
+    size = min(len(tokens), len(prompt) - 1)  # the last one must be read for its logits
+    different = np.flatnonzero(tokens[:size] != prompt[:size])
+    used = int(different[0]) if len(different) else size
+    if used < len(tokens) and not all(tensor.grows for tensor in decoder.session.cache):
+        used = 0
+    if used:
+        decoder.resume(tensors, used)
+    return len(tokens), used
 
 
 def _require_decoder(decoder: TokenDecoder) -> Decoder:
