@@ -76,6 +76,7 @@ class Decoder:
         self._has_three_positions = len(getattr(inputs.get("position_ids"), "shape", ())) == 3
         self._positions_after_images = 0
         self._bound_shapes: dict[str, tuple[int, ...]] = {}
+        self._last_tokens: Any = None
         self._steps = 0
         self._touched_files: MappedFiles | None = None
         self._logits_dtype = self._dtype(logits)
@@ -336,8 +337,10 @@ class Decoder:
             self._bound_shapes["logits"] = shape
             self._logits = np.empty(shape, self._logits_dtype)
             if self.session.speculates:
-                last = ort.OrtValue.ortvalue_from_numpy(np.arange(1 - tokens, 1)[:, None])
-                self._binding.bind_ortvalue_input(LAST_TOKENS, last)
+                relative = np.arange(1 - tokens, 1)[:, None]
+                # kept, as the binding reads the array
+                self._last_tokens = ort.OrtValue.ortvalue_from_numpy(relative)
+                self._binding.bind_ortvalue_input(LAST_TOKENS, self._last_tokens)
             self._binding.bind_output(
                 "logits", "cpu", 0, self._logits_dtype, shape, self._logits.ctypes.data
             )
