@@ -72,10 +72,10 @@ def cpu_session(path: Path) -> Iterator[Any]:
     options.log_severity_level = 3
     # prepacked weights would only make this one-time run slower to start, and larger
     options.add_session_config_entry("session.disable_prepacking", "1")
-    provider = find_provider(AUTO if _is_quantized(path) else "cpu")
-    if provider.plugin:
-        options.add_provider_for_devices(register_plugin(provider)[:1], dict(provider.options))
     try:
+        provider = find_provider(AUTO if _is_quantized(path) else "cpu")
+        if provider.plugin:
+            options.add_provider_for_devices(register_plugin(provider)[:1], dict(provider.options))
         yield start_session(str(path), options, provider)
     except Exception as error:
         raise ExportError(
