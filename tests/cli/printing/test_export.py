@@ -38,6 +38,7 @@ def report(ties: list[TieGroup], unused: list[str]) -> SimpleNamespace:
         unique_parameters=1_000_000,
         source={"unused": unused},
         fusion={"operators": {"GroupQueryAttention": 2}, "unfused": ["attention: odd heads"]},
+        quantization={},
     )
     return SimpleNamespace(
         manifest=manifest,
@@ -62,5 +63,10 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
         "time         2.0 s (trace 1.5, write 0.5), peak 1 MB",
     ):
         assert text in output
-    print_export(report([], []))
-    assert "no tied weights" in capsys.readouterr().out
+    assert "kept" not in output
+    without_ties = report([], [])
+    without_ties.manifest.quantization = {"types": {"Q4_1": 210, "Q8_0": 1}}
+    print_export(without_ties)
+    output = capsys.readouterr().out
+    assert "no tied weights" in output
+    assert "kept         quantized as they are: 210 Q4_1, 1 Q8_0" in output
