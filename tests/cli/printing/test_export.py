@@ -39,6 +39,7 @@ def report(ties: list[TieGroup], unused: list[str]) -> SimpleNamespace:
         source={"unused": unused},
         fusion={"operators": {"GroupQueryAttention": 2}, "unfused": ["attention: odd heads"]},
         quantization={},
+        adapters={},
     )
     return SimpleNamespace(
         manifest=manifest,
