@@ -40,6 +40,7 @@ from edgetie.passes.widen_weights import WidenWeights
 from edgetie.quantize.calibration.layerwise_run import is_bidirectional
 from edgetie.quantize.opset import raise_opset
 from edgetie.quantize.preprocess.adapter_inputs import read_matrices
+from edgetie.targets import CHECKPOINT
 from edgetie.ties.groups import TieGroup, equal_initializers, find_shared_ties, find_ties
 
 _QUANTIZED = {
@@ -154,9 +155,13 @@ def _require_float(bundle: Bundle, model: ir.Model) -> None:
     """Refuse a model that is already quantized or has half precision."""
     node = next((node for node in model.graph if operator(node) in _QUANTIZED), None)
     if node is not None:
+        is_kept = bundle.manifest.quantization.get("scheme") == CHECKPOINT
+        source = (
+            "its checkpoint, exported dequantized" if is_kept else "the fp32 model it came from"
+        )
         raise QuantizeError(
-            f"{bundle.model_path}: is quantized already ({node.op_type} {node.name}); "
-            "quantize the fp32 model it came from"
+            f"{bundle.model_path}: is quantized already ({node.op_type} {node.name}); quantize "
+            f"{source}"
         )
     if bundle.manifest.precision not in ("", "fp32"):
         raise QuantizeError(
