@@ -91,7 +91,8 @@ def write_sources(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), pad_token="<pad>")
     tokenizer.save_pretrained(folder / "pretrained")
     (folder / "gguf").mkdir()
-    write_gguf(folder / "gguf" / "model.gguf", tables=None)
+    path = folder / "gguf" / "model.gguf"
+    write_gguf(path, tables=None, types=lambda name: "Q8_0" if name == "token_embd" else "Q4_1")
 
 
 def _renew(folder: Path) -> None:
