@@ -15,7 +15,7 @@ from edgetie.sources.quantized.methods.gptq import read_gptq
 from edgetie.sources.quantized.methods.torchao import read_torchao
 from edgetie.sources.quantized.stored_tensors import StoredTensors
 from edgetie.sources.quantized.tensor import QuantizedTensor
-from edgetie.sources.quantized.weights import StoredWeight
+from edgetie.sources.quantized.weights import GroupedWeight, StoredWeight
 
 _READERS: dict[
     str, Callable[[StoredTensors, Mapping[str, Any]], dict[str, StoredWeight] | None]
@@ -119,6 +119,7 @@ class QuantizedLoader:
             if place not in names:
                 why = "the model has it in another form"
                 raise self._not_kept(name, weight.type, why)
+            assert isinstance(weight, GroupedWeight)  # others have an obstacle
             result[names[place]] = weight.in_blocks()
         return result
 

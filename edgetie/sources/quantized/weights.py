@@ -26,9 +26,6 @@ class StoredWeight(Protocol):
     def dequantize(self) -> Array:
         """Compute the weight in float32."""
 
-    def in_blocks(self) -> QuantizedTensor:
-        """Return it in blocks; only for a weight without an obstacle."""
-
 
 @dataclass(frozen=True)
 class GroupedWeight:
@@ -83,6 +80,7 @@ class GroupedWeight:
         return weight
 
     def in_blocks(self) -> QuantizedTensor:
+        """Return it in blocks, if there is no obstacle."""
         groups, offsets = self.groups[:: self._block], self.offsets
         return QuantizedTensor(
             4 if self.bits <= 4 else 8,
@@ -113,9 +111,6 @@ class FloatWeight:
 
     def dequantize(self) -> Array:
         return self.values
-
-    def in_blocks(self) -> QuantizedTensor:
-        raise NotImplementedError
 
 
 def even_groups(columns: int, count: int) -> Array:
